@@ -1,0 +1,131 @@
+"""SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., ICML 2020, arXiv 2002.05709).
+
+    ssljax train --config configs/simclr.py:digits --workdir runs/digits              # a laptop, under a minute
+    ssljax train --config configs/simclr.py:cifar10_r18 --workdir runs/cifar10        # one accelerator
+    ssljax train --config configs/simclr.py:imagenet_r50 --workdir gs://bucket/r50    # a TPU v4-128 or v5e-64 slice
+
+`imagenet_r50_e100_b4096` and its siblings name the epochs and the batch of the paper's tables; `imagenet_r50` is the headline
+(1000 epochs, batch 4096: 69.3 / 89.0 top-1 / top-5 with a linear probe). Sources of the numbers: [P] the paper, [C] the released
+code (google-research/simclr, commit 383d414), [X] chosen here.
+"""
+
+from ml_collections import ConfigDict
+
+# Linear-probe top-1 of the paper (table of batch sizes and epochs, appendix), for ResNet-50 with square-root learning-rate scaling.
+EPOCHS = (100, 200, 400, 800, 1000)
+BATCHES = (256, 512, 1024, 2048, 4096, 8192)
+IMAGENET_TABLE = {f"imagenet_r50_e{epochs}_b{batch}": (epochs, batch) for epochs in EPOCHS for batch in BATCHES}
+
+PRESETS = ("digits", "fashion_mnist", "cifar10_r18", "cifar10_small", "folder",
+           "imagenet_r50", "imagenet_r50_x2", "imagenet_r50_x4", *IMAGENET_TABLE)
+
+
+def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> ConfigDict:
+    """The paper's ImageNet recipe; every other preset is a change to it."""
+    return ConfigDict(dict(
+        method="simclr",
+        name="simclr",                       # the folder of experiments/ this run belongs to
+        preset="imagenet_r50",
+        seed=0,
+        epochs=epochs,
+        batch_size=batch,
+        init_from="",                        # an earlier stage's name or a checkpoint folder; "" = random initialisation
+        data=dict(
+            source="tfds:imagenet2012",      # digits | fashion_mnist | folder:PATH | tfds:NAME
+            data_dir="",                     # where prepared data lives; "" = the source's usual place
+            train_split="train",
+            test_split="validation",
+            holdout=0.1,                     # share of each class held out where the source has no test split
+            train_per_class=0,               # the first n training images of each class; 0 = all
+            label_fraction=1.0,              # supervised methods: the share of the labels used (balanced, drawn with subset_seed)
+            labels_per_class=0,              # or so many labels a class; 0 = label_fraction decides
+            subset_seed=0,
+            image_size=224,
+            channels=3,
+            views=2,
+            crop_on="host",                  # host: decoded and cropped to uint8 views by tf.data; device: cropped inside the step
+            eval_crop=0.875,                 # share of the shorter side kept at evaluation [C]
+            on_bad_image="error",            # error | skip (skipped images are counted and named)
+        ),
+        augment=dict(
+            crop="tf",                       # tf: sample_distorted_bounding_box [C]; torchvision: RandomResizedCrop; affine; none
+            min_area=0.08,                   # [P] appendix A; the TF op's min_object_covered makes 0.10 of it [C]
+            flip=True,                       # [P]
+            jitter_probability=0.8,          # [P] appendix A
+            jitter_strength=1.0,             # [P] ImageNet 1.0, CIFAR-10 0.5
+            brightness="multiply",           # multiply [C] | add [P]
+            grayscale_probability=0.2,       # [P]
+            blur_probability=0.5,            # [P]; 0 for CIFAR-10
+            blur_sigma=(0.1, 2.0),           # [P]
+            blur_sigma_per="image",          # image [P] | batch [C]
+            rotate=0.0, shift=0.0, zoom=0.0, shear=0.0,   # crop="affine": degrees, share of the side, share, degrees
+            mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),    # none: the network sees [0, 1] [C]
+        ),
+        model=dict(
+            name="resnet50",
+            width=width,
+            stem="imagenet",                 # imagenet: 7x7/2 and max-pool; cifar: one 3x3/1
+            shortcut="simclr",               # simclr: a projection in the first block of every group [C]; torchvision: only where shapes change
+            sk_ratio=0.0,                    # selective kernels (SimCLRv2); 0 = none
+            bn_momentum=0.9, bn_epsilon=1e-5,    # [C]
+            dtype="bfloat16",
+        ),
+        head=dict(layers=2, hidden=0, dim=128),   # hidden 0 = as wide as the features [C]; 2 layers [P], 128 [C]
+        loss=dict(temperature=0.1),          # [P] table of temperatures
+        optim=dict(
+            name="lars", learning_rate=0.075, scaling="sqrt",    # 0.075 sqrt(B) = 4.8 at 4096 [P] appendix B.1
+            momentum=0.9, trust_coefficient=0.001, lr_in_momentum=True,   # [C]
+            weight_decay=1e-6,               # [P]; the README's 1e-4 is SimCLRv2's
+            warmup_epochs=10,                # [P]
+        ),
+        online_probe=True,                   # a linear classifier on stop-gradient features, trained beside the network [C]
+        log_every=100,
+        eval_every_epochs=10,                # kNN on the held-out split while training; 0 = never
+        checkpoint=dict(every_steps=1000, keep=3, best="knn"),
+        evaluate=dict(
+            protocols=("knn", "linear"),
+            batch_size=256,
+            knn_k=200, knn_temperature=0.1,  # neighbours and softmax temperature of the vote
+            label_counts=(1, 2, 5, 10), label_draws=5,
+            linear="sgd",                    # sgd [P]: Nesterov 0.9, 90 epochs, 0.1 B/256, no decay | lbfgs: logistic regression on cached features
+            linear_l2=0.0,                   # lbfgs: lambda in mean loss + lambda/2 |W|^2; 0 chooses it on held-out training images
+        ),
+    ))
+
+
+def small(c: ConfigDict, preset: str, source: str, size: int, channels: int) -> ConfigDict:
+    """What all data sets of small images share: in memory, cropped on the device, no blur, the CIFAR stem, float32."""
+    c.preset = preset
+    c.data.update(source=source, test_split="test", image_size=size, channels=channels, crop_on="device", eval_crop=1.0)
+    c.augment.update(jitter_strength=0.5, blur_probability=0.0)      # [P] appendix B.9
+    c.augment.update(mean=(0.0,) * channels, std=(1.0,) * channels)
+    c.model.update(name="resnet18", stem="cifar", dtype="float32")
+    c.evaluate.update(linear="lbfgs", protocols=("knn", "linear", "label_fraction"))
+    return c
+
+
+def cifar10_r18() -> ConfigDict:
+    """The released README's CIFAR-10 recipe (about 91 % with a linear probe) [C]."""
+    c = small(imagenet(epochs=1000, batch=512), "cifar10_r18", "tfds:cifar10", 32, 3)
+    c.head.layers = 3
+    c.loss.temperature = 0.5
+    c.optim.update(learning_rate=1.0, scaling="linear", weight_decay=1e-4)
+    return c
+
+
+def get_config(preset: str = "digits") -> ConfigDict:
+    """The locked configuration of one preset.
+
+    Raises:
+        ValueError: the preset is not one of PRESETS.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"configs/simclr.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
+    if preset in IMAGENET_TABLE:
+        c = imagenet(*IMAGENET_TABLE[preset])
+    elif preset.startswith("imagenet"):
+        c = imagenet(width={"imagenet_r50": 1.0, "imagenet_r50_x2": 2.0, "imagenet_r50_x4": 4.0}[preset])
+    else:
+        c = globals()[preset]()
+    c.preset = preset
+    return c.lock()

@@ -1,0 +1,76 @@
+"""The vocabulary: Batch, Out, Method, TrainState. Everything else in the house is written with these words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+Pytree = Any
+Batch = Mapping[str, jax.Array]
+"""A dict of globally sharded arrays.
+
+    image  uint8 [B, V, H, W, C] (V views cropped on the host) or [B, H, W, C] (cropped on the device, or not at all)
+    label  int32 [B]
+    index  int32 [B], the stable id of the example in its split
+"""
+
+
+class Out(NamedTuple):
+    """What `Method.loss` returns beside the scalar loss.
+
+    Attributes:
+        model_state: running statistics after the forward pass, the same tree as went in.
+        carry: whatever `Method.update` needs from the forward pass (keys to enqueue, features of a memory bank).
+        metrics: dict of scalars (float32); they stay on the device until they are logged.
+    """
+
+    model_state: Pytree
+    carry: Pytree
+    metrics: dict[str, jax.Array]
+
+
+def keep_extra(extra: Pytree, params: Pytree, carry: Pytree, step: jax.Array) -> Pytree:
+    """The `update` of a method whose state does not follow the network."""
+    del params, carry, step
+    return extra
+
+
+class Method(NamedTuple):
+    """A paper as pure functions. `METHODS[config.method](config)` builds one.
+
+    Attributes:
+        init: (key, batch) -> (params, model_state, extra). Works under `jax.eval_shape`; reads only shapes of the batch.
+        loss: (params, model_state, extra, batch, key, step) -> (scalar float32, Out). `params` is all that is differentiated.
+        encode: (params, model_state, extra, image) -> float32 [B, D]. `image` is uint8 [B, H, W, C], already resized;
+            normalisation and inference-mode statistics are the method's business.
+        update: (extra, params, carry, step) -> extra, called after the optimizer step inside the same jit.
+        refresh: (state, run) -> state on the host between epochs, or None.
+    """
+
+    init: Callable[..., tuple[Pytree, Pytree, Pytree]]
+    loss: Callable[..., tuple[jax.Array, Out]]
+    encode: Callable[..., jax.Array]
+    update: Callable[..., Pytree] = keep_extra
+    refresh: Callable[..., Any] | None = None
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run is, as arrays. No key (`fold_in(key(seed), step)`), no optimizer object, no apply function.
+
+    Attributes:
+        step: int32 scalar, the number of optimizer updates done.
+        params: what is differentiated; `params["encoder"]` is the backbone without a head.
+        model_state: running statistics.
+        opt_state: the state of the optax transformation.
+        extra: the paper's own typed NamedTuple, or `()`.
+    """
+
+    step: jax.Array
+    params: Pytree
+    model_state: Pytree
+    opt_state: Pytree
+    extra: Pytree

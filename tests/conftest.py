@@ -1,0 +1,42 @@
+"""Strict JAX on 8 fake CPU devices: no silent promotion, warnings of our own code are errors."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Golden:
+    """A golden file: `golden("nt_xent")["c0/hidden"]`."""
+
+    def __init__(self, name: str):
+        self.arrays = np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
+
+    def __getitem__(self, field: str) -> np.ndarray:
+        return self.arrays[field]
+
+    def __contains__(self, field: str) -> bool:
+        return field in self.arrays
+
+    def under(self, prefix: str) -> dict[str, np.ndarray]:
+        """All fields below `prefix/`, keyed by the rest of their name."""
+        return {k[len(prefix) + 1:]: self.arrays[k] for k in self.arrays.files if k.startswith(prefix + "/")}
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return Golden
