@@ -1,0 +1,1 @@
+"""Pure functions from arrays to one value an example. No Flax, no NumPy, no state."""

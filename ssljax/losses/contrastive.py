@@ -1,0 +1,55 @@
+"""Contrastive losses. Embeddings come in as the network gave them and are normalised inside."""
+
+import jax
+import jax.numpy as jnp
+
+from ssljax.losses.similarity import dot, l2_normalize
+
+# What the released code subtracts from a masked logit: finite, so that no softmax ever meets an all-masked row.
+MASKED = 1e9
+
+
+def nt_xent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
+    """The normalised temperature-scaled cross entropy of SimCLR (arXiv 2002.05709, equation 1; google-research/simclr objective.py).
+
+        l(i, j) = -log  exp(sim(z_i, z_j) / tau) / sum_{k != i} exp(sim(z_i, z_k) / tau)
+
+    Under jit the batch is one array: the negatives of a row are all other 2B - 2 rows, on however many devices they live, and the
+    gradient flows through both sides of every similarity.
+
+    Args:
+        z1: [B, D] embeddings of view 1, unnormalised.
+        z2: [B, D] embeddings of view 2; row i shows the same image as row i of z1.
+        temperature: tau, divides the cosine similarities.
+
+    Returns:
+        float32 [2B]: the rows of view 1, then those of view 2. Their mean is the paper's loss; the released code's is twice that.
+
+    Raises:
+        ValueError: the two views do not have the same [B, D] shape.
+    """
+    if z1.shape != z2.shape or z1.ndim != 2:
+        raise ValueError(f"nt_xent pairs row i of z1 with row i of z2: both must be [B, D], got {z1.shape} and {z2.shape}")
+    z1, z2 = l2_normalize(z1), l2_normalize(z2)
+    tau = jnp.float32(temperature)
+    itself = MASKED * jnp.eye(z1.shape[0], dtype=jnp.float32)
+    ab = dot(z1, z2) / tau
+    aa = dot(z1, z1) / tau - itself
+    ba = dot(z2, z1) / tau
+    bb = dot(z2, z2) / tau - itself
+    return jnp.concatenate([_first_block_diagonal(ab, aa), _first_block_diagonal(ba, bb)])
+
+
+def _first_block_diagonal(positives: jax.Array, others: jax.Array) -> jax.Array:
+    """Cross entropy over the columns of [positives | others] (each [B, B]) with column i as the label of row i -> [B]."""
+    logits = jnp.concatenate([positives, others], axis=1)
+    return jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(positives)
+
+
+def contrast_accuracy(z1: jax.Array, z2: jax.Array) -> jax.Array:
+    """How often a row of view 1 is nearest to its own row of view 2, among the B rows of view 2 -> float32 [B].
+
+    The released code's metric: a B-way problem, easier than the (2B - 1)-way problem of the loss.
+    """
+    similarity = jax.lax.stop_gradient(dot(l2_normalize(z1), l2_normalize(z2)))
+    return (jnp.argmax(similarity, axis=1) == jnp.arange(z1.shape[0])).astype(jnp.float32)

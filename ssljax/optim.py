@@ -1,0 +1,121 @@
+"""Schedules, LARS in both momentum forms, and the parameters it leaves alone. Everything else is optax."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from ssljax.types import Pytree
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def warmup_cosine(peak: float, *, warmup_steps: int, total_steps: int, start: float = 0.0, end: float = 0.0,
+                  shift: bool = True) -> Schedule:
+    """Linear warm-up, then half a cosine down to `end`.
+
+    Step 0 gives `start`, step `warmup_steps` gives `peak`, `total_steps` and later give `end`.
+
+    Args:
+        peak: the learning rate at the end of the warm-up.
+        warmup_steps: 0 starts at the peak.
+        total_steps: warm-up included.
+        shift: True starts the cosine when the warm-up ends (google-research/simclr); False lets it run from step 0 under the
+            warm-up (timm's scheduler, DeiT), so the peak itself is never quite reached.
+
+    Raises:
+        ValueError: the warm-up is longer than the run.
+    """
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(f"warm-up of {warmup_steps} steps does not fit a run of {total_steps}: "
+                         "lower optim.warmup_epochs, train for more epochs, or use a smaller batch")
+    begin = warmup_steps if shift else 0
+
+    def schedule(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        warm = start + (peak - start) * step / max(warmup_steps, 1)
+        progress = jnp.clip((step - begin) / max(total_steps - begin, 1), 0.0, 1.0)
+        cosine = end + 0.5 * (peak - end) * (1.0 + jnp.cos(jnp.float32(math.pi) * progress))
+        return jnp.where(step < warmup_steps, warm, cosine)
+
+    return schedule
+
+
+def train_steps(num_examples: int, epochs: int, batch_size: int) -> int:
+    """Optimizer updates of a run: examples * epochs // batch + 1 (google-research/simclr, get_train_steps)."""
+    return num_examples * epochs // batch_size + 1
+
+
+def scaled_learning_rate(learning_rate: float, scaling: str, batch_size: int) -> float:
+    """The peak learning rate of a batch: linear = lr * B / 256, sqrt = lr * sqrt(B), none = lr (SimCLR, appendix B.1)."""
+    scales = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
+    if scaling not in scales:
+        raise ValueError(f"optim.scaling={scaling!r} is not one of {', '.join(scales)}")
+    return learning_rate * scales[scaling]
+
+
+def decayed(params: Pytree) -> Pytree:
+    """True for the leaves that weight decay and layer-wise adaptation apply to: the kernels, without those of a linear probe.
+
+    Left out are biases, the scales and offsets of normalisation, and the supervised head (google-research/simclr: the names
+    batch_normalization, bias, head_supervised; here the leaf is not called `kernel`, or lies under `probe`).
+    """
+    def rule(path: tuple, leaf: jax.Array) -> bool:
+        names = [getattr(entry, "key", getattr(entry, "name", "")) for entry in path]
+        return names[-1] == "kernel" and "probe" not in names
+    return jax.tree_util.tree_map_with_path(rule, params)
+
+
+def lars(learning_rate: float | Schedule, *, lr_in_momentum: bool, weight_decay: float, momentum: float, trust_coefficient: float,
+         mask: Pytree | Callable[[Pytree], Pytree]) -> optax.GradientTransformation:
+    """LARS (You et al., arXiv 1708.03888), in the two forms that papers shipped under one name.
+
+        g     <- g + weight_decay * w                                    where mask
+        ratio  = trust_coefficient * |w| / |g|, 1 where a norm is 0      where mask, else 1
+        True:  v <- momentum * v + learning_rate * ratio * g;   w <- w - v                     SimCLR's released code
+        False: v <- momentum * v + ratio * g;                   w <- w - learning_rate * v     BYOL, MoCo v3
+
+    The two part as soon as the learning rate moves.
+
+    Args:
+        learning_rate: a number or a schedule of the update count.
+        lr_in_momentum: which of the two forms.
+        mask: tree of bools like the parameters (or a function that makes one): True = decayed and adapted. `decayed` is SimCLR's.
+    """
+    adapt = [
+        optax.add_decayed_weights(weight_decay, mask=mask),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), mask),
+    ]
+    rate = optax.scale_by_learning_rate(learning_rate)
+    trace = optax.trace(decay=momentum)
+    return optax.chain(*adapt, rate, trace) if lr_in_momentum else optax.chain(*adapt, trace, rate)
+
+
+def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float,
+                   total_steps: int) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer of a config's `optim`, and its learning-rate schedule (for the logs).
+
+    Args:
+        optim: name (lars, sgd, adamw), learning_rate, scaling, momentum, weight_decay, warmup_epochs, trust_coefficient, lr_in_momentum.
+        steps_per_epoch: examples / batch, not rounded: the warm-up is examples * warmup_epochs // batch steps (google-research/simclr).
+    """
+    peak = scaled_learning_rate(optim.learning_rate, optim.scaling, batch_size)
+    # The small term keeps 0.1 * 10 epochs from being floored to 0 by a float that is one ulp short.
+    warmup_steps = int(steps_per_epoch * optim.warmup_epochs + 1e-9)
+    schedule = warmup_cosine(peak, warmup_steps=warmup_steps, total_steps=total_steps)
+    if optim.name == "lars":
+        tx = lars(schedule, lr_in_momentum=optim.lr_in_momentum, weight_decay=optim.weight_decay, momentum=optim.momentum,
+                  trust_coefficient=optim.trust_coefficient, mask=decayed)
+    elif optim.name == "sgd":
+        tx = optax.chain(optax.add_decayed_weights(optim.weight_decay, mask=decayed),
+                         optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov))
+    elif optim.name == "adamw":
+        tx = optax.adamw(schedule, weight_decay=optim.weight_decay, mask=decayed)
+    else:
+        raise ValueError(f"optim.name={optim.name!r} is not one of lars, sgd, adamw")
+    return tx, schedule

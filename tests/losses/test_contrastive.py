@@ -1,0 +1,82 @@
+"""NT-Xent against the released code (TensorFlow autodiff) and against numbers made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax.losses.contrastive import contrast_accuracy, nt_xent
+
+# Case 4 of the file switches the released function's normalisation off; ours always normalises.
+NORMALISED = range(4)
+Z1 = jnp.array([[1., 2., 0.], [0., 1., -1.], [3., 0., 1.]], jnp.float32)
+Z2 = jnp.array([[1., 1., 0.], [1., 1., 1.], [0., -2., 1.]], jnp.float32)
+
+
+def released(z1, z2, temperature):
+    """The released loss: the sum of the two directions' means."""
+    return 2.0 * nt_xent(z1, z2, temperature=temperature).mean()
+
+
+@pytest.mark.parametrize("case", NORMALISED)
+def test_loss_gradient_and_accuracy_equal_the_released_code(golden, case):
+    g = golden("nt_xent").under(f"c{case}")
+    n = len(g["hidden"]) // 2
+    loss, grad = jax.value_and_grad(lambda z: released(z[:n], z[n:], float(g["temperature"])))(jnp.asarray(g["hidden"]))
+    np.testing.assert_allclose(loss, g["loss"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(grad, g["grad_hidden"], rtol=1e-4, atol=1e-6)
+    accuracy = contrast_accuracy(jnp.asarray(g["hidden"][:n]), jnp.asarray(g["hidden"][n:])).mean()
+    np.testing.assert_allclose(accuracy, g["contrast_acc"], atol=1e-6)
+    if "lightly_loss" in g:
+        np.testing.assert_allclose(loss / 2, g["lightly_loss"], rtol=1e-5)
+
+
+def test_four_replicas_of_the_released_code_are_one_global_batch(golden):
+    g = golden("nt_xent").under("multi")
+    replicas, twice, d = g["hidden"].shape
+    z = g["hidden"].reshape(replicas, 2, twice // 2, d).transpose(1, 0, 2, 3).reshape(2, -1, d)
+    rows = nt_xent(jnp.asarray(z[0]), jnp.asarray(z[1]), temperature=float(g["temperature"]))
+    per_replica = 2 * rows.reshape(2, replicas, -1).mean(axis=(0, 2))
+    np.testing.assert_allclose(per_replica, g["loss_per_replica"], rtol=1e-5)
+    np.testing.assert_allclose(2 * rows.mean(), g["loss_mean"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature, a, b", [(0.5, 1.7619573, 1.4794904), (0.1, 4.3742816, 3.0696393)])
+def test_values_by_hand(temperature, a, b):
+    rows = nt_xent(Z1, Z2, temperature=temperature)
+    np.testing.assert_allclose([rows[:3].mean(), rows[3:].mean()], [a, b], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [4, 4096])
+def test_equal_embeddings_cost_log_of_the_number_of_candidates(n):
+    z = jnp.ones((n, 2), jnp.float32)
+    np.testing.assert_allclose(nt_xent(z, z, temperature=0.1), np.full(2 * n, np.log(2 * n - 1)), rtol=1e-6)
+
+
+def test_gradient_is_tangent_to_the_sphere_and_reaches_both_views():
+    g1, g2 = jax.grad(lambda a, b: released(a, b, 0.5), argnums=(0, 1))(Z1, Z2)
+    np.testing.assert_allclose([(g1 * Z1).sum(1), (g2 * Z2).sum(1)], np.zeros((2, 3)), atol=1e-6)
+    assert np.abs(g1).min(axis=1).max() > 1e-3 and np.abs(g2).min(axis=1).max() > 1e-3
+
+
+def test_pairing_matters_but_order_scale_and_rotation_do_not():
+    base = released(Z1, Z2, 0.5)
+    order = jnp.array([2, 0, 1])
+    rotation = jnp.linalg.qr(jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), jnp.float32))[0]
+    scale = jnp.array([[3.], [0.1], [7.]], jnp.float32)
+    for other in [released(Z1[order], Z2[order], 0.5), released(Z2, Z1, 0.5), released(Z1 @ rotation, Z2 @ rotation, 0.5),
+                  released(Z1 * scale.repeat(3, 1), Z2, 0.5)]:
+        np.testing.assert_allclose(other, base, rtol=2e-6)
+    assert abs(released(Z1[order], Z2, 0.5) - base) > 0.1
+
+
+def test_bfloat16_embeddings_are_compared_in_float32():
+    z1, z2 = Z1.astype(jnp.bfloat16), Z2.astype(jnp.bfloat16)      # these values are exact in bfloat16
+    rows = nt_xent(z1, z2, temperature=0.1)
+    assert rows.dtype == jnp.float32
+    np.testing.assert_allclose(rows, nt_xent(Z1, Z2, temperature=0.1), rtol=1e-6)
+
+
+def test_views_of_different_shape_are_refused():
+    with pytest.raises(ValueError, match=r"\(3, 3\) and \(2, 3\)"):
+        nt_xent(Z1, Z2[:2], temperature=0.5)

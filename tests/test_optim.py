@@ -1,0 +1,111 @@
+"""LARS, schedules and masks against the released optimizers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssljax import optim
+
+
+def follow(tx, init, grads):
+    """Parameters after every update."""
+    params, state, out = init, tx.init(init), []
+    update = jax.jit(tx.update)
+    for g in grads:
+        updates, state = update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        out.append(params)
+    return out
+
+
+def run_golden(g, case, tx, excluded, steps):
+    init = {k: jnp.asarray(v) for k, v in g.under(f"{case}/init").items()}
+    grads = [{k: jnp.asarray(v) for k, v in g.under(f"{case}/grad{s}").items()} for s in range(steps)]
+    for s, got in enumerate(follow(tx({k: not excluded(k, v) for k, v in init.items()}), init, grads)):
+        for k, want in g.under(f"{case}/param{s}").items():
+            np.testing.assert_allclose(got[k], want, rtol=1e-4, atol=1e-5, err_msg=f"{case} step {s} {k}")
+
+
+def test_simclr_lars(golden):
+    """The default of the released optimizer; its Nesterov and trust-ratio-after-momentum variants (cases 1 to 3) are in no paper here."""
+    g, c = golden("lars"), "simclr0"
+    rates = jnp.asarray(g[f"{c}/lr_per_step"], jnp.float32)
+
+    def tx(mask):
+        return optim.lars(lambda count: rates[count], lr_in_momentum=True, momentum=float(g[f"{c}/momentum"]),
+                          weight_decay=float(g[f"{c}/weight_decay"]), trust_coefficient=float(g[f"{c}/eeta"]), mask=mask)
+    run_golden(g, c, tx, lambda k, v: any(name in k for name in ("batch_normalization", "bias", "head_supervised")), int(g[f"{c}/steps"]))
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_byol_lars(golden, case):
+    g = golden("lars")
+    c = f"byol{case}"
+
+    def tx(mask):
+        return optim.lars(float(g[f"{c}/learning_rate"]), lr_in_momentum=False, momentum=float(g[f"{c}/momentum"]),
+                          weight_decay=float(g[f"{c}/weight_decay"]), trust_coefficient=float(g[f"{c}/eta"]), mask=mask)
+    excludes = bool(g[f"{c}/exclude_bias_and_norm"])
+    run_golden(g, c, tx, lambda k, v: excludes and (k.endswith(("/b", "/scale", "/offset")) or v.ndim <= 1), int(g[f"{c}/steps"]))
+
+
+def test_mocov3_lars(golden):
+    g = golden("lars")
+    c = "mocov3_0"
+
+    def tx(mask):
+        return optim.lars(float(g[f"{c}/learning_rate"]), lr_in_momentum=False, momentum=float(g[f"{c}/momentum"]),
+                          weight_decay=float(g[f"{c}/weight_decay"]), trust_coefficient=float(g[f"{c}/trust_coefficient"]), mask=mask)
+    run_golden(g, c, tx, lambda k, v: v.ndim <= 1, int(g[f"{c}/steps"]))
+
+
+@pytest.mark.parametrize("inside, want", [(True, [2.99884525, 3.99877706]), (False, [2.99875096, 3.99833705])])
+def test_the_two_forms_part_when_the_learning_rate_moves(inside, want):
+    rates = jnp.array([0.1, 0.2], jnp.float32)
+    tx = optim.lars(lambda count: rates[count], lr_in_momentum=inside, weight_decay=0.1, momentum=0.9, trust_coefficient=0.001,
+                    mask={"w": True})
+    grads = [{"w": jnp.array([[0., 1.]], jnp.float32)}, {"w": jnp.array([[1., 0.]], jnp.float32)}]
+    got = follow(tx, {"w": jnp.array([[3., 4.]], jnp.float32)}, grads)[-1]["w"]
+    np.testing.assert_allclose(got, [want], rtol=1e-7)
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_simclr_schedule(golden, case):
+    g = golden("schedules").under(f"simclr{case}")
+    n, epochs, batch = int(g["num_examples"]), int(g["train_epochs"]), int(g["train_batch_size"])
+    total = int(g["train_steps_flag"]) or optim.train_steps(n, epochs, batch)
+    assert total == int(g["total_steps"])
+    config = optim.ConfigDict(dict(name="sgd", nesterov=False, momentum=0.9, weight_decay=0.0, learning_rate=float(g["base_learning_rate"]),
+                                   scaling={"linear": "linear", "sqrt": "sqrt"}[str(g["scaling"])], warmup_epochs=int(g["warmup_epochs"])))
+    _, schedule = optim.make_optimizer(config, batch_size=batch, steps_per_epoch=n / batch, total_steps=total)
+    np.testing.assert_allclose(schedule(jnp.asarray(g["step"])), g["lr"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_timm_schedule_runs_its_cosine_under_the_warmup(golden, case):
+    g = golden("schedules").under(f"deit{case}")
+    schedule = optim.warmup_cosine(float(g["lr"]), warmup_steps=int(g["warmup_epochs"]), total_steps=int(g["epochs"]),
+                                   start=float(g["warmup_lr"]), end=float(g["min_lr"]), shift=False)
+    epochs = jnp.arange(len(g["lr_after_step_epoch"]))
+    np.testing.assert_allclose(schedule(epochs), g["lr_after_step_epoch"], rtol=2e-5)
+
+
+def test_imagenet_schedule_by_hand():
+    total = optim.train_steps(1_281_167, 1000, 4096)
+    config = optim.ConfigDict(dict(name="sgd", nesterov=False, momentum=0.9, weight_decay=0.0, learning_rate=0.3, scaling="linear", warmup_epochs=10))
+    _, schedule = optim.make_optimizer(config, batch_size=4096, steps_per_epoch=1_281_167 / 4096, total_steps=total)
+    assert total == 312_785
+    np.testing.assert_allclose([schedule(s) for s in (0, 1, 3127, 157_956, 312_785)], [0, 0.00153502, 4.8, 2.4, 0], rtol=1e-5, atol=1e-7)
+
+
+def test_scaling_rules_agree_at_4096_and_a_typo_is_named():
+    np.testing.assert_allclose([optim.scaled_learning_rate(0.3, "linear", 4096), optim.scaled_learning_rate(0.075, "sqrt", 4096)], [4.8, 4.8])
+    with pytest.raises(ValueError, match="'square'"):
+        optim.scaled_learning_rate(0.3, "square", 256)
+
+
+def test_a_warmup_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match="100 steps does not fit a run of 50"):
+        optim.warmup_cosine(1.0, warmup_steps=100, total_steps=50)
