@@ -1,0 +1,155 @@
+"""Each operation against the values of TensorFlow, torchvision and the released codes; the recipe against its invariants."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs import simclr
+from ssljax.data import augment
+
+
+@pytest.fixture(scope="module")
+def g(golden):
+    return golden("augment")
+
+
+@pytest.fixture(scope="module")
+def image(g):
+    return jnp.asarray(g["image_uint8"], jnp.float32) / 255.0
+
+
+def close(actual, expected, atol=1e-5):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+
+
+# -------------------------------------------------------------------------------------------------------------- operations
+
+@pytest.mark.parametrize("name, parameters, function, expected, atol", [
+    ("simclr/brightness", "simclr/brightness_v2_factors", augment.brightness, "simclr/brightness_v2_unclipped", 1e-5),
+    ("simclr/brightness_v1", "simclr/brightness_v1_deltas", augment.brightness_add, "simclr/brightness_v1_unclipped", 1e-5),
+    ("simclr/contrast", "simclr/contrast_factors", augment.contrast, "simclr/contrast_unclipped", 1e-5),
+    ("simclr/saturation", "simclr/saturation_factors", augment.saturation, "simclr/saturation", 1e-5),
+    ("simclr/hue", "simclr/hue_deltas", augment.hue, "simclr/hue", 1e-4),
+    ("tv/brightness", "tv/brightness_factors", lambda x, f: augment.clip(augment.brightness(x, f)), "tv/brightness_float", 1e-5),
+    ("tv/contrast", "tv/contrast_factors", lambda x, f: augment.clip(augment.contrast_torchvision(x, f)), "tv/contrast_float", 1e-5),
+    ("tv/saturation", "tv/saturation_factors", lambda x, f: augment.clip(augment.saturation_torchvision(x, f)), "tv/saturation_float", 1e-5),
+    ("tv/hue", "tv/hue_factors", augment.hue, "tv/hue_float", 1e-4),
+])
+def test_colour_operation(g, image, name, parameters, function, expected, atol):
+    values = jnp.asarray(g[parameters], jnp.float32)
+    close(jax.vmap(function, in_axes=(None, 0))(image, values), g[expected], atol)
+
+
+def test_byol_operations(g, image):
+    close(augment.saturation(image, jnp.float32(1.3)), g["byol/saturation_1p3"])
+    close(augment.hue(image, jnp.float32(0.07)), g["byol/hue_0p07"], 1e-4)
+    close(augment.contrast(image, jnp.float32(0.7)), g["byol/contrast_0p7"])
+    close(augment.brightness_add(image, jnp.float32(0.2)), g["byol/brightness_plus0p2"])
+    close(augment.solarize(image, 0.5), g["byol/solarize_0p5"])
+    close(augment.gaussian_blur(image, jnp.float32(1.2), kernel_size=23), g["byol/blur_k23_sigma1p2"])
+
+
+def test_grayscale(g, image):
+    close(augment.grayscale(image), g["simclr/grayscale3"])
+    close(augment.grayscale(image), g["tv/grayscale3_float"])
+
+
+def test_solarize_and_normalize(g, image):
+    close(augment.solarize(image, jnp.float32(g["tv/solarize_threshold"])), g["tv/solarize_float"])
+    close(augment.normalize(image, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), g["normalize/imagenet"])
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_blur_with_zero_padding(g, image, case):
+    size, sigma = int(g[f"simclr/blur{case}_kernel_size_argument"]), jnp.float32(g[f"simclr/blur{case}_sigma"])
+    close(augment.gaussian_blur(image, sigma, kernel_size=size), g[f"simclr/blur{case}"])
+
+
+def test_blur_with_reflection(g, image):
+    for sigma, expected in zip(g["tv/blur_sigmas"], g["tv/blur_float"], strict=True):
+        close(augment.gaussian_blur(image, jnp.float32(sigma), kernel_size=int(g["tv/blur_kernel_size"]), padding="reflect"), expected)
+
+
+def test_blur_kernel_follows_the_size():
+    assert [augment.blur_kernel_size(s) for s in (224, 96, 32)] == [23, 9, 3]
+
+
+def test_blur_refuses_what_it_cannot_do(image):
+    with pytest.raises(ValueError, match="kernel_size=61 reaches 30"):
+        augment.gaussian_blur(image, 1.0, kernel_size=61, padding="reflect")
+    with pytest.raises(ValueError, match="padding='edge'"):
+        augment.gaussian_blur(image, 1.0, kernel_size=3, padding="edge")
+
+
+# -------------------------------------------------------------------------------------------------------------- the recipe
+
+@pytest.fixture(scope="module")
+def recipe():
+    """The ImageNet recipe; a copy, so that a test may change it."""
+    return simclr.get_config("imagenet_r50").augment.copy_and_resolve_references().unlock()
+
+
+def test_jitter_is_the_four_operations_in_turn(image):
+    names = ("brightness", "contrast", "saturation", "hue")
+    values = dict(zip(names, map(jnp.float32, (1.3, 1.6, 0.4, -0.15)), strict=True))
+    jitter = jax.jit(augment.color_jitter)
+    for order in itertools.permutations(range(4)):
+        expected = image
+        for i in order:
+            expected = augment.clip(getattr(augment, names[i])(expected, values[names[i]]))
+        rank = jnp.asarray([order.index(i) for i in range(4)], jnp.int32)
+        close(jitter(image, augment.Jitter(**values, rank=rank)), expected)
+
+
+def test_jitter_of_strength_zero_is_the_identity(recipe, image):
+    recipe = recipe.copy_and_resolve_references()
+    recipe.update(jitter_strength=0.0, jitter_probability=1.0)
+    for brightness in ("multiply", "add"):
+        recipe.brightness = brightness
+        drawn = augment.draw(jax.random.key(3), recipe)
+        close(augment.color_jitter(image, drawn.jitter, additive=brightness == "add"), image, 1e-6)
+
+
+def test_draw_has_the_ranges_of_the_paper(recipe):
+    n = 4000
+    d = jax.vmap(lambda k: augment.draw(k, recipe))(jax.random.split(jax.random.key(0), n))
+    for values, low, high in ((d.jitter.brightness, 0.2, 1.8), (d.jitter.contrast, 0.2, 1.8), (d.jitter.saturation, 0.2, 1.8),
+                              (d.jitter.hue, -0.2, 0.2), (d.sigma, 0.1, 2.0)):
+        assert low <= values.min() < low + 0.01 * (high - low) and high - 0.01 * (high - low) < values.max() <= high
+        close(values.mean(), (low + high) / 2, 0.02 * (high - low))
+    for applied, probability in ((d.apply_jitter, 0.8), (d.apply_grayscale, 0.2), (d.apply_blur, 0.5)):
+        close(applied.mean(), probability, 0.03)
+    _, counts = np.unique(np.asarray(d.jitter.rank), axis=0, return_counts=True)
+    assert len(counts) == 24 and counts.min() > n / 24 * 0.65 and counts.max() < n / 24 * 1.4      # every order, about equally often
+    assert np.corrcoef(d.apply_jitter, d.apply_grayscale)[0, 1] < 0.05
+
+
+def test_views_depend_on_key_index_and_view_only(recipe):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3)), jnp.uint8)
+    index = jnp.asarray([7, 100, 3, 9], jnp.int32)
+    make = jax.jit(lambda x, i, k: augment.views(x, i, k, recipe, size=16, num_views=2))
+    key = jax.random.key(0)
+    all_views = make(images, index, key)
+    assert all_views.shape == (4, 2, 16, 16, 3) and all_views.dtype == jnp.float32
+    assert 0.0 <= all_views.min() and all_views.max() <= 1.0
+    np.testing.assert_array_equal(make(images[::-1], index[::-1], key)[::-1], all_views)           # place in the batch
+    close(make(images[2:3], index[2:3], key)[0], all_views[2], 1e-6)                               # size of the batch
+    assert all(abs(v[0] - v[1]).max() > 0.02 for v in all_views)                                   # the views differ,
+    assert abs(make(images, index + 1, key) - all_views).max() > 0.1                               # and follow the index
+    assert abs(make(images, index, jax.random.key(1)) - all_views).max() > 0.1                     # and the key
+
+
+def test_eight_devices_make_the_views_of_one(recipe):
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 2, 12, 12, 3)), jnp.uint8)
+    index, key = jnp.arange(16, dtype=jnp.int32), jax.random.key(0)
+    make = jax.jit(lambda x, i, k: augment.views(x, i, k, recipe, size=12, num_views=2))
+    mesh = jax.make_mesh((8,), ("data",))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    shards = make(jax.device_put(images, rows), jax.device_put(index, rows), key)
+    assert shards.sharding.is_equivalent_to(rows, shards.ndim)
+    close(np.asarray(shards), np.asarray(make(images, index, key)), 2e-6)     # compiled for 2 rows a device, not 16: the last bit may differ
