@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,7 +20,11 @@ from ml_collections import ConfigDict
 from ssljax.data import sampler
 from ssljax.data.sources import Source
 
-PREFETCH = 2       # batches made ahead of the consumer
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+PREFETCH = 2            # batches made ahead of the consumer
+READ_AT_ONCE = 32       # records fetched by one call of Source.read
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -52,24 +57,27 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
     Raises:
         ValueError: fewer examples than a batch, a batch that the processes do not divide, an unreadable image (named).
     """
-    spe = steps_per_epoch(len(source), config.batch_size)
-    if config.batch_size % process_count:
-        raise ValueError(f"batch_size={config.batch_size} does not divide over {process_count} processes: choose a multiple")
-    share = config.batch_size // process_count
-    epoch_order = functools.lru_cache(maxsize=2)(functools.partial(sampler.order, config.seed, n=len(source)))
+    n, batch_size = len(source), config.batch_size
+    spe = steps_per_epoch(n, batch_size)
+    if batch_size % process_count:
+        raise ValueError(f"batch_size={batch_size} does not divide over {process_count} processes: choose a multiple")
+    share = batch_size // process_count
+    epoch_order = functools.lru_cache(maxsize=2)(lambda epoch: sampler.order(config.seed, epoch, n))
 
     def rows(step: int) -> np.ndarray:
-        first = (step % spe) * config.batch_size + process_index * share
+        first = (step % spe) * batch_size + process_index * share
         return epoch_order(step // spe)[first:first + share]
 
-    if config.data.crop_on == "device" and source.images is not None:
-        return _in_memory(source, rows, start_step)
-    if config.data.crop_on not in ("host", "device"):
+    if config.data.crop_on == "host":
+        return _host_crops(source, config, rows, spe, start_step)
+    if config.data.crop_on != "device":
         raise ValueError(f"data.crop_on={config.data.crop_on!r} is neither 'host' nor 'device'")
-    raise ValueError("images that are not in memory cannot be cropped on the device: load the source with data.crop_on='device'")
+    if source.images is None:
+        raise ValueError(f"{source.name} is not in memory, so it cannot be cropped on the device: load it with data.crop_on='device' too")
+    return _in_memory(source, rows, start_step)
 
 
-def _in_memory(source: Source, rows, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+def _in_memory(source: Source, rows: Callable[[int], np.ndarray], start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """A plain take from the arrays; one thread stays PREFETCH batches ahead."""
     def batch(step: int) -> dict[str, np.ndarray]:
         r = rows(step)
@@ -83,22 +91,108 @@ def _in_memory(source: Source, rows, start_step: int) -> Iterator[dict[str, np.n
             yield ahead.popleft().result()
 
 
+def _host_crops(source: Source, config: ConfigDict, rows: Callable[[int], np.ndarray], spe: int,
+                start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """One tf.data pipeline over all steps and epochs, in order: rows of a step -> images -> views -> batch."""
+    from ssljax.data import crops
+    tf = crops.tensorflow()
+    share = len(rows(start_step))
+
+    def plan(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.full(share, step // spe, np.int64), rows(int(step))
+
+    def views(epoch: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        index = tf.gather(tf.constant(source.index), position)
+        return crops.views(image, tf.stack([epoch, tf.cast(index, tf.int64)]), config), position
+
+    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    dataset = steps.map(lambda s: tf.numpy_function(plan, [s], (tf.int64, tf.int64))).unbatch()
+    dataset = _read(tf, source, dataset, config.data.channels).map(views, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = iter(dataset.batch(share, drop_remainder=True).prefetch(PREFETCH).as_numpy_iterator())
+    for step in itertools.count(start_step):
+        try:
+            image, position = next(batches)
+        except tf.errors.OpError as error:
+            raise _unreadable(source, _next_rows(rows, step, share), config.data.channels) or error from error
+        yield {"image": image, "label": source.labels[position], "index": source.index[position]}
+
+
+def _next_rows(rows: Callable[[int], np.ndarray], step: int, share: int) -> np.ndarray:
+    """The rows among which a failure at `step` lies: its own and those fetched with its last."""
+    return np.concatenate([rows(s) for s in range(step, step + 2 + READ_AT_ONCE // share)])
+
+
+def _read(tf: Any, source: Source, dataset: tf.data.Dataset, channels: int) -> tf.data.Dataset:
+    """(number, position) -> (number, position, image uint8 [H, W, C]), in order: read by index in chunks, decoded in parallel."""
+    from ssljax.data import crops
+
+    def read(positions: np.ndarray) -> np.ndarray:
+        return source.images[positions] if source.images is not None else np.array(source.read(positions), object)
+
+    def fetch(number: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        content = tf.numpy_function(read, [position], tf.string if source.images is None else tf.uint8)
+        content.set_shape([None] if source.images is None else [None, *source.images.shape[1:]])
+        return number, position, content
+
+    dataset = dataset.batch(READ_AT_ONCE).map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
+    if source.images is not None:
+        return dataset
+    return dataset.map(lambda number, position, content: (number, position, crops.decode(content, channels)),
+                       num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _unreadable(source: Source, positions: np.ndarray, channels: int) -> ValueError | None:
+    """The pipeline failed on one of these: an error that names the image, or None when all can be read."""
+    from ssljax.data import crops
+
+    for i in positions if source.images is None else ():
+        try:
+            crops.decode(source.read([i])[0], channels)
+        except Exception as error:
+            return ValueError(f"{source.describe(i)} cannot be read as an image ({error}): its first and last bytes looked whole when "
+                              "training began. Replace or delete it")
+    return None
+
+
 def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every example exactly once, in order; the last batch is padded with zeros.
 
+    Images are cropped as `crops.eval_image` says; pixels in memory that need no crop pass without TensorFlow.
+
+    Args:
+        source: any split.
+        config: reads `data.image_size`, `.channels` and `.eval_crop`.
+        batch_size: rows of every batch.
+
     Returns:
         dicts of image uint8 [batch_size, S, S, C], label int32, index int32 and mask bool [batch_size] (False = padding).
+
+    Raises:
+        ValueError: an unreadable image (named).
     """
-    size = config.data.image_size
-    for first in range(0, len(source), batch_size):
-        rows = np.arange(first, min(first + batch_size, len(source)))
-        image = source.images[rows]
-        assert image.shape[1:3] == (size, size)
+    size, n = config.data.image_size, len(source)
+    ready = source.images is not None and source.images.shape[1:3] == (size, size) and (size <= 32 or config.data.eval_crop == 1)
+    images = None if ready else _host_eval(source, config, batch_size)
+    for first in range(0, n, batch_size):
+        rows = np.arange(first, min(first + batch_size, n))
+        image = source.images[rows] if images is None else next(images)
         batch = {"image": image, "label": source.labels[rows], "index": source.index[rows], "mask": np.ones(len(rows), bool)}
-        yield _pad(batch, batch_size)
+        missing = batch_size - len(rows)
+        yield {k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) if missing else v for k, v in batch.items()}
 
 
-def _pad(batch: dict[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
-    """Zeros (False in the mask) up to `batch_size` rows."""
-    missing = batch_size - len(batch["mask"])
-    return {k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) if missing else v for k, v in batch.items()}
+def _host_eval(source: Source, config: ConfigDict, batch_size: int) -> Iterator[np.ndarray]:
+    """uint8 [<= batch_size, S, S, C], in order."""
+    from ssljax.data import crops
+    tf = crops.tensorflow()
+
+    dataset = tf.data.Dataset.range(len(source)).map(lambda i: (i, i))
+    dataset = _read(tf, source, dataset, config.data.channels).map(
+        lambda _, position, image: crops.eval_image(image, config.data), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = iter(dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator())
+    for first in range(0, len(source), batch_size):
+        try:
+            yield next(batches)
+        except tf.errors.OpError as error:
+            positions = np.arange(first, min(first + batch_size + READ_AT_ONCE, len(source)))
+            raise _unreadable(source, positions, config.data.channels) or error from error
