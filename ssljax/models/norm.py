@@ -1,0 +1,61 @@
+"""Batch normalisation (Ioffe & Szegedy, 2015) with the running variance of either framework the papers were written in."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last; statistics in float32 over the whole (global) batch.
+
+    Under jit the batch is one array, so the statistics are those of all devices together (SimCLR's "global BN").
+    Running statistics live in the collection "batch_stats" as `mean` and `var`:
+    `running = momentum * running + (1 - momentum) * batch`.
+
+    Attributes:
+        momentum: the decay of the running statistics; PyTorch's momentum 0.1 is 0.9 here.
+        epsilon: added to the variance.
+        unbiased: the running variance takes n/(n-1) times the batch variance (PyTorch, Keras' fused kernel) instead of the
+            batch variance itself (google-research/simclr, plain Keras). The normalisation uses the biased one in all of them.
+        use_bias: learn an offset; False in the last layer of a projection head.
+        scale_init: initialiser of the gain; zeros in the last norm of a residual branch.
+        dtype: of the output; parameters and statistics are float32.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased: bool = False
+    use_bias: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises `[..., C]`: with the batch's statistics, which it also accumulates, if `train`, else with the running ones."""
+        channels = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32) if self.use_bias else jnp.zeros(channels)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+
+        x = x.astype(jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = x.mean(axes)
+            var = jnp.square(x - _rows(mean, x)).mean(axes)
+            if not self.is_initializing():
+                n = x.size // x.shape[-1]
+                correction = n / max(n - 1, 1) if self.unbiased else 1.0
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * correction * var
+
+        y = (x - _rows(mean, x)) * _rows(jax.lax.rsqrt(var + self.epsilon) * scale, x) + _rows(bias, x)
+        return y.astype(self.dtype)
+
+
+def _rows(v: jax.Array, x: jax.Array) -> jax.Array:
+    """`[C]` as `[1, ..., 1, C]`, the rank of `x`."""
+    return v.reshape((1,) * (x.ndim - 1) + v.shape)

@@ -1,0 +1,213 @@
+"""Residual networks as the self-supervised papers use them: ResNet v1.5, wide, with selective kernels, for photographs or for CIFAR.
+
+ResNet v1 (He et al., 2015, arXiv 1512.03385) with the stride in the 3x3 convolution ("v1.5") and a zero-initialised last gain.
+Two dialects, chosen by `shortcut`:
+
+                      shortcut="simclr"                          shortcut="torchvision"
+    projection        first block of every group                 only where the shape changes
+    max-pool          SAME (0 above/left, 1 below/right if even) 1 on every side
+    source            google-research/simclr, tf2/resnet.py      torchvision.models.resnet (MoCo, ...)
+
+`sk_ratio` > 0 replaces the 3x3 convolution of a bottleneck by selective kernels (Li et al., 2019, arXiv 1903.06586) and brings the
+stem and shortcuts of ResNet-D (He et al., 2018, arXiv 1812.01187), as in SimCLRv2 (Chen et al., 2020, arXiv 2006.10029).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ssljax.models.norm import BatchNorm
+
+Layer = Callable[..., nn.Module]
+
+STEMS = ("imagenet", "cifar")
+SHORTCUTS = ("simclr", "torchvision")
+
+
+def conv(features: int, size: int, stride: int = 1, *, dtype: jnp.dtype, name: str) -> nn.Conv:
+    """A convolution without bias, padded by (size-1)//2 before and the rest behind whatever the stride (not TensorFlow's SAME)."""
+    before = (size - 1) // 2
+    return nn.Conv(features, (size, size), stride, padding=((before, size - 1 - before),) * 2, use_bias=False, dtype=dtype, name=name,
+                   kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"))
+
+
+def average_pool(x: jax.Array, stride: int) -> jax.Array:
+    """2x2 average pool of ResNet-D, padded behind: `[B, H, W, C] -> [B, H/stride, W/stride, C]`.
+
+    As released: at stride 1 the pool is SAME and padding is not counted; at stride 2 an odd side gets a zero, which is.
+    """
+    window = partial(nn.pool, init=0.0, reduce_fn=jax.lax.add, window_shape=(2, 2), strides=(stride, stride), padding=((0, 1), (0, 1)))
+    counted = window(jnp.ones((1, *x.shape[1:3], 1), x.dtype)) if stride == 1 else jnp.full((1, 1, 1, 1), 4, x.dtype)
+    return window(x) / counted
+
+
+class SelectiveKernel(nn.Module):
+    """Two 3x3 streams mixed by a softmax gate a channel; both streams are one convolution, neither is dilated (SimCLRv2's code).
+
+    Attributes:
+        features: channels of one stream, and of the output.
+        stride: of the 3x3 convolution.
+        ratio: the gate's hidden layer has max(32, features * ratio) channels.
+    """
+
+    features: int
+    stride: int
+    ratio: float
+    conv: Layer
+    norm: Layer
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
+        x = self.conv(2 * self.features, 3, self.stride, name="conv")(x)
+        x = nn.relu(self.norm(name="norm")(x, train=train))
+        streams = jnp.stack(jnp.split(x, 2, axis=-1))                           # [2, B, H, W, C]
+        gate = streams.sum(0).mean((1, 2), keepdims=True)                       # [B, 1, 1, C]
+        gate = self.conv(max(int(self.features * self.ratio), 32), 1, name="gate_conv1")(gate)
+        gate = nn.relu(self.norm(name="gate_norm")(gate, train=train))
+        gate = self.conv(2 * self.features, 1, name="gate_conv2")(gate)
+        gate = nn.softmax(jnp.stack(jnp.split(gate, 2, axis=-1)), axis=0)       # [2, B, 1, 1, C]
+        return (streams * gate).sum(0)
+
+
+class Shortcut(nn.Module):
+    """The projection of a residual block: 1x1 convolution and norm; in ResNet-D the stride is a 2x2 average pool before it."""
+
+    features: int
+    stride: int
+    average_pool: bool
+    conv: Layer
+    norm: Layer
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
+        stride = self.stride
+        if self.average_pool:
+            x, stride = average_pool(x, stride), 1
+        x = self.conv(self.features, 1, stride, name="conv")(x)
+        return self.norm(name="norm")(x, train=train)
+
+
+class Basic(nn.Module):
+    """Two 3x3 convolutions (ResNet-18, -34). `sk_ratio` reaches only its shortcut, as in the released code."""
+
+    expansion = 1
+    features: int
+    stride: int
+    project: bool
+    sk_ratio: float
+    conv: Layer
+    norm: Layer
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
+        shortcut = x
+        if self.project:
+            shortcut = Shortcut(self.features, self.stride, self.sk_ratio > 0, self.conv, self.norm, name="shortcut")(x, train=train)
+        x = self.conv(self.features, 3, self.stride, name="conv1")(x)
+        x = nn.relu(self.norm(name="norm1")(x, train=train))
+        x = self.conv(self.features, 3, name="conv2")(x)
+        x = self.norm(scale_init=nn.initializers.zeros, name="norm2")(x, train=train)
+        return nn.relu(x + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 to four times the width (ResNet-50 and deeper); the 3x3 may be a SelectiveKernel."""
+
+    expansion = 4
+    features: int
+    stride: int
+    project: bool
+    sk_ratio: float
+    conv: Layer
+    norm: Layer
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[B, H, W, C] -> [B, H/stride, W/stride, 4 features]`."""
+        wide = self.expansion * self.features
+        shortcut = x
+        if self.project:
+            shortcut = Shortcut(wide, self.stride, self.sk_ratio > 0, self.conv, self.norm, name="shortcut")(x, train=train)
+        x = self.conv(self.features, 1, name="conv1")(x)
+        x = nn.relu(self.norm(name="norm1")(x, train=train))
+        if self.sk_ratio > 0:
+            x = SelectiveKernel(self.features, self.stride, self.sk_ratio, self.conv, self.norm, name="sk")(x, train=train)
+        else:
+            x = self.conv(self.features, 3, self.stride, name="conv2")(x)
+            x = nn.relu(self.norm(name="norm2")(x, train=train))
+        x = self.conv(wide, 1, name="conv3")(x)
+        x = self.norm(scale_init=nn.initializers.zeros, name="norm3")(x, train=train)
+        return nn.relu(x + shortcut)
+
+
+class ResNet(nn.Module):
+    """A residual network without a classifier.
+
+    Attributes:
+        block: Basic or Bottleneck.
+        layers: blocks in each group.
+        widths: channels of each group inside its blocks (a Bottleneck's output has four times as many).
+        stem_width: channels of the stem.
+        stem: "imagenet" (7x7/2 and 3x3/2 max-pool) or "cifar" (one 3x3/1).
+        shortcut: "simclr" or "torchvision", see the head of this file.
+        sk_ratio: of the selective kernels; 0 = none.
+        unbiased: see BatchNorm.
+        dtype: of the computation; parameters and running statistics are float32.
+    """
+
+    block: type[Basic] | type[Bottleneck]
+    layers: tuple[int, ...]
+    widths: tuple[int, ...]
+    stem_width: int = 64
+    stem: str = "imagenet"
+    shortcut: str = "simclr"
+    sk_ratio: float = 0.0
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
+    unbiased: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Images `[B, H, W, C]` -> features `[B, D]`, the spatial mean of the last group, in float32.
+
+        The activations `stem`, `group1`, ... are sown in the collection "intermediates".
+        """
+        layer = dict(
+            conv=partial(conv, dtype=self.dtype),
+            norm=partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype),
+        )
+        x = self._stem(x, train=train, **layer)
+        self.sow("intermediates", "stem", x)
+        for group, (blocks, features) in enumerate(zip(self.layers, self.widths, strict=True), start=1):
+            for index in range(1, blocks + 1):
+                stride = 2 if index == 1 and group > 1 else 1
+                changes = stride > 1 or x.shape[-1] != features * self.block.expansion
+                project = index == 1 and (self.shortcut == "simclr" or changes)
+                x = self.block(features, stride, project, self.sk_ratio, **layer, name=f"group{group}_block{index}")(x, train=train)
+            self.sow("intermediates", f"group{group}", x)
+        return x.astype(jnp.float32).mean((1, 2))
+
+    def _stem(self, x: jax.Array, *, train: bool, conv: Layer, norm: Layer) -> jax.Array:
+        """Image -> input of group 1: a quarter of the size for "imagenet", the size itself for "cifar"."""
+        full, half = self.stem_width, self.stem_width // 2
+        if self.stem == "cifar":
+            convs = ((full, 3, 1),)
+        elif self.sk_ratio > 0:
+            convs = ((half, 3, 2), (half, 3, 1), (full, 3, 1))
+        else:
+            convs = ((full, 7, 2),)
+        for i, (features, size, stride) in enumerate(convs, start=1):
+            x = conv(features, size, stride, name=f"stem_conv{i}")(x)
+            x = nn.relu(norm(name=f"stem_norm{i}")(x, train=train))
+        if self.stem == "cifar":
+            return x
+        return nn.max_pool(x, (3, 3), (2, 2), "SAME" if self.shortcut == "simclr" else ((1, 1), (1, 1)))

@@ -1,0 +1,87 @@
+"""The golden files' weights under our names: `group2_block1/shortcut/conv/kernel` and so on."""
+
+import re
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+# TensorFlow (google-research/simclr, tf2/resnet.py). A block creates its projection first, then the main path.
+MAIN_CONVS = {
+    "ResidualBlock": ("conv1", "conv2"),
+    "BottleneckBlock": ("conv1", "conv2", "conv3"),
+    "selective": ("conv1", "sk/conv", "sk/gate_conv1", "sk/gate_conv2", "conv3"),
+}
+MAIN_NORMS = {
+    "ResidualBlock": ("norm1", "norm2"),
+    "BottleneckBlock": ("norm1", "norm2", "norm3"),
+    "selective": ("norm1", "sk/norm", "sk/gate_norm", "norm3"),
+}
+TF_LEAF = {"kernel": "kernel", "gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+
+
+def simclr_layers(case: dict) -> dict[str, str]:
+    """Golden layer "007.bn" -> our path "group1_block1/shortcut/norm"."""
+    kind = "selective" if case["sk_ratio"] > 0 and str(case["block"]) == "BottleneckBlock" else str(case["block"])
+    places: dict[tuple[int, str], dict[str, list]] = {}           # (group, block as Keras names it), in network order
+    for i, entry in enumerate(case["layer_paths"]):
+        layer, path = str(entry).split(": ")
+        found = re.match(r"block_group(\d)/([^/]*)/", path)
+        place = (int(found[1]), found[2]) if found else (0, "stem")
+        created = int((re.search(r"_(\d+)$", path) or [0, 0])[1])  # Keras numbers layers as they are created
+        places.setdefault(place, {"conv": [], "bn": []})[layer].append((created, f"{i:03d}.{layer}"))
+
+    ours, seen = {}, {}
+    for (group, _), layers in places.items():
+        seen[group] = seen.get(group, 0) + 1
+        for layer, main in (("conv", MAIN_CONVS[kind]), ("bn", MAIN_NORMS[kind])):
+            word = {"conv": "conv", "bn": "norm"}[layer]
+            golden = [name for _, name in sorted(layers[layer])]
+            if group == 0:
+                names = [f"stem_{word}{n + 1}" for n in range(len(golden))]
+            else:
+                names = [f"group{group}_block{seen[group]}/{n}" for n in ((f"shortcut/{word}",) if len(golden) > len(main) else ()) + main]
+            ours |= dict(zip(golden, names, strict=True))
+    return ours
+
+
+def simclr_tree(case: dict, under: str) -> dict:
+    """{"params": ..., "batch_stats": ...} of the fields below `under` ("weights" or "after_train")."""
+    layers, flat = simclr_layers(case), {}
+    for field, value in case.items():
+        if field.startswith(under + "/"):
+            index, layer, leaf = field[len(under) + 1:].split(".")
+            collection = "batch_stats" if leaf.startswith("moving_") else "params"
+            flat[(collection, *layers[f"{index}.{layer}"].split("/"), TF_LEAF[leaf])] = value
+    return unflatten_dict(flat)
+
+
+# PyTorch (torchvision.models.resnet).
+def torch_path(name: str) -> tuple[str, ...]:
+    """"layer2.0.downsample.1.running_var" -> ("batch_stats", "group2_block1", "shortcut", "norm", "var")."""
+    *place, leaf = name.split(".")
+    is_norm = "bn" in name or "downsample.1" in name
+    path = []
+    if place[0].startswith("layer"):
+        path, place = [f"group{place[0][5:]}_block{int(place[1]) + 1}"], place[2:]
+        path += {"downsample.0": ["shortcut", "conv"], "downsample.1": ["shortcut", "norm"]}.get(
+            ".".join(place), [place[0].replace("bn", "norm")])
+    else:
+        path = ["stem_" + place[0].replace("bn", "norm")]
+    leaf = {"weight": "scale" if is_norm else "kernel", "bias": "bias", "running_mean": "mean", "running_var": "var"}[leaf]
+    return ("batch_stats" if leaf in ("mean", "var") else "params", *path, leaf)
+
+
+def torch_array(value: np.ndarray) -> np.ndarray:
+    """OIHW -> HWIO; NCHW activations want `nhwc`."""
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+
+
+def nhwc(value: np.ndarray) -> np.ndarray:
+    """NCHW -> NHWC."""
+    return value.transpose(0, 2, 3, 1)
+
+
+def torch_tree(fields: dict[str, np.ndarray]) -> dict:
+    """{"params": ..., "batch_stats": ...} of a state_dict; the classifier and the batch counters are left out."""
+    return unflatten_dict({torch_path(name): torch_array(value) for name, value in fields.items()
+                           if not name.startswith("fc.") and not name.endswith("num_batches_tracked")})
