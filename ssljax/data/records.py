@@ -1,0 +1,174 @@
+"""`tfds:NAME`: a data set prepared by `ssljax prepare NAME`, read by index.
+
+array_record files are read at any index, in any order, at the speed of a sequential read. A set stored as TFRecord has no index: its
+encoded images are read into memory when they fit, otherwise the error says how to convert. Nothing here downloads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import itertools
+import logging
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssljax.data import crops, decode
+from ssljax.data.sources import Source, digest
+
+log = logging.getLogger(__name__)
+
+
+def load(data: ConfigDict, name: str, split: str, *, decoded: bool = False) -> Source:
+    """One split of a prepared TFDS data set, named by `data.train_split` or `data.test_split` (TFDS slices like train[:90%] work).
+
+    Args:
+        data: the `data` section of a config.
+        name: of the builder, with its config after a slash where it has several.
+        split: "train" or "test".
+        decoded: into memory whatever `data.crop_on` says.
+
+    Raises:
+        FileNotFoundError: not prepared, or no such split.
+        ValueError: the set has no `image` or no class `label`; an unreadable image.
+        MemoryError: too large to be held in memory as TFRecord or as pixels.
+    """
+    builder = prepared(name, data.data_dir)
+    stored = data.train_split if split == "train" else data.test_split
+    classes = class_names(builder)
+    count = _count(builder, stored)
+    read, labels = _open(builder, stored, count)
+
+    def name_of(i: int) -> str:
+        return f"record {i} of tfds:{name}, {stored} ({builder.data_path})"
+
+    images, good, skipped = None, np.arange(count), ()
+    if decoded or data.crop_on == "device":
+        images, good, skipped = decode.decode_all(lambda i: read(np.array([i]))[0], name_of, count, size=data.image_size,
+                                                  channels=data.channels, on_bad=data.on_bad_image)
+    facts = f"{builder.info.full_name} {stored} {count} {builder.info.dataset_size}"
+    return Source(name=data.source, split=split, labels=labels[good], index=np.arange(len(good), dtype=np.int32), class_names=classes,
+                  checksum=digest(facts.encode(), labels[good].tobytes()), images=images, encoded=lambda ids: read(good[ids]),
+                  name_of=lambda i: name_of(int(good[i])), skipped=skipped)
+
+
+def prepared(name: str, data_dir: str) -> Any:
+    """The TFDS builder of a data set that is ready to be read.
+
+    Raises:
+        FileNotFoundError: it is not prepared in `data_dir` ("" = TFDS's default), or there is none of that name.
+    """
+    crops.tensorflow()
+    import tensorflow_datasets as tfds
+
+    where = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None)
+    except tfds.core.DatasetNotFoundError as error:
+        near = difflib.get_close_matches(name.split("/")[0], tfds.list_builders(), 3)
+        raise FileNotFoundError(f"data.source=tfds:{name}: TFDS knows no data set of that name and {where} holds none"
+                                + (f"; did you mean {', '.join(near)}?" if near else "")) from error
+    if not builder.info.splits:
+        flag = f" --data_dir {data_dir}" if data_dir else ""
+        raise FileNotFoundError(f"data.source=tfds:{name} is not prepared in {where}: run `ssljax prepare tfds:{name}{flag}` once, or "
+                                "set data.data_dir to the folder that holds it. Training never downloads")
+    return builder
+
+
+def class_names(builder: Any) -> tuple[str, ...]:
+    """The names of the labels.
+
+    Raises:
+        ValueError: the data set is not one of labelled images.
+    """
+    features = builder.info.features
+    if "image" not in features or "label" not in features or not hasattr(features["label"], "names"):
+        raise ValueError(f"tfds:{builder.name} has features {', '.join(features)}; an `image` and a class `label` are needed. "
+                         "Write the set as a folder of images, one sub-folder a class, and use folder:PATH")
+    return tuple(features["label"].names)
+
+
+def _count(builder: Any, stored: str) -> int:
+    try:
+        return builder.info.splits[stored].num_examples
+    except (ValueError, KeyError) as error:
+        raise FileNotFoundError(f"tfds:{builder.name} has no split {stored!r}, but {', '.join(builder.info.splits)}: set data.train_split "
+                                "and data.test_split (a part of one split works too: 'train[:90%]', 'train[90%:]')") from error
+
+
+def _open(builder: Any, stored: str, count: int) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
+    """A function from record numbers to encoded images, and all labels int32 [count]."""
+    import tensorflow_datasets as tfds
+
+    skip = {"image": tfds.decode.SkipDecoding()}
+    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+        return _into_memory(builder, stored, skip)
+    records = builder.as_data_source(stored, decoders=skip).data_source          # serialised examples, by index
+
+    def read(ids: np.ndarray) -> list[bytes]:
+        return [_features(record)["image"].bytes_list.value[0] for record in records.__getitems__(np.asarray(ids).tolist())]
+
+    return read, _labels(builder, stored, records, count)
+
+
+def _features(record: bytes) -> Any:
+    return crops.tensorflow().train.Example.FromString(record).features.feature
+
+
+def _labels(builder: Any, stored: str, records: Any, count: int) -> np.ndarray:
+    """The labels of all records: one pass over the data, kept beside it for the next time."""
+    path = builder.data_path / f"ssljax-labels-{re.sub(r'[^A-Za-z0-9]+', '_', stored)}-{count}.npy"
+    if path.exists():
+        return np.load(io.BytesIO(path.read_bytes()))
+    log.info("reading the labels of %d records once", count)
+    labels = np.empty(count, np.int32)
+    for first in range(0, count, 1024):
+        rows = list(range(first, min(first + 1024, count)))
+        labels[rows] = [_features(record)["label"].int64_list.value[0] for record in records.__getitems__(rows)]
+    content = io.BytesIO()
+    np.save(content, labels)
+    try:
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        unfinished.write_bytes(content.getvalue())
+        unfinished.replace(path)
+    except OSError as error:                              # a read-only copy of the data: read again next time
+        log.info("cannot keep the labels in %s (%s)", path, error)
+    return labels
+
+
+def _into_memory(builder: Any, stored: str, skip: dict) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
+    import tensorflow_datasets as tfds
+
+    whole = builder.info.splits.get(stored)               # its size is known beforehand, that of a slice is not
+    fix = f"convert it to random access with `ssljax prepare tfds:{builder.name} --file_format array_record`"
+    what = f"tfds:{builder.name}, {stored}, stored as {builder.info.file_format.value},"
+    decode.require_memory(int(whole.num_bytes) if whole else 0, what, fix)
+    total, images, labels = 0, [], []
+    config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    dataset = builder.as_dataset(split=stored, decoders=skip, shuffle_files=False, read_config=config)
+    for example in dataset.map(lambda e: (e["image"], e["label"])).as_numpy_iterator():
+        images.append(example[0])
+        labels.append(example[1])
+        total += len(example[0])
+        if len(images) % 1024 == 0:
+            decode.require_memory(total, what, fix)
+    return (lambda ids: [images[i] for i in ids]), np.array(labels, np.int32)
+
+
+def convert(builder: Any) -> None:
+    """Writes a prepared set's TFRecord shards as array_record beside them and registers the new format."""
+    tf = crops.tensorflow()
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    for path in itertools.chain.from_iterable(info.filepaths for info in builder.info.splits.values()):
+        writer = ArrayRecordWriter(str(path).replace(".tfrecord-", ".array_record-"), "group_size:1")
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            writer.write(record)
+        writer.close()
+    builder.info.add_alternative_file_format("array_record")
+    builder.info.write_to_directory(builder.data_path)
