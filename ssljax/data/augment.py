@@ -231,7 +231,7 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
     if augment.crop == "affine":
         u = jax.random.uniform(box_key, (5,), jnp.float32, -1.0, 1.0)
         image = geometry.affine(image, geometry.affine_matrix(
-            u[0] * augment.rotate, u[1:3] * augment.shift, 1.0 + u[3] * augment.zoom, u[4] * augment.shear))
+            u[0] * augment.rotate, u[1:3] * augment.shift, 1.0 + u[3] * augment.zoom, u[4] * augment.shear), size)
     elif augment.crop != "none":
         raise ValueError(f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', 'affine' or 'none'.")
     return jnp.where(flip, image[:, ::-1], image)
@@ -262,7 +262,7 @@ def view(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int, cr
         image = random_crop(image, crop_key, augment, size=size)
     if image.shape[:2] != (size, size):
         raise ValueError(f"view: the image is {image.shape[0]}x{image.shape[1]} and config.data.image_size={size}. Crops on the host must have "
-                         "that size; on the device augment.crop='tf' or 'torchvision' resizes, 'affine' and 'none' do not.")
+                         "that size; on the device augment.crop='none' does not resize, 'tf', 'torchvision' and 'affine' do.")
     return color(image, draw(color_key, augment), augment, sigma=sigma)
 
 

@@ -133,18 +133,19 @@ def affine_matrix(rotation: jax.Array, shift: jax.Array, zoom: jax.Array, shear:
     return jnp.concatenate([linear, -jnp.matmul(linear, shift[:, None], precision="highest")], axis=1)
 
 
-def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Warps `image [H, W, C]`: bilinear, 0 outside.
+def affine(image: jax.Array, matrix: jax.Array, size: int | tuple[int, int]) -> jax.Array:
+    """Warps `image [H, W, C]` to [size, size, C]: bilinear, 0 outside.
 
     `matrix [2, 3]` maps an output point (y, x, 1) to the source point; coordinates run from the centre of the image in units of its sides.
     """
     height, width, _ = image.shape
-    y = ((jnp.arange(height, dtype=jnp.float32) + 0.5) / height - 0.5)[:, None]
-    x = ((jnp.arange(width, dtype=jnp.float32) + 0.5) / width - 0.5)[None, :]
+    rows, columns = (size, size) if isinstance(size, int) else size
+    y = ((jnp.arange(rows, dtype=jnp.float32) + 0.5) / rows - 0.5)[:, None]
+    x = ((jnp.arange(columns, dtype=jnp.float32) + 0.5) / columns - 0.5)[None, :]
     source_y = (matrix[0, 0] * y + matrix[0, 1] * x + matrix[0, 2] + 0.5) * height - 0.5
     source_x = (matrix[1, 0] * y + matrix[1, 1] * x + matrix[1, 2] + 0.5) * width - 0.5
     top, left = jnp.floor(source_y), jnp.floor(source_x)
-    out = jnp.zeros_like(image)
+    out = jnp.zeros((rows, columns, image.shape[2]), jnp.float32)
     for j, k in ((top, left), (top, left + 1.0), (top + 1.0, left), (top + 1.0, left + 1.0)):
         weight = kernel(source_y - j, "bilinear") * kernel(source_x - k, "bilinear")
         weight = jnp.where((j >= 0.0) & (j < height) & (k >= 0.0) & (k < width), weight, 0.0)

@@ -153,3 +153,58 @@ def test_eight_devices_make_the_views_of_one(recipe):
     shards = make(jax.device_put(images, rows), jax.device_put(index, rows), key)
     assert shards.sharding.is_equivalent_to(rows, shards.ndim)
     close(np.asarray(shards), np.asarray(make(images, index, key)), 2e-6)     # compiled for 2 rows a device, not 16: the last bit may differ
+
+
+def test_one_channel(recipe):
+    recipe = recipe.copy_and_resolve_references()
+    recipe.update(mean=(0.0,), std=(1.0,), crop="affine", rotate=10.0, shift=0.1, zoom=0.1, shear=5.0, flip=False, blur_probability=0.0)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)), jnp.uint8)
+    out = augment.views(images, jnp.arange(3, dtype=jnp.int32), jax.random.key(0), recipe, size=16, num_views=2)     # affine resizes
+    assert out.shape == (3, 2, 16, 16, 1) and 0.0 <= out.min() and out.max() <= 1.0 and out.std() > 0.1
+
+
+def test_nothing_random_is_the_image_normalised(recipe, image):
+    recipe = recipe.copy_and_resolve_references()
+    recipe.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    pixels = jnp.asarray(image[:24, :24] * 255, jnp.uint8)
+    expected = (np.asarray(pixels, np.float32) / 255 - np.float32([0.5, 0.4, 0.3])) / np.float32([0.2, 0.3, 0.4])
+    close(augment.view(pixels, jax.random.key(0), recipe, size=24, crop=False), expected, 1e-5)
+    recipe.update(crop="none", flip=True)
+    crops = jax.vmap(lambda k: augment.view(pixels, k, recipe, size=24, crop=True))(jax.random.split(jax.random.key(0), 8))
+    mirrored = [bool(abs(c - expected[:, ::-1]).max() < 1e-5) for c in crops]
+    assert 0 < sum(mirrored) < 8 and all(m or abs(c - expected).max() < 1e-5 for m, c in zip(mirrored, crops, strict=True))
+
+
+def test_gray_blur_and_the_shared_sigma(recipe, image):
+    recipe = recipe.copy_and_resolve_references()
+    recipe.update(jitter_probability=0.0, grayscale_probability=1.0, blur_probability=1.0, blur_sigma_per="batch")
+    pixels = jnp.asarray(image[:24, :24] * 255, jnp.uint8)
+    batch = jnp.stack([jnp.stack([pixels] * 2)] * 3)
+    make = jax.jit(lambda x, k: augment.views(x, jnp.arange(x.shape[0], dtype=jnp.int32), k, recipe, size=24, num_views=2))
+    key = jax.random.key(5)
+    out = make(batch, key)
+    assert abs(out - out[..., :1]).max() == 0.0                                          # grey: equal channels
+    np.testing.assert_array_equal(out[1:], jnp.broadcast_to(out[:1], out[1:].shape))     # one sigma for the batch
+    sigma = augment.batch_sigma(key, recipe, 2)
+    for v in range(2):                                                                   # and one for each view
+        expected = augment.gaussian_blur(augment.grayscale(augment.to_float(pixels)), sigma[v], kernel_size=augment.blur_kernel_size(24))
+        close(out[0, v], expected)
+    assert sigma[0] != sigma[1]
+    recipe.blur_sigma_per = "image"
+    each = jax.jit(lambda x, k: augment.views(x, jnp.arange(3, dtype=jnp.int32), k, recipe, size=24, num_views=2))(batch, key)
+    assert abs(each[0] - each[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(crop="centre"), "augment.crop='centre'"), (dict(brightness="scale"), "augment.brightness='scale'"),
+    (dict(blur_sigma_per="pixel"), "augment.blur_sigma_per='pixel'"), (dict(crop="none"), "the image is 8x8 and config.data.image_size=6")])
+def test_bad_settings_are_named(recipe, change, message):
+    recipe = recipe.copy_and_resolve_references()
+    recipe.update(change)
+    with pytest.raises(ValueError, match=message):
+        augment.views(jnp.zeros((2, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0), recipe, size=6, num_views=2)
+
+
+def test_wrong_number_of_views(recipe):
+    with pytest.raises(ValueError, match="3 views of each image and config.data.views=2"):
+        augment.views(jnp.zeros((2, 3, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0), recipe, size=8, num_views=2)
