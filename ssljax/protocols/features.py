@@ -1,0 +1,94 @@
+"""Features of a whole split: one pass over its images, every image exactly once, in the order of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Encode = Callable[[np.ndarray], jax.Array]
+"""image uint8 [B, H, W, C] -> features [B, D]; already jitted and bound to its parameters."""
+
+
+class Features(NamedTuple):
+    """What `extract` returns.
+
+    Attributes:
+        features: float32 [N, D].
+        labels: int32 [N].
+        index: int32 [N], the stable id of each image in its split.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+
+
+def extract(encode: Encode, batches: Iterable[Mapping[str, np.ndarray]]) -> Features:
+    """Encodes every image of a split.
+
+    Args:
+        encode: image uint8 [B, H, W, C] -> [B, D]. Frozen: inference-mode statistics, no state comes back.
+        batches: dicts of `image`, `label`, `index` and `mask` bool [B]; False marks the padding of the last batch.
+
+    Returns:
+        The features of all rows with mask True: N is the number of images of the split whatever the batch size.
+
+    Raises:
+        ValueError: there are no images, or a feature is NaN or infinite (the index of the first such image is named).
+    """
+    features, labels, indices = [], [], []
+    pending = None
+    for batch in batches:
+        current = (encode(batch["image"]), batch)
+        if pending is not None:              # fetched while the device works on the next batch
+            _collect(*pending, features, labels, indices)
+        pending = current
+    if pending is None:
+        raise ValueError("no images to encode: the split is empty. Check config.data (source, splits, labels_per_class).")
+    _collect(*pending, features, labels, indices)
+    return Features(np.concatenate(features), np.concatenate(labels), np.concatenate(indices))
+
+
+def _collect(encoded: jax.Array, batch: Mapping[str, np.ndarray], features: list, labels: list, indices: list) -> None:
+    """Appends the rows of one batch that are images, not padding."""
+    mask = np.asarray(batch["mask"], bool)
+    rows = np.asarray(encoded, np.float32)[mask]
+    index = np.asarray(batch["index"], np.int32)[mask]
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        raise ValueError(f"the features of image {index[bad][0]} are not finite ({int(bad.sum())} such images in this batch). "
+                         "The run has diverged or its checkpoint is damaged: look at its loss, evaluate an earlier checkpoint.")
+    features.append(rows)
+    labels.append(np.asarray(batch["label"], np.int32)[mask])
+    indices.append(index)
+
+
+@jax.jit
+def raw_pixels(image: jax.Array) -> jax.Array:
+    """The features of no network at all: uint8 [B, H, W, C] -> pixels / 255, float32 [B, H*W*C]."""
+    return image.reshape(image.shape[0], -1).astype(jnp.float32) / 255.0
+
+
+def check(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, num_classes: int) -> None:
+    """Raises a ValueError where features and labels of a protocol do not fit together."""
+    for name, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
+        if features.ndim != 2 or labels.shape != features.shape[:1]:
+            raise ValueError(f"{name}: features {features.shape} and labels {labels.shape}; expected [N, D] and [N], one label a row.")
+        if not len(labels):
+            raise ValueError(f"{name}: no images. Check config.data (source, splits, labels_per_class).")
+        if labels.min() < 0 or labels.max() >= num_classes:
+            wrong = labels[(labels < 0) | (labels >= num_classes)][0]
+            raise ValueError(f"{name}: label {wrong} is outside 0..{num_classes - 1}. Do train and test have the same classes?")
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(f"train features have {train.shape[1]} dimensions, test features {test.shape[1]}: "
+                         "both must come from the same encoder and image size.")
+
+
+def top_k_percent(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """The share in percent of rows whose label is among the k highest scores [N, classes]; ties go to the lowest class."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return 100.0 * float((order == labels[:, None]).any(axis=1).mean(dtype=np.float64))

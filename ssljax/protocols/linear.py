@@ -1,0 +1,171 @@
+"""Linear probes on cached features of centre-cropped, un-augmented images. The encoder is not even in the room: it cannot move.
+
+    lbfgs   multinomial logistic regression, mean loss + lambda/2 |W|^2, bias unpenalised (SimCLR's transfer protocol, after
+            Kornblith et al. 2019); lambda is chosen on held-out training images, then the fit is repeated on all of them
+    sgd     one linear layer, Nesterov momentum 0.9, learning rate 0.1 B/256, 90 epochs, cosine to zero, no warm-up, no decay
+            (SimCLR, section 2.3 and appendix B.6), W ~ N(0, 0.01). The paper trains on random crops and flips; cached features
+            know only the centre crop, so this is the cheap form, and its results say `linear_sgd_cached`
+
+For lbfgs features are centred and each channel is divided by its standard deviation over the training images, so that the same lambda means
+the same for every network. The pixels of an image are one or three channels seen at many places, so raw pixels are divided by one number
+a channel, as images are everywhere. (One number a pixel costs raw digits 5 points with one label a class; one number for all channels of a
+randomly initialised network costs that 10.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from ssljax.data import sampler
+from ssljax.protocols.features import check, top_k_percent
+
+GRID = tuple(10.0**e for e in range(5, -7, -1))    # every fourth of the 45 values 1e-6 ... 1e5 of the paper, from strong to weak
+HELD_OUT = 0.1                                     # share of the training images that lambda is chosen on
+SELECTION = 10_000                                 # lambda is chosen with at most so many training images: it belongs to a mean loss
+MAX_ITERATIONS = 2000
+
+
+def lbfgs(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, *,
+          num_classes: int, channels: int = 0, l2: float = 0.0, seed: int = 0) -> dict[str, Any]:
+    """Logistic regression on features.
+
+    Args:
+        train_features, test_features: [N, D], not L2-normalised; standardised here.
+        train_labels, test_labels: int [N].
+        num_classes: labels are 0..num_classes-1.
+        channels: C of raw pixels [H*W*C], 0 for the features of a network; see `standardise`.
+        l2: lambda; 0 chooses it.
+        seed: of the draw of held-out images.
+
+    Returns:
+        `top1` and, with more than five classes, `top5` in percent; `n` test images; `l2` as used; `converged`.
+    """
+    check(train_features, train_labels, test_features, test_labels, num_classes)
+    train, test = (standardise(x, train_features, channels) for x in (train_features, test_features))
+    if l2 <= 0:
+        l2 = choose_l2(train, train_labels, seed)
+    model, converged = fit(train, train_labels, l2)
+    return {**accuracies(scores(model, test, num_classes), test_labels), "l2": l2, "converged": converged}
+
+
+def standardise(features: np.ndarray, reference: np.ndarray, channels: int = 0) -> np.ndarray:
+    """Features minus the mean of `reference`, every channel divided by its standard deviation there; float64 [N, D].
+
+    Args:
+        features: [N, D].
+        reference: [M, D].
+        channels: C of features that are flattened images [H, W, C], whose C channels have one deviation each;
+            0 = each dimension is a channel.
+    """
+    variance = reference.var(axis=0, dtype=np.float64)
+    if channels:
+        variance = np.tile(variance.reshape(-1, channels).mean(axis=0), len(variance) // channels)
+    floor = max(1e-4 * variance.mean(), 1e-24)                      # a dead unit is not blown up to noise
+    return (features - reference.mean(axis=0, dtype=np.float64)) / np.sqrt(np.maximum(variance, floor))
+
+
+def choose_l2(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """The lambda of GRID with the highest accuracy on a tenth of the training images, the strongest of equals.
+
+    Goes from strong to weak with warm starts, and stops when the accuracy has fallen three times in a row below the best.
+    """
+    rows = sampler.order(seed, 0, len(labels))[:SELECTION]
+    held = max(1, round(HELD_OUT * len(rows)))
+    held, kept = rows[:held], rows[held:]
+    if len(np.unique(labels[kept])) < 2:
+        raise ValueError(f"{len(labels)} training images are too few to choose lambda on: set config.evaluate.linear_l2, e.g. 0.01")
+    best, best_l2, worse, model = -1.0, GRID[0], 0, None
+    for l2 in GRID:
+        model, _ = fit(features[kept], labels[kept], l2, warm=model)
+        accuracy = model.score(features[held], labels[held])
+        worse = worse + 1 if accuracy < best else 0
+        if accuracy > best:
+            best, best_l2 = accuracy, l2
+        if worse == 3:
+            break
+    return best_l2
+
+
+def fit(features: np.ndarray, labels: np.ndarray, l2: float, warm: LogisticRegression | None = None) -> tuple[LogisticRegression, bool]:
+    """scikit-learn's L-BFGS on mean loss + l2/2 |W|^2: its C multiplies the SUM of losses, so C = 1 / (n l2).
+
+    Args:
+        warm: an earlier model to start from; it is changed and returned.
+
+    Returns:
+        the model, and whether it converged within MAX_ITERATIONS.
+    """
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"logistic regression needs two classes, all {len(labels)} training images have label {labels[0]}: "
+                         "check config.data (source, labels_per_class)")
+    c = 1.0 / (len(labels) * l2)
+    model = LogisticRegression(C=c, solver="lbfgs", max_iter=MAX_ITERATIONS, warm_start=True) if warm is None else warm.set_params(C=c)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)         # returned, not printed
+        model.fit(features, labels)
+    return model, bool(model.n_iter_.max() < MAX_ITERATIONS)
+
+
+def scores(model: LogisticRegression, features: np.ndarray, num_classes: int) -> np.ndarray:
+    """Log-probabilities [N, num_classes]; minus infinity for classes that had no training image."""
+    out = np.full((len(features), num_classes), -np.inf)
+    out[:, model.classes_] = model.predict_log_proba(features)
+    return out
+
+
+def accuracies(class_scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """`top1`, `top5` (more than five classes) in percent, and `n`."""
+    top5 = {"top5": top_k_percent(class_scores, labels, 5)} if class_scores.shape[1] > 5 else {}
+    return {"top1": top_k_percent(class_scores, labels, 1), **top5, "n": len(labels)}
+
+
+def sgd(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, *,
+        num_classes: int, batch_size: int = 256, epochs: int = 90, seed: int = 0) -> dict[str, Any]:
+    """The paper's linear classifier, on cached features, at the last epoch.
+
+    Args:
+        train_features, test_features: [N, D], used as they are.
+        train_labels, test_labels: int [N].
+        num_classes: labels are 0..num_classes-1.
+        batch_size: B of the learning rate 0.1 B/256; all images when there are fewer. The last, incomplete batch is dropped.
+        epochs: 90 in the paper.
+        seed: of W and of the order.
+
+    Returns:
+        `top1` and, with more than five classes, `top5` in percent; `n` test images; `learning_rate`, the peak.
+    """
+    check(train_features, train_labels, test_features, test_labels, num_classes)
+    n = len(train_labels)
+    batch_size = min(batch_size, n)
+    steps = n // batch_size
+    learning_rate = 0.1 * batch_size / 256
+    total = steps * epochs
+    tx = optax.sgd(lambda t: 0.5 * learning_rate * (1 + jnp.cos(jnp.pi * t.astype(jnp.float32) / total)), momentum=0.9, nesterov=True)
+    kernel = 0.01 * jax.random.normal(jax.random.key(seed), (train_features.shape[1], num_classes), jnp.float32)
+    layer = {"kernel": kernel, "bias": jnp.zeros((num_classes,), jnp.float32)}
+    state = tx.init(layer)
+    step = partial(jax.jit(_sgd_step, static_argnums=0), tx)
+    for epoch in range(epochs):
+        order = sampler.order(seed, epoch, n)
+        for rows in order[:steps * batch_size].reshape(steps, batch_size):
+            layer, state = step(layer, state, train_features[rows], train_labels[rows])
+    logits = np.asarray(test_features, np.float64) @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+    return {**accuracies(logits, test_labels), "learning_rate": learning_rate}
+
+
+def _sgd_step(tx: optax.GradientTransformation, layer: dict, state: optax.OptState, features: jax.Array, labels: jax.Array):
+    """One update of the linear layer on a batch [B, D]."""
+    def loss(layer: dict) -> jax.Array:
+        logits = jnp.matmul(features, layer["kernel"], precision=jax.lax.Precision.HIGHEST) + layer["bias"][None, :]
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    updates, state = tx.update(jax.grad(loss)(layer), state)
+    return optax.apply_updates(layer, updates), state

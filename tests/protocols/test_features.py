@@ -1,0 +1,68 @@
+"""extract: every image once, padding never, whatever the batch size."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax.protocols.features import check, extract, raw_pixels, top_k_percent
+
+
+def batches(images, labels, size):
+    """Like the loader's evaluation batches: the last one padded with garbage rows."""
+    for start in range(0, len(labels), size):
+        rows = slice(start, start + size)
+        pad = size - len(labels[rows])
+        yield {"image": np.concatenate([images[rows], np.full((pad, *images.shape[1:]), 255, np.uint8)]),
+               "label": np.concatenate([labels[rows], np.full(pad, 7, np.int32)]),
+               "index": np.concatenate([np.arange(100 + start, 100 + start + size - pad, dtype=np.int32), np.zeros(pad, np.int32)]),
+               "mask": np.arange(size) < size - pad}
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 11, 64])
+def test_exact_count_and_order_for_any_batch_size(size):
+    images = np.arange(11 * 2 * 2, dtype=np.uint8).reshape(11, 2, 2, 1)
+    labels = (np.arange(11) % 3).astype(np.int32)
+    found = extract(raw_pixels, batches(images, labels, size))
+    assert found.features.shape == (11, 4) and found.features.dtype == np.float32
+    np.testing.assert_allclose(found.features, images.reshape(11, 4) / 255.0, rtol=2e-7)
+    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_array_equal(found.index, 100 + np.arange(11))
+
+
+def test_empty_split_and_non_finite_features_are_errors():
+    with pytest.raises(ValueError, match="split is empty"):
+        extract(raw_pixels, [])
+    images, labels = np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)
+
+    def encode(image):
+        return raw_pixels(image).at[1].set(jnp.nan)
+    with pytest.raises(ValueError, match="image 101 are not finite"):
+        extract(encode, batches(images, labels, 4))
+
+
+def test_padding_may_be_anything():
+    """A NaN in a padded row (a constant image through some normalisation) is nobody's business."""
+    images, labels = np.ones((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)
+    found = extract(lambda image: raw_pixels(image).at[3].set(jnp.nan), batches(images, labels, 4))
+    assert found.features.shape == (3, 4)
+
+
+def test_check_names_what_does_not_fit():
+    x, y = np.zeros((3, 2), np.float32), np.array([0, 1, 2], np.int32)
+    check(x, y, x, y, 3)
+    with pytest.raises(ValueError, match="label 2 is outside 0..1"):
+        check(x, y, x, y, 2)
+    with pytest.raises(ValueError, match="train features have 2 dimensions, test features 1"):
+        check(x, y, x[:, :1], y, 3)
+    with pytest.raises(ValueError, match="test: no images"):
+        check(x, y, x[:0], y[:0], 3)
+    with pytest.raises(ValueError, match="one label a row"):
+        check(x, y[:2], x, y, 3)
+
+
+def test_top_k_percent_on_an_unbalanced_toy():
+    """A constant predictor on a 9:1 split: 90 % top-1 (not the 50 % of a mean over classes). Ties go to the lowest class."""
+    labels = np.array([0] * 9 + [1])
+    assert top_k_percent(np.zeros((10, 3)), labels, 1) == 90.0
+    assert top_k_percent(np.zeros((10, 3)), labels, 2) == 100.0
+    assert top_k_percent(np.tile([0.0, 2.0, 1.0], (10, 1)), labels, 1) == 10.0
