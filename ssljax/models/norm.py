@@ -43,6 +43,7 @@ class BatchNorm(nn.Module):
         x = x.astype(jnp.float32)
         mean, var = running_mean.value, running_var.value
         if train:
+            # Two passes: E[x^2] - E[x]^2 cancels where the mean is large or, as in SimCLRv2's gates, the batch nearly constant.
             axes = tuple(range(x.ndim - 1))
             mean = x.mean(axes)
             var = jnp.square(x - _rows(mean, x)).mean(axes)

@@ -1,0 +1,90 @@
+"""BatchNorm against PyTorch and Keras, in all it does: outputs, running statistics, gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_resnet import nhwc
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ssljax.models import BatchNorm
+
+
+def apply_train(norm, variables, x):
+    y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    return y, updates["batch_stats"]
+
+
+@pytest.mark.parametrize("case", ["torch_bn1d", "torch_bn2d"])
+def test_torch_outputs_statistics_and_gradients(golden, case):
+    g = golden("simclr_head_batchnorm").under(case)
+    rows = nhwc if g["x"].ndim == 4 else lambda a: a
+    norm = BatchNorm(momentum=1 - float(g["momentum_torch"]), epsilon=float(g["eps"]), unbiased=True)
+    params = {"scale": jnp.asarray(g["weight"]), "bias": jnp.asarray(g["bias"])}
+    stats = {"mean": jnp.asarray(g["running_mean_before"]), "var": jnp.asarray(g["running_var_before"])}
+    x = jnp.asarray(rows(g["x"]))
+
+    y_eval = norm.apply({"params": params, "batch_stats": stats}, x, train=False)
+    np.testing.assert_allclose(y_eval, rows(g["y_eval_before"]), rtol=1e-5, atol=1e-6)
+
+    def forward(params, x):
+        return apply_train(norm, {"params": params, "batch_stats": stats}, x)
+
+    y, vjp, after = jax.vjp(forward, params, x, has_aux=True)
+    np.testing.assert_allclose(y, rows(g["y_train"]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after["mean"], g["running_mean_after"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after["var"], g["running_var_after"], rtol=1e-5, atol=1e-6)
+    grad_params, grad_x = vjp(jnp.asarray(rows(g["grad_output"])))
+    np.testing.assert_allclose(grad_x, rows(g["grad_x"]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(grad_params["scale"], g["grad_weight"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(grad_params["bias"], g["grad_bias"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case, unbiased", [("tf_bn_plain", False), ("tf_bn_fused", True)])
+def test_keras_running_variance_is_biased_unless_fused(golden, case, unbiased):
+    g = golden("simclr_head_batchnorm").under(case)
+    norm = BatchNorm(momentum=float(g["momentum"]), epsilon=float(g["epsilon"]), unbiased=unbiased)
+    x = jnp.asarray(g["x"])
+    variables = norm.init(jax.random.key(0), x, train=False)
+    y, after = apply_train(norm, variables, x)
+    np.testing.assert_allclose(y, g["y_train"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(after["mean"], g["moving_mean"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after["var"], g["moving_variance"], rtol=1e-5, atol=1e-6)
+    y = norm.apply({"params": variables["params"], "batch_stats": after}, x, train=False)
+    np.testing.assert_allclose(y, g["y_eval_after"], rtol=1e-5, atol=1e-5)
+
+
+def test_initialising_leaves_the_running_statistics_at_zero_and_one():
+    x = 3.0 + jax.random.normal(jax.random.key(0), (8, 4))
+    stats = BatchNorm().init(jax.random.key(1), x, train=True)["batch_stats"]
+    np.testing.assert_array_equal(stats["mean"], np.zeros(4))
+    np.testing.assert_array_equal(stats["var"], np.ones(4))
+
+
+def test_a_large_mean_does_not_cancel_the_variance():
+    x = np.random.default_rng(0).normal(1000.0, 0.1, (4096, 3)).astype(np.float32)
+    norm = BatchNorm(momentum=0.0)
+    _, after = apply_train(norm, norm.init(jax.random.key(0), jnp.asarray(x), train=False), jnp.asarray(x))
+    np.testing.assert_allclose(after["var"], x.astype(np.float64).var(0), rtol=1e-3)     # E[x^2] - E[x]^2 in float32 is off by more
+
+
+def test_bfloat16_in_and_out_but_float32_statistics():
+    x = jax.random.normal(jax.random.key(0), (64, 4), jnp.bfloat16) + jnp.bfloat16(2.0)
+    norm = BatchNorm(momentum=0.0, dtype=jnp.bfloat16)
+    y, after = apply_train(norm, norm.init(jax.random.key(0), x, train=False), x)
+    assert y.dtype == jnp.bfloat16 and after["mean"].dtype == after["var"].dtype == jnp.float32
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(after["mean"], exact.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(after["var"], exact.var(0), rtol=1e-4)
+
+
+def test_statistics_are_those_of_all_devices_together():
+    x = jax.random.normal(jax.random.key(0), (16, 2, 2, 3)) * jnp.arange(1.0, 17.0)[:, None, None, None]
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(0), x, train=False)
+    y, after = apply_train(norm, variables, x)
+    mesh = jax.make_mesh((8,), ("batch",))
+    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+    y8, after8 = jax.jit(lambda x: apply_train(norm, variables, x))(sharded)
+    np.testing.assert_allclose(y8, y, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after8, after)

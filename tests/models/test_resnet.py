@@ -1,0 +1,191 @@
+"""ResNet against google-research/simclr and torchvision, layer by layer, and by its own rules."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden_resnet import nhwc, simclr_tree, torch_array, torch_path, torch_tree
+
+from ssljax.models import LinearClassifier, ResNet
+from ssljax.models.norm import BatchNorm
+from ssljax.models.resnet import Basic, Bottleneck, Shortcut, conv
+
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+BLOCKS = {"BottleneckBlock": Bottleneck, "ResidualBlock": Basic, "Bottleneck": Bottleneck, "BasicBlock": Basic}
+
+
+def shapes(tree):
+    return jax.tree.map(jnp.shape, tree)
+
+
+def assert_trees_close(ours, golden, **tolerance):
+    """Equal structure and close values; an error names the leaf."""
+    assert shapes(ours) == shapes(golden)
+    jax.tree.map_with_path(lambda p, a, b: np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(p)), ours, golden)
+
+
+def under(case, prefix):
+    return {name.removeprefix(prefix): value for name, value in case.items() if name.startswith(prefix)}
+
+
+def evaluate(net, variables, image):
+    """Pooled features and the sown activations with the running statistics."""
+    pooled, state = net.apply(variables, image, train=False, mutable=["intermediates"])
+    return pooled, {name: value for name, (value,) in state["intermediates"].items()}
+
+
+@pytest.mark.parametrize("name", ["c0", "c1", "c2"])
+def test_official_simclr_network(golden, name):
+    case = golden("arch_simclr_resnet").under(name)
+    base = round(64 * float(case["width_multiplier"]))
+    net = ResNet(BLOCKS[str(case["block"])], tuple(case["layers"].tolist()), tuple(base * 2**i for i in range(4)), base,
+                 stem="cifar" if case["cifar_stem"] else "imagenet", sk_ratio=float(case["sk_ratio"]),
+                 bn_momentum=float(case["bn_momentum"]), bn_epsilon=float(case["bn_epsilon"]))
+    image = jnp.asarray(case["image"])
+    variables = simclr_tree(case, "weights")
+    assert shapes(variables) == shapes(jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image))
+
+    @jax.jit
+    def both_modes(variables):
+        return evaluate(net, variables, image), net.apply(variables, image, train=True, mutable=["batch_stats"])
+
+    (pooled, layers), (train_pooled, after) = both_modes(jax.tree.map(jnp.asarray, variables))
+    for layer in ("stem", "group1", "group2", "group3", "group4"):
+        np.testing.assert_allclose(layers[layer], case[f"eval/{layer}"], **CLOSE, err_msg=layer)
+    np.testing.assert_allclose(pooled, case["eval/pooled"], **CLOSE)
+    # With selective kernels BatchNorm divides by the spread of three gates: there the file itself is 2.7e-4 off a float64 computation.
+    np.testing.assert_allclose(train_pooled, case["train/pooled"], **(dict(rtol=2e-4, atol=5e-4) if case["sk_ratio"] > 0 else CLOSE))
+    assert_trees_close(after, simclr_tree(case, "after_train"), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["c0", "c1"])
+def test_torchvision_network(golden, name):
+    case = golden("arch_resnet").under(name)
+    state = under(case, "state/")
+    net = ResNet(BLOCKS[str(case["block"])], tuple(case["layers"].tolist()), tuple(case["planes"].tolist()), int(case["stem_width"]),
+                 stem="cifar" if case["small_stem"] else "imagenet", shortcut="torchvision", unbiased=True,
+                 bn_momentum=1 - float(case["bn_momentum_torch"]), bn_epsilon=float(case["bn_eps"]))
+    classifier = LinearClassifier(int(case["num_classes"]))
+    fc = {"params": {"dense": {"kernel": jnp.asarray(state["fc.weight"].T), "bias": jnp.asarray(state["fc.bias"])}}}
+    image, labels = jnp.asarray(nhwc(case["image"])), jnp.asarray(case["labels"], jnp.int32)
+    variables = torch_tree(state)
+    assert shapes(variables) == shapes(jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image))
+
+    @jax.jit
+    def both_modes(params, batch_stats):
+        def loss(params):
+            h, after = net.apply({"params": params, "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"])
+            logits = classifier.apply(fc, h)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, after)
+        pooled, layers = evaluate(net, {"params": params, "batch_stats": batch_stats}, image)
+        return pooled, classifier.apply(fc, pooled), layers, jax.value_and_grad(loss, has_aux=True)(params)
+
+    pooled, logits, layers, ((loss, (train_logits, after)), grads) = both_modes(**jax.tree.map(jnp.asarray, variables))
+    for layer, theirs in (("stem", "stem_out"), ("group1", "layer1"), ("group2", "layer2"), ("group3", "layer3"), ("group4", "layer4")):
+        np.testing.assert_allclose(layers[layer], nhwc(case[f"eval/{theirs}"]), **CLOSE, err_msg=layer)
+    np.testing.assert_allclose(pooled, case["eval/pooled"][:, :, 0, 0], **CLOSE)
+    np.testing.assert_allclose(logits, case["eval/logits"], **CLOSE)
+    np.testing.assert_allclose(train_logits, case["train/logits"], **CLOSE)
+    np.testing.assert_allclose(loss, case["train/loss"], rtol=1e-5)
+    assert_trees_close(after, torch_tree(under(case, "after_train/")), **CLOSE)
+    named = under(case, "train/grad/")
+    assert len(named) == 3
+    for weight, expected in named.items():
+        ours = {"params": grads}
+        for key in torch_path(weight):
+            ours = ours[key]
+        np.testing.assert_allclose(ours, torch_array(expected), rtol=1e-4, atol=1e-5 * np.abs(expected).max(), err_msg=weight)
+
+
+def init(net, size=32, channels=3):
+    return jax.jit(partial(net.init, train=False))(jax.random.key(0), jnp.ones((2, size, size, channels)))
+
+
+@pytest.mark.parametrize("block, project", [(Basic, False), (Basic, True), (Bottleneck, False), (Bottleneck, True)])
+def test_a_fresh_block_is_its_shortcut(block, project):
+    """The last gain is zero, so that residual branches are silent at the start."""
+    layer = dict(conv=partial(conv, dtype=jnp.float32), norm=BatchNorm)
+    net = block(4, 1, project, 0.0, **layer)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4 * block.expansion))
+    variables = jax.jit(partial(net.init, train=True))(jax.random.key(1), x)
+    y, _ = net.apply(variables, x, train=True, mutable=["batch_stats"])
+    if project:
+        shortcut = Shortcut(4 * block.expansion, 1, False, **layer)
+        x, _ = shortcut.apply({c: variables[c]["shortcut"] for c in ("params", "batch_stats")}, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, np.maximum(x, 0), rtol=1e-6, atol=1e-6)
+
+
+def test_every_other_gain_is_one_and_kernels_have_unit_fan_in_variance():
+    params = init(ResNet(Bottleneck, (1,), (64,), stem="cifar"))["params"]
+    block = params["group1_block1"]
+    for norm in (params["stem_norm1"], block["norm1"], block["norm2"], block["shortcut"]["norm"]):
+        np.testing.assert_array_equal(norm["scale"], np.ones(norm["scale"].shape))
+    np.testing.assert_array_equal(block["norm3"]["scale"], np.zeros(256))
+    kernel = np.asarray(block["conv2"]["kernel"]) * (3 * 3 * 64) ** 0.5
+    np.testing.assert_allclose(kernel.std(), 1.0, rtol=0.01)
+    assert 2.2 < np.abs(kernel).max() < 2 / 0.8796 + 1e-3           # cut at two standard deviations of the normal before it was cut
+
+
+def test_strided_convolutions_pad_like_pytorch_not_like_same():
+    """At even sizes TensorFlow's SAME would put all padding behind: the first output would look at pixels 0..2, not -1..1."""
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1.0)
+    kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
+    y = conv(1, 3, 2, dtype=jnp.float32, name="conv").apply({"params": {"kernel": kernel}}, x)
+    np.testing.assert_array_equal(y[0, :, :, 0], [[4.0, 0.0], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize("shortcut, rows", [("simclr", [[1, 0], [0, 0]]), ("torchvision", [[1, 1], [1, 1]])])
+def test_max_pool_padding_of_the_two_dialects(shortcut, rows):
+    """A single bright pixel at (1, 1) of the 4x4 map: SAME pools see rows 0-2 and 2-3; padding 1 sees rows 0-1 and 1-3."""
+    net = ResNet(Basic, (), (), stem_width=1, shortcut=shortcut)
+    image = jnp.zeros((1, 8, 8, 1)).at[0, 2, 2, 0].set(1.0)
+    variables = init(net, 8, 1)
+    centre_tap = jnp.zeros((7, 7, 1, 1)).at[3, 3, 0, 0].set(1.0)
+    params = {"stem_conv1": {"kernel": centre_tap}, "stem_norm1": variables["params"]["stem_norm1"]}
+    _, layers = evaluate(net, {"params": params, "batch_stats": variables["batch_stats"]}, image)
+    np.testing.assert_allclose(layers["stem"][0, :, :, 0], rows, rtol=1e-4)
+
+
+def test_average_pool_shortcut_at_odd_sizes_by_hand():
+    """Stride 2 counts the zero it pads (released code); stride 1 does not count padding (TensorFlow's SAME)."""
+    x = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])[None, :, :, None]
+    expected = {2: [[3.0, 2.25], [3.75, 2.25]], 1: [[3.0, 4.0, 4.5], [6.0, 7.0, 7.5], [7.5, 8.5, 9.0]]}
+    for stride, pooled in expected.items():
+        net = Shortcut(1, stride, True, partial(conv, dtype=jnp.float32), partial(BatchNorm, epsilon=0.0))
+        variables = net.init(jax.random.key(0), x, train=False)
+        params = {"conv": {"kernel": jnp.ones((1, 1, 1, 1))}, "norm": variables["params"]["norm"]}
+        y = net.apply({"params": params, "batch_stats": variables["batch_stats"]}, x, train=False)
+        np.testing.assert_allclose(y[0, :, :, 0], pooled, rtol=1e-6)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
+    net = ResNet(Bottleneck, (1, 1), (4, 8), 4, stem="cifar", sk_ratio=0.0625, dtype=jnp.bfloat16)
+    image = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
+    variables = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    h, after = jax.eval_shape(partial(net.apply, train=True, mutable=["batch_stats", "intermediates"]), variables, image)
+    assert h.dtype == jnp.float32 and h.shape == (4, 32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after["batch_stats"])} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(after["intermediates"])} == {jnp.dtype("bfloat16")}
+
+
+def test_bfloat16_stays_near_float32():
+    net = ResNet(Basic, (1,), (4,), 4, stem="cifar")
+    image = jax.random.uniform(jax.random.key(0), (4, 4, 4, 1))
+    variables = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
+    exact = net.apply(variables, image, train=False)
+    h = net.clone(dtype=jnp.bfloat16).apply(variables, image, train=False)
+    np.testing.assert_allclose(h, exact, rtol=0.02, atol=0.02)
+    assert np.abs(h - exact).max() > 0                                           # it did compute in bfloat16
+
+
+def test_sown_layers_are_named_after_the_groups():
+    net = ResNet(Basic, (1, 2), (4, 8), 4, stem="cifar")
+    image = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    variables = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
+    _, layers = jax.eval_shape(partial(evaluate, net), variables, image)
+    assert {name: value.shape for name, value in layers.items()} == {"stem": (2, 8, 8, 4), "group1": (2, 8, 8, 4), "group2": (2, 4, 4, 8)}
+    assert set(variables["params"]) == {"stem_conv1", "stem_norm1", "group1_block1", "group2_block1", "group2_block2"}
