@@ -36,7 +36,7 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
     side = min(image.size)
     left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(size, size, channels)
 
 

@@ -28,9 +28,10 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
         FileNotFoundError: the folder does not exist, or holds no images.
         ValueError: an empty class, different classes in train and test, nothing to hold out, an unreadable image.
     """
-    files, labels, classes = list_split(data, Path(path).expanduser(), split)
-    sizes = np.array([os.path.getsize(f) for f in files], np.int64)
-    relative = "\n".join(os.path.relpath(f, path) for f in files)
+    root = Path(path).expanduser()
+    files, labels, classes = list_split(data, root, split)
+    if split == "train" and data.train_per_class and data.on_bad_image == "error":
+        files, labels = _only(sampler.first_per_class(labels, data.train_per_class), files, labels)   # before decoding what is not used
 
     def read_file(i: int) -> bytes:
         return Path(files[i]).read_bytes()
@@ -45,7 +46,9 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
     else:
         look = decode.threaded(lambda i: decode.problem_with(files[i]), len(files), threads=16)
         good, skipped = decode.settle(look, name_of, data.on_bad_image)
-    files[:], labels = [files[i] for i in good], labels[good]      # read_file and name_of see the good ones
+    files[:], labels = _only(good, files, labels)                  # read_file and name_of see the good ones
+    sizes = np.array([os.path.getsize(f) for f in files], np.int64)
+    relative = "\n".join(os.path.relpath(f, root) for f in files)
     return Source(name=data.source, split=split, labels=labels, index=np.arange(len(files), dtype=np.int32), class_names=tuple(classes),
                   checksum=digest(relative.encode(), sizes.tobytes(), labels.tobytes()), images=images,
                   encoded=lambda ids: [read_file(i) for i in ids], name_of=name_of, skipped=skipped)
@@ -64,12 +67,12 @@ def list_split(data: ConfigDict, root: Path, split: str) -> tuple[list[str], np.
     files, labels, classes = list_classes(train or root)
     held = held_out(labels, classes, data.holdout)
     rows = np.flatnonzero(held if split == "test" else ~held)
-    return [files[i] for i in rows], labels[rows], classes
+    return *_only(rows, files, labels), classes
 
 
 def class_folders(folder: Path) -> list[str]:
     """The names of the visible sub-folders, sorted."""
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    return sorted(name for name in os.listdir(folder) if (folder / name).is_dir() and not name.startswith("."))
 
 
 def _same_classes(train: Path, test: Path) -> None:
@@ -88,7 +91,7 @@ def list_classes(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
     empty = [name for name, files in zip(classes, found, strict=True) if not files]
     wanted = ", ".join(SUFFIXES)
     if len(empty) == len(classes):
-        loose = any(e.name.lower().endswith(SUFFIXES) for e in os.scandir(folder))
+        loose = any(name.lower().endswith(SUFFIXES) for name in os.listdir(folder))
         raise FileNotFoundError(f"{folder} holds no images ({wanted}) in sub-folders, one a class" + (
             f": its images lie loose; move them to {folder / 'all'}" if loose else f"; its sub-folders: {', '.join(empty[:10]) or 'none'}"))
     if empty:
@@ -112,6 +115,10 @@ def held_out(labels: np.ndarray, classes: list[str], share: float) -> np.ndarray
     return held
 
 
+def _only(rows: np.ndarray, files: list[str], labels: np.ndarray) -> tuple[list[str], np.ndarray]:
+    return [files[i] for i in rows], labels[rows]
+
+
 def _stored(root: Path, *names: str) -> Path | None:
     """The first of these sub-folders that exists."""
     return next((root / name for name in names if name and (root / name).is_dir()), None)
@@ -122,5 +129,5 @@ def _nearest(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f" (nor {parent})"
-    near = difflib.get_close_matches(path.name, [e.name for e in os.scandir(parent) if e.is_dir()], 1, 0.5)
+    near = difflib.get_close_matches(path.name, [name for name in os.listdir(parent) if (parent / name).is_dir()], 1, 0.5)
     return f"; did you mean {parent / near[0]}?" if near else f"; {parent} exists"

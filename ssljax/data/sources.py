@@ -113,7 +113,8 @@ def load(data: ConfigDict, split: str) -> Source:
         raise ValueError(f"data.source={data.source!r} is unknown{hint}: one of {', '.join(SOURCES)}")
     check_labels(source)
     if split == "train" and data.train_per_class:
-        source = source.select(sampler.first_per_class(source.labels, data.train_per_class))
+        rows = sampler.first_per_class(source.labels, data.train_per_class)
+        source = source if len(rows) == len(source) else source.select(rows)
     if split == "train" and (data.labels_per_class or data.label_fraction < 1):
         source = source.select(sampler.subset(source.labels, fraction=data.label_fraction, per_class=data.labels_per_class,
                                               seed=data.subset_seed))

@@ -1,0 +1,158 @@
+"""Host crops: equal to the released code where it is deterministic, the right distribution where it is not."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.simclr import get_config
+from ssljax.data import crops
+
+
+@pytest.fixture(scope="module")
+def tf():
+    return crops.tensorflow()
+
+
+@pytest.fixture(scope="module")
+def photograph(golden):
+    return golden("augment")["image_uint8"]
+
+
+def a_config(**data):
+    config = get_config("imagenet_r50").unlock()
+    config.data.update(image_size=16, **data)
+    return config
+
+
+@pytest.mark.parametrize("case", ["bicubic_9x13", "bicubic_31x40", "bilinear_9x13"])
+def test_resize_equals_tensorflow(golden, photograph, case):
+    method, shape = case.split("_")
+    got = crops.resize(np.float32(photograph) / np.float32(255), *map(int, shape.split("x")), method)
+    np.testing.assert_allclose(got, golden("augment")[f"tf/resize_{case}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["simclr/center_crop0", "simclr/center_crop1"])
+def test_central_crop_equals_the_released_code(golden, photograph, case):
+    height, width, proportion = golden("augment")[f"{case}_h_w_proportion"]
+    got = crops.central_crop(np.float32(photograph) / np.float32(255), int(height), int(width), float(proportion))
+    np.testing.assert_allclose(got, golden("augment")[case], atol=1e-5)
+
+
+def test_eval_image_is_the_released_preprocessing_above_32_pixels_and_uncropped_below(golden, photograph):
+    data = a_config(channels=3).data
+    data.image_size = 40
+    expected = np.rint(255 * np.clip(crops.central_crop(np.float32(photograph) / np.float32(255), 40, 40, 0.875), 0, 1))
+    np.testing.assert_allclose(np.float32(crops.eval_image(photograph, data)), expected, atol=1)
+    data.image_size = 24                                          # 26 x 24: all columns, rows 1..24, no resize
+    np.testing.assert_array_equal(crops.eval_image(photograph, data), photograph[1:25])
+
+
+def test_whole_uncropped_view_is_the_image(photograph):
+    config = a_config(channels=3, views=1)
+    config.data.image_size, config.augment.crop, config.augment.flip = 24, "none", False
+    np.testing.assert_array_equal(crops.views(photograph, np.int64([0, 0]), config)[0], photograph[1:25])
+
+
+def draw(tf, box, height, width, n, min_area):
+    seeds = np.stack([np.zeros(n, np.int64), np.arange(n)], 1)
+    draws = tf.function(lambda s: tf.map_fn(lambda seed: box(height, width, seed, min_area=min_area), s, fn_output_signature=tf.int32))
+    return draws(seeds).numpy()
+
+
+def test_tf_box_distribution(tf):
+    """Aspect ratio uniform; given it, the integer height uniform; no crop below 10 % of the image although min_area is 8 %."""
+    height, width, n = 120, 160, 3000
+    boxes = draw(tf, crops.box_tf, height, width, n, 0.08)
+    top, left, h, w = boxes.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + h <= height).all() and (left + w <= width).all()
+    area = h * w / (height * width)
+    assert area.min() >= 0.099 and area.min() < 0.12 and area.max() > 0.9
+    assert (w / h > 0.70).all() and (w / h < 1.40).all()
+
+    # An independent draw in NumPy of the documented algorithm, rejection included.
+    rng = np.random.default_rng(0)
+    kept = []
+    while len(kept) < 20_000:
+        aspect = rng.uniform(3 / 4, 4 / 3)
+        low = round(math.sqrt(0.08 * height * width / aspect))
+        high = min(round(math.sqrt(height * width / aspect)), height, math.floor((width + 0.5 - 1e-7) / aspect))
+        tall = rng.integers(low, high + 1)
+        wide = round(tall * aspect)
+        if 0.1 * height * width <= tall * wide <= height * width and wide <= width:
+            kept.append((tall, wide))
+    tall, wide = np.array(kept).T
+    for got, want in ((h, tall), (w, wide), (area, tall * wide / (height * width)), (w / h, wide / tall)):
+        quantiles = np.linspace(0.05, 0.95, 10)
+        assert np.abs(np.searchsorted(np.sort(got), np.quantile(want, quantiles)) / n - quantiles).max() < 0.04   # > 4 s.d. of 3000 draws
+
+
+def test_torchvision_box_distribution(tf):
+    """Area uniform and aspect ratio log-uniform on a square, up to what does not fit; min_area 0.2 is a true minimum."""
+    boxes = draw(tf, crops.box_torchvision, 400, 400, 3000, 0.2)
+    top, left, h, w = boxes.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + h <= 400).all() and (left + w <= 400).all()
+    area, log_ratio = h * w / 160_000, np.log(w / h)
+    assert area.min() > 0.195
+    small = area < 0.7                                            # below 3/4 every ratio fits: exactly uniform there
+    assert abs(np.mean(area[small] < 0.45) - 0.5) < 0.05
+    assert abs(log_ratio.mean()) < 0.02 and abs(log_ratio[small].std() - 2 * math.log(4 / 3) / math.sqrt(12)) < 0.01
+
+
+def test_torchvision_box_falls_back_to_a_central_crop(tf):
+    """A 10 x 200 strip admits no crop of half its area: the largest central one with aspect 4/3 (rows 0..10, 13 columns)."""
+    assert np.unique(draw(tf, crops.box_torchvision, 10, 200, 20, 0.5), axis=0).tolist() == [[0, 93, 10, 13]]
+    assert np.unique(draw(tf, crops.box_torchvision, 200, 10, 20, 0.5), axis=0).tolist() == [[93, 0, 13, 10]]
+
+
+def test_a_view_depends_on_seed_epoch_index_and_number_alone(photograph):
+    config = a_config(channels=3, views=3)
+    first = crops.views(photograph, np.int64([2, 5]), config).numpy()
+    assert first.shape == (3, 16, 16, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, crops.views(photograph, np.int64([2, 5]), config))
+    config.data.views = 2
+    np.testing.assert_array_equal(first[:2], crops.views(photograph, np.int64([2, 5]), config))
+    others = [crops.views(photograph, np.int64(key), config).numpy()[0] for key in ([2, 6], [3, 5], [5, 2])]
+    config.seed = 1
+    others += [crops.views(photograph, np.int64([2, 5]), config).numpy()[0], first[1], first[2]]
+    assert all((first[0] != other).any() for other in others)
+
+
+def test_half_the_views_are_flipped(tf, photograph):
+    config = a_config(channels=3, views=2)
+    config.data.image_size, config.augment.crop = 24, "none"
+    image = tf.constant(photograph)
+
+    @tf.function
+    def draw_all(keys):
+        return tf.map_fn(lambda key: crops.views(image, key, config), keys, fn_output_signature=tf.uint8)
+
+    many = draw_all(np.stack([np.zeros(600, np.int64), np.arange(600)], 1)).numpy()
+    plain, flipped = photograph[1:25], photograph[1:25, ::-1]
+    is_flipped = (many == flipped).all((2, 3, 4))
+    assert (is_flipped | (many == plain).all((2, 3, 4))).all()
+    assert abs(is_flipped.mean() - 0.5) < 0.07 and abs((is_flipped[:, 0] == is_flipped[:, 1]).mean() - 0.5) < 0.1
+
+
+def test_crop_on_host_refuses_affine(photograph):
+    config = a_config(channels=3)
+    config.augment.crop = "affine"
+    with pytest.raises(ValueError, match="augment.crop='affine'.*'torchvision'"):
+        crops.views(photograph, np.int64([0, 0]), config)
+
+
+@pytest.mark.parametrize("mode, kind", [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("RGB", "JPEG")])
+def test_every_kind_of_image_becomes_rgb_or_grey(photograph, mode, kind):
+    """The same pixels as Pillow's conversion, up to the two JPEG decoders' rounding."""
+    image = Image.fromarray(photograph).convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(90)
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    reference = Image.open(file).convert("RGBA" if mode == "P" else mode).convert("RGB")
+    got = crops.decode(file.getvalue(), 3).numpy()
+    assert got.shape == (26, 24, 3) and np.abs(np.int32(got) - np.asarray(reference)).max() <= 3
+    grey = crops.decode(file.getvalue(), 1).numpy()
+    assert grey.shape == (26, 24, 1) and np.abs(np.int32(grey[..., 0]) - np.asarray(reference.convert("L"))).max() <= 3

@@ -1,0 +1,177 @@
+"""Batches are a pure function of (source, config, step), whatever the processes, the start, or the kind of source."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.simclr import get_config
+from ssljax.data import crops, loader, sampler, sources
+
+
+def take(batches, n):
+    """The first n of an endless stream, which is then closed."""
+    out = list(itertools.islice(batches, n))
+    batches.close()
+    return out
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def memory():
+    """90 digits in batches of 20: 4 steps an epoch, 10 images left over."""
+    config = get_config("digits").unlock()
+    config.batch_size, config.seed = 20, 3
+    return sources.load(config.data, "train").select(range(50, 140)), config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """21 photographs of noise, 24 to 44 pixels wide, every third a PNG, most JPEG."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(21):
+        path = root / "train" / "abc"[i % 3] / (f"{i:02}.png" if i % 3 == 0 else f"{i:02}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30 + i % 5, 24 + i, 3)).astype(np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture
+def host(folder):
+    """The same on the host: 21 files less one held out a class, batches of 6, 3 steps an epoch."""
+    config = get_config("folder").unlock()
+    config.data.update(source=f"folder:{folder}", image_size=16)
+    config.batch_size, config.seed = 6, 5
+    return sources.load(config.data, "train"), config
+
+
+def test_steps_per_epoch_and_its_error(memory):
+    assert loader.steps_per_epoch(90, 20) == 4 and loader.steps_per_epoch(20, 20) == 1
+    source, config = memory
+    config.batch_size = 91
+    with pytest.raises(ValueError, match="90 examples do not fill one batch of 91: set batch_size to at most 90"):
+        loader.train_batches(source, config)
+
+
+def test_batches_are_the_rows_of_the_order(memory):
+    source, config = memory
+    batches = take(loader.train_batches(source, config), 9)
+    for step, batch in enumerate(batches):
+        rows = sampler.order(3, step // 4, 90)[20 * (step % 4):][:20]
+        np.testing.assert_array_equal(batch["index"], rows + 50)
+        np.testing.assert_array_equal(batch["label"], source.labels[rows])
+        np.testing.assert_array_equal(batch["image"], source.images[rows])
+    assert [batches[0][k].dtype for k in ("image", "label", "index")] == [np.uint8, np.int32, np.int32]
+    epoch = np.concatenate([b["index"] for b in batches[:4]])
+    assert len(set(epoch)) == 80
+
+
+@pytest.mark.parametrize("kind", ["memory", "host"])
+def test_resume_and_processes_give_the_same_stream(kind, request):
+    source, config = request.getfixturevalue(kind)
+    whole = take(loader.train_batches(source, config), 8)
+    resumed = take(loader.train_batches(source, config, start_step=5), 3)
+    assert all(same(a, b) for a, b in zip(resumed, whole[5:], strict=True))
+    shares = [take(loader.train_batches(source, config, start_step=2, process_index=p, process_count=2), 4) for p in range(2)]
+    for step in range(4):
+        joined = {k: np.concatenate([shares[0][step][k], shares[1][step][k]]) for k in whole[0]}
+        assert same(joined, whole[2 + step])
+    with pytest.raises(ValueError, match="does not divide over 7 processes"):
+        loader.train_batches(source, config, process_count=7)
+
+
+def test_host_views_are_those_of_crops(host):
+    source, config = host
+    for step, batch in enumerate(take(loader.train_batches(source, config), 4)):
+        rows = sampler.order(5, step // 3, 18)[6 * (step % 3):][:6]
+        np.testing.assert_array_equal(batch["index"], rows)
+        np.testing.assert_array_equal(batch["label"], source.labels[rows])
+        assert batch["image"].shape == (6, 2, 16, 16, 3) and batch["image"].dtype == np.uint8
+        for k, row in enumerate(rows):
+            image = crops.decode(source.read([row])[0], 3)
+            np.testing.assert_array_equal(batch["image"][k], crops.views(image, np.int64([step // 3, row]), config))
+
+
+def test_views_of_one_image_differ_between_epochs_and_stay_when_the_batch_changes(host):
+    source, config = host
+    batches = take(loader.train_batches(source, config), 6)
+    by_epoch = [{i: v for b in batches[3 * e:3 * e + 3] for i, v in zip(b["index"], b["image"], strict=True)} for e in (0, 1)]
+    assert all((by_epoch[0][i] != by_epoch[1][i]).any() for i in range(18))
+    config.batch_size = 9
+    for batch in take(loader.train_batches(source, config), 2):
+        assert all((by_epoch[0][i] == v).all() for i, v in zip(batch["index"], batch["image"], strict=True))
+    config.batch_size = 6
+    half = source.select(range(0, 18, 2))                         # another position, the same id: the same view
+    batch = take(loader.train_batches(half, config), 1)[0]
+    assert set(batch["index"]) <= set(range(0, 18, 2))
+    assert all((by_epoch[0][i] == v).all() for i, v in zip(batch["index"], batch["image"], strict=True))
+
+
+def test_pixels_in_memory_can_be_cropped_on_the_host(memory):
+    source, config = memory
+    config.data.crop_on, config.augment.crop = "host", "torchvision"
+    batch = take(loader.train_batches(source, config), 1)[0]
+    assert batch["image"].shape == (20, 2, 16, 16, 1)
+    row = batch["index"][7] - 50
+    np.testing.assert_array_equal(batch["image"][7], crops.views(source.images[row], np.int64([0, row + 50]), config))
+
+
+def test_crop_on_must_be_host_or_device_and_device_needs_pixels(host):
+    source, config = host
+    config.data.crop_on = "device"
+    with pytest.raises(ValueError, match="not in memory"):
+        loader.train_batches(source, config)
+    config.data.crop_on = "gpu"
+    with pytest.raises(ValueError, match="crop_on='gpu'"):
+        loader.train_batches(source, config)
+
+
+@pytest.mark.parametrize("kind, batch_size", [("memory", 40), ("memory", 90), ("host", 5), ("host", 18)])
+def test_evaluation_sees_every_example_once_in_order(kind, batch_size, request):
+    source, config = request.getfixturevalue(kind)
+    batches = list(loader.eval_batches(source, config, batch_size=batch_size))
+    assert all(len(b[k]) == batch_size for b in batches for k in ("image", "label", "index", "mask"))
+    mask = np.concatenate([b["mask"] for b in batches])
+    assert mask.dtype == bool and mask.sum() == len(source) and mask[:len(source)].all()
+    for field, expected in (("index", source.index), ("label", source.labels)):
+        np.testing.assert_array_equal(np.concatenate([b[field] for b in batches])[mask], expected)
+    images = np.concatenate([b["image"] for b in batches])
+    assert images.shape[1:] == (16, 16, config.data.channels) and not images[~mask].any()
+    for i in (0, len(source) - 1):
+        image = source.images[i] if source.images is not None else crops.eval_image(crops.decode(source.read([i])[0], 3), config.data)
+        np.testing.assert_array_equal(images[i], image)
+
+
+def test_evaluation_crops_pixels_in_memory_above_32(memory):
+    source, config = memory
+    config.data.update(image_size=40, eval_crop=0.875)
+    batch = next(loader.eval_batches(source, config, batch_size=3))
+    np.testing.assert_array_equal(batch["image"][2], crops.eval_image(source.images[2], config.data))
+
+
+def spoil(path):
+    """Destroys the middle of a PNG: signature and end marker stay."""
+    content = bytearray(path.read_bytes())
+    content[200:400] = bytes(200)
+    path.write_bytes(content)
+
+
+def test_an_image_that_fails_in_the_pipeline_is_named(tmp_path):
+    for i in range(12):
+        path = tmp_path / "train" / "a" / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 20, 3)).astype(np.uint8)).save(path)
+    config = get_config("folder").unlock()
+    config.data.update(source=f"folder:{tmp_path}", image_size=8, holdout=0.1)
+    config.batch_size = 4
+    source = sources.load(config.data, "train")
+    spoil(tmp_path / "train" / "a" / source.describe(3)[-6:])
+    with pytest.raises(ValueError, match=f"{source.describe(3)} cannot be read as an image"):
+        take(loader.train_batches(source, config), 3)             # somewhere in the first epoch
+    with pytest.raises(ValueError, match=f"{source.describe(3)} cannot be read as an image"):
+        list(loader.eval_batches(source, config, batch_size=4))

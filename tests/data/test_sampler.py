@@ -1,0 +1,77 @@
+"""The order of an epoch and label subsets are pure, balanced and nested."""
+
+import numpy as np
+import pytest
+
+from ssljax.data import sampler
+
+
+def test_order_is_a_permutation_that_depends_on_seed_and_epoch_only():
+    first = sampler.order(3, 5, 1000)
+    assert first.dtype == np.int64 and sorted(first) == list(range(1000))
+    np.testing.assert_array_equal(first, sampler.order(3, 5, 1000))
+    for other in (sampler.order(3, 6, 1000), sampler.order(4, 5, 1000), sampler.order(5, 3, 1000)):
+        assert (first == other).mean() < 0.02                     # a random pair of permutations agrees at one place in a thousand
+        assert abs(np.corrcoef(first, other)[0, 1]) < 0.15        # 5 standard deviations of independent orders
+
+
+def test_order_is_the_documented_stream():
+    """Sorting the raw words of Philox keyed by (seed, epoch): a resumed run of another NumPy version depends on this."""
+    words = np.random.Philox(key=[7, 2]).random_raw(20)
+    assert sampler.order(7, 2, 20).tolist() == sorted(range(20), key=lambda i: words[i])
+
+
+def test_every_place_is_equally_likely():
+    places = np.stack([sampler.order(0, epoch, 10) for epoch in range(2000)])
+    counts = np.stack([np.bincount(column, minlength=10) for column in places.T])
+    assert np.abs(counts - 200).max() < 5 * np.sqrt(200 * 0.9)
+
+
+def test_order_refuses_negatives():
+    with pytest.raises(ValueError, match="epoch=-1"):
+        sampler.order(0, -1, 10)
+
+
+def test_subset_is_balanced_sorted_deterministic_and_nested():
+    labels = np.random.default_rng(0).integers(0, 10, 5000)
+    one, ten, half = (sampler.subset(labels, fraction=f, seed=4) for f in (0.01, 0.1, 0.5))
+    assert [len(s) for s in (one, ten, half)] == [50, 500, 2500]
+    assert np.bincount(labels[one]).tolist() == [5] * 10 and np.bincount(labels[ten]).tolist() == [50] * 10
+    assert set(one) < set(ten) < set(half)
+    assert (np.diff(ten) > 0).all()
+    np.testing.assert_array_equal(ten, sampler.subset(labels, fraction=0.1, seed=4))
+    assert set(one) != set(sampler.subset(labels, fraction=0.01, seed=5))
+
+
+def test_subset_counts_are_those_of_simclrs_lists():
+    """imagenet_subsets/1percent.txt: 12,811 ids, 811 classes of 13 and 189 of 12; 10percent.txt: 128,116, 116 classes of 129."""
+    counts = np.full(1000, 1281)
+    counts[:167] += 1
+    labels = np.repeat(np.arange(1000), counts)
+    one, ten = (np.bincount(labels[sampler.subset(labels, fraction=f, seed=0)]) for f in (0.01, 0.1))
+    assert len(labels) == 1_281_167 and np.bincount(one).tolist()[12:] == [189, 811] and np.bincount(ten).tolist()[128:] == [884, 116]
+
+
+def test_subset_keeps_one_of_every_class_and_exhausts_small_ones():
+    labels = np.array([0] * 96 + [1] * 3 + [2])
+    assert np.bincount(labels[sampler.subset(labels, fraction=0.01, seed=0)]).tolist() == [1, 1, 1]
+    assert np.bincount(labels[sampler.subset(labels, fraction=0.2, seed=0)]).tolist() == [16, 3, 1]
+    assert sampler.subset(labels, fraction=1.0, seed=0).tolist() == list(range(100))
+
+
+def test_per_class_subset_and_its_error():
+    labels = np.array([0, 1, 0, 1, 1, 0, 0])
+    two = sampler.subset(labels, per_class=2, seed=1)
+    assert np.bincount(labels[two]).tolist() == [2, 2]
+    assert set(two) < set(sampler.subset(labels, per_class=3, seed=1))
+    with pytest.raises(ValueError, match="class 1 has 3 examples, 4 a class.*at most 3"):
+        sampler.subset(labels, per_class=4, seed=1)
+    with pytest.raises(ValueError, match="fraction=0"):
+        sampler.subset(labels, fraction=0.0, seed=1)
+
+
+def test_first_per_class():
+    labels = np.array([2, 0, 2, 2, 0, 1, 1])
+    assert sampler.first_per_class(labels, 2).tolist() == [0, 1, 2, 4, 5, 6]
+    with pytest.raises(ValueError, match="class 0 has 2 examples, 3 a class"):
+        sampler.first_per_class(labels, 3)

@@ -1,0 +1,247 @@
+"""Sources: what they hold, how they split, and an error with a fix for every kind of bad input."""
+
+import gzip
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from configs.simclr import get_config
+from ssljax.data import decode, sources
+
+
+def data_of(source, **settings):
+    data = get_config("digits").unlock().data
+    data.update(source=source, image_size=8, **settings)
+    return data
+
+
+def save(path, value, kind="JPEG", mode="RGB", size=(10, 12)):
+    """A noisy image around a grey level."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(value).integers(0, 40, (size[1], size[0], 3))
+    Image.fromarray((noise + value).astype(np.uint8)).convert(mode).save(path, kind)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, six training and two test images each, in many modes."""
+    for label, name in enumerate(("cat", "dog")):
+        for i, (kind, mode) in enumerate([("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "L")]):
+            save(tmp_path / "pets" / "train" / name / f"{i}.{kind.lower()}", 100 * label + 10 * i, kind, mode)
+        for i in range(2):
+            save(tmp_path / "pets" / "test" / name / f"{i}.png", 100 * label + 7 * i, "PNG")
+    return tmp_path / "pets"
+
+
+def test_digits_are_scikit_learns_in_order():
+    data = data_of("digits", channels=1)
+    train, test = sources.load(data, "train"), sources.load(data, "test")
+    raw = load_digits()
+    assert (len(train), len(test), train.num_classes) == (1500, 297, 10)
+    np.testing.assert_array_equal(np.concatenate([train.labels, test.labels]), raw.target)
+    np.testing.assert_allclose(train.images[:, :, :, 0], raw.images[:1500] * 255 / 16, atol=0.5)
+    assert train.images.dtype == np.uint8 and train.labels.dtype == train.index.dtype == np.int32
+    data.image_size, data.channels = 16, 3
+    large = sources.load(data, "train")
+    assert large.images.shape == (1500, 16, 16, 3) and large.checksum == train.checksum != test.checksum
+    # Doubling, bilinear with half-pixel centres: 3/4 of the near pixel and 1/4 of the far one along each side.
+    x = train.images[0, :, :, 0].astype(float)
+    expected = (9 * x[3, 4] + 3 * x[3, 5] + 3 * x[4, 4] + x[4, 5]) / 16
+    assert abs(large.images[0, 7, 9, 0] - expected) <= 1
+
+
+def test_in_memory_sources_never_load_tensorflow(folder):
+    program = f"""
+import sys
+from configs.simclr import get_config
+from ssljax.data import loader, sources
+config = get_config("digits").unlock()
+next(loader.train_batches(sources.load(config.data, "train"), config))
+next(loader.eval_batches(sources.load(config.data, "test"), config, batch_size=9))
+config.data.update(source="folder:{folder}", channels=3); config.batch_size = 4
+next(loader.train_batches(sources.load(config.data, "train"), config))
+assert not [m for m in sys.modules if m.startswith("tensorflow")]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_subsets_apply_to_training_only():
+    data = data_of("digits", train_per_class=20, labels_per_class=3, subset_seed=1)
+    train = sources.load(data, "train")
+    assert np.bincount(train.labels).tolist() == [3] * 10 and len(sources.load(data, "test")) == 297
+    assert train.index.max() < 250                                # ids are those of the whole split
+    np.testing.assert_array_equal(train.labels, load_digits().target[train.index])
+    data.labels_per_class, data.label_fraction = 0, 0.5
+    assert np.bincount(sources.load(data, "train").labels).tolist() == [10] * 10
+    data.labels_per_class = 30
+    with pytest.raises(ValueError, match="has 20 examples, 30 a class"):
+        sources.load(data, "train")
+
+
+def test_select_keeps_ids_pixels_and_names():
+    source = sources.load(data_of("digits"), "train")
+    some = source.select([5, 9, 5]).select([2, 1])
+    assert some.index.tolist() == [5, 9] and some.labels.tolist() == source.labels[[5, 9]].tolist()
+    np.testing.assert_array_equal(some.images, source.images[[5, 9]])
+    assert some.describe(1) == "image 9 of digits, train"
+    assert len({source.checksum, some.checksum, source.select([9, 5]).checksum}) == 3
+
+
+def write_idx(path, array, magic=None):
+    head = struct.pack(">4B", 0, 0, 8, array.ndim) if magic is None else magic
+    path.write_bytes(gzip.compress(head + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()))
+
+
+def test_fashion_mnist_from_idx_files(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.uint8)
+    labels = np.array([9, 0, 3, 3, 1], np.uint8)
+    for stem in ("train", "t10k"):
+        write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", images)
+        write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", labels)
+    data = data_of("fashion_mnist", data_dir=str(tmp_path))
+    data.image_size = 28
+    source = sources.load(data, "test")
+    np.testing.assert_array_equal(source.images[..., 0], images)
+    assert source.labels.tolist() == [9, 0, 3, 3, 1] and source.class_names[9] == "Ankle boot"
+
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    write_idx(path, images, magic=b"\0\0\x08\x01")
+    with pytest.raises(ValueError, match="train-images.*00000801, not with 00000803"):
+        sources.load(data, "train")
+    path.write_bytes(gzip.compress(struct.pack(">4B3I", 0, 0, 8, 3, 6, 28, 28) + images.tobytes()))
+    with pytest.raises(ValueError, match=r"\(6, 28, 28\) = 4704 bytes, but 3920 follow"):
+        sources.load(data, "train")
+    write_idx(path, images)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a whole gzip file"):
+        sources.load(data, "train")
+    write_idx(path, images[:4])
+    with pytest.raises(ValueError, match="4 images.*5 labels"):
+        sources.load(data, "train")
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", labels + np.uint8(1))
+    with pytest.raises(ValueError, match=r"image 0 of fashion_mnist, test has label 10, outside 0\.\.9"):
+        sources.load(data, "test")
+
+
+def test_fashion_mnist_missing_names_the_three_ways(tmp_path):
+    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist.*data.data_dir.*ssljax prepare fashion_mnist"):
+        sources.load(data_of("fashion_mnist", data_dir=str(tmp_path)), "train")
+
+
+def test_folder_in_memory_reads_every_kind_of_image(folder):
+    source = sources.load(data_of(f"folder:{folder}", channels=3), "train")
+    assert source.images.shape == (12, 8, 8, 3) and source.class_names == ("cat", "dog") and source.labels.tolist() == [0] * 6 + [1] * 6
+    assert [source.describe(i).rsplit("/", 2)[1:] for i in (0, 7)] == [["cat", "0.jpeg"], ["dog", "1.jpeg"]]
+    means = source.images.mean((1, 2, 3))                         # the grey level plus the noise's mean, whatever the mode
+    np.testing.assert_allclose(means, [100 * c + 10 * i + 19.5 for c in (0, 1) for i in range(6)], atol=6)
+    assert sources.load(data_of(f"folder:{folder}", channels=1), "train").images.shape == (12, 8, 8, 1)
+
+
+def test_folder_pixels_are_the_central_square_resized(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3)).astype(np.uint8)
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "train" / "a" / "0.png")
+    encoded = (tmp_path / "train" / "a" / "0.png").read_bytes()
+    expected = Image.fromarray(pixels[1:11]).resize((8, 8), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(decode.decode(encoded, 8, 3), np.asarray(expected))
+
+
+def test_16_bit_grey_keeps_its_scale(tmp_path):
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    assert np.unique(decode.decode((tmp_path / "deep.png").read_bytes(), 8, 3)).tolist() == [40_000 >> 8]
+
+
+def test_folder_on_host_gives_the_files_bytes(folder):
+    source = sources.load(data_of(f"folder:{folder}", crop_on="host"), "test").select([3, 1])
+    assert source.images is None
+    assert source.read([1, 0]) == [(folder / "test" / "cat" / "1.png").read_bytes(), (folder / "test" / "dog" / "1.png").read_bytes()]
+
+
+@pytest.mark.parametrize("inner", ["", "train"])
+def test_holdout_is_deterministic_disjoint_and_per_class(tmp_path, inner):
+    for name, n in (("a", 10), ("b", 4)):
+        for i in range(n):
+            save(tmp_path / inner / name / f"{i}.png", i, "PNG")
+    data = data_of(f"folder:{tmp_path}", holdout=0.3, crop_on="host")
+    train, test = sources.load(data, "train"), sources.load(data, "test")
+    assert np.bincount(train.labels).tolist() == [7, 3] and np.bincount(test.labels).tolist() == [3, 1]
+    names = [{s.describe(i) for i in range(len(s))} for s in (train, test)]
+    assert len(names[0] | names[1]) == 14
+    again = sources.load(data, "test")
+    assert {again.describe(i) for i in range(4)} == names[1] and again.checksum == test.checksum
+    data.holdout = 0.0
+    with pytest.raises(ValueError, match="data.holdout=0.0"):
+        sources.load(data, "train")
+
+
+def test_path_that_does_not_exist_gets_the_nearest_name(folder):
+    with pytest.raises(FileNotFoundError, match=f"no folder.*did you mean {folder}\\?"):
+        sources.load(data_of(f"folder:{folder.parent}/pts"), "train")
+
+
+def test_unknown_source_and_split():
+    with pytest.raises(ValueError, match="data.source='digit' is unknown.*did you mean 'digits'"):
+        sources.load(data_of("digit"), "train")
+    with pytest.raises(ValueError, match="'validation' is neither"):
+        sources.load(data_of("digits"), "validation")
+
+
+def test_folder_without_images(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="holds no images .*cat"):
+        sources.load(data_of(f"folder:{tmp_path}"), "train")
+    save(tmp_path / "train" / "loose.jpg", 3)
+    with pytest.raises(FileNotFoundError, match="lie loose; move them to .*all"):
+        sources.load(data_of(f"folder:{tmp_path}"), "train")
+
+
+def test_empty_class_folder(folder):
+    (folder / "train" / "eel").mkdir()
+    (folder / "test" / "eel").mkdir()
+    with pytest.raises(ValueError, match="class folder .*train/eel has no images"):
+        sources.load(data_of(f"folder:{folder}"), "train")
+
+
+def test_different_classes_in_train_and_test(folder):
+    save(folder / "test" / "eel" / "0.png", 3, "PNG")
+    with pytest.raises(ValueError, match="2 classes.*3; only one of them has eel"):
+        sources.load(data_of(f"folder:{folder}"), "train")
+
+
+@pytest.mark.parametrize("crop_on", ["device", "host"])
+@pytest.mark.parametrize("how", ["truncated", "text"])
+def test_unreadable_image_is_named_or_skipped_and_counted(folder, crop_on, how, caplog):
+    bad = folder / "train" / "cat" / "0.jpeg"
+    bad.write_bytes(b"not an image" if how == "text" else bad.read_bytes()[:-80])
+    data = data_of(f"folder:{folder}", channels=3, crop_on=crop_on)
+    with pytest.raises(ValueError, match=f"{bad} cannot be read as an image.*on_bad_image='skip'"):
+        sources.load(data, "train")
+    data.on_bad_image = "skip"
+    source = sources.load(data, "train")
+    assert source.skipped == (str(bad),) and len(source) == 11 and source.labels.tolist() == [0] * 5 + [1] * 6
+    assert source.describe(0).endswith("cat/1.jpeg") and source.index.tolist() == list(range(11))
+    assert f"1 unreadable image left out: {bad}" in caplog.text
+    if crop_on == "host":
+        assert source.read([0])[0] == (folder / "train" / "cat" / "1.jpeg").read_bytes()
+
+
+def test_bad_value_of_on_bad_image(folder):
+    with pytest.raises(ValueError, match="on_bad_image='ignore'"):
+        sources.load(data_of(f"folder:{folder}", on_bad_image="ignore"), "train")
+
+
+def test_memory_limit(folder, monkeypatch):
+    monkeypatch.setattr(decode, "MEMORY_LIMIT", 12 * 8 * 8 * 3 - 1)
+    with pytest.raises(MemoryError, match="12 decoded images of 8x8x3.*data.crop_on='host'"):
+        sources.load(data_of(f"folder:{folder}", channels=3), "train")
+
+
+def test_train_per_class_decodes_no_more_than_it_uses(folder):
+    (folder / "train" / "dog" / "5.png").write_bytes(b"never read")
+    source = sources.load(data_of(f"folder:{folder}", channels=3, train_per_class=2), "train")
+    assert source.labels.tolist() == [0, 0, 1, 1] and source.describe(2).endswith("dog/0.jpeg")
