@@ -40,6 +40,7 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
             label_fraction=1.0,              # supervised methods: the share of the labels used (balanced, drawn with subset_seed)
             labels_per_class=0,              # or so many labels a class; 0 = label_fraction decides
             subset_seed=0,
+            num_classes=1000,                # 0 = read from the data
             image_size=224,
             channels=3,
             views=2,
@@ -74,7 +75,7 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
         loss=dict(temperature=0.1),          # [P] table of temperatures
         optim=dict(
             name="lars", learning_rate=0.075, scaling="sqrt",    # 0.075 sqrt(B) = 4.8 at 4096 [P] appendix B.1
-            momentum=0.9, trust_coefficient=0.001, lr_in_momentum=True,   # [C]
+            momentum=0.9, trust_coefficient=0.001, lr_in_momentum=True, nesterov=False,   # [C]
             weight_decay=1e-6,               # [P]; the README's 1e-4 is SimCLRv2's
             warmup_epochs=10,                # [P]
         ),
@@ -96,7 +97,7 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
 def small(c: ConfigDict, preset: str, source: str, size: int, channels: int) -> ConfigDict:
     """What all data sets of small images share: in memory, cropped on the device, no blur, the CIFAR stem, float32."""
     c.preset = preset
-    c.data.update(source=source, test_split="test", image_size=size, channels=channels, crop_on="device", eval_crop=1.0)
+    c.data.update(source=source, num_classes=10, test_split="test", image_size=size, channels=channels, crop_on="device", eval_crop=1.0)
     c.augment.update(jitter_strength=0.5, blur_probability=0.0)      # [P] appendix B.9
     c.augment.update(mean=(0.0,) * channels, std=(1.0,) * channels)
     c.model.update(name="resnet18", stem="cifar", dtype="float32")
@@ -110,6 +111,52 @@ def cifar10_r18() -> ConfigDict:
     c.head.layers = 3
     c.loss.temperature = 0.5
     c.optim.update(learning_rate=1.0, scaling="linear", weight_decay=1e-4)
+    return c
+
+
+def cifar10_small() -> ConfigDict:
+    """ResNet-18 of base width 16 for ten epochs: what two CPU cores do in a quarter of an hour [X].
+
+    For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
+    """
+    c = small(imagenet(epochs=10, batch=256), "cifar10_small", "tfds:cifar10", 32, 3)
+    c.model.width = 0.25
+    c.loss.temperature = 0.5
+    c.optim.update(name="sgd", learning_rate=0.12, scaling="linear", weight_decay=5e-4, warmup_epochs=0)
+    c.log_every, c.eval_every_epochs, c.checkpoint.every_steps = 20, 5, 200
+    return c
+
+
+def fashion_mnist() -> ConfigDict:
+    """Fashion-MNIST on a CPU: grey images of 28 pixels, so the colour jitter is brightness and contrast alone [X]."""
+    c = small(imagenet(epochs=5, batch=256), "fashion_mnist", "fashion_mnist", 28, 1)
+    c.model.update(name="resnet10", width=0.25)
+    c.loss.temperature = 0.2
+    c.augment.min_area = 0.2
+    c.optim.update(name="sgd", learning_rate=0.12, scaling="linear", weight_decay=5e-4, warmup_epochs=0)
+    c.log_every, c.eval_every_epochs, c.checkpoint.every_steps = 50, 1, 300
+    return c
+
+
+def digits() -> ConfigDict:
+    """scikit-learn's 1,797 scanned digits at 16 pixels, for the demo: views are small affine and intensity changes, never flips [X]."""
+    c = small(imagenet(epochs=40, batch=128), "digits", "digits", 16, 1)
+    c.augment.update(crop="affine", flip=False, rotate=15.0, shift=0.12, zoom=0.15, shear=10.0, jitter_strength=0.5, grayscale_probability=0.0)
+    c.model.update(name="resnet8", width=0.25)
+    c.head.dim = 64
+    c.loss.temperature = 0.2
+    c.optim.update(name="sgd", learning_rate=0.12, scaling="linear", weight_decay=5e-4, warmup_epochs=2)
+    c.log_every, c.eval_every_epochs, c.checkpoint.every_steps = 20, 10, 200
+    return c
+
+
+def folder() -> ConfigDict:
+    """Your own photographs: --config.data.source=folder:PATH, with train/ and test/ or one sub-folder a class; ResNet-50 at 224 pixels [X]."""
+    c = imagenet(epochs=200, batch=256)
+    c.preset = "folder"
+    c.data.update(source="folder:images", test_split="test", num_classes=0)
+    c.evaluate.update(linear="lbfgs", protocols=("knn", "linear", "label_fraction"))
+    c.log_every, c.checkpoint.every_steps = 20, 200
     return c
 
 

@@ -188,7 +188,7 @@ def draw(key: jax.Array, augment: ConfigDict) -> Draw:
         light = between(u[0], -0.8 * s, 0.8 * s)
     else:
         raise ValueError(f"config.augment.brightness={augment.brightness!r} is unknown. Use 'multiply' (released code) or 'add' (paper).")
-    rank = jnp.argsort(jnp.argsort(u[8:]))
+    rank = (u[8:, None] > u[None, 8:]).sum(1, dtype=jnp.int32)       # the order of four uniforms: every permutation equally likely
     jitter = Jitter(light, between(u[1], low, high), between(u[2], low, high), between(u[3], -0.2 * s, 0.2 * s), rank)
     return Draw(jitter, u[4] < augment.jitter_probability, u[5] < augment.grayscale_probability, u[6] < augment.blur_probability,
                 between(u[7], *augment.blur_sigma))
@@ -256,7 +256,7 @@ def view(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int, cr
     Returns:
         float32 [size, size, C], in [0, 1] before the normalisation.
     """
-    crop_key, color_key = jax.random.split(key)
+    crop_key, color_key = jax.random.split(key)              # `draws` reads the second in the same way
     image = to_float(image)
     if crop:
         image = random_crop(image, crop_key, augment, size=size)
@@ -302,14 +302,35 @@ def views(batch_image: jax.Array, index: jax.Array, key: jax.Array, augment: Con
     shared = batch_sigma(key, augment, num_views) if augment.blur_sigma_per == "batch" else None
 
     def one(image: jax.Array, index: jax.Array, number: jax.Array, sigma: jax.Array | None) -> jax.Array:
-        own = jax.random.fold_in(jax.random.fold_in(key, index), number)
-        return view(image, own, augment, size=size, crop=crop, sigma=sigma)
+        return view(image, view_key(key, index, number), augment, size=size, crop=crop, sigma=sigma)
 
     over_views = jax.vmap(one, in_axes=(None if crop else 0, None, 0, None if shared is None else 0))
     return jax.vmap(over_views, in_axes=(0, 0, None, None))(batch_image, index, numbers, shared)
+
+
+def view_key(key: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
+    """The key of view `number` of example `index` at the step of `key`."""
+    return jax.random.fold_in(jax.random.fold_in(key, index), number)
+
+
+def draws(index: jax.Array, key: jax.Array, augment: ConfigDict, num_views: int) -> Draw:
+    """What `views` draws after the crops, every leaf [B, V, ...]: for pictures and tests."""
+    def one(index: jax.Array, number: jax.Array, sigma: jax.Array | None) -> Draw:
+        _, color_key = jax.random.split(view_key(key, index, number))
+        drawn = draw(color_key, augment)
+        return drawn if sigma is None else drawn._replace(sigma=sigma)
+
+    shared = batch_sigma(key, augment, num_views) if augment.blur_sigma_per == "batch" else None
+    over_views = jax.vmap(one, in_axes=(None, 0, None if shared is None else 0))
+    return jax.vmap(over_views, in_axes=(0, None, None))(index, jnp.arange(num_views, dtype=jnp.int32), shared)
 
 
 def batch_sigma(key: jax.Array, augment: ConfigDict, num_views: int) -> jax.Array:
     """One blur width for each view of a batch, float32 [V]; the released code blurs a whole batch with one kernel."""
     no_example = jnp.uint32(2**32 - 1)                    # indices are not negative, so no example shares this key
     return jax.random.uniform(jax.random.fold_in(key, no_example), (num_views,), jnp.float32, *augment.blur_sigma)
+
+
+def for_network(images: jax.Array, augment: ConfigDict) -> jax.Array:
+    """Images without a random view, as the encoder expects them at evaluation: [B, H, W, C] -> float32, normalised."""
+    return jax.vmap(lambda image: normalize(to_float(image), augment.mean, augment.std))(images)

@@ -1,0 +1,25 @@
+"""The console script: `ssljax <verb> ...` is `python -m ssljax.<verb> ...`."""
+
+import importlib
+import sys
+
+VERBS = {
+    "prepare": "download or build a data set once",
+    "train": "pretrain, fine-tune, or run all stages of a config",
+    "evaluate": "protocols on a checkpoint, one line of results.jsonl each",
+    "report": "results.jsonl to tables and figures",
+    "preview": "a picture of what the network will see",
+}
+
+
+def main() -> None:
+    """Calls the verb's main; without one, lists them."""
+    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
+        asked = f"no verb {sys.argv[1]!r}\n" if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help", "help") else ""
+        print(asked + "usage: ssljax <verb> [flags]\n" + "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items()))
+        sys.exit(2 if asked else 0)
+    importlib.import_module(f"ssljax.{sys.argv[1]}").main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

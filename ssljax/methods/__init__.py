@@ -1,0 +1,14 @@
+"""The table of contents: `METHODS[config.method](config)` is a paper as pure functions."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from ssljax.methods.simclr import simclr
+from ssljax.methods.supervised import supervised
+from ssljax.types import Method
+
+METHODS: dict[str, Callable[[ConfigDict], Method]] = {
+    "simclr": simclr,
+    "supervised": supervised,
+}

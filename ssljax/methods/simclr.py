@@ -1,0 +1,84 @@
+"""SimCLR (Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations, arXiv 2002.05709).
+
+    h = f(view),  z = g(h);   for a positive pair (i, j) among the 2B embeddings of a batch
+    l(i, j) = -log  exp(sim(z_i, z_j) / tau) / sum_{k != i} exp(sim(z_i, z_k) / tau)        (equation 1)
+    L = mean over the B rows of view 1 + mean over the B rows of view 2
+
+Differences from the paper, all after the released code (google-research/simclr, commit 383d414):
+- L is the sum of the two directions, twice the paper's average. LARS-adapted kernels do not notice; normalisation parameters do.
+- Batch normalisation follows every layer of the projection head; the last has a scale and no offset, and no ReLU.
+- A linear classifier reads stop-gradient features while pretraining (`online_probe`). It cannot touch the encoder; with LARS its kernel
+  carries its own weight decay in the loss, because the optimizer leaves it out.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ssljax import models
+from ssljax.data import augment
+from ssljax.losses.classification import accuracy, cross_entropy
+from ssljax.losses.contrastive import contrast_accuracy, nt_xent
+from ssljax.losses.geometry import alignment, effective_rank, embedding_std, uniformity
+from ssljax.types import Batch, Method, Out, Pytree
+
+
+def simclr(config: ConfigDict) -> Method:
+    """SimCLR as pure functions. params: encoder, projector and, with `online_probe`, probe; no extra state."""
+    size, channels, classes = config.data.image_size, config.data.channels, config.data.num_classes
+    encoder = models.backbone(config.model)
+    projector = models.projection_head(config.head, config.model)
+    probe = models.LinearClassifier(classes) if config.online_probe and classes else None
+
+    def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, tuple]:
+        del batch
+        keys = jax.random.split(key, 3)
+        image = jnp.zeros((2, size, size, channels), jnp.float32)
+        f = encoder.init(keys[0], image, train=False)
+        h = jax.eval_shape(lambda v: encoder.apply(v, image, train=False), f)
+        h = jnp.zeros(h.shape, h.dtype)
+        g = projector.init(keys[1], h, train=False)
+        params = {"encoder": f["params"], "projector": g["params"]}
+        if probe is not None:
+            params["probe"] = probe.init(keys[2], h)["params"]
+        return params, {"encoder": f["batch_stats"], "projector": g["batch_stats"]}, ()
+
+    def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
+        # 1. Two views of each image: [B, 2, S, S, C]. A view's draw follows from (key, index of the image, view).
+        views = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
+        # 2. One pass over the 2B views, so that batch statistics are theirs together. Views stay beside their image: rows keep their device.
+        x = views.reshape(-1, *views.shape[2:])
+        h, f_state = encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=True, mutable=["batch_stats"])
+        z, g_state = projector.apply({"params": params["projector"], "batch_stats": model_state["projector"]}, h, train=True,
+                                     mutable=["batch_stats"])
+        z1, z2 = z[0::2], z[1::2]
+        # 3. Equation 1 for every row, both directions.
+        rows = nt_xent(z1, z2, temperature=config.loss.temperature)
+        total = 2.0 * jnp.mean(rows)
+        metrics = {"loss_per_view": jnp.mean(rows), "contrast_accuracy": jnp.mean(contrast_accuracy(z1, z2)), **health(z1, z2, step)}
+        # 4. The online probe, fed by features that carry no gradient.
+        if probe is not None:
+            probe_loss, metrics["probe_accuracy"] = probing(params["probe"], jax.lax.stop_gradient(h), jnp.repeat(batch["label"], 2))
+            total += probe_loss
+        return total, Out({"encoder": f_state["batch_stats"], "projector": g_state["batch_stats"]}, (), metrics)
+
+    def probing(params: Pytree, h: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = probe.apply({"params": params}, h)
+        decay = config.optim.weight_decay if config.optim.name == "lars" else 0.0
+        penalty = 0.5 * decay * jnp.sum(params["dense"]["kernel"] ** 2)
+        return jnp.mean(cross_entropy(logits, label)) + penalty, jnp.mean(accuracy(logits, label))
+
+    def health(z1: jax.Array, z2: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
+        """What `monitor.py` reads. The rank needs an eigendecomposition, done only at the steps that are logged."""
+        z1, z2 = jax.lax.stop_gradient(z1), jax.lax.stop_gradient(z2)
+        logged = (step + 1) % config.log_every == 0
+        rank = jax.lax.cond(logged, lambda z: effective_rank(z), lambda z: jnp.zeros((), jnp.float32), jnp.concatenate([z1, z2]))
+        return {"embedding_std": embedding_std(z1), "alignment": alignment(z1, z2), "uniformity": uniformity(z1), "effective_rank": rank}
+
+    def encode(params: Pytree, model_state: Pytree, extra: tuple, image: jax.Array) -> jax.Array:
+        x = augment.for_network(image, config.augment)
+        return encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=False)
+
+    return Method(init=init, loss=loss, encode=encode)

@@ -1,0 +1,55 @@
+"""Supervised learning: the baseline of every table, and the fine-tuning of every pretrained encoder.
+
+    L = mean cross entropy of head(f(view)) against the label
+
+With `init_from` the encoder starts from an earlier stage (SimCLR's semi-supervised protocol: the whole network is trained, the head
+starts from zero); without it, from scratch. One augmented view an image.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ssljax import models
+from ssljax.data import augment
+from ssljax.losses.classification import accuracy, cross_entropy
+from ssljax.types import Batch, Method, Out, Pytree
+
+
+def supervised(config: ConfigDict) -> Method:
+    """Cross entropy on labels. params: encoder, head; no extra state."""
+    size, channels, classes = config.data.image_size, config.data.channels, config.data.num_classes
+    if classes < 1:
+        raise ValueError(f"data.num_classes={classes}: a supervised method needs the number of classes; training fills it in from the data")
+    encoder = models.backbone(config.model)
+    head = models.LinearClassifier(classes, zero_init=True)
+
+    def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, tuple]:
+        del batch
+        keys = jax.random.split(key)
+        image = jnp.zeros((2, size, size, channels), jnp.float32)
+        f = encoder.init(keys[0], image, train=False)
+        h = jax.eval_shape(lambda v: encoder.apply(v, image, train=False), f)
+        params = {"encoder": f["params"], "head": head.init(keys[1], jnp.zeros(h.shape, h.dtype))["params"]}
+        return params, {"encoder": f["batch_stats"]}, ()
+
+    def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
+        x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1)[:, 0]
+        h, f_state = encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=True, mutable=["batch_stats"])
+        logits = head.apply({"params": params["head"]}, h)
+        metrics = {"accuracy": jnp.mean(accuracy(logits, batch["label"]))}
+        return jnp.mean(cross_entropy(logits, batch["label"])), Out({"encoder": f_state["batch_stats"]}, (), metrics)
+
+    def encode(params: Pytree, model_state: Pytree, extra: tuple, image: jax.Array) -> jax.Array:
+        x = augment.for_network(image, config.augment)
+        return encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=False)
+
+    return Method(init=init, loss=loss, encode=encode)
+
+
+def predict(params: Pytree, features: jax.Array) -> jax.Array:
+    """Class logits [B, classes] of features [B, D] that this method's `encode` gave."""
+    head = params["head"]["dense"]
+    return jnp.dot(features, head["kernel"], precision=jax.lax.Precision.HIGHEST) + head["bias"][None]

@@ -1,0 +1,184 @@
+"""A run's folder: its config, versions and commit, metrics, TensorBoard events, checkpoints, and the way it asks to stop.
+
+    config.json  run.json  metrics.jsonl  tensorboard/  checkpoints/<step>/
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ssljax import monitor
+from ssljax.checkpoint import Checkpoints
+from ssljax.types import TrainState
+
+PACKAGES = ("ssljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "numpy",
+            "scikit-learn")
+
+# What may change between two starts of one run without making it another.
+HARMLESS = ("log_every", "eval_every_epochs", "checkpoint", "evaluate", "name", "preset")
+
+
+def versions() -> dict[str, str]:
+    """The installed version of every package that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of the source, `-dirty` when tracked files were changed; "unknown" outside a git checkout."""
+    where = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD")[:12] + ("-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", "ssljax", "configs") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+class RunFolder:
+    """Opens `workdir` for one stage of a run; SIGTERM sets `stop_asked` and the loop leaves after its step.
+
+    Raises:
+        ValueError: the folder holds a run of another config; names the first setting that differs.
+    """
+
+    def __init__(self, workdir: str, config: ConfigDict):
+        self.path = epath.Path(workdir)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._main = jax.process_index() == 0
+        self._describe(config)
+        self._checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best)
+        self._config, self._bar, self._writer, self._known = config, None, None, {}
+        self._clock: tuple[float, int] | None = None
+        self.stop_asked = False
+        self._before = signal.signal(signal.SIGTERM, self._ask_stop)
+
+    def _ask_stop(self, *_: Any) -> None:
+        self.stop_asked = True
+
+    def _describe(self, config: ConfigDict) -> None:
+        """Writes config.json and run.json; on a restart checks that the run is the same."""
+        new = json.loads(config.to_json())
+        file = self.path / "config.json"
+        if file.exists():
+            differ = [f"{key} was {old!r}, now {now!r}" for key, old, now in differences(json.loads(file.read_text()), new)
+                      if key.split(".")[0] not in HARMLESS]
+            if differ:
+                raise ValueError(f"{self.path} holds a run of another config: {'; '.join(differ[:3])}. Use another --workdir, or the old settings.")
+        if self._main:
+            file.write_text(json.dumps(new, indent=1, sort_keys=True))
+            run = {"command": ["ssljax", *sys.argv[1:]], "commit": commit(), "versions": versions(),
+                   "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()], "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            with (self.path / "run.json").open("a") as out:
+                out.write(json.dumps(run) + "\n")
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The newest readable checkpoint or None, and metrics.jsonl cut back to it."""
+        state = self._checkpoints.restore(like)
+        file = self.path / "metrics.jsonl"
+        if self._main and file.exists():
+            step = 0 if state is None else int(state.step)
+            lines = [line for line in file.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+            file.write_text("".join(line + "\n" for line in lines))
+        if state is not None and self._main:
+            self._say(f"resuming {self.path} at step {int(state.step)}")
+        return state
+
+    def tick(self, step: int, total: int) -> None:
+        """Called after each step is dispatched: moves the bar and starts the clock behind the first, compiling, step."""
+        if self._clock is None:
+            self._clock = (time.perf_counter(), step)
+            if self._main and sys.stderr.isatty():
+                self._bar = tqdm(total=total, initial=step, desc=self._config.preset, unit="step", dynamic_ncols=True)
+        elif self._bar is not None:
+            self._bar.update(1)
+
+    def log(self, step: int, total: int, steps_per_epoch: int, metrics: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl, TensorBoard and the terminal; warnings of the monitor."""
+        now = time.perf_counter()
+        since, first = self._clock
+        rate = (step - first) / (now - since) if step > first and now > since else 0.0
+        self._clock = (now, step)
+        row = {"step": step, "epoch": round(step / steps_per_epoch, 3), **metrics, "images_per_second": rate * self._config.batch_size}
+        self._write(row)
+        shown = {name: row[name] for name in ("loss", "accuracy") if name in row} | self._known
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        else:
+            eta = f"{(total - step) / rate:.0f} s" if rate else "-"
+            self._say(f"step {step}/{total}  epoch {row['epoch']:.1f}  {text}  {row['images_per_second']:.0f} images/s  eta {eta}")
+        for warning in monitor.warnings(self._config.method, step, metrics):
+            self._say("WARNING " + warning)
+
+    def log_knn(self, step: int, value: float) -> None:
+        """The held-out kNN accuracy of this step, in percent."""
+        self._known["knn"] = value
+        self._write({"step": step, "knn": value})
+        self._clock = (time.perf_counter(), step)          # the evaluation is no training time
+
+    def _write(self, row: Mapping[str, float]) -> None:
+        if not self._main:
+            return
+        with (self.path / "metrics.jsonl").open("a") as out:
+            out.write(json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n")
+        if self._writer is None:
+            from clu import metric_writers     # brings TensorFlow with it: seconds, so only once there is something to write
+            self._writer = metric_writers.SummaryWriter(str(self.path / "tensorboard"))
+        self._writer.write_scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+
+    def _say(self, text: str) -> None:
+        if not self._main:
+            return
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Starts a checkpoint; the newest known kNN goes with it, so that the best can be kept."""
+        self._checkpoints.save(state, {**metrics, **self._known})
+
+    def close(self) -> None:
+        """Everything on disk, the old signal handler back."""
+        self._checkpoints.close()
+        if self._writer is not None:
+            self._writer.flush()
+            self._writer.close()
+        if self._bar is not None:
+            self._bar.close()
+        signal.signal(signal.SIGTERM, self._before)
+        logging.flush()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The leaves at which two nested dicts differ, as (dotted key, old, new)."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key, "absent"), new.get(key, "absent"), prefix + key
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, name + ".")
+        elif a != b:
+            found.append((name, a, b))
+    return found

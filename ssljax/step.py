@@ -1,0 +1,32 @@
+"""The train step: loss, gradient, optimizer, the method's own update. One body for every paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from ssljax.types import Batch, Method, TrainState
+
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(method: Method, tx: optax.GradientTransformation) -> Step:
+    """The step to jit: (state, batch, key) -> (state, metrics).
+
+    The key is the run's own, `jax.random.key(seed)`, the same at every step: what a step draws follows from (seed, step), so a
+    resumed run draws what the uninterrupted one would have drawn.
+    """
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(key, state.step)
+        gradient = jax.value_and_grad(method.loss, has_aux=True)
+        (loss, out), grads = gradient(state.params, state.model_state, state.extra, batch, key, state.step)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        extra = method.update(state.extra, params, out.carry, state.step)
+        metrics = {**out.metrics, "loss": loss, "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
+                   "param_norm": optax.tree.norm(params)}
+        return TrainState(step=state.step + 1, params=params, model_state=out.model_state, opt_state=opt_state, extra=extra), metrics
+
+    return train_step

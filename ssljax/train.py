@@ -1,0 +1,283 @@
+"""THE loop: mesh, data, method, state, restore; then step, log, evaluate, refresh, checkpoint. Every run of every paper is this file.
+
+    ssljax train --config configs/simclr.py:digits --workdir runs/digits [--config.optim.learning_rate=0.1]
+
+The same command after an interruption of any kind goes on from the last checkpoint and ends with bit-identical parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ssljax import cli, monitor, optim, sharding
+from ssljax.checkpoint import Checkpoints, load_part
+from ssljax.data import loader, sources
+from ssljax.data.sources import Source
+from ssljax.methods import METHODS
+from ssljax.protocols.features import extract
+from ssljax.protocols.knn import knn
+from ssljax.run_folder import RunFolder
+from ssljax.step import make_train_step
+from ssljax.types import Method, Pytree, TrainState
+
+ONLINE_IMAGES = 2000      # kNN while training looks at no more than so many training and so many held-out images
+AHEAD = 2                 # batches on their way to the devices
+
+
+class Program(NamedTuple):
+    """A config made executable: built once, run for any seed.
+
+    Attributes:
+        config: the stage's config, `data.num_classes` filled in.
+        method: the paper's pure functions.
+        tx: the optimizer.
+        schedule: step -> learning rate.
+        mesh: over all devices.
+        init: seed -> TrainState on the mesh.
+        step: (state, batch, key) -> (state, metrics), jitted, donates the state.
+        encode: (params, model_state, extra, image) -> features, jitted.
+        total_steps: optimizer updates of the whole run.
+        steps_per_epoch: whole batches in an epoch.
+    """
+
+    config: ConfigDict
+    method: Method
+    tx: optax.GradientTransformation
+    schedule: optim.Schedule
+    mesh: Mesh
+    init: Callable[[int], TrainState]
+    step: Callable[[TrainState, Pytree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    encode: Callable[..., jax.Array]
+    total_steps: int
+    steps_per_epoch: int
+
+
+def build(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Program:
+    """Puts a config's pieces together; compiles nothing yet.
+
+    Args:
+        config: one stage.
+        source: its training split; only its size and classes are looked at.
+        mesh: the devices; None takes all.
+
+    Raises:
+        ValueError: an unknown method, a batch that the data or the devices do not fill or divide.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"method={config.method!r} is not one of {', '.join(METHODS)}")
+    config = with_classes(config, source.num_classes)
+    mesh = mesh or sharding.make_mesh()
+    sharding.check_batch(mesh, config.batch_size)
+    steps_per_epoch = loader.steps_per_epoch(len(source), config.batch_size)
+    total_steps = optim.train_steps(len(source), config.epochs, config.batch_size)
+    method = METHODS[config.method](config)
+    tx, schedule = optim.make_optimizer(config.optim, batch_size=config.batch_size, steps_per_epoch=len(source) / config.batch_size,
+                                        total_steps=total_steps)
+    whole, split = sharding.state_sharding(mesh), sharding.batch_sharding(mesh)
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def init_state(key: jax.Array) -> TrainState:
+        params, model_state, extra = method.init(key, {})
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, model_state=model_state, opt_state=tx.init(params), extra=extra)
+
+    step = jax.jit(make_train_step(method, tx), in_shardings=(whole, split, None), out_shardings=(whole, None), donate_argnums=0)
+    return Program(config=config, method=method, tx=tx, schedule=schedule, mesh=mesh, init=lambda seed: init_state(jax.random.key(seed)),
+                   step=step, encode=jax.jit(method.encode), total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+
+
+def with_classes(config: ConfigDict, found: int) -> ConfigDict:
+    """The config with `data.num_classes` read from the data where it says 0.
+
+    Raises:
+        ValueError: the config and the data disagree.
+    """
+    stated = config.data.num_classes
+    if stated and stated != found:
+        raise ValueError(f"data.num_classes={stated}, but {config.data.source} has {found} classes: set it to {found}, or to 0 to read it from the data")
+    config = ConfigDict(config)
+    with config.unlocked():
+        config.data.num_classes = found
+    return config.lock()
+
+
+def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    """The config of a run with another seed; the program is the same."""
+    config = ConfigDict(config)
+    with config.unlocked():
+        config.seed = seed
+    return config
+
+
+def device_batches(program: Program, source: Source, seed: int, start_step: int) -> Iterator[Pytree]:
+    """The training stream as global arrays, AHEAD batches in flight."""
+    split = sharding.batch_sharding(program.mesh)
+    host = loader.train_batches(source, with_seed(program.config, seed), start_step=start_step, process_index=jax.process_index(),
+                                process_count=jax.process_count())
+    flying: deque[Pytree] = deque()
+    for batch in host:
+        flying.append(sharding.put_batch(batch, split))
+        if len(flying) > AHEAD:
+            yield flying.popleft()
+
+
+class Run(NamedTuple):
+    """What a method's `refresh` may look at: the program, the training split and the seed."""
+
+    program: Program
+    source: Source
+    seed: int
+
+
+def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None = None, test: Source | None = None,
+        start: Callable[[TrainState], TrainState] = lambda state: state) -> TrainState:
+    """Trains to the end and returns the final state.
+
+    The order within a step: update, log, evaluate, refresh, checkpoint.
+
+    Args:
+        program: from `build`.
+        source: the training split.
+        seed: of the initialisation, the sampling order and every draw.
+        folder: where to log and checkpoint; None writes and prints nothing.
+        test: the held-out split, for kNN while training.
+        start: puts an earlier stage's weights into a fresh state; not called on resume.
+
+    Raises:
+        monitor.NotFinite: a metric is NaN or infinite.
+        SystemExit: (code 0) after a SIGTERM, with a checkpoint written.
+    """
+    config, total, spe = program.config, program.total_steps, program.steps_per_epoch
+    state = folder.restore(abstract_state(program)) if folder else None
+    state = start(program.init(seed)) if state is None else state
+    key, batches = jax.random.key(seed), device_batches(program, source, seed, int(state.step))
+    for step in range(int(state.step) + 1, total + 1):
+        state, metrics = program.step(state, next(batches), key)
+        last = step == total
+        if folder is not None:
+            folder.tick(step, total)
+            if step % config.log_every == 0 or last:
+                folder.log(step, total, spe, {**fetched(step, metrics), "learning_rate": float(program.schedule(step - 1))})
+            if test is not None and config.eval_every_epochs and (last or step % (config.eval_every_epochs * spe) == 0):
+                folder.log_knn(step, online_knn(program, state, source, test))
+        if step % spe == 0 and program.method.refresh is not None:
+            state = program.method.refresh(state, Run(program, source, seed))
+        if folder is not None and (last or step % config.checkpoint.every_steps == 0 or folder.stop_asked):
+            folder.save(state, fetched(step, metrics))
+            if folder.stop_asked and not last:
+                folder.close()
+                raise SystemExit(0)
+        elif last:
+            fetched(step, metrics)
+    batches.close()
+    return state
+
+
+def fetched(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+    """The metrics on the host, once they are known to be finite."""
+    host = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if host.get("effective_rank") == 0.0:          # measured at the logged steps only; a measured rank is at least 1
+        del host["effective_rank"]
+    monitor.check_finite(step, host)
+    return host
+
+
+def abstract_state(program: Program) -> TrainState:
+    """Shapes, dtypes and shardings of the program's state; nothing is allocated."""
+    whole = sharding.state_sharding(program.mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), jax.eval_shape(lambda: program.init(0)))
+
+
+def online_knn(program: Program, state: TrainState, source: Source, test: Source) -> float:
+    """Held-out kNN top-1 in percent, on at most ONLINE_IMAGES evenly spaced images of each split."""
+    config = program.config
+
+    def features(split: Source) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), ONLINE_IMAGES)).astype(np.int64))
+        batches = loader.eval_batches(split.select(rows), config, batch_size=config.evaluate.batch_size)
+        found, labels, _ = extract(lambda image: program.encode(state.params, state.model_state, state.extra, image), batches)
+        return found, labels
+    return knn(*features(source), *features(test), k=config.evaluate.knn_k, temperature=config.evaluate.knn_temperature,
+               num_classes=config.data.num_classes)["top1"]
+
+
+def restore(program: Program, workdir: str) -> TrainState:
+    """The state of a run's newest checkpoint: the last epoch, never the best over the test split.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    checkpoints = Checkpoints(workdir, keep_last=10**9)
+    state = checkpoints.restore(abstract_state(program))
+    checkpoints.close()
+    if state is None:
+        raise FileNotFoundError(f"no checkpoint in {workdir}: run `ssljax train` with the same --config and --workdir first")
+    return state
+
+
+def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str]) -> None:
+    """One complete run of the loop, resumed if it was begun and left alone if it was finished.
+
+    Args:
+        config: of this stage.
+        workdir: of this stage.
+        earlier: folders of the stages before it, by name, for `init_from`.
+    """
+    source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
+    program = build(config, source)
+
+    def start(state: TrainState) -> TrainState:
+        if not config.init_from:
+            return state
+        donor = earlier[config.init_from] if config.init_from in earlier else config.init_from
+        params = {**state.params, "encoder": load_part(donor, state.params["encoder"], "params/encoder")}
+        model_state = {**state.model_state, "encoder": load_part(donor, state.model_state["encoder"], "model_state/encoder")}
+        return state.replace(params=params, model_state=model_state)
+
+    folder = RunFolder(workdir, config)
+    try:
+        fit(program, source, seed=config.seed, folder=folder, test=test, start=start)
+    finally:
+        folder.close()
+
+
+def stages(config: ConfigDict, workdir: str) -> list[tuple[str, ConfigDict, str]]:
+    """(name, config, folder) of every stage; a config without stages is one, in workdir itself."""
+    if "stages" not in config:
+        return [("", config, workdir)]
+    return [(name, config[name], os.path.join(workdir, name)) for name in config.stages]
+
+
+def use_compilation_cache() -> None:
+    """Compiled programs outlive the process: a second start of the same config compiles nothing."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/ssljax/xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`ssljax train`."""
+    flags = cli.parse("train", argv)
+    use_compilation_cache()
+    earlier: dict[str, str] = {}
+    for name, config, folder in stages(flags.config, flags.workdir):
+        try:
+            run_stage(config, folder, earlier)
+        except (ValueError, FileNotFoundError, monitor.NotFinite) as error:
+            raise SystemExit(f"ssljax train: {error}") from error
+        earlier[name] = folder
+    print(f"done: {flags.workdir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What every method promises, generated over METHODS. A new method is picked up by itself; it needs `configs/<method>.py:digits`."""
+
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from ssljax import sharding, train
+from ssljax.checkpoint import Checkpoints
+from ssljax.data import sources
+from ssljax.methods import METHODS
+from ssljax.step import make_train_step
+
+# Independent NumPy versions of `update`, for methods whose extra state is not empty: name -> (extra before, step's inputs) -> extra after.
+ORACLES: dict = {}
+
+
+def small_config(method: str, **changes) -> ConfigDict:
+    """The method's digits preset with a network of 8 channels and no warm-up (a step with learning rate 0 moves nothing)."""
+    c = importlib.import_module(f"configs.{method}").get_config("digits").unlock()
+    c.batch_size, c.epochs, c.log_every = 16, 2, 2
+    c.model.update(name="resnet8", width=0.125, stem="imagenet")
+    c.optim.update(name="lars", warmup_epochs=0, trust_coefficient=0.02, weight_decay=1e-4)
+    c.head.dim = 16
+    for key, value in changes.items():
+        c.model[key] = value
+    return c.lock()
+
+
+class Case:
+    """One method's program on 8 devices and on 1, a batch, and the states after a step. Made once a session."""
+
+    def __init__(self, name: str):
+        self.name, self.config = name, small_config(name)
+        self.source = sources.load(self.config.data, "train")
+        self.eight = train.build(self.config, self.source)
+        self.one = train.build(self.config, self.source, sharding.make_mesh(1))
+        self.key = jax.random.key(0)
+        self.batches = [b for b, _ in zip(train.device_batches(self.eight, self.source, 0, 0), range(4), strict=False)]
+        self.initial = self.eight.init(0)
+        self.states, self.metrics = [self.initial], []
+        for batch in self.batches:
+            state, metrics = self.eight.step(copy(self.states[-1]), batch, self.key)
+            self.states.append(state)
+            self.metrics.append(metrics)
+
+    def on_one_device(self, tree):
+        return jax.device_put(jax.tree.map(np.asarray, tree), sharding.state_sharding(self.one.mesh))
+
+
+def copy(tree):
+    """The step donates its state."""
+    return jax.tree.map(lambda leaf: leaf.copy(), tree)
+
+
+@pytest.fixture(scope="module", params=sorted(METHODS))
+def case(request):
+    return Case(request.param)
+
+
+def leaves(tree):
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def test_a_step_keeps_tree_shapes_dtypes_and_shardings(case):
+    before, after = case.initial, case.states[1]
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for (name, a), (_, b) in zip(leaves(before), leaves(after), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim), name
+        assert len(b.sharding.device_set) == 8, name
+
+
+def test_every_trainable_leaf_moves(case):
+    """Four steps: a zero-initialised head, and then a zero-initialised last gamma, each hold back what lies below them for one."""
+    for (name, a), (_, b) in zip(leaves(case.initial.params), leaves(case.states[-1].params), strict=True):
+        assert np.any(np.asarray(a) != np.asarray(b)), f"{name} has not moved in four steps"
+
+
+def test_one_device_computes_what_eight_compute(case):
+    """Loss and every gradient leaf, on the same batch and from the same parameters after a step."""
+    def gradient(program, state, batch):
+        key = jax.random.fold_in(case.key, 1)
+        def f(params):
+            return program.method.loss(params, state.model_state, state.extra, batch, key, state.step)[0]
+        return jax.jit(jax.value_and_grad(f))(state.params)
+    loss8, grad8 = gradient(case.eight, case.states[1], case.batches[1])
+    single = sharding.batch_sharding(case.one.mesh)
+    batch1 = {k: jax.device_put(np.asarray(v), single) for k, v in case.batches[1].items()}
+    loss1, grad1 = gradient(case.one, case.on_one_device(case.states[1]), batch1)
+    np.testing.assert_allclose(loss8, loss1, rtol=1e-5)
+    for (name, a), (_, b) in zip(leaves(grad8), leaves(grad1), strict=True):
+        scale = np.abs(np.asarray(b)).max()
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5 * max(scale, 1e-3), err_msg=name)
+
+
+def test_stopping_and_resuming_changes_no_bit(case, tmp_path):
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(case.states[2], {})
+    checkpoints.close()
+    restored = Checkpoints(str(tmp_path)).restore(train.abstract_state(case.eight))
+    batch = next(train.device_batches(case.eight, case.source, 0, int(restored.step)))
+    resumed, _ = case.eight.step(restored, batch, case.key)
+    for (name, a), (_, b) in zip(leaves(case.states[3]), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=name)
+
+
+def test_nothing_is_traced_again_after_the_second_step(case):
+    assert case.eight.step._cache_size() == 1
+
+
+def test_extra_follows_its_numpy_oracle(case):
+    if jax.tree.leaves(case.initial.extra):
+        assert case.name in ORACLES, f"{case.name} has extra state: give it an independent NumPy version in ORACLES"
+        ORACLES[case.name](case)
+    else:
+        assert case.states[-1].extra == case.initial.extra == ()
+
+
+def test_the_loss_falls_on_one_small_batch(case):
+    """Forty updates on the same sixteen images."""
+    state = case.on_one_device(case.initial)
+    batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[0].items()}
+    losses = []
+    with jax.numpy_dtype_promotion("standard"):        # optax's Adam mixes its integer count with floats
+        tx = optax.adam(3e-3)
+        step = jax.jit(make_train_step(case.one.method, tx))
+        state = state.replace(opt_state=tx.init(state.params))
+        for _ in range(40):
+            state, metrics = step(state, batch, case.key)
+            losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.75 * losses[0], losses
+
+
+def test_bfloat16_is_finite_and_close(case):
+    method = METHODS[case.name](train.with_classes(small_config(case.name, dtype="bfloat16"), 10))
+    state = case.on_one_device(case.states[1])
+    batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[1].items()}
+    args = (state.params, state.model_state, state.extra, batch, jax.random.fold_in(case.key, 1), state.step)
+    half = jax.jit(method.loss)(*args)[0]
+    full = jax.jit(case.one.method.loss)(*args)[0]
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, full, rtol=0.03)
+
+
+def test_encode_gives_float32_features_and_does_not_depend_on_the_rest_of_the_batch(case):
+    state = case.on_one_device(case.states[3])
+    images = case.source.images[:4]
+    features = np.asarray(case.one.encode(state.params, state.model_state, state.extra, images))
+    alone = np.asarray(case.one.encode(state.params, state.model_state, state.extra, images[2:3]))
+    assert features.dtype == np.float32 and features.ndim == 2 and len(features) == 4
+    np.testing.assert_allclose(features[2:3], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_init_runs_under_eval_shape_and_the_encoder_is_named(case):
+    method = METHODS[case.name](case.eight.config)
+    params, _, extra = jax.eval_shape(lambda key: method.init(key, {}), case.key)
+    assert "encoder" in params
+    assert jax.tree.structure(extra) == jax.tree.structure(case.initial.extra)
+
+
+def test_the_config_is_plain_data(case):
+    assert json.loads(case.config.to_json())["method"] == case.name
