@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ssljax.models.conv import conv2d
 from ssljax.models.norm import BatchNorm
 
 Layer = Callable[..., nn.Module]
@@ -32,8 +33,10 @@ SHORTCUTS = ("simclr", "torchvision")
 def conv(features: int, size: int, stride: int = 1, *, dtype: jnp.dtype, name: str) -> nn.Conv:
     """A convolution without bias, padded by (size-1)//2 before and the rest behind whatever the stride (not TensorFlow's SAME)."""
     before = (size - 1) // 2
+    # conv2d scans along the batch: fine on a laptop's CPU, wrong where a batch is sharded over several devices.
     return nn.Conv(features, (size, size), stride, padding=((before, size - 1 - before),) * 2, use_bias=False, dtype=dtype, name=name,
-                   kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"))
+                   kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
+                   conv_general_dilated=conv2d if jax.device_count() == 1 else None)
 
 
 def average_pool(x: jax.Array, stride: int) -> jax.Array:
