@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from ssljax.data import sampler
 from ssljax.protocols.features import check, top_k_percent
@@ -32,6 +33,7 @@ GRID = tuple(10.0**e for e in range(5, -7, -1))    # every fourth of the 45 valu
 HELD_OUT = 0.1                                     # share of the training images that lambda is chosen on
 SELECTION = 10_000                                 # lambda is chosen with at most so many training images: it belongs to a mean loss
 MAX_ITERATIONS = 2000
+ONE_THREAD = 10_000_000                            # fewer numbers than this are faster on one core: threads would wait for each other
 
 
 def lbfgs(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, *,
@@ -76,7 +78,7 @@ def standardise(features: np.ndarray, reference: np.ndarray, channels: int = 0) 
 def choose_l2(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
     """The lambda of GRID with the highest accuracy on a tenth of the training images, the strongest of equals.
 
-    Goes from strong to weak with warm starts, and stops when the accuracy has fallen three times in a row below the best.
+    Goes from strong to weak with warm starts, and stops when three in a row were below the best.
     """
     rows = sampler.order(seed, 0, len(labels))[:SELECTION]
     held = max(1, round(HELD_OUT * len(rows)))
@@ -85,7 +87,7 @@ def choose_l2(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
         raise ValueError(f"{len(labels)} training images are too few to choose lambda on: set config.evaluate.linear_l2, e.g. 0.01")
     best, best_l2, worse, model = -1.0, GRID[0], 0, None
     for l2 in GRID:
-        model, _ = fit(features[kept], labels[kept], l2, warm=model)
+        model, _ = fit(features[kept], labels[kept], l2, warm=model, iterations=300)
         accuracy = model.score(features[held], labels[held])
         worse = worse + 1 if accuracy < best else 0
         if accuracy > best:
@@ -95,24 +97,25 @@ def choose_l2(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
     return best_l2
 
 
-def fit(features: np.ndarray, labels: np.ndarray, l2: float, warm: LogisticRegression | None = None) -> tuple[LogisticRegression, bool]:
+def fit(features: np.ndarray, labels: np.ndarray, l2: float, warm: LogisticRegression | None = None,
+        iterations: int = MAX_ITERATIONS) -> tuple[LogisticRegression, bool]:
     """scikit-learn's L-BFGS on mean loss + l2/2 |W|^2: its C multiplies the SUM of losses, so C = 1 / (n l2).
 
     Args:
         warm: an earlier model to start from; it is changed and returned.
 
     Returns:
-        the model, and whether it converged within MAX_ITERATIONS.
+        the model, and whether it converged within so many iterations.
     """
     if len(np.unique(labels)) < 2:
         raise ValueError(f"logistic regression needs two classes, all {len(labels)} training images have label {labels[0]}: "
                          "check config.data (source, labels_per_class)")
     c = 1.0 / (len(labels) * l2)
-    model = LogisticRegression(C=c, solver="lbfgs", max_iter=MAX_ITERATIONS, warm_start=True) if warm is None else warm.set_params(C=c)
-    with warnings.catch_warnings():
+    model = LogisticRegression(C=c, solver="lbfgs", max_iter=iterations, warm_start=True) if warm is None else warm.set_params(C=c)
+    with warnings.catch_warnings(), threadpool_limits(1 if features.size < ONE_THREAD else None):
         warnings.simplefilter("ignore", ConvergenceWarning)         # returned, not printed
         model.fit(features, labels)
-    return model, bool(model.n_iter_.max() < MAX_ITERATIONS)
+    return model, bool(model.n_iter_.max() < iterations)
 
 
 def scores(model: LogisticRegression, features: np.ndarray, num_classes: int) -> np.ndarray:

@@ -1,0 +1,299 @@
+"""Protocols on a checkpoint and on its baselines; every measurement is one line of results.jsonl.
+
+    ssljax evaluate --config configs/simclr.py:digits --workdir runs/digits --protocols knn,linear,label_fraction \
+        --baselines raw_pixels,random_init,supervised [--results experiments/simclr/results.jsonl]
+
+The checkpoint is the last one, never the best over the test split. Beside the results lies gallery-PRESET.npz: a few hundred test features
+and some nearest neighbours, for the figures of `ssljax report`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssljax import cli, sharding, train
+from ssljax.data import loader, sampler, sources
+from ssljax.data.sources import Source
+from ssljax.methods.supervised import predict
+from ssljax.protocols import linear
+from ssljax.protocols.features import Encode, Features, extract, raw_pixels
+from ssljax.protocols.knn import knn, nearest
+from ssljax.protocols.label_fraction import L2, label_fraction
+from ssljax.run_folder import commit, versions
+from ssljax.types import TrainState
+
+PROTOCOLS = ("knn", "linear", "label_fraction")
+BASELINES = ("raw_pixels", "random_init", "supervised")
+
+# Settings that change no number in the results; the seed has its own field.
+NOT_HASHED = ("seed", "name", "preset", "log_every", "eval_every_epochs", "checkpoint")
+
+# The supervised baseline with few labels, the same rule for every number of labels and every draw.
+SUPERVISED_STEPS = 100          # at least so many updates
+SUPERVISED_BATCH = 64
+
+GALLERY_POINTS, GALLERY_DIM = 600, 32      # test features kept for the figures, and their principal components
+QUERIES, NEIGHBOURS, THUMBNAIL = 8, 7, 48
+
+
+class Kind(NamedTuple):
+    """One way to turn images into features: the run's network, or a baseline.
+
+    Attributes:
+        name: the run's method, "raw_pixels" or "random_init".
+        train, test: features of the two splits.
+        channels: C of raw pixels, 0 for a network; see `linear.standardise`.
+    """
+
+    name: str
+    train: Features
+    test: Features
+    channels: int
+
+
+def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baselines: Sequence[str], gallery: Path,
+            command: str) -> Iterator[dict[str, Any]]:
+    """Runs the protocols on the checkpoint in `workdir` and on the baselines.
+
+    Args:
+        config: of the run, one stage.
+        workdir: its folder.
+        protocols: some of PROTOCOLS.
+        baselines: some of BASELINES.
+        gallery: npz to write for the figures.
+        command: as typed, for the record.
+
+    Yields:
+        one dict a measurement: what was measured, where, with what, and when (see README of experiments).
+    """
+    source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
+    program = train.build(config, source)
+    state = train.restore(program, workdir)
+    facts = provenance(program.config, source, test, int(state.step), command)
+    kinds = []
+    for name in (config.method, *(b for b in BASELINES if b in baselines and b != "supervised")):
+        encode, channels = encoder(name, program, state, config)
+        kind = Kind(name, encoded(encode, program, source), encoded(encode, program, test), channels)
+        kinds.append(kind)
+        for protocol in protocols:
+            for result in run_protocol(protocol, kind, program.config):
+                yield record(facts, name, result)
+    if "supervised" in baselines:
+        for result in supervised(program.config, source, test):
+            yield record(facts, "supervised", result)
+    if jax.process_index() == 0:
+        save_gallery(gallery, kinds, source, test, program.config)
+
+
+def encoder(name: str, program: train.Program, state: TrainState, config: ConfigDict) -> tuple[Encode, int]:
+    """The encode function of a kind of features, and its number of channels if it is no network."""
+    if name == "raw_pixels":
+        return raw_pixels, config.data.channels
+    if name == "random_init":
+        state = program.init(config.seed)
+    return functools.partial(program.encode, state.params, state.model_state, state.extra), 0
+
+
+def encoded(encode: Encode, program: train.Program, source: Source) -> Features:
+    """Features of a split, each batch spread over the devices."""
+    rows, devices = sharding.batch_sharding(program.mesh), program.mesh.devices.size
+    batch_size = -(-program.config.evaluate.batch_size // devices) * devices
+
+    def spread(image: np.ndarray) -> jax.Array:
+        features = encode(jax.make_array_from_callback(image.shape, rows, lambda part: image[part]))
+        return jax.device_put(features, sharding.state_sharding(program.mesh))              # every host gets all rows
+    return extract(spread, loader.eval_batches(source, program.config, batch_size=batch_size))
+
+
+def run_protocol(protocol: str, kind: Kind, config: ConfigDict) -> Iterator[dict[str, Any]]:
+    """Results of one protocol: `protocol`, `settings`, `top1`, perhaps `top5`, `n`, `seconds`, and what the protocol adds."""
+    e, arrays = config.evaluate, (kind.train.features, kind.train.labels, kind.test.features, kind.test.labels)
+    classes, begin = config.data.num_classes, time.perf_counter()
+    if protocol == "knn":
+        settings = {"k": min(e.knn_k, len(kind.train.labels)), "temperature": e.knn_temperature}
+        found = knn(*arrays, k=e.knn_k, temperature=e.knn_temperature, num_classes=classes)
+        yield {"protocol": "knn", "settings": settings, **found, "seconds": time.perf_counter() - begin}
+    elif protocol == "linear" and e.linear == "lbfgs":
+        found = linear.lbfgs(*arrays, num_classes=classes, channels=kind.channels, l2=e.linear_l2, seed=config.seed)
+        settings = {"l2": found.pop("l2"), "l2_chosen": e.linear_l2 <= 0, "standardised": True, "converged": found.pop("converged")}
+        yield {"protocol": "linear_lbfgs", "settings": settings, **found, "seconds": time.perf_counter() - begin}
+    elif protocol == "linear" and e.linear == "sgd":
+        found = linear.sgd(*arrays, num_classes=classes, batch_size=e.batch_size, seed=config.seed)
+        settings = {"learning_rate": found.pop("learning_rate"), "epochs": 90, "standardised": False}
+        yield {"protocol": "linear_sgd_cached", "settings": settings, **found, "seconds": time.perf_counter() - begin}
+    elif protocol == "linear":
+        raise ValueError(f"config.evaluate.linear={e.linear!r} is neither 'sgd' nor 'lbfgs'")
+    else:
+        settings = {"l2": L2, "standardised": True}
+        for found in label_fraction(*arrays, num_classes=classes, counts=e.label_counts, draws=e.label_draws, channels=kind.channels):
+            yield {"protocol": "label_fraction", "settings": settings, **found, "seconds": time.perf_counter() - begin}
+            begin = time.perf_counter()
+
+
+def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[dict[str, Any]]:
+    """The run's network, trained from scratch on k labels a class alone: the same labelled images as `label_fraction` draws.
+
+    The labelled images are repeated to the same number for every k, so that one compiled step serves all.
+    """
+    e, devices = config.evaluate, jax.device_count()
+    batch = -(-SUPERVISED_BATCH // devices) * devices
+    length = -(-max(e.label_counts) * source.num_classes // batch) * batch
+    config = supervised_config(config, batch, epochs=-(-SUPERVISED_STEPS * batch // length))
+    program = None
+    for k in e.label_counts:
+        for draw in range(e.label_draws):
+            begin = time.perf_counter()
+            labelled = repeated(source.select(sampler.subset(source.labels, per_class=k, seed=draw)), length)
+            program = program or train.build(config, labelled)
+            state = train.fit(program, labelled, seed=config.seed)
+            features = encoded(functools.partial(program.encode, state.params, state.model_state, state.extra), program, test)
+            logits = np.asarray(predict(state.params, features.features))
+            settings = {"steps": program.total_steps, "batch_size": batch, "learning_rate": config.optim.learning_rate}
+            yield {"protocol": "label_fraction", "settings": settings, "labels_per_class": k, "draw": draw,
+                   **linear.accuracies(logits, features.labels), "seconds": time.perf_counter() - begin}
+
+
+def repeated(source: Source, length: int) -> Source:
+    """The source's examples over and over, `length` in all. In memory each copy has an id of its own, and so views of its own."""
+    copies = source.select(np.resize(np.arange(len(source)), length))
+    return copies if copies.images is None else dataclasses.replace(copies, index=np.arange(length, dtype=np.int32))
+
+
+def supervised_config(config: ConfigDict, batch_size: int, epochs: int) -> ConfigDict:
+    """The run's config turned supervised: same network, data and crops, no colour changes, SGD with Nesterov momentum and a cosine."""
+    c = ConfigDict(config).unlock()
+    c.method, c.batch_size, c.epochs, c.init_from = "supervised", batch_size, epochs, ""
+    c.data.views = 1
+    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)
+    c.optim.update(name="sgd", learning_rate=0.1, scaling="none", momentum=0.9, nesterov=True, weight_decay=5e-4, warmup_epochs=0)
+    return c.lock()
+
+
+def provenance(config: ConfigDict, source: Source, test: Source, step: int, command: str) -> dict[str, Any]:
+    """The fields that all measurements of one evaluation share."""
+    checksum = hashlib.sha256(f"{source.checksum} {test.checksum}".encode()).hexdigest()[:16]
+    return {"experiment": config.name, "preset": config.preset, "seed": config.seed, "step": step, "epochs": config.epochs,
+            "data": public(config.data.source), "train_images": len(source), "data_checksum": checksum, "config_hash": config_hash(config),
+            "commit": commit(), "versions": versions(), "command": public(command)}
+
+
+def record(facts: Mapping[str, Any], features: str, result: dict[str, Any]) -> dict[str, Any]:
+    """One measurement with all that is known about it, before it is split into a line a metric."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {**facts, "features": features, "labels_per_class": 0, "draw": 0, **result, "time": now}
+
+
+def lines(measurement: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line of results.jsonl for each metric of a measurement: `metric`, `value` in percent, and everything else."""
+    rest = {key: value for key, value in measurement.items() if key not in ("top1", "top5")}
+    rest["seconds"] = round(rest["seconds"], 3)
+    return [{**rest, "metric": metric, "value": round(measurement[metric], 4)} for metric in ("top1", "top5") if metric in measurement]
+
+
+def config_hash(config: ConfigDict) -> str:
+    """12 hex digits that change with every setting a number can depend on; the place of the data is not one, its checksum has a field."""
+    settings = {key: value for key, value in json.loads(config.to_json()).items() if key not in NOT_HASHED}
+    settings["data"] = {**settings["data"], "source": public(config.data.source), "data_dir": ""}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def public(text: str) -> str:
+    """The text without the folders of this machine: folder:/home/me/photos becomes folder:PATH/photos."""
+    return re.sub(r"""(^|[\s'"=:])~?/[^\s'":]*?([^\s'"/:]+)/?(?=[\s'":]|$)""", r"\1PATH/\2", text)
+
+
+def save_gallery(path: Path, kinds: Sequence[Kind], source: Source, test: Source, config: ConfigDict) -> None:
+    """What the figures need: principal components of some test features of every kind, and nearest neighbours in the run's features.
+
+    Fields: `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`, `query` uint8 [Q, S, S, C], `query_labels`,
+    `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K], `preset`, `seed`.
+    """
+    rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), GALLERY_POINTS)).astype(np.int64))
+    queries = np.unique(test.labels, return_index=True)[1][:QUERIES]               # the first test image of each class
+    run = kinds[0]
+    _, near = nearest(run.train.features, run.test.features[queries], NEIGHBOURS)
+    neighbours = thumbnails(source, near.ravel(), config)
+    fields = {f"points/{kind.name}": principal(kind.test.features[rows]).astype(np.float16) for kind in kinds}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **fields, kinds=np.array([kind.name for kind in kinds]), labels=test.labels[rows],
+                        class_names=np.array(test.class_names), query=thumbnails(test, queries, config), query_labels=test.labels[queries],
+                        neighbour=neighbours.reshape(*near.shape, *neighbours.shape[1:]), neighbour_labels=source.labels[near],
+                        preset=config.preset, seed=config.seed)
+
+
+def principal(features: np.ndarray) -> np.ndarray:
+    """The first GALLERY_DIM principal components, scaled together to unit deviation of the first."""
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    return (u * s)[:, :GALLERY_DIM] * np.sqrt(len(u)) / max(s[0], 1e-12)
+
+
+def thumbnails(source: Source, rows: np.ndarray, config: ConfigDict) -> np.ndarray:
+    """Images as the network sees them at evaluation, no larger than THUMBNAIL pixels: uint8 [K, S, S, C]."""
+    images = next(iter(loader.eval_batches(source.select(rows), config, batch_size=len(rows))))["image"]
+    stride = -(-images.shape[1] // THUMBNAIL)
+    size = images.shape[1] // stride * stride
+    blocks = images[:, :size, :size].reshape(len(images), size // stride, stride, size // stride, stride, -1)
+    return np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)
+
+
+def chosen(flag: str, text: str, default: Sequence[str], valid: Sequence[str]) -> tuple[str, ...]:
+    """The words of a comma-separated flag.
+
+    Raises:
+        ValueError: a word is not valid; names the nearest that is.
+    """
+    words = tuple(word.strip() for word in text.split(",") if word.strip()) or tuple(default)
+    for word in words:
+        if word not in valid:
+            near = difflib.get_close_matches(word, valid, 1, 0.4)
+            raise ValueError(f"--{flag}: {word!r} is unknown{f', did you mean {near[0]!r}' if near else ''}; valid: {', '.join(valid)}")
+    return words
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`ssljax evaluate`."""
+    flags = cli.parse("evaluate", argv, protocols="", baselines="", results="")
+    train.use_compilation_cache()
+    command = "ssljax evaluate " + shlex.join(sys.argv[1:] if argv is None else argv)
+    _, config, workdir = train.stages(flags.config, flags.workdir)[-1]
+    results = Path(flags.results or os.path.join(workdir, "results.jsonl"))
+    try:
+        protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, PROTOCOLS)
+        baselines = chosen("baselines", flags.baselines, (), BASELINES)
+        for measurement in measure(config, workdir, protocols, baselines, results.parent / f"gallery-{config.preset}.npz", command):
+            if jax.process_index() == 0:
+                append(results, lines(measurement))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"ssljax evaluate: {error}") from error
+    print(f"results: {results}")
+
+
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds lines to results.jsonl and says the first on the terminal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+    first = rows[0]
+    labels = f" {first['labels_per_class']} a class, draw {first['draw']}" if first["labels_per_class"] else ""
+    print(f"{first['features']:12} {first['protocol']}{labels}: top-1 {first['value']:.1f} % of {first['n']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
