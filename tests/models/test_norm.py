@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_resnet import nhwc
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ssljax.models import BatchNorm
+from tests.models.golden_resnet import nhwc
 
 
 def apply_train(norm, variables, x):

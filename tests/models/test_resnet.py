@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden_resnet import nhwc, simclr_tree, torch_array, torch_path, torch_tree
 
 from ssljax.models import LinearClassifier, ResNet
 from ssljax.models.norm import BatchNorm
 from ssljax.models.resnet import Basic, Bottleneck, Shortcut, conv
+from tests.models.golden_resnet import nhwc, simclr_tree, torch_array, torch_path, torch_tree
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 BLOCKS = {"BottleneckBlock": Bottleneck, "ResidualBlock": Basic, "Bottleneck": Bottleneck, "BasicBlock": Basic}
