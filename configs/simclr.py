@@ -16,8 +16,8 @@ EPOCHS = (100, 200, 400, 800, 1000)
 BATCHES = (256, 512, 1024, 2048, 4096, 8192)
 IMAGENET_TABLE = {f"imagenet_r50_e{epochs}_b{batch}": (epochs, batch) for epochs in EPOCHS for batch in BATCHES}
 
-PRESETS = ("digits", "fashion_mnist", "cifar10_r18", "cifar10_small", "folder",
-           "imagenet_r50", "imagenet_r50_x2", "imagenet_r50_x4", *IMAGENET_TABLE)
+PRESETS = ("digits", "digits_finetune", "fashion_mnist", "cifar10_r18", "cifar10_small", "folder",
+           "imagenet_r50", "imagenet_r50_x2", "imagenet_r50_x4", "imagenet_r50_finetune_1pct", "imagenet_r50_finetune_10pct", *IMAGENET_TABLE)
 
 
 def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> ConfigDict:
@@ -160,6 +160,31 @@ def folder() -> ConfigDict:
     return c
 
 
+def finetune(pretrain: ConfigDict) -> ConfigDict:
+    """Two stages: `pretrain`, then the whole network and a linear head on a part of the labels (section 4.2, appendix B.5)."""
+    c = ConfigDict(pretrain)
+    c.method, c.init_from = "supervised", "pretrain"
+    c.data.views = 1
+    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)      # crop and flip only [P]
+    c.optim.update(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", weight_decay=0.0, warmup_epochs=0)   # [P]
+    return ConfigDict(dict(stages=("pretrain", "finetune"), pretrain=pretrain, finetune=c))
+
+
+def imagenet_finetune(fraction: float, epochs: int) -> ConfigDict:
+    """1 % of the labels for 60 epochs, 10 % for 30 [P]."""
+    c = finetune(imagenet())
+    c.finetune.epochs, c.finetune.data.label_fraction = epochs, fraction
+    return c
+
+
+def digits_finetune() -> ConfigDict:
+    """The semi-supervised protocol in miniature: ten labels a class [X]."""
+    c = finetune(digits())
+    c.finetune.update(epochs=20, batch_size=50, log_every=20, eval_every_epochs=0)
+    c.finetune.data.labels_per_class = 10
+    return c
+
+
 def get_config(preset: str = "digits") -> ConfigDict:
     """The locked configuration of one preset.
 
@@ -170,9 +195,12 @@ def get_config(preset: str = "digits") -> ConfigDict:
         raise ValueError(f"configs/simclr.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
     if preset in IMAGENET_TABLE:
         c = imagenet(*IMAGENET_TABLE[preset])
+    elif preset in ("imagenet_r50_finetune_1pct", "imagenet_r50_finetune_10pct"):
+        c = imagenet_finetune(*((0.01, 60) if preset.endswith("_1pct") else (0.1, 30)))
     elif preset.startswith("imagenet"):
         c = imagenet(width={"imagenet_r50": 1.0, "imagenet_r50_x2": 2.0, "imagenet_r50_x4": 4.0}[preset])
     else:
         c = globals()[preset]()
-    c.preset = preset
+    for stage in [c[name] for name in c.stages] if "stages" in c else [c]:
+        stage.preset = preset
     return c.lock()

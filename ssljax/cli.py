@@ -24,13 +24,14 @@ def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) 
     Raises:
         SystemExit: a flag is missing or wrong; the message says which and what is valid.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "FILE[:preset], e.g. configs/simclr.py:digits", lock_config=True, flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "FILE[:preset], e.g. configs/simclr.py:digits", lock_config=True,
+                                    flag_values=values, sys_argv=[f"ssljax {verb}", *argv])
     flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
     define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
     for name, default in extra.items():
         define[type(default)](name, default, "", flag_values=values)
-    argv = list(sys.argv[1:] if argv is None else argv)
     _check_file(verb, argv)
     try:
         rest = values([f"ssljax {verb}", *argv])
