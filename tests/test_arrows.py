@@ -1,0 +1,69 @@
+"""Which room may import which: the arrows of the design, read from the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ssljax"
+STANDARD = set(sys.stdlib_module_names) | {"__future__"}
+LIGHT = {"absl", "ml_collections", "jax", "numpy"}
+
+# Room -> (packages from outside, rooms of ours). A room may always import itself.
+ROOMS = {
+    "losses": ({"jax", "optax"}, set()),
+    "targets": ({"jax", "optax"}, {"losses"}),
+    "models": ({"jax", "flax", "ml_collections"}, set()),
+    "data": (LIGHT | {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "PIL", "tqdm"}, set()),
+    "methods": ({"jax", "ml_collections", "optax"}, {"types", "losses", "targets", "models", "data"}),
+    "protocols": (LIGHT | {"optax", "sklearn"}, {"types", "losses", "data"}),
+}
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("ssljax.")}
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(file):
+    names = imports(file)
+    outside = {name.split(".")[0] for name in names} - STANDARD - {"ssljax"}
+    room = file.relative_to(PACKAGE).parts[0]
+    assert "torch" not in outside or room == "convert"
+    assert not any(name.startswith(("flax.linen", "flax.nnx")) or name == "flax.linen" for name in names) or room == "models"
+    assert not outside & {"tensorflow", "tensorflow_datasets"} or room in ("data", "prepare.py")
+    assert not ours(names) & {"train", "evaluate", "plan", "report", "preview"} or room in (
+        "evaluate.py", "plan.py", "report.py", "preview.py", "__main__.py"), "nothing imports the verbs"
+    if room in ROOMS:
+        packages, rooms = ROOMS[room]
+        assert outside <= packages, f"{outside - packages} may not be imported in {room}/"
+        assert ours(names) <= rooms | {room}, f"{room}/ may import {rooms}, not {ours(names) - rooms - {room}}"
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "methods").glob("*.py")), ids=lambda f: f.name)
+def test_methods_see_only_the_augmentation_of_the_data_room_and_no_other_method(file):
+    names = {name for name in imports(file) if name.startswith("ssljax.")}
+    data = {name for name in names if name.startswith("ssljax.data")} - {"ssljax.data"}
+    assert data <= {"ssljax.data.augment", "ssljax.data.masking"}, data
+    if file.name != "__init__.py":
+        others = {name for name in names if name.startswith("ssljax.methods.")}
+        assert others <= ({"ssljax.methods.simclr"} if file.name == "simclr_v2.py" else set()), others
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE.parent / "configs").glob("*.py")), ids=lambda f: f.name)
+def test_configs_import_nothing_but_ml_collections(file):
+    assert {name.split(".")[0] for name in imports(file)} - STANDARD <= {"ml_collections"}

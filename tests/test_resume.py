@@ -1,0 +1,125 @@
+"""A run that is killed, in the middle of a checkpoint too, stopped and damaged ends with the parameters of one that was left alone."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.processes import SMALL, run, start
+
+TOTAL = 282      # 1,500 * 6 // 32 + 1
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, cache) -> Path:
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    code, output = run("train", *SMALL, f"--workdir={workdir}", cache=cache)
+    assert code == 0, output
+    return workdir
+
+
+def final_state(workdir: Path) -> dict:
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(workdir / "checkpoints" / str(TOTAL) / "default")
+
+
+def logged(workdir: Path) -> list[dict]:
+    file = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+
+
+def being_written(workdir: Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.exists() and any("tmp" in p.name for p in folder.iterdir())
+
+
+def wait_for(condition, process, seconds: float = 120) -> None:
+    deadline = time.time() + seconds
+    while not condition():
+        if process.poll() is not None:
+            raise AssertionError(f"the run ended by itself: {process.stdout.read()}")
+        assert time.time() < deadline, "waited too long"
+        time.sleep(0.001)
+
+
+def kill(process) -> None:
+    process.kill()
+    process.wait()
+
+
+def test_four_accidents_change_no_bit(uninterrupted, tmp_path, cache):
+    flags = (*SMALL, f"--workdir={tmp_path}")
+
+    # 1. kill -9 between two checkpoints.
+    process = start("train", *flags, cache=cache)
+    wait_for(lambda: checkpoints(tmp_path) and logged(tmp_path)[-1]["step"] > checkpoints(tmp_path)[-1] + 5, process)
+    kill(process)
+    after_first = checkpoints(tmp_path)[-1]
+
+    # 2. kill -9 while a checkpoint is being written: the process is frozen as soon as the unfinished folder is seen, then killed.
+    process = start("train", *flags, cache=cache)
+    while True:
+        wait_for(lambda: being_written(tmp_path), process)
+        process.send_signal(signal.SIGSTOP)
+        if being_written(tmp_path):
+            break
+        process.send_signal(signal.SIGCONT)
+    kill(process)
+    assert being_written(tmp_path), "the unfinished checkpoint must still lie there"
+    assert checkpoints(tmp_path)[-1] >= after_first
+
+    # 3. SIGTERM: exit code 0 and a checkpoint of the very step it stopped at.
+    process = start("train", *flags, cache=cache)
+    resumed = len(logged(tmp_path))
+    wait_for(lambda: len(logged(tmp_path)) > resumed + 2 or checkpoints(tmp_path)[-1] > after_first + 80, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"resuming {tmp_path} at step" in output
+    stopped = checkpoints(tmp_path)[-1]
+    assert stopped < TOTAL and logged(tmp_path)[-1]["step"] <= stopped
+
+    # 4. The newest checkpoint is damaged: the one before it is used, and the log says so.
+    before = checkpoints(tmp_path)[-2]
+    for file in (tmp_path / "checkpoints" / str(stopped)).rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            os.truncate(file, file.stat().st_size // 2)
+    code, output = run("train", *flags, cache=cache)
+    assert code == 0, output
+    assert f"the checkpoint of step {stopped} cannot be read" in output
+    assert f"resuming {tmp_path} at step {before}" in output
+    assert (tmp_path / "unreadable" / str(stopped)).exists()
+
+    want, got = final_state(uninterrupted), final_state(tmp_path)
+    import jax
+    assert jax.tree.structure(want) == jax.tree.structure(got)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+
+    # The log reads as if nothing had happened: every step once, the same losses.
+    losses = [[(row["step"], row["loss"]) for row in logged(w)] for w in (uninterrupted, tmp_path)]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_left_alone_and_another_config_refused(uninterrupted, cache):
+    newest = (uninterrupted / "checkpoints" / str(TOTAL)).stat().st_mtime_ns
+    code, output = run("train", *SMALL, f"--workdir={uninterrupted}", cache=cache)
+    assert code == 0 and "step" not in output.replace(f"at step {TOTAL}", ""), output
+    assert (uninterrupted / "checkpoints" / str(TOTAL)).stat().st_mtime_ns == newest
+    code, output = run("train", *SMALL, f"--workdir={uninterrupted}", "--config.optim.learning_rate=0.3", cache=cache)
+    assert code == 1 and "optim.learning_rate was 0.12, now 0.3" in output, output

@@ -1,0 +1,139 @@
+"""The loop in process: stages, what it refuses, what it says of a sick run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import simclr
+from ssljax import monitor, train
+from ssljax.checkpoint import Checkpoints, load_part
+from ssljax.data import sources
+from tests.processes import SMALL
+
+
+def flags(workdir, *more: str) -> list[str]:
+    return [*SMALL, "--config.epochs=1", "--config.optim.warmup_epochs=0", f"--workdir={workdir}", *more]
+
+
+@pytest.fixture(autouse=True)
+def xla_cache(tmp_path_factory):
+    """The entry points switch the compilation cache on: into a folder of this test session."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "xla"))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, capsys):
+    stage = ["model.width=0.125", "model.stem=imagenet", "epochs=1", "optim.warmup_epochs=0", "eval_every_epochs=0", "log_every=5"]
+    argv = ["--config=configs/simclr.py:digits_finetune", f"--workdir={tmp_path}", "--config.pretrain.batch_size=48", "--config.finetune.batch_size=48",
+            "--config.finetune.optim.learning_rate=0.0", "--config.pretrain.head.dim=16",
+            *[f"--config.{name}.{setting}" for name in ("pretrain", "finetune") for setting in stage]]
+    train.main(argv)
+    config = simclr.get_config("digits_finetune")
+    assert config.finetune.init_from == "pretrain"
+    with_learning_rate_zero = [read_encoder(tmp_path / name) for name in ("pretrain", "finetune")]
+    for a, b in zip(*map(jax.tree.leaves, with_learning_rate_zero), strict=True):
+        np.testing.assert_array_equal(a, b)
+    capsys.readouterr()
+    train.main(argv)
+    assert "step 1" not in capsys.readouterr().out
+
+
+def read_encoder(workdir):
+    import orbax.checkpoint as ocp
+    checkpoints = Checkpoints(str(workdir))
+    newest = checkpoints.steps()[-1]
+    checkpoints.close()
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(checkpoints.directory / str(newest) / "default")["params"]["encoder"]
+
+
+def test_a_part_of_another_network_is_refused_by_name(tmp_path):
+    config = small_config()
+    source = sources.load(config.data, "train")
+    program = train.build(config, source)
+    state = program.init(0)
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(state, {})
+    checkpoints.close()
+    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], x.shape[-1] + 1), x.dtype), state.params["encoder"])
+    with pytest.raises(ValueError, match="params/encoder.*the two stages must have the same model settings"):
+        load_part(str(tmp_path), wider, "params/encoder")
+    with pytest.raises(FileNotFoundError, match="train that stage first"):
+        load_part(str(tmp_path / "nowhere"), wider, "params/encoder")
+    other = small_config(width=0.25)
+    with pytest.raises(ValueError, match="is of another network: .*kernel is"):
+        Checkpoints(str(tmp_path)).restore(train.abstract_state(train.build(other, source)))
+
+
+def small_config(width: float = 0.125):
+    c = simclr.get_config("digits").unlock()
+    c.batch_size, c.epochs = 32, 1
+    c.optim.warmup_epochs = 0
+    c.model.update(width=width, stem="imagenet")
+    return c.lock()
+
+
+def test_a_run_that_leaves_the_real_numbers_stops_and_keeps_its_checkpoint(tmp_path):
+    train.main(flags(tmp_path, "--config.checkpoint.every_steps=10"))
+    good = Checkpoints(str(tmp_path)).steps()
+    with pytest.raises(SystemExit, match=r"step \d+: .*loss = nan.*last good checkpoint is untouched"):
+        train.main(flags(tmp_path / "nan", "--config.optim.learning_rate=1e30", "--config.checkpoint.every_steps=10"))
+    assert good[-1] == 47 and 10 not in Checkpoints(str(tmp_path / "nan")).steps()
+
+
+def test_the_monitor_calls_a_collapse(tmp_path, capsys, monkeypatch):
+    """The projector's last gamma is set to zero: every embedding is the same vector, and no gradient leads out."""
+    monkeypatch.setattr(monitor, "QUIET_STEPS", 1)
+
+    def collapse(state):
+        params = jax.tree.map(lambda x: x, state.params)
+        params["projector"]["norm2"]["scale"] = jnp.zeros_like(params["projector"]["norm2"]["scale"])
+        return state.replace(params=params)
+    config = small_config()
+    source = sources.load(config.data, "train")
+    program = train.build(config, source)
+    folder = train.RunFolder(str(tmp_path), program.config)
+    train.fit(program, source, seed=0, folder=folder, start=collapse)
+    folder.close()
+    assert "the representations have collapsed" in capsys.readouterr().out
+
+
+def test_a_healthy_run_is_left_in_peace(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(monitor, "QUIET_STEPS", 1)
+    train.main(flags(tmp_path))
+    assert "WARNING" not in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "embedding_std", "alignment", "uniformity", "effective_rank", "grad_norm", "update_norm", "learning_rate"} <= set(rows[0])
+    assert list((tmp_path / "tensorboard").iterdir())
+    run = json.loads((tmp_path / "run.json").read_text().splitlines()[0])
+    assert run["commit"] and run["versions"]["jax"] == jax.__version__
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--config=configs/simclr.py:digit", "--workdir=x"], "no preset 'digit'"),
+    (["--config=configs/simclr.py:digits", "--workdir=x", "--config.optim.learning_rat=0.1"], "learning_rat"),
+    (["--config=configs/simclr.py:digits"], "--workdir is missing"),
+    (["--workdir=x"], "--config is missing"),
+    (["--config=configs/simclrr.py:digits", "--workdir=x"], "did you mean configs/simclr.py"),
+    (["--config=configs/simclr.py:digits", "--workdir=x", "seed=1"], "'seed=1' is no flag"),
+])
+def test_wrong_commands_are_answered(argv, message):
+    with pytest.raises(SystemExit, match=message):
+        train.main(argv)
+
+
+@pytest.mark.parametrize("change, message", [
+    ("--config.batch_size=30", "batch_size=30 does not split over 8 devices: use 24 or 32"),
+    ("--config.batch_size=1504", "1500 examples do not fill one batch of 1504"),
+    ("--config.method=simclrr", "method='simclrr' is not one of"),
+    ("--config.data.num_classes=7", "data.num_classes=7, but digits has 10 classes"),
+    ("--config.model.name=resnet19", "resnet19"),
+])
+def test_wrong_settings_are_answered(tmp_path, change, message):
+    with pytest.raises(SystemExit, match=message):
+        train.main(flags(tmp_path, change))
