@@ -61,16 +61,16 @@ def original(source: sources.Source, index: int) -> np.ndarray:
 
 
 def caption(drawn: augment.Draw, config: ConfigDict) -> str:
-    """What was drawn for one view, e.g. `c1.32 b0.77 h-.05 s1.20 | grey | blur 0.8`: the jitter's operations in their order."""
-    parts = []
+    """What was drawn for one view, e.g. `c1.32 b0.77 h-0.05 s1.20` (the jitter's operations in their order) over `grey blur 0.8`."""
+    jitter, rest = [], []
     if drawn.apply_jitter:
-        places = [i for i in np.argsort(drawn.jitter.rank) if i < 2 or config.data.channels == 3]
-        parts.append(" ".join(f"{OPERATIONS[i]}{drawn.jitter[i]:.2f}" for i in places))
+        jitter = [f"{OPERATIONS[i]}{drawn.jitter[i]:.2f}" for i in np.argsort(drawn.jitter.rank) if i < 2 or config.data.channels == 3]
     if drawn.apply_grayscale and config.data.channels == 3:
-        parts.append("grey")
+        rest.append("grey")
     if drawn.apply_blur:
-        parts.append(f"blur {drawn.sigma:.1f}")
-    return " | ".join(parts) or ("affine only" if config.augment.crop == "affine" else "crop only")
+        rest.append(f"blur {drawn.sigma:.1f}")
+    lines = [" ".join(words) for words in (jitter, rest) if words]
+    return "\n".join(lines) or ("affine only" if config.augment.crop == "affine" else "crop only")
 
 
 def title(config: ConfigDict) -> str:
@@ -96,8 +96,8 @@ def sheet(path: Path, heading: str, originals: list[np.ndarray], views: np.ndarr
     for i in range(rows):
         pictures = [(originals[i], labels[i]), *zip(views[i], captions[i], strict=True)]
         for axes, (picture, text) in zip(grid[i], pictures, strict=True):
-            axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255 if picture.dtype == np.uint8 else 1,
-                        interpolation="nearest")
+            white = 255 if picture.dtype == np.uint8 else 1
+            axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=white, interpolation="nearest")     # cmap is for one channel only
             axes.set_title(text, fontsize=8)
             axes.set_axis_off()
     figure.suptitle(heading, fontsize=11)

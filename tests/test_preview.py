@@ -37,7 +37,7 @@ def test_caption_names_what_was_drawn():
     config = simclr.get_config("cifar10_r18")
     jitter = augment.Jitter(np.float32(1.5), np.float32(0.5), np.float32(1.2), np.float32(-0.1), np.array([2, 0, 3, 1]))
     drawn = augment.Draw(jitter, np.bool_(True), np.bool_(True), np.bool_(True), np.float32(1.25))
-    assert preview.caption(drawn, config) == "c0.50 h-0.10 b1.50 s1.20 | grey | blur 1.2"
+    assert preview.caption(drawn, config) == "c0.50 h-0.10 b1.50 s1.20\ngrey blur 1.2"
     nothing = drawn._replace(apply_jitter=np.bool_(False), apply_grayscale=np.bool_(False), apply_blur=np.bool_(False))
     assert preview.caption(nothing, config) == "crop only"
     grey = simclr.get_config("digits")

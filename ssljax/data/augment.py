@@ -261,8 +261,8 @@ def view(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int, cr
     if crop:
         image = random_crop(image, crop_key, augment, size=size)
     if image.shape[:2] != (size, size):
-        raise ValueError(f"view: the image is {image.shape[0]}x{image.shape[1]} and config.data.image_size={size}. Crops on the host must have "
-                         "that size; on the device augment.crop='none' does not resize, 'tf', 'torchvision' and 'affine' do.")
+        raise ValueError(f"view: the image is {image.shape[0]}x{image.shape[1]} and config.data.image_size={size}. Host crops must have "
+                         "that size; on the device augment.crop='none' does not resize, the other crops do.")
     return color(image, draw(color_key, augment), augment, sigma=sigma)
 
 
@@ -298,7 +298,8 @@ def views(batch_image: jax.Array, index: jax.Array, key: jax.Array, augment: Con
     crop = batch_image.ndim == 4
     numbers = jnp.arange(num_views, dtype=jnp.int32)
     if augment.blur_sigma_per not in ("image", "batch"):
-        raise ValueError(f"config.augment.blur_sigma_per={augment.blur_sigma_per!r} is unknown. Use 'image' (paper) or 'batch' (released code).")
+        raise ValueError(f"config.augment.blur_sigma_per={augment.blur_sigma_per!r} is unknown. Use 'image' (paper) or "
+                         "'batch' (released code).")
     shared = batch_sigma(key, augment, num_views) if augment.blur_sigma_per == "batch" else None
 
     def one(image: jax.Array, index: jax.Array, number: jax.Array, sigma: jax.Array | None) -> jax.Array:

@@ -61,7 +61,8 @@ def crop_box_tf(key: jax.Array, height: int, width: int, *, min_area: float = 0.
     fits = (area >= max(low, min_object_covered * height * width)) & (area <= high) & (w <= width) & (h <= height) & (w > 0) & (h > 0)
 
     h, w = first_that_fits(fits, jnp.stack([h, w], 1), jnp.array([height, width], jnp.int32))
-    return jnp.stack([uniform_integer(u[-1, 0], height - h), uniform_integer(u[-1, 1], width - w), h, w])   # upper end excluded, as in the op
+    top, left = uniform_integer(u[-1, 0], height - h), uniform_integer(u[-1, 1], width - w)      # upper end excluded, as in the op
+    return jnp.stack([top, left, h, w])
 
 
 def crop_box_torchvision(key: jax.Array, height: int, width: int, *, min_area: float = 0.08, max_area: float = 1.0,

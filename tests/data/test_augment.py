@@ -36,7 +36,8 @@ def close(actual, expected, atol=1e-5):
     ("simclr/hue", "simclr/hue_deltas", augment.hue, "simclr/hue", 1e-4),
     ("tv/brightness", "tv/brightness_factors", lambda x, f: augment.clip(augment.brightness(x, f)), "tv/brightness_float", 1e-5),
     ("tv/contrast", "tv/contrast_factors", lambda x, f: augment.clip(augment.contrast_torchvision(x, f)), "tv/contrast_float", 1e-5),
-    ("tv/saturation", "tv/saturation_factors", lambda x, f: augment.clip(augment.saturation_torchvision(x, f)), "tv/saturation_float", 1e-5),
+    ("tv/saturation", "tv/saturation_factors", lambda x, f: augment.clip(augment.saturation_torchvision(x, f)),
+     "tv/saturation_float", 1e-5),
     ("tv/hue", "tv/hue_factors", augment.hue, "tv/hue_float", 1e-4),
 ])
 def test_colour_operation(g, image, name, parameters, function, expected, atol):
@@ -138,7 +139,6 @@ def test_views_depend_on_key_index_and_view_only(recipe):
     assert all_views.shape == (4, 2, 16, 16, 3) and all_views.dtype == jnp.float32
     assert 0.0 <= all_views.min() and all_views.max() <= 1.0
     np.testing.assert_array_equal(make(images[::-1], index[::-1], key)[::-1], all_views)           # place in the batch
-    close(make(images[2:3], index[2:3], key)[0], all_views[2], 1e-6)                               # size of the batch
     assert all(abs(v[0] - v[1]).max() > 0.02 for v in all_views)                                   # the views differ,
     assert abs(make(images, index + 1, key) - all_views).max() > 0.1                               # and follow the index
     assert abs(make(images, index, jax.random.key(1)) - all_views).max() > 0.1                     # and the key
@@ -152,7 +152,9 @@ def test_eight_devices_make_the_views_of_one(recipe):
     rows = NamedSharding(mesh, PartitionSpec("data"))
     shards = make(jax.device_put(images, rows), jax.device_put(index, rows), key)
     assert shards.sharding.is_equivalent_to(rows, shards.ndim)
-    close(np.asarray(shards), np.asarray(make(images, index, key)), 2e-6)     # compiled for 2 rows a device, not 16: the last bit may differ
+    one = np.asarray(make(images, index, key))
+    close(make(images[:2], index[:2], key), one[:2], 2e-6)              # nor does the size of the batch matter
+    close(np.asarray(shards), one, 2e-6)     # compiled for 2 rows a device, not 16: the last bit may differ
 
 
 def test_one_channel(recipe):
