@@ -72,7 +72,7 @@ def crop_box_torchvision(key: jax.Array, height: int, width: int, *, min_area: f
     area = (min_area + u[:-1, 0] * (max_area - min_area)) * (height * width)
     ratio = jnp.exp(math.log(aspect[0]) + u[:-1, 1] * (math.log(aspect[1]) - math.log(aspect[0])))
     h, w = jnp.rint(jnp.sqrt(area / ratio)).astype(jnp.int32), jnp.rint(jnp.sqrt(area * ratio)).astype(jnp.int32)
-    fits = (0 < h) & (h <= height) & (0 < w) & (w <= width)
+    fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
 
     central = (min(height, round(width / aspect[0])), min(width, round(height * aspect[1])))
     h, w = first_that_fits(fits, jnp.stack([h, w], 1), jnp.array(central, jnp.int32))

@@ -137,7 +137,7 @@ def test_views_depend_on_key_index_and_view_only(recipe):
     key = jax.random.key(0)
     all_views = make(images, index, key)
     assert all_views.shape == (4, 2, 16, 16, 3) and all_views.dtype == jnp.float32
-    assert 0.0 <= all_views.min() and all_views.max() <= 1.0
+    assert all_views.min() >= 0.0 and all_views.max() <= 1.0
     np.testing.assert_array_equal(make(images[::-1], index[::-1], key)[::-1], all_views)           # place in the batch
     assert all(abs(v[0] - v[1]).max() > 0.02 for v in all_views)                                   # the views differ,
     assert abs(make(images, index + 1, key) - all_views).max() > 0.1                               # and follow the index
@@ -162,7 +162,7 @@ def test_one_channel(recipe):
     recipe.update(mean=(0.0,), std=(1.0,), crop="affine", rotate=10.0, shift=0.1, zoom=0.1, shear=5.0, flip=False, blur_probability=0.0)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)), jnp.uint8)
     out = augment.views(images, jnp.arange(3, dtype=jnp.int32), jax.random.key(0), recipe, size=16, num_views=2)     # affine resizes
-    assert out.shape == (3, 2, 16, 16, 1) and 0.0 <= out.min() and out.max() <= 1.0 and out.std() > 0.1
+    assert out.shape == (3, 2, 16, 16, 1) and out.min() >= 0.0 and out.max() <= 1.0 and out.std() > 0.1
 
 
 def test_nothing_random_is_the_image_normalised(recipe, image):
