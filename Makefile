@@ -1,0 +1,35 @@
+# Two commands: `make demo` trains, evaluates and reports; `make test` runs the suite. Both make .venv first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+DEMO := runs/demo
+CONFIG := configs/simclr.py:digits
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test lint mutations clean
+
+.venv/installed: setup.py requirements.lock
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
+	@touch $@
+
+demo: .venv/installed
+	@for seed in 0 1 2; do \
+	  echo "--- seed $$seed"; \
+	  $(BIN)/ssljax train --config $(CONFIG) --config.seed=$$seed --workdir $(DEMO)/seed$$seed && \
+	  $(BIN)/ssljax evaluate --config $(CONFIG) --config.seed=$$seed --workdir $(DEMO)/seed$$seed --results $(DEMO)/results.jsonl \
+	    --protocols knn,linear,label_fraction --baselines raw_pixels,random_init,supervised || exit 1; \
+	done
+	@$(BIN)/ssljax report $(DEMO)
+
+test: .venv/installed
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+mutations: .venv/installed
+	$(BIN)/python tests/mutations.py
+
+clean:
+	rm -rf .venv runs
