@@ -44,9 +44,11 @@ BASELINES = ("raw_pixels", "random_init", "supervised")
 # Settings that change no number in the results; the seed has its own field.
 NOT_HASHED = ("seed", "name", "preset", "log_every", "eval_every_epochs", "checkpoint")
 
-# The supervised baseline with few labels, the same rule for every number of labels and every draw.
+# The supervised baseline with few labels, the same rule for every number of labels and every draw. The learning rate was chosen among
+# 0.03, 0.1, 0.3, 0.6 and 1 on held-out training digits: 29, 54, 93, 93 and 94 % with ten labels a class, 23, 37, 41, 42 and 39 % with one.
 SUPERVISED_STEPS = 100          # at least so many updates
 SUPERVISED_BATCH = 64
+SUPERVISED_RATE = 0.6
 
 GALLERY_POINTS, GALLERY_DIM = 600, 32      # test features kept for the figures, and their principal components
 QUERIES, NEIGHBOURS, THUMBNAIL = 8, 7, 48
@@ -181,7 +183,8 @@ def supervised_config(config: ConfigDict, batch_size: int, epochs: int) -> Confi
     c.method, c.batch_size, c.epochs, c.init_from = "supervised", batch_size, epochs, ""
     c.data.views = 1
     c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)
-    c.optim.update(name="sgd", learning_rate=0.1, scaling="none", momentum=0.9, nesterov=True, weight_decay=5e-4, warmup_epochs=0)
+    c.optim.update(name="sgd", learning_rate=SUPERVISED_RATE, scaling="none", momentum=0.9, nesterov=True, weight_decay=5e-4,
+                   warmup_epochs=0)
     return c.lock()
 
 

@@ -1,0 +1,175 @@
+"""The pictures of a report. Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines carry their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+NAMES = {"raw_pixels": "raw pixels", "random_init": "random network", "supervised": "labels alone", "simclr": "SimCLR"}
+COLOURS = {"simclr": "#0072B2", "supervised": "#D55E00", "raw_pixels": "#555555", "random_init": "#999999"}
+MARKERS = {"simclr": "o", "supervised": "s", "raw_pixels": "^", "random_init": "v"}
+CLASSES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#000000", "#999999", "#7A3E9D")
+GREY = "#444444"
+
+
+def name(features: str) -> str:
+    """A kind of features as readers call it."""
+    return NAMES.get(features, features)
+
+
+def blank(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with quiet axes in a row."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    axes = list(np.atleast_1d(figure.subplots(1, columns)))
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color("#aaaaaa")
+        axis.tick_params(colors=GREY, labelsize=9)
+        axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def label_efficiency(path: Path, curves: Mapping[str, Mapping[int, tuple[float, float]]], full: Mapping[str, float], title: str) -> None:
+    """Accuracy against labels a class.
+
+    Args:
+        path: png to write.
+        curves: features -> {labels a class: (mean, standard deviation)} in percent.
+        full: features -> linear probe with all labels, drawn at the right end.
+        title: above the picture.
+    """
+    figure, (axis,) = blank(6.4, 4.0)
+    counts = sorted({k for curve in curves.values() for k in curve})
+    place = {k: i for i, k in enumerate(counts)}
+    ends = {True: {}, False: {}}                     # where the names stand: behind the point of all labels, or of the most
+    for features, curve in curves.items():
+        x = np.array([place[k] for k in sorted(curve)], float)
+        mean, std = np.array([curve[k] for k in sorted(curve)]).T
+        colour = COLOURS.get(features, "#009E73")
+        axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+        axis.plot(x, mean, color=colour, marker=MARKERS.get(features, "D"), markersize=5, linewidth=2.2 if features == "simclr" else 1.4)
+        ends[features in full][features] = full.get(features, mean[-1])
+        if features in full:
+            axis.plot([len(counts)], [full[features]], color=colour, marker=MARKERS.get(features, "D"), markersize=5, clip_on=False)
+            axis.plot([x[-1], len(counts)], [mean[-1], full[features]], color=colour, linewidth=0.9, linestyle=":")
+    last = len(counts) - (0 if full else 1)
+    low, high = axis.get_ylim()
+    for at, names in ((last, ends[True]), (len(counts) - 1, ends[False])):
+        for features, y in spread_out(names, 0.06 * (high - low)).items():
+            axis.annotate(name(features), (at, y), (10, 0), textcoords="offset points", va="center", fontsize=10,
+                          color=COLOURS.get(features, "#009E73"), annotation_clip=False)
+    axis.set_xticks(range(last + 1), [*map(str, counts), *(["all"] if full else [])])
+    axis.set_xlim(-0.15, last + 0.05)
+    axis.set_xlabel("labelled images a class", color=GREY)
+    axis.set_ylabel("held-out accuracy, %", color=GREY)
+    axis.set_title(title, loc="left", fontsize=11)
+    figure.savefig(path)
+
+
+def spread_out(values: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Heights for text beside these values: in their order, no two closer than `gap`, centred on where they would overlap."""
+    order = sorted(values, key=values.get)
+    heights = np.array([values[key] for key in order], float)
+    for _ in range(100):
+        short = gap - np.diff(heights)
+        if not (short > 1e-9).any():
+            break
+        for i in np.flatnonzero(short > 1e-9):
+            push = max(0.0, gap - (heights[i + 1] - heights[i])) / 2
+            heights[i] -= push
+            heights[i + 1] += push
+    return dict(zip(order, heights.tolist(), strict=True))
+
+
+def training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> None:
+    """Loss, and kNN where it was measured, against the step.
+
+    Args:
+        path: png to write.
+        runs: name of a run -> lines of its metrics.jsonl.
+        title: above the picture.
+    """
+    with_knn = any("knn" in row for rows in runs.values() for row in rows)
+    figure, axes = blank(8.4 if with_knn else 5.2, 3.2, 2 if with_knn else 1)
+    for axis, metric, label in zip(axes, ("loss", "knn"), ("training loss", "held-out kNN while training, %"), strict=False):
+        ends = {}
+        for i, (run, rows) in enumerate(runs.items()):
+            points = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=CLASSES[i % len(CLASSES)], linewidth=1.4, markersize=4,
+                          marker="o" if metric == "knn" else "")
+                ends[run] = points[-1][1]
+        low, high = axis.get_ylim()
+        for run, y in spread_out(ends, 0.07 * (high - low)).items():
+            axis.annotate(run, (1, y), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=9,
+                          color=CLASSES[list(runs).index(run) % len(CLASSES)], annotation_clip=False)
+        axis.set_xlabel("step", color=GREY)
+        axis.set_title(f"{title}: {label}", loc="left", fontsize=10)
+    figure.savefig(path)
+
+
+def feature_map(path: Path, points: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], title: str) -> None:
+    """Test images as t-SNE places them, a panel for each kind of features, coloured by class, each class named at its median.
+
+    Args:
+        path: png to write.
+        points: features -> [P, d], their principal components.
+        labels: int [P].
+        class_names: one a label.
+        title: above the picture.
+    """
+    from sklearn.manifold import TSNE  # a second to import, only for this
+    from threadpoolctl import threadpool_limits
+
+    figure, axes = blank(4.4 * len(points), 4.4, len(points))
+    for axis, (features, x) in zip(axes, points.items(), strict=True):
+        perplexity = min(30.0, max(2.0, (len(x) - 1) / 4))
+        with threadpool_limits(1):          # so few points are faster on one core
+            flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(x.astype(np.float32))
+        for c in np.unique(labels):
+            own = flat[labels == c]
+            axis.scatter(*own.T, s=9, color=CLASSES[c % len(CLASSES)], alpha=0.75, linewidths=0)
+            if len(np.unique(labels)) <= 20:
+                axis.text(*np.median(own, axis=0), class_names[c], fontsize=11, weight="bold", ha="center", va="center",
+                          color=CLASSES[c % len(CLASSES)], bbox={"facecolor": "white", "alpha": 0.75, "pad": 1, "linewidth": 0})
+        axis.set_title(f"{title}: {name(features)}", loc="left", fontsize=10)
+        axis.grid(False)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[["left", "bottom"]].set_visible(False)
+    figure.savefig(path)
+
+
+def neighbours(path: Path, query: np.ndarray, query_labels: np.ndarray, neighbour: np.ndarray, neighbour_labels: np.ndarray,
+               class_names: Sequence[str], title: str) -> None:
+    """Each row: a test image, then its nearest training images by cosine, the nearest first; a wrong class is framed.
+
+    Args:
+        path: png to write.
+        query: uint8 [Q, S, S, C].
+        query_labels: int [Q].
+        neighbour: uint8 [Q, K, S, S, C].
+        neighbour_labels: int [Q, K].
+        class_names: one a label.
+        title: above the picture.
+    """
+    rows, columns = neighbour_labels.shape
+    figure = Figure(figsize=(0.8 * (columns + 1.4), 0.8 * rows + 0.6), layout="constrained", dpi=150)
+    axes = figure.subplots(rows, columns + 1, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
+    for r in range(rows):
+        for c in range(columns + 1):
+            axis, image = axes[r, c], query[r] if c == 0 else neighbour[r, c - 1]
+            axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            wrong = c > 0 and neighbour_labels[r, c - 1] != query_labels[r]
+            for spine in axis.spines.values():
+                spine.set(visible=wrong, color="#D55E00", linewidth=3)
+        axes[r, 0].set_ylabel(class_names[query_labels[r]], rotation=0, ha="right", va="center", fontsize=9, color=GREY)
+    axes[0, 0].set_title("test", fontsize=9, color=GREY)
+    axes[0, 1].set_title("nearest", fontsize=9, color=GREY)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.savefig(path)

@@ -1,0 +1,135 @@
+"""`ssljax evaluate` and then `ssljax report`, the real ones, on digits with a random network's checkpoint."""
+
+import json
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from configs.simclr import get_config
+from ssljax import evaluate, report, sharding, train
+from ssljax.checkpoint import Checkpoints
+from ssljax.data import sampler, sources
+from ssljax.protocols.features import raw_pixels
+
+SMALL = ["--config.model.width=0.125", "--config.evaluate.label_counts=(1, 2)", "--config.evaluate.label_draws=2",
+         "--config.evaluate.knn_k=5", "--config.evaluate.linear_l2=0.01", "--config.evaluate.batch_size=250"]
+
+
+def config():
+    c = get_config("digits").unlock()
+    c.model.width = 0.125
+    c.evaluate.update(label_counts=(1, 2), label_draws=2, knn_k=5, linear_l2=0.01, batch_size=250)
+    return c.lock()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    c = config()
+    with pytest.MonkeyPatch.context() as patch:
+        one = jax.make_mesh((1,), ("data",), (AxisType.Auto,), devices=jax.devices()[:1])
+        patch.setattr(sharding, "make_mesh", lambda: one)                    # compiles sooner than for eight
+        patch.setattr(evaluate, "SUPERVISED_STEPS", 2)
+        build, program = train.build, train.build(c, sources.load(c.data, "train"))
+        patch.setattr(train, "build", lambda config, source: program if config.method == "simclr" else build(config, source))
+        checkpoints = Checkpoints(str(folder / "run"), keep_last=1)
+        checkpoints.save(program.init(0), {"loss": 1.0})
+        checkpoints.close()
+        evaluate.main(["--config", "configs/simclr.py:digits", f"--workdir={folder}/run", *SMALL, "--protocols=knn,linear,label_fraction",
+                       "--baselines=raw_pixels,random_init,supervised", f"--results={folder}/out/results.jsonl"])
+    return folder / "out"
+
+
+def test_every_measurement_is_there_with_all_that_is_known(results):
+    rows = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    top1 = [r for r in rows if r["metric"] == "top1"]
+    assert len(rows) == 2 * len(top1)                                        # ten classes: a top-5 beside each
+    counts = Counter((r["features"], r["protocol"]) for r in top1)
+    networks = ("simclr", "raw_pixels", "random_init")
+    assert counts == {**{(f, "knn"): 1 for f in networks}, **{(f, "linear_lbfgs"): 1 for f in networks},
+                      **{(f, "label_fraction"): 4 for f in (*networks, "supervised")}}
+    for r in rows:
+        assert r["n"] == 297 and 0 <= r["value"] <= 100                      # in batches of 250: padding is not counted
+        assert (r["experiment"], r["preset"], r["data"], r["seed"], r["step"]) == ("simclr", "digits", "digits", 0, 0)
+        assert r["versions"]["jax"] and r["commit"] and len(r["config_hash"]) == 12 and r["command"].startswith("ssljax evaluate --config")
+        assert str(results.parent) not in json.dumps(r)                      # no folder of this machine
+    value = {(r["features"], r["protocol"], r["labels_per_class"], r["draw"]): r["value"] for r in top1}
+    assert value["raw_pixels", "knn", 0, 0] > 85 and value["raw_pixels", "linear_lbfgs", 0, 0] > 85
+    # the checkpoint IS the random network of this seed
+    for protocol, k, draw in (("knn", 0, 0), ("linear_lbfgs", 0, 0), ("label_fraction", 1, 1)):
+        assert value["simclr", protocol, k, draw] == value["random_init", protocol, k, draw]
+
+
+def test_report_of_the_real_results(results, capsys):
+    report.main([str(results)])
+    table = capsys.readouterr().out
+    for text in ("raw pixels", "random network", "labels alone", "SimCLR", "kNN", "linear", "1 label a class", "2 labels a class", "±"):
+        assert text in table
+    assert (results / "report.html").stat().st_size > 50_000
+    size = config().data.image_size
+    gallery = np.load(results / "gallery-digits.npz")
+    assert gallery["query"].shape == (8, size, size, 1) and gallery["neighbour"].shape == (8, 7, size, size, 1)
+    assert gallery["points/simclr"].shape[0] == gallery["labels"].shape[0] == 297
+
+
+def test_every_image_once_on_eight_devices():
+    """297 images in batches of 250, made 256 to split over the devices."""
+    c = config()
+    train_split, test = sources.load(c.data, "train"), sources.load(c.data, "test")
+    program = train.build(c, train_split)
+    assert program.mesh.devices.size == 8
+    found = evaluate.encoded(raw_pixels, program, test)
+    np.testing.assert_allclose(found.features, test.images.reshape(297, -1) / 255.0, rtol=2e-7)
+    np.testing.assert_array_equal(found.labels, test.labels)
+
+
+def test_supervised_uses_the_labels_of_its_draw_and_no_others():
+    """Wrong labels on all other images change nothing."""
+    c = config().unlock()
+    c.evaluate.update(label_counts=(1,), label_draws=1)
+    c.data.num_classes = 10
+    source, test = sources.load(c.data, "train"), sources.load(c.data, "test")
+    kept = sampler.subset(source.labels, per_class=1, seed=0)
+    seen = []
+
+    def fit(program, labelled, *, seed):
+        seen.append((labelled.index, labelled.labels, labelled.images))
+        return program.init(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "fit", fit)
+        found = list(evaluate.supervised(c.lock(), source, test))
+    (index, labels, images), = seen
+    assert len(found) == 1 and found[0]["n"] == 297
+    assert len(np.unique(index)) == len(index) == 64                         # each copy has views of its own
+    np.testing.assert_array_equal(labels, source.labels[np.resize(kept, 64)])
+    np.testing.assert_array_equal(images, source.images[np.resize(kept, 64)])
+
+
+def test_config_hash_changes_with_what_matters_only():
+    a, b, c, d = (config().unlock() for _ in range(4))
+    b.seed, b.log_every = 5, 1
+    c.optim.learning_rate = 0.5
+    d.data.data_dir = "/somewhere"
+    assert evaluate.config_hash(a) == evaluate.config_hash(b) == evaluate.config_hash(d) != evaluate.config_hash(c)
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("digits", "digits"), ("folder:/home/me/photos", "folder:PATH/photos"), ("folder:/home/me/photos/", "folder:PATH/photos"),
+    ("ssljax evaluate --workdir /tmp/a/b --results=~/r.jsonl", "ssljax evaluate --workdir PATH/b --results=PATH/r.jsonl"),
+    ("--config configs/simclr.py:digits --results experiments/simclr/results.jsonl",
+     "--config configs/simclr.py:digits --results experiments/simclr/results.jsonl")])
+def test_folders_of_this_machine_stay_here(text, expected):
+    assert evaluate.public(text) == expected
+
+
+def test_wrong_words_name_the_right_ones(tmp_path):
+    arguments = ["--config", "configs/simclr.py:digits", f"--workdir={tmp_path}"]
+    with pytest.raises(SystemExit, match="'knm' is unknown, did you mean 'knn'"):
+        evaluate.main([*arguments, "--protocols=knm"])
+    with pytest.raises(SystemExit, match="valid: raw_pixels, random_init, supervised"):
+        evaluate.main([*arguments, "--baselines=zzz"])
+    with pytest.raises(SystemExit, match="no checkpoint in"):
+        evaluate.main([*arguments, "--protocols=knn"])
