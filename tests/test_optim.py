@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from configs.simclr import get_config
 from ssljax import optim
+from ssljax.methods import METHODS
 
 
 def follow(tx, init, grads):
@@ -109,3 +111,46 @@ def test_scaling_rules_agree_at_4096_and_a_typo_is_named():
 def test_a_warmup_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match="100 steps does not fit a run of 50"):
         optim.warmup_cosine(1.0, warmup_steps=100, total_steps=50)
+
+
+def leaf_names(tree):
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_biases_norms_and_the_probe_are_neither_decayed_nor_adapted():
+    config = get_config("digits").unlock()
+    config.data.num_classes = 10
+    params = jax.eval_shape(lambda key: METHODS["simclr"](config).init(key, {})[0], jax.random.key(0))
+    mask = leaf_names(optim.decayed(params))
+    blocks = {f"encoder/group{g}_block1/{place}" for g in (1, 2, 3) for place in ("norm1", "norm2", "shortcut/norm")}
+    norms = {*blocks, "encoder/stem_norm1", "projector/norm1"}
+    excluded = {f"{norm}/{leaf}" for norm in norms for leaf in ("scale", "bias")}
+    excluded |= {"projector/norm2/scale", "probe/dense/kernel", "probe/dense/bias"}
+    convs = {f"encoder/group{g}_block1/{place}" for g in (1, 2, 3) for place in ("conv1", "conv2", "shortcut/conv")}
+    assert {name for name, adapted in mask.items() if not adapted} == excluded
+    assert {name for name, adapted in mask.items() if adapted} == {
+        f"{layer}/kernel" for layer in {*convs, "encoder/stem_conv1", "projector/dense1", "projector/dense2"}}
+
+
+def made(name):
+    """The optimizer of a run of 10 steps, 4 of them warm-up to 0.4, with weight decay 0.1."""
+    config = optim.ConfigDict(dict(name=name, nesterov=False, momentum=0.9, weight_decay=0.1, learning_rate=0.4, scaling="none",
+                                   warmup_epochs=2, trust_coefficient=0.001, lr_in_momentum=True))
+    return optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10)[0]
+
+
+@pytest.mark.parametrize("name, moved", [("lars", 0.001 * 2), ("sgd", 0.1 * 2 * (1 + 0.9)), ("adamw", 0.1 * 2)])
+def test_a_warmup_starts_at_zero_and_only_kernels_decay(name, moved):
+    init = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0), "probe": {"kernel": jnp.full((2, 2), 2.0)}}
+    with jax.numpy_dtype_promotion("standard"):        # optax's Adam mixes its integer count with floats
+        first, second = follow(made(name), init, [jax.tree.map(jnp.zeros_like, init)] * 2)
+    jax.tree.map(np.testing.assert_array_equal, first, init)
+    np.testing.assert_array_equal([*second["bias"], *second["probe"]["kernel"].ravel()], np.full(6, 2.0))
+    # The second step's rate is 0.1, the decay's gradient 0.1 * 2: LARS shrinks it to a thousandth of the kernel, SGD remembers the first.
+    np.testing.assert_allclose(second["kernel"], np.full((2, 2), 2.0 - 0.1 * moved), rtol=1e-6)
+
+
+def test_a_kernel_of_zeros_moves_by_its_plain_gradient():
+    tx = optim.lars(0.5, lr_in_momentum=True, weight_decay=0.1, momentum=0.9, trust_coefficient=0.001, mask={"w": True})
+    step, = follow(tx, {"w": jnp.zeros((1, 2))}, [{"w": jnp.array([[3.0, 4.0]])}])
+    np.testing.assert_allclose(step["w"], [[-1.5, -2.0]], rtol=1e-6)

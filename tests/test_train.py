@@ -10,7 +10,8 @@ import pytest
 from configs import simclr
 from ssljax import monitor, train
 from ssljax.checkpoint import Checkpoints, load_part
-from ssljax.data import sources
+from ssljax.data import sampler, sources
+from ssljax.types import TrainState
 from tests.processes import SMALL
 
 
@@ -76,6 +77,23 @@ def small_config(width: float = 0.125):
     c.optim.warmup_epochs = 0
     c.model.update(width=width, stem="imagenet")
     return c.lock()
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_loop_goes_on_where_its_state_stands(seed):
+    """From step 40 to the end at step 47, with the batches of these steps and this seed."""
+    config = small_config()
+    source = sources.load(config.data, "train")
+    seen = []
+
+    def step(state, batch, key):
+        seen.append(np.asarray(batch["index"]))
+        return state.replace(step=state.step + 1), {"loss": jnp.float32(0.0)}
+    begun = TrainState(step=jnp.int32(40), params={}, model_state={}, opt_state=(), extra=())
+    program = train.build(config, source)._replace(init=lambda seed: begun, step=step)
+    assert int(train.fit(program, source, seed=seed).step) == program.total_steps == 47
+    expected = [sampler.order(seed, s // 46, 1500)[s % 46 * 32:][:32] for s in range(40, 47)]
+    np.testing.assert_array_equal(seen, expected)
 
 
 def test_a_run_that_leaves_the_real_numbers_stops_and_keeps_its_checkpoint(tmp_path):

@@ -138,6 +138,12 @@ def test_tf_boxes_are_tensorflows(height, width):
     assert (ours[:, 2] * ours[:, 3] >= 0.1 * height * width).all()             # min_object_covered, although min_area is 0.08
 
 
+def test_no_tf_box_covers_less_than_a_tenth():
+    """`min_object_covered` is 0.1, whatever smaller share `min_area` allows."""
+    area = boxes(geometry.crop_box_tf, 40, 40, min_area=0.02)[:, 2:].prod(1) / 1600
+    assert 0.1 <= area.min() < 0.12
+
+
 def test_tf_box_that_cannot_fit_is_the_whole_image():
     assert (boxes(geometry.crop_box_tf, 12, 300) == [0, 0, 12, 300]).all()
 

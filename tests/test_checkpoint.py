@@ -1,0 +1,30 @@
+"""All of a state comes back, bit for bit, and of the newest checkpoint. (Killed and damaged runs: test_resume.py.)"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ssljax.checkpoint import Checkpoints
+from ssljax.types import TrainState
+
+
+def state_at(step: int) -> TrainState:
+    keys = iter(jax.random.split(jax.random.key(step), 5))
+    params = {"encoder": {"kernel": jax.random.normal(next(keys), (3, 2))}, "head": {"bias": jax.random.normal(next(keys), (2,))}}
+    tx = optax.trace(decay=0.9)
+    momentum = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), tx.init(params))
+    return TrainState(step=jnp.int32(step), params=params, model_state={"mean": jax.random.normal(next(keys), (2,))}, opt_state=momentum, extra=())
+
+
+def test_the_newest_state_is_restored_whole_and_old_ones_are_dropped_unless_best(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), keep_last=2, best="knn")
+    for step, knn in ((1, 10.0), (2, 30.0), (3, 20.0), (4, 15.0)):
+        checkpoints.save(state_at(step), {"knn": knn})
+    checkpoints.close()
+    checkpoints = Checkpoints(str(tmp_path), keep_last=2, best="knn")
+    assert checkpoints.steps() == [2, 3, 4]
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0))
+    restored = checkpoints.restore(like)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, state_at(4))
