@@ -13,6 +13,7 @@ from ssljax import evaluate, report, sharding, train
 from ssljax.checkpoint import Checkpoints
 from ssljax.data import sampler, sources
 from ssljax.protocols.features import raw_pixels
+from ssljax.types import TrainState
 
 SMALL = ["--config.model.width=0.125", "--config.evaluate.label_counts=(1, 2)", "--config.evaluate.label_draws=2",
          "--config.evaluate.knn_k=5", "--config.evaluate.linear_l2=0.01", "--config.evaluate.batch_size=250"]
@@ -36,7 +37,7 @@ def results(tmp_path_factory):
         build, program = train.build, train.build(c, sources.load(c.data, "train"))
         patch.setattr(train, "build", lambda config, source: program if config.method == "simclr" else build(config, source))
         checkpoints = Checkpoints(str(folder / "run"), keep_last=1)
-        checkpoints.save(program.init(0), {"loss": 1.0})
+        checkpoints.save(evaluate.switched_on(program.init(0)), {"loss": 1.0})
         checkpoints.close()
         evaluate.main(["--config", "configs/simclr.py:digits", f"--workdir={folder}/run", *SMALL, "--protocols=knn,linear,label_fraction",
                        "--baselines=raw_pixels,random_init,supervised", f"--results={folder}/out/results.jsonl"])
@@ -103,9 +104,17 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
         found = list(evaluate.supervised(c.lock(), source, test))
     (index, labels, images), = seen
     assert len(found) == 1 and found[0]["n"] == 297
-    assert len(np.unique(index)) == len(index) == 64                         # each copy has views of its own
-    np.testing.assert_array_equal(labels, source.labels[np.resize(kept, 64)])
-    np.testing.assert_array_equal(images, source.images[np.resize(kept, 64)])
+    assert len(np.unique(index)) == len(index) == 32                         # each copy has views of its own
+    np.testing.assert_array_equal(labels, source.labels[np.resize(kept, 32)])
+    np.testing.assert_array_equal(images, source.images[np.resize(kept, 32)])
+
+
+def test_a_random_network_has_its_residual_branches_on():
+    state = TrainState(step=0, params={"encoder": {"norm": {"scale": jax.numpy.zeros(3)}, "conv": {"kernel": jax.numpy.zeros(2)}}},
+                       model_state={}, opt_state=(), extra=())
+    params = evaluate.switched_on(state).params["encoder"]
+    np.testing.assert_array_equal(params["norm"]["scale"], np.ones(3))
+    np.testing.assert_array_equal(params["conv"]["kernel"], np.zeros(2))
 
 
 def test_config_hash_changes_with_what_matters_only():
