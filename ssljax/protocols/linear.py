@@ -24,7 +24,6 @@ import numpy as np
 import optax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from ssljax.data import sampler
 from ssljax.protocols.features import check, top_k_percent
@@ -33,7 +32,6 @@ GRID = tuple(10.0**e for e in range(5, -7, -1))    # every fourth of the 45 valu
 HELD_OUT = 0.1                                     # share of the training images that lambda is chosen on
 SELECTION = 10_000                                 # lambda is chosen with at most so many training images: it belongs to a mean loss
 MAX_ITERATIONS = 2000
-ONE_THREAD = 10_000_000                            # fewer numbers than this are faster on one core: threads would wait for each other
 
 
 def lbfgs(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, *,
@@ -112,7 +110,7 @@ def fit(features: np.ndarray, labels: np.ndarray, l2: float, warm: LogisticRegre
                          "check config.data (source, labels_per_class)")
     c = 1.0 / (len(labels) * l2)
     model = LogisticRegression(C=c, solver="lbfgs", max_iter=iterations, warm_start=True) if warm is None else warm.set_params(C=c)
-    with warnings.catch_warnings(), threadpool_limits(1 if features.size < ONE_THREAD else None):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)         # returned, not printed
         model.fit(features, labels)
     return model, bool(model.n_iter_.max() < iterations)
