@@ -1,0 +1,110 @@
+"""Writes simclr.ipynb. The notebook is generated: change this file, then run `python colabs/simclr.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+NOTEBOOK = Path(__file__).with_suffix(".ipynb")
+
+CELLS = [
+    ("title", """
+# SimCLR on handwritten digits
+
+A small network learns from scikit-learn's 1,797 scanned digits without their labels. Then the labels come: how many of them are needed?
+
+[SimCLR](https://arxiv.org/abs/2002.05709) shows the network two random views of each image and asks which two belong together.
+The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
+"""),
+    ("install", """
+import importlib.util, os, sys
+from pathlib import Path
+
+REPOSITORY = ""            # outside a checkout, on Colab for example: the git address that this notebook came from
+
+if Path("../configs/simclr.py").exists():
+    os.chdir("..")
+if importlib.util.find_spec("ssljax") is None:
+    if not Path("configs/simclr.py").exists():
+        !git clone --quiet {REPOSITORY} ssljax
+        os.chdir("ssljax")
+    %pip install --quiet --editable .
+    sys.path.insert(0, os.getcwd())
+"""),
+    ("settings", """
+RUN = os.environ.get("SSLJAX_RUN", "runs/digits")
+CHANGES = os.environ.get("SSLJAX_CHANGES", "").split()      # e.g. ["--config.epochs=20", "--config.seed=1"]
+
+ARGUMENTS = ["--config=configs/simclr.py:digits", f"--workdir={RUN}", *CHANGES]
+"""),
+    ("preview_text", """
+## What the network sees
+
+Each row is one digit, as it is stored and in six of its views.
+"""),
+    ("preview", """
+from IPython.display import Image
+from ssljax import preview
+
+preview.main(ARGUMENTS)
+Image(f"{RUN}/preview.png", width=700)
+"""),
+    ("train_text", """
+## Train
+
+No label is used, but by the online probe that only watches. Interrupted? Run the cell again: it goes on from the last checkpoint.
+"""),
+    ("train", """
+from ssljax import train
+
+train.main(ARGUMENTS)
+"""),
+    ("evaluate_text", """
+## Evaluate
+
+The network stays as it is. A kNN vote and linear classifiers, with all labels and with few, on its features; beside them the same on raw pixels and on the
+features of the network before training.
+"""),
+    ("evaluate", """
+from ssljax import evaluate
+
+evaluate.main([*ARGUMENTS, "--protocols=knn,linear,label_fraction", "--baselines=raw_pixels,random_init"])
+"""),
+    ("report_text", """
+## Report
+
+Accuracy on held-out digits. The report with all pictures is `report.html` in the run's folder.
+"""),
+    ("report", """
+from ssljax import report
+
+report.main([RUN])
+Image(f"{RUN}/labels-digits.png", width=700)
+"""),
+]
+
+
+def notebook() -> str:
+    """The notebook's text, the same at every call: the cells' ids are their names."""
+    cells = []
+    for name, text in CELLS:
+        new = new_markdown_cell if name in ("title",) or name.endswith("_text") else new_code_cell
+        cells.append(new(text.strip(), id=name))
+    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+    book = new_notebook(cells=cells, metadata=metadata)
+    book.nbformat_minor = 5
+    nbformat.validate(book)
+    return nbformat.writes(book) + "\n"
+
+
+def main() -> None:
+    """Writes the file."""
+    NOTEBOOK.write_text(notebook())
+    print(NOTEBOOK, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
