@@ -20,7 +20,9 @@ A small network learns from scikit-learn's 1,797 scanned digits without their la
 The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
 """),
     ("install", """
-import importlib.util, os, sys
+import importlib.util
+import os
+import sys
 from pathlib import Path
 
 REPOSITORY = ""            # outside a checkout, on Colab for example: the git address that this notebook came from
@@ -47,6 +49,7 @@ Each row is one digit, as it is stored and in six of its views.
 """),
     ("preview", """
 from IPython.display import Image
+
 from ssljax import preview
 
 preview.main(ARGUMENTS)
@@ -65,8 +68,8 @@ train.main(ARGUMENTS)
     ("evaluate_text", """
 ## Evaluate
 
-The network stays as it is. A kNN vote and linear classifiers, with all labels and with few, on its features; beside them the same on raw pixels and on the
-features of the network before training.
+The network stays as it is. A kNN vote and linear classifiers, with all labels and with few, on its features; beside them the same
+on raw pixels and on the features of the network before training.
 """),
     ("evaluate", """
 from ssljax import evaluate

@@ -14,7 +14,8 @@ def state_at(step: int) -> TrainState:
     params = {"encoder": {"kernel": jax.random.normal(next(keys), (3, 2))}, "head": {"bias": jax.random.normal(next(keys), (2,))}}
     tx = optax.trace(decay=0.9)
     momentum = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), tx.init(params))
-    return TrainState(step=jnp.int32(step), params=params, model_state={"mean": jax.random.normal(next(keys), (2,))}, opt_state=momentum, extra=())
+    statistics = {"mean": jax.random.normal(next(keys), (2,))}
+    return TrainState(step=jnp.int32(step), params=params, model_state=statistics, opt_state=momentum, extra=())
 
 
 def test_the_newest_state_is_restored_whole_and_old_ones_are_dropped_unless_best(tmp_path):

@@ -1,0 +1,374 @@
+"""The field's historic bugs, put into a copy of the source one at a time: the tests must notice each.
+
+    python tests/mutations.py [--only NAME] [--jobs N]
+
+One line a bug and "N of N caught" at the end; the exit code is 1 when one survives. A bug is caught when an assertion of the named
+tests fails. An edit whose text is not in the source exactly once, code that crashes instead of computing something wrong, or tests that
+fail without the bug are errors of the mutation itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutation(NamedTuple):
+    """One bug.
+
+    Attributes:
+        name: for --only.
+        file: below the repository.
+        old: text that occurs exactly once in it.
+        new: what replaces it.
+        bug: whose it was, or how it comes about.
+        tests: what must fail, as pytest takes it, separated by blanks.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    bug: str
+    tests: str
+
+
+CONTRASTIVE, SIMCLR, OPTIM = "ssljax/losses/contrastive.py", "ssljax/methods/simclr.py", "ssljax/optim.py"
+AUGMENT, GEOMETRY, CROPS = "ssljax/data/augment.py", "ssljax/data/geometry.py", "ssljax/data/crops.py"
+SAMPLER, LOADER = "ssljax/data/sampler.py", "ssljax/data/loader.py"
+NORM, HEADS, RESNET, KNN = "ssljax/models/norm.py", "ssljax/models/heads.py", "ssljax/models/resnet.py", "ssljax/protocols/knn.py"
+
+T_NT_XENT, T_SIMCLR, T_OPTIM = "tests/losses/test_contrastive.py", "tests/methods/test_simclr.py", "tests/test_optim.py"
+T_AUGMENT, T_GEOMETRY, T_CROPS = "tests/data/test_augment.py", "tests/data/test_geometry.py", "tests/data/test_crops.py"
+T_SAMPLER, T_LOADER = "tests/data/test_sampler.py", "tests/data/test_loader.py"
+T_NORM, T_HEADS, T_RESNET = "tests/models/test_norm.py", "tests/models/test_heads.py", "tests/models/test_resnet.py"
+T_KNN = "tests/protocols/test_knn.py"
+
+LOSS = f"{T_SIMCLR}::test_the_loss_is_the_sum_of_both_directions_and_the_probes"
+STATISTICS = f"{T_SIMCLR}::test_running_statistics_are_those_of_all_views_together"
+ENCODE = f"{T_SIMCLR}::test_encode_normalises_and_uses_the_running_statistics[simclr]"
+VIEWS = f"{T_AUGMENT}::test_views_depend_on_key_index_and_view_only"
+STREAM = f"{T_LOADER}::test_resume_and_processes_give_the_same_stream[memory]"
+LOOP = "tests/test_train.py::test_the_loop_goes_on_where_its_state_stands[7]"
+KERAS_NORM = f"{T_NORM}::test_keras_running_variance_is_biased_unless_fused[tf_bn_plain-False]"
+
+LOSSES = [
+    Mutation("positive_is_the_next_row", CONTRASTIVE, "- jnp.diagonal(positives)", "- jnp.diagonal(jnp.roll(positives, -1, axis=1))",
+             "labels offset after a gather: the loss stays at log(2N) (Spijkervet/SimCLR #30, #37)", f"{T_NT_XENT}::test_values_by_hand"),
+    Mutation("an_image_is_its_own_negative", CONTRASTIVE, "itself = MASKED * jnp.eye", "itself = 0.0 * jnp.eye",
+             "the similarity of a row with itself left in the denominator", f"{T_NT_XENT}::test_values_by_hand"),
+    Mutation("local_negatives", CONTRASTIVE, "    logits = jnp.concatenate([positives, others], axis=1)",
+             "    half = jnp.arange(others.shape[0]) < others.shape[0] // 2\n"
+             "    away = MASKED * (half[:, None] != half[None, :]).astype(jnp.float32)\n"
+             "    logits = jnp.concatenate([positives - away, others - away], axis=1)",
+             "negatives of the own device alone (Lightning-Bolts #179, sthalles/SimCLR #59)",
+             f"{T_NT_XENT}::test_equal_embeddings_cost_log_of_the_number_of_candidates[4]"),
+    Mutation("negatives_of_the_other_view_only", CONTRASTIVE, "logits = jnp.concatenate([positives, others], axis=1)", "logits = positives",
+             "CLIP's loss taken for NT-Xent: no negatives from the own view", f"{T_NT_XENT}::test_values_by_hand"),
+    Mutation("one_direction_twice", CONTRASTIVE, "_first_block_diagonal(ba, bb)", "_first_block_diagonal(ab, aa)",
+             "only view 1 looks for view 2", f"{T_NT_XENT}::test_values_by_hand"),
+    Mutation("gathered_side_without_gradient", "ssljax/losses/similarity.py", "a, b, precision=", "a, jax.lax.stop_gradient(b), precision=",
+             "a gather that does not differentiate (lightly #1528)",
+             f"{T_NT_XENT}::test_loss_gradient_and_accuracy_equal_the_released_code[0]"),
+    Mutation("temperature_multiplied", CONTRASTIVE, "jnp.float32(temperature)", "jnp.float32(1.0 / temperature)",
+             "similarity * temperature", f"{T_NT_XENT}::test_values_by_hand"),
+    Mutation("embeddings_not_normalised", CONTRASTIVE, "    z1, z2 = l2_normalize(z1), l2_normalize(z2)\n    tau",
+             "    z1, z2 = z1.astype(jnp.float32), z2.astype(jnp.float32)\n    tau",
+             "dot products instead of cosines", f"{T_NT_XENT}::test_values_by_hand"),
+    Mutation("bfloat16_similarities", "ssljax/losses/similarity.py", 'jnp.einsum("nd,md->nm", a, b, precision=jax.lax.Precision.HIGHEST)',
+             'jnp.einsum("nd,md->nm", a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)).astype(jnp.float32)',
+             "mixed precision reaches the logits, or a TPU's default matmul does", f"{T_NT_XENT}::test_values_by_hand"),
+]
+
+METHOD = [
+    Mutation("mean_for_sum", SIMCLR, "total = 2.0 * jnp.mean(rows)", "total = jnp.mean(rows)",
+             "half the released loss: normalisation parameters learn at half speed", LOSS),
+    Mutation("views_paired_by_halves", SIMCLR, "z1, z2 = z[0::2], z[1::2]", "z1, z2 = jnp.split(z, 2)",
+             "the rows' layout and the pairing disagree, as after a gather in another order", LOSS),
+    Mutation("probe_labels_tiled", SIMCLR, 'jnp.repeat(batch["label"], 2)', 'jnp.tile(batch["label"], 2)',
+             "labels laid out for the other order of views", LOSS),
+    Mutation("statistics_per_view", SIMCLR,
+             'h, f_state = encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, '
+             'train=True, mutable=["batch_stats"])',
+             'halves = [encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x[v::2], train=True,\n'
+             '                                mutable=["batch_stats"]) for v in (0, 1)]\n'
+             '        h, f_state = jnp.stack([halves[0][0], halves[1][0]], axis=1).reshape(x.shape[0], -1), halves[1][1]',
+             "two passes, one a view, as ports of the paper's pseudocode do", STATISTICS),
+    Mutation("probe_trains_the_encoder", SIMCLR, 'jax.lax.stop_gradient(h), jnp.repeat', 'h, jnp.repeat',
+             "labels leak into the pretraining", f"{T_SIMCLR}::test_labels_reach_the_probe_and_nothing_else"),
+    Mutation("batch_norm_trains_in_the_probe", SIMCLR, 'model_state["encoder"]}, x, train=False)',
+             'model_state["encoder"]}, x, train=True, mutable=["batch_stats"])[0]', "no eval() before the linear evaluation", ENCODE),
+    Mutation("encode_forgets_the_normalisation", SIMCLR, "x = augment.for_network(image, config.augment)",
+             "x = jax.vmap(augment.to_float)(image)", "converted checkpoints near chance (google-research/simclr #12)", ENCODE),
+    Mutation("encode_divides_by_255_twice", SIMCLR, "x = augment.for_network(image, config.augment)",
+             "x = augment.for_network(jax.vmap(augment.to_float)(image) / 255.0, config.augment)",
+             "the loader's scaling and the method's (google-research/simclr #12)", ENCODE),
+    Mutation("one_draw_for_all_steps", "ssljax/step.py", "key = jax.random.fold_in(key, state.step)", "key = jax.random.fold_in(key, 0)",
+             "the same views of an image in every epoch", "tests/test_step.py"),
+]
+
+OPTIMIZER = [
+    Mutation("lars_on_norms_and_biases", OPTIM, 'return names[-1] == "kernel" and "probe" not in names', "return True",
+             "4 points of accuracy (solo-learn #305)", f"{T_OPTIM}::test_biases_norms_and_the_probe_are_neither_decayed_nor_adapted"),
+    Mutation("sgd_decays_everything", OPTIM, "optax.add_decayed_weights(optim.weight_decay, mask=decayed)",
+             "optax.add_decayed_weights(optim.weight_decay)", "PyTorch's default",
+             f"{T_OPTIM}::test_a_warmup_starts_at_zero_and_only_kernels_decay"),
+    Mutation("trust_ratio_zero", OPTIM, "optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), mask)",
+             "optax.masked(optax.stateless(lambda g, w: jax.tree.map(lambda g, w: g * trust_coefficient * jnp.linalg.norm(w)\n"
+             "                                                               / jnp.maximum(jnp.linalg.norm(g), 1e-12), g, w)), mask)",
+             "a zero-initialised kernel never moves", f"{T_OPTIM}::test_a_kernel_of_zeros_moves_by_its_plain_gradient"),
+    Mutation("learning_rate_outside_the_momentum", OPTIM, "rate, trace) if lr_in_momentum else", "rate, trace) if not lr_in_momentum else",
+             "the two papers' LARS taken for each other", f"{T_OPTIM}::test_the_two_forms_part_when_the_learning_rate_moves"),
+    Mutation("weight_decay_after_the_ratio", OPTIM,
+             "        optax.add_decayed_weights(weight_decay, mask=mask),\n"
+             "        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), mask),\n",
+             "        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), mask),\n"
+             "        optax.add_decayed_weights(weight_decay, mask=mask),\n",
+             "decay is not part of the norm that is adapted", f"{T_OPTIM}::test_simclr_lars"),
+    Mutation("lars_one_step_ahead", OPTIM, "lars(schedule, lr_in_momentum=", "lars(lambda count: schedule(count + 1), lr_in_momentum=",
+             "the schedule is stepped before the optimizer", f"{T_OPTIM}::test_a_warmup_starts_at_zero_and_only_kernels_decay"),
+    Mutation("sgd_one_step_ahead", OPTIM, "optax.sgd(schedule,", "optax.sgd(lambda count: schedule(count + 1),",
+             "the schedule is stepped before the optimizer", f"{T_OPTIM}::test_a_warmup_starts_at_zero_and_only_kernels_decay"),
+    Mutation("warmup_starts_at_the_peak", OPTIM, "warm = start + (peak - start) * step / max(warmup_steps, 1)", "warm = peak + 0.0 * step",
+             "large batches diverge in the first steps", f"{T_OPTIM}::test_imagenet_schedule_by_hand"),
+    Mutation("cosine_runs_under_the_warmup", OPTIM, "begin = warmup_steps if shift else 0", "begin = 0",
+             "timm's schedule taken for SimCLR's", f"{T_OPTIM}::test_imagenet_schedule_by_hand"),
+    Mutation("steps_without_the_extra_one", OPTIM, "return num_examples * epochs // batch_size + 1",
+             "return num_examples * epochs // batch_size", "the released code counts one more",
+             f"{T_OPTIM}::test_imagenet_schedule_by_hand"),
+    Mutation("steps_are_whole_epochs", OPTIM, "return num_examples * epochs // batch_size + 1",
+             "return num_examples // batch_size * epochs + 1", "the remainder of each epoch dropped",
+             f"{T_OPTIM}::test_imagenet_schedule_by_hand"),
+]
+
+NETWORK = [
+    Mutation("batch_norm_momentum_of_torch", NORM, "self.momentum * running_mean.value + (1 - self.momentum) * mean",
+             "(1 - self.momentum) * running_mean.value + self.momentum * mean", "PyTorch's 0.1 is 0.9 here", KERAS_NORM),
+    Mutation("batch_norm_momentum_of_flax", "configs/simclr.py", "bn_momentum=0.9,", "bn_momentum=0.99,", "Flax's default", STATISTICS),
+    Mutation("unbiased_running_variance", NORM, "if self.unbiased else 1.0", "if True else 1.0",
+             "PyTorch's and fused Keras' running variance everywhere", KERAS_NORM),
+    Mutation("statistics_of_half_the_rows", NORM, "mean = x.mean(axes)", "mean = x[:x.shape[0] // 2].mean(axes)",
+             "normalisation on one device, or over one view", KERAS_NORM),
+    Mutation("variance_in_one_pass", NORM, "var = jnp.square(x - _rows(mean, x)).mean(axes)",
+             "var = jnp.square(x).mean(axes) - jnp.square(mean)", "E[x^2] - E[x]^2 cancels",
+             f"{T_NORM}::test_a_large_mean_does_not_cancel_the_variance"),
+    Mutation("last_gamma_is_one", RESNET, 'x = self.norm(scale_init=nn.initializers.zeros, name="norm2")(x, train=train)',
+             'x = self.norm(name="norm2")(x, train=train)', "residual branches are loud at the start",
+             f"{T_RESNET}::test_a_fresh_block_is_its_shortcut[Basic-False]"),
+    Mutation("last_gamma_of_bottlenecks_is_one", RESNET, 'x = self.norm(scale_init=nn.initializers.zeros, name="norm3")(x, train=train)',
+             'x = self.norm(name="norm3")(x, train=train)', "residual branches are loud at the start",
+             f"{T_RESNET}::test_a_fresh_block_is_its_shortcut[Bottleneck-False]"),
+    Mutation("no_projection_in_group_1", RESNET, 'project = index == 1 and (self.shortcut == "simclr" or changes)',
+             "project = index == 1 and changes", "torchvision's ResNet taken for SimCLR's",
+             "tests/models/test_backbone.py::test_parameter_counts_of_the_official_networks[resnet18_x1]"),
+    Mutation("tensorflow_same_padding", RESNET, "padding=((before, size - 1 - before),) * 2", 'padding="SAME"',
+             "strided convolutions shifted by a pixel", f"{T_RESNET}::test_strided_convolutions_pad_like_pytorch_not_like_same"),
+    Mutation("head_ends_without_norm", HEADS, "            x = BatchNorm(self.bn_momentum",
+             "            x = x if last else BatchNorm(self.bn_momentum", "the paper's head, not the released one",
+             f"{T_HEADS}::test_official_weights_fill_exactly_our_tree"),
+    Mutation("head_ends_with_an_offset", HEADS, "use_bias=not last", "use_bias=True",
+             "the last norm of the head has a scale only", f"{T_HEADS}::test_official_weights_fill_exactly_our_tree"),
+    Mutation("head_ends_with_relu", HEADS, "outputs.append(x if last else nn.relu(x))", "outputs.append(nn.relu(x))",
+             "half of the sphere is lost", f"{T_HEADS}::test_official_projection_in_both_modes"),
+]
+
+AUGMENTATION = [
+    Mutation("one_key_for_both_views", AUGMENT, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
+             "jax.random.fold_in(key, index)", "identical views: 100 % contrastive accuracy at step 0", VIEWS),
+    Mutation("view_depends_on_its_place", AUGMENT, "(batch_image, index, numbers, shared)",
+             "(batch_image, jnp.arange(index.shape[0], dtype=jnp.int32), numbers, shared)",
+             "keys split over the batch instead of the example's id", VIEWS),
+    Mutation("one_draw_for_the_batch", AUGMENT, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
+             "jax.random.fold_in(key, number)", "batch-wise augmentation: a batch shares its colours", VIEWS),
+    Mutation("jitter_order_fixed", AUGMENT, "rank = (u[8:, None] > u[None, 8:]).sum(1, dtype=jnp.int32)",
+             "rank = jnp.arange(4, dtype=jnp.int32)", "brightness, contrast, saturation, hue in this order always",
+             f"{T_AUGMENT}::test_draw_has_the_ranges_of_the_paper"),
+    Mutation("jitter_clips_only_at_the_end", AUGMENT, "x = tuple(clip(c * multiply", "x = tuple((c * multiply",
+             "no clip between the operations", f"{T_AUGMENT}::test_jitter_is_the_four_operations_in_turn"),
+    Mutation("hue_as_strong_as_the_rest", AUGMENT, "between(u[3], -0.2 * s, 0.2 * s)", "between(u[3], -0.8 * s, 0.8 * s)",
+             "hue's 0.2 read as 0.8", f"{T_AUGMENT}::test_draw_has_the_ranges_of_the_paper"),
+    Mutation("grey_is_the_mean", AUGMENT, "LUMA = (0.2989, 0.5870, 0.1140)", "LUMA = (1 / 3, 1 / 3, 1 / 3)", "no luma weights",
+             f"{T_AUGMENT}::test_grayscale"),
+    Mutation("grey_of_bgr", AUGMENT, "LUMA = (0.2989, 0.5870, 0.1140)", "LUMA = (0.1140, 0.5870, 0.2989)", "OpenCV's order of channels",
+             f"{T_AUGMENT}::test_grayscale"),
+    Mutation("blur_kernel_of_224", AUGMENT, "return 2 * int((side // 10) / 2) + 1", "return 23", "23 taps at every size: no H // 10 rule",
+             f"{T_AUGMENT}::test_blur_kernel_follows_the_size"),
+    Mutation("scaled_by_256", AUGMENT, "image.astype(jnp.float32) / 255.0", "image.astype(jnp.float32) / 256.0", "white is not 1",
+             f"{T_AUGMENT}::test_nothing_random_is_the_image_normalised"),
+    Mutation("crops_smaller_than_a_tenth", GEOMETRY, "fits = (area >= max(low, min_object_covered * height * width))",
+             "fits = (area >= low)", "8 % is 10 % in the released code: min_object_covered forgotten",
+             f"{T_GEOMETRY}::test_no_tf_box_covers_less_than_a_tenth"),
+    Mutation("host_crops_smaller_than_a_tenth", CROPS, "min_object_covered=0.1,", "min_object_covered=0.0,",
+             "8 % is 10 % in the released code: min_object_covered forgotten", f"{T_CROPS}::test_tf_box_distribution"),
+    Mutation("host_crops_follow_the_position", LOADER, "tf.stack([epoch, tf.cast(index, tf.int64)])",
+             "tf.stack([epoch, tf.cast(position, tf.int64)])", "a selection of the data sees other views of the same image",
+             f"{T_LOADER}::test_pixels_in_memory_can_be_cropped_on_the_host"),
+    Mutation("host_crops_follow_the_worker", CROPS, "draw(shape[0], shape[1], crop_seed, min_area",
+             "draw(shape[0], shape[1], tf.random.uniform([2], maxval=1 << 30, dtype=tf.int64), min_area",
+             "random state of the worker (NumPy's seed copied into every PyTorch worker)",
+             f"{T_CROPS}::test_a_view_depends_on_seed_epoch_index_and_number_alone"),
+    Mutation("host_crops_repeat_every_epoch", CROPS, "stream = tf.constant(config.seed << 32, tf.int64) + epoch",
+             "stream = tf.constant(config.seed << 32, tf.int64) + 0 * epoch", "workers seeded alike in every epoch",
+             f"{T_CROPS}::test_a_view_depends_on_seed_epoch_index_and_number_alone"),
+]
+
+ORDER_AND_STATE = [
+    Mutation("every_epoch_alike", SAMPLER, "key=np.array([seed, epoch]", "key=np.array([seed, 0]",
+             "DistributedSampler without set_epoch", f"{T_SAMPLER}::test_order_is_a_permutation_that_depends_on_seed_and_epoch_only"),
+    Mutation("every_seed_alike", SAMPLER, "key=np.array([seed, epoch]", "key=np.array([0, epoch]",
+             "seeds that share the order of the data", f"{T_SAMPLER}::test_order_is_a_permutation_that_depends_on_seed_and_epoch_only"),
+    Mutation("seed_plus_epoch", SAMPLER, "key=np.array([seed, epoch]", "key=np.array([0, seed + epoch]",
+             "seed 0's epoch 1 is seed 1's epoch 0", f"{T_SAMPLER}::test_order_is_the_documented_stream"),
+    Mutation("hosts_read_the_same_rows", LOADER, "(step % spe) * batch_size + process_index * share", "(step % spe) * batch_size",
+             "a global batch that holds every image twice", STREAM),
+    Mutation("resume_restarts_the_stream", LOADER, "steps = itertools.count(start_step)", "steps = itertools.count(0)",
+             "the first images once more after every preemption", STREAM),
+    Mutation("the_loop_restarts_the_stream", "ssljax/train.py", "device_batches(program, source, seed, int(state.step))",
+             "device_batches(program, source, seed, 0)", "the first images once more after every preemption", LOOP),
+    Mutation("the_seed_misses_the_sampler", "ssljax/train.py", "        config.seed = seed\n", "        config.seed = 0\n",
+             "seeds that share the order of the data", LOOP),
+    Mutation("only_parameters_are_restored", "ssljax/checkpoint.py",
+             "return self._manager.restore(step, args=ocp.args.StandardRestore(like))",
+             "found = self._manager.restore(step, args=ocp.args.StandardRestore(like))\n"
+             "                return found.replace(opt_state=jax.tree.map(lambda leaf: 0 * leaf, found.opt_state))",
+             "momentum starts from zero after every preemption", "tests/test_checkpoint.py"),
+    Mutation("the_oldest_checkpoint_is_restored", "ssljax/checkpoint.py", "for step in sorted(self._manager.all_steps(), reverse=True):",
+             "for step in sorted(self._manager.all_steps()):", "folders listed in the wrong order", "tests/test_checkpoint.py"),
+    Mutation("subset_not_balanced", SAMPLER, "return np.flatnonzero(rank < per_class)",
+             "return np.sort(shuffled[:per_class * len(np.unique(labels))])", "a plain random subset",
+             f"{T_SAMPLER}::test_per_class_subset_and_its_error"),
+    Mutation("one_percent_not_balanced", SAMPLER, "np.sort(np.lexsort((turn, rank))[:total])", "np.sort(shuffled[:total])",
+             "a plain random subset, not SimCLR's lists", f"{T_SAMPLER}::test_subset_is_balanced_sorted_deterministic_and_nested"),
+    Mutation("one_percent_not_within_ten", SAMPLER, "shuffled = order(seed, 0, len(labels))",
+             "shuffled = order(seed, int(1000 * fraction), len(labels))", "each fraction drawn anew",
+             f"{T_SAMPLER}::test_subset_is_balanced_sorted_deterministic_and_nested"),
+]
+
+PROTOCOLS = [
+    Mutation("knn_of_unnormalised_features", KNN, "return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)", "return x",
+             "dot products instead of cosines", f"{T_KNN}::test_top1_equals_scikit_learn"),
+    Mutation("knn_temperature_multiplied", KNN, "(similarity - similarity[:, :1]) / temperature",
+             "(similarity - similarity[:, :1]) * temperature", "exp(s * T): every neighbour counts the same",
+             f"{T_KNN}::test_top5_equals_numpy"),
+    Mutation("padding_is_evaluated", "ssljax/protocols/features.py", 'mask = np.asarray(batch["mask"], bool)',
+             'mask = np.ones(len(batch["mask"]), bool)', "DistributedSampler pads the test set: images counted twice",
+             "tests/protocols/test_features.py::test_exact_count_and_order_for_any_batch_size[4]"),
+    Mutation("last_test_batch_dropped", LOADER, "for first in range(0, n, batch_size):",
+             "for first in range(0, n - n % batch_size, batch_size):", "drop_remainder at evaluation",
+             f"{T_LOADER}::test_evaluation_sees_every_example_once_in_order[memory-40]"),
+    Mutation("penalty_against_the_sum", "ssljax/protocols/linear.py", "c = 1.0 / (len(labels) * l2)", "c = 1.0 / l2",
+             "scikit-learn's C multiplies the sum of losses: lambda off by N",
+             "tests/protocols/test_linear.py::test_fit_minimises_mean_loss_plus_half_lambda_norm"),
+]
+
+MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *ORDER_AND_STATE, *PROTOCOLS]
+
+
+def mutated(mutation: Mutation) -> str:
+    """The file's text with the bug in it.
+
+    Raises:
+        ValueError: `old` does not occur exactly once, or the result is not Python.
+    """
+    text = (ROOT / mutation.file).read_text()
+    if (count := text.count(mutation.old)) != 1:
+        raise ValueError(f"mutation {mutation.name}: its old text is in {mutation.file} {count} times, not once: {mutation.old!r}")
+    text = text.replace(mutation.old, mutation.new)
+    try:
+        compile(text, mutation.file, "exec")
+    except SyntaxError as error:
+        raise ValueError(f"mutation {mutation.name} makes {mutation.file} unreadable: {error}") from error
+    return text
+
+
+@contextlib.contextmanager
+def copy_of_source(mutation: Mutation | None = None) -> Iterator[Path]:
+    """A throw-away copy of ssljax, configs and tests, with the bug in it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("ssljax", "configs", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "golden"))
+        (folder / "tests" / "golden").symlink_to(ROOT / "tests" / "golden")
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        if mutation is not None:
+            (folder / mutation.file).write_text(mutated(mutation))
+        yield folder
+
+
+def pytest_in(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """pytest's exit code and what it printed: names of failures and their reasons, no tracebacks."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "400", "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--tb=no", "-rf", *tests]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def survivor(mutation: Mutation) -> str:
+    """What is wrong when the tests meet this bug: "" if an assertion fails, as it should.
+
+    Raises:
+        ValueError: the mutation is no good, see `mutated`.
+    """
+    with copy_of_source(mutation) as folder:
+        code, output = pytest_in(folder, mutation.tests.split())
+    if code == 0:
+        return f"SURVIVED: {mutation.tests} passed"
+    failure = re.search(r"^FAILED (\S+)(?: - (.*))?$", output, re.MULTILINE)
+    if code != 1 or failure is None:
+        return f"no test ran to its end (exit code {code}):\n{output}"
+    if not (failure[2] or "").startswith(("AssertionError", "assert", "Failed: DID NOT RAISE")):
+        return f"crashed instead of computing something wrong: {failure[0]}"
+    return ""
+
+
+def check_without_bugs(chosen: Sequence[Mutation]) -> None:
+    """A test that fails anyway catches nothing.
+
+    Raises:
+        SystemExit: one does.
+    """
+    with copy_of_source() as folder:
+        code, output = pytest_in(folder, sorted({test for mutation in chosen for test in mutation.tests.split()}))
+    if code:
+        raise SystemExit(f"the tests fail without any mutation:\n{output}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the mutations and prints what became of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="the mutation of this name")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at once")
+    flags = parser.parse_args(argv)
+    chosen = [mutation for mutation in MUTATIONS if flags.only in ("", mutation.name)]
+    if not chosen:
+        raise SystemExit(f"no mutation {flags.only!r}; there are {', '.join(mutation.name for mutation in MUTATIONS)}")
+    check_without_bugs(chosen)
+
+    def one(mutation: Mutation) -> bool:
+        begin = time.perf_counter()
+        wrong = survivor(mutation)
+        verdict, seconds = "NOT CAUGHT" if wrong else "caught", time.perf_counter() - begin
+        print(f"{verdict:10}  {mutation.name:36} {seconds:5.1f} s  {wrong or mutation.bug}", flush=True)
+        return not wrong
+
+    with ThreadPoolExecutor(flags.jobs) as pool:
+        caught = sum(pool.map(one, chosen))
+    print(f"{caught} of {len(chosen)} caught")
+    sys.exit(caught != len(chosen))
+
+
+if __name__ == "__main__":
+    main()
