@@ -1,9 +1,10 @@
-"""Strict JAX on 8 fake CPU devices: no silent promotion, warnings of our own code are errors."""
+"""Strict JAX on 8 fake CPU devices: no silent promotion, warnings of our own code are errors. Programs here run for milliseconds, so the
+compiler is told not to optimise them."""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from pathlib import Path
