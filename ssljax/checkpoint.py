@@ -28,21 +28,27 @@ class Checkpoints:
             best: the metric whose highest value is kept as well; "" keeps none for its value.
         """
         self.directory = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir)) / "checkpoints"
+        self._best = best
+        self._value = (lambda metrics: metrics[best]) if best else None
         policies = [keep.LatestN(n=keep_last)]
         if best:
-            policies.append(keep.BestN(get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False))
+            policies.append(keep.BestN(get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False))
         self._manager = self._open(keep.AnyPreservationPolicy(policies))
 
     def _open(self, policy: keep.PreservationPolicy) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True, create=True)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=self._value, cleanup_tmp_directories=True, create=True)
         self._policy = policy
         return ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Starts writing `state`; returns once its arrays are copied from the devices. Skips a step that is already there."""
+        """Starts writing `state`; returns once its arrays are copied from the devices. Skips a step that is already there.
+
+        Only the metric that decides what is best goes with it, once it is known.
+        """
         step = int(state.step)
+        known = {name: value for name, value in metrics.items() if name == self._best}
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=dict(metrics) or None)
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=known or None)
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable checkpoint, laid out as `like`; None where there is none.

@@ -57,10 +57,10 @@ def _kernel_gradient(x: jax.Array, grad: jax.Array, *, size: tuple[int, int], st
     """Patches times output gradient, a few images at a time, summed in float32: `[h, w, C, D]`."""
     channels, features = x.shape[-1], grad.shape[-1]
     rows, columns = grad.shape[1:3]
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
 
     def add(total: jax.Array, images: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         x, grad = images
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))       # here, not before: the chunk stays in the cache
         patches = jnp.concatenate([
             x[:, i:i + (rows - 1) * strides[0] + 1:strides[0], j:j + (columns - 1) * strides[1] + 1:strides[1]]
             for i in range(size[0]) for j in range(size[1])], axis=-1)                       # [n, H', W', h*w*C]
