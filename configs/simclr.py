@@ -17,7 +17,8 @@ BATCHES = (256, 512, 1024, 2048, 4096, 8192)
 IMAGENET_TABLE = {f"imagenet_r50_e{epochs}_b{batch}": (epochs, batch) for epochs in EPOCHS for batch in BATCHES}
 
 PRESETS = ("digits", "digits_finetune", "fashion_mnist", "cifar10_r18", "cifar10_small", "folder",
-           "imagenet_r50", "imagenet_r50_x2", "imagenet_r50_x4", "imagenet_r50_finetune_1pct", "imagenet_r50_finetune_10pct", *IMAGENET_TABLE)
+           "imagenet_r50", "imagenet_r50_x2", "imagenet_r50_x4", "imagenet_r50_finetune_1pct", "imagenet_r50_finetune_10pct",
+           *IMAGENET_TABLE)
 
 
 def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> ConfigDict:
@@ -66,7 +67,7 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
             name="resnet50",
             width=width,
             stem="imagenet",                 # imagenet: 7x7/2 and max-pool; cifar: one 3x3/1
-            shortcut="simclr",               # simclr: a projection in the first block of every group [C]; torchvision: only where shapes change
+            shortcut="simclr",               # simclr: a projection in the first block of every group [C]; torchvision: where shapes change
             sk_ratio=0.0,                    # selective kernels (SimCLRv2); 0 = none
             bn_momentum=0.9, bn_epsilon=1e-5,    # [C]
             dtype="bfloat16",
@@ -88,7 +89,7 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
             batch_size=256,
             knn_k=200, knn_temperature=0.1,  # neighbours and softmax temperature of the vote
             label_counts=(1, 2, 5, 10), label_draws=5,
-            linear="sgd",                    # sgd [P]: Nesterov 0.9, 90 epochs, 0.1 B/256, no decay | lbfgs: logistic regression on cached features
+            linear="sgd",                    # sgd [P]: Nesterov 0.9, 90 epochs, 0.1 B/256, no decay | lbfgs: logistic regression
             linear_l2=0.0,                   # lbfgs: lambda in mean loss + lambda/2 |W|^2; 0 chooses it on held-out training images
         ),
     ))
@@ -152,7 +153,7 @@ def digits() -> ConfigDict:
 
 
 def folder() -> ConfigDict:
-    """Your own photographs: --config.data.source=folder:PATH, with train/ and test/ or one sub-folder a class; ResNet-50 at 224 pixels [X]."""
+    """Your own photographs, --config.data.source=folder:PATH (train/ and test/, or one sub-folder a class): ResNet-50 at 224 pixels [X]."""
     c = imagenet(epochs=200, batch=256)
     c.preset = "folder"
     c.data.update(source="folder:images", test_split="test", num_classes=0)

@@ -36,7 +36,8 @@ def get_config(preset: str = "digits") -> ConfigDict:
     c.method, c.name, c.preset = "supervised", "supervised", preset
     c.data.update(views=1, label_fraction=fraction)
     c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)   # crop and flip only [P]
-    c.optim.update(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", weight_decay=0.0 if fraction < 1 else 1e-4, warmup_epochs=5)  # [X]
+    c.optim.update(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", warmup_epochs=5,      # [X]
+                   weight_decay=0.0 if fraction < 1 else 1e-4)
     if preset.startswith("imagenet"):
         c.epochs, c.batch_size = (90 if fraction == 1 else 500), 1024                           # [X]
     return c.lock()

@@ -55,4 +55,5 @@ def _check_file(verb: str, argv: list[str]) -> None:
             if not path.exists():
                 here = sorted(str(p) for p in Path("configs").glob("*.py"))
                 near = difflib.get_close_matches(str(path), here, n=1, cutoff=0.3) or here
-                raise SystemExit(f"ssljax {verb}: no file {path} below {Path.cwd()}; did you mean {', '.join(near) or 'to run from the repository'}?")
+                raise SystemExit(f"ssljax {verb}: no file {path} below {Path.cwd()}; "
+                                 f"did you mean {', '.join(near) or 'to run from the repository'}?")

@@ -23,8 +23,8 @@ class Band(NamedTuple):
     above: str = ""
 
 
-COLLAPSED = ("the representations have collapsed: all images get nearly the same embedding. Likely causes: a learning rate too high for the "
-             "batch, views so strong that nothing is shared, weight decay or layer-wise adaptation on normalisation parameters")
+COLLAPSED = ("the representations have collapsed: all images get nearly the same embedding. Likely causes: a learning rate too high for "
+             "the batch, views so strong that nothing is shared, weight decay or layer-wise adaptation on normalisation parameters")
 
 # Quantities of ssljax/losses/geometry.py. Uniformity is 0 at collapse and about -4 on a well-covered sphere.
 BANDS: dict[str, dict[str, Band]] = {

@@ -51,7 +51,8 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     try:
-        return git("rev-parse", "HEAD")[:12] + ("-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", "ssljax", "configs") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "ssljax", "configs")
+        return git("rev-parse", "HEAD")[:12] + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -85,7 +86,8 @@ class RunFolder:
             differ = [f"{key} was {old!r}, now {now!r}" for key, old, now in differences(json.loads(file.read_text()), new)
                       if key.split(".")[0] not in HARMLESS]
             if differ:
-                raise ValueError(f"{self.path} holds a run of another config: {'; '.join(differ[:3])}. Use another --workdir, or the old settings.")
+                raise ValueError(f"{self.path} holds a run of another config: {'; '.join(differ[:3])}. "
+                                 "Use another --workdir, or the old settings.")
         if self._main:
             file.write_text(json.dumps(new, indent=1, sort_keys=True))
             run = {"command": ["ssljax", *sys.argv[1:]], "commit": commit(), "versions": versions(),
@@ -144,7 +146,7 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as out:
             out.write(json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n")
         if self._writer is None:
-            from clu import metric_writers     # brings TensorFlow with it: seconds, so only once there is something to write
+            from clu import metric_writers  # brings TensorFlow with it: seconds, so only once there is something to write
             self._writer = metric_writers.SummaryWriter(str(self.path / "tensorboard"))
         self._writer.write_scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 

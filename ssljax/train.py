@@ -104,7 +104,8 @@ def with_classes(config: ConfigDict, found: int) -> ConfigDict:
     """
     stated = config.data.num_classes
     if stated and stated != found:
-        raise ValueError(f"data.num_classes={stated}, but {config.data.source} has {found} classes: set it to {found}, or to 0 to read it from the data")
+        raise ValueError(f"data.num_classes={stated}, but {config.data.source} has {found} classes: set it to {found}, or to 0 to read it "
+                         "from the data")
     config = ConfigDict(config)
     with config.unlocked():
         config.data.num_classes = found
@@ -225,6 +226,13 @@ def restore(program: Program, workdir: str) -> TrainState:
     return state
 
 
+def from_encoder(state: TrainState, donor: str) -> TrainState:
+    """A fresh state whose encoder, running statistics included, is that of another run's newest checkpoint."""
+    params = {**state.params, "encoder": load_part(donor, state.params["encoder"], "params/encoder")}
+    model_state = {**state.model_state, "encoder": load_part(donor, state.model_state["encoder"], "model_state/encoder")}
+    return state.replace(params=params, model_state=model_state)
+
+
 def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str]) -> None:
     """One complete run of the loop, resumed if it was begun and left alone if it was finished.
 
@@ -236,17 +244,10 @@ def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str]) -> None
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
     program = build(config, source)
 
-    def start(state: TrainState) -> TrainState:
-        if not config.init_from:
-            return state
-        donor = earlier[config.init_from] if config.init_from in earlier else config.init_from
-        params = {**state.params, "encoder": load_part(donor, state.params["encoder"], "params/encoder")}
-        model_state = {**state.model_state, "encoder": load_part(donor, state.model_state["encoder"], "model_state/encoder")}
-        return state.replace(params=params, model_state=model_state)
-
+    donor = earlier.get(config.init_from, config.init_from)
     folder = RunFolder(workdir, config)
     try:
-        fit(program, source, seed=config.seed, folder=folder, test=test, start=start)
+        fit(program, source, seed=config.seed, folder=folder, test=test, start=lambda state: from_encoder(state, donor) if donor else state)
     finally:
         folder.close()
 

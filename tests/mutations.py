@@ -101,16 +101,14 @@ METHOD = [
     Mutation("probe_labels_tiled", SIMCLR, 'jnp.repeat(batch["label"], 2)', 'jnp.tile(batch["label"], 2)',
              "labels laid out for the other order of views", LOSS),
     Mutation("statistics_per_view", SIMCLR,
-             'h, f_state = encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, '
-             'train=True, mutable=["batch_stats"])',
-             'halves = [encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x[v::2], train=True,\n'
-             '                                mutable=["batch_stats"]) for v in (0, 1)]\n'
+             'h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)',
+             'halves = [models.forward(encoder, params["encoder"], model_state["encoder"], x[v::2]) for v in (0, 1)]\n'
              '        h, f_state = jnp.stack([halves[0][0], halves[1][0]], axis=1).reshape(x.shape[0], -1), halves[1][1]',
              "two passes, one a view, as ports of the paper's pseudocode do", STATISTICS),
     Mutation("probe_trains_the_encoder", SIMCLR, 'jax.lax.stop_gradient(h), jnp.repeat', 'h, jnp.repeat',
              "labels leak into the pretraining", f"{T_SIMCLR}::test_labels_reach_the_probe_and_nothing_else"),
-    Mutation("batch_norm_trains_in_the_probe", SIMCLR, 'model_state["encoder"]}, x, train=False)',
-             'model_state["encoder"]}, x, train=True, mutable=["batch_stats"])[0]', "no eval() before the linear evaluation", ENCODE),
+    Mutation("batch_norm_trains_in_the_probe", SIMCLR, 'models.infer(encoder, params["encoder"], model_state["encoder"], x)',
+             'models.forward(encoder, params["encoder"], model_state["encoder"], x)[0]', "no eval() before the linear evaluation", ENCODE),
     Mutation("encode_forgets_the_normalisation", SIMCLR, "x = augment.for_network(image, config.augment)",
              "x = jax.vmap(augment.to_float)(image)", "converted checkpoints near chance (google-research/simclr #12)", ENCODE),
     Mutation("encode_divides_by_255_twice", SIMCLR, "x = augment.for_network(image, config.augment)",

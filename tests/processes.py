@@ -14,7 +14,8 @@ SMALL = ["--config=configs/simclr.py:digits", "--config.model.width=0.125", "--c
 
 
 def environment(cache: Path) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
 
 
 def start(verb: str, *flags: str, cache: Path) -> subprocess.Popen:

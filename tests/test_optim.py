@@ -96,14 +96,16 @@ def test_timm_schedule_runs_its_cosine_under_the_warmup(golden, case):
 
 def test_imagenet_schedule_by_hand():
     total = optim.train_steps(1_281_167, 1000, 4096)
-    config = optim.ConfigDict(dict(name="sgd", nesterov=False, momentum=0.9, weight_decay=0.0, learning_rate=0.3, scaling="linear", warmup_epochs=10))
+    config = optim.ConfigDict(dict(name="sgd", nesterov=False, momentum=0.9, weight_decay=0.0, learning_rate=0.3, scaling="linear",
+                                   warmup_epochs=10))
     _, schedule = optim.make_optimizer(config, batch_size=4096, steps_per_epoch=1_281_167 / 4096, total_steps=total)
     assert total == 312_785
     np.testing.assert_allclose([schedule(s) for s in (0, 1, 3127, 157_956, 312_785)], [0, 0.00153502, 4.8, 2.4, 0], rtol=1e-5, atol=1e-7)
 
 
 def test_scaling_rules_agree_at_4096_and_a_typo_is_named():
-    np.testing.assert_allclose([optim.scaled_learning_rate(0.3, "linear", 4096), optim.scaled_learning_rate(0.075, "sqrt", 4096)], [4.8, 4.8])
+    peaks = [optim.scaled_learning_rate(0.3, "linear", 4096), optim.scaled_learning_rate(0.075, "sqrt", 4096)]
+    np.testing.assert_allclose(peaks, [4.8, 4.8])
     with pytest.raises(ValueError, match="'square'"):
         optim.scaled_learning_rate(0.3, "square", 256)
 

@@ -37,7 +37,8 @@ def xla_cache(tmp_path_factory):
 
 def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, capsys):
     stage = ["model.width=0.125", "model.stem=imagenet", "epochs=1", "optim.warmup_epochs=0", "eval_every_epochs=0", "log_every=5"]
-    argv = ["--config=configs/simclr.py:digits_finetune", f"--workdir={tmp_path}", "--config.pretrain.batch_size=48", "--config.finetune.batch_size=48",
+    argv = ["--config=configs/simclr.py:digits_finetune", f"--workdir={tmp_path}",
+            "--config.pretrain.batch_size=48", "--config.finetune.batch_size=48",
             "--config.finetune.optim.learning_rate=0.0", "--config.pretrain.head.dim=16",
             *[f"--config.{name}.{setting}" for name in ("pretrain", "finetune") for setting in stage]]
     train.main(argv)
@@ -133,7 +134,8 @@ def test_a_healthy_run_is_left_in_peace(tmp_path, capsys, monkeypatch):
     train.main(flags(tmp_path))
     assert "WARNING" not in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss", "embedding_std", "alignment", "uniformity", "effective_rank", "grad_norm", "update_norm", "learning_rate"} <= set(rows[0])
+    assert {"loss", "embedding_std", "alignment", "uniformity", "effective_rank", "grad_norm", "update_norm",
+            "learning_rate"} <= set(rows[0])
     assert list((tmp_path / "tensorboard").iterdir())
     run = json.loads((tmp_path / "run.json").read_text().splitlines()[0])
     assert run["commit"] and run["versions"]["jax"] == jax.__version__

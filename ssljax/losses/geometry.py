@@ -9,7 +9,7 @@ from ssljax.losses.similarity import dot, l2_normalize
 def embedding_std(z: jax.Array) -> jax.Array:
     """Standard deviation of the normalised embeddings, averaged over dimensions, times sqrt(D) -> scalar.
 
-    1 when the rows [N, D] are spread evenly over the sphere, 0 when they are all the same vector (Chen & He, arXiv 2011.10566, section 4.1).
+    1 when the rows [N, D] are spread evenly over the sphere, 0 when they are all the same vector (Chen & He, arXiv 2011.10566, 4.1).
     """
     z = l2_normalize(z)
     return jnp.mean(jnp.std(z, axis=0)) * jnp.sqrt(jnp.float32(z.shape[1]))

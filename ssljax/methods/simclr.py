@@ -35,24 +35,21 @@ def simclr(config: ConfigDict) -> Method:
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, tuple]:
         del batch
         keys = jax.random.split(key, 3)
-        image = jnp.zeros((2, size, size, channels), jnp.float32)
-        f = encoder.init(keys[0], image, train=False)
-        h = jax.eval_shape(lambda v: encoder.apply(v, image, train=False), f)
-        h = jnp.zeros(h.shape, h.dtype)
+        f, f_state, h = models.initialise(encoder, keys[0], (size, size, channels))
         g = projector.init(keys[1], h, train=False)
-        params = {"encoder": f["params"], "projector": g["params"]}
+        params = {"encoder": f, "projector": g["params"]}
         if probe is not None:
             params["probe"] = probe.init(keys[2], h)["params"]
-        return params, {"encoder": f["batch_stats"], "projector": g["batch_stats"]}, ()
+        return params, {"encoder": f_state, "projector": g["batch_stats"]}, ()
 
     def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. Two views of each image: [B, 2, S, S, C]. A view's draw follows from (key, index of the image, view).
         views = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
-        # 2. One pass over the 2B views, so that batch statistics are theirs together. Views stay beside their image: rows keep their device.
+        # 2. One pass over the 2B views, so that batch statistics are theirs together. Views stay beside their image, so that
+        #    rows keep their device.
         x = views.reshape(-1, *views.shape[2:])
-        h, f_state = encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=True, mutable=["batch_stats"])
-        z, g_state = projector.apply({"params": params["projector"], "batch_stats": model_state["projector"]}, h, train=True,
-                                     mutable=["batch_stats"])
+        h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
+        z, g_state = models.forward(projector, params["projector"], model_state["projector"], h)
         z1, z2 = z[0::2], z[1::2]
         # 3. Equation 1 for every row, both directions.
         rows = nt_xent(z1, z2, temperature=config.loss.temperature)
@@ -62,7 +59,7 @@ def simclr(config: ConfigDict) -> Method:
         if probe is not None:
             probe_loss, metrics["probe_accuracy"] = probing(params["probe"], jax.lax.stop_gradient(h), jnp.repeat(batch["label"], 2))
             total += probe_loss
-        return total, Out({"encoder": f_state["batch_stats"], "projector": g_state["batch_stats"]}, (), metrics)
+        return total, Out({"encoder": f_state, "projector": g_state}, (), metrics)
 
     def probing(params: Pytree, h: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = probe.apply({"params": params}, h)
@@ -79,6 +76,6 @@ def simclr(config: ConfigDict) -> Method:
 
     def encode(params: Pytree, model_state: Pytree, extra: tuple, image: jax.Array) -> jax.Array:
         x = augment.for_network(image, config.augment)
-        return encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=False)
+        return models.infer(encoder, params["encoder"], model_state["encoder"], x)
 
     return Method(init=init, loss=loss, encode=encode)

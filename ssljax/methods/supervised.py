@@ -29,22 +29,19 @@ def supervised(config: ConfigDict) -> Method:
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, tuple]:
         del batch
         keys = jax.random.split(key)
-        image = jnp.zeros((2, size, size, channels), jnp.float32)
-        f = encoder.init(keys[0], image, train=False)
-        h = jax.eval_shape(lambda v: encoder.apply(v, image, train=False), f)
-        params = {"encoder": f["params"], "head": head.init(keys[1], jnp.zeros(h.shape, h.dtype))["params"]}
-        return params, {"encoder": f["batch_stats"]}, ()
+        f, f_state, h = models.initialise(encoder, keys[0], (size, size, channels))
+        return {"encoder": f, "head": head.init(keys[1], h)["params"]}, {"encoder": f_state}, ()
 
     def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1)[:, 0]
-        h, f_state = encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=True, mutable=["batch_stats"])
+        h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
         logits = head.apply({"params": params["head"]}, h)
         metrics = {"accuracy": jnp.mean(accuracy(logits, batch["label"]))}
-        return jnp.mean(cross_entropy(logits, batch["label"])), Out({"encoder": f_state["batch_stats"]}, (), metrics)
+        return jnp.mean(cross_entropy(logits, batch["label"])), Out({"encoder": f_state}, (), metrics)
 
     def encode(params: Pytree, model_state: Pytree, extra: tuple, image: jax.Array) -> jax.Array:
         x = augment.for_network(image, config.augment)
-        return encoder.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=False)
+        return models.infer(encoder, params["encoder"], model_state["encoder"], x)
 
     return Method(init=init, loss=loss, encode=encode)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
@@ -10,7 +13,10 @@ from ssljax.models.heads import LinearClassifier, ProjectionHead
 from ssljax.models.norm import BatchNorm
 from ssljax.models.resnet import SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
 
-__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "ProjectionHead", "ResNet", "backbone", "projection_head"]
+__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "ProjectionHead", "ResNet", "backbone", "forward", "infer", "initialise",
+           "projection_head"]
+
+Pytree = Any
 
 # Kind and number of blocks of each group; a group is twice as wide as the one before.
 BACKBONES = {
@@ -58,6 +64,25 @@ def backbone(model: ConfigDict) -> nn.Module:
 def projection_head(head: ConfigDict, model: ConfigDict) -> ProjectionHead:
     """The projection head of `config.head` on the backbone of `config.model`, whose norms and dtype it shares."""
     return ProjectionHead(head.layers, head.hidden, head.dim, **_norm(model))
+
+
+def initialise(encoder: nn.Module, key: jax.Array, shape: tuple[int, int, int]) -> tuple[Pytree, Pytree, jax.Array]:
+    """Fresh parameters and running statistics of a backbone for images [H, W, C], and zeros shaped like its features of two of them."""
+    image = jnp.zeros((2, *shape), jnp.float32)
+    variables = encoder.init(key, image, train=False)
+    features = jax.eval_shape(lambda: encoder.apply(variables, image, train=False))
+    return variables["params"], variables["batch_stats"], jnp.zeros(features.shape, features.dtype)
+
+
+def forward(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> tuple[jax.Array, Pytree]:
+    """A training pass, normalised by the batch's own statistics -> (output, the running statistics after it)."""
+    y, state = net.apply({"params": params, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"])
+    return y, state["batch_stats"]
+
+
+def infer(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:
+    """A pass in inference mode: the running statistics, which stay as they are."""
+    return net.apply({"params": params, "batch_stats": statistics}, x, train=False)
 
 
 def _norm(model: ConfigDict) -> dict:
