@@ -16,6 +16,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from ssljax.types import Pytree, TrainState
 
 
+UNMEASURED = -1e30        # JSON has no infinity
+
+
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints/<step>`."""
 
@@ -43,12 +46,12 @@ class Checkpoints:
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Starts writing `state`; returns once its arrays are copied from the devices. Skips a step that is already there.
 
-        Only the metric that decides what is best goes with it, once it is known.
+        Only the metric that decides what is best goes with it; one that is not measured yet counts as the worst.
         """
         step = int(state.step)
-        known = {name: value for name, value in metrics.items() if name == self._best}
+        decisive = {self._best: metrics.get(self._best, UNMEASURED)} if self._best else None
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=known or None)
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=decisive)
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable checkpoint, laid out as `like`; None where there is none.
