@@ -15,7 +15,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from ssljax.types import Pytree, TrainState
 
-
 UNMEASURED = -1e30        # JSON has no infinity
 
 

@@ -37,7 +37,7 @@ def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) 
         rest = values([f"ssljax {verb}", *argv])
         config = values.config
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        raise SystemExit(f"ssljax {verb}: {error}") from error
+        raise SystemExit(f"ssljax {verb}: {error.args[0] if isinstance(error, KeyError) else error}") from error
     if config is None:
         raise SystemExit(f"ssljax {verb}: --config is missing, e.g. --config configs/simclr.py:digits")
     if not values.workdir:

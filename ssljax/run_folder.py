@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ssljax import monitor
 from ssljax.checkpoint import Checkpoints
+from ssljax.data.crops import tensorflow
 from ssljax.types import TrainState
 
 PACKAGES = ("ssljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "numpy",
@@ -146,6 +147,7 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as out:
             out.write(json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n")
         if self._writer is None:
+            tensorflow()                       # with the accelerators hidden from it
             from clu import metric_writers  # brings TensorFlow with it: seconds, so only once there is something to write
             self._writer = metric_writers.SummaryWriter(str(self.path / "tensorboard"))
         self._writer.write_scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})

@@ -176,8 +176,7 @@ def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None
         if folder is not None and (last or step % config.checkpoint.every_steps == 0 or folder.stop_asked):
             folder.save(state, fetched(step, metrics))
             if folder.stop_asked and not last:
-                folder.close()
-                raise SystemExit(0)
+                raise SystemExit(0)                # whoever opened the folder closes it, which waits for the checkpoint
         elif last:
             fetched(step, metrics)
     batches.close()
