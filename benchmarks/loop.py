@@ -1,0 +1,73 @@
+"""What the loop costs beside its step: images a second of `train.fit` against a bare loop of the same compiled step on a ready batch.
+
+    python -m benchmarks.loop [--preset digits] [--steps 200] [--rounds 5]
+
+Alternates the two in one process and prints each round's ratio and their median. The loop reads, transfers, logs every `log_every` steps
+and writes metrics; checkpoints and evaluation, which happen by the minute, are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import jax
+
+from configs import simclr
+from ssljax import train
+from ssljax.data import sources
+from ssljax.run_folder import RunFolder
+
+
+def main() -> None:
+    """Prints one line a round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    flags = parser.parse_args()
+    config = simclr.get_config(flags.preset).unlock()
+    config.eval_every_epochs, config.checkpoint.every_steps, config.optim.warmup_epochs = 0, 10**9, 0
+    config.lock()
+    source = sources.load(config.data, "train")
+    program = train.build(config, source)._replace(total_steps=flags.steps)
+    key = jax.random.key(0)
+    ready = next(train.device_batches(program, source, 0, 0))
+    jax.block_until_ready(program.step(program.init(0), ready, key))
+
+    def bare() -> float:
+        state = program.init(0)
+        jax.block_until_ready(state.params)
+        begin = time.perf_counter()
+        for _ in range(flags.steps):
+            state, _ = program.step(state, ready, key)
+        jax.block_until_ready(state.params)
+        return flags.steps * config.batch_size / (time.perf_counter() - begin)
+
+    def loop() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            run = RunFolder(folder, config)
+            run.save = lambda state, metrics: None            # the last step's checkpoint is not what is measured
+            state = program.init(0)
+            jax.block_until_ready(state.params)
+            begin = time.perf_counter()
+            state = train.fit(program, source, seed=0, folder=run, start=lambda _, fresh=state: fresh)
+            jax.block_until_ready(state.params)
+            seconds = time.perf_counter() - begin
+            run.close()
+        return flags.steps * config.batch_size / seconds
+
+    bare(), loop()
+    ratios = []
+    for number in range(flags.rounds):
+        a, b = bare(), loop()
+        ratios.append(b / a)
+        print(f"round {number}: bare {a:.0f} images/s, loop {b:.0f} images/s, ratio {b / a:.3f}", flush=True)
+    print(f"median ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), "
+          f"preset {flags.preset}, {flags.steps} steps")
+
+
+if __name__ == "__main__":
+    main()
