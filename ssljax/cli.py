@@ -37,7 +37,8 @@ def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) 
         rest = values([f"ssljax {verb}", *argv])
         config = values.config
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        raise SystemExit(f"ssljax {verb}: {error.args[0] if isinstance(error, KeyError) else error}") from error
+        text = str(error).strip("'\"").replace("\\n", "\n").replace("\\'", "'")      # a KeyError shows the repr of its message
+        raise SystemExit(f"ssljax {verb}: {text}") from error
     if config is None:
         raise SystemExit(f"ssljax {verb}: --config is missing, e.g. --config configs/simclr.py:digits")
     if not values.workdir:
