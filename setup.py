@@ -26,6 +26,7 @@ setup(
         "tensorboard>=2.21.0",               # clu's metric writers import it undeclared
         "chex>=0.1.92",
         "scikit-learn>=1.9.1",
+        "threadpoolctl>=3.8.0",
         "matplotlib>=3.11.2",
         "pillow>=13.0.0",
         "tqdm>=4.70.1",

@@ -34,6 +34,7 @@ def get_config(preset: str = "digits") -> ConfigDict:
     fraction = {"imagenet_r50_1pct": 0.01, "imagenet_r50_10pct": 0.1}.get(preset, 1.0)
     c = simclr_config("imagenet_r50" if preset.startswith("imagenet") else preset)
     c.method, c.name, c.preset = "supervised", "supervised", preset
+    c.evaluate.protocols = ("classifier",)
     c.data.update(views=1, label_fraction=fraction)
     c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)   # crop and flip only [P]
     c.optim.update(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", warmup_epochs=5,      # [X]

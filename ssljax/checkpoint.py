@@ -21,16 +21,18 @@ UNMEASURED = -1e30        # JSON has no infinity
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints/<step>`."""
 
-    def __init__(self, workdir: str, *, keep_last: int = 1, best: str = ""):
+    def __init__(self, workdir: str, *, keep_last: int = 1, best: str = "", read_only: bool = False):
         """Opens the folder, making it if need be.
 
         Args:
             workdir: the run's folder, local or `gs://`.
             keep_last: how many of the newest stay.
             best: the metric whose highest value is kept as well; "" keeps none for its value.
+            read_only: for looking into a run that may still be training: nothing is made, moved or deleted, its unfinished
+                checkpoint least of all.
         """
         self.directory = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir)) / "checkpoints"
-        self._best = best
+        self._best, self._read_only = best, read_only
         self._value = (lambda metrics: metrics[best]) if best else None
         policies = [keep.LatestN(n=keep_last)]
         if best:
@@ -38,7 +40,8 @@ class Checkpoints:
         self._manager = self._open(keep.AnyPreservationPolicy(policies))
 
     def _open(self, policy: keep.PreservationPolicy) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=self._value, cleanup_tmp_directories=True, create=True)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=self._value, read_only=self._read_only,
+                                               cleanup_tmp_directories=not self._read_only, create=not self._read_only)
         self._policy = policy
         return ocp.CheckpointManager(self.directory, options=options)
 
@@ -55,7 +58,8 @@ class Checkpoints:
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable checkpoint, laid out as `like`; None where there is none.
 
-        A checkpoint that cannot be read is named, moved to `workdir/unreadable`, and the one before it is used.
+        A checkpoint that cannot be read is named, moved to `workdir/unreadable` (left alone if `read_only`), and the one before it
+        is used.
 
         Args:
             like: a state, or its `jax.ShapeDtypeStruct`s with shardings.
@@ -91,8 +95,11 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> None:
         folder, aside = self.directory / str(step), self.directory.parent / "unreadable"
-        logging.error("the checkpoint of step %d cannot be read (%s: %s). It is moved to %s and the one before it is used.",
-                      step, type(error).__name__, str(error).splitlines()[0][:200] if str(error) else "", aside)
+        fate = "It stays" if self._read_only else f"It is moved to {aside}"
+        logging.error("the checkpoint of step %d cannot be read (%s: %s). %s and the one before it is used.",
+                      step, type(error).__name__, str(error).splitlines()[0][:200] if str(error) else "", fate)
+        if self._read_only:
+            return
         if jax.process_index() == 0:
             aside.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
@@ -129,7 +136,7 @@ def load_part(workdir: str, like: Pytree, part: str) -> Pytree:
         FileNotFoundError: there is no checkpoint.
         ValueError: the branch is absent or of other shapes; names the first leaf that differs.
     """
-    checkpoints = Checkpoints(workdir, keep_last=10**9)
+    checkpoints = Checkpoints(workdir, read_only=True)
     steps = checkpoints.steps()
     checkpoints.close()
     if not steps:

@@ -40,7 +40,7 @@ from ssljax.protocols.label_fraction import L2, label_fraction
 from ssljax.run_folder import commit, versions
 from ssljax.types import TrainState
 
-PROTOCOLS = ("knn", "linear", "label_fraction")
+PROTOCOLS = ("knn", "linear", "label_fraction", "classifier")
 BASELINES = ("raw_pixels", "random_init", "supervised")
 
 # Settings that change no number in the results; the seed has its own field.
@@ -93,6 +93,9 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
     program = train.build(config, source)
     state = train.restore(program, workdir)
+    if "classifier" in protocols and "head" not in state.params:
+        raise ValueError(f"--protocols: classifier judges a network that was trained on labels; this run has {', '.join(state.params)}. "
+                         "Use knn, linear or label_fraction, or evaluate a fine-tuned stage")
     facts = provenance(program.config, source, test, int(state.step), command)
     kinds = []
     for name in (config.method, *(b for b in BASELINES if b in baselines and b != "supervised")):
@@ -100,9 +103,11 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
         kind = Kind(name, encoded(encode, program, source), encoded(encode, program, test), channels)
         kinds.append(kind)
         with threadpool_limits(1 if kind.train.features.size < ONE_THREAD else None):
-            for protocol in protocols:
+            for protocol in (p for p in protocols if p != "classifier"):
                 for result in run_protocol(protocol, kind, program.config):
                     yield record(facts, name, result)
+    if "classifier" in protocols:
+        yield record(facts, config.method, classifier(state, kinds[0].test))
     if "supervised" in baselines:
         for result in supervised(program.config, source, test):
             yield record(facts, "supervised", result)
@@ -164,6 +169,13 @@ def run_protocol(protocol: str, kind: Kind, config: ConfigDict) -> Iterator[dict
         for found in label_fraction(*arrays, num_classes=classes, counts=e.label_counts, draws=e.label_draws, channels=kind.channels):
             yield {"protocol": "label_fraction", "settings": settings, **found, "seconds": time.perf_counter() - begin}
             begin = time.perf_counter()
+
+
+def classifier(state: TrainState, test: Features) -> dict[str, Any]:
+    """The run's own head on the held-out images: how a supervised or fine-tuned network is judged."""
+    begin = time.perf_counter()
+    logits = np.asarray(predict(state.params, test.features))
+    return {"protocol": "classifier", "settings": {}, **linear.accuracies(logits, test.labels), "seconds": time.perf_counter() - begin}
 
 
 def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[dict[str, Any]]:
@@ -301,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
         for measurement in measure(config, workdir, protocols, baselines, results.parent / f"gallery-{config.preset}.npz", command):
             if jax.process_index() == 0:
                 append(results, lines(measurement))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, MemoryError) as error:
         raise SystemExit(f"ssljax evaluate: {error}") from error
     print(f"results: {results}")
 

@@ -129,8 +129,8 @@ def main_table(rows: Sequence[Row]) -> list[list[str]]:
     from ssljax.figures import name
 
     top1 = pick(rows, metric="top1")
-    full = [p for p in ("knn", "linear_lbfgs", "linear_sgd_cached") if pick(top1, protocol=p)]
-    titles = {"knn": "kNN", "linear_lbfgs": "linear", "linear_sgd_cached": "linear (SGD, cached)"}
+    titles = {"classifier": "own head", "knn": "kNN", "linear_lbfgs": "linear", "linear_sgd_cached": "linear (SGD, cached)"}
+    full = [p for p in titles if pick(top1, protocol=p)]
     counts = sorted({row["labels_per_class"] for row in pick(top1, protocol="label_fraction")})
     header = ["held-out top-1, %", *(titles[p] for p in full), *(f"{k} label{'s' if k > 1 else ''} a class" for k in counts)]
     table = [header]

@@ -217,7 +217,7 @@ def restore(program: Program, workdir: str) -> TrainState:
     Raises:
         FileNotFoundError: there is none.
     """
-    checkpoints = Checkpoints(workdir, keep_last=10**9)
+    checkpoints = Checkpoints(workdir, read_only=True)
     state = checkpoints.restore(abstract_state(program))
     checkpoints.close()
     if state is None:
@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, config, folder in stages(flags.config, flags.workdir):
         try:
             run_stage(config, folder, earlier)
-        except (ValueError, FileNotFoundError, monitor.NotFinite) as error:
+        except (ValueError, FileNotFoundError, MemoryError, monitor.NotFinite) as error:
             raise SystemExit(f"ssljax train: {error}") from error
         earlier[name] = folder
     print(f"done: {flags.workdir}")

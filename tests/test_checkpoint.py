@@ -18,6 +18,27 @@ def state_at(step: int) -> TrainState:
     return TrainState(step=jnp.int32(step), params=params, model_state=statistics, opt_state=momentum, extra=())
 
 
+def test_looking_into_a_live_run_touches_nothing(tmp_path):
+    """Evaluation reads while training writes: an unfinished checkpoint stays, a broken one is passed over where it lies."""
+    checkpoints = Checkpoints(str(tmp_path), keep_last=3)
+    for step in (1, 2):
+        checkpoints.save(state_at(step), {})
+    checkpoints.close()
+    for file in (tmp_path / "checkpoints" / "2").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    unfinished = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0))
+    reader = Checkpoints(str(tmp_path), read_only=True)
+    jax.tree.map(np.testing.assert_array_equal, reader.restore(like), state_at(1))
+    reader.close()
+    assert sorted(tmp_path.rglob("*")) == before
+    nowhere = Checkpoints(str(tmp_path / "nowhere"), read_only=True)
+    assert nowhere.restore(like) is None and not (tmp_path / "nowhere").exists()
+
+
 def test_the_newest_state_is_restored_whole_and_old_ones_are_dropped_unless_best(tmp_path):
     checkpoints = Checkpoints(str(tmp_path), keep_last=2, best="knn")
     for step, knn in ((1, 10.0), (2, 30.0), (3, 20.0), (4, 15.0)):

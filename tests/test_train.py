@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import simclr
-from ssljax import monitor, sharding, train
+from ssljax import evaluate, monitor, sharding, train
 from ssljax.checkpoint import Checkpoints, load_part
 from ssljax.data import sampler, sources
 from ssljax.types import TrainState
@@ -47,6 +47,10 @@ def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, c
     with_learning_rate_zero = [read_encoder(tmp_path / name) for name in ("pretrain", "finetune")]
     for a, b in zip(*map(jax.tree.leaves, with_learning_rate_zero), strict=True):
         np.testing.assert_array_equal(a, b)
+    evaluate.main(argv)
+    rows = {row["metric"]: row for row in map(json.loads, (tmp_path / "finetune" / "results.jsonl").read_text().splitlines())}
+    assert rows["top1"]["protocol"] == "classifier" and rows["top1"]["n"] == 297
+    np.testing.assert_allclose(rows["top1"]["value"], 100 * 27 / 297, atol=1e-3)      # a head of zeros says "0"; 27 zeros are held out
     capsys.readouterr()
     train.main(argv)
     assert "step 1" not in capsys.readouterr().out
