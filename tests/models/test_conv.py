@@ -15,7 +15,8 @@ from ssljax.models.resnet import Basic
 xla = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@pytest.mark.parametrize("images, side, size, stride", [(8, 8, 3, 1), (6, 7, 3, 2), (3, 5, 1, 1), (4, 8, 1, 2)])
+@pytest.mark.parametrize("images, side, size, stride", [(8, 8, 3, 1), (6, 7, 3, 2), (2, 8, 3, 2), (3, 5, 1, 1), (4, 8, 1, 2), (2, 9, 7, 2),
+                                                        (2, 10, 3, 3)])
 def test_value_and_both_gradients(images, side, size, stride):
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], (images, side, side, 3)), jax.random.normal(keys[1], (size, size, 3, 5))
