@@ -1,4 +1,4 @@
-"""Installation: `pip install -e .[test]`; `[tpu]` and `[cuda]` choose the accelerator's JAX."""
+"""Installation: `pip install -e .[test]`; `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one."""
 
 import platform
 
@@ -33,6 +33,7 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
+        "plan": ["libtpu>=0.0.42"],          # the TPU's compiler, which needs no TPU
         "cuda": ["jax[cuda12]>=0.10.2"],
         "test": ["pytest>=9.2.0", "pytest-xdist>=3.8.0", "ruff>=0.17.6", "nbformat>=5.10", "nbclient>=0.10", "ipykernel>=7.0"],
     },

@@ -30,6 +30,8 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
         seed=0,
         epochs=epochs,
         batch_size=batch,
+        accumulate=1,                        # micro-batches a step; batch statistics are then those of a micro-batch
+        sharding=dict(fsdp=1),               # devices that share one copy of the big parameters; 1 = a whole copy on each
         init_from="",                        # an earlier stage's name or a checkpoint folder; "" = random initialisation
         data=dict(
             source="tfds:imagenet2012",      # digits | fashion_mnist | folder:PATH | tfds:NAME
@@ -71,6 +73,7 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
             sk_ratio=0.0,                    # selective kernels (SimCLRv2); 0 = none
             bn_momentum=0.9, bn_epsilon=1e-5,    # [C]
             dtype="bfloat16",
+            remat="none",                    # blocks: keep only the blocks' inputs for the backward pass and compute the rest again
         ),
         head=dict(layers=2, hidden=0, dim=128),   # hidden 0 = as wide as the features [C]; 2 layers [P], 128 [C]
         loss=dict(temperature=0.1),          # [P] table of temperatures

@@ -1,12 +1,15 @@
 """The console script: `ssljax <verb> ...` is `python -m ssljax.<verb> ...`."""
 
+import ast
 import importlib
 import sys
+from pathlib import Path
 
 VERBS = {
     "prepare": "download or build a data set once",
     "train": "pretrain, fine-tune, or run all stages of a config",
     "evaluate": "protocols on a checkpoint, one line of results.jsonl each",
+    "plan": "compile a config for a TPU slice without a TPU: does it fit, what does it cost",
     "report": "results.jsonl to tables and figures",
     "preview": "a picture of what the network will see",
 }
@@ -18,6 +21,10 @@ def main() -> None:
         asked = f"no verb {sys.argv[1]!r}\n" if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help", "help") else ""
         print(asked + "usage: ssljax <verb> [flags]\n" + "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items()))
         sys.exit(2 if asked else 0)
+    if {"-h", "--help", "-help"} & set(sys.argv[2:]):
+        source = Path(__file__).with_name(f"{sys.argv[1]}.py").read_text()      # read, not imported: help in no time
+        print(ast.get_docstring(ast.parse(source)))
+        return
     importlib.import_module(f"ssljax.{sys.argv[1]}").main(sys.argv[2:])
 
 

@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from ssljax import hosts
 from ssljax.types import Pytree, TrainState
 
 UNMEASURED = -1e30        # JSON has no infinity
@@ -78,13 +79,10 @@ class Checkpoints:
     def _refuse_other_network(self, step: int, like: TrainState, error: Exception) -> None:
         """Raises if the checkpoint's tree or shapes, which Orbax keeps apart from the data, are not those of `like`."""
         try:
-            saved = self._manager.item_metadata(step)
-            stored = {jax.tree_util.keystr(p, simple=True, separator="/"): tuple(leaf.shape)
-                      for p, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+            stored = _shapes(self._manager.item_metadata(step))
         except Exception:                  # not even the description can be read: the checkpoint is broken, not foreign
             return
-        wanted = {jax.tree_util.keystr(p, simple=True, separator="/"): tuple(leaf.shape)
-                  for p, leaf in jax.tree_util.tree_leaves_with_path(like)}
+        wanted = _shapes(like)
         differ = [name for name in sorted(stored.keys() | wanted.keys()) if stored.get(name) != wanted.get(name)]
         if stored and differ:
             name = differ[0]
@@ -100,6 +98,7 @@ class Checkpoints:
                       step, type(error).__name__, str(error).splitlines()[0][:200] if str(error) else "", fate)
         if self._read_only:
             return
+        hosts.meet(f"{folder} cannot be read")             # by any host; if only some fail, the run fails
         if jax.process_index() == 0:
             aside.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
@@ -107,6 +106,7 @@ class Checkpoints:
                 if target.exists():
                     target.rmtree()
                 shutil.move(os.fspath(folder), os.fspath(target)) if "://" not in str(folder) else folder.rename(target)
+        hosts.meet(f"{folder} is set aside")
         self._manager.close()
         self._manager = self._open(self._policy)
 
@@ -141,18 +141,26 @@ def load_part(workdir: str, like: Pytree, part: str) -> Pytree:
     checkpoints.close()
     if not steps:
         raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}: train that stage first, or correct init_from")
-    # The whole tree is read as plain arrays: the optimizer state of the earlier stage is of another shape and is dropped.
-    with ocp.StandardCheckpointer() as reader:
-        branch = reader.restore(checkpoints.directory / str(steps[-1]) / "default")
+    # Only this branch is read: the optimizer state of the earlier stage is of another shape.
+    folder = checkpoints.directory / str(steps[-1]) / "default"
+    stored = _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+    if not any(name.startswith(f"{part}/") for name in stored):
+        branches = sorted({"/".join(name.split("/")[:2]) for name in stored})
+        raise ValueError(f"the checkpoint in {workdir} has no {part!r}, but {', '.join(branches)}")
+    for name, shape in _shapes(like).items():
+        if (found := stored.get(f"{part}/{name}", "absent")) != shape:
+            raise ValueError(f"{part}/{name} is {found} in {workdir} and {shape} here: the two stages must have the same model settings")
+    for name in reversed(part.split("/")):
+        like = {name: like}
+    with ocp.PyTreeCheckpointer() as reader:
+        branch = reader.restore(folder, args=ocp.args.PyTreeRestore(
+            like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True))
     for name in part.split("/"):
-        if name not in branch:
-            raise ValueError(f"the checkpoint in {workdir} has no {part!r}: at {name!r} there are {sorted(branch)}")
         branch = branch[name]
-    paths = jax.tree_util.tree_leaves_with_path(like)
-    stored = dict(jax.tree_util.tree_leaves_with_path(branch))
-    for path, leaf in paths:
-        found = stored[path].shape if path in stored else "absent"
-        if found != leaf.shape:
-            raise ValueError(f"{part}{jax.tree_util.keystr(path)} is {found} in {workdir} and {leaf.shape} here: "
-                             "the two stages must have the same model settings")
-    return jax.tree.map(lambda leaf, new: jax.device_put(leaf.astype(new.dtype), new.sharding), branch, like)
+    return branch
+
+
+def _shapes(tree: Pytree) -> dict[str, tuple[int, ...]]:
+    """The shape of each leaf by its path, `/`-separated."""
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

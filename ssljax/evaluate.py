@@ -29,12 +29,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import cli, sharding, train
+from ssljax import cli, hosts, train
 from ssljax.data import loader, sampler, sources
 from ssljax.data.sources import Source
 from ssljax.methods.supervised import predict
 from ssljax.protocols import linear
-from ssljax.protocols.features import Encode, Features, extract, raw_pixels
+from ssljax.protocols.features import Encode, Features, raw_pixels
 from ssljax.protocols.knn import knn, nearest
 from ssljax.protocols.label_fraction import L2, label_fraction
 from ssljax.run_folder import commit, versions
@@ -100,7 +100,7 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
     kinds = []
     for name in (config.method, *(b for b in BASELINES if b in baselines and b != "supervised")):
         encode, channels = encoder(name, program, state, config)
-        kind = Kind(name, encoded(encode, program, source), encoded(encode, program, test), channels)
+        kind = Kind(name, train.encoded(encode, program, source), train.encoded(encode, program, test), channels)
         kinds.append(kind)
         with threadpool_limits(1 if kind.train.features.size < ONE_THREAD else None):
             for protocol in (p for p in protocols if p != "classifier"):
@@ -133,17 +133,6 @@ def switched_on(state: TrainState) -> TrainState:
     def one(path: tuple, leaf: jax.Array) -> jax.Array:
         return jnp.ones_like(leaf) if path[-1] == jax.tree_util.DictKey("scale") else leaf
     return state.replace(params=jax.tree_util.tree_map_with_path(one, state.params))
-
-
-def encoded(encode: Encode, program: train.Program, source: Source) -> Features:
-    """Features of a split, each batch spread over the devices."""
-    rows, devices = sharding.batch_sharding(program.mesh), program.mesh.devices.size
-    batch_size = -(-program.config.evaluate.batch_size // devices) * devices
-
-    def spread(image: np.ndarray) -> jax.Array:
-        features = encode(jax.make_array_from_callback(image.shape, rows, lambda part: image[part]))
-        return jax.device_put(features, sharding.state_sharding(program.mesh))              # every host gets all rows
-    return extract(spread, loader.eval_batches(source, program.config, batch_size=batch_size))
 
 
 def run_protocol(protocol: str, kind: Kind, config: ConfigDict) -> Iterator[dict[str, Any]]:
@@ -194,7 +183,7 @@ def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[dic
             labelled = repeated(source.select(sampler.subset(source.labels, per_class=k, seed=draw)), length)
             program = program or train.build(config, labelled)
             state = train.fit(program, labelled, seed=config.seed)
-            features = encoded(functools.partial(program.encode, state.params, state.model_state, state.extra), program, test)
+            features = train.encoded(functools.partial(program.encode, state.params, state.model_state, state.extra), program, test)
             logits = np.asarray(predict(state.params, features.features))
             settings = {"steps": program.total_steps, "batch_size": batch, "learning_rate": config.optim.learning_rate}
             yield {"protocol": "label_fraction", "settings": settings, "labels_per_class": k, "draw": draw,
@@ -302,20 +291,22 @@ def chosen(flag: str, text: str, default: Sequence[str], valid: Sequence[str]) -
 
 def main(argv: list[str] | None = None) -> None:
     """`ssljax evaluate`."""
-    flags = cli.parse("evaluate", argv, protocols="", baselines="", results="")
-    train.use_compilation_cache()
+    flags = cli.parse("evaluate", argv, protocols="", baselines="", results="", **hosts.FLAGS)
     command = "ssljax evaluate " + shlex.join(sys.argv[1:] if argv is None else argv)
     _, config, workdir = train.stages(flags.config, flags.workdir)[-1]
     results = Path(flags.results or os.path.join(workdir, "results.jsonl"))
-    try:
-        protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, PROTOCOLS)
-        baselines = chosen("baselines", flags.baselines, (), BASELINES)
-        for measurement in measure(config, workdir, protocols, baselines, results.parent / f"gallery-{config.preset}.npz", command):
-            if jax.process_index() == 0:
-                append(results, lines(measurement))
-    except (ValueError, FileNotFoundError, MemoryError) as error:
-        raise SystemExit(f"ssljax evaluate: {error}") from error
-    print(f"results: {results}")
+    with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
+        train.use_compilation_cache(flags.workdir)
+        try:
+            protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, PROTOCOLS)
+            baselines = chosen("baselines", flags.baselines, (), BASELINES)
+            for measurement in measure(config, workdir, protocols, baselines, results.parent / f"gallery-{config.preset}.npz", command):
+                if jax.process_index() == 0:
+                    append(results, lines(measurement))
+        except (ValueError, FileNotFoundError, MemoryError) as error:
+            raise SystemExit(f"ssljax evaluate: {error}") from error
+        if jax.process_index() == 0:
+            print(f"results: {results}")
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

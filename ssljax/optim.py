@@ -96,12 +96,29 @@ def lars(learning_rate: float | Schedule, *, lr_in_momentum: bool, weight_decay:
     return optax.chain(*adapt, rate, trace) if lr_in_momentum else optax.chain(*adapt, trace, rate)
 
 
+def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tuple[int, ...] = ()) -> Schedule:
+    """A learning rate that changes between epochs only, without warm-up (facebookresearch/moco, adjust_learning_rate).
+
+    Epoch e = step // steps_per_epoch, counted from 0. With milestones the peak is divided by ten at each of them (MoCo v1: 120 and 160 of
+    200); without, it is peak * (1 + cos(pi e / epochs)) / 2 (v2), so the last epoch is not at 0.
+    """
+    def schedule(step: jax.Array) -> jax.Array:
+        epoch = jnp.minimum(jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1), epochs).astype(jnp.float32)
+        if milestones:
+            return jnp.float32(peak) * 0.1 ** sum((epoch >= at).astype(jnp.float32) for at in milestones)
+        return 0.5 * peak * (1.0 + jnp.cos(jnp.float32(math.pi) * epoch / max(epochs, 1)))
+
+    return schedule
+
+
 def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float,
                    total_steps: int) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer of a config's `optim`, and its learning-rate schedule (for the logs).
 
     Args:
-        optim: name (lars, sgd, adamw), learning_rate, scaling, momentum, weight_decay, warmup_epochs, trust_coefficient, lr_in_momentum.
+        optim: name (lars, sgd, adamw, torch_sgd, torch_adamw), learning_rate, scaling, momentum, weight_decay, warmup_epochs,
+            trust_coefficient, lr_in_momentum. The two `torch_` names decay every parameter, biases and norms too, as PyTorch does unless
+            told otherwise (MoCo's released code); torch_sgd follows `by_epoch` with optim.milestones.
         steps_per_epoch: examples / batch, not rounded: the warm-up is examples * warmup_epochs // batch steps (google-research/simclr).
     """
     peak = scaled_learning_rate(optim.learning_rate, optim.scaling, batch_size)
@@ -116,6 +133,12 @@ def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float
                          optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov))
     elif optim.name == "adamw":
         tx = optax.adamw(schedule, weight_decay=optim.weight_decay, mask=decayed)
+    elif optim.name == "torch_sgd":
+        epochs = round((total_steps - 1) / steps_per_epoch)
+        schedule = by_epoch(peak, steps_per_epoch=int(steps_per_epoch + 1e-9), epochs=epochs, milestones=tuple(optim.milestones))
+        tx = optax.chain(optax.add_decayed_weights(optim.weight_decay), optax.sgd(learning_rate=schedule, momentum=optim.momentum))
+    elif optim.name == "torch_adamw":
+        tx = optax.adamw(schedule, weight_decay=optim.weight_decay)
     else:
-        raise ValueError(f"optim.name={optim.name!r} is not one of lars, sgd, adamw")
+        raise ValueError(f"optim.name={optim.name!r} is not one of lars, sgd, adamw, torch_sgd, torch_adamw")
     return tx, schedule

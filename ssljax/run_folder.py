@@ -22,7 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssljax import monitor
+from ssljax import hosts, monitor
 from ssljax.checkpoint import Checkpoints
 from ssljax.data.crops import tensorflow
 from ssljax.types import TrainState
@@ -30,8 +30,10 @@ from ssljax.types import TrainState
 PACKAGES = ("ssljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "numpy",
             "scikit-learn")
 
+SHARED_SECONDS = 60       # a network disk may show a new file as late as that
+
 # What may change between two starts of one run without making it another.
-HARMLESS = ("log_every", "eval_every_epochs", "checkpoint", "evaluate", "name", "preset")
+HARMLESS = ("log_every", "eval_every_epochs", "checkpoint", "evaluate", "name", "preset", "sharding")
 
 
 def versions() -> dict[str, str]:
@@ -59,10 +61,10 @@ def commit() -> str:
 
 
 class RunFolder:
-    """Opens `workdir` for one stage of a run; SIGTERM sets `stop_asked` and the loop leaves after its step.
+    """Opens `workdir`, one folder that all hosts see, for one stage of a run. The first host writes; checkpoints are written by all.
 
     Raises:
-        ValueError: the folder holds a run of another config; names the first setting that differs.
+        ValueError: the folder holds a run of another config (names the first setting that differs), or each host has a folder of its own.
     """
 
     def __init__(self, workdir: str, config: ConfigDict):
@@ -73,14 +75,28 @@ class RunFolder:
         self._checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best)
         self._config, self._bar, self._writer, self._known = config, None, None, {}
         self._clock: tuple[float, int] | None = None
-        self.stop_asked = False
-        self._before = signal.signal(signal.SIGTERM, self._ask_stop)
+        self._starved = 0.0
+        self._alone, self._signalled = jax.process_count() == 1, False
+        if self._alone:                        # of many hosts JAX catches the signal, see hosts.stop_asked
+            self._before = signal.signal(signal.SIGTERM, self._signal)
 
-    def _ask_stop(self, *_: Any) -> None:
-        self.stop_asked = True
+    def _signal(self, *_: Any) -> None:
+        self._signalled = True
+
+    def stop_asked(self) -> bool:
+        """After a SIGTERM: leave with a checkpoint of this step. To be asked once a step; many hosts agree on the step."""
+        return self._signalled if self._alone else hosts.stop_asked()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """Closes; but after an error that other hosts may not share, nothing may wait for them: the last checkpoint stays unfinished."""
+        if self._alone or kind is None or issubclass(kind, (SystemExit, monitor.NotFinite)):
+            self.close()
 
     def _describe(self, config: ConfigDict) -> None:
-        """Writes config.json and run.json; on a restart checks that the run is the same."""
+        """Writes config.json and run.json; on a restart checks that the run is the same, and always that the hosts share the folder."""
         new = json.loads(config.to_json())
         file = self.path / "config.json"
         if file.exists():
@@ -89,12 +105,20 @@ class RunFolder:
             if differ:
                 raise ValueError(f"{self.path} holds a run of another config: {'; '.join(differ[:3])}. "
                                  "Use another --workdir, or the old settings.")
+        hosts.meet(f"{self.path} is read")                # before anything is written
         if self._main:
             file.write_text(json.dumps(new, indent=1, sort_keys=True))
-            run = {"command": ["ssljax", *sys.argv[1:]], "commit": commit(), "versions": versions(),
+            run = {"command": ["ssljax", *sys.argv[1:]], "commit": commit(), "versions": versions(), "hosts": jax.process_count(),
                    "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()], "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             with (self.path / "run.json").open("a") as out:
                 out.write(json.dumps(run) + "\n")
+        hosts.meet(f"{self.path} is written")
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not file.exists():
+            if time.monotonic() > deadline:
+                raise ValueError(f"--workdir={self.path} is not one folder for all hosts: host {jax.process_index()} does not see what the "
+                                 "first has written. Use a bucket, --workdir=gs://BUCKET/RUN, or a disk that all of them mount")
+            time.sleep(1)
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable checkpoint or None, and metrics.jsonl cut back to it."""
@@ -108,9 +132,17 @@ class RunFolder:
             self._say(f"resuming {self.path} at step {int(state.step)}")
         return state
 
-    def tick(self, step: int, total: int) -> None:
-        """Called after each step is dispatched: moves the bar and starts the clock behind the first, compiling, step."""
+    def tick(self, step: int, total: int, starved: float) -> None:
+        """Called after each step is dispatched: moves the bar and starts the clock behind the first, compiling, step.
+
+        Args:
+            step: the number of updates dispatched.
+            total: of the whole run.
+            starved: seconds that the devices stood idle for want of this step's batch.
+        """
+        self._starved += starved
         if self._clock is None:
+            self._starved = 0.0
             self._clock = (time.perf_counter(), step)
             if self._main and sys.stderr.isatty():
                 self._bar = tqdm(total=total, initial=step, desc=self._config.preset, unit="step", dynamic_ncols=True)
@@ -118,12 +150,17 @@ class RunFolder:
             self._bar.update(1)
 
     def log(self, step: int, total: int, steps_per_epoch: int, metrics: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, TensorBoard and the terminal; warnings of the monitor."""
+        """One line of metrics.jsonl, TensorBoard and the terminal; warnings of the monitor.
+
+        `input_bound` is the share of the time since the last line in which the devices waited for a batch.
+        """
         now = time.perf_counter()
         since, first = self._clock
         rate = (step - first) / (now - since) if step > first and now > since else 0.0
-        self._clock = (now, step)
-        row = {"step": step, "epoch": round(step / steps_per_epoch, 3), **metrics, "images_per_second": rate * self._config.batch_size}
+        bound = min(self._starved / (now - since), 1.0) if now > since else 0.0
+        self._clock, self._starved = (now, step), 0.0
+        row = {"step": step, "epoch": round(step / steps_per_epoch, 3), **metrics, "images_per_second": rate * self._config.batch_size,
+               "input_bound": round(bound, 4)}
         self._write(row)
         shown = {name: row[name] for name in ("loss", "accuracy") if name in row} | self._known
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
@@ -139,7 +176,7 @@ class RunFolder:
         """The held-out kNN accuracy of this step, in percent."""
         self._known["knn"] = value
         self._write({"step": step, "knn": value})
-        self._clock = (time.perf_counter(), step)          # the evaluation is no training time
+        self._clock, self._starved = (time.perf_counter(), step), 0.0          # the evaluation is no training time
 
     def _write(self, row: Mapping[str, float]) -> None:
         if not self._main:
@@ -172,7 +209,8 @@ class RunFolder:
             self._writer.close()
         if self._bar is not None:
             self._bar.close()
-        signal.signal(signal.SIGTERM, self._before)
+        if self._alone:
+            signal.signal(signal.SIGTERM, self._before)
         logging.flush()
 
 

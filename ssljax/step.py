@@ -7,20 +7,25 @@ from collections.abc import Callable
 import jax
 import optax
 
+from ssljax.accumulate import make_gradient
 from ssljax.types import Batch, Method, TrainState
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_train_step(method: Method, tx: optax.GradientTransformation) -> Step:
+def make_train_step(method: Method, tx: optax.GradientTransformation, accumulate: int = 1) -> Step:
     """The step to jit: (state, batch, key) -> (state, metrics).
 
     The key is the run's own, `jax.random.key(seed)`, the same at every step: what a step draws follows from (seed, step), so a
-    resumed run draws what the uninterrupted one would have drawn.
+    resumed run draws what the uninterrupted one would have drawn. With `accumulate` > 1 the gradient is taken in micro-batches.
+
+    Raises:
+        ValueError: the method's loss cannot be taken in micro-batches.
     """
+    gradient = make_gradient(method, accumulate)
+
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
-        gradient = jax.value_and_grad(method.loss, has_aux=True)
         (loss, out), grads = gradient(state.params, state.model_state, state.extra, batch, key, state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

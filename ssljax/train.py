@@ -1,14 +1,16 @@
 """THE loop: mesh, data, method, state, restore; then step, log, evaluate, refresh, checkpoint. Every run of every paper is this file.
 
-    ssljax train --config configs/simclr.py:digits --workdir runs/digits [--config.optim.learning_rate=0.1]
+    ssljax train --config configs/simclr.py:digits --workdir runs/digits [--config.optim.learning_rate=0.1] [--profile 5]
 
 The same command after an interruption of any kind goes on from the last checkpoint and ends with bit-identical parameters.
+`--profile N` records N steps for TensorBoard and XProf into <workdir>/profile and prints what they were spent on.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -20,12 +22,12 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssljax import cli, monitor, optim, sharding
+from ssljax import cli, hosts, monitor, optim, profile, sharding
 from ssljax.checkpoint import Checkpoints, load_part
 from ssljax.data import loader, sources
 from ssljax.data.sources import Source
 from ssljax.methods import METHODS
-from ssljax.protocols.features import extract
+from ssljax.protocols.features import Encode, Features, extract
 from ssljax.protocols.knn import knn
 from ssljax.run_folder import RunFolder
 from ssljax.step import make_train_step
@@ -44,6 +46,7 @@ class Program(NamedTuple):
         tx: the optimizer.
         schedule: step -> learning rate.
         mesh: over all devices.
+        shapes: a TrainState of shapes, dtypes and shardings.
         init: seed -> TrainState on the mesh.
         step: (state, batch, key) -> (state, metrics), jitted, donates the state.
         encode: (params, model_state, extra, image) -> features, jitted.
@@ -56,6 +59,7 @@ class Program(NamedTuple):
     tx: optax.GradientTransformation
     schedule: optim.Schedule
     mesh: Mesh
+    shapes: TrainState
     init: Callable[[int], TrainState]
     step: Callable[[TrainState, Pytree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
     encode: Callable[..., jax.Array]
@@ -77,23 +81,27 @@ def build(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Progr
     if config.method not in METHODS:
         raise ValueError(f"method={config.method!r} is not one of {', '.join(METHODS)}")
     config = with_classes(config, source.num_classes)
-    mesh = mesh or sharding.make_mesh()
-    sharding.check_batch(mesh, config.batch_size)
+    mesh = mesh or sharding.make_mesh(fsdp=config.sharding.fsdp)
+    sharding.check_batch(mesh, config.batch_size, config.accumulate)
     steps_per_epoch = loader.steps_per_epoch(len(source), config.batch_size)
     total_steps = optim.train_steps(len(source), config.epochs, config.batch_size)
     method = METHODS[config.method](config)
     tx, schedule = optim.make_optimizer(config.optim, batch_size=config.batch_size, steps_per_epoch=len(source) / config.batch_size,
                                         total_steps=total_steps)
-    whole, split = sharding.state_sharding(mesh), sharding.batch_sharding(mesh)
 
-    @functools.partial(jax.jit, out_shardings=whole)
-    def init_state(key: jax.Array) -> TrainState:
+    def new_state(key: jax.Array) -> TrainState:
         params, model_state, extra = method.init(key, {})
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, model_state=model_state, opt_state=tx.init(params), extra=extra)
 
-    step = jax.jit(make_train_step(method, tx), in_shardings=(whole, split, None), out_shardings=(whole, None), donate_argnums=0)
-    return Program(config=config, method=method, tx=tx, schedule=schedule, mesh=mesh, init=lambda seed: init_state(jax.random.key(seed)),
-                   step=step, encode=jax.jit(method.encode), total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    shapes = jax.eval_shape(new_state, jax.random.key(0))
+    layout, split = sharding.state_sharding(mesh, shapes), sharding.batch_sharding(mesh)
+    shapes = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, layout)
+    init = jax.jit(new_state, out_shardings=layout)
+    step = jax.jit(sharding.on_mesh(mesh, make_train_step(method, tx, config.accumulate)), in_shardings=(layout, split, None),
+                   out_shardings=(layout, None), donate_argnums=0)
+    return Program(config=config, method=method, tx=tx, schedule=schedule, mesh=mesh, shapes=shapes,
+                   init=lambda seed: init(jax.random.key(seed)), step=step, encode=jax.jit(method.encode), total_steps=total_steps,
+                   steps_per_epoch=steps_per_epoch)
 
 
 def with_classes(config: ConfigDict, found: int) -> ConfigDict:
@@ -159,23 +167,27 @@ def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None
         SystemExit: (code 0) after a SIGTERM, with a checkpoint written.
     """
     config, total, spe = program.config, program.total_steps, program.steps_per_epoch
-    state = folder.restore(abstract_state(program)) if folder else None
+    state = folder.restore(program.shapes) if folder else None
     state = start(program.init(seed)) if state is None else state
     key, batches = jax.random.key(seed), device_batches(program, source, seed, int(state.step))
     for step in range(int(state.step) + 1, total + 1):
-        state, metrics = program.step(state, next(batches), key)
+        asked = time.perf_counter()
+        batch = next(batches)
+        starved = time.perf_counter() - asked if state.step.is_ready() else 0.0          # the devices had nothing else to do
+        state, metrics = program.step(state, batch, key)
         last = step == total
         if folder is not None:
-            folder.tick(step, total)
+            folder.tick(step, total, starved)
             if step % config.log_every == 0 or last:
                 folder.log(step, total, spe, {**fetched(step, metrics), "learning_rate": float(program.schedule(step - 1))})
             if test is not None and config.eval_every_epochs and (last or step % (config.eval_every_epochs * spe) == 0):
                 folder.log_knn(step, online_knn(program, state, source, test))
         if step % spe == 0 and program.method.refresh is not None:
             state = program.method.refresh(state, Run(program, source, seed))
-        if folder is not None and (last or step % config.checkpoint.every_steps == 0 or folder.stop_asked):
+        stop = folder is not None and folder.stop_asked()
+        if folder is not None and (last or step % config.checkpoint.every_steps == 0 or stop):
             folder.save(state, fetched(step, metrics))
-            if folder.stop_asked and not last:
+            if stop and not last:
                 raise SystemExit(0)                # whoever opened the folder closes it, which waits for the checkpoint
         elif last:
             fetched(step, metrics)
@@ -192,21 +204,26 @@ def fetched(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
     return host
 
 
-def abstract_state(program: Program) -> TrainState:
-    """Shapes, dtypes and shardings of the program's state; nothing is allocated."""
-    whole = sharding.state_sharding(program.mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), jax.eval_shape(lambda: program.init(0)))
+def encoded(encode: Encode, program: Program, source: Source) -> Features:
+    """Features of a split, each batch spread over the devices of all hosts."""
+    rows, devices = sharding.batch_sharding(program.mesh), program.mesh.devices.size
+    batch_size = -(-program.config.evaluate.batch_size // devices) * devices
+
+    def spread(image: np.ndarray) -> jax.Array:
+        features = encode(jax.make_array_from_callback(image.shape, rows, lambda part: image[part]))
+        return jax.device_put(features, sharding.whole(program.mesh))              # every host gets all rows
+    return extract(spread, loader.eval_batches(source, program.config, batch_size=batch_size))
 
 
 def online_knn(program: Program, state: TrainState, source: Source, test: Source) -> float:
     """Held-out kNN top-1 in percent, on at most ONLINE_IMAGES evenly spaced images of each split."""
     config = program.config
 
+    encode = functools.partial(program.encode, state.params, state.model_state, state.extra)
+
     def features(split: Source) -> tuple[np.ndarray, np.ndarray]:
         rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), ONLINE_IMAGES)).astype(np.int64))
-        batches = loader.eval_batches(split.select(rows), config, batch_size=config.evaluate.batch_size)
-        found, labels, _ = extract(lambda image: program.encode(state.params, state.model_state, state.extra, image), batches)
-        return found, labels
+        return encoded(encode, program, split.select(rows))[:2]
     return knn(*features(source), *features(test), k=config.evaluate.knn_k, temperature=config.evaluate.knn_temperature,
                num_classes=config.data.num_classes)["top1"]
 
@@ -218,7 +235,7 @@ def restore(program: Program, workdir: str) -> TrainState:
         FileNotFoundError: there is none.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
-    state = checkpoints.restore(abstract_state(program))
+    state = checkpoints.restore(program.shapes)
     checkpoints.close()
     if state is None:
         raise FileNotFoundError(f"no checkpoint in {workdir}: run `ssljax train` with the same --config and --workdir first")
@@ -232,23 +249,23 @@ def from_encoder(state: TrainState, donor: str) -> TrainState:
     return state.replace(params=params, model_state=model_state)
 
 
-def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str]) -> None:
+def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, profile_steps: int = 0) -> None:
     """One complete run of the loop, resumed if it was begun and left alone if it was finished.
 
     Args:
         config: of this stage.
         workdir: of this stage.
         earlier: folders of the stages before it, by name, for `init_from`.
+        profile_steps: record so many steps into `workdir/profile`, from the tenth on; 0 = none.
     """
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
     program = build(config, source)
 
     donor = earlier.get(config.init_from, config.init_from)
-    folder = RunFolder(workdir, config)
-    try:
+    with RunFolder(workdir, config) as folder:
+        if profile_steps:
+            program = program._replace(step=profile.recorded(program.step, profile_steps, workdir, left=program.total_steps))
         fit(program, source, seed=config.seed, folder=folder, test=test, start=lambda state: from_encoder(state, donor) if donor else state)
-    finally:
-        folder.close()
 
 
 def stages(config: ConfigDict, workdir: str) -> list[tuple[str, ConfigDict, str]]:
@@ -258,25 +275,32 @@ def stages(config: ConfigDict, workdir: str) -> list[tuple[str, ConfigDict, str]
     return [(name, config[name], os.path.join(workdir, name)) for name in config.stages]
 
 
-def use_compilation_cache() -> None:
-    """Compiled programs outlive the process: a second start of the same config compiles nothing."""
+def use_compilation_cache(workdir: str) -> None:
+    """Compiled programs outlive the process, beside the run's folder: a second start of the same config compiles nothing.
+
+    Not on several CPU devices: there a program out of the cache starts its collectives in any order and waits for ever (jaxlib 0.10.2).
+    """
+    if jax.default_backend() == "cpu" and sharding.make_mesh().devices.size > 1:
+        jax.config.update("jax_enable_compilation_cache", False)
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/ssljax/xla"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(workdir.rstrip("/")) or ".", ".xla_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def main(argv: list[str] | None = None) -> None:
     """`ssljax train`."""
-    flags = cli.parse("train", argv)
-    use_compilation_cache()
+    flags = cli.parse("train", argv, profile=0, **hosts.FLAGS)
     earlier: dict[str, str] = {}
-    for name, config, folder in stages(flags.config, flags.workdir):
-        try:
-            run_stage(config, folder, earlier)
-        except (ValueError, FileNotFoundError, MemoryError, monitor.NotFinite) as error:
-            raise SystemExit(f"ssljax train: {error}") from error
-        earlier[name] = folder
-    print(f"done: {flags.workdir}")
+    with hosts.together("train", flags.coordinator, flags.processes, flags.process):
+        use_compilation_cache(flags.workdir)
+        for name, config, folder in stages(flags.config, flags.workdir):
+            try:
+                run_stage(config, folder, earlier, profile_steps=flags.profile)
+            except (ValueError, FileNotFoundError, MemoryError, monitor.NotFinite) as error:
+                raise SystemExit(f"ssljax train: {error}") from error
+            earlier[name] = folder
+        if jax.process_index() == 0:
+            print(f"done: {flags.workdir}")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,18 @@ def keep_extra(extra: Pytree, params: Pytree, carry: Pytree, step: jax.Array) ->
     return extra
 
 
+class TwoPass(NamedTuple):
+    """A loss over a whole batch, cut where every example has become a few numbers, so that a batch may be worked through in pieces.
+
+    Attributes:
+        embed: (params, model_state, extra, batch, key, step) -> (embeddings, model_state). A dict of arrays, one row an example.
+        objective: (params, embeddings, batch, step) -> (scalar float32, metrics). `loss` is the one after the other.
+    """
+
+    embed: Callable[..., tuple[Pytree, Pytree]]
+    objective: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+
 class Method(NamedTuple):
     """A paper as pure functions. `METHODS[config.method](config)` builds one.
 
@@ -48,6 +60,8 @@ class Method(NamedTuple):
             normalisation and inference-mode statistics are the method's business.
         update: (extra, params, carry, step) -> extra, called after the optimizer step inside the same jit.
         refresh: (state, run) -> state on the host between epochs, or None.
+        separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so micro-batches may be averaged.
+        two_pass: for a loss that is not; None where neither holds, and `config.accumulate` is refused.
     """
 
     init: Callable[..., tuple[Pytree, Pytree, Pytree]]
@@ -55,6 +69,8 @@ class Method(NamedTuple):
     encode: Callable[..., jax.Array]
     update: Callable[..., Pytree] = keep_extra
     refresh: Callable[..., Any] | None = None
+    separable: bool = False
+    two_pass: TwoPass | None = None
 
 
 @struct.dataclass

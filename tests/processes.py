@@ -1,8 +1,12 @@
-"""Real runs of the real entry point, small enough to be started and killed by a test."""
+"""Real runs of the real entry point, small enough to be started and killed by a test; of one process, or of two that share a run."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -13,18 +17,62 @@ SMALL = ["--config=configs/simclr.py:digits", "--config.model.width=0.125", "--c
          "--config.checkpoint.best=", "--config.head.dim=16"]
 
 
-def environment(cache: Path) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+def environment(cache: Path, devices: int = 1) -> dict[str, str]:
+    return {**os.environ, "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
 
 
-def start(verb: str, *flags: str, cache: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", f"ssljax.{verb}", *flags], cwd=ROOT, env=environment(cache), text=True,
+def start(verb: str, *flags: str, cache: Path, devices: int = 1) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", f"ssljax.{verb}", *flags], cwd=ROOT, env=environment(cache, devices), text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def run(verb: str, *flags: str, cache: Path) -> tuple[int, str]:
+def start_two(verb: str, *flags: str, cache: Path) -> list[subprocess.Popen]:
+    """Two processes of four devices each."""
+    here = f"--coordinator=localhost:{free_port()}"
+    return [start(verb, *flags, here, "--processes=2", f"--process={i}", cache=cache, devices=4) for i in range(2)]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def finish(process: subprocess.Popen, seconds: float = 150) -> tuple[int, str]:
     """(exit code, what it printed)."""
-    process = start(verb, *flags, cache=cache)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=seconds)
     return process.returncode, output
+
+
+def run(verb: str, *flags: str, cache: Path, devices: int = 1) -> tuple[int, str]:
+    """(exit code, what it printed)."""
+    return finish(start(verb, *flags, cache=cache, devices=devices))
+
+
+def logged(workdir: Path) -> list[dict]:
+    """The rows of metrics.jsonl so far."""
+    file = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    """The steps of the whole checkpoints."""
+    folder = workdir / "checkpoints"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
+    """Returns as soon as the condition holds, which must be while the process runs."""
+    deadline = time.time() + seconds
+    while not condition():
+        if process.poll() is not None:
+            raise AssertionError(f"the run ended by itself: {process.stdout.read()}")
+        assert time.time() < deadline, "waited too long"
+        time.sleep(0.001)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL."""
+    process.kill()
+    process.wait()

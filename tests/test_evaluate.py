@@ -6,7 +6,6 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from configs.simclr import get_config
 from ssljax import evaluate, report, sharding, train
@@ -31,8 +30,8 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     c = config()
     with pytest.MonkeyPatch.context() as patch:
-        one = jax.make_mesh((1,), ("data",), (AxisType.Auto,), devices=jax.devices()[:1])
-        patch.setattr(sharding, "make_mesh", lambda: one)                    # compiles sooner than for eight
+        one = sharding.make_mesh(1)
+        patch.setattr(sharding, "make_mesh", lambda fsdp=1: one)                    # compiles sooner than for eight
         patch.setattr(evaluate, "SUPERVISED_STEPS", 2)
         build, program = train.build, train.build(c, sources.load(c.data, "train"))
         patch.setattr(train, "build", lambda config, source: program if config.method == "simclr" else build(config, source))
@@ -82,7 +81,7 @@ def test_every_image_once_on_eight_devices():
     train_split, test = sources.load(c.data, "train"), sources.load(c.data, "test")
     program = train.build(c, train_split)
     assert program.mesh.devices.size == 8
-    found = evaluate.encoded(raw_pixels, program, test)
+    found = train.encoded(raw_pixels, program, test)
     np.testing.assert_allclose(found.features, test.images.reshape(297, -1) / 255.0, rtol=2e-7)
     np.testing.assert_array_equal(found.labels, test.labels)
 

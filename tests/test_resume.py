@@ -1,9 +1,7 @@
 """A run that is killed, in the middle of a checkpoint too, stopped and damaged ends with the parameters of one that was left alone."""
 
-import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import jax
@@ -11,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.processes import SMALL, run, start
+from tests.processes import SMALL, checkpoints, kill, logged, run, start, wait_for
 
 TOTAL = 282      # 1,500 * 6 // 32 + 1
 
@@ -34,33 +32,9 @@ def final_state(workdir: Path) -> dict:
         return reader.restore(workdir / "checkpoints" / str(TOTAL) / "default")
 
 
-def logged(workdir: Path) -> list[dict]:
-    file = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
-
-
-def checkpoints(workdir: Path) -> list[int]:
-    folder = workdir / "checkpoints"
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
-
-
 def being_written(workdir: Path) -> bool:
     folder = workdir / "checkpoints"
     return folder.exists() and any("tmp" in p.name for p in folder.iterdir())
-
-
-def wait_for(condition, process, seconds: float = 120) -> None:
-    deadline = time.time() + seconds
-    while not condition():
-        if process.poll() is not None:
-            raise AssertionError(f"the run ended by itself: {process.stdout.read()}")
-        assert time.time() < deadline, "waited too long"
-        time.sleep(0.001)
-
-
-def kill(process) -> None:
-    process.kill()
-    process.wait()
 
 
 def test_four_accidents_change_no_bit(uninterrupted, tmp_path, cache):

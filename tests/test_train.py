@@ -23,7 +23,7 @@ def flags(workdir, *more: str) -> list[str]:
 def one_device(monkeypatch):
     """Eight fake devices cost eight times the work, and what is asserted here has nothing to do with them."""
     make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1: make_mesh(devices))
+    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_a_part_of_another_network_is_refused_by_name(tmp_path):
         load_part(str(tmp_path / "nowhere"), wider, "params/encoder")
     other = small_config(width=0.25)
     with pytest.raises(ValueError, match="is of another network: .* is \\(8,\\) there and \\(16,\\) here"):
-        Checkpoints(str(tmp_path)).restore(train.abstract_state(train.build(other, source)))
+        Checkpoints(str(tmp_path)).restore(train.build(other, source).shapes)
 
 
 def small_config(width: float = 0.125):

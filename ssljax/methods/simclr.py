@@ -21,8 +21,8 @@ from ssljax import models
 from ssljax.data import augment
 from ssljax.losses.classification import accuracy, cross_entropy
 from ssljax.losses.contrastive import contrast_accuracy, nt_xent
-from ssljax.losses.geometry import alignment, effective_rank, embedding_std, uniformity
-from ssljax.types import Batch, Method, Out, Pytree
+from ssljax.losses.health import health
+from ssljax.types import Batch, Method, Out, Pytree, TwoPass
 
 
 def simclr(config: ConfigDict) -> Method:
@@ -42,7 +42,7 @@ def simclr(config: ConfigDict) -> Method:
             params["probe"] = probe.init(keys[2], h)["params"]
         return params, {"encoder": f_state, "projector": g["batch_stats"]}, ()
 
-    def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
+    def embed(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Pytree, Pytree]:
         # 1. Two views of each image: [B, 2, S, S, C]. A view's draw follows from (key, index of the image, view).
         views = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
         # 2. One pass over the 2B views, so that batch statistics are theirs together. Views stay beside their image, so that
@@ -50,16 +50,26 @@ def simclr(config: ConfigDict) -> Method:
         x = views.reshape(-1, *views.shape[2:])
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
         z, g_state = models.forward(projector, params["projector"], model_state["projector"], h)
-        z1, z2 = z[0::2], z[1::2]
+        return {"h": h.reshape(-1, 2, h.shape[1]), "z": z.reshape(-1, 2, z.shape[1])}, {"encoder": f_state, "projector": g_state}
+
+    def objective(params: Pytree, embeddings: Pytree, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         # 3. Equation 1 for every row, both directions.
+        h, z1, z2 = embeddings["h"], embeddings["z"][:, 0], embeddings["z"][:, 1]
         rows = nt_xent(z1, z2, temperature=config.loss.temperature)
         total = 2.0 * jnp.mean(rows)
-        metrics = {"loss_per_view": jnp.mean(rows), "contrast_accuracy": jnp.mean(contrast_accuracy(z1, z2)), **health(z1, z2, step)}
+        metrics = {"loss_per_view": jnp.mean(rows), "contrast_accuracy": jnp.mean(contrast_accuracy(z1, z2)),
+                   **health(z1, z2, logged=(step + 1) % config.log_every == 0)}
         # 4. The online probe, fed by features that carry no gradient.
         if probe is not None:
-            probe_loss, metrics["probe_accuracy"] = probing(params["probe"], jax.lax.stop_gradient(h), jnp.repeat(batch["label"], 2))
+            features = jax.lax.stop_gradient(h.reshape(-1, h.shape[2]))
+            probe_loss, metrics["probe_accuracy"] = probing(params["probe"], features, jnp.repeat(batch["label"], 2))
             total += probe_loss
-        return total, Out({"encoder": f_state, "projector": g_state}, (), metrics)
+        return total, metrics
+
+    def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
+        embeddings, model_state = embed(params, model_state, extra, batch, key, step)
+        total, metrics = objective(params, embeddings, batch, step)
+        return total, Out(model_state, (), metrics)
 
     def probing(params: Pytree, h: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = probe.apply({"params": params}, h)
@@ -67,15 +77,8 @@ def simclr(config: ConfigDict) -> Method:
         penalty = 0.5 * decay * jnp.sum(params["dense"]["kernel"] ** 2)
         return jnp.mean(cross_entropy(logits, label)) + penalty, jnp.mean(accuracy(logits, label))
 
-    def health(z1: jax.Array, z2: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
-        """What `monitor.py` reads. The rank needs an eigendecomposition, done only at the steps that are logged."""
-        z1, z2 = jax.lax.stop_gradient(z1), jax.lax.stop_gradient(z2)
-        logged = (step + 1) % config.log_every == 0
-        rank = jax.lax.cond(logged, lambda z: effective_rank(z), lambda z: jnp.zeros((), jnp.float32), jnp.concatenate([z1, z2]))
-        return {"embedding_std": embedding_std(z1), "alignment": alignment(z1, z2), "uniformity": uniformity(z1), "effective_rank": rank}
-
     def encode(params: Pytree, model_state: Pytree, extra: tuple, image: jax.Array) -> jax.Array:
         x = augment.for_network(image, config.augment)
         return models.infer(encoder, params["encoder"], model_state["encoder"], x)
 
-    return Method(init=init, loss=loss, encode=encode)
+    return Method(init=init, loss=loss, encode=encode, two_pass=TwoPass(embed, objective))

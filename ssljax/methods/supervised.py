@@ -43,7 +43,7 @@ def supervised(config: ConfigDict) -> Method:
         x = augment.for_network(image, config.augment)
         return models.infer(encoder, params["encoder"], model_state["encoder"], x)
 
-    return Method(init=init, loss=loss, encode=encode)
+    return Method(init=init, loss=loss, encode=encode, separable=True)
 
 
 def predict(params: Pytree, features: jax.Array) -> jax.Array:

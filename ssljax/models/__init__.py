@@ -10,11 +10,15 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssljax.models.heads import LinearClassifier, ProjectionHead
+from ssljax.models.layout import along_batch
+from ssljax.models.mlp import MLP, SCHEMES
 from ssljax.models.norm import BatchNorm
-from ssljax.models.resnet import SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
+from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
+from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT
+from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
-__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "ProjectionHead", "ResNet", "backbone", "forward", "infer", "initialise",
-           "projection_head"]
+__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "ProjectionHead", "ResNet", "ViT", "backbone", "forward", "infer",
+           "initialise", "initialise_head", "mlp", "projection_head", "unit_gains"]
 
 Pytree = Any
 
@@ -37,17 +41,21 @@ def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 def backbone(model: ConfigDict) -> nn.Module:
-    """The backbone of `config.model`: images `[B, H, W, C]` -> float32 features `[B, D]`.
+    """The backbone of `config.model`, a key of BACKBONES or of vit.SIZES: images `[B, H, W, C]` -> float32 features `[B, D]`.
 
     Its call is `net(images, *, train)`. `width` scales every layer, the stem included. `shortcut="torchvision"` also brings
     PyTorch's unbiased running variance, see BatchNorm.
 
     Raises:
-        ValueError: `name`, `stem` or `shortcut` is unknown, `width` leaves no channels, or selective kernels are asked of basic blocks.
+        ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective kernels are asked of
+            basic blocks.
     """
-    _one_of("name", model.name, tuple(BACKBONES))
+    _one_of("name", model.name, (*BACKBONES, *SIZES))
+    if model.name in SIZES:
+        return _vit(model)
     _one_of("stem", model.stem, STEMS)
     _one_of("shortcut", model.shortcut, SHORTCUTS)
+    _one_of("remat", model.remat, REMAT)
     block, layers = BACKBONES[model.name]
     if model.sk_ratio > 0 and block is Basic:
         raise ValueError(f"config.model.sk_ratio is {model.sk_ratio}, but {model.name} has basic blocks and selective kernels replace the "
@@ -57,8 +65,17 @@ def backbone(model: ConfigDict) -> nn.Module:
         raise ValueError(f"config.model.width is {model.width}, which leaves {base} channels in the stem: 64 * width must be 2 or more")
     return ResNet(
         block, layers, widths=tuple(base * 2**group for group in range(len(layers))), stem_width=base,
-        stem=model.stem, shortcut=model.shortcut, sk_ratio=model.sk_ratio,
+        stem=model.stem, shortcut=model.shortcut, sk_ratio=model.sk_ratio, remat=model.remat,
         **_norm(model))
+
+
+def _vit(model: ConfigDict) -> ViT:
+    _one_of("positions", model.positions, POSITIONS)
+    _one_of("scheme", model.scheme, VIT_SCHEMES)
+    _one_of("remat", model.remat, REMATS)
+    width, depth, heads = SIZES[model.name]
+    return ViT(width, depth, heads, model.patch, positions=model.positions, scheme=model.scheme, distillation=model.distillation,
+               drop_path=model.drop_path, frozen_patch=model.frozen_patch, remat=model.remat, scan=model.scan, dtype=jnp.dtype(model.dtype))
 
 
 def projection_head(head: ConfigDict, model: ConfigDict) -> ProjectionHead:
@@ -66,18 +83,58 @@ def projection_head(head: ConfigDict, model: ConfigDict) -> ProjectionHead:
     return ProjectionHead(head.layers, head.hidden, head.dim, **_norm(model))
 
 
+def mlp(head: ConfigDict, model: ConfigDict, dim: int) -> MLP:
+    """A projector or predictor of MoCo or BYOL with `dim` outputs; norms and dtype are those of `config.model`.
+
+    Raises:
+        ValueError: `head.scheme` is unknown.
+    """
+    if head.scheme not in SCHEMES:
+        raise ValueError(f"a head's scheme is {head.scheme!r}; it must be one of: {', '.join(SCHEMES)}")
+    return MLP(head.layers, head.hidden, dim, hidden_bias=head.hidden_bias, last_bias=head.last_bias, norm=head.norm,
+               last_norm=head.last_norm, scheme=head.scheme, **_norm(model))
+
+
+def initialise_head(head: nn.Module, key: jax.Array, h: jax.Array) -> tuple[Pytree, Pytree, jax.Array]:
+    """Fresh parameters and running statistics of a head on features `h [2, D]`, and zeros shaped like its output."""
+    variables = head.init(key, h, train=False)
+    z = jax.eval_shape(lambda: head.apply(variables, h, train=False))
+    return variables["params"], variables.get("batch_stats", {}), jnp.zeros(z.shape, z.dtype)
+
+
+def unit_gains(params: Pytree) -> Pytree:
+    """Fresh parameters with every gain of a norm at 1, those that start a residual branch from zero too (zero_init_residual=False)."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.ones_like(leaf) if path[-1].key == "scale" else leaf, params)
+
+
 def initialise(encoder: nn.Module, key: jax.Array, shape: tuple[int, int, int]) -> tuple[Pytree, Pytree, jax.Array]:
     """Fresh parameters and running statistics of a backbone for images [H, W, C], and zeros shaped like its features of two of them."""
     image = jnp.zeros((2, *shape), jnp.float32)
     variables = encoder.init(key, image, train=False)
     features = jax.eval_shape(lambda: encoder.apply(variables, image, train=False))
-    return variables["params"], variables["batch_stats"], jnp.zeros(features.shape, features.dtype)
+    return variables["params"], variables.get("batch_stats", {}), jnp.zeros(features.shape, features.dtype)
 
 
-def forward(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> tuple[jax.Array, Pytree]:
-    """A training pass, normalised by the batch's own statistics -> (output, the running statistics after it)."""
+def forward(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, *, groups: int = 1) -> tuple[jax.Array, Pytree]:
+    """A training pass, normalised by the batch's own statistics -> (output, the running statistics after it).
+
+    Args:
+        net: a backbone or a head.
+        params: its parameters.
+        statistics: its running statistics; {} for a network that has none.
+        x: [B, ...].
+        groups: G > 1 normalises each of the G blocks of B / G neighbouring rows by itself, as G unsynchronised devices do; the running
+            statistics are the mean over the groups (MoCo's SplitBatchNorm). 1 is the whole, global batch.
+    """
+    if groups > 1:
+        x, mesh = x.reshape(groups, -1, *x.shape[1:]), jax.sharding.get_abstract_mesh()
+        if not mesh.empty and groups % mesh.size == 0:
+            x = along_batch(x)                                     # whole groups on a device: their statistics need no exchange
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):     # inside, rows of one group are no batch to split
+            y, after = jax.vmap(lambda rows: forward(net, params, statistics, rows))(x)
+        return y.reshape(-1, *y.shape[2:]), jax.tree.map(lambda leaf: leaf.mean(0), after)
     y, state = net.apply({"params": params, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"])
-    return y, state["batch_stats"]
+    return y, state.get("batch_stats", {})
 
 
 def infer(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:

@@ -22,12 +22,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ssljax.models.conv import conv2d
+from ssljax.models.layout import along_batch
 from ssljax.models.norm import BatchNorm
 
 Layer = Callable[..., nn.Module]
 
 STEMS = ("imagenet", "cifar")
 SHORTCUTS = ("simclr", "torchvision")
+REMAT = ("none", "blocks")
 
 
 def conv(features: int, size: int, stride: int = 1, *, dtype: jnp.dtype, name: str) -> nn.Conv:
@@ -109,7 +111,7 @@ class Basic(nn.Module):
     norm: Layer
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
         shortcut = x
         if self.project:
@@ -133,7 +135,7 @@ class Bottleneck(nn.Module):
     norm: Layer
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`[B, H, W, C] -> [B, H/stride, W/stride, 4 features]`."""
         wide = self.expansion * self.features
         shortcut = x
@@ -164,6 +166,8 @@ class ResNet(nn.Module):
         sk_ratio: of the selective kernels; 0 = none.
         unbiased: see BatchNorm.
         dtype: of the computation; parameters and running statistics are float32.
+        remat: "blocks" keeps only the input of each block for the backward pass and computes the rest again (a third more FLOPs);
+            "none" keeps all.
     """
 
     block: type[Basic] | type[Bottleneck]
@@ -177,6 +181,7 @@ class ResNet(nn.Module):
     bn_epsilon: float = 1e-5
     unbiased: bool = False
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -188,14 +193,15 @@ class ResNet(nn.Module):
             conv=partial(conv, dtype=self.dtype),
             norm=partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype),
         )
-        x = self._stem(x, train=train, **layer)
+        block = nn.remat(self.block, static_argnums=(2,)) if self.remat == "blocks" else self.block
+        x = along_batch(self._stem(x, train=train, **layer))
         self.sow("intermediates", "stem", x)
         for group, (blocks, features) in enumerate(zip(self.layers, self.widths, strict=True), start=1):
             for index in range(1, blocks + 1):
                 stride = 2 if index == 1 and group > 1 else 1
                 changes = stride > 1 or x.shape[-1] != features * self.block.expansion
                 project = index == 1 and (self.shortcut == "simclr" or changes)
-                x = self.block(features, stride, project, self.sk_ratio, **layer, name=f"group{group}_block{index}")(x, train=train)
+                x = along_batch(block(features, stride, project, self.sk_ratio, **layer, name=f"group{group}_block{index}")(x, train))
             self.sow("intermediates", f"group{group}", x)
         return x.astype(jnp.float32).mean((1, 2))
 

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ssljax.models import BatchNorm
+from ssljax.models.norm import normalize_batch
 from tests.models.golden_resnet import nhwc
 
 
@@ -76,6 +77,22 @@ def test_bfloat16_in_and_out_but_float32_statistics():
     exact = np.asarray(x, np.float64)
     np.testing.assert_allclose(after["mean"], exact.mean(0), rtol=1e-5)
     np.testing.assert_allclose(after["var"], exact.var(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("offset, guess", [(0.0, 0.0), (30.0, 0.0), (30.0, 29.0)])
+def test_bfloat16_in_one_pass_is_float32_in_two(offset, guess):
+    """Outputs, statistics and gradients on the same numbers, the running mean far from the batch's (a first step) or near."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(offset, 1.0, (32, 6, 6, 4)), jnp.bfloat16)
+    dy = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+    scale, bias, near = jnp.arange(1.0, 5.0), jnp.arange(4.0), jnp.full(4, guess)
+
+    def both(x):
+        (y, mean, var), back = jax.vjp(lambda *args: normalize_batch(*args, near, 1e-5), x, scale, bias)
+        return y, mean, var, *back((dy, jnp.zeros(4), jnp.zeros(4)))
+    for name, low, exact in zip(("y", "mean", "var", "dx", "dscale", "dbias"), both(x), both(x.astype(jnp.float32)), strict=True):
+        tolerance = 5e-3 if name == "dx" else 2e-4          # dx comes back in the dtype of x
+        np.testing.assert_allclose(np.asarray(low, np.float32), exact, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 def test_statistics_are_those_of_all_devices_together():

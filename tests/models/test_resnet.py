@@ -189,3 +189,21 @@ def test_sown_layers_are_named_after_the_groups():
     _, layers = jax.eval_shape(partial(evaluate, net), variables, image)
     assert {name: value.shape for name, value in layers.items()} == {"stem": (2, 8, 8, 4), "group1": (2, 8, 8, 4), "group2": (2, 4, 4, 8)}
     assert set(variables["params"]) == {"stem_conv1", "stem_norm1", "group1_block1", "group2_block1", "group2_block2"}
+
+
+def test_rematerialised_blocks_have_the_same_parameters_gradient_and_statistics():
+    net = ResNet(Basic, (1, 1), (4, 8), 4, stem="cifar")
+    image = jax.random.uniform(jax.random.key(0), (4, 4, 4, 1))
+    variables = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
+
+    def gradient(net):
+        def loss(params):
+            h, state = net.apply({**variables, "params": params}, image, train=True, mutable=["batch_stats"])
+            return (h**3).sum(), state["batch_stats"]
+        return jax.jit(jax.grad(loss, has_aux=True))
+    frugal = net.clone(remat="blocks")
+    assert shapes(jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)) == shapes(variables)
+    for a, b in zip(gradient(frugal)(variables["params"]), gradient(net)(variables["params"]), strict=True):
+        assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
+    kept = {name: str(gradient(n).trace(variables["params"]).jaxpr).count("remat") for name, n in (("none", net), ("blocks", frugal))}
+    assert kept["none"] == 0 < kept["blocks"]

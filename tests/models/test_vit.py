@@ -1,0 +1,262 @@
+"""The vision transformer against timm, DeiT's code and MoCo v3's rules."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.moco import get_config
+from ssljax.models import backbone, forward
+from ssljax.models.vit import SIZES, ViT, drop_path, resize_positions, sincos
+
+COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+TINY = dict(width=32, depth=3, heads=4, patch=4)
+
+
+def dense(state, name):
+    return {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}
+
+
+def norm(state, name):
+    return {"scale": state[f"{name}.weight"], "bias": state[f"{name}.bias"]}
+
+
+def patches(weight):
+    """A strided convolution [D, C, p, p] as a matrix [p * p * C, D]."""
+    return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
+
+
+def official(g, prefix):
+    """timm's state_dict as our parameters, and the heads apart."""
+    state = g.under(f"{prefix}/state")
+    params = {"class_token": state["cls_token"], "positions": state["pos_embed"], "norm": norm(state, "norm"),
+              "patch": {"kernel": patches(state["patch_embed.proj.weight"]), "bias": state["patch_embed.proj.bias"]}}
+    if "dist_token" in state:
+        params["distillation_token"] = state["dist_token"]
+    for i in range(int(g[f"{prefix}/cfg/depth"])):
+        at = f"blocks.{i}"
+        params[f"block{i}"] = {"norm1": norm(state, f"{at}.norm1"), "norm2": norm(state, f"{at}.norm2"),
+                               "attn": {"qkv": dense(state, f"{at}.attn.qkv"), "proj": dense(state, f"{at}.attn.proj")},
+                               "fc1": dense(state, f"{at}.mlp.fc1"), "fc2": dense(state, f"{at}.mlp.fc2")}
+    return jax.tree.map(jnp.asarray, params), {name: dense(state, name) for name in ("head", "head_dist") if f"{name}.weight" in state}
+
+
+def network(g, prefix, **settings):
+    cfg = {name: int(g[f"{prefix}/cfg/{name}"]) for name in ("embed_dim", "depth", "num_heads", "patch_size")}
+    ratio = float(g[f"{prefix}/cfg/mlp_ratio"])
+    return ViT(cfg["embed_dim"], cfg["depth"], cfg["num_heads"], cfg["patch_size"], mlp_ratio=ratio, **settings)
+
+
+def test_timm_forward_and_backward(golden):
+    g = golden("arch_vit")
+    params, heads = official(g, "vit")
+    net, head = network(g, "vit"), jax.tree.map(jnp.asarray, heads["head"])
+    image = jnp.asarray(g["vit/image"].transpose(0, 2, 3, 1))
+    ours = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=False)["params"])
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, params)
+
+    def loss(params, image):
+        tokens, state = net.apply({"params": params}, image, train=True, tokens=True, mutable=["intermediates"])
+        logits = tokens[:, 0] @ head["kernel"] + head["bias"][None]
+        rows = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(g["vit/labels"])[:, None], axis=1)
+        return rows.mean(), (tokens, logits, state["intermediates"])
+
+    (value, (tokens, logits, blocks)), (grads, grad_image) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, image)
+    for i in range(2):
+        np.testing.assert_allclose(blocks[f"after_block{i}"][0], g[f"vit/block{i}_out"], **CLOSE)
+    np.testing.assert_allclose(tokens, g["vit/tokens_after_norm"], **CLOSE)
+    np.testing.assert_allclose(logits, g["vit/logits"], **CLOSE)
+    np.testing.assert_allclose(value, g["vit/loss"], rtol=1e-5)
+    np.testing.assert_allclose(grad_image, g["vit/grad_image"].transpose(0, 2, 3, 1), **CLOSE)
+    np.testing.assert_allclose(grads["positions"], g["vit/grad/pos_embed"], **CLOSE)
+    np.testing.assert_allclose(grads["block0"]["attn"]["qkv"]["kernel"], g["vit/grad/blocks.0.attn.qkv.weight"].T, **CLOSE)
+    np.testing.assert_allclose(grads["patch"]["kernel"], patches(g["vit/grad/patch_embed.proj.weight"]), **CLOSE)
+    np.testing.assert_allclose(tokens[:, 0], jax.jit(lambda: net.apply({"params": params}, image, train=False))(), rtol=1e-5, atol=1e-6)
+
+
+def test_deit_with_its_distillation_token(golden):
+    g = golden("arch_vit")
+    params, heads = official(g, "deit_distilled")
+    image = jnp.asarray(g["deit_distilled/image"].transpose(0, 2, 3, 1))
+    tokens = network(g, "deit_distilled", distillation=True).apply({"params": params}, image, train=False, tokens=True)
+    found = [tokens[:, i] @ heads[name]["kernel"] + heads[name]["bias"][None] for i, name in enumerate(("head", "head_dist"))]
+    np.testing.assert_allclose(found[0], g["deit_distilled/train_cls_logits"], **CLOSE)
+    np.testing.assert_allclose(found[1], g["deit_distilled/train_dist_logits"], **CLOSE)
+    np.testing.assert_allclose((found[0] + found[1]) / 2, g["deit_distilled/eval_logits"], **CLOSE)
+
+
+def parameters(net, size):
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), image)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+OFFICIAL = {**COUNTS["timm_vit"], **COUNTS["deit_official"]}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_parameter_counts_of_the_official_networks(name):
+    size = {"tiny": "vit_ti", "small": "vit_s", "base": "vit_b", "large": "vit_l"}[name.split("_")[1]]
+    width, depth, heads = SIZES[size]
+    found = parameters(ViT(width, depth, heads, 16, distillation="distilled" in name, scan=True), int(name.rsplit("_", 1)[1]))
+    assert count(found["params"]) == OFFICIAL[name]["backbone_without_head"] and set(found) == {"params"}
+
+
+@pytest.mark.parametrize("preset, size", [("imagenet_vit_s_v3", "small"), ("imagenet_vit_b_v3", "base")])
+def test_moco_v3_has_neither_positions_nor_a_patch_projection_among_its_parameters(preset, size):
+    model = get_config(preset).model
+    found, full = parameters(backbone(model), 224), OFFICIAL[f"vit_{size}_patch16_224"]["backbone_without_head"]
+    width = backbone(model).width
+    assert count(found["batch_stats"]) == 16 * 16 * 3 * width + width
+    assert count(found["params"]) == full - count(found["batch_stats"]) - 197 * width
+    assert backbone(model).heads == 12
+
+
+def test_a_scan_over_blocks_is_the_blocks_one_after_another_and_remat_changes_nothing():
+    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    plain = ViT(**TINY)
+    params = plain.init(jax.random.key(0), image, train=False)["params"]
+    stacked = {name: leaf for name, leaf in params.items() if not name.startswith("block")}
+    stacked["blocks"] = jax.tree.map(lambda *rows: jnp.stack(rows), *(params[f"block{i}"] for i in range(3)))
+
+    def value_and_grad(net, params):
+        return jax.jit(jax.value_and_grad(lambda params: jnp.sum(jnp.sin(net.apply({"params": params}, image, train=True)))))(params)
+    value, grads = value_and_grad(plain, params)
+    grads["blocks"] = jax.tree.map(lambda *rows: jnp.stack(rows), *(grads.pop(f"block{i}") for i in range(3)))
+    for settings in (dict(scan=True), dict(scan=True, remat="blocks"), dict(scan=True, remat="dots")):
+        scanned = ViT(**TINY, **settings)
+        shapes = jax.eval_shape(lambda net=scanned: net.init(jax.random.key(0), image, train=False)["params"])
+        assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, stacked)
+        found, found_grads = value_and_grad(scanned, stacked)
+        np.testing.assert_allclose(found, value, rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), found_grads, grads)
+    found, _ = value_and_grad(ViT(**TINY, remat="blocks"), params)
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+
+
+def test_stacked_blocks_start_from_different_weights():
+    params = ViT(**TINY, scan=True).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"]["blocks"]["fc1"]["kernel"]
+    assert np.abs(params[0] - params[1]).max() > 1e-3
+
+
+def test_drop_path_keeps_the_mean_and_whole_examples():
+    x = jnp.ones((4000, 2, 3))
+    y = np.asarray(drop_path(x, jnp.float32(0.25), jax.random.key(0)))
+    assert {round(float(v), 4) for v in np.unique(y)} == {0.0, round(1 / 0.75, 4)}
+    np.testing.assert_array_equal(y, np.broadcast_to(y[:, :1, :1], y.shape))
+    np.testing.assert_allclose(y.mean(), 1.0, atol=0.03)
+    np.testing.assert_array_equal(drop_path(x, jnp.float32(0.0), jax.random.key(0)), x)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_the_rate_grows_from_nothing_in_the_first_block(scan):
+    """At rate 1 in the last block its branches vanish; with depth 2 the first block, at 0, is untouched."""
+    net = ViT(32, 2, 4, 4, drop_path=1.0 - 1e-6, scan=scan)
+    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    variables = net.init(jax.random.key(0), image, train=False)
+    dropped = net.apply(variables, image, train=True, rngs={"drop_path": jax.random.key(2)})
+    params = dict(variables["params"])
+    if scan:
+        params["blocks"] = jax.tree.map(lambda leaf: leaf[:1], params["blocks"])
+    else:
+        del params["block1"]
+    np.testing.assert_allclose(dropped, ViT(32, 1, 4, 4, scan=scan).apply({"params": params}, image, train=False), **CLOSE)
+    assert np.abs(dropped - net.apply(variables, image, train=False)).max() > 1e-3
+
+
+def test_initialisations():
+    image = jnp.zeros((1, 8, 8, 3))
+    deit = ViT(128, 1, 4, 4).init(jax.random.key(0), image, train=False)["params"]
+    for leaf in (deit["block0"]["attn"]["qkv"]["kernel"], deit["block0"]["fc2"]["kernel"], deit["positions"]):
+        np.testing.assert_allclose(np.std(leaf), 0.02, rtol=0.06)
+        assert np.abs(leaf).max() > 0.05                                # not cut at two standard deviations
+    bound = 1 / np.sqrt(48)
+    assert 0.95 * bound < np.abs(deit["patch"]["kernel"]).max() <= bound and 0.8 * bound < np.abs(deit["patch"]["bias"]).max() <= bound
+    v3 = ViT(128, 1, 4, 4, scheme="moco_v3", positions="sincos").init(jax.random.key(0), image, train=False)["params"]
+    bounds = {"qkv": 6 / 256, "proj": 6 / 256}
+    for name, square in bounds.items():
+        assert 0.99 * np.sqrt(square) < np.abs(v3["block0"]["attn"][name]["kernel"]).max() <= np.sqrt(square), name
+    assert 0.99 * np.sqrt(6 / 640) < np.abs(v3["block0"]["fc1"]["kernel"]).max() <= np.sqrt(6 / 640)
+    assert 0.95 * np.sqrt(6 / 176) < np.abs(v3["patch"]["kernel"]).max() <= np.sqrt(6 / 176)
+    assert np.abs(v3["class_token"]).max() < 1e-5 and not np.any(v3["patch"]["bias"]) and "positions" not in v3
+
+
+def test_sincos_positions_by_hand():
+    found = np.asarray(sincos(8, 2, 3, extra_tokens=1))[0]
+    np.testing.assert_array_equal(found[0], np.zeros(8))
+    for row in range(2):
+        for column in range(3):
+            w = np.array([1.0, 0.01])                                   # 10000 ** -(0/2, 1/2)
+            expected = [*np.sin(column * w), *np.cos(column * w), *np.sin(row * w), *np.cos(row * w)]
+            np.testing.assert_allclose(found[1 + 3 * row + column], expected, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="not 6"):
+        sincos(6, 2, 2, extra_tokens=1)
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_resized_positions_of_deit(golden, case):
+    g = golden("deit_distillation").under(f"pos{case}")
+    grid, extra = (int(g["grid_out"]),) * 2, int(g["extra_tokens"])
+    found = resize_positions(jnp.asarray(g["pos_embed"]), grid, extra_tokens=extra)
+    np.testing.assert_allclose(found, g["new_pos_embed"], atol=1e-5)
+    np.testing.assert_array_equal(found[:, :extra], g["pos_embed"][:, :extra])
+    np.testing.assert_array_equal(resize_positions(jnp.asarray(g["pos_embed"][0]), grid, extra_tokens=extra), found[0])
+
+
+def test_positions_of_the_same_grid_stay_and_rows_stay_rows():
+    positions = jnp.asarray(np.random.default_rng(0).normal(size=(1, 17, 3)), jnp.float32)
+    np.testing.assert_allclose(resize_positions(positions, (4, 4), extra_tokens=1), positions, atol=1e-6)
+    rows = jnp.concatenate([jnp.full((1, 1), 9.0), jnp.repeat(jnp.arange(4.0), 4)[:, None]])
+    found = resize_positions(rows, (4, 8), extra_tokens=1)[1:].reshape(4, 8)
+    np.testing.assert_allclose(found, np.repeat(np.arange(4.0)[:, None], 8, axis=1), atol=1e-6)
+    with pytest.raises(ValueError, match="leave 15, which is no square"):
+        resize_positions(positions, (8, 8), extra_tokens=2)
+
+
+def test_a_frozen_projection_takes_no_part_in_the_gradient_and_comes_back_from_a_pass_unchanged():
+    net = ViT(**TINY, frozen_patch=True, positions="sincos", scheme="moco_v3")
+    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    variables = net.init(jax.random.key(0), image, train=False)
+    assert set(variables["batch_stats"]) == {"patch"} and "patch" not in variables["params"] and "positions" not in variables["params"]
+    features, after = forward(net, variables["params"], variables["batch_stats"], image)
+    jax.tree.map(np.testing.assert_array_equal, after, variables["batch_stats"])
+    free = ViT(**TINY, positions="sincos", scheme="moco_v3")
+    params = {**variables["params"], "patch": variables["batch_stats"]["patch"]}
+    np.testing.assert_allclose(features, free.apply({"params": params}, image, train=True), **CLOSE)
+
+
+def test_bfloat16_keeps_softmax_and_norms_in_float32():
+    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    net = ViT(**TINY, dtype=jnp.bfloat16)
+    variables = net.init(jax.random.key(0), image, train=False)
+    found = net.apply(variables, image, train=False)
+    assert found.dtype == jnp.float32 and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    np.testing.assert_allclose(found, ViT(**TINY).apply(variables, image, train=False), atol=0.05)
+    text = str(jax.make_jaxpr(lambda v: net.apply(v, image, train=False))(variables))
+    exponentials = [line for line in text.splitlines() if "= exp " in line]
+    assert exponentials and all("f32" in line for line in exponentials), exponentials
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(positions="rotary"), "config.model.positions is 'rotary'; it must be one of: learned, sincos"),
+    (dict(scheme="xavier"), "config.model.scheme is 'xavier'; it must be one of: deit, moco_v3"),
+    (dict(remat="all"), "config.model.remat is 'all'; it must be one of: none, blocks, dots"),
+    (dict(name="vit_g"), "config.model.name is 'vit_g'; it must be one of: resnet8, .*, vit_h"),
+])
+def test_a_wrong_config_says_what_is_wrong(change, message):
+    model = get_config("imagenet_vit_b_v3").unlock().model
+    model.update(change)
+    with pytest.raises(ValueError, match=message):
+        backbone(model)
+
+
+def test_a_patch_that_does_not_divide_the_image_is_refused():
+    with pytest.raises(ValueError, match="patch is 4, which does not divide an image of 10x8"):
+        ViT(**TINY).init(jax.random.key(0), jnp.zeros((1, 10, 8, 3)), train=False)

@@ -1,0 +1,90 @@
+"""Micro-batches give the gradient of the whole batch, by a direct calculation of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssljax import train
+from ssljax.accumulate import join, make_gradient, split
+from ssljax.data import sources
+from ssljax.losses.contrastive import nt_xent
+from ssljax.step import make_train_step
+from ssljax.types import Method, Out, TwoPass
+from tests.test_contract import leaves, small_config
+
+RNG = np.random.default_rng(0)
+BATCH = {"image": RNG.normal(size=(12, 2, 5)).astype(np.float32), "index": np.arange(12, dtype=np.int32)}
+PARAMS = {"w": RNG.normal(size=(5, 4)).astype(np.float32), "scale": np.float32(1.5)}
+ARGUMENTS = (PARAMS, {"seen": np.float32(1.0)}, (), BATCH, None, np.int32(0))
+
+
+def embed(params, model_state, extra, batch, key, step):
+    """A layer without batch statistics; the state becomes the mean index that it saw."""
+    return {"z": jnp.tanh(batch["image"] @ params["w"])}, {"seen": batch["index"].astype(jnp.float32).mean()}
+
+
+def objective(params, embeddings, batch, step):
+    z = embeddings["z"]
+    rows = params["scale"] * nt_xent(z[:, 0], z[:, 1], temperature=0.5)
+    return rows.mean() + (z[:, 0] * batch["index"].astype(jnp.float32)[:, None]).mean(), {"largest": rows.max()}
+
+
+def contrastive(params, model_state, extra, batch, key, step):
+    embeddings, model_state = embed(params, model_state, extra, batch, key, step)
+    loss, metrics = objective(params, embeddings, batch, step)
+    return loss, Out(model_state, (), metrics)
+
+
+def squares(params, model_state, extra, batch, key, step):
+    embeddings, model_state = embed(params, model_state, extra, batch, key, step)
+    value = (params["scale"] * embeddings["z"] ** 2).mean()
+    return value, Out(model_state, (), {"value": value})
+
+
+def test_pieces_interleave_the_rows_and_join_puts_them_back():
+    x = jnp.arange(6)
+    np.testing.assert_array_equal(split({"x": x}, 2)["x"], [[0, 2, 4], [1, 3, 5]])
+    np.testing.assert_array_equal(join(split(x, 3)), x)
+    with pytest.raises(ValueError, match="accumulate=4 does not divide the batch of 6"):
+        split(x, 4)
+
+
+@pytest.mark.parametrize("method", [Method(None, squares, None, separable=True),
+                                    Method(None, contrastive, None, two_pass=TwoPass(embed, objective))], ids=["mean", "two_pass"])
+def test_micro_batches_give_the_whole_batch(method):
+    (loss, out), grads = jax.jit(make_gradient(method, 1))(*ARGUMENTS)
+    (micro_loss, micro_out), micro_grads = jax.jit(make_gradient(method, 3))(*ARGUMENTS)
+    for whole, pieces in zip(jax.tree.leaves((loss, out, grads)), jax.tree.leaves((micro_loss, micro_out, micro_grads)), strict=True):
+        np.testing.assert_allclose(pieces, whole, rtol=2e-6, atol=1e-6)
+    assert micro_out.model_state["seen"] == 5.5                         # of all twelve rows, once
+
+
+def test_averaging_a_loss_over_the_whole_batch_would_be_wrong():
+    """What is refused: the mean of NT-Xent over micro-batches is another loss with another gradient."""
+    (whole, _), grads = make_gradient(Method(None, contrastive, None), 1)(*ARGUMENTS)
+    (pieces, _), wrong = make_gradient(Method(None, contrastive, None, separable=True), 3)(*ARGUMENTS)
+    assert abs(whole - pieces) > 0.1 and np.abs(grads["w"] - wrong["w"]).max() > 1e-3
+    with pytest.raises(ValueError, match="accumulate=3: this method's loss needs its whole batch"):
+        make_train_step(Method(None, contrastive, None), optax.sgd(0.1), accumulate=3)
+
+
+def test_simclr_in_micro_batches_is_its_loss_over_all_their_embeddings():
+    """Against one backward pass through both micro-batches side by side, each normalised by its own statistics."""
+    config = small_config("simclr")
+    source = sources.load(config.data, "train")
+    program = train.build(config, source)
+    batch = {k: np.asarray(v) for k, v in next(train.device_batches(program, source, 0, 0)).items()}
+    state, key = jax.tree.map(np.asarray, program.init(0)), jax.random.key(1)
+    two_pass = program.method.two_pass
+
+    def side_by_side(params):
+        pieces = [two_pass.embed(params, state.model_state, (), {k: v[a::2] for k, v in batch.items()}, key, state.step)[0] for a in (0, 1)]
+        together = jax.tree.map(lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:]), *pieces)
+        return two_pass.objective(params, together, batch, state.step)[0]
+    loss, grads = jax.jit(jax.value_and_grad(side_by_side))(state.params)
+    (micro_loss, _), micro_grads = jax.jit(make_gradient(program.method, 2))(state.params, state.model_state, (), batch, key, state.step)
+    np.testing.assert_allclose(micro_loss, loss, rtol=1e-6)
+    for (name, a), (_, b) in zip(leaves(micro_grads), leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(np.abs(b).max(), 1e-3), err_msg=name)

@@ -1,0 +1,347 @@
+"""The reader of HLO text and the arithmetic of a plan, by hand; then real compilations for a v5e slice, where libtpu is installed.
+
+golden/plan_module.hlo is written by hand, in the form in which libtpu 0.0.42 prints a scheduled module.
+"""
+
+import fcntl
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import simclr, supervised
+from ssljax import ahead, flops, hlo, plan, slices
+from ssljax.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+
+TEXT = (ROOT / "tests" / "golden" / "plan_module.hlo").read_text()
+
+
+@pytest.fixture(scope="module")
+def module():
+    return hlo.parse(TEXT)
+
+
+# ------------------------------------------------------------------------------------------------------------- the HLO's reader
+
+def test_module_is_taken_apart(module):
+    assert module.entry == "main.1"
+    assert module.aliases == ((0, 0), (2, 1))
+    assert [i.opcode for i in module.computations["body"]] == ["parameter", "get-tuple-element", "fusion", "all-reduce", "tuple"]
+    reduce = module.computations["body"][3]
+    assert reduce.operands == ("step.1", "x") and reduce.called == "add"
+    assert hlo.arrays(reduce.shape) == [("f32", (8, 4)), ("f32", (4,))]
+    assert hlo.arrays(module.computations["body"][4].shape) == [("s32", ()), ("f32", (8, 4))]
+    assert module.computations["main.1"][1].op_name == "jit(train_step)/head"
+
+
+def test_text_that_is_no_module_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        hlo.parse("HloModule nothing\n")
+
+
+@pytest.mark.parametrize("shape, size", [("f32[8,4]{1,0:T(8,128)}", 128), ("bf16[3]", 6), ("pred[]", 1), ("(s32[], u8[10])", 14),
+                                         ("token[]", 0)])
+def test_bytes_of_a_shape(shape, size):
+    assert hlo.shape_bytes(shape) == size
+
+
+def test_loops_run_as_often_as_their_condition_or_the_compiler_says(module):
+    times = {}
+    for instruction, n in hlo.executed(module):
+        times[instruction.name] = times.get(instruction.name, 0) + n
+    assert times["all-reduce.2"] == 5 + 3 and times["fusion.1"] == 1
+    assert times["u"] == 1 and "r.1" not in times, "of a condition's branches the cheaper runs"
+    assert hlo.loops(module) == 2
+
+
+def test_collectives_count_loops_and_what_is_fused(module):
+    found = {(c.kind, c.dtype): c for c in hlo.collectives(module)}
+    assert set(found) == {("all-reduce", "f32"), ("all-reduce", "bf16"), ("all-gather", "f32")}
+    assert (found["all-reduce", "f32"].count, found["all-reduce", "f32"].bytes) == (8, 8 * (8 * 4 + 4) * 4)
+    assert (found["all-reduce", "bf16"].count, found["all-reduce", "bf16"].bytes) == (1, 16 * 64 * 2)
+    gather = found["all-gather", "f32"]
+    assert (gather.count, gather.bytes, gather.largest) == (1, 4 * 8 * 4, "f32[4,8]"), "the start prints its operand too"
+
+
+def test_cycles_are_summed_over_loops(module):
+    assert hlo.static_cycles(module) == 700 + 8 * 100
+    assert [(cycles, i.name) for cycles, i in hlo.costliest(module, 2)] == [(700, "fusion.1"), (500, "step.1")]
+
+
+def test_products_show_what_they_multiply(module):
+    assert hlo.products(module) == [hlo.Product("convolution", ("bf16", "f32"), "bf16[16,64]", "jit(train_step)/dot_general", "highest")]
+
+
+# ----------------------------------------------------------------------------------------------------------------- arithmetic
+
+def test_flops_by_hand():
+    def program(x, w, kernel, images):
+        y, _ = jax.lax.scan(lambda c, _: (jnp.dot(c, w), None), x, None, length=5)
+        logits = jnp.dot(y, y.T, precision="highest")
+        features = jax.lax.conv_general_dilated(images, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return logits, features
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 8), (8, 8), (3, 3, 3, 16), (2, 10, 10, 3))]
+    found = flops.count(program, *shapes)
+    dots, logits, conv = 5 * 2 * 4 * 8 * 8, 2 * 4 * 4 * 8, 2 * (2 * 5 * 5 * 16) * (3 * 3 * 3)
+    assert found.written == dots + logits + conv
+
+
+def test_a_float32_product_at_highest_precision_is_six_passes():
+    def product(precision, dtype):
+        x = jax.ShapeDtypeStruct((4, 4), dtype)
+        return flops.count(lambda x: jnp.dot(x, x, precision=precision), x)
+    assert product("highest", jnp.float32) == flops.Flops(128, 6 * 128)
+    assert product("high", jnp.float32) == flops.Flops(128, 3 * 128)
+    assert product("default", jnp.float32) == flops.Flops(128, 128)
+    assert product("highest", jnp.bfloat16) == flops.Flops(128, 128)
+
+
+def test_the_dearer_branch_of_a_condition_counts():
+    x = jax.ShapeDtypeStruct((4, 4), jnp.bfloat16)
+    found = flops.count(lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x), x)
+    assert found.written == 2 * 128
+
+
+@pytest.mark.parametrize("name, units", [("v2", 1), ("v3", 2), ("v4", 4), ("v5e", 4), ("v5p", 4)])
+def test_peaks_agree_with_clock_and_matrix_units(name, units):
+    g = slices.GENERATIONS[name]
+    assert g.cores * units * 128**2 * 2 * g.clock == pytest.approx(g.peak_flops, rel=0.005)
+
+
+def test_topologies():
+    slice_ = slices.parse("v4:4x4x4")
+    assert (slice_.chips, slice_.topology, slice_.options) == (64, "v4:4x4x4", {"chip_config_name": "megacore"})
+    assert slices.parse("v5e:8x8").options == {}
+    assert [s.topology for s in slices.larger(slices.parse("v5e:8x8"))] == ["v5e:8x16", "v5e:16x16"]
+    for wrong in ("v7:2x2", "v5e", "v5e:8", "8x8", ""):
+        with pytest.raises(ValueError, match="v5e:8x8"):
+            slices.parse(wrong)
+    with pytest.raises(ValueError, match="3 axes"):
+        slices.parse("v4:8x8")
+    assert all(slices.parse(topology).chips == 64 for topology in slices.SWEEP)
+
+
+def test_sizes_of_data_sets_need_no_data():
+    assert plan.known_split(simclr.get_config("imagenet_r50"), 0) == plan.Split(1_281_167, 1000)
+    assert len(plan.known_split(supervised.get_config("imagenet_r50_1pct"), 0)) == 12_811
+    assert len(plan.known_split(simclr.get_config("digits"), 0)) == 1500
+    folder = simclr.get_config("folder")
+    with pytest.raises(ValueError, match="--images N and --config.data.num_classes=C"):
+        plan.known_split(folder, 0)
+    with folder.unlocked():
+        folder.data.num_classes = 7
+    assert plan.known_split(folder, 900) == plan.Split(900, 7)
+
+
+def test_candidates_are_the_cheap_edits_first_then_larger_slices():
+    config = ConfigDict(dict(accumulate=1, model=dict(remat="none"), sharding=dict(fsdp=1))).lock()
+    found = [text for text, _, _ in plan.candidates(config, slices.parse("v5e:8x8"))]
+    assert found[:3] == ["--config.model.remat=dots", "--config.model.remat=blocks", "--config.accumulate=2"]
+    assert "--config.sharding.fsdp=8" in found
+    assert found[-2:] == ["--topology v5e:8x16", "--topology v5e:16x16"]
+    edited = {text: edited for text, edited, _ in plan.candidates(config, slices.parse("v5e:8x8"))}
+    assert edited["--config.accumulate=4"].accumulate == 4 and edited["--config.model.remat=dots"].model.remat == "dots"
+    assert config.accumulate == 1 and config.model.remat == "none", "the config itself is left as it is"
+
+
+@pytest.mark.parametrize("message, size", [
+    ("RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (25.92G) exceeds available HBM (15.75G).", 25.92),
+    ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm.", 21.5),
+    ("RESOURCE_EXHAUSTED: no figures", 0)])
+def test_what_a_program_needs_is_read_from_the_message(message, size):
+    assert ahead.needed_bytes(message) == pytest.approx(size * 2**30, abs=2)
+
+
+def made_up(**changes):
+    """A plan with round numbers."""
+    memory = plan.Memory(2**30, 3 * 2**30, 4 * 2**30, 16 * 2**30)
+    reduce = hlo.Collective("all-reduce", "bf16", 2, 6_000_000, 4_000_000, "bf16[1000,2000]")
+    facts = dict(config="paper:preset", topology="v5e:8x8", kind="TPU v5 lite", chips=64, devices=64, effort="full", compile_seconds=90.0,
+                 batch_size=4096, dtype="bfloat16", parameters=25_000_000, fits=True, problem="", memory=memory, flops=2 * 10**14,
+                 flops_xla=1.98e14, loops=0, hbm_bytes=5e10, matmul_ms=16.0, hbm_ms=61.0, bound_by="memory", static_ms=70.0,
+                 collectives=[reduce], buffers=[], costliest=[], steps=36_000, epochs=100)
+    return plan.Plan(**{**facts, **changes})
+
+
+def test_a_full_effort_estimate_is_a_range_and_says_what_it_is():
+    text = plan.show(made_up())
+    assert "50 to 140 ms a step: 81,920 images/s, 0.5 h to 29,257 images/s, 1.4 h" in text          # 70 / 1.4, 70 / 0.5; 36,000 steps
+    assert "at most 256,000 images/s, 0.16 h" in text and "not a measurement" in text and "all on v3" in text
+    assert "peak 4.00 GiB of 16.00 GiB a chip" in text and "XLA counts 0.99 of it" in text
+    assert "16 ms a step, matrix products at peak; 61 ms if the HBM traffic is right: bound by memory" in text
+    assert "all-reduce bf16: 2, 6.00 MB a chip and step" in text
+    assert "estimate" not in plan.show(made_up(effort="low", static_ms=0.0)), "at low effort the schedule means nothing"
+    assert plan.plain(made_up())["estimate"]["step_ms"] == (50.0, 140.0)
+
+
+def test_what_does_not_fit_is_said_with_the_advice():
+    text = plan.show(made_up(fits=False, memory=plan.Memory(0, 0, 20 * 2**30, 16 * 2**30), advice="--config.accumulate=2 fits"))
+    assert "DOES NOT FIT: needs 20.00 GiB, a chip has 16.00 GiB" in text and "--config.accumulate=2 fits" in text and "images/s" not in text
+    assert "NO" in plan.table([made_up(fits=False)])
+
+
+def test_loops_leave_the_memory_traffic_unknown():
+    text = plan.show(made_up(loops=2, hbm_ms=0.0, bound_by="unknown"))
+    assert "HBM traffic   not known, the step has loops" in text and "bound by" not in text
+
+
+# ------------------------------------------------------------------------------------------------------- libtpu's one process
+
+def test_a_missing_libtpu_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ssljax\[plan\]'"):
+        ahead.take_libtpu()
+
+
+def test_a_second_plan_waits_for_the_first(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(ahead.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ahead, "_held", [])
+    with open(tmp_path / "ssljax-libtpu.lock", "w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        threading.Timer(0.2, fcntl.flock, (first, fcntl.LOCK_UN)).start()
+        ahead.take_libtpu()
+    assert "waiting" in capsys.readouterr().err and len(ahead._held) == 1
+    os.close(ahead._held[0])
+
+
+def test_a_foreign_process_with_libtpu_is_waited_for_and_other_errors_are_not(monkeypatch):
+    monkeypatch.setattr(ahead.time, "sleep", lambda seconds: None)
+    answers = iter([RuntimeError("ABORTED: Internal error when accessing libtpu multi-process lockfile."), "compiled"])
+
+    def call():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+    assert ahead.patiently(call) == "compiled"
+    answers = iter([RuntimeError("INVALID_ARGUMENT: no such topology")])
+    with pytest.raises(RuntimeError, match="no such topology"):
+        ahead.patiently(call)
+
+
+# --------------------------------------------------------------------------------- what the compiler makes of the library's steps
+
+# One process for all, because libtpu serves one: the verb itself for the first, then a step of every method, and SimCLR and the
+# supervised baseline as on photographs (cropped on the host, blurred, ResNet), at four chips.
+DRIVER = """
+import importlib, json, sys
+from pathlib import Path
+from ssljax import ahead, plan, slices
+out, methods = Path(sys.argv[1]), sys.argv[2].split(",")
+plan.main(["--config=configs/simclr.py:digits", "--config.model.dtype=bfloat16", "--topology=v5e:2x2", f"--out={out}/plan.json"])
+def config(method, preset):
+    c = importlib.import_module(f"configs.{method}").get_config(preset).unlock()
+    c.model.dtype = "bfloat16"
+    if preset != "digits":
+        c.batch_size, c.data.image_size = 64, 64
+        c.model.update(name="resnet10", width=0.5)
+    return c.lock()
+topology = slices.parse("v5e:2x2")
+for method, preset in [*((m, "digits") for m in methods), ("simclr", "imagenet_r50"), ("supervised", "imagenet_r50")]:
+    program = plan.program_on(topology, config(method, preset))
+    compiled = ahead.compile_step(program.step, plan.arguments(program), full=False)
+    (out / f"{method}-{preset}.hlo").write_text(compiled.text)
+    facts = plan.plain(plan.describe(program, topology, compiled, full=False))
+    facts["leaves"] = len(__import__("jax").tree.leaves(program.shapes))
+    (out / f"{method}-{preset}.json").write_text(json.dumps(facts))
+"""
+COMPILED = [*(f"{method}-digits" for method in sorted(METHODS)), "simclr-imagenet_r50", "supervised-imagenet_r50"]
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
+                                  reason="libtpu is not installed: pip install 'ssljax[plan]' to compile for TPUs")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where DRIVER has left its plans and texts, and what it printed."""
+    out = tmp_path_factory.mktemp("plans")
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    done = subprocess.run([sys.executable, "-c", DRIVER, str(out), ",".join(sorted(METHODS))], cwd=ROOT, env=environment, text=True,
+                          capture_output=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (out / "printed").write_text(done.stdout)
+    return out
+
+
+@needs_libtpu
+@pytest.mark.xdist_group("libtpu")
+class TestCompiled:
+    """Assertions on real compilations for a slice of four v5e chips."""
+
+    @pytest.fixture(params=COMPILED)
+    def step(self, request, folder):
+        """(name, figures, parsed module) of one compiled step."""
+        name = request.param
+        return name, json.loads((folder / f"{name}.json").read_text()), hlo.parse((folder / f"{name}.hlo").read_text())
+
+    def test_the_verb_prints_and_writes_the_plan(self, folder):
+        printed, written = (folder / "printed").read_text(), json.loads((folder / "plan.json").read_text())
+        assert "simclr:digits on v5e:2x2: 4 chips, 4 devices (TPU v5 lite, a device is a chip), batch 128, bfloat16" in printed
+        for word in ("memory        fits", "TFLOP", "collectives   all-reduce", "lower bound", "469 steps for 40 epochs", "buffer"):
+            assert word in printed, word
+        assert "optimal" not in printed
+        found, = written["plans"]
+        assert found["fits"] and found["devices"] == 4 and found["estimate"] == {}
+        assert 0 < found["memory"]["peak"] < found["memory"]["available"] == 16 * 2**30
+        assert found["memory"]["arguments"] > found["parameters"] * 4
+        assert written["versions"]["libtpu"] and found["buffers"]
+
+    def test_flops_as_written_are_those_xla_counts(self, step):
+        """To a tenth on photographs; on digits of 16 pixels much of a convolution is padding, which XLA leaves out."""
+        name, figures, _ = step
+        assert figures["loops"] == 0
+        low = 0.6 if name.endswith("digits") else 0.85
+        assert low < figures["flops_xla"] / figures["flops"] < 1.1
+
+    def test_no_float32_product_by_accident(self, step):
+        intended = ("vmap(vmap(",                              # augmentation: one image and view at a time
+                    "nd,md->nm", "bd,bd->b",                   # similarities
+                    "nd,ne->de",                               # the effective rank's Gram matrix
+                    "LinearClassifier")                        # logits
+        for product in hlo.products(step[2]):
+            assert set(product.dtypes) == {"bf16"} or any(name in product.op_name for name in intended), product
+
+    def test_images_stay_where_they_are(self, step):
+        """But for MoCo's ShuffleBN, whose purpose is to send the key images to other devices."""
+        name, _, module = step
+        for scheduled, _ in hlo.executed(module):
+            for i in hlo.inside(module, scheduled):
+                if i.opcode.removesuffix("-start") in hlo.COLLECTIVES and not (name == "moco-digits" and i.op_name.endswith("/gather")):
+                    assert "u8[" not in i.shape, i
+                    assert i.opcode.startswith("all-reduce") or all(len(dims) < 4 for _, dims in hlo.arrays(i.shape)), i
+
+    def test_the_batch_is_not_copied_into_another_layout(self, step):
+        module = step[2]
+        images = [i.name for i in module.computations[module.entry] if i.opcode == "parameter" and i.shape.startswith("u8[")]
+        assert len(images) == 1
+        for i, _ in hlo.executed(module):
+            assert not (i.opcode in ("copy", "transpose") and images[0] in i.operands), i
+
+    def test_gradients_travel_together(self, step):
+        """All kernels in one all-reduce; a normalisation's statistics in at most three."""
+        module = step[2]
+        reduces = [c for c in hlo.collectives(module) if c.kind == "all-reduce"]
+        norms = {i.op_name.rsplit("/", 1)[0] for i, _ in hlo.executed(module) if i.opcode == "all-reduce" and "norm" in i.op_name}
+        assert sum(c.count for c in reduces if c.dtype == "bf16") <= 1
+        assert sum(c.count for c in reduces if c.dtype == "f32") <= 3 * len(norms) + 3
+
+    def test_the_state_is_updated_in_place(self, step):
+        _, figures, module = step
+        assert len(module.aliases) == figures["leaves"]
+
+    def test_logits_of_nt_xent_are_split_by_rows(self, folder):
+        for preset, batch in (("digits", 128), ("imagenet_r50", 64)):
+            module = hlo.parse((folder / f"simclr-{preset}.hlo").read_text())
+            forward = [p for p in hlo.products(module) if "/jvp(nd,md->nm)" in p.op_name]
+            assert forward and all(hlo.arrays(p.shape)[0][1] == (batch // 4, batch) for p in forward), forward

@@ -1,0 +1,28 @@
+"""Where the time goes: a trace by hand, and the real one of a real run."""
+
+import json
+
+from ssljax import train
+from ssljax.profile import Operation, operations, summary
+from tests.test_train import flags, one_device, xla_cache  # noqa: F401  (fixtures)
+
+
+def test_operations_are_added_up_by_kind_and_others_left_out():
+    def event(name, dur, **args):
+        return {"ph": "X", "name": name, "dur": dur, "args": args}
+    trace = {"traceEvents": [event("a", 2e6, hlo_op="dot.1", hlo_module="m"), event("b", 1e6, hlo_op="dot.22"),
+                             event("c", 5e5, hlo_op="add"), event("python", 9e6), {"ph": "M", "name": "thread_name"}]}
+    found = operations(trace)
+    assert found == [Operation("dot", 2, 3.0), Operation("add", 1, 0.5)]
+    assert summary(found, 2).splitlines()[1].split() == ["1500.00", "85.7%", "1", "dot"]
+
+
+def test_a_run_is_recorded_and_says_what_it_was_spent_on(tmp_path, capsys):
+    train.main(flags(tmp_path, "--profile=3"))
+    printed = capsys.readouterr().out
+    assert "profile of 3 steps" in printed and "ms a step" in printed, printed
+    assert "conv" in printed.split("ms a step")[1], printed
+    assert list((tmp_path / "profile" / "plugins" / "profile").glob("*/*.xplane.pb"))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0.0 <= row["input_bound"] <= 1.0 for row in rows if "input_bound" in row)
+    assert sum("input_bound" in row for row in rows) > 5
