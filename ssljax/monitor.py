@@ -25,12 +25,28 @@ class Band(NamedTuple):
 
 COLLAPSED = ("the representations have collapsed: all images get nearly the same embedding. Likely causes: a learning rate too high for "
              "the batch, views so strong that nothing is shared, weight decay or layer-wise adaptation on normalisation parameters")
+LEAK = ("queries find their own key among the whole queue every time. With batch statistics by groups (bn.groups > 1) that is how a leak "
+        "through them looks: is bn.shuffle on? Otherwise the views are too alike or the queue too short")
 
 # Quantities of ssljax/losses/geometry.py. Uniformity is 0 at collapse and about -4 on a well-covered sphere.
 BANDS: dict[str, dict[str, Band]] = {
     "simclr": {
         "embedding_std": Band(0.1, math.inf, below=COLLAPSED),
         "uniformity": Band(-math.inf, -0.1, above=COLLAPSED),
+        "effective_rank": Band(2.0, math.inf, below="the embeddings span fewer than two directions: " + COLLAPSED),
+    },
+    # The loss has no band: between random and good lie a few per cent at MoCo v3's temperature 1, and with a queue it first rises, while
+    # the random keys it starts with are replaced. `loss_floor` and `loss_at_collapse` are logged beside it.
+    "moco": {
+        "embedding_std": Band(0.1, math.inf, below=COLLAPSED),
+        "uniformity": Band(-math.inf, -0.1, above=COLLAPSED),
+        "effective_rank": Band(2.0, math.inf, below="the embeddings span fewer than two directions: " + COLLAPSED),
+        "pretext_accuracy": Band(0.0, 0.999, above=LEAK),
+    },
+    # Without negatives nothing pushes embeddings apart, so their spread is all there is to look at; the loss of a collapsed run is 0.
+    "byol": {
+        "embedding_std": Band(0.1, math.inf, below=COLLAPSED + ", a target that follows too fast, or a missing predictor"),
+        "repr_loss": Band(0.01, math.inf, below="predictions match the target almost exactly: " + COLLAPSED),
         "effective_rank": Band(2.0, math.inf, below="the embeddings span fewer than two directions: " + COLLAPSED),
     },
     "supervised": {},

@@ -96,7 +96,8 @@ LOSSES = [
 METHOD = [
     Mutation("mean_for_sum", SIMCLR, "total = 2.0 * jnp.mean(rows)", "total = jnp.mean(rows)",
              "half the released loss: normalisation parameters learn at half speed", LOSS),
-    Mutation("views_paired_by_halves", SIMCLR, "z1, z2 = z[0::2], z[1::2]", "z1, z2 = jnp.split(z, 2)",
+    Mutation("views_paired_by_halves", SIMCLR, '"z": z.reshape(-1, 2, z.shape[1])}',
+             '"z": jnp.swapaxes(z.reshape(2, -1, z.shape[1]), 0, 1)}',
              "the rows' layout and the pairing disagree, as after a gather in another order", LOSS),
     Mutation("probe_labels_tiled", SIMCLR, 'jnp.repeat(batch["label"], 2)', 'jnp.tile(batch["label"], 2)',
              "labels laid out for the other order of views", LOSS),
@@ -105,7 +106,7 @@ METHOD = [
              'halves = [models.forward(encoder, params["encoder"], model_state["encoder"], x[v::2]) for v in (0, 1)]\n'
              '        h, f_state = jnp.stack([halves[0][0], halves[1][0]], axis=1).reshape(x.shape[0], -1), halves[1][1]',
              "two passes, one a view, as ports of the paper's pseudocode do", STATISTICS),
-    Mutation("probe_trains_the_encoder", SIMCLR, 'jax.lax.stop_gradient(h), jnp.repeat', 'h, jnp.repeat',
+    Mutation("probe_trains_the_encoder", SIMCLR, 'jax.lax.stop_gradient(h.reshape(-1, h.shape[2]))', 'h.reshape(-1, h.shape[2])',
              "labels leak into the pretraining", f"{T_SIMCLR}::test_labels_reach_the_probe_and_nothing_else"),
     Mutation("batch_norm_trains_in_the_probe", SIMCLR, 'models.infer(encoder, params["encoder"], model_state["encoder"], x)',
              'models.forward(encoder, params["encoder"], model_state["encoder"], x)[0]', "no eval() before the linear evaluation", ENCODE),
@@ -272,7 +273,92 @@ PROTOCOLS = [
              "tests/protocols/test_linear.py::test_fit_minimises_mean_loss_plus_half_lambda_norm"),
 ]
 
-MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *ORDER_AND_STATE, *PROTOCOLS]
+MOCO, BYOL, EMA, QUEUE = "ssljax/methods/moco.py", "ssljax/methods/byol.py", "ssljax/targets/ema.py", "ssljax/targets/queue.py"
+VIT, T_MOCO, T_BYOL, T_VIT = "ssljax/models/vit.py", "tests/methods/test_moco.py", "tests/methods/test_byol.py", "tests/models/test_vit.py"
+T_TARGETS = "tests/targets/test_targets.py"
+QUEUE_LOSS, V3 = f"{T_MOCO}::test_the_queue_loss_is_both_directions_against_the_queue_before_this_batch", \
+    f"{T_MOCO}::test_v3_predicts_each_view_and_contrasts_it_with_the_other_views_keys"
+BYOL_LOSS = f"{T_BYOL}::test_the_loss_is_the_sum_of_both_directions_and_the_probe_on_view_1"
+
+FOLLOWERS = [
+    Mutation("enqueued_before_the_logits", MOCO, "rows.append(info_nce(q, k, queue, temperature=tau))",
+             "rows.append(info_nce(q, k, jnp.concatenate([k, queue[len(k):]]), temperature=tau))",
+             "the positive is among the negatives", QUEUE_LOSS),
+    Mutation("keys_stay_shuffled", MOCO, "l2_normalize(k[jnp.argsort(order)])", "l2_normalize(k)", "un-shuffle forgotten (DenseCL #1)",
+             f"{T_MOCO}::test_shuffling_mixes_the_groups_of_the_keys_and_nothing_else"),
+    Mutation("keys_are_not_shuffled", MOCO, "order = jax.random.permutation(key, x.shape[0])", "order = jnp.arange(x.shape[0])",
+             "split statistics leak who is whose key", f"{T_MOCO}::test_shuffling_mixes_the_groups_of_the_keys_and_nothing_else"),
+    Mutation("statistics_of_the_whole_batch", "ssljax/models/__init__.py", "    if groups > 1:\n", "    if groups > 10**9:\n",
+             "BatchNorm under jit is global (dddzg/MoCo #5)",
+             f"{T_MOCO}::test_groups_normalise_by_themselves_and_running_statistics_are_their_mean"),
+    Mutation("momentum_on_running_statistics", MOCO, "return MocoState(key_params, carry.key_stats, queue)",
+             "return MocoState(key_params, ema.update(extra.key_stats, carry.key_stats, 0.999), queue)",
+             "the moving average runs over buffers too (lightly #322, facebookresearch/moco #144)",
+             f"{T_MOCO}::test_update_moves_the_keys_network_and_enqueues"),
+    Mutation("momentum_from_before_the_step", "ssljax/step.py", "method.update(state.extra, params, out.carry, state.step)",
+             "method.update(state.extra, state.params, out.carry, state.step)", "the target lags by one step",
+             f"{T_TARGETS}::test_update_after_the_optimizer_is_the_papers_momentum_before_the_keys"),
+    Mutation("second_view_enqueued_first", MOCO, "keys.insert(0, k)", "keys.append(k)", "view 1's keys come first", QUEUE_LOSS),
+    Mutation("queue_always_starts_at_the_top", QUEUE, "(queue.pointer + batch) % size", "(queue.pointer + 0 * batch) % size",
+             "a pointer that is not stored: only one batch of the queue is ever fresh", f"{T_TARGETS}::test_first_in_first_out"),
+    Mutation("queue_learns", CONTRASTIVE, "jax.lax.stop_gradient(l2_normalize(queue))", "l2_normalize(queue)", "old keys get a gradient",
+             f"{T_MOCO}::test_keys_and_queue_get_no_gradient_and_the_order_of_the_queue_is_nothing"),
+    Mutation("labels_without_the_rank_offset", CONTRASTIVE, "- jnp.diagonal(logits)", "- jnp.diagonal(jnp.roll(logits, 1, axis=1))",
+             "v3's labels after a gather without the offset of the rank", f"{T_MOCO}::test_in_batch_contrast_by_hand"),
+    Mutation("v3_without_two_tau", MOCO, "return 2.0 * tau * jnp.mean(in_batch", "return jnp.mean(in_batch", "the plain cross entropy", V3),
+    Mutation("v3_momentum_of_the_past_step", MOCO, "online, m(step + 1))", "online, m(step))", "m counted from another 0", V3),
+    Mutation("frozen_patch_is_a_parameter", VIT, "if not self.frozen_patch:", "if True:",
+             "stop_gradient alone: AdamW's decay still shrinks it", f"{T_MOCO}::test_a_frozen_patch_projection_survives_adamws_decay"),
+    Mutation("norms_left_out_of_mocos_decay", OPTIM, "optax.chain(optax.add_decayed_weights(optim.weight_decay), optax.sgd(learning",
+             "optax.chain(optax.add_decayed_weights(optim.weight_decay, decayed), optax.sgd(learning",
+             "left out for safety: not the official run", f"{T_MOCO}::test_pytorchs_optimizers_decay_norms_and_biases_too"),
+    Mutation("v2_cosine_by_step", OPTIM, "jnp.asarray(step, jnp.int32) // max(", "jnp.asarray(step, jnp.float32) / max(",
+             "v2's cosine moves between epochs only", f"{T_MOCO}::test_learning_rates_of_v1_and_v2_change_between_epochs"),
+    Mutation("mean_of_the_directions", BYOL, "jnp.mean(regression(p1, t2) + regression(p2, t1))",
+             "0.5 * jnp.mean(regression(p1, t2) + regression(p2, t1))", "half the loss halves the updates of norms and biases", BYOL_LOSS),
+    Mutation("target_sees_the_same_view", BYOL, "regression(p1, t2) + regression(p2, t1)", "regression(p1, t1) + regression(p2, t2)",
+             "nothing to be invariant to", BYOL_LOSS),
+    Mutation("view_2_forgets_view_1", BYOL, "online(params, state, v[:, 1])", "online(params, model_state, v[:, 1])",
+             "running statistics move once a step", BYOL_LOSS),
+    Mutation("target_statistics_stand_still", BYOL, "return total, Out(state, stats, metrics)",
+             "return total, Out(state, extra.target_stats, metrics)", "the target's buffers stay as they were made", BYOL_LOSS),
+    Mutation("byol_probe_trains_the_encoder", BYOL, "jax.lax.stop_gradient(h1)", "h1", "labels leak into the pretraining",
+             f"{T_BYOL}::test_labels_reach_the_classifier_and_nothing_else"),
+    Mutation("tau_of_the_next_step", BYOL, "tau(step)), stats)", "tau(step + 1)), stats)", "tau counted from 1",
+             f"{T_BYOL}::test_tau_is_that_of_the_steps_own_number_and_reaches_1"),
+    Mutation("average_skips_biases_and_norms", EMA, "return jax.tree.map(one, target, online)",
+             'return jax.tree_util.tree_map_with_path(lambda p, a, b: one(a, b) if p[-1].key == "kernel" else a, target, online)',
+             "named_parameters filtered by weight (Lightning-Bolts #440)", f"{T_BYOL}::test_a_constant_tau"),
+    Mutation("average_in_bfloat16", EMA, "new.astype(jnp.float32)).astype(old.dtype)",
+             "new.astype(jnp.float32)).astype(jnp.bfloat16).astype(old.dtype)", "the target freezes when tau nears 1",
+             f"{T_TARGETS}::test_the_target_keeps_its_dtype_and_bfloat16_parameters_still_move_it"),
+    Mutation("tau_turns_back", EMA, "progress = jnp.clip(jnp.asarray(step).astype(jnp.float32) / jnp.float32(total), 0.0, 1.0)",
+             "progress = jnp.asarray(step).astype(jnp.float32) / jnp.float32(total)", "the cosine goes on behind its end",
+             f"{T_TARGETS}::test_schedule_by_hand_and_clamped"),
+    Mutation("target_gets_a_gradient", "ssljax/losses/regression.py", "jax.lax.stop_gradient(target)", "target", "stop_gradient missing",
+             f"{T_BYOL}::test_values_by_hand"),
+    Mutation("last_layer_with_a_bias", "configs/byol.py", "hidden_bias=True, last_bias=False", "hidden_bias=True, last_bias=True",
+             "the last Linear of both heads has none", f"{T_BYOL}::test_parameter_counts_of_the_papers_networks"),
+    Mutation("heads_before_query_key_value", VIT, "3, self.heads, width // self.heads), 2, 0)",
+             "self.heads, 3, width // self.heads), 3, 0)", "qkv unpacked in the other order", f"{T_VIT}::test_timm_forward_and_backward"),
+    Mutation("gelu_by_tanh", VIT, "approximate=False", "approximate=True", "Flax's default", f"{T_VIT}::test_timm_forward_and_backward"),
+    Mutation("cubic_of_jax", VIT, "    a = -0.75\n", "    a = -0.5\n", "jax.image.resize taken for PyTorch's kernel (jax #15768)",
+             f"{T_VIT}::test_resized_positions_of_deit"),
+    Mutation("one_rate_for_all_blocks", VIT, "jnp.arange(self.depth, dtype=jnp.float32) / max(self.depth - 1, 1)",
+             "jnp.ones(self.depth, jnp.float32)", "stochastic depth in the first block too",
+             f"{T_VIT}::test_the_rate_grows_from_nothing_in_the_first_block"),
+]
+
+HOSTS = [
+    Mutation("every_host_reads_the_rows_of_the_first", "ssljax/train.py", "process_index=jax.process_index()", "process_index=0",
+             "a shard index that stays 0 on every host: each image several times in a global batch",
+             "tests/test_hosts.py::test_each_process_reads_its_rows_of_the_batches_of_one"),
+    Mutation("one_task_of_a_job_waits_for_the_rest", "ssljax/hosts.py", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS",
+             "srun of a single process inside a larger allocation waits for processes that nobody starts",
+             "tests/test_hosts.py::test_the_environment_says_whether_there_are_others"),
+]
+
+MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS, *HOSTS]
 
 
 def mutated(mutation: Mutation) -> str:

@@ -16,8 +16,55 @@ from ssljax.data import sources
 from ssljax.methods import METHODS
 from ssljax.step import make_train_step
 
+
+def carries(case):
+    """(state before, what `loss` left for `update`, state after) of every step, on one device."""
+    loss = jax.jit(case.one.method.loss)
+    for step, batch in enumerate(case.batches):
+        before, after = case.on_one_device(case.states[step]), case.states[step + 1]
+        batch = {k: jnp.asarray(np.asarray(v)) for k, v in batch.items()}
+        _, out = loss(before.params, before.model_state, before.extra, batch, jax.random.fold_in(case.key, step), jnp.int32(step))
+        yield jax.tree.map(np.asarray, before), jax.tree.map(np.asarray, out.carry), jax.tree.map(np.asarray, after)
+
+
+def follows(target, online, decay, found):
+    """`found` is the moving average of the two trees, computed in float64."""
+    for (name, old), (_, new), (_, got) in zip(leaves(target), leaves({k: online[k] for k in target}), leaves(found), strict=True):
+        np.testing.assert_allclose(got, decay * old.astype(np.float64) + (1 - decay) * new, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def close(tree, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), tree, other)
+
+
+def moco_oracle(case):
+    """Momentum towards the new parameters, the step's keys in the next rows of the ring, the key network's own statistics."""
+    pointer, size = 0, case.config.queue.size
+    for before, carry, after in carries(case):
+        follows(before.extra.key_params, after.params, case.config.target.momentum, after.extra.key_params)
+        rows = (pointer + np.arange(len(carry.keys))) % size
+        expected = before.extra.queue.keys.copy()
+        expected[rows] = carry.keys
+        np.testing.assert_allclose(after.extra.queue.keys, expected, rtol=1e-4, atol=1e-5)
+        pointer = (pointer + len(rows)) % size
+        assert after.extra.queue.pointer == pointer
+        close(after.extra.key_stats, carry.key_stats)
+
+
+def byol_oracle(case):
+    """tau on its cosine from the step's own number, towards the new parameters; the target's own statistics."""
+    base, total = case.config.target.momentum, len(case.source) * case.config.epochs // case.config.batch_size
+    for step, (before, carry, after) in enumerate(carries(case)):
+        tau = 1 - (1 - base) * (1 + np.cos(np.pi * step / total)) / 2
+        follows(before.extra.target_params, after.params, tau, after.extra.target_params)
+        close(after.extra.target_stats, carry)
+
+
 # Independent NumPy versions of `update`, for methods whose extra state is not empty: name -> (extra before, step's inputs) -> extra after.
-ORACLES: dict = {}
+ORACLES: dict = {"moco": moco_oracle, "byol": byol_oracle}
+
+# What else must be small: a queue of three steps (and v1's temperature, at which forty updates are felt), narrow heads.
+SMALL = {"moco": {"queue.size": 96, "loss.temperature": 0.07}, "byol": {"head.hidden": 32, "predictor.hidden": 32}}
 
 
 def small_config(method: str, **changes) -> ConfigDict:
@@ -29,6 +76,7 @@ def small_config(method: str, **changes) -> ConfigDict:
     c.head.dim = 16
     for key, value in changes.items():
         c.model[key] = value
+    c.update_from_flattened_dict(SMALL.get(method, {}))
     return c.lock()
 
 
@@ -40,6 +88,9 @@ class Case:
         self.source = sources.load(self.config.data, "train")
         self.eight = train.build(self.config, self.source)
         self.one = train.build(self.config, self.source, sharding.make_mesh(1))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sharding, "BIG", 256)                         # the small network has no big leaves
+            self.four_by_two = train.build(self.config, self.source, sharding.make_mesh(8, fsdp=2))
         self.key = jax.random.key(0)
         self.batches = [b for b, _ in zip(train.device_batches(self.eight, self.source, 0, 0), range(4), strict=False)]
         self.initial = self.eight.init(0)
@@ -50,7 +101,7 @@ class Case:
             self.metrics.append(metrics)
 
     def on_one_device(self, tree):
-        return jax.device_put(jax.tree.map(np.asarray, tree), sharding.state_sharding(self.one.mesh))
+        return jax.device_put(jax.tree.map(np.asarray, tree), sharding.whole(self.one.mesh))
 
 
 def copy(tree):
@@ -82,28 +133,33 @@ def test_every_trainable_leaf_moves(case):
         assert np.any(np.asarray(a) != np.asarray(b)), f"{name} has not moved in four steps"
 
 
-def test_one_device_computes_what_eight_compute(case):
-    """Loss and every gradient leaf, on the same batch and from the same parameters after a step."""
-    def gradient(program, state, batch):
+def test_one_device_computes_what_eight_and_four_by_two_compute(case):
+    """Loss and every gradient leaf, on the same batch and from the same parameters after a step; 4 x 2 with its parameters split."""
+    def gradient(program):
+        places = jax.tree.map(lambda leaf: leaf.sharding, program.shapes)
+        state = jax.device_put(jax.tree.map(np.asarray, case.states[1]), places)
+        batch = jax.device_put(jax.tree.map(np.asarray, case.batches[1]), sharding.batch_sharding(program.mesh))
         key = jax.random.fold_in(case.key, 1)
         def f(params):
             return program.method.loss(params, state.model_state, state.extra, batch, key, state.step)[0]
-        return jax.jit(jax.value_and_grad(f))(state.params)
-    loss8, grad8 = gradient(case.eight, case.states[1], case.batches[1])
-    single = sharding.batch_sharding(case.one.mesh)
-    batch1 = {k: jax.device_put(np.asarray(v), single) for k, v in case.batches[1].items()}
-    loss1, grad1 = gradient(case.one, case.on_one_device(case.states[1]), batch1)
-    np.testing.assert_allclose(loss8, loss1, rtol=1e-5)
-    for (name, a), (_, b) in zip(leaves(grad8), leaves(grad1), strict=True):
-        scale = np.abs(np.asarray(b)).max()
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5 * max(scale, 1e-3), err_msg=name)
+        grad = jax.jit(sharding.on_mesh(program.mesh, jax.value_and_grad(f)), out_shardings=(None, places.params))
+        return *grad(state.params), state.params
+    loss1, grad1, _ = gradient(case.one)
+    for program in (case.eight, case.four_by_two):
+        loss, grad, params = gradient(program)
+        split = [name for name, leaf in leaves(params) if not leaf.is_fully_replicated]
+        assert bool(split) == (program is case.four_by_two), split
+        np.testing.assert_allclose(loss, loss1, rtol=1e-5)
+        for (name, a), (_, b) in zip(leaves(grad), leaves(grad1), strict=True):
+            scale = max(np.abs(np.asarray(b)).max(), 1e-2)              # the gradient of a bias before a norm is nothing but rounding
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 
 def test_stopping_and_resuming_changes_no_bit(case, tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(case.states[2], {})
     checkpoints.close()
-    restored = Checkpoints(str(tmp_path)).restore(train.abstract_state(case.eight))
+    restored = Checkpoints(str(tmp_path)).restore(case.eight.shapes)
     batch = next(train.device_batches(case.eight, case.source, 0, int(restored.step)))
     resumed, _ = case.eight.step(restored, batch, case.key)
     for (name, a), (_, b) in zip(leaves(case.states[3]), leaves(resumed), strict=True):
@@ -123,8 +179,9 @@ def test_extra_follows_its_numpy_oracle(case):
 
 
 def test_the_loss_falls_on_one_small_batch(case):
-    """Forty updates on the same views of the same sixteen images."""
-    state = case.on_one_device(case.initial)
+    """Forty updates on the same views of the same sixteen images; a queue or a target network stands still meanwhile."""
+    state = case.on_one_device(case.states[-1])
+    extra = state.extra
     batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[0].items()}
     losses = []
     with jax.numpy_dtype_promotion("standard"):        # optax's Adam mixes its integer count with floats
@@ -132,7 +189,7 @@ def test_the_loss_falls_on_one_small_batch(case):
         step = jax.jit(make_train_step(case.one.method, tx))
         state = state.replace(opt_state=tx.init(state.params))
         for _ in range(40):
-            state, metrics = step(state.replace(step=jnp.zeros((), jnp.int32)), batch, case.key)      # step 0: the same views
+            state, metrics = step(state.replace(step=jnp.zeros((), jnp.int32), extra=extra), batch, case.key)      # step 0: the same views
             losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.75 * losses[0], losses
 

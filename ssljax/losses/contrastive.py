@@ -53,3 +53,66 @@ def contrast_accuracy(z1: jax.Array, z2: jax.Array) -> jax.Array:
     """
     similarity = jax.lax.stop_gradient(dot(l2_normalize(z1), l2_normalize(z2)))
     return (jnp.argmax(similarity, axis=1) == jnp.arange(z1.shape[0])).astype(jnp.float32)
+
+
+def info_nce(q: jax.Array, k: jax.Array, queue: jax.Array, *, temperature: float) -> jax.Array:
+    """MoCo's loss (arXiv 1911.05722, equation 1): one positive key and K negatives from the queue.
+
+        l(q) = -log  exp(q.k / tau) / (exp(q.k / tau) + sum_j exp(q.queue_j / tau))
+
+    The keys of the batch are not negatives of each other. No gradient flows to the keys and the queue.
+
+    Args:
+        q: [B, D] queries, unnormalised.
+        k: [B, D] keys, unnormalised; row i shows the same image as row i of q.
+        queue: [K, D] keys of earlier batches.
+        temperature: tau, divides the cosine similarities.
+
+    Returns:
+        float32 [B]. With K random negatives and a perfect key it is log(1 + K exp(-1/tau)), not 0; without learning log(K + 1).
+
+    Raises:
+        ValueError: queries and keys differ in shape, or the queue in width.
+    """
+    if q.shape != k.shape or q.ndim != 2 or queue.shape[1:] != q.shape[1:]:
+        raise ValueError(f"info_nce compares row i of q [B, D] with row i of k [B, D] and all rows of queue [K, D], got {q.shape}, "
+                         f"{k.shape} and {queue.shape}")
+    positive, negatives = queue_similarities(q, k, queue)
+    logits = jnp.concatenate([positive[:, None], negatives], axis=1) / temperature
+    return jax.nn.logsumexp(logits, axis=1) - logits[:, 0]
+
+
+def queue_similarities(q: jax.Array, k: jax.Array, queue: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines of q [B, D] with its own key [B] and with the queue [B, K], float32; only q is differentiated."""
+    q, k, queue = l2_normalize(q), jax.lax.stop_gradient(l2_normalize(k)), jax.lax.stop_gradient(l2_normalize(queue))
+    return jnp.einsum("bd,bd->b", q, k, precision=jax.lax.Precision.HIGHEST), dot(q, queue)
+
+
+def queue_accuracy(q: jax.Array, k: jax.Array, queue: jax.Array) -> jax.Array:
+    """1 where a query's own key is nearer than the whole queue -> float32 [B]: the accuracy of MoCo's pretext task."""
+    positive, negatives = queue_similarities(q, k, queue)
+    return (positive > jnp.max(negatives, axis=1)).astype(jnp.float32)
+
+
+def in_batch_info_nce(q: jax.Array, k: jax.Array, *, temperature: float) -> jax.Array:
+    """MoCo v3's contrast (arXiv 2104.02057, Algorithm 1, `ctr` without its factor): a row's negatives are the other rows' keys.
+
+        l(q_i) = -log  exp(q_i.k_i / tau) / sum_j exp(q_i.k_j / tau)
+
+    Unlike NT-Xent there are no negatives from the own view. The caller stops the gradient to k and scales by 2 tau.
+
+    Args:
+        q: [B, D], unnormalised.
+        k: [B, D], unnormalised; under jit B is the global batch, on however many devices.
+        temperature: tau.
+
+    Returns:
+        float32 [B]; log(B) when all embeddings are equal.
+
+    Raises:
+        ValueError: the two shapes differ.
+    """
+    if q.shape != k.shape or q.ndim != 2:
+        raise ValueError(f"in_batch_info_nce pairs row i of q with row i of k: both must be [B, D], got {q.shape} and {k.shape}")
+    logits = dot(l2_normalize(q), l2_normalize(k)) / temperature
+    return jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)

@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from ssljax.methods.byol import byol
+from ssljax.methods.moco import moco
 from ssljax.methods.simclr import simclr
 from ssljax.methods.supervised import supervised
 from ssljax.types import Method
 
 METHODS: dict[str, Callable[[ConfigDict], Method]] = {
     "simclr": simclr,
+    "moco": moco,
+    "byol": byol,
     "supervised": supervised,
 }

@@ -10,6 +10,7 @@ from ssljax import models, train
 from ssljax.data import augment
 from ssljax.methods import METHODS
 from ssljax.models.resnet import Basic
+from tests.methods.small import config_of
 
 B, SIZE = 6, 8
 MEAN, STD = 0.3, 0.6
@@ -23,10 +24,10 @@ def one_block():
         yield
 
 
-def small_config(method: str = "simclr"):
+def small_config():
     """A normalisation that shows; LARS, whose probe carries its own weight decay."""
     c = get_config("digits").unlock()
-    c.method, c.log_every = method, 1
+    c.log_every = 1
     c.data.update(image_size=SIZE, num_classes=10)
     c.augment.update(crop="none", mean=(MEAN,), std=(STD,))
     c.model.update(name="one_block", width=4 / 64, stem="cifar")
@@ -112,7 +113,7 @@ def test_labels_reach_the_probe_and_nothing_else(done):
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_encode_normalises_and_uses_the_running_statistics(name):
-    config = train.with_classes(small_config(name), 10)
+    config = train.with_classes(config_of(name, augment__mean=(MEAN,), augment__std=(STD,)), 10)
     method = METHODS[name](config)
     params, model_state = random_state(method)
     model_state = jax.tree.map(lambda s: s + 0.5, model_state)

@@ -1,0 +1,51 @@
+"""Does shuffling the keys matter? MoCo on the digits with batch statistics of small groups, with and without (arXiv 1911.05722, A.9).
+
+    python -m benchmarks.moco_leak [GROUPS ...]
+
+In a group that holds few images, a query and its key are normalised by nearly the same statistics, and the network can tell the key
+by them: the pretext task gets easier and the features worse. One line a run: share of queries nearer to their own key than to the whole
+queue in the last epoch, and kNN accuracy on the held-out digits.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import jax
+import numpy as np
+
+from configs.moco import get_config
+from ssljax import train
+from ssljax.data import sources
+
+
+def run(groups: int, shuffle: bool) -> tuple[float, float, float]:
+    """Pretext accuracy and kNN top-1, both in percent, and seconds."""
+    begin = time.perf_counter()
+    config = get_config("digits").unlock()
+    config.bn.update(groups=groups, shuffle=shuffle)
+    source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
+    program = train.build(config.lock(), source)
+    state, key, pretext = program.init(config.seed), jax.random.key(config.seed), []
+    batches = train.device_batches(program, source, config.seed, 0)
+    for _ in range(program.total_steps):
+        state, metrics = program.step(state, next(batches), key)
+        pretext.append(metrics["pretext_accuracy"])
+    batches.close()
+    last = 100 * float(np.mean(jax.device_get(pretext[-program.steps_per_epoch:])))
+    return last, train.online_knn(program, state, source, test), time.perf_counter() - begin
+
+
+def main() -> None:
+    """Prints the table."""
+    print(f"{'groups':>6}  {'images':>6}  {'shuffled':8}  {'pretext, %':>10}  {'kNN, %':>6}  {'seconds':>7}")
+    for groups in [int(word) for word in sys.argv[1:]] or [4, 32]:
+        for shuffle in (True, False):
+            pretext, knn, seconds = run(groups, shuffle)
+            row = f"{groups:6d}  {128 // groups:6d}  {shuffle!s:8}  {pretext:10.1f}  {knn:6.1f}  {seconds:7.1f}"
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

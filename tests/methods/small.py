@@ -1,0 +1,59 @@
+"""Networks of one residual block, for tests of what a method puts around its network."""
+
+import importlib
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax import models
+from ssljax.models.resnet import Basic
+
+SIZE = 8
+
+
+@contextmanager
+def one_block():
+    """While open, `model.name="one_block"` is a network of a single block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.BACKBONES, "one_block", (Basic, (1,)))
+        yield
+
+
+def config_of(method: str, preset: str = "digits", **changes):
+    """A preset on images of 8 pixels with one block of 4 channels; dotted settings as keywords with `__` for the dot."""
+    c = importlib.import_module(f"configs.{method}").get_config(preset).unlock()
+    c.log_every, c.batch_size = 1, 8
+    c.data.update(image_size=SIZE, num_classes=10)
+    c.augment.update(crop="none", jitter_strength=0.2)
+    c.head.dim = 4
+    if c.model.name.startswith("resnet"):
+        c.model.update(name="one_block", width=4 / 64, stem="cifar")
+    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return c.lock()
+
+
+def batch_of(rows: int, seed: int = 0) -> dict:
+    """Noise images with labels and the ids 100, 101, ..."""
+    rng = np.random.default_rng(seed)
+    return {"image": jnp.asarray(rng.integers(0, 256, (rows, SIZE, SIZE, 1)), jnp.uint8),
+            "label": jnp.asarray(rng.integers(0, 10, rows), jnp.int32), "index": jnp.arange(100, 100 + rows, dtype=jnp.int32)}
+
+
+def shaken(tree, seed: int):
+    """The same tree with random values: no silent branch, no two equal networks."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.5, leaf.shape), jnp.float32), tree)
+
+
+def names(tree) -> set[str]:
+    """The paths of a tree's leaves."""
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_close(ours, expected, **tolerance):
+    """Equal structure and close values; an error names the leaf."""
+    assert jax.tree.structure(ours) == jax.tree.structure(expected)
+    jax.tree.map_with_path(lambda p, a, b: np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(p)), ours, expected)
