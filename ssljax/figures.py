@@ -9,9 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-NAMES = {"raw_pixels": "raw pixels", "random_init": "random network", "supervised": "labels alone", "simclr": "SimCLR"}
-COLOURS = {"simclr": "#0072B2", "supervised": "#D55E00", "raw_pixels": "#555555", "random_init": "#999999"}
-MARKERS = {"simclr": "o", "supervised": "s", "raw_pixels": "^", "random_init": "v"}
+NAMES = {"raw_pixels": "raw pixels", "random_init": "random network", "supervised": "labels alone", "simclr": "SimCLR",
+         "moco": "MoCo", "byol": "BYOL"}
+# Of the baselines; a method, of which there is one a figure, has the first colour and marker.
+COLOURS = {"supervised": "#D55E00", "raw_pixels": "#555555", "random_init": "#999999"}
+MARKERS = {"supervised": "s", "raw_pixels": "^", "random_init": "v"}
 CLASSES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#000000", "#999999", "#7A3E9D")
 GREY = "#444444"
 
@@ -50,19 +52,19 @@ def label_efficiency(path: Path, curves: Mapping[str, Mapping[int, tuple[float, 
     for features, curve in curves.items():
         x = np.array([place[k] for k in sorted(curve)], float)
         mean, std = np.array([curve[k] for k in sorted(curve)]).T
-        colour = COLOURS.get(features, "#009E73")
+        colour = COLOURS.get(features, CLASSES[0])
         axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
-        axis.plot(x, mean, color=colour, marker=MARKERS.get(features, "D"), markersize=5, linewidth=2.2 if features == "simclr" else 1.4)
+        axis.plot(x, mean, color=colour, marker=MARKERS.get(features, "o"), markersize=5, linewidth=1.4 if features in COLOURS else 2.2)
         ends[features in full][features] = full.get(features, mean[-1])
         if features in full:
-            axis.plot([len(counts)], [full[features]], color=colour, marker=MARKERS.get(features, "D"), markersize=5, clip_on=False)
+            axis.plot([len(counts)], [full[features]], color=colour, marker=MARKERS.get(features, "o"), markersize=5, clip_on=False)
             axis.plot([x[-1], len(counts)], [mean[-1], full[features]], color=colour, linewidth=0.9, linestyle=":")
     last = len(counts) - (0 if full else 1)
     low, high = axis.get_ylim()
     for at, names in ((last, ends[True]), (len(counts) - 1, ends[False])):
         for features, y in spread_out(names, 0.06 * (high - low)).items():
             axis.annotate(name(features), (at, y), (10, 0), textcoords="offset points", va="center", fontsize=10,
-                          color=COLOURS.get(features, "#009E73"), annotation_clip=False)
+                          color=COLOURS.get(features, CLASSES[0]), annotation_clip=False)
     axis.set_xticks(range(last + 1), [*map(str, counts), *(["all"] if full else [])])
     axis.set_xlim(-0.15, last + 0.05)
     axis.set_xlabel("labelled images a class", color=GREY)

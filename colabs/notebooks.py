@@ -1,4 +1,4 @@
-"""Writes simclr.ipynb. The notebook is generated: change this file, then run `python colabs/simclr.py`."""
+"""Writes the notebooks, one a paper. They are generated: change this file, then run `python colabs/notebooks.py`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,30 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-NOTEBOOK = Path(__file__).with_suffix(".ipynb")
+FOLDER = Path(__file__).parent
+
+# A paper's title line and what its method does with two views.
+PAPERS = {
+    "simclr": ("SimCLR", """
+[SimCLR](https://arxiv.org/abs/2002.05709) shows the network two random views of each image and asks which two belong together.
+"""),
+    "moco": ("MoCo", """
+[MoCo](https://arxiv.org/abs/1911.05722) shows the network one random view of each image and a slowly moving copy of it another, and asks
+which key of the copy belongs to which query, among a queue of the keys of earlier steps.
+"""),
+    "byol": ("BYOL", """
+[BYOL](https://arxiv.org/abs/2006.07733) shows the network one random view of each image and a slowly moving copy of it another, and asks
+to predict what the copy makes of it. There are no negatives: only the predictor and the slow copy keep all images from looking alike.
+"""),
+}
 
 CELLS = [
     ("title", """
-# SimCLR on handwritten digits
+# {title} on handwritten digits
 
 A small network learns from scikit-learn's 1,797 scanned digits without their labels. Then the labels come: how many of them are needed?
 
-[SimCLR](https://arxiv.org/abs/2002.05709) shows the network two random views of each image and asks which two belong together.
+{idea}
 The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
 """),
     ("install", """
@@ -27,20 +42,20 @@ from pathlib import Path
 
 REPOSITORY = ""            # outside a checkout, on Colab for example: the git address that this notebook came from
 
-if Path("../configs/simclr.py").exists():
+if Path("../configs/{name}.py").exists():
     os.chdir("..")
 if importlib.util.find_spec("ssljax") is None:
-    if not Path("configs/simclr.py").exists():
-        !git clone --quiet {REPOSITORY} ssljax
+    if not Path("configs/{name}.py").exists():
+        !git clone --quiet {{REPOSITORY}} ssljax
         os.chdir("ssljax")
     %pip install --quiet --editable .
     sys.path.insert(0, os.getcwd())
 """),
     ("settings", """
-RUN = os.environ.get("SSLJAX_RUN", "runs/digits")
+RUN = os.environ.get("SSLJAX_RUN", "runs/{name}-digits")
 CHANGES = os.environ.get("SSLJAX_CHANGES", "").split()      # e.g. ["--config.epochs=20", "--config.seed=1"]
 
-ARGUMENTS = ["--config=configs/simclr.py:digits", f"--workdir={RUN}", *CHANGES]
+ARGUMENTS = ["--config=configs/{name}.py:digits", f"--workdir={{RUN}}", *CHANGES]
 """),
     ("preview_text", """
 ## What the network sees
@@ -53,12 +68,13 @@ from IPython.display import Image
 from ssljax import preview
 
 preview.main(ARGUMENTS)
-Image(f"{RUN}/preview.png", width=700)
+Image(f"{{RUN}}/preview.png", width=700)
 """),
     ("train_text", """
 ## Train
 
-No label is used, but by the online probe that only watches. Interrupted? Run the cell again: it goes on from the last checkpoint.
+No label is used, but by a probe that only watches, where there is one. Interrupted? Run the cell again: it goes on from the
+last checkpoint.
 """),
     ("train", """
 from ssljax import train
@@ -85,17 +101,23 @@ Accuracy on held-out digits. The report with all pictures is `report.html` in th
 from ssljax import report
 
 report.main([RUN])
-Image(f"{RUN}/labels-digits.png", width=700)
+Image(f"{{RUN}}/labels-digits.png", width=700)
 """),
 ]
 
 
-def notebook() -> str:
-    """The notebook's text, the same at every call: the cells' ids are their names."""
+def file(name: str) -> Path:
+    """Where a paper's notebook is."""
+    return FOLDER / f"{name}.ipynb"
+
+
+def notebook(name: str) -> str:
+    """The text of a paper's notebook, the same at every call: the cells' ids are their names."""
+    title, idea = PAPERS[name]
     cells = []
-    for name, text in CELLS:
-        new = new_markdown_cell if name in ("title",) or name.endswith("_text") else new_code_cell
-        cells.append(new(text.strip(), id=name))
+    for cell, text in CELLS:
+        new = new_markdown_cell if cell == "title" or cell.endswith("_text") else new_code_cell
+        cells.append(new(text.format(name=name, title=title, idea=idea.strip()).strip(), id=cell))
     metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
     book = new_notebook(cells=cells, metadata=metadata)
     book.nbformat_minor = 5
@@ -104,9 +126,10 @@ def notebook() -> str:
 
 
 def main() -> None:
-    """Writes the file."""
-    NOTEBOOK.write_text(notebook())
-    print(NOTEBOOK, file=sys.stderr)
+    """Writes the files."""
+    for name in PAPERS:
+        file(name).write_text(notebook(name))
+        print(file(name), file=sys.stderr)
 
 
 if __name__ == "__main__":
