@@ -5,7 +5,7 @@
     ssljax train --config configs/byol.py:imagenet_r50_e300 --workdir gs://bucket/byol   # 72.5 / 90.8 with a linear probe
     ssljax train --config configs/byol.py:imagenet_r50_e1000 --workdir gs://bucket/byol  # 74.3 / 91.6
 
-Ablations of the paper at 300 epochs: `_no_predictor` (0.2), `_tau_0` (0.3), `_tau_1` (a random target: 18.8); other fixed tau with
+`imagenet_r50_finetune_1pct` and `_10pct` (and the larger networks) fine-tune on a part of the labels. Ablations of the paper at 300 epochs: `_no_predictor` (0.2), `_tau_0` (0.3), `_tau_1` (a random target: 18.8); other fixed tau with
 `--config.target.schedule=constant --config.target.momentum=0.99`. Sources of the numbers: [P] the paper, [C] the released code
 (deepmind-research, byol, commit f5de0ed), [X] chosen here.
 """
@@ -30,8 +30,11 @@ LARGER = {"imagenet_r50_x2": ("resnet50", 2.0), "imagenet_r50_x3": ("resnet50", 
           "imagenet_r200_x2": ("resnet200", 2.0)}
 ABLATIONS = {"imagenet_r50_e300_no_predictor": "predictor", "imagenet_r50_e300_tau_0": 0.0, "imagenet_r50_e300_tau_1": 1.0}
 
+FINETUNE = {f"{name}_finetune_{percent}pct": (name, percent / 100) for name in ("imagenet_r50", "imagenet_r50_x2", "imagenet_r50_x4",
+                                                                             "imagenet_r200_x2") for percent in (1, 10)}
+
 PRESETS = ("digits", "digits_collapse", "fashion_mnist", "cifar10_r18", "cifar10_small", "folder", "imagenette_r18", *IMAGENET_TABLE,
-           *LARGER, *ABLATIONS)
+           *LARGER, *ABLATIONS, *FINETUNE)
 
 
 def simclr() -> ModuleType:
@@ -76,6 +79,26 @@ def ablation(what: str | float) -> ConfigDict:
         c.predictor.layers = 0
     else:
         c.target.update(momentum=what, schedule="constant")
+    return c
+
+
+def larger(name: str) -> ConfigDict:
+    """The headline recipe on one of LARGER, or on the ResNet-50."""
+    c = imagenet()
+    c.model.update(dict(zip(("name", "width"), LARGER.get(name, ("resnet50", 1.0)), strict=True)))
+    return c
+
+
+def finetune(name: str, fraction: float) -> ConfigDict:
+    """Semi-supervised, two stages: the headline recipe, then the whole network on 1 % or 10 % of the labels.
+
+    Batch 1024 [P]. The paper chooses rate and epochs on its local validation images, among 0.005, 0.01, 0.02, 0.05, 0.1 and 30, 50; here
+    they stand in the middle and at the end [X], and --config.finetune.optim.learning_rate and --config.finetune.epochs try the others.
+    """
+    c = simclr().finetune(larger(name))
+    c.finetune.data.label_fraction = fraction
+    c.finetune.update(batch_size=1024, epochs=50)
+    c.finetune.optim.update(learning_rate=0.02, scaling="none")
     return c
 
 
@@ -158,11 +181,13 @@ def get_config(preset: str = "digits") -> ConfigDict:
     if preset in IMAGENET_TABLE:
         c = imagenet(*IMAGENET_TABLE[preset])
     elif preset in LARGER:
-        c = imagenet()
-        c.model.update(dict(zip(("name", "width"), LARGER[preset], strict=True)))
+        c = larger(preset)
+    elif preset in FINETUNE:
+        c = finetune(*FINETUNE[preset])
     elif preset in ABLATIONS:
         c = ablation(ABLATIONS[preset])
     else:
         c = globals()[preset]()
-    c.preset = preset
+    for stage in [c[name] for name in c.stages] if "stages" in c else [c]:
+        stage.preset = preset
     return c.lock()

@@ -234,12 +234,21 @@ def test_parameter_counts_of_the_papers_networks():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_method(preset):
     c = get_config(preset).unlock()
+    c = c.pretrain if "stages" in c else c
     assert c.preset == preset and c.name == "byol"
     if preset == "folder":
         with pytest.raises(ValueError, match="data.num_examples must be the number of training images"):
             METHODS["byol"](c)
         c.data.num_examples = 1000
     METHODS["byol"](c)
+
+
+def test_fine_tuning_continues_from_the_pretrained_encoder_on_the_papers_batch():
+    c = get_config("imagenet_r200_x2_finetune_10pct")
+    assert (c.pretrain.method, c.finetune.method, c.finetune.init_from) == ("byol", "supervised", "pretrain")
+    assert (c.finetune.batch_size, c.finetune.data.label_fraction) == (1024, 0.1)
+    assert c.finetune.model == c.pretrain.model and (c.pretrain.model.name, c.pretrain.model.width) == ("resnet200", 2.0)
+    assert (c.finetune.optim.nesterov, c.finetune.optim.weight_decay) == (True, 0.0)
 
 
 def test_wrong_settings_are_named():
