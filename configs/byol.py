@@ -5,7 +5,8 @@
     ssljax train --config configs/byol.py:imagenet_r50_e300 --workdir gs://bucket/byol   # 72.5 / 90.8 with a linear probe
     ssljax train --config configs/byol.py:imagenet_r50_e1000 --workdir gs://bucket/byol  # 74.3 / 91.6
 
-`imagenet_r50_finetune_1pct` and `_10pct` (and the larger networks) fine-tune on a part of the labels. Ablations of the paper at 300 epochs: `_no_predictor` (0.2), `_tau_0` (0.3), `_tau_1` (a random target: 18.8); other fixed tau with
+`imagenet_r50_finetune_1pct` and `_10pct`, and the same of larger networks, go on to fine-tune on a part of the labels. Ablations of the
+paper at 300 epochs: `_no_predictor` (0.2), `_tau_0` (0.3), `_tau_1` (a random target: 18.8); other fixed tau with
 `--config.target.schedule=constant --config.target.momentum=0.99`. Sources of the numbers: [P] the paper, [C] the released code
 (deepmind-research, byol, commit f5de0ed), [X] chosen here.
 """
