@@ -9,15 +9,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from ssljax.models.heads import LinearClassifier, ProjectionHead
+from ssljax.models.heads import MLP, SCHEMES, LinearClassifier
 from ssljax.models.layout import along_batch
-from ssljax.models.mlp import MLP, SCHEMES
 from ssljax.models.norm import BatchNorm
 from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
 from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT
 from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
-__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "ProjectionHead", "ResNet", "ViT", "backbone", "forward", "infer",
+__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "ResNet", "ViT", "backbone", "forward", "infer",
            "initialise", "initialise_head", "mlp", "projection_head", "unit_gains"]
 
 Pytree = Any
@@ -78,9 +77,10 @@ def _vit(model: ConfigDict) -> ViT:
                drop_path=model.drop_path, frozen_patch=model.frozen_patch, remat=model.remat, scan=model.scan, dtype=jnp.dtype(model.dtype))
 
 
-def projection_head(head: ConfigDict, model: ConfigDict) -> ProjectionHead:
-    """The projection head of `config.head` on the backbone of `config.model`, whose norms and dtype it shares."""
-    return ProjectionHead(head.layers, head.hidden, head.dim, **_norm(model))
+def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:
+    """SimCLR's projector of `config.head` on the backbone of `config.model`, whose norms and dtype it shares."""
+    return MLP(head.layers, head.hidden, head.dim, hidden_bias=False, last_bias=False, norm=True, last_norm=True, last_gain=True,
+               scheme="normal_0.01", **_norm(model))
 
 
 def mlp(head: ConfigDict, model: ConfigDict, dim: int) -> MLP:

@@ -1,12 +1,20 @@
-"""A convolution whose gradients are quick on a CPU.
+"""A convolution that is quick on a CPU too: elsewhere XLA's own, on CPUs the quickest form we know for its shape, equal but for rounding.
 
-Two of XLA's CPU gradients are slow: that of a narrow convolution (16 to 128 channels) with respect to its kernel, and that of a strided
-one with respect to its input. Both have another form here, equal but for rounding, on CPUs only. The forward pass is XLA's own.
+    3x3, stride 1, 32 channels or more     Winograd's F(2x2, 3x3): 4 of 9 multiplications (Lavin & Gray, arXiv 1509.09308); float32 only
+    1x1                                    a matrix product
+    depthwise                              shifted multiply-adds
+    grouped                                patches times kernels, a batch of matrix products
+    others                                 XLA's forward; kernel gradients from patches, strided input gradients without zeros
+
+XLA's CPU back end is slow at the gradient of a narrow convolution with respect to its kernel, at that of a strided one with respect to
+its input, and at all that is grouped.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -15,47 +23,59 @@ from jax import lax
 
 Padding = tuple[tuple[int, int], ...]
 IMAGES = 8                          # at a time: their patches stay in the cache
+TILES = 512                         # at a time, of Winograd's; the same
+WIDE = 32                           # channels from which Winograd's pays
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, **options: Any) -> jax.Array:
-    """`[B, H, W, C]` with `kernel [h, w, C, D]` -> `[B, H', W', D]`; the `conv_general_dilated` of a `flax.linen.Conv`.
+def conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, *, feature_group_count: int = 1,
+           **options: Any) -> jax.Array:
+    """`[B, H, W, C]` with `kernel [h, w, C / groups, D]` -> `[B, H', W', D]`; the `conv_general_dilated` of a `flax.linen.Conv`.
 
-    The other `options` of that argument are the defaults (no dilation, one group). On other platforms the gradient is XLA's too; the
-    choice falls when the program is lowered, so that compiling for a TPU on a CPU is right. Reverse-mode differentiation only.
+    The other `options` of that argument are the defaults (no dilation). The choice falls when the program is lowered, so that compiling
+    for a TPU on a CPU is right. Reverse-mode differentiation only.
     """
     del options
-    return _conv2d(x, kernel, tuple(strides), tuple(map(tuple, padding)))
+    return _conv2d(x, kernel, tuple(strides), tuple(map(tuple, padding)), feature_group_count)
 
 
-def _xla(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _xla(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int = 1) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
 
 
-_conv2d = jax.custom_vjp(_xla, nondiff_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int) -> jax.Array:
+    def by_hand(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if _suits_winograd(x, kernel, strides, groups):
+            return _winograd(x, kernel, padding)
+        return (_composed(kernel, padding, groups) or _xla)(x, kernel, strides, padding, groups)
+
+    return lax.platform_dependent(x, kernel, cpu=by_hand, default=partial(_xla, strides=strides, padding=padding, groups=groups))
 
 
-def _forward(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> tuple[jax.Array, tuple]:
-    return _xla(x, kernel, strides, padding), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array, *settings: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv2d(x, kernel, *settings), (x, kernel)
 
 
-def _backward(strides: tuple[int, int], padding: Padding, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-
-    def by_xla(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda x, kernel: _xla(x, kernel, strides, padding), x, kernel)[1](grad)
+def _backward(strides: tuple[int, int], padding: Padding, groups: int, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def automatic(form: Any, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(lambda x, kernel: form(x, kernel, strides, padding, groups), x, kernel)[1](grad)
 
     def by_hand(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if _suits_winograd(x, kernel, strides, groups):
+            around = tuple((2 - before, 2 - after) for before, after in padding)
+            return _winograd(grad, kernel, around, flipped=True), _winograd_kernel_gradient(x, grad, padding)
+        if form := _composed(kernel, padding, groups):
+            return automatic(form, x, kernel, grad)
         if strides == (1, 1):
             grad_x = jax.vjp(lambda x: _xla(x, kernel, strides, padding), x)[1](grad)[0]
         else:
             grad_x = _input_gradient(kernel, grad, x.shape[1:3], strides, padding)
         return grad_x, _kernel_gradient(x, grad, kernel.shape[:2], strides, padding)
 
-    return lax.platform_dependent(x, kernel, grad, cpu=by_hand, default=by_xla)
+    return lax.platform_dependent(*saved, grad, cpu=by_hand, default=partial(automatic, _xla))
 
 
 _conv2d.defvjp(_forward, _backward)
-
 
 def _input_gradient(kernel: jax.Array, grad: jax.Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding) -> jax.Array:
     """The input gradient `[B, *size, C]` of a strided convolution as one convolution without strides.
@@ -81,14 +101,10 @@ def _input_gradient(kernel: jax.Array, grad: jax.Array, size: tuple[int, int], s
 def _kernel_gradient(x: jax.Array, grad: jax.Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding) -> jax.Array:
     """Output gradient times patches, a few images at a time, summed in float32: `[h, w, C, D]`."""
     channels, features = x.shape[-1], grad.shape[-1]
-    rows, columns = grad.shape[1:3]
 
     def add(total: jax.Array, images: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         x, grad = images
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))       # here, not before: the chunk stays in the cache
-        patches = jnp.concatenate([
-            x[:, i:i + (rows - 1) * strides[0] + 1:strides[0], j:j + (columns - 1) * strides[1] + 1:strides[1]]
-            for i in range(size[0]) for j in range(size[1])], axis=-1)                       # [n, H', W', h*w*C]
+        patches = jnp.concatenate([tap for _, _, tap in _taps(x, size, strides, padding)], axis=-1)              # [n, H', W', h*w*C]
         product = jnp.matmul(grad.reshape(-1, features).T, patches.reshape(-1, patches.shape[-1]), preferred_element_type=jnp.float32)
         return total + product, None                     # the long side is the matrix product's columns: quicker than its transpose
 
@@ -96,3 +112,119 @@ def _kernel_gradient(x: jax.Array, grad: jax.Array, size: tuple[int, int], strid
     chunks = (x.reshape(-1, n, *x.shape[1:]), grad.reshape(-1, n, *grad.shape[1:]))
     total, _ = lax.scan(add, jnp.zeros((features, math.prod(size) * channels), jnp.float32), chunks)
     return total.T.reshape(*size, channels, features).astype(x.dtype)
+
+def _composed(kernel: jax.Array, padding: Padding, groups: int) -> Callable[..., jax.Array] | None:
+    """The form that is made of other operations and whose gradients are quick by themselves, if the shape has one."""
+    if groups > 1:
+        return _depthwise if kernel.shape[2] == 1 else _grouped
+    return _pointwise if kernel.shape[:2] == (1, 1) and not any(map(any, padding)) else None
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int) -> jax.Array:
+    del padding, groups
+    return x[:, ::strides[0], ::strides[1]] @ kernel[0, 0]
+
+
+def _depthwise(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int) -> jax.Array:
+    x = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)               # several outputs of a channel lie side by side
+    return reduce(jnp.add, (tap * kernel[i, j] for i, j, tap in _taps(x, kernel.shape[:2], strides, padding)))
+
+
+def _grouped(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int) -> jax.Array:
+    """Convolutions of neighbouring groups together, up to WIDE channels at a time; the zeros between groups cost less than narrow ones."""
+    *size, narrow, features = kernel.shape
+    together = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * narrow <= WIDE))
+    parts = groups // together
+    kernel = kernel.reshape(*size, narrow, parts, together, features // groups)
+    diagonal = jnp.eye(together, dtype=kernel.dtype)
+    kernel = jnp.einsum("hwcpgd,fg->phwfcgd", kernel, diagonal).reshape(parts, *size, together * narrow, features // parts)
+    return jnp.concatenate([_conv2d(part, kernel[i], strides, padding, 1) for i, part in enumerate(jnp.split(x, parts, axis=-1))], axis=-1)
+
+
+def _taps(x: jax.Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding) -> Iterator[tuple[int, int, jax.Array]]:
+    """What every tap `i, j` of a kernel meets: `[B, H', W', C]`."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = ((x.shape[1 + axis] - size[axis]) // strides[axis] + 1 for axis in range(2))
+    for i in range(size[0]):
+        for j in range(size[1]):
+            yield i, j, x[:, i:i + (rows - 1) * strides[0] + 1:strides[0], j:j + (columns - 1) * strides[1] + 1:strides[1]]
+
+
+# Winograd's: with d 4x4 pixels of the input and g the kernel, 2x2 pixels of the output are OUT (KERNEL g KERNEL' * IN d IN') OUT'.
+IN = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
+KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
+OUT = ((1, 1, 1, 0), (0, 1, -1, -1))
+FLIPPED = (3, 1, 2, 0)              # rows of KERNEL for a kernel read backwards
+
+Grid = Sequence[Sequence[jax.Array]]
+
+
+def _suits_winograd(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], groups: int) -> bool:
+    """Its sums before and after the products cost more than they save where there are few channels."""
+    return kernel.shape[:2] == (3, 3) and strides == (1, 1) and groups == 1 and min(kernel.shape[2:]) >= WIDE and x.dtype == jnp.float32
+
+
+def _winograd(x: jax.Array, kernel: jax.Array, padding: Padding, *, flipped: bool = False) -> jax.Array:
+    """`[B, H, W, C]` with `[3, 3, C, D]` -> `[B, H', W', D]`; `flipped`, with `[3, 3, D, C]` read backwards: the input gradient."""
+    rows, columns = (x.shape[1 + axis] + sum(padding[axis]) - 2 for axis in range(2))
+    order = FLIPPED if flipped else range(4)
+    sums = _sandwich(KERNEL, kernel)
+    kernels = [sums[i][j] for i in order for j in order]
+
+    def some(x: jax.Array) -> jax.Array:
+        products = [lax.dot_general(tile, kernel, (((3,), (1 if flipped else 0,)), ((), ())))
+                    for tile, kernel in zip(_input_tiles(x, padding), kernels, strict=True)]
+        y = _sandwich(OUT, [products[i:i + 4] for i in range(0, 16, 4)])
+        y = jnp.stack([jnp.stack(row, axis=3) for row in y], axis=2)                                        # [n, h, 2, w, 2, D]
+        return y.reshape(y.shape[0], 2 * y.shape[1], 2 * y.shape[3], -1)[:, :rows, :columns]
+
+    n = _images(x.shape[0], rows, columns)
+    if n == x.shape[0]:
+        return some(x)
+    return lax.map(some, x.reshape(-1, n, *x.shape[1:])).reshape(x.shape[0], rows, columns, -1)
+
+
+def _winograd_kernel_gradient(x: jax.Array, grad: jax.Array, padding: Padding) -> jax.Array:
+    """`[3, 3, C, D]`: the transpose of `_winograd` with respect to its kernel."""
+    def some(x: jax.Array, grad: jax.Array) -> jax.Array:
+        n, rows, columns, features = grad.shape
+        grad = jnp.pad(grad, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)))
+        grad = grad.reshape(n, grad.shape[1] // 2, 2, grad.shape[2] // 2, 2, features)
+        outputs = _sandwich(_transposed(OUT), [[grad[:, :, i, :, j] for j in range(2)] for i in range(2)])
+        tiles = jnp.stack(_input_tiles(x, padding)).reshape(16, -1, x.shape[-1])
+        return jnp.einsum("ktc,ktd->kcd", tiles, jnp.stack(sum(outputs, [])).reshape(16, -1, features))
+
+    n = _images(x.shape[0], *grad.shape[1:3])
+    if n == x.shape[0]:
+        total = some(x, grad)
+    else:
+        chunks = x.reshape(-1, n, *x.shape[1:]), grad.reshape(-1, n, *grad.shape[1:])
+        total, _ = lax.scan(lambda total, chunk: (total + some(*chunk), None), jnp.zeros((16, x.shape[-1], grad.shape[-1])), chunks)
+    return jnp.stack([jnp.stack(row) for row in _sandwich(_transposed(KERNEL), total.reshape(4, 4, *total.shape[1:]))])
+
+
+def _images(batch: int, rows: int, columns: int) -> int:
+    """So many at a time that their tiles stay in the cache."""
+    return math.gcd(batch, max(TILES // (-(-rows // 2) * -(-columns // 2)), 1))
+
+
+def _input_tiles(x: jax.Array, padding: Padding) -> list[jax.Array]:
+    """IN d IN' of overlapping 4x4 squares two pixels apart: sixteen `[B, h, w, C]`."""
+    rows, columns = (-(-(x.shape[1 + axis] + sum(padding[axis]) - 2) // 2) for axis in range(2))
+    pads = [(before, 2 * tiles + 2 - size - before) for tiles, size, (before, _) in zip((rows, columns), x.shape[1:3], padding, strict=True)]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    x = x.reshape(x.shape[0], rows + 1, 2, columns + 1, 2, -1)
+    tiles = [[x[:, i // 2:i // 2 + rows, i % 2, j // 2:j // 2 + columns, j % 2] for j in range(4)] for i in range(4)]
+    return sum(_sandwich(IN, tiles), [])
+
+
+def _sandwich(matrix: tuple[tuple[float, ...], ...], grid: Grid | jax.Array) -> list[list[jax.Array]]:
+    """`matrix grid matrix'`, where the elements of `grid` are arrays."""
+    def times(column: Sequence[jax.Array]) -> list[jax.Array]:
+        return [reduce(jnp.add, (x if weight == 1 else weight * x for weight, x in zip(row, column, strict=True) if weight)) for row in matrix]
+
+    return [times(row) for row in zip(*(times(column) for column in zip(*grid, strict=True)), strict=True)]
+
+
+def _transposed(matrix: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+    return tuple(zip(*matrix, strict=True))

@@ -4,8 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from ssljax.models import LinearClassifier, ProjectionHead
+from ssljax.models import LinearClassifier, projection_head
+
+
+def head_of(layers, hidden, dim, bn_momentum=0.9, bn_epsilon=1e-5):
+    """SimCLR's projection head."""
+    model = dict(bn_momentum=bn_momentum, bn_epsilon=bn_epsilon, shortcut="simclr", dtype="float32")
+    return projection_head(ConfigDict(dict(layers=layers, hidden=hidden, dim=dim)), ConfigDict(model))
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +24,8 @@ def official(golden):
         params[f"dense{i + 1}"] = {"kernel": g[f"l{i}.dense.kernel"]}
         params[f"norm{i + 1}"] = {"scale": g[f"l{i}.bn.gamma"]} | ({"bias": g[f"l{i}.bn.beta"]} if g[f"l{i}.bn.has_beta"] else {})
         stats[f"norm{i + 1}"] = {"mean": g[f"l{i}.bn.moving_mean"], "var": g[f"l{i}.bn.moving_variance"]}
-    head = ProjectionHead(int(g["num_layers"]), hidden=0, dim=g["eval_projection"].shape[1],
-                          bn_momentum=float(g["bn_momentum"]), bn_epsilon=float(g["bn_epsilon"]))
+    head = head_of(int(g["num_layers"]), hidden=0, dim=g["eval_projection"].shape[1],
+                   bn_momentum=float(g["bn_momentum"]), bn_epsilon=float(g["bn_epsilon"]))
     return head, jax.tree.map(jnp.asarray, {"params": params, "batch_stats": stats}), g
 
 
@@ -52,14 +59,14 @@ def test_every_layer_lists_input_hidden_and_projection(official):
 
 def test_hidden_width_and_no_layers():
     x = jnp.ones((2, 6))
-    shapes = jax.eval_shape(lambda: ProjectionHead(2, hidden=9, dim=4).init(jax.random.key(0), x, train=False))["params"]
+    shapes = jax.eval_shape(lambda: head_of(2, hidden=9, dim=4).init(jax.random.key(0), x, train=False))["params"]
     assert shapes["dense1"]["kernel"].shape == (6, 9) and shapes["dense2"]["kernel"].shape == (9, 4)
     assert "bias" in shapes["norm1"] and "bias" not in shapes["norm2"] and "bias" not in shapes["dense1"]
-    np.testing.assert_array_equal(ProjectionHead(0, hidden=0, dim=4).apply({}, x, train=False), x)
+    np.testing.assert_array_equal(head_of(0, hidden=0, dim=4).apply({}, x, train=False), x)
 
 
 def test_dense_weights_start_at_a_hundredth():
-    params = ProjectionHead(1, hidden=0, dim=128).init(jax.random.key(0), jnp.ones((2, 256)), train=False)["params"]
+    params = head_of(1, hidden=0, dim=128).init(jax.random.key(0), jnp.ones((2, 256)), train=False)["params"]
     np.testing.assert_allclose(np.std(params["dense1"]["kernel"]), 0.01, rtol=0.02)
 
 
