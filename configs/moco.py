@@ -134,12 +134,9 @@ def demo(symmetric: bool, epochs: int) -> ConfigDict:
 
 
 def few_steps(c: ConfigDict, m: float) -> ConfigDict:
-    """For runs of some hundred steps: norms in the head, or they are over before the embeddings have spread, and a faster target [X].
-
-    On the digits kNN is 79 with v2's head and temperature, 87 with the norms, 91 with temperature and momentum changed as well.
-    """
+    """For runs of some hundred steps: norms in the head, or they are over before the embeddings have spread, and a faster target [X]."""
     c.head.update(hidden_bias=False, last_bias=False, norm=True, last_norm=True)
-    c.loss.update(temperature=0.1, symmetric=True)
+    c.loss.symmetric = True
     c.target.momentum = m
     return c
 
@@ -162,12 +159,15 @@ def fashion_mnist() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """Network, views, batch and budget of configs/simclr.py:digits; a queue of a sixth of the images, groups of 32 as in the paper [X]."""
+    """Network, views, batch and budget of configs/simclr.py:digits; a queue of a sixth of the images, groups of 32 as in the paper [X].
+
+    The temperature is SimCLR's there: held-out kNN of seeds 3 and 4 is 92.6 and 89.6, against 84.5 and 84.8 at the 0.1 of the demo.
+    """
     base = simclr().digits()
     views = ConfigDict(base.augment)
     c = few_steps(momentum_contrast(base, 1_500), 0.95)
     c.augment = views
-    c.head.dim, c.queue.size, c.bn.groups = 64, 256, 4
+    c.head.dim, c.loss.temperature, c.queue.size, c.bn.groups = 64, 0.35, 256, 4
     return c
 
 
