@@ -45,7 +45,7 @@ def _xla(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pad
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int) -> jax.Array:
     def by_hand(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        if _suits_winograd(x, kernel, strides, groups):
+        if _suits_winograd(x, kernel, strides, padding, groups):
             return _winograd(x, kernel, padding)
         return (_composed(kernel, padding, groups) or _xla)(x, kernel, strides, padding, groups)
 
@@ -61,13 +61,14 @@ def _backward(strides: tuple[int, int], padding: Padding, groups: int, saved: tu
         return jax.vjp(lambda x, kernel: form(x, kernel, strides, padding, groups), x, kernel)[1](grad)
 
     def by_hand(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if _suits_winograd(x, kernel, strides, groups):
+        if _suits_winograd(x, kernel, strides, padding, groups):
             around = tuple((2 - before, 2 - after) for before, after in padding)
             return _winograd(grad, kernel, around, flipped=True), _winograd_kernel_gradient(x, grad, padding)
-        if form := _composed(kernel, padding, groups):
+        form = _composed(kernel, padding, groups)
+        if groups > 1:
             return automatic(form, x, kernel, grad)
-        if strides == (1, 1):
-            grad_x = jax.vjp(lambda x: _xla(x, kernel, strides, padding), x)[1](grad)[0]
+        if form or strides == (1, 1):
+            grad_x, _ = automatic(form or _xla, x, kernel, grad)
         else:
             grad_x = _input_gradient(kernel, grad, x.shape[1:3], strides, padding)
         return grad_x, _kernel_gradient(x, grad, kernel.shape[:2], strides, padding)
@@ -114,7 +115,7 @@ def _kernel_gradient(x: jax.Array, grad: jax.Array, size: tuple[int, int], strid
     return total.T.reshape(*size, channels, features).astype(x.dtype)
 
 def _composed(kernel: jax.Array, padding: Padding, groups: int) -> Callable[..., jax.Array] | None:
-    """The form that is made of other operations and whose gradients are quick by themselves, if the shape has one."""
+    """The form that is made of other operations, if the shape has one; all its gradients but `_pointwise`'s to the kernel are quick."""
     if groups > 1:
         return _depthwise if kernel.shape[2] == 1 else _grouped
     return _pointwise if kernel.shape[:2] == (1, 1) and not any(map(any, padding)) else None
@@ -127,7 +128,7 @@ def _pointwise(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], paddin
 
 def _depthwise(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int) -> jax.Array:
     x = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)               # several outputs of a channel lie side by side
-    return reduce(jnp.add, (tap * kernel[i, j] for i, j, tap in _taps(x, kernel.shape[:2], strides, padding)))
+    return reduce(jnp.add, (tap * kernel[i:i + 1, j:j + 1] for i, j, tap in _taps(x, kernel.shape[:2], strides, padding)))
 
 
 def _grouped(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int) -> jax.Array:
@@ -159,9 +160,10 @@ FLIPPED = (3, 1, 2, 0)              # rows of KERNEL for a kernel read backwards
 Grid = Sequence[Sequence[jax.Array]]
 
 
-def _suits_winograd(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], groups: int) -> bool:
+def _suits_winograd(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int) -> bool:
     """Its sums before and after the products cost more than they save where there are few channels."""
-    return kernel.shape[:2] == (3, 3) and strides == (1, 1) and groups == 1 and min(kernel.shape[2:]) >= WIDE and x.dtype == jnp.float32
+    usual = kernel.shape[:2] == (3, 3) and strides == (1, 1) and groups == 1 and all(0 <= p <= 2 for pair in padding for p in pair)
+    return usual and min(kernel.shape[2:]) >= WIDE and x.dtype == jnp.float32
 
 
 def _winograd(x: jax.Array, kernel: jax.Array, padding: Padding, *, flipped: bool = False) -> jax.Array:
@@ -211,8 +213,8 @@ def _images(batch: int, rows: int, columns: int) -> int:
 def _input_tiles(x: jax.Array, padding: Padding) -> list[jax.Array]:
     """IN d IN' of overlapping 4x4 squares two pixels apart: sixteen `[B, h, w, C]`."""
     rows, columns = (-(-(x.shape[1 + axis] + sum(padding[axis]) - 2) // 2) for axis in range(2))
-    pads = [(before, 2 * tiles + 2 - size - before) for tiles, size, (before, _) in zip((rows, columns), x.shape[1:3], padding, strict=True)]
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    height, width = ((padding[axis][0], 2 * tiles + 2 - x.shape[1 + axis] - padding[axis][0]) for axis, tiles in enumerate((rows, columns)))
+    x = jnp.pad(x, ((0, 0), height, width, (0, 0)))
     x = x.reshape(x.shape[0], rows + 1, 2, columns + 1, 2, -1)
     tiles = [[x[:, i // 2:i // 2 + rows, i % 2, j // 2:j // 2 + columns, j % 2] for j in range(4)] for i in range(4)]
     return sum(_sandwich(IN, tiles), [])
@@ -221,7 +223,8 @@ def _input_tiles(x: jax.Array, padding: Padding) -> list[jax.Array]:
 def _sandwich(matrix: tuple[tuple[float, ...], ...], grid: Grid | jax.Array) -> list[list[jax.Array]]:
     """`matrix grid matrix'`, where the elements of `grid` are arrays."""
     def times(column: Sequence[jax.Array]) -> list[jax.Array]:
-        return [reduce(jnp.add, (x if weight == 1 else weight * x for weight, x in zip(row, column, strict=True) if weight)) for row in matrix]
+        weighted = ([x if weight == 1 else weight * x for weight, x in zip(row, column, strict=True) if weight] for row in matrix)
+        return [reduce(jnp.add, terms) for terms in weighted]
 
     return [times(row) for row in zip(*(times(column) for column in zip(*grid, strict=True)), strict=True)]
 

@@ -6,30 +6,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 from ssljax.models import ResNet
-from ssljax.models.conv import conv2d
+from ssljax.models.conv import WIDE, conv2d
 from ssljax.models.resnet import Basic
 
 xla = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@pytest.mark.parametrize("images, side, size, stride", [(8, 8, 3, 1), (6, 7, 3, 2), (2, 8, 3, 2), (3, 5, 1, 1), (4, 8, 1, 2), (2, 9, 7, 2),
-                                                        (2, 10, 3, 3)])
-def test_value_and_both_gradients(images, side, size, stride):
+def agree(x_shape, kernel_shape, strides, padding, groups=1):
+    """The value and both gradients, with float32's rounding relative to the largest element."""
     keys = jax.random.split(jax.random.key(0), 3)
-    x, kernel = jax.random.normal(keys[0], (images, side, side, 3)), jax.random.normal(keys[1], (size, size, 3, 5))
-    padding = (((size - 1) // 2, size // 2),) * 2
-    grad = jax.random.normal(keys[2], (images, -(-side // stride), -(-side // stride), 5))
+    x, kernel = jax.random.normal(keys[0], x_shape), jax.random.normal(keys[1], kernel_shape)
+    settings = dict(window_strides=strides, padding=padding, feature_group_count=groups)
+    grad = jax.random.normal(keys[2], jax.eval_shape(lambda: xla(x, kernel, **settings)).shape)
 
     @partial(jax.jit, static_argnums=0)
     def value_and_gradients(conv, x, kernel):
-        y, vjp = jax.vjp(lambda x, kernel: conv(x, kernel, (stride, stride), padding), x, kernel)
+        y, vjp = jax.vjp(conv, x, kernel)
         return y, *vjp(grad)
 
-    for ours, theirs in zip(value_and_gradients(conv2d, x, kernel), value_and_gradients(xla, x, kernel), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+    ours = value_and_gradients(lambda x, kernel: conv2d(x, kernel, strides, padding, feature_group_count=groups), x, kernel)
+    theirs = value_and_gradients(lambda x, kernel: xla(x, kernel, **settings), x, kernel)
+    for name, a, b in zip(("value", "input gradient", "kernel gradient"), ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * np.abs(b).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("images, side, size, stride", [(8, 8, 3, 1), (6, 7, 3, 2), (2, 8, 3, 2), (3, 5, 1, 1), (4, 8, 1, 2), (2, 9, 7, 2),
+                                                        (2, 10, 3, 3)])
+def test_value_and_both_gradients(images, side, size, stride):
+    agree((images, side, side, 3), (size, size, 3, 5), (stride, stride), (((size - 1) // 2, size // 2),) * 2)
+
+
+@pytest.mark.parametrize("shape, padding", [((2, 4, 4), ((1, 1), (1, 1))), ((3, 5, 6), ((1, 1), (1, 1))), ((2, 1, 2), ((1, 1), (1, 1))),
+                                            ((2, 6, 5), ((0, 0), (2, 1))), ((6, 24, 24), ((1, 1), (1, 1)))])
+def test_winograd(shape, padding):
+    """Even and odd sides, less than a tile, other paddings, several chunks of images."""
+    agree((*shape, WIDE), (3, 3, WIDE, WIDE + 8), (1, 1), padding)
+
+
+def test_winograd_is_for_float32_and_many_channels():
+    def products(channels, dtype):
+        x, kernel = jax.ShapeDtypeStruct((2, 4, 4, channels), dtype), jax.ShapeDtypeStruct((3, 3, channels, channels), dtype)
+        return jax.jit(lambda x, kernel: conv2d(x, kernel, (1, 1), ((1, 1), (1, 1)))).lower(x, kernel).as_text().count("dot_general")
+    assert products(WIDE, jnp.float32) == 16 and products(WIDE // 2, jnp.float32) == products(WIDE, jnp.bfloat16) == 0
+
+
+@pytest.mark.parametrize("channels, features, groups, size, stride", [
+    (6, 6, 6, 3, 1), (6, 12, 6, 3, 2), (4, 4, 4, 5, 1), (3, 3, 3, 1, 2),                                    # depthwise
+    (6, 9, 3, 3, 1), (12, 8, 4, 3, 2), (80, 40, 20, 3, 1), (64, 128, 2, 3, 1), (8, 4, 2, 1, 1)])             # one part, several, Winograd's
+def test_grouped_and_depthwise(channels, features, groups, size, stride):
+    agree((2, 7, 6, channels), (size, size, channels // groups, features), (stride, stride), (((size - 1) // 2, size // 2),) * 2, groups)
+
+
+def test_a_grouped_layer_of_flax_passes_its_groups():
+    layer = partial(nn.Conv, 8, (3, 3), padding=((1, 1), (1, 1)), feature_group_count=4, use_bias=False)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
+    variables = layer().init(jax.random.key(1), x)
+    np.testing.assert_allclose(layer(conv_general_dilated=conv2d).apply(variables, x), layer().apply(variables, x), rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_sums_in_float32():
@@ -64,3 +100,12 @@ def test_compiling_for_a_tpu_takes_its_own_gradient():
     step = jax.jit(jax.grad(lambda kernel, x: conv2d(x, kernel, (1, 1), ((1, 1), (1, 1))).sum()))
     assert "while" in step.trace(kernel, x).lower(lowering_platforms=("cpu",)).as_text()
     assert "while" not in step.trace(kernel, x).lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize("groups", [1, 2, WIDE])
+def test_compiling_for_a_tpu_takes_its_own_operation(groups):
+    def loss(x, kernel):
+        return jnp.square(conv2d(x, kernel, (1, 1), ((1, 1), (1, 1)), feature_group_count=groups)).sum()
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 8, 8, WIDE), (3, 3, WIDE // groups, WIDE)))
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.convolution") == 3 and "dot_general" not in text and "while" not in text
