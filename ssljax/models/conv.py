@@ -4,7 +4,8 @@
     1x1                                    a matrix product
     depthwise                              shifted multiply-adds
     grouped                                patches times kernels, a batch of matrix products
-    others                                 XLA's forward; kernel gradients from patches, strided input gradients without zeros
+    up to 16 features, stride 1            one matrix product for all taps, then shifted sums; so are strided input gradients
+    others                                 XLA's forward; kernel gradients from patches, a few images at a time
 
 XLA's CPU back end is slow at the gradient of a narrow convolution with respect to its kernel, at that of a strided one with respect to
 its input, and at all that is grouped.
@@ -15,16 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Padding = tuple[tuple[int, int], ...]
-IMAGES = 8                          # at a time: their patches stay in the cache
-TILES = 512                         # at a time, of Winograd's; the same
+PIXELS = 2048                       # of the smaller image at a time: what is made of them stays in the cache
 WIDE = 32                           # channels from which Winograd's pays
+NARROW = 9 * 16                     # taps times features up to which shifted products pay
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, *, feature_group_count: int = 1,
@@ -47,7 +48,9 @@ def _conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: 
     def by_hand(x: jax.Array, kernel: jax.Array) -> jax.Array:
         if _suits_winograd(x, kernel, strides, padding, groups):
             return _winograd(x, kernel, padding)
-        return (_composed(kernel, padding, groups) or _xla)(x, kernel, strides, padding, groups)
+        if form := _composed(kernel, padding, groups):
+            return form(x, kernel, strides, padding, groups)
+        return _dense(x, kernel, strides, padding)
 
     return lax.platform_dependent(x, kernel, cpu=by_hand, default=partial(_xla, strides=strides, padding=padding, groups=groups))
 
@@ -62,13 +65,14 @@ def _backward(strides: tuple[int, int], padding: Padding, groups: int, saved: tu
 
     def by_hand(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
         if _suits_winograd(x, kernel, strides, padding, groups):
-            around = tuple((2 - before, 2 - after) for before, after in padding)
-            return _winograd(grad, kernel, around, flipped=True), _winograd_kernel_gradient(x, grad, padding)
+            return _winograd(grad, kernel, _around(kernel, padding), flipped=True), _winograd_kernel_gradient(x, grad, padding)
         form = _composed(kernel, padding, groups)
         if groups > 1:
             return automatic(form, x, kernel, grad)
-        if form or strides == (1, 1):
-            grad_x, _ = automatic(form or _xla, x, kernel, grad)
+        if form:
+            grad_x, _ = automatic(form, x, kernel, grad)
+        elif strides == (1, 1):
+            grad_x = _dense(grad, _reversed(kernel), strides, _around(kernel, padding))
         else:
             grad_x = _input_gradient(kernel, grad, x.shape[1:3], strides, padding)
         return grad_x, _kernel_gradient(x, grad, kernel.shape[:2], strides, padding)
@@ -78,25 +82,63 @@ def _backward(strides: tuple[int, int], padding: Padding, groups: int, saved: tu
 
 _conv2d.defvjp(_forward, _backward)
 
+
+def _dense(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> jax.Array:
+    """XLA's, or with few features the sums of shifted products: the input gradient of the convolution that has this one for its own."""
+    if strides != (1, 1) or math.prod(kernel.shape[:2]) * kernel.shape[-1] > NARROW:
+        return _xla(x, kernel, strides, padding)
+    size = tuple(x.shape[1 + axis] + sum(padding[axis]) - kernel.shape[axis] + 1 for axis in range(2))
+    return _input_gradient(_reversed(kernel), x, size, strides, _around(kernel, padding))
+
+
+def _reversed(kernel: jax.Array) -> jax.Array:
+    """`[h, w, C, D] -> [h, w, D, C]`, read backwards: the kernel of the input gradient."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _around(kernel: jax.Array, padding: Padding) -> Padding:
+    """The padding of the input gradient, without strides."""
+    return tuple((extent - 1 - before, extent - 1 - after) for extent, (before, after) in zip(kernel.shape[:2], padding, strict=True))
+
 def _input_gradient(kernel: jax.Array, grad: jax.Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding) -> jax.Array:
-    """The input gradient `[B, *size, C]` of a strided convolution as one convolution without strides.
+    """The input gradient `[B, *size, C]`: the products of all taps at once, then their sums.
 
     XLA spreads `grad` with zeros between its pixels and convolves those too. Pixel s q + r of the input meets tap t of output pixel
-    q + a where s a = r + before - t: so the s x s phases r are channels of a small convolution over `grad`, laid out as pixels at the end.
+    q + a where s a = r + before - t: so each of the s x s phases r is a sum of shifted products.
     """
-    taps, pads = [], []
-    for length, out, extent, stride, (before, _) in zip(size, grad.shape[1:3], kernel.shape[:2], strides, padding, strict=True):
-        shifts = range((before - extent) // stride + 1, (stride - 1 + before) // stride + 1)                # all a with a tap
-        table = [[r + before - stride * a for r in range(stride)] for a in shifts]
-        taps.append(jnp.array([[t if 0 <= t < extent else extent for t in row] for row in table]))          # `extent`: the zero tap
-        pads.append((-shifts[0], -(-length // stride) - 1 + shifts[-1] - (out - 1)))
-    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
-    phased = padded[taps[0][:, None, :, None], taps[1][None, :, None, :]]                                   # [a, b, r, s, C, D]
-    phased = phased.transpose(0, 1, 5, 2, 3, 4).reshape(len(taps[0]), len(taps[1]), grad.shape[-1], -1)
-    y = _xla(grad, phased, (1, 1), tuple(pads))
-    y = y.reshape(*y.shape[:3], *strides, -1).transpose(0, 1, 3, 2, 4, 5)                                   # [B, q, r, q', r', C]
-    y = y.reshape(y.shape[0], y.shape[1] * strides[0], -1, y.shape[-1])
-    return y[:, :size[0], :size[1]]
+    (*extent, channels, features), dtype = kernel.shape, grad.dtype
+    rows, columns = (_phases(*axis) for axis in zip(size, grad.shape[1:3], extent, strides, padding, strict=True))
+    pads = rows.pads, columns.pads
+    matrix = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
+
+    def some(grad: jax.Array) -> jax.Array:
+        if strides == (1, 1):                            # pads the smaller: worth a few products too many unless the map is small
+            grad = _pad(grad, pads)
+        y = jnp.matmul(grad, matrix, preferred_element_type=jnp.float32).reshape(*grad.shape[:3], *extent, channels)
+        if strides != (1, 1):
+            y = _pad(y, pads)
+        nothing = jnp.zeros((y.shape[0], rows.count, columns.count, channels), y.dtype)
+        phases = [[sum((y[:, a:a + rows.count, b:b + columns.count, t, u] for t, a in row for u, b in column), start=nothing)
+                   for column in columns.taps] for row in rows.taps]
+        y = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2).astype(dtype)                     # [n, q, r, q', r', C]
+        return y.reshape(y.shape[0], y.shape[1] * strides[0], -1, channels)[:, :size[0], :size[1]]
+
+    return _in_chunks(some, _images(grad), grad)
+
+
+class Phases(NamedTuple):
+    """Along one axis: how `grad` is padded, the length of a phase, and of each phase its taps with the first padded pixel they meet."""
+
+    pads: tuple[int, int]
+    count: int
+    taps: list[list[tuple[int, int]]]
+
+
+def _phases(length: int, out: int, extent: int, stride: int, padding: tuple[int, int]) -> Phases:
+    before, count = padding[0], -(-length // stride)
+    first, last = (before - extent) // stride + 1, (stride - 1 + before) // stride                          # of all a with a tap
+    taps = [[(t, (r + before - t) // stride - first) for t in range(extent) if (r + before - t) % stride == 0] for r in range(stride)]
+    return Phases((-first, count - 1 + last - (out - 1)), count, taps)
 
 
 def _kernel_gradient(x: jax.Array, grad: jax.Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding) -> jax.Array:
@@ -109,10 +151,33 @@ def _kernel_gradient(x: jax.Array, grad: jax.Array, size: tuple[int, int], strid
         product = jnp.matmul(grad.reshape(-1, features).T, patches.reshape(-1, patches.shape[-1]), preferred_element_type=jnp.float32)
         return total + product, None                     # the long side is the matrix product's columns: quicker than its transpose
 
-    n = math.gcd(x.shape[0], IMAGES)
-    chunks = (x.reshape(-1, n, *x.shape[1:]), grad.reshape(-1, n, *grad.shape[1:]))
-    total, _ = lax.scan(add, jnp.zeros((features, math.prod(size) * channels), jnp.float32), chunks)
+    n = _images(grad)
+    total, _ = lax.scan(add, jnp.zeros((features, math.prod(size) * channels), jnp.float32), (_chunks(x, n), _chunks(grad, n)))
     return total.T.reshape(*size, channels, features).astype(x.dtype)
+
+
+def _pad(x: jax.Array, padding: Padding) -> jax.Array:
+    """Rows and columns, the second and third axis of `x`; a negative padding cuts."""
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pair, 0) for pair in padding), *((0, 0, 0),) * (x.ndim - 3)))
+
+
+def _images(x: jax.Array) -> int:
+    """The largest divisor of the batch with up to PIXELS pixels, at least 1: so many images at a time."""
+    most = PIXELS // math.prod(x.shape[1:3])
+    return max(n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and (n == 1 or n <= most))
+
+
+def _chunks(x: jax.Array, n: int) -> jax.Array:
+    return x.reshape(-1, n, *x.shape[1:])
+
+
+def _in_chunks(some: Callable[[jax.Array], jax.Array], n: int, x: jax.Array) -> jax.Array:
+    """`some` of `n` images at a time."""
+    if n == x.shape[0]:
+        return some(x)
+    y = lax.map(some, _chunks(x, n))
+    return y.reshape(-1, *y.shape[2:])
+
 
 def _composed(kernel: jax.Array, padding: Padding, groups: int) -> Callable[..., jax.Array] | None:
     """The form that is made of other operations, if the shape has one; all its gradients but `_pointwise`'s to the kernel are quick."""
@@ -144,7 +209,7 @@ def _grouped(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
 
 def _taps(x: jax.Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding) -> Iterator[tuple[int, int, jax.Array]]:
     """What every tap `i, j` of a kernel meets: `[B, H', W', C]`."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    x = _pad(x, padding)
     rows, columns = ((x.shape[1 + axis] - size[axis]) // strides[axis] + 1 for axis in range(2))
     for i in range(size[0]):
         for j in range(size[1]):
@@ -180,41 +245,33 @@ def _winograd(x: jax.Array, kernel: jax.Array, padding: Padding, *, flipped: boo
         y = jnp.stack([jnp.stack(row, axis=3) for row in y], axis=2)                                        # [n, h, 2, w, 2, D]
         return y.reshape(y.shape[0], 2 * y.shape[1], 2 * y.shape[3], -1)[:, :rows, :columns]
 
-    n = _images(x.shape[0], rows, columns)
-    if n == x.shape[0]:
-        return some(x)
-    return lax.map(some, x.reshape(-1, n, *x.shape[1:])).reshape(x.shape[0], rows, columns, -1)
+    return _in_chunks(some, _images(x), x)
 
 
 def _winograd_kernel_gradient(x: jax.Array, grad: jax.Array, padding: Padding) -> jax.Array:
     """`[3, 3, C, D]`: the transpose of `_winograd` with respect to its kernel."""
     def some(x: jax.Array, grad: jax.Array) -> jax.Array:
         n, rows, columns, features = grad.shape
-        grad = jnp.pad(grad, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)))
+        grad = _pad(grad, ((0, rows % 2), (0, columns % 2)))
         grad = grad.reshape(n, grad.shape[1] // 2, 2, grad.shape[2] // 2, 2, features)
         outputs = _sandwich(_transposed(OUT), [[grad[:, :, i, :, j] for j in range(2)] for i in range(2)])
         tiles = jnp.stack(_input_tiles(x, padding)).reshape(16, -1, x.shape[-1])
         return jnp.einsum("ktc,ktd->kcd", tiles, jnp.stack(sum(outputs, [])).reshape(16, -1, features))
 
-    n = _images(x.shape[0], *grad.shape[1:3])
+    n = _images(grad)
     if n == x.shape[0]:
         total = some(x, grad)
     else:
-        chunks = x.reshape(-1, n, *x.shape[1:]), grad.reshape(-1, n, *grad.shape[1:])
-        total, _ = lax.scan(lambda total, chunk: (total + some(*chunk), None), jnp.zeros((16, x.shape[-1], grad.shape[-1])), chunks)
+        zeros = jnp.zeros((16, x.shape[-1], grad.shape[-1]))
+        total, _ = lax.scan(lambda total, chunk: (total + some(*chunk), None), zeros, (_chunks(x, n), _chunks(grad, n)))
     return jnp.stack([jnp.stack(row) for row in _sandwich(_transposed(KERNEL), total.reshape(4, 4, *total.shape[1:]))])
-
-
-def _images(batch: int, rows: int, columns: int) -> int:
-    """So many at a time that their tiles stay in the cache."""
-    return math.gcd(batch, max(TILES // (-(-rows // 2) * -(-columns // 2)), 1))
 
 
 def _input_tiles(x: jax.Array, padding: Padding) -> list[jax.Array]:
     """IN d IN' of overlapping 4x4 squares two pixels apart: sixteen `[B, h, w, C]`."""
     rows, columns = (-(-(x.shape[1 + axis] + sum(padding[axis]) - 2) // 2) for axis in range(2))
     height, width = ((padding[axis][0], 2 * tiles + 2 - x.shape[1 + axis] - padding[axis][0]) for axis, tiles in enumerate((rows, columns)))
-    x = jnp.pad(x, ((0, 0), height, width, (0, 0)))
+    x = _pad(x, (height, width))
     x = x.reshape(x.shape[0], rows + 1, 2, columns + 1, 2, -1)
     tiles = [[x[:, i // 2:i // 2 + rows, i % 2, j // 2:j // 2 + columns, j % 2] for j in range(4)] for i in range(4)]
     return sum(_sandwich(IN, tiles), [])

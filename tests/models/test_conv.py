@@ -40,6 +40,12 @@ def test_value_and_both_gradients(images, side, size, stride):
     agree((images, side, side, 3), (size, size, 3, 5), (stride, stride), (((size - 1) // 2, size // 2),) * 2)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("features", [4, 40])
+def test_more_padding_than_kernel(features, stride):
+    agree((4, 6, 5, 2), (3, 3, 2, features), (stride, stride), ((4, 0), (0, 5)))
+
+
 @pytest.mark.parametrize("shape, padding", [((2, 4, 4), ((1, 1), (1, 1))), ((3, 5, 6), ((1, 1), (1, 1))), ((2, 1, 2), ((1, 1), (1, 1))),
                                             ((2, 6, 5), ((0, 0), (2, 1))), ((6, 24, 24), ((1, 1), (1, 1)))])
 def test_winograd(shape, padding):
@@ -51,7 +57,7 @@ def test_winograd_is_for_float32_and_many_channels():
     def products(channels, dtype):
         x, kernel = jax.ShapeDtypeStruct((2, 4, 4, channels), dtype), jax.ShapeDtypeStruct((3, 3, channels, channels), dtype)
         return jax.jit(lambda x, kernel: conv2d(x, kernel, (1, 1), ((1, 1), (1, 1)))).lower(x, kernel).as_text().count("dot_general")
-    assert products(WIDE, jnp.float32) == 16 and products(WIDE // 2, jnp.float32) == products(WIDE, jnp.bfloat16) == 0
+    assert products(WIDE, jnp.float32) == 16 > products(WIDE // 2, jnp.float32) and products(WIDE, jnp.bfloat16) < 16
 
 
 @pytest.mark.parametrize("channels, features, groups, size, stride", [
