@@ -33,14 +33,15 @@ VIT = SimpleNamespace(width=192, depth=12, heads=3, patch=4)
 
 
 def turn(step: Callable[[], None]) -> float:
-    """Seconds a step."""
+    """Seconds a step, the median of a turn: a step during which something else had the core does not count."""
     for _ in range(WARM):
         step()
-    count, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < SECONDS:
+    times, end = [], time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        start = time.perf_counter()
         step()
-        count += 1
-    return passed / count
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def child() -> None:
