@@ -3,12 +3,13 @@
     3x3, stride 1, 32 channels or more     Winograd's F(2x2, 3x3): 4 of 9 multiplications (Lavin & Gray, arXiv 1509.09308); float32 only
     1x1                                    a matrix product
     depthwise                              shifted multiply-adds
-    grouped                                patches times kernels, a batch of matrix products
+    grouped                                some groups at a time, as one of the others with zeros between the groups
     up to 16 features, stride 1            one matrix product for all taps, then shifted sums; so are strided input gradients
     others                                 XLA's forward; kernel gradients from patches, a few images at a time
 
 XLA's CPU back end is slow at the gradient of a narrow convolution with respect to its kernel, at that of a strided one with respect to
-its input, and at all that is grouped.
+its input, and at all that is grouped: minutes where seconds do. The sums before and after Winograd's products are of four numbers at
+most, with weights 1 and 1/2, so that its rounding is that of the direct sum; F(4x4, 3x3), which multiplies less, loses digits.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def _reversed(kernel: jax.Array) -> jax.Array:
 def _around(kernel: jax.Array, padding: Padding) -> Padding:
     """The padding of the input gradient, without strides."""
     return tuple((extent - 1 - before, extent - 1 - after) for extent, (before, after) in zip(kernel.shape[:2], padding, strict=True))
+
 
 def _input_gradient(kernel: jax.Array, grad: jax.Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding) -> jax.Array:
     """The input gradient `[B, *size, C]`: the products of all taps at once, then their sums.
