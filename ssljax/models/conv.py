@@ -8,8 +8,8 @@
     others                                 XLA's forward; kernel gradients from patches, a few images at a time
 
 XLA's CPU back end is slow at the gradient of a narrow convolution with respect to its kernel, at that of a strided one with respect to
-its input, and at all that is grouped: minutes where seconds do. The sums before and after Winograd's products are of four numbers at
-most, with weights 1 and 1/2, so that its rounding is that of the direct sum; F(4x4, 3x3), which multiplies less, loses digits.
+its input, and at all that is grouped: seconds where milliseconds do. The sums before and after Winograd's products are of four numbers at
+most, with weights 1 and 1/2, so that it rounds like the direct sum; F(4x4, 3x3), which multiplies less, loses digits.
 """
 
 from __future__ import annotations
