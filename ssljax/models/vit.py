@@ -66,13 +66,12 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, N, D] -> [B, N, D]`."""
         width = x.shape[-1]
-        rows = x.reshape(-1, width)         # of one matrix: XLA's CPU back end transposes the gradient of a batch of them for the kernel's
-        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=kernel_init(self.scheme, split=3), name="qkv")(rows)
+        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=kernel_init(self.scheme, split=3), name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, self.heads, width // self.heads), 2, 0)          # [B, N, heads, d] each
         logits = jnp.einsum("bnhd,bmhd->bhnm", q * (width // self.heads) ** -0.5, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        mixed = jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(rows.shape)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="proj")(mixed).reshape(x.shape)
+        mixed = jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(x.shape)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="proj")(mixed)
 
 
 class Block(nn.Module):
