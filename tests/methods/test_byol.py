@@ -152,7 +152,7 @@ def test_a_constant_tau(done, tau):
 
 def test_tau_is_that_of_the_steps_own_number_and_reaches_1(done):
     total, new = 20, shaken(done.params, 7)
-    update = jax.jit(METHODS["byol"](config_of("byol", data__num_examples=8, epochs=20)).update)
+    update = jax.jit(METHODS["byol"](config_of("byol", data__num_examples=8, epochs=20, target__momentum=0.9)).update)
     for step in (0, total // 4, total):
         found = update(done.extra, new, done.out.carry, jnp.int32(step)).target_params["projector"]["dense1"]["kernel"]
         tau = 1 - 0.1 * (1 + np.cos(np.pi * step / total)) / 2
