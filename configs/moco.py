@@ -116,7 +116,10 @@ def with_vit(c: ConfigDict, name: str, patch: int) -> ConfigDict:
 
 
 def imagenet_v3_vit(name: str) -> ConfigDict:
-    """300 epochs at batch 4096; the huge one has patches of 14 pixels [C]. L and H keep less for the backward pass: 64 v3 do not hold L else."""
+    """300 epochs at batch 4096; the huge one has patches of 14 pixels [C].
+
+    L and H keep less for the backward pass: else L does not fit on 64 chips of v3.
+    """
     c = with_vit(v3(imagenet_v2(300)), name, 14 if name == "vit_h" else 16)
     c.model.remat = {"vit_l": "dots", "vit_h": "blocks"}.get(name, "none")
     c.batch_size, c.augment.min_area = 4096, 0.08
