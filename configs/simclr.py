@@ -167,7 +167,7 @@ def folder() -> ConfigDict:
 
 def finetune(pretrain: ConfigDict) -> ConfigDict:
     """Two stages: `pretrain`, then the whole network and a linear head on a part of the labels (section 4.2, appendix B.5)."""
-    c = ConfigDict(pretrain)
+    c = pretrain.copy_and_resolve_references()             # ConfigDict(pretrain) would share its sections
     c.method, c.init_from = "supervised", "pretrain"
     c.data.views = 1
     c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)      # crop and flip only [P]
@@ -191,6 +191,13 @@ def digits_finetune() -> ConfigDict:
     return c
 
 
+def named(c: ConfigDict, preset: str) -> ConfigDict:
+    """The locked configuration, its name in every stage."""
+    for stage in [c[name] for name in c.stages] if "stages" in c else [c]:
+        stage.preset = preset
+    return c.lock()
+
+
 def get_config(preset: str = "digits") -> ConfigDict:
     """The locked configuration of one preset.
 
@@ -207,6 +214,4 @@ def get_config(preset: str = "digits") -> ConfigDict:
         c = imagenet(width={"imagenet_r50": 1.0, "imagenet_r50_x2": 2.0, "imagenet_r50_x4": 4.0}[preset])
     else:
         c = globals()[preset]()
-    for stage in [c[name] for name in c.stages] if "stages" in c else [c]:
-        stage.preset = preset
-    return c.lock()
+    return named(c, preset)

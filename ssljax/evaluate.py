@@ -198,7 +198,7 @@ def repeated(source: Source, length: int) -> Source:
 
 def supervised_config(config: ConfigDict, batch_size: int, epochs: int) -> ConfigDict:
     """The run's config turned supervised: same network, data and crops, no colour changes, SGD with Nesterov momentum and a cosine."""
-    c = ConfigDict(config).unlock()
+    c = config.copy_and_resolve_references().unlock()
     c.method, c.batch_size, c.epochs, c.init_from = "supervised", batch_size, epochs, ""
     c.data.views = 1
     c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)

@@ -114,7 +114,7 @@ def with_classes(config: ConfigDict, found: int) -> ConfigDict:
     if stated and stated != found:
         raise ValueError(f"data.num_classes={stated}, but {config.data.source} has {found} classes: set it to {found}, or to 0 to read it "
                          "from the data")
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()                # ConfigDict(config) would share its sections
     with config.unlocked():
         config.data.num_classes = found
     return config.lock()
@@ -122,7 +122,7 @@ def with_classes(config: ConfigDict, found: int) -> ConfigDict:
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
     """The config of a run with another seed; the program is the same."""
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()                # ConfigDict(config) would share its sections
     with config.unlocked():
         config.seed = seed
     return config

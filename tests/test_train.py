@@ -56,6 +56,23 @@ def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, c
     assert "step 1" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("preset, alone", [("digits_finetune", "digits"), ("imagenet_r50_finetune_1pct", "imagenet_r50")])
+def test_fine_tuning_leaves_the_settings_of_pretraining_alone(preset, alone):
+    config = simclr.get_config(preset)
+    assert config.pretrain.to_dict() == simclr.get_config(alone).to_dict() | {"preset": preset}
+    assert (config.finetune.data.views, config.finetune.augment.jitter_probability, config.finetune.optim.nesterov) == (1, 0.0, True)
+
+
+@pytest.mark.parametrize("derive", [lambda c: train.with_classes(c, 10), lambda c: train.with_seed(c, 3),
+                                    lambda c: evaluate.supervised_config(c, 32, 5)])
+def test_a_derived_config_shares_nothing_with_its_own(derive):
+    config = simclr.get_config("digits").unlock()
+    config.data.num_classes = 0
+    before = config.lock().to_dict()
+    derive(config)
+    assert config.to_dict() == before
+
+
 def read_encoder(workdir):
     import orbax.checkpoint as ocp
     checkpoints = Checkpoints(str(workdir))
