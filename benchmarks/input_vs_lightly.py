@@ -21,7 +21,6 @@ import io
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -71,26 +70,6 @@ def child(folder: str, size: int, n: int) -> None:
         for views in batches:
             seen += len(views[0])
         print(seen / (time.perf_counter() - start), flush=True)
-
-
-class Lightly:
-    """The child process; calling it runs one epoch and returns images a second."""
-
-    def __init__(self, python: str, folder: str, size: int, n: int):
-        command = [python, __file__, "--photos", folder, "--child", str(size), "--n", str(n)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        if self.process.stdout.readline() != "ready\n":
-            raise SystemExit(f"--torch-python {python}: the child failed; torch, torchvision, lightly and Pillow are needed there")
-
-    def __call__(self) -> float:
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
-
-    def close(self) -> None:
-        """Ends the child by closing its input."""
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def ours(folder: str, size: int, n: int, *, device: bool) -> Callable[[], float]:
@@ -155,6 +134,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.child:
         return child(flags.photos, flags.child, flags.n)
+    from benchmarks.torch_process import TorchProcess
 
     rows = []
     with tempfile.TemporaryDirectory() as root:           # one class, so that any folder of photographs will do
@@ -163,8 +143,8 @@ def main() -> None:
         for i, path in enumerate(photographs(flags.photos)):
             os.symlink(path.resolve(), Path(root) / "train" / "all" / f"{i}.jpg")
         for size, device_only, n in ((224, False, flags.n or 512), (32, True, flags.n or 4096)):
-            lightly = Lightly(flags.torch_python, flags.photos, size, n)
-            contestants = {"lightly": lightly}
+            lightly = TorchProcess(flags.torch_python, __file__, "--photos", flags.photos, "--child", str(size), "--n", str(n))
+            contestants = {"lightly": lambda lightly=lightly: lightly.ask()[0]}
             if not device_only:
                 contestants["host"] = ours(root, size, n, device=False)
             contestants["device" if device_only else "host + device"] = ours(root, size, n, device=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -125,18 +124,15 @@ def main() -> None:
     if flags.child:
         return child(flags.images, flags.steps)
 
-    command = [flags.torch_python, __file__, "--child", "--images", flags.images, "--steps", str(flags.steps)]
-    lightly = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    if lightly.stdout.readline() != "ready\n":
-        raise SystemExit(f"--torch-python {flags.torch_python}: the child failed; torch, torchvision, lightly and Pillow are needed there")
+    from benchmarks.torch_process import TorchProcess
+
+    lightly = TorchProcess(flags.torch_python, __file__, "--child", "--images", flags.images, "--steps", str(flags.steps))
     run, rates = ours(flags.images, flags.steps), []
     for number in range(flags.rounds):
-        lightly.stdin.write("go\n")
-        lightly.stdin.flush()
-        rates.append((float(lightly.stdout.readline()), run()))
+        rates.append((lightly.ask()[0], run()))
         peer, own = rates[-1]
         print(f"round {number + 1}: lightly {peer:.0f}, ssljax {own:.0f} images/s, ratio {own / peer:.2f}", flush=True)
-    lightly.stdin.close()
+    lightly.close()
     ratios = [b / a for a, b in rates]
     print(f"median: lightly {statistics.median(a for a, _ in rates):.0f}, ssljax {statistics.median(b for _, b in rates):.0f} images/s, "
           f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")

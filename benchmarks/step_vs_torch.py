@@ -19,11 +19,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CLASSES, SIDE, RATE, MOMENTUM = 10, 32, 0.01, 0.9
 BATCH = {"resnet18": 16, "small_cnn": 128, "vit": 16}
@@ -44,8 +47,8 @@ def turn(step: Callable[[], None]) -> float:
     return statistics.median(times)
 
 
-def child() -> None:
-    """PyTorch's side: a line "NETWORK LAYOUT" on stdin, seconds a step and number of parameters on stdout."""
+def torch_network(name: str) -> nn.Module:
+    """The network of this name in PyTorch, with fresh weights."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -85,10 +88,17 @@ def child() -> None:
             x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
             return self.fc(self.norm(self.layers(x))[:, 0])
 
+    torch.manual_seed(0)
+    return {"resnet18": lambda: Cifar([2, 2, 2, 2], 64), "small_cnn": lambda: Cifar([1, 1, 1, 1], 16), "vit": Transformer}[name]()
+
+
+def child() -> None:
+    """PyTorch's side: a line "NETWORK LAYOUT" on stdin, seconds a step and number of parameters on stdout."""
+    import torch
+    from torch.nn import functional as F
+
     def prepare(name: str, layout: torch.memory_format) -> tuple[Callable[[], None], int]:
-        torch.manual_seed(0)
-        net = {"resnet18": lambda: Cifar([2, 2, 2, 2], 64), "small_cnn": lambda: Cifar([1, 1, 1, 1], 16), "vit": Transformer}[name]()
-        net = net.to(memory_format=layout)
+        net = torch_network(name).to(memory_format=layout)
         image = torch.randn(BATCH[name], 3, SIDE, SIDE).to(memory_format=layout)
         label = torch.randint(CLASSES, (BATCH[name],))
         optimizer = torch.optim.SGD(net.parameters(), lr=RATE, momentum=MOMENTUM)
@@ -175,21 +185,14 @@ def main() -> None:
     names = flags.nets.split(",")
     if unknown := set(names) - set(BATCH):
         raise SystemExit(f"--nets {flags.nets}: no network {', '.join(sorted(unknown))}; there are {', '.join(BATCH)}")
-    torch = subprocess.Popen([flags.torch_python, __file__, "--child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    if torch.stdout.readline() != "ready\n":
-        raise SystemExit(f"--torch-python {flags.torch_python}: the child failed; torch and torchvision are needed there")
+    from benchmarks.torch_process import TorchProcess
 
-    def peer(name: str, layout: str) -> tuple[float, int]:
-        torch.stdin.write(f"{name} {layout}\n")
-        torch.stdin.flush()
-        seconds, size = torch.stdout.readline().split()
-        return float(seconds), int(size)
-
+    torch = TorchProcess(flags.torch_python, __file__, "--child")
     steps = {}
     for name in names:
         steps[name], size = ours(name)
-        _, theirs = peer(name, "contiguous_format")
-        print(f"{name}: parameters {size:,} here, {theirs:,} in PyTorch; batch {BATCH[name]}", flush=True)
+        _, theirs = torch.ask(f"{name} contiguous_format")
+        print(f"{name}: parameters {size:,} here, {theirs:,.0f} in PyTorch; batch {BATCH[name]}", flush=True)
         if size != theirs:
             raise SystemExit(f"{name}: not the same network")
         turn(steps[name])
@@ -197,10 +200,10 @@ def main() -> None:
     for number in range(flags.rounds):
         for name in names:
             layouts = ("contiguous_format",) if name == "vit" else ("contiguous_format", "channels_last")
-            row = (turn(steps[name]), *(peer(name, layout)[0] for layout in layouts))
+            row = (turn(steps[name]), *(torch.ask(f"{name} {layout}")[0] for layout in layouts))
             times[name].append(row)
             print(f"round {number + 1}, {name}: {_milliseconds(row)}", flush=True)
-    torch.stdin.close()
+    torch.close()
     for name, rows in times.items():
         print(f"median, {name}: {_milliseconds([statistics.median(column) for column in zip(*rows, strict=True)], ratio=False)}; ssljax / "
               + " / ".join(f"{peer} {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" for peer, ratios in zip(

@@ -147,15 +147,12 @@ def _kernel_gradient(x: jax.Array, grad: jax.Array, size: tuple[int, int], strid
     """Output gradient times patches, a few images at a time, summed in float32: `[h, w, C, D]`."""
     channels, features = x.shape[-1], grad.shape[-1]
 
-    def add(total: jax.Array, images: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x, grad = images
+    def product(x: jax.Array, grad: jax.Array) -> jax.Array:
         patches = jnp.concatenate([tap for _, _, tap in _taps(x, size, strides, padding)], axis=-1)              # [n, H', W', h*w*C]
-        product = jnp.matmul(grad.reshape(-1, features).T, patches.reshape(-1, patches.shape[-1]), preferred_element_type=jnp.float32)
-        return total + product, None                     # the long side is the matrix product's columns: quicker than its transpose
+        # The long side is the matrix product's columns: quicker than its transpose.
+        return jnp.matmul(grad.reshape(-1, features).T, patches.reshape(-1, patches.shape[-1]), preferred_element_type=jnp.float32)
 
-    n = _images(grad)
-    total, _ = lax.scan(add, jnp.zeros((features, math.prod(size) * channels), jnp.float32), (_chunks(x, n), _chunks(grad, n)))
-    return total.T.reshape(*size, channels, features).astype(x.dtype)
+    return _summed(product, x, grad).T.reshape(*size, channels, features).astype(x.dtype)
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:
@@ -179,6 +176,13 @@ def _in_chunks(some: Callable[[jax.Array], jax.Array], n: int, x: jax.Array) -> 
         return some(x)
     y = lax.map(some, _chunks(x, n))
     return y.reshape(-1, *y.shape[2:])
+
+
+def _summed(some: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, grad: jax.Array) -> jax.Array:
+    """The sum in float32 of `some` of a few images at a time."""
+    n = _images(grad)
+    zeros = jnp.zeros(jax.eval_shape(some, x[:n], grad[:n]).shape, jnp.float32)
+    return lax.scan(lambda total, chunk: (total + some(*chunk), None), zeros, (_chunks(x, n), _chunks(grad, n)))[0]
 
 
 def _composed(kernel: jax.Array, padding: Padding, groups: int) -> Callable[..., jax.Array] | None:
@@ -260,12 +264,7 @@ def _winograd_kernel_gradient(x: jax.Array, grad: jax.Array, padding: Padding) -
         tiles = jnp.stack(_input_tiles(x, padding)).reshape(16, -1, x.shape[-1])
         return jnp.einsum("ktc,ktd->kcd", tiles, jnp.stack(sum(outputs, [])).reshape(16, -1, features))
 
-    n = _images(grad)
-    if n == x.shape[0]:
-        total = some(x, grad)
-    else:
-        zeros = jnp.zeros((16, x.shape[-1], grad.shape[-1]))
-        total, _ = lax.scan(lambda total, chunk: (total + some(*chunk), None), zeros, (_chunks(x, n), _chunks(grad, n)))
+    total = _summed(some, x, grad)
     return jnp.stack([jnp.stack(row) for row in _sandwich(_transposed(KERNEL), total.reshape(4, 4, *total.shape[1:]))])
 
 
