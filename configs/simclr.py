@@ -50,6 +50,7 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
             crop_on="host",                  # host: decoded and cropped to uint8 views by tf.data; device: cropped inside the step
             eval_crop=0.875,                 # share of the shorter side kept at evaluation [C]
             on_bad_image="error",            # error | skip (skipped images are counted and named)
+            repeats=1,                       # copies of an image, one after the other, each with views of its own; epochs keep their length
         ),
         augment=dict(
             crop="tf",                       # tf: sample_distorted_bounding_box [C]; torchvision: RandomResizedCrop; affine; none
@@ -63,6 +64,10 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
             blur_sigma=(0.1, 2.0),           # [P]
             blur_sigma_per="image",          # image [P] | batch [C]
             rotate=0.0, shift=0.0, zoom=0.0, shear=0.0,   # crop="affine": degrees, share of the side, share, degrees
+            antialias=False,                 # of the host's bicubic, at evaluation too. False: TensorFlow's [C]; True: Pillow's, nearly
+            policy="none",                   # randaugment | randaugment_plain | autoaugment_original | autoaugment_v0; without the jitter
+            policy_magnitude=9.0, policy_std=0.5, policy_ops=2,    # of RandAugment; AutoAugment's tables have their own
+            erasing_probability=0.0,         # random erasing, after the normalisation
             mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),    # none: the network sees [0, 1] [C]
         ),
         model=dict(

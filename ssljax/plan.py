@@ -150,7 +150,7 @@ def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeSt
     b, data, split = config.batch_size, config.data, sharding.batch_sharding(mesh)
     views = (data.views,) if data.crop_on == "host" else ()
     shapes = {"image": ((b, *views, data.image_size, data.image_size, data.channels), jnp.uint8), "label": ((b,), jnp.int32),
-              "index": ((b,), jnp.int32)}
+              "index": ((b,), jnp.int32), **({"copy": ((b,), jnp.int32)} if data.repeats > 1 else {})}
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in shapes.items()}
 
 

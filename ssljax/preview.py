@@ -36,7 +36,7 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], np.ndarray, list[lis
     """Originals uint8 [H, W, C], views float32 [B, V, S, S, C] in [0, 1], a caption a view and a label a row."""
     source = sources.load(config.data, "train")
     config = config.copy_and_resolve_references().unlock()
-    config.batch_size, config.data.views = min(ROWS, len(source)), VIEWS
+    config.batch_size, config.data.views, config.data.repeats = min(ROWS, len(source)), VIEWS, 1
     batches = loader.train_batches(source, config)
     batch = next(batches)
     batches.close()

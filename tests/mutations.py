@@ -187,8 +187,8 @@ NETWORK = [
 AUGMENTATION = [
     Mutation("one_key_for_both_views", AUGMENT, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
              "jax.random.fold_in(key, index)", "identical views: 100 % contrastive accuracy at step 0", VIEWS),
-    Mutation("view_depends_on_its_place", AUGMENT, "(batch_image, index, numbers, shared)",
-             "(batch_image, jnp.arange(index.shape[0], dtype=jnp.int32), numbers, shared)",
+    Mutation("view_depends_on_its_place", AUGMENT, "(batch_image, index, first, numbers, shared)",
+             "(batch_image, jnp.arange(index.shape[0], dtype=jnp.int32), first, numbers, shared)",
              "keys split over the batch instead of the example's id", VIEWS),
     Mutation("one_draw_for_the_batch", AUGMENT, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
              "jax.random.fold_in(key, number)", "batch-wise augmentation: a batch shares its colours", VIEWS),

@@ -1,13 +1,13 @@
 """SimCLR's augmentation (arXiv 2002.05709, appendix A) on the device: pure functions of ONE float32 image [H, W, C] in [0, 1].
 
-    crop (if the host has not) -> flip -> colour jitter (p) -> grayscale (p) -> blur (p) -> normalise
+    crop (if the host has not) -> flip -> colour jitter (p) -> grayscale (p) -> blur (p) -> normalise -> random erasing (p; DeiT's)
 
 The jitter applies brightness, contrast, saturation and hue in a random order and clips to [0, 1] after each. Operations by the
 plain name are TensorFlow's, which the released code calls (google-research/simclr, tf2/data_util.py); `*_torchvision` are
 torchvision's where the formula differs. They do not clip: that is the caller's part. Randomness is drawn in `draw` and `random_crop` only.
 
-`views` maps the recipe over a batch. A view depends only on (key, index, view), so it is the same whatever its place in the batch,
-the batch's size or the number of devices.
+`views` maps the recipe over a batch. A view depends only on (key, index, copy, view), so it is the same whatever its place in the batch,
+the batch's size or the number of devices. What mixes a batch is in `data.mixing`, by these names too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssljax.data import geometry
+from ssljax.data.mixing import cutmix, mix, mixup, random_erasing, smoothed_one_hot  # noqa: F401 - methods see this file alone
 
 LUMA = (0.2989, 0.5870, 0.1140)   # tf.image.rgb_to_grayscale; they add up to 0.9999
 
@@ -254,7 +255,7 @@ def view(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int, cr
         sigma: a blur width to use instead of drawing one.
 
     Returns:
-        float32 [size, size, C], in [0, 1] before the normalisation.
+        float32 [size, size, C], in [0, 1] before the normalisation and the erasing.
     """
     crop_key, color_key = jax.random.split(key)              # `draws` reads the second in the same way
     image = to_float(image)
@@ -263,7 +264,10 @@ def view(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int, cr
     if image.shape[:2] != (size, size):
         raise ValueError(f"view: the image is {image.shape[0]}x{image.shape[1]} and config.data.image_size={size}. Host crops must have "
                          "that size; on the device augment.crop='none' does not resize, the other crops do.")
-    return color(image, draw(color_key, augment), augment, sigma=sigma)
+    image = color(image, draw(color_key, augment), augment, sigma=sigma)
+    if augment.erasing_probability > 0.0:                    # fold_in(key, 0) and (key, 1) are the two keys of the split
+        image = random_erasing(image, jax.random.fold_in(key, 2), probability=augment.erasing_probability)
+    return image
 
 
 def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Array | None = None) -> jax.Array:
@@ -278,16 +282,18 @@ def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Arra
     return normalize(clip(image), augment.mean, augment.std)
 
 
-def views(batch_image: jax.Array, index: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int, num_views: int) -> jax.Array:
+def views(batch_image: jax.Array, index: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int, num_views: int,
+          copy: jax.Array | None = None) -> jax.Array:
     """`num_views` random views of every image of a batch.
 
     Args:
         batch_image: uint8 [B, V, H, W, C], views the host has cropped and flipped, or [B, H, W, C], images to crop here.
         index: int32 [B], the stable ids of the examples.
-        key: the step's key; a view's own key is fold_in(fold_in(key, index), view).
+        key: the step's key; a view's own key is fold_in(fold_in(key, index), copy * V + view).
         augment: `config.augment`.
         size: side of the views.
         num_views: V.
+        copy: int32 [B], the batch's `copy` where config.data.repeats > 1: copies of an example need views of their own.
 
     Returns:
         float32 [B, V, size, size, C].
@@ -302,11 +308,13 @@ def views(batch_image: jax.Array, index: jax.Array, key: jax.Array, augment: Con
                          "'batch' (released code).")
     shared = batch_sigma(key, augment, num_views) if augment.blur_sigma_per == "batch" else None
 
-    def one(image: jax.Array, index: jax.Array, number: jax.Array, sigma: jax.Array | None) -> jax.Array:
-        return view(image, view_key(key, index, number), augment, size=size, crop=crop, sigma=sigma)
+    first = jnp.zeros_like(index) if copy is None else copy * num_views
 
-    over_views = jax.vmap(one, in_axes=(None if crop else 0, None, 0, None if shared is None else 0))
-    return jax.vmap(over_views, in_axes=(0, 0, None, None))(batch_image, index, numbers, shared)
+    def one(image: jax.Array, index: jax.Array, first: jax.Array, number: jax.Array, sigma: jax.Array | None) -> jax.Array:
+        return view(image, view_key(key, index, first + number), augment, size=size, crop=crop, sigma=sigma)
+
+    over_views = jax.vmap(one, in_axes=(None if crop else 0, None, None, 0, None if shared is None else 0))
+    return jax.vmap(over_views, in_axes=(0, 0, 0, None, None))(batch_image, index, first, numbers, shared)
 
 
 def view_key(key: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
@@ -315,7 +323,7 @@ def view_key(key: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
 
 
 def draws(index: jax.Array, key: jax.Array, augment: ConfigDict, num_views: int) -> Draw:
-    """What `views` draws after the crops, every leaf [B, V, ...]: for pictures and tests."""
+    """What `views` draws for an example's first copy after the crops, every leaf [B, V, ...]: for pictures and tests."""
     def one(index: jax.Array, number: jax.Array, sigma: jax.Array | None) -> Draw:
         _, color_key = jax.random.split(view_key(key, index, number))
         drawn = draw(color_key, augment)

@@ -1,12 +1,13 @@
 """Batches of a source: endless and resumable for training, exact for evaluation.
 
 A training batch is a pure function of (source, config, step). Step s takes rows [(s % spe) B, (s % spe + 1) B) of
-`order(seed, s // spe, n)`, spe = n // B; process p of P takes its contiguous 1/P of each. So resuming costs nothing and the stream is
-the same for every number of processes, threads and devices.
+`repeated(seed, s // spe, n, repeats)`, spe = n // B; process p of P takes its contiguous 1/P of each. So resuming costs nothing and the
+stream is the same for every number of processes, threads and devices.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections import deque
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import sampler
+from ssljax.data import policies, sampler
 from ssljax.data.sources import Source
 
 if TYPE_CHECKING:
@@ -52,29 +53,48 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
 
     Returns:
         dicts of numpy arrays, b = batch_size / process_count:
-        image uint8 [b, V, S, S, C] (data.crop_on="host") or [b, H, W, C] ("device"); label int32 [b]; index int32 [b].
+        image uint8 [b, V, S, S, C] (data.crop_on="host") or [b, H, W, C] ("device"); label int32 [b]; index int32 [b];
+        with data.repeats > 1 also copy int32 [b], which of its image's copies a row is (`augment.views` needs it).
 
     Raises:
-        ValueError: fewer examples than a batch, a batch that the processes do not divide, an unreadable image (named).
+        ValueError: fewer examples than a batch, a batch that the processes do not divide, a policy that cannot be applied, an unreadable
+            image (named).
     """
+    policies.check(config)
+    repeats = config.data.repeats
     n, batch_size = len(source), config.batch_size
     spe = steps_per_epoch(n, batch_size)
     if batch_size % process_count:
         raise ValueError(f"batch_size={batch_size} does not divide over {process_count} processes: choose a multiple")
     share = batch_size // process_count
-    epoch_order = functools.lru_cache(maxsize=2)(lambda epoch: sampler.order(config.seed, epoch, n))
+    epoch_order = functools.lru_cache(maxsize=2)(lambda epoch: sampler.repeated(config.seed, epoch, n, repeats))
+
+    def places(step: int) -> np.ndarray:
+        return np.arange(share) + ((step % spe) * batch_size + process_index * share)
 
     def rows(step: int) -> np.ndarray:
-        first = (step % spe) * batch_size + process_index * share
-        return epoch_order(step // spe)[first:first + share]
+        return epoch_order(step // spe)[places(step)]
 
-    if config.data.crop_on == "host":
-        return _host_crops(source, config, rows, spe, start_step)
-    if config.data.crop_on != "device":
+    def copies(step: int) -> np.ndarray:
+        return (places(step) % repeats).astype(np.int32)
+
+    if config.data.crop_on not in ("host", "device"):
         raise ValueError(f"data.crop_on={config.data.crop_on!r} is neither 'host' nor 'device'")
-    if source.images is None:
+    if config.data.crop_on == "device" and source.images is None:
         raise ValueError(f"{source.name} is not in memory, so it cannot be cropped on the device: load it with data.crop_on='device' too")
-    return _in_memory(source, rows, start_step)
+    if config.data.crop_on == "host":
+        batches = _host_crops(source, config, rows, copies, spe, start_step)
+    else:
+        batches = _in_memory(source, rows, start_step)
+    return batches if repeats == 1 else _with_copies(batches, copies, start_step)
+
+
+def _with_copies(batches: Iterator[dict[str, np.ndarray]], copies: Callable[[int], np.ndarray],
+                 start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """The same batches, with the number of each row's copy."""
+    with contextlib.closing(batches):
+        for step, batch in zip(itertools.count(start_step), batches, strict=False):
+            yield {**batch, "copy": copies(step)}
 
 
 def _in_memory(source: Source, rows: Callable[[int], np.ndarray], start_step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -91,19 +111,20 @@ def _in_memory(source: Source, rows: Callable[[int], np.ndarray], start_step: in
             yield ahead.popleft().result()
 
 
-def _host_crops(source: Source, config: ConfigDict, rows: Callable[[int], np.ndarray], spe: int,
-                start_step: int) -> Iterator[dict[str, np.ndarray]]:
+def _host_crops(source: Source, config: ConfigDict, rows: Callable[[int], np.ndarray], copies: Callable[[int], np.ndarray],
+                spe: int, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """One tf.data pipeline over all steps and epochs, in order: rows of a step -> images -> views -> batch."""
     from ssljax.data import crops
     tf = crops.tensorflow()
     share = len(rows(start_step))
 
     def plan(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.full(share, step // spe, np.int64), rows(int(step))
+        return np.stack([np.full(share, step // spe, np.int64), copies(int(step))], axis=1), rows(int(step))
 
-    def views(epoch: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def views(number: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        epoch, copy = number[0], number[1]
         index = tf.gather(tf.constant(source.index), position)
-        return crops.views(image, tf.stack([epoch, tf.cast(index, tf.int64)]), config), position
+        return crops.views(image, tf.stack([epoch, tf.cast(index, tf.int64)]), config, copy), position
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     dataset = steps.map(lambda s: tf.numpy_function(plan, [s], (tf.int64, tf.int64))).unbatch()
@@ -161,7 +182,7 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
 
     Args:
         source: any split.
-        config: reads `data.image_size`, `.channels` and `.eval_crop`.
+        config: reads `data.image_size`, `.channels`, `.eval_crop` and `augment.antialias`.
         batch_size: rows of every batch.
 
     Returns:
@@ -188,7 +209,7 @@ def _host_eval(source: Source, config: ConfigDict, batch_size: int) -> Iterator[
 
     dataset = tf.data.Dataset.range(len(source)).map(lambda i: (i, i))
     dataset = _read(tf, source, dataset, config.data.channels).map(
-        lambda _, position, image: crops.eval_image(image, config.data), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        lambda _, position, image: crops.eval_image(image, config), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = iter(dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator())
     for first in range(0, len(source), batch_size):
         try:

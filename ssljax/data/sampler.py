@@ -31,6 +31,29 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
+def repeated(seed: int, epoch: int, n: int, repeats: int) -> np.ndarray:
+    """`order` with every example `repeats` times in a row, cut to n places: repeated augmentation (arXiv 1901.09335, DeiT's RASampler).
+
+    An epoch keeps its length and sees ceil(n / repeats) different examples. Place p holds copy p % repeats of its example. The released
+    code keeps n rounded down to a multiple of 256: as many whole batches, if 256 divides the batch.
+
+    Args:
+        seed: the run's seed, >= 0.
+        epoch: counted from 0.
+        n: number of examples.
+        repeats: copies of each, >= 1; 1 is `order`.
+
+    Returns:
+        int64 [n].
+
+    Raises:
+        ValueError: a negative argument, or no repeats.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeated(repeats={repeats}): data.repeats must be at least 1, which is every example once")
+    return np.repeat(order(seed, epoch, n)[:-(-n // repeats)], repeats)[:n]
+
+
 def subset(labels: np.ndarray, *, fraction: float = 1.0, per_class: int = 0, seed: int) -> np.ndarray:
     """A balanced labelled subset, drawn with `seed`.
 

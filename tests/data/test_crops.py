@@ -42,12 +42,12 @@ def test_central_crop_equals_the_released_code(golden, photograph, case):
 
 
 def test_eval_image_is_the_released_preprocessing_above_32_pixels_and_uncropped_below(golden, photograph):
-    data = a_config(channels=3).data
-    data.image_size = 40
+    config = a_config(channels=3)
+    config.data.image_size = 40
     expected = np.rint(255 * np.clip(crops.central_crop(np.float32(photograph) / np.float32(255), 40, 40, 0.875), 0, 1))
-    np.testing.assert_allclose(np.float32(crops.eval_image(photograph, data)), expected, atol=1)
-    data.image_size = 24                                          # 26 x 24: all columns, rows 1..24, no resize
-    np.testing.assert_array_equal(crops.eval_image(photograph, data), photograph[1:25])
+    np.testing.assert_allclose(np.float32(crops.eval_image(photograph, config)), expected, atol=1)
+    config.data.image_size = 24                                    # 26 x 24: all columns, rows 1..24, no resize
+    np.testing.assert_array_equal(crops.eval_image(photograph, config), photograph[1:25])
 
 
 def test_whole_uncropped_view_is_the_image(photograph):

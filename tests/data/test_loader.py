@@ -143,7 +143,7 @@ def test_evaluation_sees_every_example_once_in_order(kind, batch_size, request):
     images = np.concatenate([b["image"] for b in batches])
     assert images.shape[1:] == (16, 16, config.data.channels) and not images[~mask].any()
     for i in (0, len(source) - 1):
-        image = source.images[i] if source.images is not None else crops.eval_image(crops.decode(source.read([i])[0], 3), config.data)
+        image = source.images[i] if source.images is not None else crops.eval_image(crops.decode(source.read([i])[0], 3), config)
         np.testing.assert_array_equal(images[i], image)
 
 
@@ -151,7 +151,7 @@ def test_evaluation_crops_pixels_in_memory_above_32(memory):
     source, config = memory
     config.data.update(image_size=40, eval_crop=0.875)
     batch = next(loader.eval_batches(source, config, batch_size=3))
-    np.testing.assert_array_equal(batch["image"][2], crops.eval_image(source.images[2], config.data))
+    np.testing.assert_array_equal(batch["image"][2], crops.eval_image(source.images[2], config))
 
 
 def spoil(path):
