@@ -57,6 +57,9 @@ T_SAMPLER, T_LOADER = "tests/data/test_sampler.py", "tests/data/test_loader.py"
 T_NORM, T_HEADS, T_RESNET = "tests/models/test_norm.py", "tests/models/test_heads.py", "tests/models/test_resnet.py"
 T_KNN = "tests/protocols/test_knn.py"
 
+POLICIES, MIXING = "ssljax/data/policies.py", "ssljax/data/mixing.py"
+T_POLICIES, T_MIXING = "tests/data/test_policies.py", "tests/data/test_mixing.py"
+
 LOSS = f"{T_SIMCLR}::test_the_loss_is_the_sum_of_both_directions_and_the_probes"
 STATISTICS = f"{T_SIMCLR}::test_running_statistics_are_those_of_all_views_together"
 ENCODE = f"{T_SIMCLR}::test_encode_normalises_and_uses_the_running_statistics[simclr]"
@@ -349,6 +352,48 @@ FOLLOWERS = [
              f"{T_VIT}::test_the_rate_grows_from_nothing_in_the_first_block"),
 ]
 
+TIMM = f"{T_MIXING}::test_mixed_images_and_targets_are_timms"
+
+DEIT_DATA = [
+    Mutation("partner_by_permutation", MIXING, "lam * x + (1.0 - lam) * jnp.flip(x, 0)", "lam * x + (1.0 - lam) * jnp.roll(x, 1, 0)",
+             "mixup with another row than the released code's: two flips are no identity", f"{TIMM}[mix0]"),
+    Mutation("pasted_from_another_row", MIXING, "jnp.flip(image, 0), image)", "jnp.roll(image, 1, 0), image)",
+             "the pixels' partner is not the targets'", f"{TIMM}[mix1]"),
+    Mutation("smoothed_twice", MIXING, "* (1.0 - smoothing) + smoothing / classes",
+             "* (1.0 - smoothing) ** 2 + smoothing * (2.0 - smoothing) / classes", "smoothing in the targets and again in the loss",
+             f"{T_MIXING}::test_smoothing_by_hand"),
+    Mutation("lambda_of_the_unclipped_box", MIXING, "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))",
+             "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))[0], blend(targets, lam)",
+             "lambda as drawn, although the box was cut at the border", f"{T_MIXING}::test_mix_draws_mixup_or_cutmix_and_corrects_lambda"),
+    Mutation("copies_look_alike", CROPS, "tf.cast(copy, tf.int64) * config.data.views", "tf.cast(0 * copy, tf.int64) * config.data.views",
+             "repeated augmentation keyed by the image alone", f"{T_LOADER}::test_copies_are_neighbours_with_views_of_their_own[repeated]"),
+    Mutation("copies_look_alike_on_the_device", AUGMENT, "else copy * num_views", "else 0 * copy * num_views",
+             "repeated augmentation keyed by the image alone", f"{T_AUGMENT}::test_copies_of_an_image_have_views_of_their_own"),
+    Mutation("epochs_three_times_as_long", SAMPLER, "[:-(-n // repeats)], repeats)[:n]", ", repeats)",
+             "repeats that lengthen the epoch: three times the steps and all images",
+             f"{T_SAMPLER}::test_repeats_keep_the_length_and_see_a_third_of_the_images"),
+    Mutation("copies_a_pass_apart", SAMPLER, "np.repeat(order(seed, epoch, n)[:-(-n // repeats)], repeats)[:n]",
+             "np.tile(order(seed, epoch, n)[:-(-n // repeats)], repeats)[:n]", "the copies are never in one batch",
+             f"{T_SAMPLER}::test_repeats_are_the_released_samplers[ra0]"),
+    Mutation("erased_with_zeros", MIXING, "[:, :, None], noise, image)", "[:, :, None], 0.0 * noise, image)",
+             "torchvision's default: grey, not noise", f"{T_MIXING}::test_erasing_is_noise_of_unit_deviation_in_the_box_alone"),
+    Mutation("erased_before_the_normalisation", AUGMENT, "    image = color(image, draw(color_key, augment), augment, sigma=sigma)\n",
+             "    image = random_erasing(image, jax.random.fold_in(key, 2), probability=augment.erasing_probability)\n"
+             "    return color(image, draw(color_key, augment), augment, sigma=sigma)\n",
+             "noise in units of the pixels", f"{T_AUGMENT}::test_erasing_comes_last_in_normalised_units"),
+    Mutation("jitter_beside_the_policy", POLICIES, "if config.augment.jitter_probability > 0:", "if config.augment.jitter_probability > 1:",
+             "colour jitter left on together with RandAugment", f"{T_POLICIES}::test_what_cannot_be_is_refused"),
+    Mutation("no_antialias", CROPS, "method, antialias=antialias)", "method, antialias=False)", "TensorFlow's bicubic taken for Pillow's",
+             f"{T_CROPS}::test_antialiased_resize_is_pillows"),
+    Mutation("operations_always_applied", POLICIES, "APPLIED = 0.5 ", "APPLIED = 1.0 ", "Google's RandAugment taken for timm's",
+             f"{T_POLICIES}::test_randaugment_draws_as_timm_does"),
+    Mutation("posterize_counts_the_other_way", POLICIES, '"PosterizeIncreasing": 4 - int(', '"PosterizeIncreasing": int(',
+             "the strongest magnitude is the weakest", f"{T_POLICIES}::test_pixels_and_arguments_are_timms[PosterizeIncreasing]"),
+    Mutation("one_policy_for_all_views", CROPS, "_policy(view, tf.stack([epoch, index, number]), config)",
+             "_policy(view, tf.stack([epoch, index, 0 * number]), config)", "the policy forgets the view, and with it the copy",
+             f"{T_CROPS}::test_the_policy_comes_after_crop_and_flip"),
+]
+
 HOSTS = [
     Mutation("every_host_reads_the_rows_of_the_first", "ssljax/train.py", "process_index=jax.process_index()", "process_index=0",
              "a shard index that stays 0 on every host: each image several times in a global batch",
@@ -358,7 +403,7 @@ HOSTS = [
              "tests/test_hosts.py::test_the_environment_says_whether_there_are_others"),
 ]
 
-MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS, *HOSTS]
+MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS, *DEIT_DATA, *HOSTS]
 
 
 def mutated(mutation: Mutation) -> str:

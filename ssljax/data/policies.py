@@ -13,6 +13,7 @@ AutoAugment's tables have their own magnitudes; DeiT's ablation does not say whi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -121,7 +122,10 @@ def apply(op: str, image: np.ndarray, argument: float, *, fill: tuple[int, ...] 
     picture = Image.fromarray(image)
     if op in ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"):
         return np.asarray(_geometric(op, picture, argument, fill, resample))
-    return np.asarray(_COLOUR[op.removesuffix("Increasing").removesuffix("Original")](picture, argument))
+    op = op.removesuffix("Increasing").removesuffix("Original")
+    if op in ("Invert", "Posterize", "Solarize", "SolarizeAdd"):
+        return np.asarray(picture.point(_table(op, int(argument))))
+    return np.asarray(_COLOUR[op](picture, argument))
 
 
 def _geometric(op: str, picture: Image.Image, argument: float, fill: tuple[int, ...], resample: int) -> Image.Image:
@@ -132,17 +136,19 @@ def _geometric(op: str, picture: Image.Image, argument: float, fill: tuple[int, 
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=fill)
 
 
-def _table(picture: Image.Image, value: Callable[[int], int]) -> Image.Image:
-    return picture.point([value(v) for v in range(256)] * 3)
+@functools.cache
+def _table(op: str, argument: int) -> list[int]:
+    """New values of the 256 old ones, once for each channel."""
+    value = {"Invert": lambda v: 255 - v,
+             "Posterize": lambda v: v & 0xFF << 8 - argument,             # 0 bits are black; Pillow's own function refuses them
+             "Solarize": lambda v: v if v < argument else 255 - v,
+             "SolarizeAdd": lambda v: min(255, v + argument) if v < 128 else v}[op]
+    return [value(v) for v in range(256)] * 3
 
 
 _COLOUR: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "AutoContrast": lambda picture, _: ImageOps.autocontrast(picture),
     "Equalize": lambda picture, _: ImageOps.equalize(picture),
-    "Invert": lambda picture, _: ImageOps.invert(picture),
-    "Posterize": lambda picture, bits: _table(picture, lambda v: v & 0xFF << 8 - int(bits)),     # Pillow refuses 0 bits, which is black
-    "Solarize": lambda picture, threshold: ImageOps.solarize(picture, int(threshold)),
-    "SolarizeAdd": lambda picture, add: _table(picture, lambda v: min(255, v + int(add)) if v < 128 else v),
     "Color": lambda picture, factor: ImageEnhance.Color(picture).enhance(factor),
     "Contrast": lambda picture, factor: ImageEnhance.Contrast(picture).enhance(factor),
     "Brightness": lambda picture, factor: ImageEnhance.Brightness(picture).enhance(factor),

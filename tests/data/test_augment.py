@@ -144,6 +144,30 @@ def test_views_depend_on_key_index_and_view_only(recipe):
     assert abs(make(images, index, jax.random.key(1)) - all_views).max() > 0.1                     # and the key
 
 
+def test_copies_of_an_image_have_views_of_their_own(recipe):
+    """Copy c has views cV .. cV+V-1 of its example, so the first copy's are those without repeats."""
+    recipe = recipe.copy_and_resolve_references()
+    recipe.update(blur_probability=0.0, erasing_probability=1.0)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3)), jnp.uint8)
+    index, copy = jnp.asarray([7, 7, 7, 9], jnp.int32), jnp.asarray([0, 1, 2, 0], jnp.int32)
+    images = images.at[1:3].set(images[0])
+    make = jax.jit(lambda x, c, v: augment.views(x, index, jax.random.key(0), recipe, size=12, num_views=v, copy=c), static_argnums=2)
+    two, six = make(images, copy, 2), make(images[:1].repeat(4, 0), None, 6)
+    close(two[:3].reshape(6, 12, 12, 3), six[0], 2e-6)
+    assert all(abs(two[a] - two[b]).max() > 0.1 for a, b in itertools.combinations(range(4), 2))
+
+
+def test_erasing_comes_last_in_normalised_units(recipe):
+    """Normalised by a deviation of 0.01, the noise would be a hundred times as large if it came before."""
+    recipe = recipe.copy_and_resolve_references()
+    recipe.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, erasing_probability=1.0,
+                  mean=(0.5, 0.5, 0.5), std=(0.01, 0.01, 0.01))
+    image = jnp.full((16, 16, 3), 255, jnp.uint8)                  # 50 once normalised
+    many = jax.jit(jax.vmap(lambda k: augment.view(image, k, recipe, size=16, crop=False)))(jax.random.split(jax.random.key(0), 200))
+    noise = np.asarray(many)[abs(np.asarray(many) - 50.0) > 1e-3]
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1.0) < 0.05 and 0.05 < noise.size / many.size < 0.3
+
+
 def test_eight_devices_make_the_views_of_one(recipe):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 2, 12, 12, 3)), jnp.uint8)
     index, key = jnp.arange(16, dtype=jnp.int32), jax.random.key(0)

@@ -71,7 +71,7 @@ def test_batches_are_the_rows_of_the_order(memory):
     assert len(set(epoch)) == 80
 
 
-@pytest.mark.parametrize("kind", ["memory", "host"])
+@pytest.mark.parametrize("kind", ["memory", "host", "repeated"])
 def test_resume_and_processes_give_the_same_stream(kind, request):
     source, config = request.getfixturevalue(kind)
     whole = take(loader.train_batches(source, config), 8)
@@ -95,6 +95,43 @@ def test_host_views_are_those_of_crops(host):
         for k, row in enumerate(rows):
             image = crops.decode(source.read([row])[0], 3)
             np.testing.assert_array_equal(batch["image"][k], crops.views(image, np.int64([step // 3, row]), config))
+
+
+@pytest.fixture
+def repeated(host):
+    """DeiT's input in small: three copies of each image, cropped as Pillow does, with RandAugment."""
+    source, config = host
+    config.data.update(repeats=3, views=1)
+    config.augment.update(crop="torchvision", policy="randaugment", jitter_probability=0.0, antialias=True)
+    return source, config
+
+
+@pytest.mark.parametrize("kind", ["repeated", "memory"])
+def test_copies_are_neighbours_with_views_of_their_own(kind, request):
+    """An epoch has as many steps as without repeats, a third of its images, and no two rows alike."""
+    source, config = request.getfixturevalue(kind)
+    config.data.repeats = 3
+    n, spe = len(source), len(source) // config.batch_size
+    for epoch, batches in enumerate(np.split(np.array(take(loader.train_batches(source, config), 2 * spe), object), 2)):
+        stream = {k: np.concatenate([b[k] for b in batches]) for k in ("image", "index", "label", "copy")}
+        rows = sampler.repeated(config.seed, epoch, n, 3)[:spe * config.batch_size]
+        np.testing.assert_array_equal(stream["index"], source.index[rows])
+        np.testing.assert_array_equal(stream["label"], source.labels[rows])
+        assert stream["copy"].dtype == np.int32 and (stream["copy"] == np.arange(len(rows)) % 3).all()
+        assert len(set(stream["index"])) == -(-len(rows) // 3)
+        if kind == "repeated":
+            assert len({image.tobytes() for image in stream["image"]}) == len(rows)
+            image = crops.decode(source.read([rows[4]])[0], 3)
+            np.testing.assert_array_equal(stream["image"][4], crops.views(image, np.int64([epoch, rows[4]]), config, copy=1))
+    config.data.repeats = 1
+    assert "copy" not in take(loader.train_batches(source, config), 1)[0]
+
+
+def test_a_policy_is_checked_before_anything_is_read(memory):
+    source, config = memory
+    config.augment.policy = "randaugment"
+    with pytest.raises(ValueError, match="set data.crop_on='host'"):
+        loader.train_batches(source, config)
 
 
 def test_views_of_one_image_differ_between_epochs_and_stay_when_the_batch_changes(host):

@@ -155,7 +155,8 @@ def test_policy_is_what_was_drawn_applied_in_turn(image):
     (dict(augment=dict(policy="randaug")), "'randaug' is unknown. Use 'none', 'randaugment', 'randaugment_plain', "),
     (dict(data=dict(crop_on="device")), "data.crop_on='device'.*set data.crop_on='host'"),
     (dict(data=dict(channels=1)), "data.channels=1.*three channels"),
-    (dict(augment=dict(jitter_probability=0.8)), "jitter_probability=0.8: RandAugment replaces the colour jitter.*jitter_probability=0.0")])
+    (dict(augment=dict(jitter_probability=0.8)), "jitter_probability=0.8: RandAugment replaces the colour jitter.*jitter_probability=0.0")],
+    ids=["unknown", "device", "grey", "jitter"])
 def test_what_cannot_be_is_refused(change, message):
     config = a_config("randaugment")
     policies.check(config)

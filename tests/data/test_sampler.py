@@ -32,6 +32,30 @@ def test_order_refuses_negatives():
         sampler.order(0, -1, 10)
 
 
+@pytest.mark.parametrize("case", ["ra0", "ra1"])
+def test_repeats_are_the_released_samplers(golden, monkeypatch, case):
+    """DeiT's RASampler for 4 and 2 replicas: its ranks, interleaved, are our stream on the same permutation."""
+    g = golden("deit_distillation")
+    n, replicas = int(g[f"{case}/dataset_len"]), int(g[f"{case}/num_replicas"])
+    permutation = g[f"{case}/permutation"] if g[f"{case}/shuffle"] else np.arange(n)
+    monkeypatch.setattr(sampler, "order", lambda seed, epoch, n: permutation[:n])
+    theirs = np.stack([g[f"{case}/rank{r}"] for r in range(replicas)], axis=1).ravel()
+    ours = sampler.repeated(0, 0, n, 3)
+    assert len(ours) == n and len(theirs) == n // 256 * 256
+    np.testing.assert_array_equal(ours[:len(theirs)], theirs)
+
+
+def test_repeats_keep_the_length_and_see_a_third_of_the_images():
+    stream = sampler.repeated(4, 2, 1000, 3)
+    ids, counts = np.unique(stream, return_counts=True)
+    assert stream.dtype == np.int64 and len(stream) == 1000 and len(ids) == 334 and sorted(counts) == [1] + [3] * 333
+    np.testing.assert_array_equal(stream[::3], sampler.order(4, 2, 1000)[:334])          # the copies are neighbours
+    np.testing.assert_array_equal(sampler.repeated(4, 2, 1000, 1), sampler.order(4, 2, 1000))
+    assert set(ids) != set(sampler.repeated(4, 3, 1000, 3))
+    with pytest.raises(ValueError, match="repeats=0.*at least 1"):
+        sampler.repeated(0, 0, 10, 0)
+
+
 def test_subset_is_balanced_sorted_deterministic_and_nested():
     labels = np.random.default_rng(0).integers(0, 10, 5000)
     one, ten, half = (sampler.subset(labels, fraction=f, seed=4) for f in (0.01, 0.1, 0.5))
