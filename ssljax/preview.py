@@ -8,6 +8,7 @@ are those of the run's first step, pixel for pixel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax import cli
-from ssljax.data import augment, loader, sources
+from ssljax.data import augment, loader, policies, sources
 
 ROWS, VIEWS = 8, 6
 OPERATIONS = "bcsh"         # brightness, contrast, saturation, hue
@@ -46,7 +47,9 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], np.ndarray, list[lis
     views = augment.views(image, index, key, config.augment, size=config.data.image_size, num_views=VIEWS)
     views = np.asarray(views) * np.float32(config.augment.std) + np.float32(config.augment.mean)
     drawn = jax.tree.map(np.asarray, augment.draws(index, key, config.augment, VIEWS))
-    captions = [[caption(jax.tree.map(lambda leaf, i=i, v=v: leaf[i, v], drawn), config) for v in range(VIEWS)] for i in range(len(index))]
+    captions = [[caption(jax.tree.map(lambda leaf, i=i, v=v: leaf[i, v], drawn), config,
+                         policies.draw((config.seed, 0, batch["index"][i], v), config.augment))
+                 for v in range(VIEWS)] for i in range(len(index))]
     return ([original(source, i) for i in batch["index"]], np.clip(views, 0.0, 1.0), captions,
             [source.class_names[label] for label in batch["label"]])
 
@@ -60,8 +63,11 @@ def original(source: sources.Source, index: int) -> np.ndarray:
     return np.asarray(crops.decode(source.read([position])[0], 3))          # in colour even where the network sees grey
 
 
-def caption(drawn: augment.Draw, config: ConfigDict) -> str:
-    """What was drawn for one view, e.g. `c1.32 b0.77 h-0.05 s1.20` (the jitter's operations in their order) over `grey blur 0.8`."""
+def caption(drawn: augment.Draw, config: ConfigDict, policy: Sequence[policies.Step] = ()) -> str:
+    """What was drawn for one view, e.g. `c1.32 b0.77 h-0.05 s1.20` (the jitter's operations in their order) over `grey blur 0.8`.
+
+    With a policy its operations and their arguments come first, e.g. `Equalize 0` over `Rotate -27.3`.
+    """
     jitter, rest = [], []
     if drawn.apply_jitter:
         jitter = [f"{OPERATIONS[i]}{drawn.jitter[i]:.2f}" for i in np.argsort(drawn.jitter.rank) if i < 2 or config.data.channels == 3]
@@ -69,7 +75,7 @@ def caption(drawn: augment.Draw, config: ConfigDict) -> str:
         rest.append("grey")
     if drawn.apply_blur:
         rest.append(f"blur {drawn.sigma:.1f}")
-    lines = [" ".join(words) for words in (jitter, rest) if words]
+    lines = [f"{step.op} {step.argument:.3g}" for step in policy] + [" ".join(words) for words in (jitter, rest) if words]
     return "\n".join(lines) or ("affine only" if config.augment.crop == "affine" else "crop only")
 
 
@@ -79,9 +85,10 @@ def title(config: ConfigDict) -> str:
     crop = f"crop {a.crop} (area from {a.min_area}) on the {config.data.crop_on}"
     if a.crop == "affine":
         crop = f"affine: rotation {a.rotate} deg, shift {a.shift}, zoom {a.zoom}, shear {a.shear} deg"
+    policy = "" if a.policy == "none" else f", {a.policy}"
     color = f"jitter strength {s} with p {a.jitter_probability}, grayscale p {a.grayscale_probability}, blur p {a.blur_probability}"
     return (f"{config.method}:{config.preset}, {config.data.source}, {config.data.image_size} px, seed {config.seed}\n"
-            f"{crop}, {'flips' if a.flip else 'no flips'}\n{color} (captions: {', '.join(OPERATIONS)} in the order applied)")
+            f"{crop}, {'flips' if a.flip else 'no flips'}{policy}\n{color} (captions: {', '.join(OPERATIONS)} in the order applied)")
 
 
 def sheet(path: Path, heading: str, originals: list[np.ndarray], views: np.ndarray, captions: list[list[str]], labels: list[str]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from configs import simclr
 from ssljax import preview
-from ssljax.data import augment, loader, sources
+from ssljax.data import augment, loader, policies, sources
 
 
 def test_preview_writes_a_picture(tmp_path, capsys):
@@ -40,6 +40,8 @@ def test_caption_names_what_was_drawn():
     assert preview.caption(drawn, config) == "c0.50 h-0.10 b1.50 s1.20\ngrey blur 1.2"
     nothing = drawn._replace(apply_jitter=np.bool_(False), apply_grayscale=np.bool_(False), apply_blur=np.bool_(False))
     assert preview.caption(nothing, config) == "crop only"
+    steps = [policies.Step("Equalize", 0.0), policies.Step("Rotate", -27.25)]
+    assert preview.caption(nothing, config, steps) == "Equalize 0\nRotate -27.2"
     grey = simclr.get_config("digits")
     assert preview.caption(drawn._replace(apply_blur=np.bool_(False)), grey) == "c0.50 b1.50"
 
