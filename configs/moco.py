@@ -108,8 +108,8 @@ def with_vit(c: ConfigDict, name: str, patch: int) -> ConfigDict:
     The blocks of S and B are unrolled: 353 ms a step against 421 in a loop by the compiler's estimate (experiments/plans.md). L, H and the
     small one are looped, or they compile for many minutes.
     """
-    c.model.update(name=name, patch=patch, positions="sincos", scheme="moco_v3", frozen_patch=True, distillation=False, drop_path=0.0,
-                   scan=name not in ("vit_s_h12", "vit_b"))
+    c.model.update(name=name, patch=patch, positions="sincos", scheme="moco_v3", frozen_patch=True, distillation=False,
+                   drop_path=0.0, dropout=0.0, scan=name not in ("vit_s_h12", "vit_b"))
     c.head.layers, c.predictor.last_norm = 3, True
     c.optim.update(name="torch_adamw", weight_decay=0.1)
     return c

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Mapping
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from ssljax import hosts
@@ -124,23 +126,27 @@ class Checkpoints:
         self._manager.close()
 
 
-def load_part(workdir: str, like: Pytree, part: str) -> Pytree:
+def load_part(workdir: str, like: Pytree, part: str,
+              resize: Mapping[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]] = types.MappingProxyType({})) -> Pytree:
     """One branch of the newest checkpoint's state, e.g. `params/encoder`, for a run that starts from another's weights.
 
     Args:
         workdir: the finished run's folder.
-        like: the branch as the new run has it: shapes, dtypes and shardings.
+        like: the branch as the new run has it: shapes, dtypes and shardings. An empty one is returned as it is.
         part: the branch's path, `/`-separated.
+        resize: name of a leaf -> (stored array, wanted shape) -> array, for leaves that may differ in shape.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
         ValueError: the branch is absent or of other shapes; names the first leaf that differs.
     """
+    if not jax.tree.leaves(like):
+        return like
     checkpoints = Checkpoints(workdir, read_only=True)
     steps = checkpoints.steps()
     checkpoints.close()
     if not steps:
-        raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}: train that stage first, or correct init_from")
+        raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}: train that run first, or correct its name in the config")
     # Only this branch is read: the optimizer state of the earlier stage is of another shape.
     folder = checkpoints.directory / str(steps[-1]) / "default"
     stored = _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
@@ -148,8 +154,16 @@ def load_part(workdir: str, like: Pytree, part: str) -> Pytree:
         branches = sorted({"/".join(name.split("/")[:2]) for name in stored})
         raise ValueError(f"the checkpoint in {workdir} has no {part!r}, but {', '.join(branches)}")
     for name, shape in _shapes(like).items():
-        if (found := stored.get(f"{part}/{name}", "absent")) != shape:
-            raise ValueError(f"{part}/{name} is {found} in {workdir} and {shape} here: the two stages must have the same model settings")
+        if (found := stored.get(f"{part}/{name}", "absent")) != shape and (found == "absent" or name.split("/")[-1] not in resize):
+            raise ValueError(f"{part}/{name} is {found} in {workdir} and {shape} here: the two runs must have the same model settings")
+
+    def as_stored(path: tuple, leaf: jax.Array) -> jax.Array | jax.ShapeDtypeStruct:
+        shape = stored[f"{part}/{jax.tree_util.keystr(path, simple=True, separator='/')}"]
+        if shape == leaf.shape:
+            return leaf
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(leaf.sharding.mesh, PartitionSpec()))
+
+    wanted, like = like, jax.tree_util.tree_map_with_path(as_stored, like)
     for name in reversed(part.split("/")):
         like = {name: like}
     with ocp.PyTreeCheckpointer() as reader:
@@ -157,7 +171,11 @@ def load_part(workdir: str, like: Pytree, part: str) -> Pytree:
             like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True))
     for name in part.split("/"):
         branch = branch[name]
-    return branch
+
+    def fitted(path: tuple, leaf: jax.Array, place: jax.Array) -> jax.Array:
+        same = leaf.shape == place.shape
+        return leaf if same else jax.device_put(resize[path[-1].key](leaf, place.shape), place.sharding)
+    return jax.tree_util.tree_map_with_path(fitted, branch, wanted)
 
 
 def _shapes(tree: Pytree) -> dict[str, tuple[int, ...]]:

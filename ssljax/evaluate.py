@@ -32,7 +32,6 @@ from threadpoolctl import threadpool_limits
 from ssljax import cli, hosts, train
 from ssljax.data import loader, sampler, sources
 from ssljax.data.sources import Source
-from ssljax.methods.supervised import predict
 from ssljax.protocols import linear
 from ssljax.protocols.features import Encode, Features, raw_pixels
 from ssljax.protocols.knn import knn, nearest
@@ -93,7 +92,7 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
     program = train.build(config, source)
     state = train.restore(program, workdir)
-    if "classifier" in protocols and "head" not in state.params:
+    if "classifier" in protocols and program.method.classify is None:
         raise ValueError(f"--protocols: classifier judges a network that was trained on labels; this run has {', '.join(state.params)}. "
                          "Use knn, linear or label_fraction, or evaluate a fine-tuned stage")
     facts = provenance(program.config, source, test, int(state.step), command)
@@ -107,7 +106,8 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
                 for result in run_protocol(protocol, kind, program.config):
                     yield record(facts, name, result)
     if "classifier" in protocols:
-        yield record(facts, config.method, classifier(state, kinds[0].test))
+        for result in classifier(program, state, kinds[0].test):
+            yield record(facts, config.method, result)
     if "supervised" in baselines:
         for result in supervised(program.config, source, test):
             yield record(facts, "supervised", result)
@@ -160,11 +160,11 @@ def run_protocol(protocol: str, kind: Kind, config: ConfigDict) -> Iterator[dict
             begin = time.perf_counter()
 
 
-def classifier(state: TrainState, test: Features) -> dict[str, Any]:
-    """The run's own head on the held-out images: how a supervised or fine-tuned network is judged."""
+def classifier(program: train.Program, state: TrainState, test: Features) -> Iterator[dict[str, Any]]:
+    """The run's own heads on the held-out images: how a supervised, distilled or fine-tuned network is judged."""
     begin = time.perf_counter()
-    logits = np.asarray(predict(state.params, test.features))
-    return {"protocol": "classifier", "settings": {}, **linear.accuracies(logits, test.labels), "seconds": time.perf_counter() - begin}
+    for name, logits in program.method.classify(state.params, state.extra, jnp.asarray(test.features)).items():
+        yield {"protocol": name, "settings": {}, **linear.accuracies(np.asarray(logits), test.labels), "seconds": time.perf_counter() - begin}
 
 
 def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[dict[str, Any]]:
@@ -184,7 +184,7 @@ def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[dic
             program = program or train.build(config, labelled)
             state = train.fit(program, labelled, seed=config.seed)
             features = train.encoded(functools.partial(program.encode, state.params, state.model_state, state.extra), program, test)
-            logits = np.asarray(predict(state.params, features.features))
+            logits = np.asarray(program.method.classify(state.params, state.extra, jnp.asarray(features.features))["classifier"])
             settings = {"steps": program.total_steps, "batch_size": batch, "learning_rate": config.optim.learning_rate}
             yield {"protocol": "label_fraction", "settings": settings, "labels_per_class": k, "draw": draw,
                    **linear.accuracies(logits, features.labels), "seconds": time.perf_counter() - begin}

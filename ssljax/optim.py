@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -71,6 +72,16 @@ def decayed(params: Pytree) -> Pytree:
     return jax.tree_util.tree_map_with_path(rule, params)
 
 
+def timm_decayed(params: Pytree, *, distillation_token: bool) -> Pytree:
+    """True for the leaves that DeiT's code decays: kernels, and the distillation token, which its list of exceptions forgot.
+
+    Biases, gains, positions and the class token are left out. Newer timm leaves out the distillation token too (False).
+    """
+    def rule(path: tuple, leaf: jax.Array) -> bool:
+        return path[-1].key == "kernel" or (distillation_token and path[-1].key == "distillation_token")
+    return jax.tree_util.tree_map_with_path(rule, params)
+
+
 def lars(learning_rate: float | Schedule, *, lr_in_momentum: bool, weight_decay: float, momentum: float, trust_coefficient: float,
          mask: Pytree | Callable[[Pytree], Pytree]) -> optax.GradientTransformation:
     """LARS (You et al., arXiv 1708.03888), in the two forms that papers shipped under one name.
@@ -111,14 +122,32 @@ def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tupl
     return schedule
 
 
+def timm_cosine(peak: float, *, steps_per_epoch: int, epochs: int, warmup_epochs: int, start: float, end: float, lag: int) -> Schedule:
+    """timm's cosine as DeiT calls it: constant within an epoch, the cosine running under the warm-up.
+
+    Args:
+        peak: never quite reached.
+        start: in the first epoch.
+        end: approached by the last.
+        lag: 1 = every epoch uses the value of the one before, as the released code does: its first two epochs both train at `start`.
+    """
+    value = warmup_cosine(peak, warmup_steps=warmup_epochs, total_steps=epochs, start=start, end=end, shift=False)
+
+    def schedule(step: jax.Array) -> jax.Array:
+        return value(jnp.maximum(jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1) - lag, 0))
+
+    return schedule
+
+
 def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float,
                    total_steps: int) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer of a config's `optim`, and its learning-rate schedule (for the logs).
 
     Args:
-        optim: name (lars, sgd, adamw, torch_sgd, torch_adamw), learning_rate, scaling, momentum, weight_decay, warmup_epochs,
-            trust_coefficient, lr_in_momentum. The two `torch_` names decay every parameter, biases and norms too, as PyTorch does unless
-            told otherwise (MoCo's released code); torch_sgd follows `by_epoch` with optim.milestones.
+        optim: name (lars, sgd, adamw, torch_sgd, torch_adamw, timm_adamw, timm_sgd), learning_rate, scaling, momentum, weight_decay,
+            warmup_epochs, trust_coefficient, lr_in_momentum. The two `torch_` names decay every parameter, biases and norms too, as PyTorch
+            does unless told otherwise (MoCo's released code); torch_sgd follows `by_epoch` with optim.milestones. The two `timm_` names
+            follow `timm_cosine` with optim.start, end and lag, and decay `timm_decayed` with optim.decay_distillation_token (DeiT).
         steps_per_epoch: examples / batch, not rounded: the warm-up is examples * warmup_epochs // batch steps (google-research/simclr).
     """
     peak = scaled_learning_rate(optim.learning_rate, optim.scaling, batch_size)
@@ -139,6 +168,13 @@ def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float
         tx = optax.chain(optax.add_decayed_weights(optim.weight_decay), optax.sgd(learning_rate=schedule, momentum=optim.momentum))
     elif optim.name == "torch_adamw":
         tx = optax.adamw(schedule, weight_decay=optim.weight_decay)
+    elif optim.name in ("timm_adamw", "timm_sgd"):
+        schedule = timm_cosine(peak, steps_per_epoch=int(steps_per_epoch + 1e-9), epochs=round((total_steps - 1) / steps_per_epoch),
+                               warmup_epochs=optim.warmup_epochs, start=optim.start, end=optim.end, lag=optim.lag)
+        mask = functools.partial(timm_decayed, distillation_token=optim.decay_distillation_token)
+        sgd = optax.chain(optax.add_decayed_weights(optim.weight_decay, mask=mask),
+                          optax.sgd(schedule, momentum=optim.momentum, nesterov=True))
+        tx = sgd if optim.name == "timm_sgd" else optax.adamw(schedule, weight_decay=optim.weight_decay, mask=mask)
     else:
-        raise ValueError(f"optim.name={optim.name!r} is not one of lars, sgd, adamw, torch_sgd, torch_adamw")
+        raise ValueError(f"optim.name={optim.name!r} is not one of lars, sgd, adamw, torch_sgd, torch_adamw, timm_adamw, timm_sgd")
     return tx, schedule

@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import os
 import time
+import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -242,11 +243,26 @@ def restore(program: Program, workdir: str) -> TrainState:
     return state
 
 
-def from_encoder(state: TrainState, donor: str) -> TrainState:
-    """A fresh state whose encoder, running statistics included, is that of another run's newest checkpoint."""
-    params = {**state.params, "encoder": load_part(donor, state.params["encoder"], "params/encoder")}
-    model_state = {**state.model_state, "encoder": load_part(donor, state.model_state["encoder"], "model_state/encoder")}
-    return state.replace(params=params, model_state=model_state)
+def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainState], TrainState]:
+    """What puts the weights of earlier runs into a fresh state: the method's `adopt`, or else the encoder of `config.init_from`.
+
+    Args:
+        program: of the new run.
+        earlier: folders of the stages before it, by name; other names are folders themselves.
+    """
+    def load(run: str, like: Pytree, part: str, resize: Mapping[str, Callable] = types.MappingProxyType({})) -> Pytree:
+        return load_part(earlier.get(run, run), like, part, resize)
+
+    def encoder(state: TrainState) -> TrainState:
+        """Running statistics included."""
+        donor = program.config.init_from
+        if not donor:
+            return state
+        params = {**state.params, "encoder": load(donor, state.params["encoder"], "params/encoder")}
+        model_state = {**state.model_state, "encoder": load(donor, state.model_state["encoder"], "model_state/encoder")}
+        return state.replace(params=params, model_state=model_state)
+
+    return encoder if program.method.adopt is None else lambda state: program.method.adopt(state, load)
 
 
 def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, profile_steps: int = 0) -> None:
@@ -261,11 +277,10 @@ def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, prof
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
     program = build(config, source)
 
-    donor = earlier.get(config.init_from, config.init_from)
     with RunFolder(workdir, config) as folder:
         if profile_steps:
             program = program._replace(step=profile.recorded(program.step, profile_steps, workdir, left=program.total_steps))
-        fit(program, source, seed=config.seed, folder=folder, test=test, start=lambda state: from_encoder(state, donor) if donor else state)
+        fit(program, source, seed=config.seed, folder=folder, test=test, start=start_from(program, earlier))
 
 
 def stages(config: ConfigDict, workdir: str) -> list[tuple[str, ConfigDict, str]]:

@@ -60,6 +60,11 @@ class Method(NamedTuple):
             normalisation and inference-mode statistics are the method's business.
         update: (extra, params, carry, step) -> extra, called after the optimizer step inside the same jit.
         refresh: (state, run) -> state on the host between epochs, or None.
+        classify: (params, extra, features) -> {name: logits [B, classes]}, the run's own heads on what `encode` gave; the first is the one
+            that counts. None for a method that learns no classes.
+        adopt: (state, load) -> state, on the host before the first step: puts the weights of earlier runs into a fresh state.
+            `load(run, like, part, resize={})` reads one branch, see `checkpoint.load_part`; `run` is the name of a stage or a folder.
+            None: the encoder comes from `config.init_from`, if that is set.
         separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so micro-batches may be averaged.
         two_pass: for a loss that is not; None where neither holds, and `config.accumulate` is refused.
     """
@@ -69,6 +74,8 @@ class Method(NamedTuple):
     encode: Callable[..., jax.Array]
     update: Callable[..., Pytree] = keep_extra
     refresh: Callable[..., Any] | None = None
+    classify: Callable[..., dict[str, jax.Array]] | None = None
+    adopt: Callable[..., TrainState] | None = None
     separable: bool = False
     two_pass: TwoPass | None = None
 

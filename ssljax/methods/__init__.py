@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from ssljax.methods.byol import byol
+from ssljax.methods.deit import deit
 from ssljax.methods.moco import moco
 from ssljax.methods.simclr import simclr
 from ssljax.methods.supervised import supervised
@@ -14,5 +15,6 @@ METHODS: dict[str, Callable[[ConfigDict], Method]] = {
     "simclr": simclr,
     "moco": moco,
     "byol": byol,
+    "deit": deit,
     "supervised": supervised,
 }

@@ -24,7 +24,7 @@ def supervised(config: ConfigDict) -> Method:
     if classes < 1:
         raise ValueError(f"data.num_classes={classes}: a supervised method needs the number of classes; training fills it in from the data")
     encoder = models.backbone(config.model)
-    head = models.LinearClassifier(classes, zero_init=True)
+    head = models.LinearClassifier(classes, std=0.0)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, tuple]:
         del batch
@@ -43,10 +43,7 @@ def supervised(config: ConfigDict) -> Method:
         x = augment.for_network(image, config.augment)
         return models.infer(encoder, params["encoder"], model_state["encoder"], x)
 
-    return Method(init=init, loss=loss, encode=encode, separable=True)
+    def classify(params: Pytree, extra: tuple, features: jax.Array) -> dict[str, jax.Array]:
+        return {"classifier": head.apply({"params": params["head"]}, features)}
 
-
-def predict(params: Pytree, features: jax.Array) -> jax.Array:
-    """Class logits [B, classes] of features [B, D] that this method's `encode` gave."""
-    head = params["head"]["dense"]
-    return jnp.dot(features, head["kernel"], precision=jax.lax.Precision.HIGHEST) + head["bias"][None]
+    return Method(init=init, loss=loss, encode=encode, separable=True, classify=classify)

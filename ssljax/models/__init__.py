@@ -13,11 +13,11 @@ from ssljax.models.heads import MLP, SCHEMES, LinearClassifier
 from ssljax.models.layout import along_batch
 from ssljax.models.norm import BatchNorm
 from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
-from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT
+from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT, resize_positions
 from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
-__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "ResNet", "ViT", "backbone", "forward", "infer",
-           "initialise", "initialise_head", "mlp", "projection_head", "unit_gains"]
+__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "ResNet", "ViT", "attention", "backbone", "forward", "infer",
+           "initialise", "initialise_head", "mlp", "projection_head", "resize_positions", "unit_gains"]
 
 Pytree = Any
 
@@ -74,7 +74,7 @@ def _vit(model: ConfigDict) -> ViT:
     _one_of("remat", model.remat, REMATS)
     width, depth, heads = SIZES[model.name]
     return ViT(width, depth, heads, model.patch, positions=model.positions, scheme=model.scheme, distillation=model.distillation,
-               drop_path=model.drop_path, frozen_patch=model.frozen_patch, remat=model.remat, scan=model.scan, dtype=jnp.dtype(model.dtype))
+               drop_path=model.drop_path, dropout=model.dropout, frozen_patch=model.frozen_patch, remat=model.remat, scan=model.scan, dtype=jnp.dtype(model.dtype))
 
 
 def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:
@@ -115,7 +115,8 @@ def initialise(encoder: nn.Module, key: jax.Array, shape: tuple[int, int, int]) 
     return variables["params"], variables.get("batch_stats", {}), jnp.zeros(features.shape, features.dtype)
 
 
-def forward(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, *, groups: int = 1) -> tuple[jax.Array, Pytree]:
+def forward(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, *, groups: int = 1, key: jax.Array | None = None,
+            **call: bool) -> tuple[jax.Array, Pytree]:
     """A training pass, normalised by the batch's own statistics -> (output, the running statistics after it).
 
     Args:
@@ -125,6 +126,8 @@ def forward(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, *,
         x: [B, ...].
         groups: G > 1 normalises each of the G blocks of B / G neighbouring rows by itself, as G unsynchronised devices do; the running
             statistics are the mean over the groups (MoCo's SplitBatchNorm). 1 is the whole, global batch.
+        key: for stochastic depth and dropout; not with groups.
+        call: what else the network takes: `tokens=True` for all tokens of a ViT.
     """
     if groups > 1:
         x, mesh = x.reshape(groups, -1, *x.shape[1:]), jax.sharding.get_abstract_mesh()
@@ -133,13 +136,23 @@ def forward(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, *,
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):     # inside, rows of one group are no batch to split
             y, after = jax.vmap(lambda rows: forward(net, params, statistics, rows))(x)
         return y.reshape(-1, *y.shape[2:]), jax.tree.map(lambda leaf: leaf.mean(0), after)
-    y, state = net.apply({"params": params, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"])
+    rngs = None if key is None else dict(zip(("drop_path", "dropout"), jax.random.split(key), strict=True))
+    y, state = net.apply({"params": params, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"], rngs=rngs, **call)
     return y, state.get("batch_stats", {})
 
 
-def infer(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:
-    """A pass in inference mode: the running statistics, which stay as they are."""
-    return net.apply({"params": params, "batch_stats": statistics}, x, train=False)
+def infer(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, **call: bool) -> jax.Array:
+    """A pass in inference mode: the running statistics, which stay as they are. `call` as in `forward`."""
+    return net.apply({"params": params, "batch_stats": statistics}, x, train=False, **call)
+
+
+def attention(net: ViT, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:
+    """Where the class token, and the distillation token if there is one, look in the last block: float32 `[B, heads, 1 or 2, N]`."""
+    _, found = net.apply({"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"])
+    blocks = found["intermediates"]
+    if net.scan:
+        return blocks["blocks"]["attn"]["attention"][0][-1]
+    return blocks[f"block{net.depth - 1}"]["attn"]["attention"][0]
 
 
 def _norm(model: ConfigDict) -> dict:

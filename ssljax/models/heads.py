@@ -90,13 +90,13 @@ class MLP(nn.Module):
 
 
 class LinearClassifier(nn.Module):
-    """Logits in float32. Weights N(0, 0.01^2), or zero (SimCLR's `zero_init_logits_layer`, for fine-tuning and linear probes)."""
+    """Logits in float32. Weights N(0, std^2): 0.01, DeiT's 0.02, or 0 (SimCLR's `zero_init_logits_layer`, for fine-tuning)."""
 
     num_classes: int
-    zero_init: bool = False
+    std: float = 0.01
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         """Features `[B, D]` -> logits `[B, num_classes]`."""
-        init = nn.initializers.zeros if self.zero_init else nn.initializers.normal(0.01)
-        return nn.Dense(self.num_classes, kernel_init=init, name="dense")(h.astype(jnp.float32))
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(self.std), precision=jax.lax.Precision.HIGHEST,
+                        name="dense")(h.astype(jnp.float32))

@@ -55,22 +55,32 @@ def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
+def dropout(module: nn.Module, x: jax.Array) -> jax.Array:
+    """Dropout at the module's rate `dropout`; the identity, without drawing, at 0."""
+    if not module.dropout:
+        return x
+    kept = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - module.dropout, x.shape)
+    return jnp.where(kept, x / (1.0 - module.dropout), jnp.zeros((), x.dtype))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; logits and softmax in float32."""
 
     heads: int
     scheme: str
     dtype: jnp.dtype
+    extra: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, N, D] -> [B, N, D]`."""
+        """`[B, N, D] -> [B, N, D]`; sows where each of the `extra` first tokens looks, `attention [B, heads, extra, N]`."""
         width = x.shape[-1]
         qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=kernel_init(self.scheme, split=3), name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, self.heads, width // self.heads), 2, 0)          # [B, N, heads, d] each
         logits = jnp.einsum("bnhd,bmhd->bhnm", q * (width // self.heads) ** -0.5, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        mixed = jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(x.shape)
+        weights = jax.nn.softmax(logits, axis=-1)
+        self.sow("intermediates", "attention", weights[:, :, :self.extra])
+        mixed = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v).reshape(x.shape)
         return nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="proj")(mixed)
 
 
@@ -82,17 +92,20 @@ class Block(nn.Module):
     scheme: str
     dtype: jnp.dtype
     drops: bool
+    dropout: float
+    extra: int
 
     @nn.compact
     def __call__(self, x: jax.Array, rate: jax.Array) -> jax.Array:
-        """`[B, N, D] -> [B, N, D]`; `rate` float32 scalar."""
+        """`[B, N, D] -> [B, N, D]`; `rate` float32 scalar. `drops`: stochastic depth is on; `dropout` 0 in inference."""
         norm = lambda name, x: nn.LayerNorm(EPSILON, dtype=jnp.float32, name=name)(x.astype(jnp.float32)).astype(self.dtype)
-        branch = Attention(self.heads, self.scheme, self.dtype, name="attn")(norm("norm1", x))
-        x = x + self._kept(branch, rate)
+        branch = Attention(self.heads, self.scheme, self.dtype, self.extra, name="attn")(norm("norm1", x))
+        x = x + self._kept(dropout(self, branch), rate)
         y = nn.Dense(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="fc1")(
             norm("norm2", x))
-        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="fc2")(jax.nn.gelu(y, approximate=False))
-        return along_batch(x + self._kept(y, rate))
+        y = dropout(self, jax.nn.gelu(y, approximate=False))
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="fc2")(y)
+        return along_batch(x + self._kept(dropout(self, y), rate))
 
     def _kept(self, branch: jax.Array, rate: jax.Array) -> jax.Array:
         return drop_path(branch, rate, self.make_rng("drop_path")) if self.drops else branch
@@ -109,6 +122,8 @@ class ViT(nn.Module):
         scheme: of the initialisation, "deit" or "moco_v3", see the head of this file.
         distillation: a second token behind the class token (DeiT).
         drop_path: rate of stochastic depth in the last block; it grows linearly from 0 in the first. Needs the rng "drop_path".
+        dropout: rate behind the positions, the attention's projection and both layers of the MLPs (an ablation of DeiT). Needs the rng
+            "dropout".
         frozen_patch: the patch projection stays as it was drawn (MoCo v3, section 4.4). It is then no parameter but a variable of
             "batch_stats", the collection of what no gradient and no optimizer reaches; it is saved and restored like the rest.
         remat: what is computed again in the backward pass: "none"; "blocks", all but the input of each block; "dots", all but
@@ -127,6 +142,7 @@ class ViT(nn.Module):
     scheme: str = "deit"
     distillation: bool = False
     drop_path: float = 0.0
+    dropout: float = 0.0
     frozen_patch: bool = False
     remat: str = "none"
     scan: bool = False
@@ -145,7 +161,8 @@ class ViT(nn.Module):
             x = x + self.param("positions", initializers.normal(0.02), (1, x.shape[1], self.width), jnp.float32)
         else:
             x = x + sincos(self.width, rows, columns, extra_tokens=len(extra))
-        x = self._blocks(x.astype(self.dtype), drops=train and self.drop_path > 0)
+        x = dropout(self, x.astype(self.dtype)) if train else x.astype(self.dtype)
+        x = self._blocks(x, train)
         x = nn.LayerNorm(EPSILON, dtype=jnp.float32, name="norm")(x.astype(jnp.float32))
         return x if tokens else x[:, 0]
 
@@ -168,16 +185,17 @@ class ViT(nn.Module):
             "kernel": uniform(self.make_rng("params"), (fan_in, self.width)), "bias": bias_init(self.make_rng("params"), (self.width,))})
         return nn.Dense(self.width, dtype=self.dtype, parent=None).apply({"params": frozen.value}, x)
 
-    def _blocks(self, x: jax.Array, *, drops: bool) -> jax.Array:
+    def _blocks(self, x: jax.Array, train: bool) -> jax.Array:
         rates = self.drop_path * jnp.arange(self.depth, dtype=jnp.float32) / max(self.depth - 1, 1)
         block = Block
         if self.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
             block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
-        settings = dict(heads=self.heads, mlp_ratio=self.mlp_ratio, scheme=self.scheme, dtype=self.dtype, drops=drops)
+        settings = dict(heads=self.heads, mlp_ratio=self.mlp_ratio, scheme=self.scheme, dtype=self.dtype,
+                        drops=train and self.drop_path > 0, dropout=self.dropout if train else 0.0, extra=1 + self.distillation)
         if self.scan:
-            body = nn.scan(lambda block, x, rate: (block(x, rate), ()), length=self.depth, variable_axes={"params": 0},
-                           split_rngs={"params": True, "drop_path": True})
+            body = nn.scan(lambda block, x, rate: (block(x, rate), ()), length=self.depth, variable_axes={"params": 0, "intermediates": 0},
+                           split_rngs={"params": True, "drop_path": True, "dropout": True})
             return body(block(**settings, name="blocks"), x, rates)[0]
         for i in range(self.depth):
             x = block(**settings, name=f"block{i}")(x, rates[i])

@@ -1,0 +1,192 @@
+"""DeiT: Training data-efficient image transformers & distillation through attention (Touvron et al., ICML 2021, arXiv 2012.12877).
+
+    ssljax train --config configs/deit.py:digits --workdir runs/deit                                # a laptop: a teacher, then its student
+    ssljax train --config configs/deit.py:imagenet_s --workdir gs://bucket/deit_s                   # 79.8 top-1
+    ssljax train --config configs/deit.py:imagenet_regnety_16gf --workdir gs://bucket/teacher       # the paper's teacher, 82.9
+    ssljax train --config configs/deit.py:imagenet_b_distilled --config.distill.teacher=gs://bucket/teacher --workdir gs://bucket/deit_b   # 83.4
+
+Names follow the paper's tables. `imagenet_{ti,s,b}` has no teacher; `_soft` and `_hard` distil into the class token, `_distilled` into a
+distillation token (table 3); `imagenet_b..._384` go on to 384 pixels, `_160` and `_320` likewise (table 10); `imagenet_b_ablation_...` are
+the rows of table 8, each in two stages. Other teachers (table 2): train `imagenet_regnety_4gf` and set `--config.teacher.name` as well.
+Sources: [P] the paper, [C] the released code (facebookresearch/deit, timm 0.3.2), [X] chosen here.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+MODELS = {"ti": "vit_ti", "s": "vit_s", "b": "vit_b"}
+# Distillation, and whether there is a token for it.
+KINDS = {"": ("none", False), "_soft": ("soft", False), "_hard": ("hard", False), "_distilled": ("hard", True)}
+TEACHERS = ("regnety_4gf", "regnety_8gf", "regnety_12gf", "regnety_16gf")
+RESOLUTIONS = (160, 320, 384)
+
+# Table 8, DeiT-B without a teacher: what is changed in the first stage and, where the paper names it, in the second.
+ABLATIONS: dict[str, dict[str, dict]] = {
+    "sgd": {"train": {"optim.name": "timm_sgd"}},
+    "sgd_finetune": {"finetune": {"optim.name": "timm_sgd"}},
+    "no_randaugment": {"both": {"augment.policy": "none", "augment.jitter_probability": 1.0}},      # the colour jitter then comes on [C]
+    "autoaugment": {"both": {"augment.policy": "autoaugment_original"}},
+    "no_mixup": {"both": {"augment.mixup_alpha": 0.0}},
+    "no_cutmix": {"both": {"augment.cutmix_alpha": 0.0}},
+    "no_mixing": {"both": {"augment.mixup_alpha": 0.0, "augment.cutmix_alpha": 0.0}},
+    "no_erasing": {"both": {"augment.erase_probability": 0.0}},
+    "no_drop_path": {"both": {"model.drop_path": 0.0}},
+    "no_repeats": {"both": {"data.repeats": 1}},
+    "dropout": {"both": {"model.dropout": 0.1}},
+    "ema": {"both": {"ema.decay": 0.99996}},
+}
+
+IMAGENET = {f"imagenet_{size}{kind}": (size, kind) for size in MODELS for kind in KINDS}
+FINETUNED = {f"imagenet_b{kind}_{side}": (kind, side) for kind in KINDS for side in RESOLUTIONS}
+LONG = {f"imagenet_{size}_distilled_e1000": size for size in MODELS}
+ABLATED = {f"imagenet_b_ablation_{name}": name for name in ABLATIONS}
+SMALL = {f"cifar10_small{kind}": kind for kind in KINDS}
+SMALL_ABLATED = {f"cifar10_small_{name}": name for name in ABLATIONS if name != "sgd_finetune"}
+
+PRESETS = ("digits", "cifar10_teacher", *SMALL, *SMALL_ABLATED, *IMAGENET, *LONG, *FINETUNED, *ABLATED,
+           *(f"imagenet_{name}" for name in TEACHERS))
+
+
+def simclr() -> ModuleType:
+    """The file of the SimCLR presets beside this one: data, evaluation and small networks are the same."""
+    spec = importlib.util.spec_from_file_location("simclr_config", Path(__file__).with_name("simclr.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def recipe(c: ConfigDict) -> ConfigDict:
+    """A SimCLR preset turned into DeiT's training from scratch (table 9), on its own backbone."""
+    for name in ("online_probe", "head", "loss"):
+        del c[name]
+    c.method, c.name = "deit", "deit"
+    c.data.update(views=1, repeats=3)        # every image three times an epoch, of a third of the images [C]
+    c.augment.update(crop="torchvision", min_area=0.08, antialias=True, grayscale_probability=0.0, blur_probability=0.0,
+                     jitter_probability=0.0, jitter_strength=0.375, jitter_hue=0.0,    # on without a policy only: +-0.3 and no hue [C]
+                     policy="randaugment", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))                     # [C]
+    c.augment.erase_probability = 0.25       # [P]
+    c.augment.mixup_alpha = 0.8              # of Beta(alpha, alpha); 0 = never [P]
+    c.augment.cutmix_alpha = 1.0             # both on: either, by a fair coin [C]
+    c.augment.label_smoothing = 0.1          # [P]
+    c.distill = dict(
+        name="none",                         # none | soft | hard
+        teacher="",                          # an earlier stage's name or the folder of a run of `supervised` or `deit`
+        alpha=0.5,                           # weight of the teacher: hard 1/2 [P], soft 0.1 [P]
+        temperature=3.0,                     # soft only [P]
+        normalization="code",                # soft only: code divides the KL by the classes too | paper
+    )
+    c.inference = "code"                     # of two heads: code averages logits | paper averages probabilities
+    c.init_head = True                       # with init_from: the heads come along; False for other classes
+    c.ema = dict(decay=0.0)                  # of the weights, then evaluated instead of them; 0 = none [P]
+    c.teacher = c.model.copy_and_resolve_references()
+    c.teacher.update(name="regnety_16gf")
+    c.optim.update(name="timm_adamw", learning_rate=2.5e-4, scaling="linear", weight_decay=0.05, warmup_epochs=5)      # 5e-4 B/512 [P]
+    c.optim.start, c.optim.end = 1e-6, 1e-5  # not scaled [C]
+    c.optim.lag = 0                          # 1: every epoch at the rate of the one before [C]
+    c.optim.decay_distillation_token = True  # [C]
+    c.evaluate.protocols = ("classifier",)
+    return c
+
+
+def vit(c: ConfigDict, name: str, patch: int, kind: str) -> ConfigDict:
+    """The student, and how it is taught: a key of KINDS."""
+    c.model.update(name=name, patch=patch, positions="learned", scheme="deit", frozen_patch=False, scan=False, drop_path=0.1, dropout=0.0)
+    c.distill.name, c.model.distillation = KINDS[kind]
+    c.distill.alpha = 0.1 if c.distill.name == "soft" else 0.5
+    return c
+
+
+def imagenet(size: str, kind: str, epochs: int = 300) -> ConfigDict:
+    """Table 3."""
+    return vit(recipe(simclr().imagenet(epochs=epochs, batch=1024)), MODELS[size], 16, kind)
+
+
+def teacher(name: str) -> ConfigDict:
+    """A RegNetY by the same recipe (section 5.3); it has no stochastic depth here."""
+    c = recipe(simclr().imagenet(epochs=300, batch=1024))
+    c.model.name = name
+    return c
+
+
+def at_resolution(train: ConfigDict, side: int) -> ConfigDict:
+    """Two stages: `train`, then 30 epochs with larger (or smaller) images, positions resized (section 3, and [C])."""
+    c = train.copy_and_resolve_references()
+    c.init_from, c.epochs, c.batch_size, c.data.image_size = "train", 30, 512, side
+    c.optim.update(learning_rate=2.5e-6, end=5e-6, weight_decay=1e-8)         # a constant 5e-6 behind the warm-up [C]
+    return ConfigDict(dict(stages=("train", "finetune"), train=train, finetune=c))
+
+
+def ablation(name: str) -> ConfigDict:
+    """A row of table 8, the mean over both stages of which the paper shows as two columns."""
+    changes = ABLATIONS[name]
+    c = at_resolution(imagenet("b", ""), 384)
+    c.train.update_from_flattened_dict(changes.get("both", changes.get("train", {})))
+    c.finetune.update_from_flattened_dict(changes.get("both", changes.get("finetune", {})))
+    return c
+
+
+def cifar10_teacher() -> ConfigDict:
+    """The small teacher: configs/simclr.py:cifar10_small's ResNet-18 of base width 16, on labels with crops and flips alone [X]."""
+    c = recipe(simclr().cifar10_small())
+    c.data.repeats = 1
+    c.augment.update(policy="none", erase_probability=0.0, mixup_alpha=0.0, cutmix_alpha=0.0, min_area=0.25)
+    c.optim.update(name="sgd", nesterov=True, learning_rate=0.1, weight_decay=5e-4, warmup_epochs=1)
+    c.epochs, c.eval_every_epochs = 15, 5
+    return c
+
+
+def cifar10_small(kind: str = "") -> ConfigDict:
+    """A ViT of width 64 and 64 patches of 4 pixels; the teacher is a run of `cifar10_teacher`, named as --config.distill.teacher [X]."""
+    c = recipe(simclr().cifar10_small())
+    c = vit(c, "vit_xs", 4, kind)
+    c.data.update(crop_on="host")                                             # RandAugment works on the host
+    c.augment.min_area = 0.25
+    c.optim.update(learning_rate=1e-3, start=1e-5, end=1e-5, warmup_epochs=2)
+    c.epochs, c.eval_every_epochs, c.checkpoint.every_steps = 20, 10, 200
+    return c
+
+
+def digits() -> ConfigDict:
+    """A small ResNet on labels, and a small ViT that learns from it and from the labels [X]."""
+    base = simclr().digits()
+    views = base.augment.copy_and_resolve_references()
+    student = vit(recipe(base), "vit_xs", 4, "_distilled")
+    policy = dict(mixup_alpha=0.8, cutmix_alpha=1.0, erase_probability=0.0, label_smoothing=0.1)
+    student.augment = views
+    student.augment.update(policy)
+    student.data.repeats = 1
+    student.distill.teacher = "teacher"
+    student.teacher = views and simclr().digits().model
+    student.optim.update(learning_rate=2e-3, scaling="none", start=1e-5, warmup_epochs=5)
+    student.eval_every_epochs = 20
+    first = student.copy_and_resolve_references()
+    first.model = student.teacher.copy_and_resolve_references()
+    first.model.update(drop_path=0.0, dropout=0.0)
+    first.distill.name, first.epochs = "none", 20
+    first.augment.update(mixup_alpha=0.0, cutmix_alpha=0.0)
+    first.optim.update(name="sgd", nesterov=True, learning_rate=0.1, weight_decay=1e-4, warmup_epochs=2)
+    return ConfigDict(dict(stages=("teacher", "student"), teacher=first, student=student))
+
+
+def get_config(preset: str = "digits") -> ConfigDict:
+    """The locked configuration of one preset.
+
+    Raises:
+        ValueError: the preset is not one of PRESETS.
+    """
+    builders: list[tuple[dict, Callable[..., ConfigDict]]] = [
+        (IMAGENET, lambda at: imagenet(*at)), (LONG, lambda size: imagenet(size, "_distilled", 1000)), (SMALL, cifar10_small),
+        (FINETUNED, lambda at: at_resolution(imagenet("b", at[0]), at[1])), (ABLATED, ablation)]
+    if preset not in PRESETS:
+        raise ValueError(f"configs/deit.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
+    c = next((build(table[preset]) for table, build in builders if preset in table), None)
+    if c is None and preset in SMALL_ABLATED:
+        c = cifar10_small()
+        c.update_from_flattened_dict({k: v for part in ABLATIONS[SMALL_ABLATED[preset]].values() for k, v in part.items()})
+    elif c is None:
+        c = teacher(preset.removeprefix("imagenet_")) if preset.startswith("imagenet") else globals()[preset]()
+    return simclr().named(c, preset)

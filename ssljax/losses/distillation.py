@@ -1,0 +1,63 @@
+"""Distillation of a teacher's class probabilities (Hinton et al., arXiv 1503.02531) as DeiT uses it (arXiv 2012.12877, section 4).
+
+    soft    (1 - alpha) CE(class, y) + alpha tau^2 KL(softmax(teacher / tau) || softmax(token / tau))        equation 2
+    hard    (1 - alpha) CE(class, y) + alpha CE(token, argmax teacher)                                       equation 3, alpha = 1/2
+
+`class` are the logits of the class token, `token` those of the distillation token; without one, the same logits serve both terms. The
+paper prints the two distributions of the KL in the other order; the released code (facebookresearch/deit, losses.py) has the order above.
+No gradient flows to the teacher.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ssljax.losses.classification import cross_entropy
+
+NORMALIZATIONS = ("paper", "code")
+
+
+def soft(logits: tuple[jax.Array, jax.Array], teacher_logits: jax.Array, labels: jax.Array, *, alpha: float, temperature: float,
+         normalization: str = "paper", label_smoothing: float = 0.0) -> jax.Array:
+    """Soft distillation, one value an example.
+
+    Args:
+        logits: ([B, C], [B, C]), of the class token and of the distillation token.
+        teacher_logits: [B, C].
+        labels: int [B], or probabilities [B, C].
+        alpha: weight of the teacher; the paper's lambda, 0.1.
+        temperature: tau; 3 in the paper.
+        normalization: "paper" sums the KL over the classes; "code" divides it by their number, which is what the released numbers were
+            trained with.
+        label_smoothing: of the labels, see `cross_entropy`.
+
+    Returns:
+        float32 [B].
+
+    Raises:
+        ValueError: shapes that differ, or an unknown normalization.
+    """
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"config.distill.normalization={normalization!r} is unknown. Use 'paper' (sum over classes) or 'code' (mean).")
+    student, token = _matching(logits, teacher_logits)
+    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32) / temperature)
+    pupil = jax.nn.log_softmax(token.astype(jnp.float32) / temperature)
+    divergence = jnp.sum(jnp.exp(teacher) * (teacher - pupil), axis=-1)
+    if normalization == "code":
+        divergence = divergence / token.shape[-1]
+    return (1.0 - alpha) * cross_entropy(student, labels, label_smoothing=label_smoothing) + alpha * temperature**2 * divergence
+
+
+def hard(logits: tuple[jax.Array, jax.Array], teacher_logits: jax.Array, labels: jax.Array, *, alpha: float = 0.5,
+         label_smoothing: float = 0.0) -> jax.Array:
+    """Hard distillation: the teacher's decision is a second label, never smoothed. Arguments and result as for `soft`."""
+    student, token = _matching(logits, teacher_logits)
+    decision = jnp.argmax(teacher_logits, axis=-1)
+    return (1.0 - alpha) * cross_entropy(student, labels, label_smoothing=label_smoothing) + alpha * cross_entropy(token, decision)
+
+
+def _matching(logits: tuple[jax.Array, jax.Array], teacher_logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    student, token = logits
+    if not student.shape == token.shape == teacher_logits.shape:
+        raise ValueError(f"logits of the class token {student.shape}, of the distillation token {token.shape} and of the teacher "
+                         f"{teacher_logits.shape} must be alike: the teacher must know the same classes")
+    return student, token

@@ -1,0 +1,173 @@
+"""DeiT (Touvron et al.: Training data-efficient image transformers & distillation through attention, arXiv 2012.12877).
+
+    x, y    one view of each image, part of it erased, mixed with that of another image; its smoothed label, mixed alike
+    z, z'   class logits from the class token and from the distillation token, t those of a frozen teacher, all of the same x
+    none    L = CE(z, y)
+    soft    L = (1 - alpha) CE(z, y) + alpha tau^2 KL(softmax(t / tau) || softmax(z' / tau))        equation 2
+    hard    L = CE(z, y) / 2 + CE(z', argmax t) / 2                                                 equation 3
+
+Without a distillation token (`model.distillation=False`) z' = z: the paper's usual distillation. With one, the prediction is the mean of
+the two heads. The backbone may be any: a RegNetY or ResNet trained by the same recipe becomes the teacher.
+
+Differences from the paper, after the released code (facebookresearch/deit at 7e160fe, timm 0.3.2) unless marked [X]:
+- The prediction averages the two heads' logits (`inference="code"`); the paper adds their softmax ("paper").
+- The soft loss divides the KL by the classes too (`distill.normalization="code"`), which makes it a thousandth of the paper's on ImageNet.
+- Mixing has one draw and one direction for the global batch (row i with row B-1-i); there it is one for each device. [X]
+- Fine-tuning at another resolution distils too, as the paper says; the released code refuses that.
+- The moving average of the weights (`ema.decay`), if kept, is what is evaluated, as in the paper's table 8; the code evaluates the raw
+  weights. [X]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ssljax import models
+from ssljax.data import augment, mixing
+from ssljax.losses.classification import accuracy, cross_entropy
+from ssljax.losses.distillation import hard, soft
+from ssljax.targets import ema
+from ssljax.types import Batch, Method, Out, Pytree, TrainState
+
+
+class Teacher(NamedTuple):
+    """The frozen teacher: parameters `{"encoder", "head"}` and running statistics `{"encoder"}`."""
+
+    params: Pytree
+    model_state: Pytree
+
+
+class Ema(NamedTuple):
+    """The moving average of all parameters and running statistics."""
+
+    params: Pytree
+    model_state: Pytree
+
+
+class DeitState(NamedTuple):
+    """Either is () where the config has none."""
+
+    teacher: Teacher | tuple[()]
+    ema: Ema | tuple[()]
+
+
+def deit(config: ConfigDict) -> Method:
+    """DeiT as pure functions. params: encoder, head and, with a distillation token, distillation_head; extra: DeitState."""
+    size, channels, classes, distill = config.data.image_size, config.data.channels, config.data.num_classes, config.distill
+    _check(config)
+    encoder, head = models.backbone(config.model), models.LinearClassifier(classes, std=0.02)
+    teacher, averaged = models.backbone(config.teacher) if distill.name != "none" else None, config.ema.decay > 0
+    two_tokens = isinstance(encoder, models.ViT) and encoder.distillation
+    tokens = {"tokens": True} if two_tokens else {}
+
+    def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, DeitState]:
+        del batch
+        keys = jax.random.split(key, 5)
+        f, f_state, h = models.initialise(encoder, keys[0], (size, size, channels))
+        params, model_state = {"encoder": f, "head": head.init(keys[1], h)["params"]}, {"encoder": f_state}
+        if two_tokens:
+            params["distillation_head"] = head.init(keys[2], h)["params"]
+        frozen = ()
+        if teacher is not None:
+            t, t_state, h = models.initialise(teacher, keys[3], (size, size, channels))
+            frozen = Teacher({"encoder": t, "head": head.init(keys[4], h)["params"]}, {"encoder": t_state})
+        follower = jax.tree.map(jnp.copy, Ema(params, model_state)) if averaged else ()           # the step donates both
+        return params, model_state, DeitState(frozen, follower)
+
+    def logits(params: Pytree, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """z and z', float32 [B, classes], of the class token [B, D] or of all tokens [B, N, D]."""
+        if not two_tokens:
+            z = head.apply({"params": params["head"]}, h)
+            return z, z
+        return head.apply({"params": params["head"]}, h[:, 0]), head.apply({"params": params["distillation_head"]}, h[:, 1])
+
+    def loss(params: Pytree, model_state: Pytree, extra: DeitState, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
+        # 1. One view of each image, a box of it replaced by noise, then mixed with another's; the labels follow.
+        x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1)[:, 0]
+        x, y = mixing.mixed(x, batch, key, classes, config.augment)
+        # 2. One pass of the student: z from the class token, z' from the distillation token.
+        h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1), **tokens)
+        z, token = logits(params, h)
+        metrics = {"accuracy": jnp.mean(accuracy(z, batch["label"]))}
+        # 3. The teacher looks at the very same x.
+        if teacher is None:
+            rows = cross_entropy(z, y)
+        else:
+            t = models.infer(teacher, extra.teacher.params["encoder"], extra.teacher.model_state["encoder"], x)
+            t = head.apply({"params": extra.teacher.params["head"]}, t)
+            rows = distilled((z, token), t, y)
+            metrics["teacher_accuracy"] = jnp.mean(accuracy(t, batch["label"]))
+            metrics["agreement"] = jnp.mean(accuracy(token, jnp.argmax(t, axis=-1)))
+        model_state = {"encoder": f_state}
+        return jnp.mean(rows), Out(model_state, model_state if averaged else (), metrics)
+
+    def distilled(z: tuple[jax.Array, jax.Array], t: jax.Array, y: jax.Array) -> jax.Array:
+        if distill.name == "hard":
+            return hard(z, t, y, alpha=distill.alpha)
+        return soft(z, t, y, alpha=distill.alpha, temperature=distill.temperature, normalization=distill.normalization)
+
+    def update(extra: DeitState, params: Pytree, carry: Pytree, step: jax.Array) -> DeitState:
+        # 4. The moving average, towards what the optimizer has just made.
+        return extra._replace(ema=ema.update(extra.ema, Ema(params, carry), config.ema.decay)) if averaged else extra
+
+    def encode(params: Pytree, model_state: Pytree, extra: DeitState, image: jax.Array) -> jax.Array:
+        """The class token, with the distillation token behind it if there is one: [B, D] or [B, 2 D]."""
+        if averaged:
+            params, model_state = extra.ema
+        h = models.infer(encoder, params["encoder"], model_state["encoder"], augment.for_network(image, config.augment), **tokens)
+        return h[:, :2].reshape(len(h), -1) if two_tokens else h
+
+    def classify(params: Pytree, extra: DeitState, features: jax.Array) -> dict[str, jax.Array]:
+        params = extra.ema.params if averaged else params
+        if not two_tokens:
+            return {"classifier": logits(params, features)[0]}
+        z, token = logits(params, features.reshape(len(features), 2, -1))
+        return {"classifier": joint(z, token, config.inference), "classifier_class_token": z, "classifier_distillation_token": token}
+
+    def adopt(state: TrainState, load: Callable[..., Pytree]) -> TrainState:
+        """An earlier run's network (positions resized to the new image size), and the teacher's weights."""
+        if config.init_from:
+            params = {**state.params, "encoder": load(config.init_from, state.params["encoder"], "params/encoder", {"positions": resized})}
+            if config.init_head:
+                params |= {name: load(config.init_from, params[name], f"params/{name}") for name in params if name != "encoder"}
+            model_state = {"encoder": load(config.init_from, state.model_state["encoder"], "model_state/encoder")}
+            state = state.replace(params=params, model_state=model_state)
+        frozen = state.extra.teacher
+        if teacher is not None:
+            params = {name: load(distill.teacher, frozen.params[name], f"params/{name}") for name in frozen.params}
+            frozen = Teacher(params, {"encoder": load(distill.teacher, frozen.model_state["encoder"], "model_state/encoder")})
+        follower = jax.tree.map(jnp.copy, Ema(state.params, state.model_state)) if averaged else ()
+        return state.replace(extra=DeitState(frozen, follower))
+
+    def resized(positions: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        side = size // config.model.patch
+        return models.resize_positions(positions, (side, side), extra_tokens=1 + two_tokens)
+
+    repeatable = not (config.augment.mixup_alpha or config.augment.cutmix_alpha or config.model.drop_path or config.model.dropout)
+    return Method(init=init, loss=loss, encode=encode, update=update, separable=repeatable, classify=classify, adopt=adopt)
+
+
+def joint(z: jax.Array, token: jax.Array, inference: str) -> jax.Array:
+    """One score a class from two heads [B, C]: "code" averages logits; "paper" averages probabilities, returned as their logarithm."""
+    if inference == "code":
+        return (z + token) / 2
+    return jnp.logaddexp(jax.nn.log_softmax(z), jax.nn.log_softmax(token)) - jnp.log(jnp.float32(2.0))
+
+
+def _check(config: ConfigDict) -> None:
+    """Refuses what the method cannot do.
+
+    Raises:
+        ValueError: names the setting and what it may be.
+    """
+    if config.data.num_classes < 1:
+        raise ValueError(f"data.num_classes={config.data.num_classes}: DeiT needs the number of classes; training fills it in from the data")
+    for name, value, valid in (("distill.name", config.distill.name, ("none", "soft", "hard")),
+                               ("inference", config.inference, ("code", "paper"))):
+        if value not in valid:
+            raise ValueError(f"config.{name}={value!r} is unknown. Use {', '.join(map(repr, valid))}.")
