@@ -1,9 +1,9 @@
 """DeiT: Training data-efficient image transformers & distillation through attention (Touvron et al., ICML 2021, arXiv 2012.12877).
 
-    ssljax train --config configs/deit.py:digits --workdir runs/deit                                # a laptop: a teacher, then its student
-    ssljax train --config configs/deit.py:imagenet_s --workdir gs://bucket/deit_s                   # 79.8 top-1
-    ssljax train --config configs/deit.py:imagenet_regnety_16gf --workdir gs://bucket/teacher       # the paper's teacher, 82.9
-    ssljax train --config configs/deit.py:imagenet_b_distilled --config.distill.teacher=gs://bucket/teacher --workdir gs://bucket/deit_b   # 83.4
+    ssljax train --config configs/deit.py:digits --workdir runs/deit                           # a laptop: a teacher, then its student
+    ssljax train --config configs/deit.py:imagenet_s --workdir gs://bucket/deit_s              # 79.8 top-1
+    ssljax train --config configs/deit.py:imagenet_regnety_16gf --workdir gs://bucket/teacher  # the paper's teacher, 82.9
+    ssljax train --config configs/deit.py:imagenet_b_distilled --config.distill.teacher=gs://bucket/teacher --workdir gs://bucket/b    # 83.4
 
 Names follow the paper's tables. `imagenet_{ti,s,b}` has no teacher; `_soft` and `_hard` distil into the class token, `_distilled` into a
 distillation token (table 3); `imagenet_b..._384` go on to 384 pixels, `_160` and `_320` likewise (table 10); `imagenet_b_ablation_...` are
@@ -30,10 +30,10 @@ ABLATIONS: dict[str, dict[str, dict]] = {
     "sgd_finetune": {"finetune": {"optim.name": "timm_sgd"}},
     "no_randaugment": {"both": {"augment.policy": "none", "augment.jitter_probability": 1.0}},      # the colour jitter then comes on [C]
     "autoaugment": {"both": {"augment.policy": "autoaugment_original"}},
-    "no_mixup": {"both": {"augment.mixup_alpha": 0.0}},
-    "no_cutmix": {"both": {"augment.cutmix_alpha": 0.0}},
-    "no_mixing": {"both": {"augment.mixup_alpha": 0.0, "augment.cutmix_alpha": 0.0}},
-    "no_erasing": {"both": {"augment.erase_probability": 0.0}},
+    "no_mixup": {"both": {"mix.mixup_alpha": 0.0}},
+    "no_cutmix": {"both": {"mix.cutmix_alpha": 0.0}},
+    "no_mixing": {"both": {"mix.mixup_alpha": 0.0, "mix.cutmix_alpha": 0.0}},
+    "no_erasing": {"both": {"augment.erasing_probability": 0.0}},
     "no_drop_path": {"both": {"model.drop_path": 0.0}},
     "no_repeats": {"both": {"data.repeats": 1}},
     "dropout": {"both": {"model.dropout": 0.1}},
@@ -67,11 +67,13 @@ def recipe(c: ConfigDict) -> ConfigDict:
     c.data.update(views=1, repeats=3)        # every image three times an epoch, of a third of the images [C]
     c.augment.update(crop="torchvision", min_area=0.08, antialias=True, grayscale_probability=0.0, blur_probability=0.0,
                      jitter_probability=0.0, jitter_strength=0.375, jitter_hue=0.0,    # on without a policy only: +-0.3 and no hue [C]
-                     policy="randaugment", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))                     # [C]
-    c.augment.erase_probability = 0.25       # [P]
-    c.augment.mixup_alpha = 0.8              # of Beta(alpha, alpha); 0 = never [P]
-    c.augment.cutmix_alpha = 1.0             # both on: either, by a fair coin [C]
-    c.augment.label_smoothing = 0.1          # [P]
+                     policy="randaugment", erasing_probability=0.25,                                                  # [P]
+                     mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))                                           # [C]
+    c.mix = dict(
+        mixup_alpha=0.8,                     # of Beta(alpha, alpha); 0 = never [P]
+        cutmix_alpha=1.0,                    # both on: either, by a fair coin [C]
+        label_smoothing=0.1,                 # [P]
+    )
     c.distill = dict(
         name="none",                         # none | soft | hard
         teacher="",                          # an earlier stage's name or the folder of a run of `supervised` or `deit`
@@ -133,7 +135,8 @@ def cifar10_teacher() -> ConfigDict:
     """The small teacher: configs/simclr.py:cifar10_small's ResNet-18 of base width 16, on labels with crops and flips alone [X]."""
     c = recipe(simclr().cifar10_small())
     c.data.repeats = 1
-    c.augment.update(policy="none", erase_probability=0.0, mixup_alpha=0.0, cutmix_alpha=0.0, min_area=0.25)
+    c.augment.update(policy="none", erasing_probability=0.0, min_area=0.25)
+    c.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
     c.optim.update(name="sgd", nesterov=True, learning_rate=0.1, weight_decay=5e-4, warmup_epochs=1)
     c.epochs, c.eval_every_epochs = 15, 5
     return c
@@ -155,19 +158,15 @@ def digits() -> ConfigDict:
     base = simclr().digits()
     views = base.augment.copy_and_resolve_references()
     student = vit(recipe(base), "vit_xs", 4, "_distilled")
-    policy = dict(mixup_alpha=0.8, cutmix_alpha=1.0, erase_probability=0.0, label_smoothing=0.1)
-    student.augment = views
-    student.augment.update(policy)
-    student.data.repeats = 1
-    student.distill.teacher = "teacher"
-    student.teacher = views and simclr().digits().model
+    student.augment, student.data.repeats = views, 1
+    student.distill.teacher, student.teacher = "teacher", simclr().digits().model
     student.optim.update(learning_rate=2e-3, scaling="none", start=1e-5, warmup_epochs=5)
     student.eval_every_epochs = 20
     first = student.copy_and_resolve_references()
     first.model = student.teacher.copy_and_resolve_references()
     first.model.update(drop_path=0.0, dropout=0.0)
     first.distill.name, first.epochs = "none", 20
-    first.augment.update(mixup_alpha=0.0, cutmix_alpha=0.0)
+    first.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
     first.optim.update(name="sgd", nesterov=True, learning_rate=0.1, weight_decay=1e-4, warmup_epochs=2)
     return ConfigDict(dict(stages=("teacher", "student"), teacher=first, student=student))
 

@@ -164,7 +164,8 @@ def classifier(program: train.Program, state: TrainState, test: Features) -> Ite
     """The run's own heads on the held-out images: how a supervised, distilled or fine-tuned network is judged."""
     begin = time.perf_counter()
     for name, logits in program.method.classify(state.params, state.extra, jnp.asarray(test.features)).items():
-        yield {"protocol": name, "settings": {}, **linear.accuracies(np.asarray(logits), test.labels), "seconds": time.perf_counter() - begin}
+        found = linear.accuracies(np.asarray(logits), test.labels)
+        yield {"protocol": name, "settings": {}, **found, "seconds": time.perf_counter() - begin}
 
 
 def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[dict[str, Any]]:

@@ -60,20 +60,33 @@ def byol_oracle(case):
         close(after.extra.target_stats, carry)
 
 
+def deit_oracle(case):
+    """The teacher stays to the bit; the average follows parameters and running statistics."""
+    for before, _, after in carries(case):
+        for (name, old), (_, new) in zip(leaves(before.extra.teacher), leaves(after.extra.teacher), strict=True):
+            np.testing.assert_array_equal(old, new, err_msg=name)
+        follows(before.extra.ema.params, after.params, case.config.ema.decay, after.extra.ema.params)
+
+
 # Independent NumPy versions of `update`, for methods whose extra state is not empty: name -> (extra before, step's inputs) -> extra after.
-ORACLES: dict = {"moco": moco_oracle, "byol": byol_oracle}
+ORACLES: dict = {"moco": moco_oracle, "byol": byol_oracle, "deit": deit_oracle}
 
 # What else must be small: a queue of three steps (and v1's temperature, at which forty updates are felt), narrow heads.
-SMALL = {"moco": {"queue.size": 96, "loss.temperature": 0.07}, "byol": {"head.hidden": 32, "predictor.hidden": 32}}
+SMALL = {"moco": {"queue.size": 96, "loss.temperature": 0.07}, "byol": {"head.hidden": 32, "predictor.hidden": 32},
+         # A transformer of the smallest size, by its own optimizer, under a teacher of random weights; nothing that smooths the labels.
+         "deit": {"model.name": "vit_xs", "teacher.width": 0.125, "ema.decay": 0.9, "mix.label_smoothing": 0.0, "mix.mixup_alpha": 0.0,
+                  "distill.alpha": 0.1, "optim.name": "adamw", "optim.learning_rate": 1e-3}}
 
 
 def small_config(method: str, **changes) -> ConfigDict:
-    """The method's digits preset with a network of 8 channels and no warm-up (a step with learning rate 0 moves nothing)."""
+    """The method's digits preset (its last stage) with a network of 8 channels and no warm-up: a rate of 0 moves nothing."""
     c = importlib.import_module(f"configs.{method}").get_config("digits").unlock()
+    c = c[c.stages[-1]] if "stages" in c else c
     c.batch_size, c.epochs, c.log_every = 16, 2, 2
     c.model.update(name="resnet8", width=0.125, stem="imagenet")
     c.optim.update(name="lars", learning_rate=0.3, scaling="none", warmup_epochs=0, trust_coefficient=0.02, weight_decay=1e-4)
-    c.head.dim = 16
+    if "head" in c:
+        c.head.dim = 16
     for key, value in changes.items():
         c.model[key] = value
     c.update_from_flattened_dict(SMALL.get(method, {}))

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs.deit import get_config as deit_config
 from configs.simclr import get_config
 from ssljax import optim
 from ssljax.methods import METHODS
@@ -87,11 +88,36 @@ def test_simclr_schedule(golden, case):
 
 @pytest.mark.parametrize("case", range(2))
 def test_timm_schedule_runs_its_cosine_under_the_warmup(golden, case):
+    """The value of each epoch, in all of its steps; with the released code's lag that of the epoch before."""
     g = golden("schedules").under(f"deit{case}")
-    schedule = optim.warmup_cosine(float(g["lr"]), warmup_steps=int(g["warmup_epochs"]), total_steps=int(g["epochs"]),
-                                   start=float(g["warmup_lr"]), end=float(g["min_lr"]), shift=False)
+    settings = dict(steps_per_epoch=3, epochs=int(g["epochs"]), warmup_epochs=int(g["warmup_epochs"]), start=float(g["warmup_lr"]),
+                    end=float(g["min_lr"]))
     epochs = jnp.arange(len(g["lr_after_step_epoch"]))
-    np.testing.assert_allclose(schedule(epochs), g["lr_after_step_epoch"], rtol=2e-5)
+    for first in (0, 2):
+        schedule = optim.timm_cosine(float(g["lr"]), **settings, lag=0)
+        np.testing.assert_allclose(schedule(3 * epochs + first), g["lr_after_step_epoch"], rtol=2e-5)
+    late = optim.timm_cosine(float(g["lr"]), **settings, lag=1)(3 * epochs)
+    np.testing.assert_allclose(late[1:], g["lr_after_step_epoch"][:-1], rtol=2e-5)
+    assert late[0] == late[1]
+
+
+def test_deit_schedule_and_decayed_leaves_by_hand():
+    """Six values of the recipe at batch 1024; kernels decay, and the distillation token where the flag says so."""
+    c = deit_config("imagenet_ti_distilled")
+    tx, schedule = optim.make_optimizer(c.optim, batch_size=1024, steps_per_epoch=1_281_167 / 1024, total_steps=1_281_167 * 300 // 1024 + 1)
+    epochs = jnp.array([0, 1, 4, 5, 150, 299])
+    np.testing.assert_allclose(schedule(epochs * 1251), [1e-6, 2.008e-4, 8.002e-4, 9.993216e-4, 5.05e-4, 1.002714e-5], rtol=2e-5)
+
+    c = c.unlock()
+    c.data.num_classes = 10
+    params = jax.eval_shape(lambda key: METHODS["deit"](c).init(key, {})[0], jax.random.key(0))
+    moved = {}
+    for flag in (True, False):
+        mask = optim.timm_decayed(params, distillation_token=flag)
+        named = ((jax.tree_util.keystr(path, simple=True, separator="/"), on) for path, on in jax.tree_util.tree_leaves_with_path(mask))
+        moved[flag] = {name for name, on in named if on}
+    assert moved[True] - moved[False] == {"encoder/distillation_token"}
+    assert len(moved[False]) == 1 + 12 * 4 + 2 and not any("position" in name or "class_token" in name for name in moved[True])
 
 
 def test_imagenet_schedule_by_hand():

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssljax import models
-from ssljax.data import augment, mixing
+from ssljax.data import augment
 from ssljax.losses.classification import accuracy, cross_entropy
 from ssljax.losses.distillation import hard, soft
 from ssljax.targets import ema
@@ -88,8 +88,10 @@ def deit(config: ConfigDict) -> Method:
 
     def loss(params: Pytree, model_state: Pytree, extra: DeitState, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. One view of each image, a box of it replaced by noise, then mixed with another's; the labels follow.
-        x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1)[:, 0]
-        x, y = mixing.mixed(x, batch, key, classes, config.augment)
+        copy = batch["copy"] if config.data.repeats > 1 else None
+        x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1, copy=copy)[:, 0]
+        y = augment.smoothed_one_hot(batch["label"], classes, config.mix.label_smoothing)
+        x, y = augment.mix(x, y, key, mixup_alpha=config.mix.mixup_alpha, cutmix_alpha=config.mix.cutmix_alpha)
         # 2. One pass of the student: z from the class token, z' from the distillation token.
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1), **tokens)
         z, token = logits(params, h)
@@ -139,6 +141,9 @@ def deit(config: ConfigDict) -> Method:
             state = state.replace(params=params, model_state=model_state)
         frozen = state.extra.teacher
         if teacher is not None:
+            if not distill.teacher:
+                raise ValueError(f"config.distill.teacher is empty, but distill.name={distill.name!r} needs one: the folder of a finished "
+                                 "run of `supervised` or `deit` whose backbone is config.teacher, or the name of an earlier stage")
             params = {name: load(distill.teacher, frozen.params[name], f"params/{name}") for name in frozen.params}
             frozen = Teacher(params, {"encoder": load(distill.teacher, frozen.model_state["encoder"], "model_state/encoder")})
         follower = jax.tree.map(jnp.copy, Ema(state.params, state.model_state)) if averaged else ()
@@ -148,7 +153,7 @@ def deit(config: ConfigDict) -> Method:
         side = size // config.model.patch
         return models.resize_positions(positions, (side, side), extra_tokens=1 + two_tokens)
 
-    repeatable = not (config.augment.mixup_alpha or config.augment.cutmix_alpha or config.model.drop_path or config.model.dropout)
+    repeatable = not (config.mix.mixup_alpha or config.mix.cutmix_alpha or config.model.drop_path or config.model.dropout)
     return Method(init=init, loss=loss, encode=encode, update=update, separable=repeatable, classify=classify, adopt=adopt)
 
 
@@ -166,7 +171,8 @@ def _check(config: ConfigDict) -> None:
         ValueError: names the setting and what it may be.
     """
     if config.data.num_classes < 1:
-        raise ValueError(f"data.num_classes={config.data.num_classes}: DeiT needs the number of classes; training fills it in from the data")
+        raise ValueError(f"data.num_classes={config.data.num_classes}: DeiT needs the number of classes; training fills it in from the "
+                         "data")
     for name, value, valid in (("distill.name", config.distill.name, ("none", "soft", "hard")),
                                ("inference", config.inference, ("code", "paper"))):
         if value not in valid:

@@ -74,7 +74,8 @@ def _vit(model: ConfigDict) -> ViT:
     _one_of("remat", model.remat, REMATS)
     width, depth, heads = SIZES[model.name]
     return ViT(width, depth, heads, model.patch, positions=model.positions, scheme=model.scheme, distillation=model.distillation,
-               drop_path=model.drop_path, dropout=model.dropout, frozen_patch=model.frozen_patch, remat=model.remat, scan=model.scan, dtype=jnp.dtype(model.dtype))
+               drop_path=model.drop_path, dropout=model.dropout, frozen_patch=model.frozen_patch, remat=model.remat, scan=model.scan,
+               dtype=jnp.dtype(model.dtype))
 
 
 def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:

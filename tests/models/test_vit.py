@@ -7,14 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from configs.moco import get_config
-from ssljax.models import backbone, forward
-from ssljax.models.vit import SIZES, ViT, drop_path, resize_positions, sincos
+from ssljax.models import attention, backbone, forward
+from ssljax.models.vit import SIZES, ViT, drop_path, dropout, resize_positions, sincos
 
 COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 TINY = dict(width=32, depth=3, heads=4, patch=4)
+
+
+def shaken(tree, seed):
+    """The same tree with random values."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.3, leaf.shape), jnp.float32), tree)
 
 
 def dense(state, name):
@@ -169,6 +176,54 @@ def test_the_rate_grows_from_nothing_in_the_first_block(scan):
         del params["block1"]
     np.testing.assert_allclose(dropped, ViT(32, 1, 4, 4, scan=scan).apply({"params": params}, image, train=False), **CLOSE)
     assert np.abs(dropped - net.apply(variables, image, train=False)).max() > 1e-3
+
+
+def test_dropout_keeps_the_mean_and_is_off_in_inference():
+    class Site(nn.Module):
+        dropout: float
+
+        @nn.compact
+        def __call__(self, x):
+            return dropout(self, x)
+    x = jnp.full((100, 1000), 3.0)
+    y = Site(0.1).apply({}, x, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_allclose(np.unique(y), [0.0, 3.0 / 0.9], rtol=1e-6)
+    np.testing.assert_allclose(np.mean(y), 3.0, rtol=0.01)
+    assert Site(0.0).apply({}, x) is x
+
+    net, image = ViT(**TINY, dropout=0.5), jnp.ones((2, 8, 8, 3))
+    params = net.init(jax.random.key(0), image, train=False)["params"]
+    run = lambda seed: forward(net, params, {}, image, key=jax.random.key(seed))[0]
+    plain = ViT(**TINY).apply({"params": params}, image, train=False)
+    np.testing.assert_array_equal(net.apply({"params": params}, image, train=False), plain)
+    assert np.abs(run(0) - run(1)).max() > 0.1 < np.abs(run(0) - plain).max()
+    np.testing.assert_array_equal(run(0), run(0))
+
+
+def test_attention_maps_by_numpy():
+    """One block without an MLP's part in it: softmax of scaled products, of the class and of the distillation token's queries."""
+    net = ViT(width=32, depth=1, heads=4, patch=4, distillation=True)
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    params = shaken(net.init(jax.random.key(0), image, train=False)["params"], 1)
+    maps = attention(net, params, {}, image)
+    p, width = jax.tree.map(np.asarray, params), 32
+    patches = np.asarray(image).reshape(2, 2, 4, 2, 4, 3).swapaxes(2, 3).reshape(2, 4, 48) @ p["patch"]["kernel"] + p["patch"]["bias"]
+    tokens = np.broadcast_to(np.concatenate([p["class_token"], p["distillation_token"]], axis=1), (2, 2, width))
+    x = np.concatenate([tokens, patches], axis=1) + p["positions"]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = x * p["block0"]["norm1"]["scale"] + p["block0"]["norm1"]["bias"]
+    q, k, _ = np.split(x @ p["block0"]["attn"]["qkv"]["kernel"] + p["block0"]["attn"]["qkv"]["bias"], 3, axis=-1)
+    q, k = (a.reshape(2, 6, 4, 8) for a in (q, k))
+    weights = np.exp(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(8))
+    np.testing.assert_allclose(maps, (weights / weights.sum(-1, keepdims=True))[:, :, :2], rtol=1e-3, atol=1e-5)
+
+    deep, stacked = ViT(**TINY), ViT(**TINY, scan=True)
+    params = deep.init(jax.random.key(0), image, train=False)["params"]
+    looped = {k: v for k, v in params.items() if not k.startswith("block")}
+    looped["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"block{i}"] for i in range(3)))
+    maps = attention(deep, params, {}, image)
+    assert maps.shape == (2, 4, 1, 5)
+    np.testing.assert_allclose(attention(stacked, looped, {}, image), maps, rtol=1e-5, atol=1e-7)
 
 
 def test_initialisations():

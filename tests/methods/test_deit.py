@@ -1,0 +1,230 @@
+"""DeiT: what the loss is made of, which head counts, what a stage takes over from earlier ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.deit import PRESETS, get_config
+from ssljax import models, optim, train
+from ssljax.checkpoint import Checkpoints
+from ssljax.data import sources
+from ssljax.losses.classification import cross_entropy
+from ssljax.methods import METHODS
+from ssljax.methods.deit import DeitState, Teacher, joint
+from ssljax.types import TrainState
+from tests.methods.small import SIZE, assert_close, batch_of, one_block, shaken
+
+CLASSES = 4
+
+
+def student(**changes):
+    """The digits' student on images of 8 pixels, one residual block for a teacher."""
+    c = get_config("digits").student.unlock()
+    c.data.update(image_size=SIZE, num_classes=CLASSES)
+    c.augment.update(crop="none", jitter_probability=0.0)
+    c.model.update(drop_path=0.0)
+    c.teacher.update(name="one_block", width=4 / 64, stem="cifar")
+    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return c.lock()
+
+
+def built(**changes):
+    """Method, random state, batch."""
+    with one_block():
+        c = student(**changes)
+        method = METHODS["deit"](c)
+        params, model_state, extra = method.init(jax.random.key(0), {})
+    batch = batch_of(8)
+    batch["label"] = batch["label"] % CLASSES
+    extra = extra._replace(teacher=Teacher(shaken(extra.teacher.params, 2), extra.teacher.model_state)) if extra.teacher else extra
+    return method, (shaken(params, 1), model_state, extra), batch
+
+
+def logits(params, tokens):
+    head = lambda name, h: np.asarray(h) @ np.asarray(params[name]["dense"]["kernel"]) + np.asarray(params[name]["dense"]["bias"])
+    return head("head", tokens[:, 0]), head("distillation_head", tokens[:, 1])
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the student and the teacher are shown and what they make of it."""
+    found, forward, infer = {}, models.forward, models.infer
+
+    def student_pass(net, params, statistics, x, **rest):
+        out = forward(net, params, statistics, x, **rest)
+        found.update(student=x, tokens=out[0])
+        return out
+
+    def teacher_pass(net, params, statistics, x, **rest):
+        out = infer(net, params, statistics, x, **rest)
+        found.update(teacher=x, features=out)
+        return out
+    monkeypatch.setattr(models, "forward", student_pass)
+    monkeypatch.setattr(models, "infer", teacher_pass)
+    return found
+
+
+def test_hard_distillation_of_a_mixed_image_by_numpy(seen):
+    """Half the mixed, smoothed label at the class token, half the teacher's decision on the same mixed image at the other token."""
+    method, (params, model_state, extra), batch = built(mix__mixup_alpha=0.8, mix__cutmix_alpha=0.0)
+    key = jax.random.key(5)
+    value, out = method.loss(params, model_state, extra, batch, key, jnp.int32(0))
+    assert seen["teacher"] is seen["student"]
+
+    # lambda from any pixel, as the mixture of a row and its mirror
+    x, plain = np.asarray(seen["student"]), np.asarray(batch["image"], np.float32) / 255
+    difference = plain - plain[::-1]
+    lam = float((difference * (x - plain[::-1])).sum() / (difference**2).sum())
+    np.testing.assert_allclose(x, lam * plain + (1 - lam) * plain[::-1], atol=1e-5)
+    y = np.eye(CLASSES)[batch["label"]] * 0.9 + 0.1 / CLASSES
+    y = lam * y + (1 - lam) * y[::-1]
+    z, token = logits(params, seen["tokens"])
+    head = extra.teacher.params["head"]["dense"]
+    decision = np.argmax(np.asarray(seen["features"]) @ np.asarray(head["kernel"]) + np.asarray(head["bias"]), -1)
+    expected = -0.5 * (y * np.log(softmax(z))).sum(-1) - 0.5 * np.log(softmax(token))[np.arange(8), decision]
+    np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(out.metrics["agreement"], (token.argmax(-1) == decision).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalization, scale", [("paper", 1), ("code", CLASSES)])
+def test_soft_distillation_without_a_token_by_numpy(seen, normalization, scale):
+    """Both terms at the class head; without mixing the labels are smoothed all the same."""
+    method, (params, model_state, extra), batch = built(model__distillation=False, distill__name="soft", distill__alpha=0.1,
+                                                        distill__normalization=normalization, mix__mixup_alpha=0.0, mix__cutmix_alpha=0.0)
+    value, _ = method.loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
+    dense = lambda p, h: np.asarray(h) @ np.asarray(p["head"]["dense"]["kernel"]) + np.asarray(p["head"]["dense"]["bias"])
+    z, t = dense(params, seen["tokens"]), dense(extra.teacher.params, seen["features"])
+    p, log_s = softmax(t / 3), np.log(softmax(z / 3))
+    kl = (p * (np.log(p) - log_s)).sum(-1) / scale
+    base = cross_entropy(jnp.asarray(z), batch["label"], label_smoothing=0.1)
+    np.testing.assert_allclose(value, np.mean(0.9 * np.asarray(base) + 0.1 * 9 * kl), rtol=2e-5)
+
+
+def test_without_a_teacher_the_second_head_learns_nothing():
+    method, (params, model_state, extra), batch = built(distill__name="none")
+    assert extra == ((), ())
+    grads = jax.grad(lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0])(params)
+    assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["distillation_head"]))
+    assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["head"]))
+
+
+def test_the_released_codes_prediction(golden):
+    g = golden("arch_vit").under("deit_distilled")
+    z, token = jnp.asarray(g["train_cls_logits"]), jnp.asarray(g["train_dist_logits"])
+    np.testing.assert_allclose(joint(z, token, "code"), g["eval_logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_averages_of_logits_and_of_probabilities_may_disagree():
+    """Pitfall 1. The logits' means are 0, 1/2, -1: the second class. One head is sure of the third, the other leaves it half."""
+    z, token = jnp.array([[0.0, 1.0, -20.0]]), jnp.array([[0.0, 0.0, 18.0]])
+    np.testing.assert_allclose(joint(z, token, "code"), [[0.0, 0.5, -1.0]])
+    both = (softmax(np.asarray(z)) + softmax(np.asarray(token))) / 2
+    np.testing.assert_allclose(np.exp(joint(z, token, "paper")), both, rtol=1e-4)
+    assert joint(z, token, "code").argmax() == 1 and joint(z, token, "paper").argmax() == 2
+
+
+def test_encode_and_classify_read_both_tokens_of_the_average():
+    """Features are both tokens; with a moving average it is its network and heads that speak."""
+    method, (params, model_state, extra), batch = built(ema__decay=0.5)
+    assert_close(extra.ema.model_state, model_state)
+    after = method.update(extra, params, model_state, jnp.int32(0))
+    assert_close(after.ema.params, jax.tree.map(lambda a, b: (a + b) / 2, extra.ema.params, params), rtol=1e-6)
+    assert after.teacher is extra.teacher
+    features = method.encode(params, model_state, after, batch["image"])
+    assert features.shape == (8, 128)
+    raw = METHODS["deit"](student(distill__name="none"))
+    same = raw.encode(after.ema.params, model_state, DeitState((), ()), batch["image"])
+    np.testing.assert_allclose(features, same, rtol=1e-5, atol=1e-6)
+    heads = method.classify(params, after, features)
+    z, token = logits(after.ema.params, np.asarray(features).reshape(8, 2, 64))
+    np.testing.assert_allclose(heads["classifier_class_token"], z, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(heads["classifier_distillation_token"], token, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(heads["classifier"], (z + token) / 2, rtol=1e-4, atol=1e-4)
+    assert next(iter(heads)) == "classifier"
+
+
+def saved(folder, state):
+    checkpoints = Checkpoints(str(folder))
+    checkpoints.save(state, {})
+    checkpoints.close()
+
+
+def test_a_larger_stage_takes_network_heads_and_teacher_and_resizes_the_positions(tmp_path):
+    """16 positions become 64; class and distillation token keep theirs to the bit; the teacher's statistics come along."""
+    with one_block():
+        small = student(data__num_classes=10)
+        large = student(data__num_classes=10, data__image_size=2 * SIZE, batch_size=8, init_from="small", ema__decay=0.5)
+        source = sources.load(large.data, "train")
+        program = train.build(large, source)
+        params, model_state, extra = METHODS["deit"](small).init(jax.random.key(7), {})
+        teacher = Teacher(shaken(extra.teacher.params, 3), shaken(extra.teacher.model_state, 4))
+    donor = TrainState(jnp.int32(3), shaken(params, 5), model_state, (), DeitState((), ()))
+    saved(tmp_path / "small", donor)
+    saved(tmp_path / "teacher", TrainState(jnp.int32(3), teacher.params, teacher.model_state, (), ()))
+    start = train.start_from(program, {name: str(tmp_path / name) for name in ("small", "teacher")})
+    state = start(program.init(0))
+    old, new = donor.params["encoder"].pop("positions"), state.params["encoder"].pop("positions")
+    np.testing.assert_array_equal(new[:, :2], old[:, :2])
+    assert new.shape == (1, 2 + 16, 64) and old.shape == (1, 2 + 4, 64)
+    np.testing.assert_allclose(new, models.resize_positions(old, (4, 4), extra_tokens=2), rtol=1e-6)
+    assert_close(state.params, donor.params)
+    assert_close(state.extra.teacher.params, teacher.params)
+    assert_close(state.extra.teacher.model_state, teacher.model_state)
+    np.testing.assert_array_equal(state.extra.ema.params["encoder"]["positions"], new)
+    assert all(a.sharding == b.sharding for a, b in zip(jax.tree.leaves(program.shapes.extra), jax.tree.leaves(state.extra), strict=True))
+
+
+def test_a_teacher_of_other_classes_or_none_at_all_is_refused(tmp_path):
+    with one_block():
+        c = student(data__num_classes=10, batch_size=8)
+        program = train.build(c, sources.load(c.data, "train"))
+    state = program.init(0)
+    with pytest.raises(ValueError, match="config.distill.teacher is empty"):
+        METHODS["deit"](student(distill__teacher="")).adopt(state, None)
+    frozen = jax.tree.map(np.asarray, state.extra.teacher)
+    frozen.params["head"]["dense"]["kernel"] = np.zeros((4, 7), np.float32)
+    saved(tmp_path / "teacher", TrainState(jnp.int32(3), frozen.params, frozen.model_state, (), ()))
+    with pytest.raises(ValueError, match=r"params/head/dense/kernel is \(4, 7\)"):
+        train.start_from(program, {"teacher": str(tmp_path / "teacher")})(state)
+
+
+@pytest.mark.parametrize("change, message", [({"distill__name": "hrad"}, "distill.name='hrad' is unknown"),
+                                             ({"inference": "sum"}, "inference='sum' is unknown"),
+                                             ({"data__num_classes": 0}, "needs the number of classes")])
+def test_wrong_settings_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS["deit"](student(**change))
+
+
+def test_presets_are_the_papers_tables():
+    """Tables 3, 8, 9 and 10; what the names promise, and that no two stages or sections share their settings."""
+    b = get_config("imagenet_b")
+    assert (b.epochs, b.batch_size, b.optim.weight_decay, b.model.drop_path, b.data.repeats) == (300, 1024, 0.05, 0.1, 3)
+    assert optim.scaled_learning_rate(b.optim.learning_rate, b.optim.scaling, 1024) == pytest.approx(1e-3)
+    assert (b.mix.mixup_alpha, b.mix.cutmix_alpha, b.mix.label_smoothing, b.augment.erasing_probability) == (0.8, 1.0, 0.1, 0.25)
+    kinds = {kind: get_config(f"imagenet_s{kind}") for kind in ("", "_soft", "_hard", "_distilled")}
+    assert [(c.distill.name, c.model.distillation, c.distill.alpha) for c in kinds.values()] == [
+        ("none", False, 0.5), ("soft", False, 0.1), ("hard", False, 0.5), ("hard", True, 0.5)]
+    both = get_config("imagenet_b_distilled_384")
+    assert both.stages == ("train", "finetune") and both.finetune.data.image_size == 384 and both.train.data.image_size == 224
+    assert both.finetune.optim.learning_rate * 512 / 256 == both.finetune.optim.end == 5e-6 and both.train.optim.weight_decay == 0.05
+    off = get_config("imagenet_b_ablation_no_mixing")
+    assert off.train.mix.mixup_alpha == off.finetune.mix.cutmix_alpha == 0 and b.mix.mixup_alpha == 0.8
+    only = get_config("imagenet_b_ablation_sgd_finetune")
+    assert (only.train.optim.name, only.finetune.optim.name) == ("timm_adamw", "timm_sgd")
+    jitter = get_config("imagenet_b_ablation_no_randaugment").train.augment
+    assert (jitter.policy, jitter.jitter_probability, jitter.jitter_hue) == ("none", 1.0, 0.0)
+    assert 0.8 * jitter.jitter_strength == pytest.approx(0.3)
+    for preset in PRESETS:
+        c = get_config(preset)
+        for stage in ([c[name] for name in c.stages] if "stages" in c else [c]):
+            assert (stage.name, stage.preset) == ("deit", preset)
+            assert stage.augment.policy == "none" or (stage.augment.jitter_probability == 0 and stage.data.crop_on == "host"), preset
+    digits = get_config("digits")
+    assert digits.student.teacher.name == digits.teacher.model.name == "resnet8" and digits.student.distill.teacher == "teacher"
