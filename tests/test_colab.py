@@ -8,15 +8,12 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.processes import ROOT
+from tests.processes import QUICK, ROOT
 
 # Half a minute instead of a few: a network of 8 channels, one epoch, one and two labels a class.
 CHANGES = ("--config.epochs=1 --config.batch_size=64 --config.optim.warmup_epochs=0 --config.model.width=0.125 "
            "--config.model.stem=imagenet --config.head.dim=16 --config.eval_every_epochs=0 --config.checkpoint.best= "
            "--config.evaluate.label_counts=(1,2) --config.evaluate.label_draws=2 --config.evaluate.linear_l2=0.01")
-
-# Compiled quickly, not well: two dozen steps need no fast code.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.fixture(scope="module")
