@@ -3,7 +3,7 @@
     ssljax train --config configs/deit.py:digits --workdir runs/deit                           # a laptop: a teacher, then its student
     ssljax train --config configs/deit.py:imagenet_s --workdir gs://bucket/deit_s              # 79.8 top-1
     ssljax train --config configs/deit.py:imagenet_regnety_16gf --workdir gs://bucket/teacher  # the paper's teacher, 82.9
-    ssljax train --config configs/deit.py:imagenet_b_distilled --config.distill.teacher=gs://bucket/teacher --workdir gs://bucket/b    # 83.4
+    ssljax train --config configs/deit.py:imagenet_b_distilled --config.distill.teacher=gs://bucket/teacher --workdir gs://bucket/b   # 83.4
 
 Names follow the paper's tables. `imagenet_{ti,s,b}` has no teacher; `_soft` and `_hard` distil into the class token, `_distilled` into a
 distillation token (table 3); `imagenet_b..._384` go on to 384 pixels, `_160` and `_320` likewise (table 10); `imagenet_b_ablation_...` are

@@ -57,7 +57,8 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
             min_area=0.08,                   # [P] appendix A; the TF op's min_object_covered makes 0.10 of it [C]
             flip=True,                       # [P]
             jitter_probability=0.8,          # [P] appendix A
-            jitter_strength=1.0,             # [P] ImageNet 1.0, CIFAR-10 0.5
+            jitter_strength=1.0,             # [P] ImageNet 1.0, CIFAR-10 0.5; times 0.8 for brightness, contrast and saturation
+            jitter_hue=0.2,                  # and times this for the hue [P]
             brightness="multiply",           # multiply [C] | add [P]
             grayscale_probability=0.2,       # [P]
             blur_probability=0.5,            # [P]; 0 for CIFAR-10

@@ -73,9 +73,9 @@ ORACLES: dict = {"moco": moco_oracle, "byol": byol_oracle, "deit": deit_oracle}
 
 # What else must be small: a queue of three steps (and v1's temperature, at which forty updates are felt), narrow heads.
 SMALL = {"moco": {"queue.size": 96, "loss.temperature": 0.07}, "byol": {"head.hidden": 32, "predictor.hidden": 32},
-         # A transformer of the smallest size, by its own optimizer, under a teacher of random weights; nothing that smooths the labels.
-         "deit": {"model.name": "vit_xs", "teacher.width": 0.125, "ema.decay": 0.9, "mix.label_smoothing": 0.0, "mix.mixup_alpha": 0.0,
-                  "distill.alpha": 0.1, "optim.name": "adamw", "optim.learning_rate": 1e-3}}
+         # A transformer of the smallest size under a teacher of random weights; nothing that smooths the labels.
+         "deit": {"model.name": "vit_xs", "model.scan": True, "teacher.width": 0.125, "ema.decay": 0.9,
+                  "mix.label_smoothing": 0.0, "mix.mixup_alpha": 0.0, "distill.alpha": 0.1}}
 
 
 def small_config(method: str, **changes) -> ConfigDict:

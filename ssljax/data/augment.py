@@ -181,7 +181,7 @@ class Draw(NamedTuple):
 def draw(key: jax.Array, augment: ConfigDict) -> Draw:
     """Draws a view's parameters; `augment` is `config.augment`."""
     u = jax.random.uniform(key, (12,), jnp.float32)
-    s = augment.jitter_strength
+    s, hue = augment.jitter_strength, augment.jitter_hue * augment.jitter_strength
     low, high = 1.0 - 0.8 * s, 1.0 + 0.8 * s
     if augment.brightness == "multiply":
         light = between(u[0], max(low, 0.0), high)
@@ -190,7 +190,7 @@ def draw(key: jax.Array, augment: ConfigDict) -> Draw:
     else:
         raise ValueError(f"config.augment.brightness={augment.brightness!r} is unknown. Use 'multiply' (released code) or 'add' (paper).")
     rank = (u[8:, None] > u[None, 8:]).sum(1, dtype=jnp.int32)       # the order of four uniforms: every permutation equally likely
-    jitter = Jitter(light, between(u[1], low, high), between(u[2], low, high), between(u[3], -0.2 * s, 0.2 * s), rank)
+    jitter = Jitter(light, between(u[1], low, high), between(u[2], low, high), between(u[3], -hue, hue), rank)
     return Draw(jitter, u[4] < augment.jitter_probability, u[5] < augment.grayscale_probability, u[6] < augment.blur_probability,
                 between(u[7], *augment.blur_sigma))
 
@@ -272,9 +272,11 @@ def view(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int, cr
 
 def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Array | None = None) -> jax.Array:
     """All that follows the crop: jitter, grayscale, blur, normalisation. `image` float32 [S, S, C] in [0, 1]."""
-    jittered = color_jitter(image, drawn.jitter, additive=augment.brightness == "add")
-    image = jnp.where(drawn.apply_jitter, jittered, image)
-    image = jnp.where(drawn.apply_grayscale, grayscale(image), image)
+    if augment.jitter_probability > 0.0:
+        jittered = color_jitter(image, drawn.jitter, additive=augment.brightness == "add")
+        image = jnp.where(drawn.apply_jitter, jittered, image)
+    if augment.grayscale_probability > 0.0:
+        image = jnp.where(drawn.apply_grayscale, grayscale(image), image)
     if augment.blur_probability > 0.0:
         width = drawn.sigma if sigma is None else sigma
         blurred = gaussian_blur(image, width, kernel_size=blur_kernel_size(image.shape[0]))

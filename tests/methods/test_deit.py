@@ -184,9 +184,10 @@ def test_a_teacher_of_other_classes_or_none_at_all_is_refused(tmp_path):
     with one_block():
         c = student(data__num_classes=10, batch_size=8)
         program = train.build(c, sources.load(c.data, "train"))
+        orphan = METHODS["deit"](student(distill__teacher=""))
     state = program.init(0)
     with pytest.raises(ValueError, match="config.distill.teacher is empty"):
-        METHODS["deit"](student(distill__teacher="")).adopt(state, None)
+        orphan.adopt(state, None)
     frozen = jax.tree.map(np.asarray, state.extra.teacher)
     frozen.params["head"]["dense"]["kernel"] = np.zeros((4, 7), np.float32)
     saved(tmp_path / "teacher", TrainState(jnp.int32(3), frozen.params, frozen.model_state, (), ()))
@@ -198,7 +199,7 @@ def test_a_teacher_of_other_classes_or_none_at_all_is_refused(tmp_path):
                                              ({"inference": "sum"}, "inference='sum' is unknown"),
                                              ({"data__num_classes": 0}, "needs the number of classes")])
 def test_wrong_settings_are_named(change, message):
-    with pytest.raises(ValueError, match=message):
+    with one_block(), pytest.raises(ValueError, match=message):
         METHODS["deit"](student(**change))
 
 
