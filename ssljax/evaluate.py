@@ -29,8 +29,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import cli, hosts, train
-from ssljax.data import loader, sampler, sources
+from ssljax import cli, hosts, models, train
+from ssljax.data import augment, loader, sampler, sources
 from ssljax.data.sources import Source
 from ssljax.protocols import linear
 from ssljax.protocols.features import Encode, Features, raw_pixels
@@ -112,7 +112,7 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
         for result in supervised(program.config, source, test):
             yield record(facts, "supervised", result)
     if jax.process_index() == 0:
-        save_gallery(gallery, kinds, source, test, program.config)
+        save_gallery(gallery, kinds, source, test, program.config, state)
 
 
 def encoder(name: str, program: train.Program, state: TrainState, config: ConfigDict) -> tuple[Encode, int]:
@@ -241,11 +241,11 @@ def public(text: str) -> str:
     return re.sub(r"""(^|[\s'"=:])~?/[^\s'":]*?([^\s'"/:]+)/?(?=[\s'":]|$)""", r"\1PATH/\2", text)
 
 
-def save_gallery(path: Path, kinds: Sequence[Kind], source: Source, test: Source, config: ConfigDict) -> None:
+def save_gallery(path: Path, kinds: Sequence[Kind], source: Source, test: Source, config: ConfigDict, state: TrainState) -> None:
     """What the figures need: principal components of some test features of every kind, and nearest neighbours in the run's features.
 
     Fields: `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`, `query` uint8 [Q, S, S, C], `query_labels`,
-    `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K], `preset`, `seed`.
+    `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K], `preset`, `seed`; of a vision transformer `attention`, see below.
     """
     rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), GALLERY_POINTS)).astype(np.int64))
     queries = np.unique(test.labels, return_index=True)[1][:QUERIES]               # the first test image of each class
@@ -253,11 +253,23 @@ def save_gallery(path: Path, kinds: Sequence[Kind], source: Source, test: Source
     _, near = nearest(run.train.features, run.test.features[queries], NEIGHBOURS)
     neighbours = thumbnails(source, near.ravel(), config)
     fields = {f"points/{kind.name}": principal(kind.test.features[rows]).astype(np.float16) for kind in kinds}
+    if isinstance(models.backbone(config.model), models.ViT):
+        fields["attention"] = attention(state, test, queries, config)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **fields, kinds=np.array([kind.name for kind in kinds]), labels=test.labels[rows],
                         class_names=np.array(test.class_names), query=thumbnails(test, queries, config), query_labels=test.labels[queries],
                         neighbour=neighbours.reshape(*near.shape, *neighbours.shape[1:]), neighbour_labels=source.labels[near],
                         preset=config.preset, seed=config.seed)
+
+
+def attention(state: TrainState, test: Source, queries: np.ndarray, config: ConfigDict) -> np.ndarray:
+    """Where the class token (and the distillation token) look in the last block, the mean over heads: float16 [Q, 1 or 2, r, c]."""
+    images = next(iter(loader.eval_batches(test.select(queries), config, batch_size=len(queries))))["image"]
+    net = models.backbone(config.model)
+    weights = models.attention(net, state.params["encoder"], state.model_state["encoder"],
+                               augment.for_network(jnp.asarray(images), config.augment))
+    tokens, side = weights.shape[2], images.shape[1] // net.patch
+    return np.asarray(weights[..., tokens:].mean(1).reshape(len(queries), tokens, side, side), np.float16)
 
 
 def principal(features: np.ndarray) -> np.ndarray:

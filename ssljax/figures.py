@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 NAMES = {"raw_pixels": "raw pixels", "random_init": "random network", "supervised": "labels alone", "simclr": "SimCLR",
-         "moco": "MoCo", "byol": "BYOL"}
+         "moco": "MoCo", "byol": "BYOL", "deit": "DeiT"}
 # Of the baselines; a method, of which there is one a figure, has the first colour and marker.
 COLOURS = {"supervised": "#D55E00", "raw_pixels": "#555555", "random_init": "#999999"}
 MARKERS = {"supervised": "s", "raw_pixels": "^", "random_init": "v"}
@@ -174,4 +174,32 @@ def neighbours(path: Path, query: np.ndarray, query_labels: np.ndarray, neighbou
     axes[0, 0].set_title("test", fontsize=9, color=GREY)
     axes[0, 1].set_title("nearest", fontsize=9, color=GREY)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.savefig(path)
+
+
+def attention(path: Path, query: np.ndarray, query_labels: np.ndarray, maps: np.ndarray, class_names: Sequence[str], title: str) -> None:
+    """Each column: a test image, and below it the patches that each token looks at.
+
+    Args:
+        path: png to write.
+        query: uint8 [Q, S, S, C].
+        query_labels: int [Q].
+        maps: float [Q, T, rows, columns], weights of the patches; T = 1 (class token) or 2 (and distillation token).
+        class_names: one a label.
+        title: above the picture.
+    """
+    tokens = maps.shape[1]
+    figure = Figure(figsize=(1.1 * len(query) + 0.8, 1.1 * (1 + tokens) + 0.6), layout="constrained", dpi=150)
+    axes = figure.subplots(1 + tokens, len(query), squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
+    for c, image in enumerate(query):
+        axes[0, c].imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes[0, c].set_title(class_names[query_labels[c]], fontsize=9, color=GREY)
+        for t in range(tokens):
+            axes[1 + t, c].imshow(maps[c, t].astype(np.float32), cmap="magma", vmin=0, interpolation="nearest")
+    for row, label in zip(axes, ("test", "class", "distillation"), strict=False):
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, color=GREY)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    figure.suptitle(f"{title}: attention of the last block", x=0.01, ha="left", fontsize=10)
     figure.savefig(path)

@@ -3,7 +3,8 @@
     ssljax preview --config configs/simclr.py:digits --workdir runs/digits      # writes runs/digits/preview.png
 
 One row an example of the run's first batch: the image as it is stored, then views, each under what was drawn for it. The first views
-are those of the run's first step, pixel for pixel.
+are those of the run's first step, pixel for pixel. Where a method mixes images (DeiT), mixtures of first views stand last, each under its
+label's weights; row b is mixed with row B-1-b of the picture. Of a config with stages every stage gets its own WORKDIR/STAGE/preview.png.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ OPERATIONS = "bcsh"         # brightness, contrast, saturation, hue
 def main(argv: list[str] | None = None) -> None:
     """Writes WORKDIR/preview.png and prints its path."""
     flags = cli.parse("preview", argv)
-    config = flags.config
-    originals, views, drawn, labels = examples(config)
-    path = Path(flags.workdir) / "preview.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet(path, title(config), originals, views, drawn, labels)
-    print(path)
+    stages = {name: flags.config[name] for name in flags.config.stages} if "stages" in flags.config else {"": flags.config}
+    for name, config in stages.items():
+        originals, views, drawn, labels = examples(config)
+        path = Path(flags.workdir) / name / "preview.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet(path, title(config), originals, views, drawn, labels)
+        print(path)
 
 
 def examples(config: ConfigDict) -> tuple[list[np.ndarray], np.ndarray, list[list[str]], list[str]]:
-    """Originals uint8 [H, W, C], views float32 [B, V, S, S, C] in [0, 1], a caption a view and a label a row."""
+    """Originals uint8 [H, W, C], views (and mixtures) float32 [B, V, S, S, C] in [0, 1], a caption a view and a label a row."""
     source = sources.load(config.data, "train")
     config = config.copy_and_resolve_references().unlock()
     config.batch_size, config.data.views, config.data.repeats = min(ROWS, len(source)), VIEWS, 1
@@ -45,13 +47,29 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], np.ndarray, list[lis
     key = jax.random.fold_in(jax.random.key(config.seed), 0)               # of step 0, as ssljax/step.py folds it
     image, index = jax.numpy.asarray(batch["image"]), jax.numpy.asarray(batch["index"])
     views = augment.views(image, index, key, config.augment, size=config.data.image_size, num_views=VIEWS)
-    views = np.asarray(views) * np.float32(config.augment.std) + np.float32(config.augment.mean)
+    mixed, weights = mixtures(views[:, 0], batch["label"], source.class_names, key, config) if "mix" in config else ([], [])
+    views = np.concatenate([views, *mixed], axis=1) * np.float32(config.augment.std) + np.float32(config.augment.mean)
     drawn = jax.tree.map(np.asarray, augment.draws(index, key, config.augment, VIEWS))
     captions = [[caption(jax.tree.map(lambda leaf, i=i, v=v: leaf[i, v], drawn), config,
                          policies.draw((config.seed, 0, batch["index"][i], v), config.augment))
                  for v in range(VIEWS)] for i in range(len(index))]
+    captions = [[*row, *(column[i] for column in weights)] for i, row in enumerate(captions)]
     return ([original(source, i) for i in batch["index"]], np.clip(views, 0.0, 1.0), captions,
             [source.class_names[label] for label in batch["label"]])
+
+
+def mixtures(views: jax.Array, labels: np.ndarray, class_names: tuple[str, ...], key: jax.Array,
+             config: ConfigDict) -> tuple[list[np.ndarray], list[list[str]]]:
+    """By mixup and by CutMix, those that are on: images [B, 1, S, S, C], normalised, and the two heaviest labels of each row."""
+    images, captions, names = [], [], np.array(class_names)
+    for kind in ("mixup_alpha", "cutmix_alpha"):
+        if config.mix[kind] and len(views) % 2 == 0:
+            alphas = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0} | {kind: config.mix[kind]}
+            image, target = augment.mix(views, augment.smoothed_one_hot(jax.numpy.asarray(labels), len(names), 0.0), key, **alphas)
+            images.append(np.asarray(image)[:, None])
+            heaviest = [(row, [c for c in np.argsort(-row)[:2] if row[c] > 0]) for row in np.asarray(target)]
+            captions.append(["\n".join(f"{row[c]:.2f} {names[c]}" for c in two) for row, two in heaviest])
+    return images, captions
 
 
 def original(source: sources.Source, index: int) -> np.ndarray:
@@ -86,9 +104,12 @@ def title(config: ConfigDict) -> str:
     if a.crop == "affine":
         crop = f"affine: rotation {a.rotate} deg, shift {a.shift}, zoom {a.zoom}, shear {a.shear} deg"
     policy = "" if a.policy == "none" else f", {a.policy}"
-    color = f"jitter strength {s} with p {a.jitter_probability}, grayscale p {a.grayscale_probability}, blur p {a.blur_probability}"
+    color = (f"jitter strength {s} with p {a.jitter_probability}, grayscale p {a.grayscale_probability}, blur p {a.blur_probability} "
+             f"(captions: {', '.join(OPERATIONS)} in the order applied)")
+    if a.erasing_probability:
+        color += f", erasing p {a.erasing_probability}"
     return (f"{config.method}:{config.preset}, {config.data.source}, {config.data.image_size} px, seed {config.seed}\n"
-            f"{crop}, {'flips' if a.flip else 'no flips'}{policy}\n{color} (captions: {', '.join(OPERATIONS)} in the order applied)")
+            f"{crop}, {'flips' if a.flip else 'no flips'}{policy}\n{color}")
 
 
 def sheet(path: Path, heading: str, originals: list[np.ndarray], views: np.ndarray, captions: list[list[str]], labels: list[str]) -> None:

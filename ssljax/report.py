@@ -129,7 +129,9 @@ def main_table(rows: Sequence[Row]) -> list[list[str]]:
     from ssljax.figures import name
 
     top1 = pick(rows, metric="top1")
-    titles = {"classifier": "own head", "knn": "kNN", "linear_lbfgs": "linear", "linear_sgd_cached": "linear (SGD, cached)"}
+    titles = {"classifier": "own head", "classifier_class_token": "class token's head",
+              "classifier_distillation_token": "distillation token's head",
+              "knn": "kNN", "linear_lbfgs": "linear", "linear_sgd_cached": "linear (SGD, cached)"}
     full = [p for p in titles if pick(top1, protocol=p)]
     counts = sorted({row["labels_per_class"] for row in pick(top1, protocol="label_fraction")})
     header = ["held-out top-1, %", *(titles[p] for p in full), *(f"{k} label{'s' if k > 1 else ''} a class" for k in counts)]
@@ -188,8 +190,13 @@ def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
     figures.feature_map(folder / f"features-{group.slug}.png", shown, g["labels"], names, preset)
     figures.neighbours(folder / f"neighbours-{group.slug}.png", g["query"], g["query_labels"], g["neighbour"], g["neighbour_labels"], names,
                        f"{preset}: nearest neighbours by {figures.name(str(g['kinds'][0]))} features")
-    return [Block("img", (f"features-{group.slug}.png", f"t-SNE of held-out images, seed {g['seed']}; no label was used")),
-            Block("img", (f"neighbours-{group.slug}.png", "Nearest training images of held-out images; a frame marks another class"))]
+    blocks = [Block("img", (f"features-{group.slug}.png", f"t-SNE of held-out images, seed {g['seed']}; no label was used")),
+              Block("img", (f"neighbours-{group.slug}.png", "Nearest training images of held-out images; a frame marks another class"))]
+    if "attention" in g:
+        figures.attention(folder / f"attention-{group.slug}.png", g["query"], g["query_labels"], g["attention"], names, preset)
+        text = "Where the class token, and the distillation token if there is one, look in the last block; the mean over its heads"
+        blocks.append(Block("img", (f"attention-{group.slug}.png", text)))
+    return blocks
 
 
 def training_runs(folder: Path) -> dict[tuple[str, int], dict[str, list[Row]]]:
