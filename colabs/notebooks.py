@@ -23,6 +23,10 @@ which key of the copy belongs to which query, among a queue of the keys of earli
 [BYOL](https://arxiv.org/abs/2006.07733) shows the network one random view of each image and a slowly moving copy of it another, and asks
 to predict what the copy makes of it. There are no negatives: only the predictor and the slow copy keep all images from looking alike.
 """),
+    "deit": ("DeiT", """
+[DeiT](https://arxiv.org/abs/2012.12877) trains a vision transformer on labels alone, with strong augmentation, mixed images and a
+convolutional teacher. A token of its own learns what the teacher decides, beside the token that learns the label.
+"""),
 }
 
 CELLS = [
@@ -106,6 +110,63 @@ Image(f"{{RUN}}/labels-digits.png", width=700)
 ]
 
 
+# Cells of a paper that learns from labels: two stages, a teacher and its student.
+OTHERS = {
+    "deit": {
+        "title": """
+# {title} on handwritten digits
+
+A small convolutional network learns scikit-learn's 1,797 scanned digits from their labels. Then a small transformer learns from the
+labels and from that teacher.
+
+{idea}
+The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
+""",
+        "preview_text": """
+## What the transformer sees
+
+Each row is one digit: as it is stored, six of its views, and a view mixed with that of another digit by mixup and by CutMix, below the
+weights of the two labels.
+""",
+        "preview": """
+from IPython.display import Image
+
+from ssljax import preview
+
+preview.main(ARGUMENTS)
+Image(f"{{RUN}}/student/preview.png", width=900)
+""",
+        "train_text": """
+## Train
+
+First the teacher, then the student. Interrupted? Run the cell again: it goes on from the last checkpoint.
+""",
+        "evaluate_text": """
+## Evaluate
+
+The student's own prediction on held-out digits: the mean of its two heads, and each alone. Beside them a kNN vote and a linear classifier
+on its features, and on raw pixels.
+""",
+        "evaluate": """
+from ssljax import evaluate
+
+evaluate.main([*ARGUMENTS, "--protocols=classifier,knn,linear", "--baselines=raw_pixels"])
+""",
+        "report_text": """
+## Report
+
+Accuracy on held-out digits, and where the two tokens look. The report with all pictures is `report.html` in the student's folder.
+""",
+        "report": """
+from ssljax import report
+
+report.main([f"{{RUN}}/student"])
+Image(f"{{RUN}}/student/attention-digits.png", width=900)
+""",
+    },
+}
+
+
 def file(name: str) -> Path:
     """Where a paper's notebook is."""
     return FOLDER / f"{name}.ipynb"
@@ -115,7 +176,7 @@ def notebook(name: str) -> str:
     """The text of a paper's notebook, the same at every call: the cells' ids are their names."""
     title, idea = PAPERS[name]
     cells = []
-    for cell, text in CELLS:
+    for cell, text in [(cell, OTHERS.get(name, {}).get(cell, text)) for cell, text in CELLS]:
         new = new_markdown_cell if cell == "title" or cell.endswith("_text") else new_code_cell
         cells.append(new(text.format(name=name, title=title, idea=idea.strip()).strip(), id=cell))
     metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}

@@ -11,9 +11,9 @@ from nbclient import NotebookClient
 from tests.processes import QUICK, ROOT
 
 # Half a minute instead of a few: a network of 8 channels, one epoch, one and two labels a class.
-CHANGES = ("--config.epochs=1 --config.batch_size=64 --config.optim.warmup_epochs=0 --config.model.width=0.125 "
-           "--config.model.stem=imagenet --config.head.dim=16 --config.eval_every_epochs=0 --config.checkpoint.best= "
-           "--config.evaluate.label_counts=(1,2) --config.evaluate.label_draws=2 --config.evaluate.linear_l2=0.01")
+SMALL = ("epochs=1", "batch_size=64", "optim.warmup_epochs=0", "model.width=0.125", "model.stem=imagenet", "eval_every_epochs=0",
+         "checkpoint.best=", "evaluate.label_counts=(1,2)", "evaluate.label_draws=2", "evaluate.linear_l2=0.01")
+CHANGES = " ".join(f"--config.{change}" for change in (*SMALL, "head.dim=16"))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ("simclr", "moco", "byol"))
+@pytest.mark.parametrize("name", ("simclr", "moco", "byol", "deit"))
 def test_the_notebook_is_the_generators(generator, name):
     assert generator.file(name).read_text() == generator.notebook(name), "run `python colabs/notebooks.py`"
     assert generator.notebook(name) == generator.notebook(name)
@@ -34,19 +34,41 @@ def test_the_notebook_is_the_generators(generator, name):
 @pytest.mark.parametrize(("name", "title", "changes"), (
     ("simclr", "SimCLR", ""), ("moco", "MoCo", ""), ("byol", "BYOL", "--config.head.hidden=32 --config.predictor.hidden=32")))
 def test_from_the_first_cell_to_the_figure(generator, tmp_path, name, title, changes):
+    outputs, printed = executed(generator, tmp_path, name, f"{CHANGES} {changes}")
+    assert "step 24/24" in printed["train"]                                     # 1,500 // 64 + 1
+    assert "random_init  knn: top-1" in printed["evaluate"]
+    for text in ("raw pixels", "random network", title, "1 label a class", "2 labels a class"):
+        assert text in printed["report"]
+    shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
+
+
+@pytest.mark.slow
+def test_a_teacher_and_its_student(generator, tmp_path):
+    changes = " ".join(f"--config.{stage}.{change}" for stage in ("teacher", "student") for change in SMALL)
+    changes += " --config.student.teacher.width=0.125 --config.student.model.scan=True"
+    outputs, printed = executed(generator, tmp_path, "deit", changes)
+    assert printed["train"].count("step 24/24") == 2
+    assert "classifier_distillation_token: top-1" in printed["evaluate"]
+    for text in ("raw pixels", "DeiT", "own head", "distillation token's head"):
+        assert text in printed["report"]
+    shows(outputs, tmp_path, preview="student/preview.png", report="student/attention-digits.png")
+
+
+def executed(generator, folder, name, changes):
+    """Outputs of every cell, and what it printed."""
     book = nbformat.reads(generator.notebook(name), as_version=4)
-    environment = {**os.environ, "SSLJAX_RUN": str(tmp_path / "run"), "SSLJAX_CHANGES": f"{CHANGES} {changes}", "XLA_FLAGS": QUICK,
-                   "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"), "PYTHONPATH": str(ROOT),
-                   "IPYTHONDIR": str(tmp_path / "ipython")}
+    environment = {**os.environ, "SSLJAX_RUN": str(folder / "run"), "SSLJAX_CHANGES": changes, "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu",
+                   "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"), "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
     client = NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "colabs")}})
     client.execute(env=environment)
     outputs = {cell.id: cell.get("outputs", []) for cell in book.cells}
     printed = {name: "".join(out.get("text", "") for out in found) for name, found in outputs.items()}
     assert printed["install"] == ""                                             # ssljax is importable: nothing was installed
-    assert "step 24/24" in printed["train"]                                     # 1,500 // 64 + 1
-    assert "random_init  knn: top-1" in printed["evaluate"]
-    for text in ("raw pixels", "random network", title, "1 label a class", "2 labels a class"):
-        assert text in printed["report"]
-    for cell, file in (("preview", "preview.png"), ("report", "labels-digits.png")):
+    return outputs, printed
+
+
+def shows(outputs, folder, **files):
+    """Each cell displays the picture that its verb wrote."""
+    for cell, file in files.items():
         shown = [base64.b64decode(out["data"]["image/png"]) for out in outputs[cell] if "image/png" in out.get("data", {})]
-        assert shown == [(tmp_path / "run" / file).read_bytes()] and len(shown[0]) > 10_000
+        assert shown == [(folder / "run" / file).read_bytes()] and len(shown[0]) > 10_000
