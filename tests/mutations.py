@@ -277,6 +277,8 @@ PROTOCOLS = [
 ]
 
 MOCO, BYOL, EMA, QUEUE = "ssljax/methods/moco.py", "ssljax/methods/byol.py", "ssljax/targets/ema.py", "ssljax/targets/queue.py"
+DEIT, T_DEIT = "ssljax/methods/deit.py", "tests/methods/test_deit.py"
+DISTILLATION, T_DISTILLATION = "ssljax/losses/distillation.py", "tests/losses/test_distillation.py"
 VIT, T_MOCO, T_BYOL, T_VIT = "ssljax/models/vit.py", "tests/methods/test_moco.py", "tests/methods/test_byol.py", "tests/models/test_vit.py"
 T_TARGETS = "tests/targets/test_targets.py"
 QUEUE_LOSS, V3 = f"{T_MOCO}::test_the_queue_loss_is_both_directions_against_the_queue_before_this_batch", \
@@ -347,6 +349,29 @@ FOLLOWERS = [
     Mutation("gelu_by_tanh", VIT, "approximate=False", "approximate=True", "Flax's default", f"{T_VIT}::test_timm_forward_and_backward"),
     Mutation("cubic_of_jax", VIT, "    a = -0.75\n", "    a = -0.5\n", "jax.image.resize taken for PyTorch's kernel (jax #15768)",
              f"{T_VIT}::test_resized_positions_of_deit"),
+    Mutation("average_of_softmaxes", DEIT, "    if inference == \"code\":\n", "    if inference == \"paper\":\n",
+             "probabilities averaged where the released code averages logits", f"{T_DEIT}::test_the_released_codes_prediction"),
+    Mutation("teacher_sees_the_unmixed_image", DEIT, "extra.teacher.model_state[\"encoder\"], x)\n",
+             "extra.teacher.model_state[\"encoder\"], augment.for_network(batch[\"image\"], config.augment))\n",
+             "the teacher labels an image that the student does not see",
+             f"{T_DEIT}::test_hard_distillation_of_a_mixed_image_by_numpy"),
+    Mutation("teachers_label_smoothed", DISTILLATION, "alpha * cross_entropy(token, decision)",
+             "alpha * cross_entropy(token, decision, label_smoothing=label_smoothing)", "the teacher's decision smoothed like a label",
+             f"{T_DISTILLATION}::test_the_released_codes_loss_and_gradients"),
+    Mutation("kl_over_the_batch_only", DISTILLATION, "    if normalization == \"code\":\n", "    if False:\n",
+             "KL divided by B, a thousand times the released loss (facebookresearch/deit #61)",
+             f"{T_DISTILLATION}::test_the_released_codes_loss_and_gradients"),
+    Mutation("kl_the_other_way_round", DISTILLATION, "jnp.exp(teacher) * (teacher - pupil)", "jnp.exp(pupil) * (pupil - teacher)",
+             "KL(student || teacher), as the paper's equation reads", f"{T_DISTILLATION}::test_the_released_codes_loss_and_gradients"),
+    Mutation("learning_rate_a_step_not_an_epoch", OPTIM, "jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1) - lag",
+             "jnp.asarray(step, jnp.float32) / max(steps_per_epoch, 1) - lag", "timm's schedule read as one of steps",
+             f"{T_OPTIM}::test_timm_schedule_runs_its_cosine_under_the_warmup"),
+    Mutation("positions_decay", OPTIM, "return path[-1].key == \"kernel\" or (", "return path[-1].key in (\"kernel\", \"positions\") or (",
+             "weight decay on the positions", f"{T_OPTIM}::test_deit_schedule_and_decayed_leaves_by_hand"),
+    Mutation("average_without_statistics", DEIT, "Ema(params, carry), config.ema.decay)", "Ema(params, extra.ema.model_state), 0.0)",
+             "the average is a copy", f"{T_DEIT}::test_encode_and_classify_read_both_tokens_of_the_average"),
+    Mutation("student_label_unmixed", DEIT, "rows = distilled((z, token), t, y)", "rows = distilled((z, token), t, batch[\"label\"])",
+             "the image is mixed and its label is not", f"{T_DEIT}::test_hard_distillation_of_a_mixed_image_by_numpy"),
     Mutation("one_rate_for_all_blocks", VIT, "jnp.arange(self.depth, dtype=jnp.float32) / max(self.depth - 1, 1)",
              "jnp.ones(self.depth, jnp.float32)", "stochastic depth in the first block too",
              f"{T_VIT}::test_the_rate_grows_from_nothing_in_the_first_block"),

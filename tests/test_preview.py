@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from configs import simclr
+from configs import deit, simclr
 from ssljax import preview
 from ssljax.data import augment, loader, policies, sources
 
@@ -31,6 +32,21 @@ def test_views_are_those_of_the_first_step():
     np.testing.assert_array_equal(np.stack(originals), batch["image"][:preview.ROWS])
     assert labels == [source.class_names[i] for i in batch["label"][:preview.ROWS]]
     assert len(captions) == preview.ROWS and all(len(row) == preview.VIEWS for row in captions)
+
+
+def test_mixtures_show_the_weights_of_their_labels():
+    """A black and a white image: how white a mixture is stands in its caption."""
+    config = deit.get_config("digits").student
+    views = jnp.stack([jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))])
+    (mixup, cutmix), captions = preview.mixtures(views, np.array([0, 2]), ("a", "b", "c"), jax.random.key(3), config)
+    for image, caption in ((mixup, captions[0]), (cutmix, captions[1])):
+        weights = [{name: float(share) for share, name in (line.split() for line in row.split("\n"))} for row in caption]
+        for row, own in enumerate("ac"):
+            share = float(image[row].mean())                               # of the second image, in either mixture
+            assert weights[row].get("c", 0.0) == pytest.approx(share, abs=0.006) and "b" not in weights[row]
+            assert weights[row].get("a", 0.0) == pytest.approx(1 - share, abs=0.006), own
+    np.testing.assert_array_equal(np.unique(cutmix), [0.0, 1.0])
+    assert not set(np.unique(mixup)) & {0.0, 1.0}
 
 
 def test_caption_names_what_was_drawn():
