@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from ssljax.models.heads import MLP, SCHEMES, LinearClassifier
 from ssljax.models.layout import along_batch
 from ssljax.models.norm import BatchNorm
+from ssljax.models.regnet import TABLES, RegNet
 from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
 from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT, resize_positions
 from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
-__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "ResNet", "ViT", "attention", "backbone", "forward", "infer",
+__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "RegNet", "ResNet", "ViT", "attention", "backbone", "forward", "infer",
            "initialise", "initialise_head", "mlp", "projection_head", "resize_positions", "unit_gains"]
 
 Pytree = Any
@@ -40,18 +41,21 @@ def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 def backbone(model: ConfigDict) -> nn.Module:
-    """The backbone of `config.model`, a key of BACKBONES or of vit.SIZES: images `[B, H, W, C]` -> float32 features `[B, D]`.
+    """The backbone of `config.model`, a key of BACKBONES, regnet.TABLES or vit.SIZES: images `[B, H, W, C]` -> float32 features `[B, D]`.
 
-    Its call is `net(images, *, train)`. `width` scales every layer, the stem included. `shortcut="torchvision"` also brings
-    PyTorch's unbiased running variance, see BatchNorm.
+    Its call is `net(images, *, train)`. `width` scales every layer of a ResNet, the stem included. `shortcut="torchvision"` also brings
+    PyTorch's unbiased running variance, which a RegNet always has, see BatchNorm.
 
     Raises:
         ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective kernels are asked of
             basic blocks.
     """
-    _one_of("name", model.name, (*BACKBONES, *SIZES))
+    _one_of("name", model.name, (*BACKBONES, *TABLES, *SIZES))
     if model.name in SIZES:
         return _vit(model)
+    if model.name in TABLES:
+        _one_of("remat", model.remat, REMAT)
+        return RegNet(TABLES[model.name], remat=model.remat, **{**_norm(model), "unbiased": True})
     _one_of("stem", model.stem, STEMS)
     _one_of("shortcut", model.shortcut, SHORTCUTS)
     _one_of("remat", model.remat, REMAT)

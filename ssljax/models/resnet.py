@@ -30,15 +30,16 @@ Layer = Callable[..., nn.Module]
 STEMS = ("imagenet", "cifar")
 SHORTCUTS = ("simclr", "torchvision")
 REMAT = ("none", "blocks")
+FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
-def conv(features: int, size: int, stride: int = 1, *, dtype: jnp.dtype, name: str) -> nn.Conv:
+def conv(features: int, size: int, stride: int = 1, *, groups: int = 1, kernel_init: Callable = FAN_IN, dtype: jnp.dtype,
+         name: str) -> nn.Conv:
     """A convolution without bias, padded by (size-1)//2 before and the rest behind whatever the stride (not TensorFlow's SAME)."""
     before = (size - 1) // 2
     # conv2d scans along the batch: fine on a laptop's CPU, wrong where a batch is sharded over several devices.
-    return nn.Conv(features, (size, size), stride, padding=((before, size - 1 - before),) * 2, use_bias=False, dtype=dtype, name=name,
-                   kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
-                   conv_general_dilated=conv2d if jax.device_count() == 1 else None)
+    return nn.Conv(features, (size, size), stride, padding=((before, size - 1 - before),) * 2, feature_group_count=groups, use_bias=False,
+                   dtype=dtype, name=name, kernel_init=kernel_init, conv_general_dilated=conv2d if jax.device_count() == 1 else None)
 
 
 def average_pool(x: jax.Array, stride: int) -> jax.Array:

@@ -1,0 +1,142 @@
+"""RegNetY (Radosavovic et al., arXiv 2003.13678): residual networks with grouped convolutions and squeeze-and-excitation.
+
+    stem 3x3/2;   x = ReLU(shortcut(x) + 1x1(SE(3x3 in groups(1x1(x)))));   spatial mean
+
+DeiT's convolutional teachers (arXiv 2012.12877, table 2) are these networks at 4, 8, 12 and 16 GFLOPs. Every convolution is followed by
+BatchNorm and all but a block's last by ReLU; a block is as wide inside as outside, and the first of a stage halves the image. The gate's
+hidden layer is a quarter of the block's INPUT. Structure and initialisation are those of torchvision.models.regnet; timm's starts the last
+gain of each block at 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ssljax.models.layout import along_batch
+from ssljax.models.norm import BatchNorm
+from ssljax.models.resnet import Shortcut, conv
+
+FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Table(NamedTuple):
+    """The shape of a RegNet.
+
+    Attributes:
+        depths: blocks in each stage.
+        widths: channels of each stage, multiples of `group`.
+        group: channels of a group of the 3x3 convolutions.
+        stem: channels of the stem.
+    """
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    group: int
+    stem: int = 32
+
+
+def table(w0: int, wa: float, wm: float, depth: int, group: int) -> Table:
+    """The paper's quantised line (section 3.3): block j wants w0 + wa j channels and gets w0 times the nearest power of wm, in eights.
+
+    The width of a stage is then rounded to whole groups. torchvision rounds up where that takes more than a tenth away, so that the first
+    stage of its 8 GFLOPs network has 224 channels; the paper, pycls, timm and we have 168.
+    """
+    powers = [round(math.log((w0 + wa * block) / w0, wm)) for block in range(depth)]
+    widths = [8 * round(w0 * wm**power / 8) for power in powers]
+    stages = sorted(set(widths))
+    return Table(tuple(map(widths.count, stages)), tuple(group * round(width / group) for width in stages), group)
+
+
+TABLES = {
+    "regnety_xs": Table((1, 2), (16, 32), 8, stem=16),      # no paper's: small images on a CPU
+    "regnety_4gf": table(96, 31.41, 2.24, 22, 64),
+    "regnety_8gf": table(192, 76.82, 2.19, 17, 56),
+    "regnety_12gf": table(168, 73.36, 2.37, 19, 112),
+    "regnety_16gf": table(200, 106.23, 2.48, 18, 112),
+}
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels scaled by a gate that sees the whole image (Hu et al., arXiv 1709.01507)."""
+
+    squeeze: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C] -> [B, H, W, C]`."""
+        gate = nn.relu(self._dense(self.squeeze, "fc1", x.mean((1, 2))))
+        return x * nn.sigmoid(self._dense(x.shape[-1], "fc2", gate))[:, None, None]
+
+    def _dense(self, features: int, name: str, x: jax.Array) -> jax.Array:
+        bound = x.shape[-1] ** -0.5                                               # PyTorch's rule for a bias
+        uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+        return nn.Dense(features, dtype=self.dtype, kernel_init=FAN_OUT, bias_init=uniform, name=name)(x)
+
+
+class Block(nn.Module):
+    """1x1, 3x3 in groups (with the stride), squeeze-and-excitation, 1x1."""
+
+    features: int
+    stride: int
+    group: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
+        shortcut, squeeze = x, round(x.shape[-1] / 4)
+        if self.stride > 1 or x.shape[-1] != self.features:
+            shortcut = Shortcut(self.features, self.stride, False, self.conv, self.norm, name="shortcut")(x, train=train)
+        x = nn.relu(self.norm(name="norm1")(self.conv(self.features, 1, name="conv1")(x), train=train))
+        x = self.conv(self.features, 3, self.stride, groups=self.features // self.group, name="conv2")(x)
+        x = nn.relu(self.norm(name="norm2")(x, train=train))
+        x = SqueezeExcitation(squeeze, self.dtype, name="se")(x)
+        x = self.norm(name="norm3")(self.conv(self.features, 1, name="conv3")(x), train=train)
+        return nn.relu(x + shortcut)
+
+
+class RegNet(nn.Module):
+    """A RegNetY without a classifier.
+
+    Attributes:
+        table: its shape.
+        bn_momentum, bn_epsilon, unbiased: see BatchNorm.
+        dtype: of the computation; parameters and running statistics are float32.
+        remat: "blocks" keeps only the input of each block for the backward pass and computes the rest again; "none" keeps all.
+    """
+
+    table: Table
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
+    unbiased: bool = True
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Images `[B, H, W, C]` -> features `[B, D]`, the spatial mean of the last stage, in float32.
+
+        The activations `stem`, `stage1`, ... are sown in the collection "intermediates".
+        """
+        layer = dict(conv=partial(conv, kernel_init=FAN_OUT, dtype=self.dtype),
+                     norm=partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype))
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat == "blocks" else Block
+        x = layer["norm"](name="stem_norm")(layer["conv"](self.table.stem, 3, 2, name="stem_conv")(x), train=train)
+        x = along_batch(nn.relu(x))
+        self.sow("intermediates", "stem", x)
+        for stage, (depth, features) in enumerate(zip(self.table.depths, self.table.widths, strict=True), start=1):
+            for index in range(1, depth + 1):
+                stride, name = 2 if index == 1 else 1, f"stage{stage}_block{index}"
+                x = along_batch(block(features, stride, self.table.group, **layer, dtype=self.dtype, name=name)(x, train))
+            self.sow("intermediates", f"stage{stage}", x)
+        return x.astype(jnp.float32).mean((1, 2))
