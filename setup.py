@@ -1,4 +1,5 @@
-"""Installation: `pip install -e .[test]`; `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one."""
+"""Installation: `pip install -e .[test]`; `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without
+one, `[convert]` reads and writes other frameworks' weights."""
 
 import platform
 
@@ -35,7 +36,9 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "plan": ["libtpu>=0.0.42"],          # the TPU's compiler, which needs no TPU
         "cuda": ["jax[cuda12]>=0.10.2"],
-        "test": ["pytest>=9.2.0", "pytest-xdist>=3.8.0", "ruff>=0.17.6", "nbformat>=5.10", "nbclient>=0.10", "ipykernel>=7.0"],
+        "convert": ["safetensors>=0.8.0"],   # weights of timm and torchvision, without PyTorch
+        "test": ["pytest>=9.2.0", "pytest-xdist>=3.8.0", "ruff>=0.17.6", "nbformat>=5.10", "nbclient>=0.10", "ipykernel>=7.0",
+                 "safetensors>=0.8.0"],
     },
     entry_points={"console_scripts": ["ssljax = ssljax.__main__:main"]},
 )

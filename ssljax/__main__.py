@@ -12,6 +12,7 @@ VERBS = {
     "plan": "compile a config for a TPU slice without a TPU: does it fit, what does it cost",
     "report": "results.jsonl to tables and figures",
     "preview": "a picture of what the network will see",
+    "convert": "weights of timm and torchvision as a checkpoint, and back",
 }
 
 
@@ -21,11 +22,13 @@ def main() -> None:
         asked = f"no verb {sys.argv[1]!r}\n" if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help", "help") else ""
         print(asked + "usage: ssljax <verb> [flags]\n" + "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items()))
         sys.exit(2 if asked else 0)
+    name, file = f"ssljax.{sys.argv[1]}", Path(__file__).with_name(f"{sys.argv[1]}.py")
+    if not file.exists():                                                       # a room with a verb
+        name, file = f"{name}.__main__", file.with_suffix("") / "__main__.py"
     if {"-h", "--help", "-help"} & set(sys.argv[2:]):
-        source = Path(__file__).with_name(f"{sys.argv[1]}.py").read_text()      # read, not imported: help in no time
-        print(ast.get_docstring(ast.parse(source)))
+        print(ast.get_docstring(ast.parse(file.read_text())))                   # read, not imported: help in no time
         return
-    importlib.import_module(f"ssljax.{sys.argv[1]}").main(sys.argv[2:])
+    importlib.import_module(name).main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -132,21 +132,21 @@ def load_part(workdir: str, like: Pytree, part: str,
 
     Args:
         workdir: the finished run's folder.
-        like: the branch as the new run has it: shapes, dtypes and shardings. An empty one is returned as it is.
-        part: the branch's path, `/`-separated.
+        like: the branch as the new run has it: shapes, dtypes and shardings.
+        part: the branch's path, `/`-separated; a branch without leaves, a ViT's running statistics, comes back as it is.
         resize: name of a leaf -> (stored array, wanted shape) -> array, for leaves that may differ in shape.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
         ValueError: the branch is absent or of other shapes; names the first leaf that differs.
     """
-    if not jax.tree.leaves(like):
-        return like
     checkpoints = Checkpoints(workdir, read_only=True)
     steps = checkpoints.steps()
     checkpoints.close()
     if not steps:
         raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}: train that run first, or correct its name in the config")
+    if not jax.tree.leaves(like):
+        return like
     # Only this branch is read: the optimizer state of the earlier stage is of another shape.
     folder = checkpoints.directory / str(steps[-1]) / "default"
     stored = _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)

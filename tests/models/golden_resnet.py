@@ -55,33 +55,6 @@ def simclr_tree(case: dict, under: str) -> dict:
     return unflatten_dict(flat)
 
 
-# PyTorch (torchvision.models.resnet).
-def torch_path(name: str) -> tuple[str, ...]:
-    """"layer2.0.downsample.1.running_var" -> ("batch_stats", "group2_block1", "shortcut", "norm", "var")."""
-    *place, leaf = name.split(".")
-    is_norm = "bn" in name or "downsample.1" in name
-    path = []
-    if place[0].startswith("layer"):
-        path, place = [f"group{place[0][5:]}_block{int(place[1]) + 1}"], place[2:]
-        path += {"downsample.0": ["shortcut", "conv"], "downsample.1": ["shortcut", "norm"]}.get(
-            ".".join(place), [place[0].replace("bn", "norm")])
-    else:
-        path = ["stem_" + place[0].replace("bn", "norm")]
-    leaf = {"weight": "scale" if is_norm else "kernel", "bias": "bias", "running_mean": "mean", "running_var": "var"}[leaf]
-    return ("batch_stats" if leaf in ("mean", "var") else "params", *path, leaf)
-
-
-def torch_array(value: np.ndarray) -> np.ndarray:
-    """OIHW -> HWIO; NCHW activations want `nhwc`."""
-    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
-
-
 def nhwc(value: np.ndarray) -> np.ndarray:
     """NCHW -> NHWC."""
     return value.transpose(0, 2, 3, 1)
-
-
-def torch_tree(fields: dict[str, np.ndarray]) -> dict:
-    """{"params": ..., "batch_stats": ...} of a state_dict; the classifier and the batch counters are left out."""
-    return unflatten_dict({torch_path(name): torch_array(value) for name, value in fields.items()
-                           if not name.startswith("fc.") and not name.endswith("num_batches_tracked")})

@@ -5,36 +5,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from ssljax.models import LinearClassifier, ResNet
+from ssljax.convert.resnet import RESNET
+from ssljax.models import ResNet
 from ssljax.models.norm import BatchNorm
 from ssljax.models.resnet import Basic, Bottleneck, Shortcut, conv
-from tests.models.golden_resnet import nhwc, simclr_tree, torch_array, torch_path, torch_tree
+from tests.models.golden_resnet import simclr_tree
+from tests.models.golden_torch import assert_trees_close, computes_what_torch_does, evaluate, shapes
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 BLOCKS = {"BottleneckBlock": Bottleneck, "ResidualBlock": Basic, "Bottleneck": Bottleneck, "BasicBlock": Basic}
-
-
-def shapes(tree):
-    return jax.tree.map(jnp.shape, tree)
-
-
-def assert_trees_close(ours, golden, **tolerance):
-    """Equal structure and close values; an error names the leaf."""
-    assert shapes(ours) == shapes(golden)
-    jax.tree.map_with_path(lambda p, a, b: np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(p)), ours, golden)
-
-
-def under(case, prefix):
-    return {name.removeprefix(prefix): value for name, value in case.items() if name.startswith(prefix)}
-
-
-def evaluate(net, variables, image):
-    """Pooled features and the sown activations with the running statistics."""
-    pooled, state = net.apply(variables, image, train=False, mutable=["intermediates"])
-    return pooled, {name: value for name, (value,) in state["intermediates"].items()}
 
 
 @pytest.mark.parametrize("name", ["c0", "c1", "c2"])
@@ -64,40 +45,10 @@ def test_official_simclr_network(golden, name):
 @pytest.mark.parametrize("name", ["c0", "c1"])
 def test_torchvision_network(golden, name):
     case = golden("arch_resnet").under(name)
-    state = under(case, "state/")
     net = ResNet(BLOCKS[str(case["block"])], tuple(case["layers"].tolist()), tuple(case["planes"].tolist()), int(case["stem_width"]),
                  stem="cifar" if case["small_stem"] else "imagenet", shortcut="torchvision", unbiased=True,
                  bn_momentum=1 - float(case["bn_momentum_torch"]), bn_epsilon=float(case["bn_eps"]))
-    classifier = LinearClassifier(int(case["num_classes"]))
-    fc = {"params": {"dense": {"kernel": jnp.asarray(state["fc.weight"].T), "bias": jnp.asarray(state["fc.bias"])}}}
-    image, labels = jnp.asarray(nhwc(case["image"])), jnp.asarray(case["labels"], jnp.int32)
-    variables = torch_tree(state)
-    assert shapes(variables) == shapes(jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image))
-
-    @jax.jit
-    def both_modes(params, batch_stats):
-        def loss(params):
-            h, after = net.apply({"params": params, "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"])
-            logits = classifier.apply(fc, h)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, after)
-        pooled, layers = evaluate(net, {"params": params, "batch_stats": batch_stats}, image)
-        return pooled, classifier.apply(fc, pooled), layers, jax.value_and_grad(loss, has_aux=True)(params)
-
-    pooled, logits, layers, ((loss, (train_logits, after)), grads) = both_modes(**jax.tree.map(jnp.asarray, variables))
-    for layer, theirs in (("stem", "stem_out"), ("group1", "layer1"), ("group2", "layer2"), ("group3", "layer3"), ("group4", "layer4")):
-        np.testing.assert_allclose(layers[layer], nhwc(case[f"eval/{theirs}"]), **CLOSE, err_msg=layer)
-    np.testing.assert_allclose(pooled, case["eval/pooled"][:, :, 0, 0], **CLOSE)
-    np.testing.assert_allclose(logits, case["eval/logits"], **CLOSE)
-    np.testing.assert_allclose(train_logits, case["train/logits"], **CLOSE)
-    np.testing.assert_allclose(loss, case["train/loss"], rtol=1e-5)
-    assert_trees_close(after, torch_tree(under(case, "after_train/")), **CLOSE)
-    named = under(case, "train/grad/")
-    assert len(named) == 3
-    for weight, expected in named.items():
-        ours = {"params": grads}
-        for key in torch_path(weight):
-            ours = ours[key]
-        np.testing.assert_allclose(ours, torch_array(expected), rtol=1e-4, atol=1e-5 * np.abs(expected).max(), err_msg=weight)
+    computes_what_torch_does(net, case, RESNET, {"stem": "stem_out", **{f"group{i}": f"layer{i}" for i in range(1, 5)}})
 
 
 def init(net, size=32, channels=3):

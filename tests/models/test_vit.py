@@ -8,10 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from configs.moco import get_config
+from ssljax.convert import weights
+from ssljax.convert.vit import family
+from ssljax.convert.weights import patches
 from ssljax.models import attention, backbone, forward
 from ssljax.models.vit import SIZES, ViT, drop_path, dropout, resize_positions, sincos
+from tests.convert.foreign import like
 
 COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -24,32 +29,12 @@ def shaken(tree, seed):
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.3, leaf.shape), jnp.float32), tree)
 
 
-def dense(state, name):
-    return {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}
-
-
-def norm(state, name):
-    return {"scale": state[f"{name}.weight"], "bias": state[f"{name}.bias"]}
-
-
-def patches(weight):
-    """A strided convolution [D, C, p, p] as a matrix [p * p * C, D]."""
-    return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
-
-
-def official(g, prefix):
-    """timm's state_dict as our parameters, and the heads apart."""
-    state = g.under(f"{prefix}/state")
-    params = {"class_token": state["cls_token"], "positions": state["pos_embed"], "norm": norm(state, "norm"),
-              "patch": {"kernel": patches(state["patch_embed.proj.weight"]), "bias": state["patch_embed.proj.bias"]}}
-    if "dist_token" in state:
-        params["distillation_token"] = state["dist_token"]
-    for i in range(int(g[f"{prefix}/cfg/depth"])):
-        at = f"blocks.{i}"
-        params[f"block{i}"] = {"norm1": norm(state, f"{at}.norm1"), "norm2": norm(state, f"{at}.norm2"),
-                               "attn": {"qkv": dense(state, f"{at}.attn.qkv"), "proj": dense(state, f"{at}.attn.proj")},
-                               "fc1": dense(state, f"{at}.mlp.fc1"), "fc2": dense(state, f"{at}.mlp.fc2")}
-    return jax.tree.map(jnp.asarray, params), {name: dense(state, name) for name in ("head", "head_dist") if f"{name}.weight" in state}
+def official(g, prefix, net, image, *heads):
+    """timm's state dict as our parameters, and the heads apart."""
+    names = family(ConfigDict(dict(patch=net.patch, positions="learned")), image.shape[1])
+    template = like(net, image, int(g[f"{prefix}/cfg/num_classes"]), *heads)
+    params = jax.tree.map(jnp.asarray, weights.load(g.under(f"{prefix}/state"), template, names)["params"])
+    return params.pop("encoder"), {name: head["dense"] for name, head in params.items()}
 
 
 def network(g, prefix, **settings):
@@ -60,11 +45,9 @@ def network(g, prefix, **settings):
 
 def test_timm_forward_and_backward(golden):
     g = golden("arch_vit")
-    params, heads = official(g, "vit")
-    net, head = network(g, "vit"), jax.tree.map(jnp.asarray, heads["head"])
-    image = jnp.asarray(g["vit/image"].transpose(0, 2, 3, 1))
-    ours = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=False)["params"])
-    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, params)
+    net, image = network(g, "vit"), jnp.asarray(g["vit/image"].transpose(0, 2, 3, 1))
+    params, heads = official(g, "vit", net, image, "head")
+    head = heads["head"]
 
     def loss(params, image):
         tokens, state = net.apply({"params": params}, image, train=True, tokens=True, mutable=["intermediates"])
@@ -81,16 +64,18 @@ def test_timm_forward_and_backward(golden):
     np.testing.assert_allclose(grad_image, g["vit/grad_image"].transpose(0, 2, 3, 1), **CLOSE)
     np.testing.assert_allclose(grads["positions"], g["vit/grad/pos_embed"], **CLOSE)
     np.testing.assert_allclose(grads["block0"]["attn"]["qkv"]["kernel"], g["vit/grad/blocks.0.attn.qkv.weight"].T, **CLOSE)
-    np.testing.assert_allclose(grads["patch"]["kernel"], patches(g["vit/grad/patch_embed.proj.weight"]), **CLOSE)
+    np.testing.assert_allclose(grads["patch"]["kernel"], patches(net.patch).ours(g["vit/grad/patch_embed.proj.weight"]), **CLOSE)
     np.testing.assert_allclose(tokens[:, 0], jax.jit(lambda: net.apply({"params": params}, image, train=False))(), rtol=1e-5, atol=1e-6)
 
 
-def test_deit_with_its_distillation_token(golden):
+@pytest.mark.parametrize("scan", [False, True])
+def test_deit_with_its_distillation_token(golden, scan):
     g = golden("arch_vit")
-    params, heads = official(g, "deit_distilled")
     image = jnp.asarray(g["deit_distilled/image"].transpose(0, 2, 3, 1))
-    tokens = network(g, "deit_distilled", distillation=True).apply({"params": params}, image, train=False, tokens=True)
-    found = [tokens[:, i] @ heads[name]["kernel"] + heads[name]["bias"][None] for i, name in enumerate(("head", "head_dist"))]
+    net, names = network(g, "deit_distilled", distillation=True, scan=scan), ("head", "distillation_head")
+    params, heads = official(g, "deit_distilled", net, image, *names)
+    tokens = jax.jit(lambda params: net.apply({"params": params}, image, train=False, tokens=True))(params)
+    found = [tokens[:, i] @ heads[name]["kernel"] + heads[name]["bias"][None] for i, name in enumerate(names)]
     np.testing.assert_allclose(found[0], g["deit_distilled/train_cls_logits"], **CLOSE)
     np.testing.assert_allclose(found[1], g["deit_distilled/train_dist_logits"], **CLOSE)
     np.testing.assert_allclose((found[0] + found[1]) / 2, g["deit_distilled/eval_logits"], **CLOSE)

@@ -1,0 +1,37 @@
+"""torchvision's ResNet, whose names timm has too: `conv1`, `layer2.0.downsample.1`, `fc`."""
+
+from __future__ import annotations
+
+import re
+
+from ml_collections import ConfigDict
+
+from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Layout
+
+
+def rename(path: str) -> tuple[str, Layout]:
+    """"group2_block1/shortcut/norm/var" -> "layer2.0.downsample.1.running_var"."""
+    *place, layer, leaf = path.split("/")
+    layer = layer.removeprefix("stem_").replace("norm", "bn")
+    if place:
+        group, block = re.fullmatch(r"group(\d+)_block(\d+)", place[0]).groups()
+        if place[1:] == ["shortcut"]:
+            layer = {"conv": "downsample.0", "bn": "downsample.1"}[layer]
+        layer = f"layer{group}.{int(block) - 1}.{layer}"
+    return f"{layer}.{LEAVES[leaf]}", CONV if leaf == "kernel" else SAME
+
+
+RESNET = Family(rename, {"head": "fc"})
+
+
+def family(model: ConfigDict) -> Family:
+    """Of a ResNet in torchvision's dialect.
+
+    Raises:
+        ValueError: of SimCLR's, or with selective kernels.
+    """
+    for key, needed in (("shortcut", "torchvision"), ("sk_ratio", 0.0)):
+        if model[key] != needed:
+            raise ValueError(f"config.model.{key} is {model[key]!r}: no network of torchvision or timm computes that. Their weights need "
+                             f"--config.model.{key}={needed}; a network trained otherwise cannot be written in their form")
+    return RESNET

@@ -1,0 +1,159 @@
+"""`ssljax convert`: files become checkpoints that evaluation and other runs start from, and checkpoints become files."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
+
+from configs.moco import get_config as moco_config
+from configs.supervised import get_config
+from ssljax import __main__ as console
+from ssljax import convert, models, sharding, train
+from ssljax.convert import regnet, weights
+from ssljax.convert.__main__ import export_weights, import_weights, main, program_of
+from ssljax.methods.supervised import predict
+from ssljax.run_folder import RunFolder
+from tests.convert.foreign import like
+
+FLAGS = ["--config=configs/supervised.py:digits", "--config.model.name=regnety_xs"]
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    make_mesh = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
+
+
+def regnet_config():
+    config = get_config("digits").copy_and_resolve_references().unlock()
+    config.model.name = "regnety_xs"
+    return config.lock()
+
+
+def with_vit(**changes):
+    """The small ViT of MoCo v3's digits, trained on labels; learned positions."""
+    config = moco_config("digits_vit_v3").copy_and_resolve_references().unlock()
+    config.method, config.data.views = "supervised", 1
+    config.model.update({"positions": "learned", "frozen_patch": False, "scan": True, **changes})
+    return config.lock()
+
+
+def random_state(config, family):
+    """Arrays as a file for this network has them, and our tree of them."""
+    net = models.backbone(config.model)
+    tree = filled(like(net, jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32), 10, "head"))
+    return weights.dump(tree, family), tree
+
+
+def filled(shapes):
+    """Random arrays of these shapes."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.uniform(0.1, 0.6, leaf.shape).astype(leaf.dtype), shapes)
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A file of random weights, our tree of them, and the folder that the command made of it."""
+    folder, config = tmp_path_factory.mktemp("convert"), regnet_config()
+    state, tree = random_state(config, regnet.TORCHVISION)
+    save_file(state, folder / "regnet.safetensors")
+    main([*FLAGS, f"--workdir={folder / 'run'}", f"--from={folder / 'regnet.safetensors'}"])
+    return folder, config, state, tree
+
+
+def test_a_file_becomes_a_checkpoint_that_predicts(imported):
+    folder, config, _, tree = imported
+    program = program_of(config)
+    state = train.restore(program, str(folder / "run"))
+    assert int(state.step) == 0 and (folder / "run" / "run.json").exists()
+    assert_equal({"params": state.params, "model_state": state.model_state}, tree)
+    image = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 16, 16, 1)).astype(np.uint8))
+    h = models.infer(models.backbone(config.model), tree["params"]["encoder"], tree["model_state"]["encoder"], np.float32(image) / 255)
+    head = tree["params"]["head"]["dense"]
+    found = predict(state.params, program.encode(state.params, state.model_state, state.extra, image))
+    np.testing.assert_allclose(found, h @ head["kernel"] + head["bias"][None], rtol=1e-4, atol=1e-5)
+
+
+def test_another_run_starts_with_its_encoder(imported):
+    folder, config, _, tree = imported
+    fresh = program_of(config).shapes
+    state = train.from_encoder(fresh, str(folder / "run"))
+    assert_equal((state.params["encoder"], state.model_state), (tree["params"]["encoder"], tree["model_state"]))
+    assert state.params["head"] is fresh.params["head"]
+
+
+def test_it_goes_out_as_it_came_in_and_the_map_is_printed(imported, capsys):
+    folder, _, state, _ = imported
+    main([*FLAGS, f"--workdir={folder / 'run'}", f"--to={folder / 'again.safetensors'}"])
+    printed = capsys.readouterr().out
+    again = load_file(folder / "again.safetensors")
+    assert set(again) == set(state)
+    assert_equal(again, state)
+    assert "fc.weight [10, 32] -> params/head/dense/kernel\n" in printed
+    assert "stem.1.running_var [16] -> model_state/encoder/stem_norm/var\n" in printed
+    assert f"{len(state)} arrays to {folder / 'again.safetensors'}" in printed
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--workdir={run}", "--from={file}"], "run already has a checkpoint, of step 0: use another folder"),
+    (["--workdir={new}", "--from={file}", "--config.data.num_classes=7"], "its head has 10 classes, this configuration 7"),
+    (["--workdir={new}", "--from={file}", "--config.model.name=resnet8", "--config.model.shortcut=torchvision"],
+     "the file has no 'layer1.0.conv1.weight'"),
+    (["--workdir={new}", "--from={file}", "--config.model.name=resnet8"], "config.model.shortcut is 'simclr'"),
+    (["--workdir={new}", "--from={new}.safetensors"], "no file .*new.safetensors"),
+    (["--workdir={new}", "--to={new}.safetensors"], "no checkpoint in"),
+    (["--workdir={new}"], "say either --from=FILE.safetensors"),
+    (["--workdir={new}", "--from={file}", "--to={file}"], "say either --from=FILE.safetensors"),
+    (["--config=configs/simclr.py:digits", "--workdir={new}", "--from={file}"], r"method 'simclr' keeps more .*\(probe, projector\)"),
+])
+def test_what_does_not_fit_is_refused_and_nothing_is_written(imported, more, message):
+    folder, *_ = imported
+    words = {"run": folder / "run", "new": folder / "new", "file": folder / "regnet.safetensors"}
+    argv = [word.format(**words) for word in more]
+    with pytest.raises(SystemExit, match=f"ssljax convert: .*{message}"):
+        main(argv if argv[0].startswith("--config=") else [*FLAGS, *argv])
+    assert not (folder / "new").exists() and not (folder / "new.safetensors").exists()
+
+
+def test_stacked_blocks_and_a_network_without_running_statistics(tmp_path):
+    config = with_vit()
+    state, tree = random_state(config, convert.family(config))
+    save_file(state, tmp_path / "vit.safetensors")
+    found = import_weights(config, str(tmp_path / "run"), str(tmp_path / "vit.safetensors"))
+    assert "blocks.3.mlp.fc1.weight [256, 64] -> params/encoder/blocks/fc1/kernel[3]" in map(str, found)
+    start = train.from_encoder(program_of(config).shapes, str(tmp_path / "run"))
+    assert_equal(start.params["encoder"], tree["params"]["encoder"])
+    export_weights(config, str(tmp_path / "run"), str(tmp_path / "again.safetensors"))
+    assert_equal(load_file(tmp_path / "again.safetensors"), state)
+
+
+def test_the_encoder_of_a_self_supervised_run_goes_out_and_comes_back(tmp_path):
+    """MoCo v3: the patch projection is no parameter, the positions are no leaf at all."""
+    config = moco_config("digits_vit_v3")
+    state = jax.device_put(filled(program_of(config).shapes))
+    with RunFolder(str(tmp_path / "moco"), config) as folder:
+        folder.save(state, {})
+    export_weights(config, str(tmp_path / "moco"), str(tmp_path / "vit.safetensors"))
+    arrays = load_file(tmp_path / "vit.safetensors")
+    assert arrays["pos_embed"].shape == (1, 17, 64) and not [name for name in arrays if "head" in name or "project" in name]
+    tree = {"params": {"encoder": state.params["encoder"]}, "model_state": {"encoder": state.model_state["encoder"]}}
+    assert_equal(weights.load(arrays, tree, convert.family(config)), tree)
+    flat = flatten_dict(state.model_state["encoder"], sep="/")
+    np.testing.assert_array_equal(arrays["patch_embed.proj.bias"], flat["patch/bias"])
+
+
+def test_the_console_script_knows_a_verb_that_is_a_room(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ssljax", "convert", "--help"])
+    console.main()
+    assert "ssljax convert --config configs/x.py[:preset] --workdir DIR --from FILE.safetensors" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["ssljax", "convert", "--config=configs/supervised.py:digits", "--workdir=x"])
+    with pytest.raises(SystemExit, match="say either"):
+        console.main()
