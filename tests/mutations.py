@@ -428,7 +428,37 @@ HOSTS = [
              "tests/test_hosts.py::test_the_environment_says_whether_there_are_others"),
 ]
 
-MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS, *DEIT_DATA, *HOSTS]
+WEIGHTS, CONVERT_VIT, T_WEIGHTS, T_REGNET = "ssljax/convert/weights.py", "ssljax/convert/vit.py", "tests/convert/test_weights.py", \
+    "tests/models/test_regnet.py"
+
+CONVERSION = [
+    Mutation("keys_before_queries", CONVERT_VIT, 'layout = LINEAR if leaf == "kernel" else SAME',
+             'layout = LINEAR if leaf == "kernel" else SAME\n'
+             '        if path.endswith("qkv/kernel"):\n'
+             '            layout = Layout(lambda w: np.roll(w, w.shape[0] // 3, axis=0).T, LINEAR.theirs)',
+             "query, key and value in another order than timm's", f"{T_VIT}::test_timm_forward_and_backward"),
+    Mutation("patches_column_by_column", WEIGHTS, "Layout(lambda w: CONV.ours(w).reshape(-1, w.shape[0]), lambda w: CONV.theirs(",
+             "Layout(lambda w: CONV.ours(w).swapaxes(0, 1).reshape(-1, w.shape[0]), lambda w: CONV.theirs(",
+             "height and width of the patch projection exchanged", f"{T_VIT}::test_timm_forward_and_backward"),
+    Mutation("channels_of_a_patch_outermost", WEIGHTS, "Layout(lambda w: CONV.ours(w).reshape(-1, w.shape[0]), lambda w: CONV.theirs(",
+             "Layout(lambda w: w.reshape(w.shape[0], -1).T, lambda w: CONV.theirs(", "PyTorch's order of a flattened patch",
+             f"{T_VIT}::test_timm_forward_and_backward"),
+    Mutation("running_variance_for_the_mean", WEIGHTS, '"mean": "running_mean", "var": "running_var"',
+             '"mean": "running_var", "var": "running_mean"', "the two buffers of BatchNorm exchanged",
+             f"{T_RESNET}::test_torchvision_network[c0]"),
+    Mutation("what_is_left_over_is_ignored", WEIGHTS, "    if left:\n", "    if not wanted:\n",
+             "load_state_dict(strict=False): a file of another network fits", f"{T_WEIGHTS}::test_what_does_not_match_is_named"),
+    Mutation("strides_of_a_transposed_array_are_written_away", WEIGHTS, "np.ascontiguousarray(array)", "array",
+             "safetensors 0.8 writes the memory as it lies (safetensors #825)",
+             f"{T_WEIGHTS}::test_half_precision_is_read_exactly_and_transposed_arrays_are_written_whole"),
+    Mutation("gate_squeezes_the_blocks_output", "ssljax/models/regnet.py", "round(x.shape[-1] / 4)", "round(self.features / 4)",
+             "the squeeze ratio counted from the wrong width: another network", f"{T_REGNET}::test_the_gate_squeezes_the_blocks_input"),
+    Mutation("regnet_with_the_biased_variance", "ssljax/models/regnet.py", "unbiased: bool = True", "unbiased: bool = False",
+             "running variance of TensorFlow in a network of PyTorch", f"{T_REGNET}::test_torchvision_network"),
+]
+
+MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS, *DEIT_DATA, *HOSTS,
+             *CONVERSION]
 
 
 def mutated(mutation: Mutation) -> str:

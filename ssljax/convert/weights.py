@@ -132,10 +132,10 @@ def dump(tree: Pytree, family: Family) -> dict[str, np.ndarray]:
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
     state = {place.theirs: place.layout.theirs(flat[place.ours] if place.row < 0 else flat[place.ours][place.row])
              for place in places(tree, family)}
-    return {name: np.ascontiguousarray(array) for name, array in {**state, **family.fixed}.items()}    # safetensors ignores strides
+    return {name: np.ascontiguousarray(array) for name, array in {**state, **family.fixed}.items()}    # safetensors #825
 
 
-def _check_names(found: Sequence[str] | Arrays, wanted: Sequence[str]) -> None:
+def _check_names(found: Arrays, wanted: Sequence[str]) -> None:
     missing, left = [name for name in wanted if name not in found], sorted(set(found) - set(wanted))
     cause = "config.model (name, distillation, ...) describes another network, or the names are those of another program"
     if missing:

@@ -112,7 +112,7 @@ def test_timms_regnet_is_known_by_its_names(golden):
     (lambda s: s.update({"norm.weight": np.ones(31)}), r"norm.weight is \[31\] in the file and \[32\] here"),
     (lambda s: s.update({"head.weight": np.ones((7, 32))}), "its head has 7 classes, this configuration 10. .*num_classes=7"),
     (lambda s: s.update({"head.bias": np.ones(7)}), "its head has 7 classes, this configuration 10. .*init_from"),
-])
+], ids=["missing", "misspelt", "left_over", "grid", "width", "classes", "classes_of_the_bias"])
 def test_what_does_not_match_is_named(golden, change, message):
     state, template = tiny_vit(golden)
     change(state)
