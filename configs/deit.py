@@ -158,6 +158,7 @@ def digits() -> ConfigDict:
     base = simclr().digits()
     views = base.augment.copy_and_resolve_references()
     student = vit(recipe(base), "vit_xs", 4, "_distilled")
+    views.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)         # seed 0: 90.9 % held out, 78.8 with the views of SimCLR's digits
     student.augment, student.data.repeats = views, 1
     student.distill.teacher, student.teacher = "teacher", simclr().digits().model
     student.optim.update(learning_rate=2e-3, scaling="none", start=1e-5, warmup_epochs=5)
