@@ -165,7 +165,7 @@ def test_one_device_computes_what_eight_and_four_by_two_compute(case):
         np.testing.assert_allclose(loss, loss1, rtol=1e-5)
         for (name, a), (_, b) in zip(leaves(grad), leaves(grad1), strict=True):
             scale = max(np.abs(np.asarray(b)).max(), 1e-2)              # the gradient of a bias before a norm is nothing but rounding
-            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5 * scale, err_msg=name)
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=3e-5 * scale, err_msg=name)
 
 
 def test_stopping_and_resuming_changes_no_bit(case, tmp_path):

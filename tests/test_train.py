@@ -91,9 +91,9 @@ def test_a_part_of_another_network_is_refused_by_name(tmp_path):
     checkpoints.save(state, {})
     checkpoints.close()
     wider = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], x.shape[-1] + 1), x.dtype), state.params["encoder"])
-    with pytest.raises(ValueError, match="params/encoder.*the two stages must have the same model settings"):
+    with pytest.raises(ValueError, match="params/encoder.*the two runs must have the same model settings"):
         load_part(str(tmp_path), wider, "params/encoder")
-    with pytest.raises(FileNotFoundError, match="train that stage first"):
+    with pytest.raises(FileNotFoundError, match="train that run first"):
         load_part(str(tmp_path / "nowhere"), wider, "params/encoder")
     other = small_config(width=0.25)
     with pytest.raises(ValueError, match="is of another network: .* is \\(8,\\) there and \\(16,\\) here"):

@@ -15,7 +15,6 @@ from ssljax import __main__ as console
 from ssljax import convert, models, sharding, train
 from ssljax.convert import regnet, weights
 from ssljax.convert.__main__ import export_weights, import_weights, main, program_of
-from ssljax.methods.supervised import predict
 from ssljax.run_folder import RunFolder
 from tests.convert.foreign import like
 
@@ -78,7 +77,8 @@ def test_a_file_becomes_a_checkpoint_that_predicts(imported):
     image = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 16, 16, 1)).astype(np.uint8))
     h = models.infer(models.backbone(config.model), tree["params"]["encoder"], tree["model_state"]["encoder"], np.float32(image) / 255)
     head = tree["params"]["head"]["dense"]
-    found = predict(state.params, program.encode(state.params, state.model_state, state.extra, image))
+    features = program.encode(state.params, state.model_state, state.extra, image)
+    found = program.method.classify(state.params, state.extra, features)["classifier"]
     np.testing.assert_allclose(found, h @ head["kernel"] + head["bias"][None], rtol=1e-4, atol=1e-5)
 
 

@@ -111,7 +111,7 @@ def test_labels_reach_the_probe_and_nothing_else(done):
     assert np.abs(grads["probe"]["dense"]["kernel"] - done.grads["probe"]["dense"]["kernel"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"deit"}))         # it has two tokens and a test of its own
 def test_encode_normalises_and_uses_the_running_statistics(name):
     config = train.with_classes(config_of(name, augment__mean=(MEAN,), augment__std=(STD,)), 10)
     method = METHODS[name](config)
