@@ -82,10 +82,17 @@ def test_a_file_becomes_a_checkpoint_that_predicts(imported):
     np.testing.assert_allclose(found, h @ head["kernel"] + head["bias"][None], rtol=1e-4, atol=1e-5)
 
 
+def started(config, folder):
+    """The fresh state of a run with `init_from=folder`, and that state with the weights in it."""
+    config = config.copy_and_resolve_references().unlock()
+    config.init_from = folder
+    program = program_of(config.lock())
+    return program.shapes, train.start_from(program, {})(program.shapes)
+
+
 def test_another_run_starts_with_its_encoder(imported):
     folder, config, _, tree = imported
-    fresh = program_of(config).shapes
-    state = train.from_encoder(fresh, str(folder / "run"))
+    fresh, state = started(config, str(folder / "run"))
     assert_equal((state.params["encoder"], state.model_state), (tree["params"]["encoder"], tree["model_state"]))
     assert state.params["head"] is fresh.params["head"]
 
@@ -129,7 +136,7 @@ def test_stacked_blocks_and_a_network_without_running_statistics(tmp_path):
     save_file(state, tmp_path / "vit.safetensors")
     found = import_weights(config, str(tmp_path / "run"), str(tmp_path / "vit.safetensors"))
     assert "blocks.3.mlp.fc1.weight [256, 64] -> params/encoder/blocks/fc1/kernel[3]" in map(str, found)
-    start = train.from_encoder(program_of(config).shapes, str(tmp_path / "run"))
+    _, start = started(config, str(tmp_path / "run"))
     assert_equal(start.params["encoder"], tree["params"]["encoder"])
     export_weights(config, str(tmp_path / "run"), str(tmp_path / "again.safetensors"))
     assert_equal(load_file(tmp_path / "again.safetensors"), state)
