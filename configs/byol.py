@@ -120,22 +120,31 @@ def cifar10_r18() -> ConfigDict:
 
 
 def cifar10_small() -> ConfigDict:
-    """Network, batch, optimizer and budget of configs/simclr.py:cifar10_small [X].
+    """Network, views and epochs of configs/simclr.py:cifar10_small; the rest was chosen on Fashion-MNIST, see there [X].
 
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000 --config.data.num_examples=20000
     """
-    c = bootstrap(simclr().cifar10_small(), 50_000)
-    c.head.hidden = c.predictor.hidden = 512
-    c.target.momentum = 0.98
-    return c
+    base = simclr().cifar10_small()
+    return short(bootstrap(base.copy_and_resolve_references(), 50_000), base)
 
 
 def fashion_mnist() -> ConfigDict:
-    """Network, batch, optimizer and budget of configs/simclr.py:fashion_mnist [X]."""
-    c = bootstrap(simclr().fashion_mnist(), 60_000)
-    c.augment.min_area = 0.2
+    """Network, views and epochs of configs/simclr.py:fashion_mnist; half the batch, AdamW and a target that follows at once [X].
+
+    Held-out kNN (k=20, 20,000 training images) of seed 3 after 2 epochs, by which this was chosen (commit 985fb14); a random network has
+    78.1: 79.0; with tau from 0.6: 78.9, from 0.9: 77.8; with batch 256: 75.2, and then with tau from 0.9: 70.6; with crops from 0.08 of
+    the area: 77.4. SimCLR's SGD at batch 256 with tau from 0.98 was no better than a random network after 5 epochs (seed 0).
+    """
+    base = simclr().fashion_mnist()
+    return short(bootstrap(base.copy_and_resolve_references(), 60_000), base)
+
+
+def short(c: ConfigDict, base: ConfigDict) -> ConfigDict:
+    """What a run of a few thousand steps needs: the views of SimCLR's preset `base`, many small steps, a quick target [X]."""
+    c.augment = base.augment
     c.head.hidden = c.predictor.hidden = 512
-    c.target.momentum = 0.98
+    c.zero_init_residual, c.target.momentum, c.batch_size = False, 0.8, 128
+    c.optim.update(name="adamw", learning_rate=3e-3, scaling="none")
     return c
 
 
