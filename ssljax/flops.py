@@ -62,7 +62,7 @@ def _product(eqn: Any) -> Flops:
     else:
         features = right[eqn.params["dimension_numbers"].rhs_spec[0]]
         dilation = math.prod(eqn.params["lhs_dilation"])           # the zeros between the rows of a strided layer's gradient
-        flops = 2 * outputs * (math.prod(right) // features) // dilation // eqn.params["batch_group_count"]
+        flops = 2 * outputs * (math.prod(right) // features) // dilation
     precision = eqn.params["precision"]
     precision = precision[0] if isinstance(precision, tuple) else precision
     passes = PASSES.get(precision, 1) if eqn.invars[0].aval.dtype == "float32" else 1

@@ -96,6 +96,17 @@ def test_flops_by_hand():
     assert found.written == dots + logits + conv
 
 
+def test_a_grouped_convolution_costs_three_times_its_forward_pass_to_train():
+    """Its kernel's gradient is a convolution with batch groups, whose outputs are as many as the kernel has weights."""
+    def loss(w, x):
+        y = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4)
+        return (y * y).sum()
+    w, x = jnp.zeros((3, 3, 4, 32)), jnp.zeros((8, 10, 10, 16))
+    forward = 2 * (8 * 10 * 10 * 32) * (3 * 3 * 4)
+    assert flops.count(loss, w, x).written == forward
+    assert flops.count(jax.grad(loss, (0, 1)), w, x).written == 3 * forward
+
+
 def test_a_float32_product_at_highest_precision_is_six_passes():
     def product(precision, dtype):
         x = jax.ShapeDtypeStruct((4, 4), dtype)
