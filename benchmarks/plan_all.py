@@ -2,7 +2,8 @@
 
     python -m benchmarks.plan_all [--topology v3:8x8] [--only simclr:] [--full]
 
-A preset is of paper scale when it reads ImageNet (`data.source` begins with tfds:imagenet2012). v3:8x8 are SimCLR's 128 cores. Stages whose
+A preset is of paper scale when it reads ImageNet (`data.source` begins with tfds:imagenet2012). v3:8x8 are SimCLR's 128 cores;
+DeiT, which had GPUs, is planned for v5e:4x4, 64 images a chip. Stages whose
 steps are the same, which differ in epochs, schedule or share of the labels only, are compiled once. Each plan is a line of
 experiments/plans.jsonl; what is there is not compiled again, so the same command goes on after an interruption. To have one anew, for
 instance after the step has changed, delete its line. `--only simclr:` takes what begins so; `--full` compiles at full effort, for minutes.
