@@ -254,7 +254,10 @@ out, methods = Path(sys.argv[1]), sys.argv[2].split(",")
 plan.main(["--config=configs/simclr.py:digits", "--config.model.dtype=bfloat16", "--topology=v5e:2x2", f"--out={out}/plan.json"])
 def config(method, preset):
     c = importlib.import_module(f"configs.{method}").get_config(preset).unlock()
+    c = c[c.stages[-1]] if "stages" in c else c
     c.model.dtype = "bfloat16"
+    if "teacher" in c:
+        c.teacher.dtype = "bfloat16"
     if preset != "digits":
         c.batch_size, c.data.image_size = 64, 64
         c.model.update(name="resnet10", width=0.5)
@@ -309,26 +312,31 @@ class TestCompiled:
         assert written["versions"]["libtpu"] and found["buffers"]
 
     def test_flops_as_written_are_those_xla_counts(self, step):
-        """To a tenth on photographs; on digits of 16 pixels much of a convolution is padding, which XLA leaves out."""
+        """To a tenth on photographs; on digits of 16 pixels much of a convolution is padding, which XLA leaves out.
+
+        XLA counts every element of DeiT's two ways of mixing, of which a step takes one: much beside so small a transformer.
+        """
         name, figures, _ = step
-        assert figures["loops"] == 0
+        assert figures["loops"] == (4 if name == "deit-digits" else 0)     # mixup and CutMix draw from Beta by rejection
         low = 0.6 if name.endswith("digits") else 0.85
-        assert low < figures["flops_xla"] / figures["flops"] < 1.1
+        assert low < figures["flops_xla"] / figures["flops"] < (1.2 if name == "deit-digits" else 1.1)
 
     def test_no_float32_product_by_accident(self, step):
         intended = ("vmap(vmap(",                              # augmentation: one image and view at a time
                     "nd,md->nm", "bd,bd->b",                   # similarities
                     "nd,ne->de",                               # the effective rank's Gram matrix
+                    "bnhd,bmhd->bhnm",                         # the gradient of attention's float32 logits
                     "LinearClassifier")                        # logits
         for product in hlo.products(step[2]):
             assert set(product.dtypes) == {"bf16"} or any(name in product.op_name for name in intended), product
 
     def test_images_stay_where_they_are(self, step):
-        """But for MoCo's ShuffleBN, whose purpose is to send the key images to other devices."""
+        """But for MoCo's ShuffleBN, whose purpose is to send the key images to other devices, and DeiT's mixing with the mirrored batch."""
         name, _, module = step
+        sent = {"moco-digits": "/gather", "deit-digits": "/jit(_flip)/rev"}
         for scheduled, _ in hlo.executed(module):
             for i in hlo.inside(module, scheduled):
-                if i.opcode.removesuffix("-start") in hlo.COLLECTIVES and not (name == "moco-digits" and i.op_name.endswith("/gather")):
+                if i.opcode.removesuffix("-start") in hlo.COLLECTIVES and not i.op_name.endswith(sent.get(name, "-")):
                     assert "u8[" not in i.shape, i
                     assert i.opcode.startswith("all-reduce") or all(len(dims) < 4 for _, dims in hlo.arrays(i.shape)), i
 
