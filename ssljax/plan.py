@@ -53,6 +53,11 @@ class Split:
     def __len__(self) -> int:
         return self.images
 
+    @property
+    def num_ids(self) -> int:
+        """As if no image were left out."""
+        return self.images
+
 
 class Memory(NamedTuple):
     """HBM of one device in bytes; where the step does not fit, only `peak` (what it would need) and `available` are known."""
