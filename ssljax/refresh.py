@@ -5,6 +5,7 @@ Every host reads its own share of the images. Features stay where they were comp
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +21,9 @@ from ssljax.types import Pytree, TrainState
 
 if TYPE_CHECKING:
     from ssljax.train import Program
+
+
+REFRESH = 2**31 - 1               # in place of a step's number: no run has so many
 
 
 class Rows(NamedTuple):
@@ -52,6 +56,39 @@ class Run(NamedTuple):
     seed: int
     log: Callable[[Mapping[str, float]], None]
     batches: Callable[[], Iterator[Pytree]]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int32 [N], the id of every training image, in the order of the source."""
+        return self.source.index
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N], the true labels: for measuring, never for learning."""
+        return self.source.labels
+
+    def key(self, state: TrainState) -> jax.Array:
+        """The key of the refresh at this step; no step of the training has it."""
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), REFRESH), state.step)
+
+    def epochs_done(self, state: TrainState) -> int:
+        """Whole epochs until here."""
+        return int(state.step) // self.program.steps_per_epoch
+
+    def drawn(self, key: jax.Array, count: int) -> np.ndarray:
+        """Positions of `count` different images at random, in random order."""
+        return np.asarray(jax.random.permutation(key, len(self.source)))[:count]
+
+    def epoch(self, state: TrainState) -> Iterator[tuple[Pytree, jax.Array]]:
+        """The batches of one epoch, each with a key, for a method that wants to see them before the first step."""
+        key = self.key(state)
+        with contextlib.closing(self.batches()) as batches:
+            for step, batch in zip(range(self.program.steps_per_epoch), batches, strict=False):
+                yield batch, jax.random.fold_in(key, step)
+
+    def place(self, state: TrainState) -> TrainState:
+        """The state with every leaf where the step wants it."""
+        return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, self.program.shapes)
 
     def encoded(self, state: TrainState, positions: np.ndarray | None = None) -> Iterator[Rows]:
         """`encode` of training images as an evaluator sees them, a batch at a time, in order.
@@ -88,10 +125,22 @@ class Run(NamedTuple):
         flat = jax.jit(lambda store: store.reshape(-1, store.shape[2]), out_shardings=split)(store)
         return Rows(flat, np.stack(position, axis=1).ravel(), np.stack(present, axis=1).ravel())
 
+    def by_id(self, values: jax.Array, rows: Rows, into: jax.Array | None = None) -> jax.Array:
+        """int32 [M], a value a row of `rows` -> int32 [ids]; ids that are not among them keep what `into` has, or -1."""
+        into = jnp.full(self.program.config.data.num_ids, -1, jnp.int32) if into is None else into
+        ids = np.where(rows.present, self.source.index[rows.position], self.program.config.data.num_ids)
+        return _scatter(into, ids, values)
+
     def by_rows(self, array: np.ndarray) -> jax.Array:
         """An array that every host has, split by rows over the devices as features are."""
         split = sharding.batch_sharding(self.program.mesh)
         return jax.make_array_from_callback(array.shape, split, lambda part: array[part])
+
+
+@jax.jit
+def _scatter(into: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:
+    """`into` with `values` at `ids`; ids that are too large are dropped."""
+    return into.at[ids].set(values, mode="drop")
 
 
 @functools.partial(jax.jit, donate_argnums=0)

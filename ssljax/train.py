@@ -123,7 +123,7 @@ def with_classes(config: ConfigDict, found: int) -> ConfigDict:
 
 
 def with_ids(config: ConfigDict, found: int) -> ConfigDict:
-    """The config with `data.num_ids`, if it has one and that says 0, read from the data: how many ids training images have, gaps included."""
+    """The config with `data.num_ids`, if it has one and that says 0, read from the data: how many ids images have, gaps included."""
     if "num_ids" not in config.data or config.data.num_ids:
         return config
     config = config.copy_and_resolve_references()

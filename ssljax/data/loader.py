@@ -1,8 +1,9 @@
 """Batches of a source: endless and resumable for training, exact for evaluation.
 
 A training batch is a pure function of (source, config, step), and of what it is balanced over. Step s takes rows
-[(s % spe) B, (s % spe + 1) B) of `repeated(seed, s // spe, n, repeats)`, or of `balanced(seed, s // spe, balance)`, spe = n // B; process p
-of P takes its contiguous 1/P of each. So resuming costs nothing and the stream is the same for every number of processes, threads and devices.
+[(s % spe) B, (s % spe + 1) B) of `repeated(seed, s // spe, n, repeats)`, or of `balanced(seed, s // spe, balance)`, spe = n // B; process
+p of P takes its contiguous 1/P of each. So resuming costs nothing and the stream is the same for every number of processes, threads and
+devices.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
     Returns:
         dicts of numpy arrays, b = batch_size / process_count:
         image uint8 [b, V, S, S, C] (data.crop_on="host") or [b, H, W, C] ("device"); label int32 [b]; index int32 [b];
-        with data.repeats > 1 also copy int32 [b], which of its image's copies a row is (`augment.views` needs it).
+        with data.repeats > 1 or a balance also copy int32 [b], how often the image came before in this epoch (for `augment.views`).
 
     Raises:
         ValueError: fewer examples than a batch, a batch that the processes do not divide, a policy that cannot be applied, an unreadable
@@ -69,7 +70,7 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
         raise ValueError(f"batch_size={batch_size} does not divide over {process_count} processes: choose a multiple")
     share = batch_size // process_count
     if repeats > 1 and balance is not None:
-        raise ValueError(f"data.repeats={repeats} and balanced sampling: an image drawn evenly over clusters has no copies. Set data.repeats=1")
+        raise ValueError(f"data.repeats={repeats} and drawing evenly over clusters do not go together: set data.repeats=1")
     epoch_order = functools.lru_cache(maxsize=2)(lambda epoch: (
         sampler.repeated(config.seed, epoch, n, repeats) if balance is None else sampler.balanced(config.seed, epoch, balance)))
 
@@ -79,8 +80,10 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
     def rows(step: int) -> np.ndarray:
         return epoch_order(step // spe)[places(step)]
 
+    epoch_turns = functools.lru_cache(maxsize=2)(lambda epoch: sampler.turns(epoch_order(epoch)))
+
     def copies(step: int) -> np.ndarray:
-        return (places(step) % repeats).astype(np.int32)
+        return epoch_turns(step // spe)[places(step)]
 
     if config.data.crop_on not in ("host", "device"):
         raise ValueError(f"data.crop_on={config.data.crop_on!r} is neither 'host' nor 'device'")
@@ -90,7 +93,7 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
         batches = _host_crops(source, config, rows, copies, spe, start_step)
     else:
         batches = _in_memory(source, rows, start_step)
-    return batches if repeats == 1 else _with_copies(batches, copies, start_step)
+    return batches if repeats == 1 and balance is None else _with_copies(batches, copies, start_step)
 
 
 def _with_copies(batches: Iterator[dict[str, np.ndarray]], copies: Callable[[int], np.ndarray],

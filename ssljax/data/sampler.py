@@ -89,6 +89,16 @@ def balanced(seed: int, epoch: int, assignment: np.ndarray) -> np.ndarray:
     return drawn[np.argsort(random(len(drawn)), kind="stable")][:len(assignment)].astype(np.int64)
 
 
+def turns(order: np.ndarray) -> np.ndarray:
+    """How often each entry of an epoch's order has come before in it: int32 [N], 0 at its first coming."""
+    by_value = np.argsort(order, kind="stable")
+    ordered = order[by_value]
+    first = np.searchsorted(ordered, ordered)
+    out = np.empty(len(order), np.int32)
+    out[by_value] = np.arange(len(order)) - first
+    return out
+
+
 def subset(labels: np.ndarray, *, fraction: float = 1.0, per_class: int = 0, seed: int) -> np.ndarray:
     """A balanced labelled subset, drawn with `seed`.
 

@@ -18,8 +18,8 @@ from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, Res
 from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT, resize_positions
 from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
-__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "PlainNet", "RegNet", "ResNet", "ViT", "activation", "attention", "backbone",
-           "forward", "infer", "initialise", "initialise_head", "mlp", "projection_head", "resize_positions", "unit_gains"]
+__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "PlainNet", "RegNet", "ResNet", "ViT", "activation", "attention",
+           "backbone", "forward", "infer", "initialise", "initialise_head", "mlp", "projection_head", "resize_positions", "unit_gains"]
 
 Pytree = Any
 

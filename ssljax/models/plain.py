@@ -1,8 +1,8 @@
 """Plain networks: convolutions one after the other, then two full layers. AlexNet and VGG-16 as DeepCluster trains them.
 
 Batch normalisation behind every convolution (which keeps its bias), no local response normalisation, one AlexNet instead of two halves
-(facebookresearch/deepcluster, models/alexnet.py and vgg16.py). What comes out is the second full layer BEFORE its ReLU: k-means is better on
-it, and a head that wants the ReLU applies it.
+(facebookresearch/deepcluster, models/alexnet.py and vgg16.py). What comes out is the second full layer BEFORE its ReLU: k-means is better
+on it, and a head that wants the ReLU applies it.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def test_maps_and_initialisation_of_the_released_alexnet():
     maps = jax.eval_shape(lambda v, x: net.apply({k: v[k] for k in ("params", "batch_stats")}, x, train=False, mutable=["intermediates"]),
                           variables, image)[1]["intermediates"]
     assert {name: found[0].shape[1:] for name, found in maps.items()} == {
-        "conv1": (55, 55, 96), "conv2": (27, 27, 256), "conv3": (13, 13, 384), "conv4": (13, 13, 384), "conv5": (13, 13, 256), "fc6": (4096,)}
+        "conv1": (55, 55, 96), "conv2": (27, 27, 256), "conv3": (13, 13, 384), "conv4": (13, 13, 384), "conv5": (13, 13, 256),
+              "fc6": (4096,)}
     assert variables["params"]["fc6"]["kernel"].shape == (9216, 4096)
     small = models.backbone(model(width=0.25))
     params = jax.jit(lambda key: small.init(key, jnp.zeros((1, 67, 67, 3), jnp.float32), train=False)["params"])(jax.random.key(0))
