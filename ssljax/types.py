@@ -57,8 +57,7 @@ class Method(NamedTuple):
         init: (key, batch) -> (params, model_state, extra). Works under `jax.eval_shape`; reads only shapes of the batch.
         loss: (params, model_state, extra, batch, key, step) -> (scalar float32, Out). `params` is all that is differentiated.
         encode: (params, model_state, extra, image) -> float32 [B, D]. `image` is uint8 [B, H, W, C], already resized;
-            normalisation and inference-mode statistics are the method's business. Where `config.evaluate` names layers, `layer=NAME`
-            gives what that one puts out, float32 [B, H', W', C'].
+            normalisation and inference-mode statistics are the method's business.
         update: (extra, params, carry, step) -> extra, called after the optimizer step inside the same jit.
         refresh: (state, run) -> state on the host before the first epoch and between epochs, or None. `run` is a `refresh.Run`.
         balance: extra -> int32 [ids], what training draws evenly from: each epoch takes as many images of every value, -1 is left out.
