@@ -105,8 +105,8 @@ def _v1(config: ConfigDict) -> Method:
         # 3. Clusters count alike: by how images are drawn, or by a weight of one over the size of the cluster, 1 on average.
         rows = cross_entropy(logits, y)
         if c.sampler == "weights":
-            filled = (extra.counts > 0).sum().astype(jnp.float32)
-            rows = rows * extra.counts.sum() / (filled * jnp.maximum(extra.counts, 1)[jnp.maximum(y, 0)])
+            counts = extra.counts.astype(jnp.float32)
+            rows = rows * counts.sum() / ((counts > 0).sum().astype(jnp.float32) * jnp.maximum(counts, 1.0)[jnp.maximum(y, 0)])
         return jnp.mean(rows), Out({"encoder": f_state}, (), {"accuracy": jnp.mean(accuracy(logits, y))})
 
     def encode(params: Pytree, model_state: Pytree, extra: Clusters, image: jax.Array) -> jax.Array:
@@ -120,10 +120,10 @@ def _v1(config: ConfigDict) -> Method:
         found, objective = (_piecewise if c.algorithm == "minibatch" else _at_once)(state, run, keys[0], config)
         if c.shuffled:
             found = found._replace(assignment=jax.random.permutation(keys[2], found.assignment))
-        labels = found.assignment >= 0
+        labels = (found.assignment >= 0).sum().astype(jnp.float32)
         old, new = state.extra.assignment, found.assignment
-        numbers = {"kmeans_objective": objective / labels.sum(), "nmi_labels": nmi(new[run.ids], run.labels),
-                   "largest_cluster": found.counts.max() / labels.sum(), "empty_clusters": (found.counts == 0).sum()}
+        numbers = {"kmeans_objective": objective / labels, "nmi_labels": nmi(new[run.ids], run.labels),
+                   "largest_cluster": found.counts.max().astype(jnp.float32) / labels, "empty_clusters": (found.counts == 0).sum()}
         if int(old.max()) >= 0:                                                 # else these are the first
             numbers["nmi_previous"] = nmi(new[run.ids], old[run.ids])
         run.log({name: float(value) for name, value in numbers.items()})
@@ -216,10 +216,10 @@ def _v2(config: ConfigDict) -> Method:
         z = l2_normalize(z)
         # 3. Similarities to fixed prototypes; images without a label count nowhere.
         logits = jnp.einsum("nd,hkd->nhk", z, extra.centroids, precision=jax.lax.Precision.HIGHEST) / c.temperature
-        rows, labelled = cross_entropy(logits.reshape(-1, c.k), y.reshape(-1)), (y >= 0).sum()
-        metrics = {"accuracy": accuracy(logits.reshape(-1, c.k), y.reshape(-1)).sum() / jnp.maximum(labelled, 1)}
+        rows, labelled = cross_entropy(logits.reshape(-1, c.k), y.reshape(-1)), jnp.maximum((y >= 0).sum(), 1).astype(jnp.float32)
+        metrics = {"accuracy": accuracy(logits.reshape(-1, c.k), y.reshape(-1)).sum() / labelled}
         carry = {"z": jax.lax.stop_gradient(z).reshape(views, -1, dim).swapaxes(0, 1), "index": batch["index"]}
-        return rows.sum() / jnp.maximum(labelled, 1), Out({"encoder": f_state, "projector": g_state}, carry, metrics)
+        return rows.sum() / labelled, Out({"encoder": f_state, "projector": g_state}, carry, metrics)
 
     def update(extra: Prototypes, params: Pytree, carry: Pytree, step: jax.Array) -> Prototypes:
         # 4. What the next clustering will see of these images.

@@ -172,10 +172,11 @@ def activation(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array,
         ValueError: the network has no such layer; lists those it has.
     """
     _, state = net.apply({"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"])
-    found = state.get("intermediates", {})
+    sown = {name: value[0] for name, value in state.get("intermediates", {}).items() if isinstance(value, tuple)}
+    found = {name.removeprefix("after_"): value for name, value in sown.items()}           # a layer of parameters has the name without
     if layer not in found:
         raise ValueError(f"this network has no layer {layer!r}; it names {', '.join(found)}")
-    return found[layer][0].astype(jnp.float32)
+    return found[layer].astype(jnp.float32)
 
 
 def _norm(model: ConfigDict) -> dict:

@@ -73,19 +73,20 @@ class PlainNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Images `[B, H, W, C]` -> the second full layer before its ReLU `[B, 4096 width]`, float32.
 
-        What leaves the ReLU of each convolution, before the pool, is sown in the collection "intermediates" by its name; so is "fc6".
+        What leaves the ReLU of each convolution, before the pool, is sown in the collection "intermediates" as `after_conv1`, ...; so is
+        `after_fc6`.
         """
         x = sobel(x) if self.sobel else x
         for layer in self.layout.convs:
             x = along_batch(self._conv(layer, x, train=train))
-            self.sow("intermediates", layer.name, x)
+            self.sow("intermediates", f"after_{layer.name}", x)
             if layer.pool[0]:
                 x = self._pool(layer, x)
         full = partial(nn.Dense, round(FULL * self.width), dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
         drop = partial(nn.Dropout(self.dropout, name="dropout"), deterministic=not train)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(full(name="fc6")(drop(x) if self.layout.drops_first else x))
-        self.sow("intermediates", "fc6", x)
+        self.sow("intermediates", "after_fc6", x)
         return full(name="fc7")(drop(x)).astype(jnp.float32)
 
     def _conv(self, layer: Conv, x: jax.Array, *, train: bool) -> jax.Array:

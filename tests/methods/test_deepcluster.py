@@ -81,7 +81,7 @@ def test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else(prog
 
 
 def test_an_optimizer_that_remembers_the_head_forgets_it(source):
-    program = train.build(config_of(optim__name="adamw"), source)
+    program = train.build(config_of(optim__name="sgd"), source)
     state = train.refreshed(program, source, program.init(0), 0, None)
     batch = next(train.device_batches(program, source, 0, 0, train.balance(program, source, state)))
     state, _ = program.step(state, batch, jax.random.key(0))
@@ -99,7 +99,8 @@ def test_another_clustering_starts_from_other_images_and_one_device_finds_what_e
     assert float(nmi(after.extra.assignment, again.extra.assignment)) < 0.99
     one = train.build(config_of(), source, sharding.make_mesh(1))
     alone = train.refreshed(one, source, jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh)), 0, None)
-    assert float(nmi(after.extra.assignment, alone.extra.assignment)) > 0.8         # rounding may move a centroid, and others after it
+    both = [jnp.asarray(np.asarray(state.extra.assignment)) for state in (after, alone)]
+    assert float(nmi(*both)) > 0.8                                                  # rounding may move a centroid, and others after it
 
 
 def test_epochs_are_even_over_clusters(program, source, trained):

@@ -43,9 +43,9 @@ def test_maps_and_initialisation_of_the_released_alexnet():
     variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), image)
     maps = jax.eval_shape(lambda v, x: net.apply({k: v[k] for k in ("params", "batch_stats")}, x, train=False, mutable=["intermediates"]),
                           variables, image)[1]["intermediates"]
-    assert {name: found[0].shape[1:] for name, found in maps.items()} == {
+    assert {name.removeprefix("after_"): found[0].shape[1:] for name, found in maps.items()} == {
         "conv1": (55, 55, 96), "conv2": (27, 27, 256), "conv3": (13, 13, 384), "conv4": (13, 13, 384), "conv5": (13, 13, 256),
-              "fc6": (4096,)}
+        "fc6": (4096,)}
     assert variables["params"]["fc6"]["kernel"].shape == (9216, 4096)
     small = models.backbone(model(width=0.25))
     params = jax.jit(lambda key: small.init(key, jnp.zeros((1, 67, 67, 3), jnp.float32), train=False)["params"])(jax.random.key(0))
@@ -65,35 +65,35 @@ def test_the_layers_in_their_order(name, first_drop):
                              variables[part]) for part in ("params", "batch_stats"))
     stats = jax.tree.map(jnp.abs, stats)
     y, maps = sobel(x), {}
-    for layer in net.layout.convs:
-        norm, s = p[layer.name.replace("conv", "norm")], stats[layer.name.replace("conv", "norm")]
-        y = jax.lax.conv_general_dilated(y, p[layer.name]["kernel"], (layer.stride,) * 2, ((layer.padding,) * 2,) * 2,
-                                         dimension_numbers=("NHWC", "HWIO", "NHWC")) + p[layer.name]["bias"]
-        y = (y - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * norm["scale"] + norm["bias"]
-        y = maps[layer.name] = jnp.maximum(y, 0)
-        if layer.pool[0]:
-            y = nn.max_pool(y, (layer.pool[0],) * 2, (layer.pool[1],) * 2)
-    fc6 = jnp.maximum(y.reshape(3, -1) @ p["fc6"]["kernel"] + p["fc6"]["bias"], 0)
-    fc7 = fc6 @ p["fc7"]["kernel"] + p["fc7"]["bias"]
+    with jax.numpy_rank_promotion("allow"):
+        for layer in net.layout.convs:
+            norm, s = p[layer.name.replace("conv", "norm")], stats[layer.name.replace("conv", "norm")]
+            y = jax.lax.conv_general_dilated(y, p[layer.name]["kernel"], (layer.stride,) * 2, ((layer.padding,) * 2,) * 2,
+                                             dimension_numbers=("NHWC", "HWIO", "NHWC")) + p[layer.name]["bias"]
+            y = (y - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * norm["scale"] + norm["bias"]
+            y = maps[layer.name] = jnp.maximum(y, 0)
+            if layer.pool[0]:
+                y = nn.max_pool(y, (layer.pool[0],) * 2, (layer.pool[1],) * 2)
+        fc6 = jnp.maximum(y.reshape(3, -1) @ p["fc6"]["kernel"] + p["fc6"]["bias"], 0)
+        fc7 = fc6 @ p["fc7"]["kernel"] + p["fc7"]["bias"]
     scale = float(jnp.abs(fc7).max())
-    with jax.numpy_rank_promotion("raise"):
-        found = models.infer(net, p, stats, x)
-        last = net.layout.convs[-1].name
-        np.testing.assert_allclose(models.activation(net, p, stats, x, last), maps[last], rtol=1e-3, atol=1e-4 * float(maps[last].max()))
-        np.testing.assert_allclose(found, fc7, rtol=1e-3, atol=1e-4 * scale)
-        assert (found < 0).any(), "k-means sees what the last ReLU would cut off"
-        with pytest.raises(ValueError, match="no layer 'conv9'; it names conv1"):
-            models.activation(net, p, stats, x, "conv9")
-        nothing, _ = models.forward(net.clone(dropout=1.0), p, stats, x, key=jax.random.key(0))
-        np.testing.assert_allclose(nothing, jnp.broadcast_to(p["fc7"]["bias"], nothing.shape), rtol=1e-6)
-        (_, state), whole = (net.clone(dropout=rate).apply({"params": p, "batch_stats": stats}, x, train=rate > 0, rngs={
-            "dropout": jax.random.key(0)}, mutable=["intermediates"]) for rate in (1.0, 0.0))
-        dropped = jnp.maximum(jnp.broadcast_to(p["fc6"]["bias"], fc6.shape), 0)
-        assert np.allclose(state["intermediates"]["fc6"][0], dropped) == first_drop
-        assert not np.allclose(whole[1]["intermediates"]["fc6"][0], dropped)
-        half = [models.forward(net, p, stats, x, key=jax.random.key(k))[0] for k in (0, 0, 1)]
-        assert np.array_equal(half[0], half[1]) and not np.array_equal(half[0], half[2])
-        np.testing.assert_array_equal(found, models.infer(net, p, stats, x))
+    found = models.infer(net, p, stats, x)
+    last = net.layout.convs[-1].name
+    np.testing.assert_allclose(models.activation(net, p, stats, x, last), maps[last], rtol=1e-3, atol=1e-4 * float(maps[last].max()))
+    np.testing.assert_allclose(found, fc7, rtol=1e-3, atol=1e-4 * scale)
+    assert (found < 0).any(), "k-means sees what the last ReLU would cut off"
+    with pytest.raises(ValueError, match="no layer 'conv9'; it names conv1"):
+        models.activation(net, p, stats, x, "conv9")
+    nothing, _ = models.forward(net.clone(dropout=1.0), p, stats, x, key=jax.random.key(0))
+    np.testing.assert_allclose(nothing, jnp.broadcast_to(p["fc7"]["bias"], nothing.shape), rtol=1e-6)
+    (_, state), whole = (net.clone(dropout=rate).apply({"params": p, "batch_stats": stats}, x, train=rate > 0, rngs={
+        "dropout": jax.random.key(0)}, mutable=["intermediates", "batch_stats"]) for rate in (1.0, 0.0))
+    dropped = jnp.maximum(jnp.broadcast_to(p["fc6"]["bias"], fc6.shape), 0)
+    assert np.allclose(state["intermediates"]["after_fc6"][0], dropped) == first_drop
+    assert not np.allclose(whole[1]["intermediates"]["after_fc6"][0], dropped)
+    half = [models.forward(net, p, stats, x, key=jax.random.key(k))[0] for k in (0, 0, 1)]
+    assert np.array_equal(half[0], half[1]) and not np.array_equal(half[0], half[2])
+    np.testing.assert_array_equal(found, models.infer(net, p, stats, x))
 
 
 def test_an_image_that_is_too_small_is_refused():
