@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import normalized_mutual_info_score
 
-from ssljax import sharding, train
-from ssljax.data import sources
+from ssljax import evaluate, models, sharding, train
+from ssljax.data import augment, sources
 from ssljax.losses.information import nmi
 from ssljax.methods import METHODS
 from tests.test_contract import SMALL, small_config
@@ -149,6 +150,33 @@ def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
         return sum(np.square(x[labels == k] - x[labels == k].mean(0)).sum() for k in np.unique(labels))
     whole = np.asarray(train.refreshed(program, source, trained, 0, None).extra.assignment)[source.index]
     assert cost(labels) < 1.1 * cost(whole) < 0.9 * cost(np.roll(labels, 1))
+
+
+def test_what_is_evaluated(program, source, trained):
+    """The labels on the last checkpoint against scikit-learn, members of clusters, and the layer that a probe of a layer reads."""
+    given = evaluate.assigned(program, trained, source)
+    np.testing.assert_array_equal(given, np.asarray(trained.extra.assignment)[source.index])
+    found = evaluate.clusters(given, source)
+    expected = normalized_mutual_info_score(source.labels, given, average_method="geometric")
+    np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
+    assert found["n"] == len(source) and found["settings"] == {"clusters": len(np.unique(given))}
+    sheet = evaluate.contact_sheet(given, source, program.config)
+    counts = np.bincount(given)
+    assert sheet["cluster_size"].tolist() == sorted(sheet["cluster_size"], reverse=True) and sheet["cluster_size"][0] == counts.max()
+    largest = np.flatnonzero(given == counts.argmax())
+    np.testing.assert_array_equal(sheet["cluster"][0, 0], source.images[largest[0]])
+    assert set(sheet["cluster_labels"][0]) <= set(source.labels[largest])
+
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "probe", lambda kind, config: seen.append(kind) or {"protocol": "p", "settings": {}})
+        layers = [result["protocol"] for result in evaluate.probed_layers(program, trained, source, source)]
+    assert layers == ["layer_stem", "layer_group1", "layer_group2", "layer_group3"]
+    net, x = models.backbone(program.config.model), augment.for_network(jnp.asarray(source.images), program.config.augment)
+    for kind, layer in zip(seen, program.config.evaluate.layers, strict=True):
+        map_ = np.asarray(models.activation(net, trained.params["encoder"], trained.model_state["encoder"], x, layer), np.float64)
+        assert kind.train.features.shape[1] <= program.config.evaluate.layer_dim
+        np.testing.assert_allclose(kind.train.features.sum(1) / kind.train.features.shape[1], map_.mean((1, 2, 3)), rtol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- version 2
