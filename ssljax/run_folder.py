@@ -183,6 +183,8 @@ class RunFolder:
         monitor.check_finite(step, row)
         self._write({"step": step, **row})
         self._say(f"refresh at step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        for warning in monitor.warnings(self._config.method, step, row):
+            self._say("WARNING " + warning)
         if self._clock is not None:
             self._clock, self._starved = (time.perf_counter(), step), 0.0      # no training time either
 

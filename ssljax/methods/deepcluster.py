@@ -134,9 +134,8 @@ def _v1(config: ConfigDict) -> Method:
     def balance(extra: Clusters) -> jax.Array:
         return extra.assignment
 
-    repeatable = not ("dropout" in config.model and config.model.dropout)       # else a row's loss depends on its place in the batch
     return Method(init=init, loss=loss, encode=encode, refresh=refresh, balance=balance if c.sampler == "uniform" else None,
-                  separable=repeatable)
+                  separable=not models.draws(config.model))
 
 
 def every(epochs: int) -> Callable[[Refresh], Refresh]:

@@ -153,7 +153,7 @@ def deit(config: ConfigDict) -> Method:
         side = size // config.model.patch
         return models.resize_positions(positions, (side, side), extra_tokens=1 + two_tokens)
 
-    repeatable = not (config.mix.mixup_alpha or config.mix.cutmix_alpha or config.model.drop_path or config.model.dropout)
+    repeatable = not (config.mix.mixup_alpha or config.mix.cutmix_alpha or models.draws(config.model))
     return Method(init=init, loss=loss, encode=encode, update=update, separable=repeatable, classify=classify, adopt=adopt)
 
 

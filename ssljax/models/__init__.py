@@ -19,7 +19,8 @@ from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT, resize_positions
 from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
 __all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "PlainNet", "RegNet", "ResNet", "ViT", "activation", "attention",
-           "backbone", "forward", "infer", "initialise", "initialise_head", "mlp", "projection_head", "resize_positions", "unit_gains"]
+           "backbone", "draws", "forward", "infer", "initialise", "initialise_head", "mlp", "projection_head", "resize_positions",
+           "unit_gains"]
 
 Pytree = Any
 
@@ -85,6 +86,11 @@ def _vit(model: ConfigDict) -> ViT:
     return ViT(width, depth, heads, model.patch, positions=model.positions, scheme=model.scheme, distillation=model.distillation,
                drop_path=model.drop_path, dropout=model.dropout, frozen_patch=model.frozen_patch, remat=model.remat, scan=model.scan,
                dtype=jnp.dtype(model.dtype))
+
+
+def draws(model: ConfigDict) -> bool:
+    """Whether a training pass of this backbone draws at random: stochastic depth or dropout is on."""
+    return any(name in model and model[name] > 0 for name in ("drop_path", "dropout"))
 
 
 def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:

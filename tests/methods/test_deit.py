@@ -203,6 +203,15 @@ def test_wrong_settings_are_named(change, message):
         METHODS["deit"](student(**change))
 
 
+def test_every_preset_is_a_method_and_only_what_draws_nothing_is_separable():
+    separable = []
+    for preset in PRESETS:
+        for name, config, _ in train.stages(get_config(preset), ""):
+            method = METHODS["deit"](train.with_classes(config, config.data.num_classes or 10))
+            separable += [(preset, name)] if method.separable else []
+    assert separable == [("digits", "teacher"), ("cifar10_teacher", "")]
+
+
 def test_presets_are_the_papers_tables():
     """Tables 3, 8, 9 and 10; what the names promise, and that no two stages or sections share their settings."""
     b = get_config("imagenet_b")
