@@ -27,6 +27,10 @@ to predict what the copy makes of it. There are no negatives: only the predictor
 [DeiT](https://arxiv.org/abs/2012.12877) trains a vision transformer on labels alone, with strong augmentation, mixed images and a
 convolutional teacher. A token of its own learns what the teacher decides, beside the token that learns the label.
 """),
+    "deepcluster": ("DeepCluster", """
+[DeepCluster](https://arxiv.org/abs/1807.05520) gives the images labels itself: it groups them by k-means on the network's own features,
+trains the network to tell the groups apart, and groups them again.
+"""),
 }
 
 CELLS = [
@@ -110,8 +114,34 @@ Image(f"{{RUN}}/labels-digits.png", width=700)
 ]
 
 
-# Cells of a paper that learns from labels: two stages, a teacher and its student.
+# Cells that other papers have instead.
 OTHERS = {
+    "deepcluster": {
+        "train_text": """
+## Train
+
+No label of a digit is used. Every five epochs the digits are grouped anew; `nmi_labels` says how much the groups know of the true labels,
+`nmi_previous` of the groups before. Interrupted? Run the cell again: it goes on from the last checkpoint.
+""",
+        "evaluate": """
+from ssljax import evaluate
+
+evaluate.main([*ARGUMENTS, "--protocols=knn,linear,label_fraction,clusters", "--baselines=raw_pixels,random_init"])
+""",
+        "report_text": """
+## Report
+
+Members of some groups, and accuracy on held-out digits. The report with all pictures is `report.html` in the run's folder.
+""",
+        "report": """
+from IPython.display import display
+
+from ssljax import report
+
+report.main([RUN])
+display(*(Image(f"{{RUN}}/{{picture}}-digits.png", width=700) for picture in ("clusters", "labels")))
+""",
+    },
     "deit": {
         "title": """
 # {title} on handwritten digits

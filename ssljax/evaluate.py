@@ -29,17 +29,20 @@ import numpy as np
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import cli, hosts, models, train
+from ssljax import cli, hosts, models, sharding, train
 from ssljax.data import augment, loader, sampler, sources
 from ssljax.data.sources import Source
-from ssljax.protocols import linear
+from ssljax.losses.information import nmi
+from ssljax.protocols import layers, linear
 from ssljax.protocols.features import Encode, Features, raw_pixels
 from ssljax.protocols.knn import knn, nearest
 from ssljax.protocols.label_fraction import L2, label_fraction
 from ssljax.run_folder import commit, versions
 from ssljax.types import TrainState
 
-PROTOCOLS = ("knn", "linear", "label_fraction", "classifier")
+PROTOCOLS = ("knn", "linear", "label_fraction", "layers", "classifier", "clusters")
+OF_FEATURES = ("knn", "linear", "label_fraction")          # judge what `encode` gives; the others judge the run itself
+METRICS = ("top1", "top5", "nmi")
 BASELINES = ("raw_pixels", "random_init", "supervised")
 
 # Settings that change no number in the results; the seed has its own field.
@@ -57,6 +60,7 @@ SUPERVISED_RATE = 0.3
 
 GALLERY_POINTS, GALLERY_DIM = 600, 32      # test features kept for the figures, and their principal components
 QUERIES, NEIGHBOURS, THUMBNAIL = 8, 7, 48
+CLUSTERS, MEMBERS = 10, 12                 # of a method that clusters: so many clusters, and so many training images of each
 
 
 class Kind(NamedTuple):
@@ -92,9 +96,7 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
     program = train.build(config, source)
     state = train.restore(program, workdir)
-    if "classifier" in protocols and program.method.classify is None:
-        raise ValueError(f"--protocols: classifier judges a network that was trained on labels; this run has {', '.join(state.params)}. "
-                         "Use knn, linear or label_fraction, or evaluate a fine-tuned stage")
+    refuse(protocols, program, state)
     facts = provenance(program.config, source, test, int(state.step), command)
     kinds = []
     for name in (config.method, *(b for b in BASELINES if b in baselines and b != "supervised")):
@@ -102,17 +104,37 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
         kind = Kind(name, train.encoded(encode, program, source), train.encoded(encode, program, test), channels)
         kinds.append(kind)
         with threadpool_limits(1 if kind.train.features.size < ONE_THREAD else None):
-            for protocol in (p for p in protocols if p != "classifier"):
+            for protocol in (p for p in protocols if p in OF_FEATURES):
                 for result in run_protocol(protocol, kind, program.config):
                     yield record(facts, name, result)
+    if "layers" in protocols:
+        for name in (config.method, *(b for b in baselines if b == "random_init")):
+            for result in probed_layers(program, state if name == config.method else random_state(program, config), source, test):
+                yield record(facts, name, result)
     if "classifier" in protocols:
         for result in classifier(program, state, kinds[0].test):
             yield record(facts, config.method, result)
+    given = assigned(program, state, source)
+    if "clusters" in protocols:
+        yield record(facts, config.method, clusters(given, source))
     if "supervised" in baselines:
         for result in supervised(program.config, source, test):
             yield record(facts, "supervised", result)
     if jax.process_index() == 0:
-        save_gallery(gallery, kinds, source, test, program.config, state)
+        save_gallery(gallery, kinds, source, test, program.config, state, given)
+
+
+def refuse(protocols: Sequence[str], program: train.Program, state: TrainState) -> None:
+    """Raises a ValueError where a protocol asks of the run what it has not."""
+    e, has = program.config.evaluate, "this run has " + ", ".join(state.params)
+    if "classifier" in protocols and program.method.classify is None:
+        raise ValueError(f"--protocols: classifier judges a network that was trained on labels; {has}. Use knn, linear or label_fraction, "
+                         "or evaluate a fine-tuned stage")
+    if "clusters" in protocols and not hasattr(state.extra, "assignment"):
+        raise ValueError(f"--protocols: clusters judges the labels that a network gave itself; {program.config.method} gives none")
+    if "layers" in protocols and not ("layers" in e and e.layers):
+        raise ValueError("--protocols: layers needs config.evaluate.layers, the names of the layers to probe, which this preset does not "
+                         "have; configs/deepcluster.py has it")
 
 
 def encoder(name: str, program: train.Program, state: TrainState, config: ConfigDict) -> tuple[Encode, int]:
@@ -120,8 +142,13 @@ def encoder(name: str, program: train.Program, state: TrainState, config: Config
     if name == "raw_pixels":
         return raw_pixels, config.data.channels
     if name == "random_init":
-        state = switched_on(program.init(config.seed))
+        state = random_state(program, config)
     return functools.partial(program.encode, state.params, state.model_state, state.extra), 0
+
+
+def random_state(program: train.Program, config: ConfigDict) -> TrainState:
+    """The network the run started from, every branch switched on."""
+    return switched_on(program.init(config.seed))
 
 
 def switched_on(state: TrainState) -> TrainState:
@@ -143,21 +170,65 @@ def run_protocol(protocol: str, kind: Kind, config: ConfigDict) -> Iterator[dict
         settings = {"k": min(e.knn_k, len(kind.train.labels)), "temperature": e.knn_temperature}
         found = knn(*arrays, k=e.knn_k, temperature=e.knn_temperature, num_classes=classes)
         yield {"protocol": "knn", "settings": settings, **found, "seconds": time.perf_counter() - begin}
-    elif protocol == "linear" and e.linear == "lbfgs":
-        found = linear.lbfgs(*arrays, num_classes=classes, channels=kind.channels, l2=e.linear_l2, seed=config.seed)
-        settings = {"l2": found.pop("l2"), "l2_chosen": e.linear_l2 <= 0, "standardised": True, "converged": found.pop("converged")}
-        yield {"protocol": "linear_lbfgs", "settings": settings, **found, "seconds": time.perf_counter() - begin}
-    elif protocol == "linear" and e.linear == "sgd":
-        found = linear.sgd(*arrays, num_classes=classes, batch_size=e.batch_size, seed=config.seed)
-        settings = {"learning_rate": found.pop("learning_rate"), "epochs": 90, "standardised": False}
-        yield {"protocol": "linear_sgd_cached", "settings": settings, **found, "seconds": time.perf_counter() - begin}
     elif protocol == "linear":
-        raise ValueError(f"config.evaluate.linear={e.linear!r} is neither 'sgd' nor 'lbfgs'")
+        yield probe(kind, config)
     else:
         settings = {"l2": L2, "standardised": True}
         for found in label_fraction(*arrays, num_classes=classes, counts=e.label_counts, draws=e.label_draws, channels=kind.channels):
             yield {"protocol": "label_fraction", "settings": settings, **found, "seconds": time.perf_counter() - begin}
             begin = time.perf_counter()
+
+
+def probe(kind: Kind, config: ConfigDict) -> dict[str, Any]:
+    """A linear probe of `config.evaluate.linear`'s kind.
+
+    Raises:
+        ValueError: that is neither "sgd" nor "lbfgs".
+    """
+    e, arrays = config.evaluate, (kind.train.features, kind.train.labels, kind.test.features, kind.test.labels)
+    classes, begin = config.data.num_classes, time.perf_counter()
+    if e.linear == "lbfgs":
+        found = linear.lbfgs(*arrays, num_classes=classes, channels=kind.channels, l2=e.linear_l2, seed=config.seed)
+        settings = {"l2": found.pop("l2"), "l2_chosen": e.linear_l2 <= 0, "standardised": True, "converged": found.pop("converged")}
+        return {"protocol": "linear_lbfgs", "settings": settings, **found, "seconds": time.perf_counter() - begin}
+    if e.linear == "sgd":
+        found = linear.sgd(*arrays, num_classes=classes, batch_size=e.batch_size, seed=config.seed)
+        settings = {"learning_rate": found.pop("learning_rate"), "epochs": 90, "standardised": False}
+        return {"protocol": "linear_sgd_cached", "settings": settings, **found, "seconds": time.perf_counter() - begin}
+    raise ValueError(f"config.evaluate.linear={e.linear!r} is neither 'sgd' nor 'lbfgs'")
+
+
+def probed_layers(program: train.Program, state: TrainState, source: Source, test: Source) -> Iterator[dict[str, Any]]:
+    """A linear probe of each layer in `config.evaluate.layers`, as protocol `layer_NAME`; `dim` is how many numbers it reads."""
+    config, net = program.config, models.backbone(program.config.model)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def encode(layer: str, params: Any, statistics: Any, image: jax.Array) -> jax.Array:
+        x = augment.for_network(image, config.augment)
+        return layers.pooled(models.activation(net, params, statistics, x, layer), config.evaluate.layer_dim)
+
+    for layer in config.evaluate.layers:
+        of_layer = functools.partial(encode, layer, state.params["encoder"], state.model_state["encoder"])
+        kind = Kind(layer, train.encoded(of_layer, program, source), train.encoded(of_layer, program, test), 0)
+        found = probe(kind, config)
+        settings = {**found["settings"], "dim": kind.train.features.shape[1], "probe": found["protocol"]}
+        yield {**found, "protocol": f"layer_{layer}", "settings": settings}
+
+
+def assigned(program: train.Program, state: TrainState, source: Source) -> np.ndarray | None:
+    """int32 [N], the cluster of every training image, -1 for none; of several clusterings the first. None: the method has no clusters."""
+    if not hasattr(state.extra, "assignment"):
+        return None
+    assignment = np.asarray(jax.device_put(state.extra.assignment, sharding.whole(program.mesh)))[source.index]
+    return assignment if assignment.ndim == 1 else assignment[:, 0]
+
+
+def clusters(assignment: np.ndarray, source: Source) -> dict[str, Any]:
+    """How much the last clustering knows of the true labels: their normalised mutual information in percent, on the training images."""
+    begin, known = time.perf_counter(), assignment >= 0
+    value = 100.0 * float(nmi(jnp.asarray(assignment[known]), jnp.asarray(source.labels[known])))
+    settings = {"clusters": len(np.unique(assignment[known]))}
+    return {"protocol": "clusters", "settings": settings, "nmi": value, "n": int(known.sum()), "seconds": time.perf_counter() - begin}
 
 
 def classifier(program: train.Program, state: TrainState, test: Features) -> Iterator[dict[str, Any]]:
@@ -224,9 +295,9 @@ def record(facts: Mapping[str, Any], features: str, result: dict[str, Any]) -> d
 
 def lines(measurement: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A line of results.jsonl for each metric of a measurement: `metric`, `value` in percent, and everything else."""
-    rest = {key: value for key, value in measurement.items() if key not in ("top1", "top5")}
+    rest = {key: value for key, value in measurement.items() if key not in METRICS}
     rest["seconds"] = round(rest["seconds"], 3)
-    return [{**rest, "metric": metric, "value": round(measurement[metric], 4)} for metric in ("top1", "top5") if metric in measurement]
+    return [{**rest, "metric": metric, "value": round(measurement[metric], 4)} for metric in METRICS if metric in measurement]
 
 
 def config_hash(config: ConfigDict) -> str:
@@ -241,11 +312,13 @@ def public(text: str) -> str:
     return re.sub(r"""(^|[\s'"=:])~?/[^\s'":]*?([^\s'"/:]+)/?(?=[\s'":]|$)""", r"\1PATH/\2", text)
 
 
-def save_gallery(path: Path, kinds: Sequence[Kind], source: Source, test: Source, config: ConfigDict, state: TrainState) -> None:
+def save_gallery(path: Path, kinds: Sequence[Kind], source: Source, test: Source, config: ConfigDict, state: TrainState,
+                 assignment: np.ndarray | None) -> None:
     """What the figures need: principal components of some test features of every kind, and nearest neighbours in the run's features.
 
     Fields: `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`, `query` uint8 [Q, S, S, C], `query_labels`,
-    `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K], `preset`, `seed`; of a vision transformer `attention`, see below.
+    `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K], `preset`, `seed`; of a vision transformer `attention`, of a method that
+    clusters `cluster`, `cluster_labels` and `cluster_size`, see below.
     """
     rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), GALLERY_POINTS)).astype(np.int64))
     queries = np.unique(test.labels, return_index=True)[1][:QUERIES]               # the first test image of each class
@@ -255,11 +328,30 @@ def save_gallery(path: Path, kinds: Sequence[Kind], source: Source, test: Source
     fields = {f"points/{kind.name}": principal(kind.test.features[rows]).astype(np.float16) for kind in kinds}
     if isinstance(models.backbone(config.model), models.ViT):
         fields["attention"] = attention(state, test, queries, config)
+    if assignment is not None:
+        fields |= contact_sheet(assignment, source, config)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **fields, kinds=np.array([kind.name for kind in kinds]), labels=test.labels[rows],
                         class_names=np.array(test.class_names), query=thumbnails(test, queries, config), query_labels=test.labels[queries],
                         neighbour=neighbours.reshape(*near.shape, *neighbours.shape[1:]), neighbour_labels=source.labels[near],
                         preset=config.preset, seed=config.seed)
+
+
+def contact_sheet(assignment: np.ndarray, source: Source, config: ConfigDict) -> dict[str, np.ndarray]:
+    """Training images of CLUSTERS clusters, from the largest to the smallest that fills a row, none of them chosen by its images.
+
+    Returns:
+        `cluster` uint8 [K, M, S, S, C] with at most MEMBERS members, evenly spaced in the data set; their `cluster_labels` int [K, M]; the
+        `cluster_size` int [K].
+    """
+    ids, sizes = np.unique(assignment[assignment >= 0], return_counts=True)
+    members = min(MEMBERS, int(sizes.max()))
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] >= members]
+    order = order[np.unique(np.linspace(0, len(order) - 1, CLUSTERS).astype(np.int64))]
+    rows = np.stack([np.flatnonzero(assignment == ids[k])[np.linspace(0, sizes[k] - 1, members).astype(np.int64)] for k in order])
+    images = thumbnails(source, rows.ravel(), config)
+    return {"cluster": images.reshape(*rows.shape, *images.shape[1:]), "cluster_labels": source.labels[rows], "cluster_size": sizes[order]}
 
 
 def attention(state: TrainState, test: Source, queries: np.ndarray, config: ConfigDict) -> np.ndarray:
@@ -329,7 +421,8 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         out.writelines(json.dumps(row) + "\n" for row in rows)
     first = rows[0]
     labels = f" {first['labels_per_class']} a class, draw {first['draw']}" if first["labels_per_class"] else ""
-    print(f"{first['features']:12} {first['protocol']}{labels}: top-1 {first['value']:.1f} % of {first['n']}", flush=True)
+    metric = "NMI" if first["metric"] == "nmi" else "top-1"
+    print(f"{first['features']:12} {first['protocol']}{labels}: {metric} {first['value']:.1f} % of {first['n']}", flush=True)
 
 
 if __name__ == "__main__":

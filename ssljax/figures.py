@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 NAMES = {"raw_pixels": "raw pixels", "random_init": "random network", "supervised": "labels alone", "simclr": "SimCLR",
-         "moco": "MoCo", "byol": "BYOL", "deit": "DeiT"}
+         "moco": "MoCo", "byol": "BYOL", "deit": "DeiT", "deepcluster": "DeepCluster"}
 # Of the baselines; a method, of which there is one a figure, has the first colour and marker.
 COLOURS = {"supervised": "#D55E00", "raw_pixels": "#555555", "random_init": "#999999"}
 MARKERS = {"supervised": "s", "raw_pixels": "^", "random_init": "v"}
@@ -88,30 +88,35 @@ def spread_out(values: Mapping[str, float], gap: float) -> dict[str, float]:
     return dict(zip(order, heights.tolist(), strict=True))
 
 
+# What a training figure shows where a run has measured it, and what it is called.
+CURVES = {"loss": "training loss", "knn": "held-out kNN while training, %", "nmi_labels": "NMI of clusters with the labels",
+          "nmi_previous": "NMI of clusters with those before"}
+
+
 def training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> None:
-    """Loss, and kNN where it was measured, against the step.
+    """The CURVES that were measured, against the step.
 
     Args:
         path: png to write.
         runs: name of a run -> lines of its metrics.jsonl.
         title: above the picture.
     """
-    with_knn = any("knn" in row for rows in runs.values() for row in rows)
-    figure, axes = blank(8.4 if with_knn else 5.2, 3.2, 2 if with_knn else 1)
-    for axis, metric, label in zip(axes, ("loss", "knn"), ("training loss", "held-out kNN while training, %"), strict=False):
+    shown = [metric for metric in CURVES if metric == "loss" or any(metric in row for rows in runs.values() for row in rows)]
+    figure, axes = blank(max(5.2, 4.2 * len(shown)), 3.2, len(shown))
+    for axis, metric in zip(axes, shown, strict=True):
         ends = {}
         for i, (run, rows) in enumerate(runs.items()):
             points = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
             if points:
                 axis.plot(*zip(*points, strict=True), color=CLASSES[i % len(CLASSES)], linewidth=1.4, markersize=4,
-                          marker="o" if metric == "knn" else "")
+                          marker="" if metric == "loss" else "o")
                 ends[run] = points[-1][1]
         low, high = axis.get_ylim()
         for run, y in spread_out(ends, 0.07 * (high - low)).items():
             axis.annotate(run, (1, y), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=9,
                           color=CLASSES[list(runs).index(run) % len(CLASSES)], annotation_clip=False)
         axis.set_xlabel("step", color=GREY)
-        axis.set_title(f"{title}: {label}", loc="left", fontsize=10)
+        axis.set_title(f"{title}: {CURVES[metric]}", loc="left", fontsize=10)
     figure.savefig(path)
 
 
@@ -202,4 +207,30 @@ def attention(path: Path, query: np.ndarray, query_labels: np.ndarray, maps: np.
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     figure.suptitle(f"{title}: attention of the last block", x=0.01, ha="left", fontsize=10)
+    figure.savefig(path)
+
+
+def clusters(path: Path, members: np.ndarray, labels: np.ndarray, sizes: np.ndarray, class_names: Sequence[str], title: str) -> None:
+    """Each row: training images of one cluster, the largest cluster first; an image not of the row's commonest class is framed.
+
+    Args:
+        path: png to write.
+        members: uint8 [K, M, S, S, C].
+        labels: int [K, M].
+        sizes: int [K], images in each cluster.
+        class_names: one a label.
+        title: above the picture.
+    """
+    rows, columns = labels.shape
+    figure = Figure(figsize=(0.8 * (columns + 2.4), 0.8 * rows + 0.6), layout="constrained", dpi=150)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
+    for r in range(rows):
+        common = int(np.bincount(labels[r]).argmax())
+        for axis, image, label in zip(axes[r], members[r], labels[r], strict=True):
+            axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set(visible=bool(label != common), color="#D55E00", linewidth=3)
+        axes[r, 0].set_ylabel(f"{class_names[common]}\n{sizes[r]:,} images", rotation=0, ha="right", va="center", fontsize=9, color=GREY)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.savefig(path)

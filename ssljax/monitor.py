@@ -49,6 +49,10 @@ BANDS: dict[str, dict[str, Band]] = {
         "repr_loss": Band(0.01, math.inf, below="predictions match the target almost exactly: " + COLLAPSED),
         "effective_rank": Band(2.0, math.inf, below="the embeddings span fewer than two directions: " + COLLAPSED),
     },
+    "deepcluster": {
+        "largest_cluster": Band(0.0, 0.5, above="most images are in one cluster, and telling it apart teaches nothing: is clusters.repair "
+                                               "on, the learning rate too high, do the images differ?"),
+    },
     "supervised": {},
 }
 

@@ -144,9 +144,10 @@ def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float
     """The optimizer of a config's `optim`, and its learning-rate schedule (for the logs).
 
     Args:
-        optim: name (lars, sgd, adamw, torch_sgd, torch_adamw, timm_adamw, timm_sgd), learning_rate, scaling, momentum, weight_decay,
-            warmup_epochs, trust_coefficient, lr_in_momentum. The two `torch_` names decay every parameter, biases and norms too, as PyTorch
-            does unless told otherwise (MoCo's released code); torch_sgd follows `by_epoch` with optim.milestones. The two `timm_` names
+        optim: name (lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, timm_adamw, timm_sgd), learning_rate, scaling, momentum,
+            weight_decay, warmup_epochs, trust_coefficient, lr_in_momentum. The two `torch_` names decay every parameter, biases and norms
+            too, as PyTorch does unless told otherwise (MoCo's released code); torch_sgd follows `by_epoch` with optim.milestones.
+            deepcluster_sgd does too, at a constant rate and without momentum for the parameters under `head`. The two `timm_` names
             follow `timm_cosine` with optim.start, end and lag, and decay `timm_decayed` with optim.decay_distillation_token (DeiT).
         steps_per_epoch: examples / batch, not rounded: the warm-up is examples * warmup_epochs // batch steps (google-research/simclr).
     """
@@ -168,6 +169,11 @@ def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float
         tx = optax.chain(optax.add_decayed_weights(optim.weight_decay), optax.sgd(learning_rate=schedule, momentum=optim.momentum))
     elif optim.name == "torch_adamw":
         tx = optax.adamw(schedule, weight_decay=optim.weight_decay)
+    elif optim.name == "deepcluster_sgd":
+        schedule = optax.constant_schedule(peak)
+        behind = lambda params: {name: jax.tree.map(lambda _, old=name != "head": old, branch) for name, branch in params.items()}
+        tx = optax.chain(optax.add_decayed_weights(optim.weight_decay), optax.masked(optax.trace(optim.momentum), behind),
+                         optax.scale_by_learning_rate(schedule))
     elif optim.name in ("timm_adamw", "timm_sgd"):
         schedule = timm_cosine(peak, steps_per_epoch=int(steps_per_epoch + 1e-9), epochs=round((total_steps - 1) / steps_per_epoch),
                                warmup_epochs=optim.warmup_epochs, start=optim.start, end=optim.end, lag=optim.lag)
@@ -176,5 +182,6 @@ def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float
                           optax.sgd(schedule, momentum=optim.momentum, nesterov=True))
         tx = sgd if optim.name == "timm_sgd" else optax.adamw(schedule, weight_decay=optim.weight_decay, mask=mask)
     else:
-        raise ValueError(f"optim.name={optim.name!r} is not one of lars, sgd, adamw, torch_sgd, torch_adamw, timm_adamw, timm_sgd")
+        raise ValueError(f"optim.name={optim.name!r} is not one of lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, timm_adamw, "
+                         "timm_sgd")
     return tx, schedule

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssljax import ahead, cli, flops, hlo, sharding, slices, train
@@ -51,6 +50,11 @@ class Split:
     num_classes: int
 
     def __len__(self) -> int:
+        return self.images
+
+    @property
+    def num_ids(self) -> int:
+        """As if no image were left out."""
         return self.images
 
 
@@ -145,18 +149,18 @@ def known_split(config: ConfigDict, images: int) -> Split:
     return Split(total, classes)
 
 
-def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(program: train.Program) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the global batch that `loader.train_batches` delivers."""
-    b, data, split = config.batch_size, config.data, sharding.batch_sharding(mesh)
+    b, data, split = program.config.batch_size, program.config.data, sharding.batch_sharding(program.mesh)
     views = (data.views,) if data.crop_on == "host" else ()
     shapes = {"image": ((b, *views, data.image_size, data.image_size, data.channels), jnp.uint8), "label": ((b,), jnp.int32),
-              "index": ((b,), jnp.int32), **({"copy": ((b,), jnp.int32)} if data.repeats > 1 else {})}
+              "index": ((b,), jnp.int32), **({"copy": ((b,), jnp.int32)} if data.repeats > 1 or program.method.balance else {})}
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in shapes.items()}
 
 
 def arguments(program: train.Program) -> tuple[Any, ...]:
     """What the step is called with, as shapes."""
-    return (program.shapes, abstract_batch(program.config, program.mesh), jax.eval_shape(lambda: jax.random.key(0)))
+    return (program.shapes, abstract_batch(program), jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def program_on(slice_: Slice, config: ConfigDict, images: int = 0) -> train.Program:

@@ -132,14 +132,18 @@ def main_table(rows: Sequence[Row]) -> list[list[str]]:
     titles = {"classifier": "own head", "classifier_class_token": "class token's head",
               "classifier_distillation_token": "distillation token's head",
               "knn": "kNN", "linear_lbfgs": "linear", "linear_sgd_cached": "linear (SGD, cached)"}
+    titles |= {row["protocol"]: row["protocol"].removeprefix("layer_") for row in top1 if row["protocol"].startswith("layer_")}
     full = [p for p in titles if pick(top1, protocol=p)]
     counts = sorted({row["labels_per_class"] for row in pick(top1, protocol="label_fraction")})
-    header = ["held-out top-1, %", *(titles[p] for p in full), *(f"{k} label{'s' if k > 1 else ''} a class" for k in counts)]
+    found = pick(rows, protocol="clusters")
+    header = ["held-out top-1, %", *(titles[p] for p in full), *(f"{k} label{'s' if k > 1 else ''} a class" for k in counts),
+              *(["NMI of clusters with labels"] if found else [])]
     table = [header]
     for kind in kinds(top1):
         own = pick(top1, features=kind)
         table.append([name(kind), *(cell(pick(own, protocol=p)) for p in full),
-                      *(cell(pick(own, protocol="label_fraction", labels_per_class=k)) for k in counts)])
+                      *(cell(pick(own, protocol="label_fraction", labels_per_class=k)) for k in counts),
+                      *([cell(pick(found, features=kind))] if found else [])])
     return table
 
 
@@ -174,7 +178,7 @@ def group_blocks(group: Group, folder: Path, runs: Mapping[str, Sequence[Row]]) 
         blocks.append(Block("img", (f"labels-{group.slug}.png", text)))
     if runs:
         figures.training(folder / f"training-{group.slug}.png", runs, group.rows[0]["preset"])
-        blocks.append(Block("img", (f"training-{group.slug}.png", "Loss and kNN while training")))
+        blocks.append(Block("img", (f"training-{group.slug}.png", "What was measured while training")))
     gallery = folder / f"gallery-{group.rows[0]['preset']}.npz"
     return blocks + (gallery_blocks(gallery, group, folder) if gallery.exists() else [])
 
@@ -196,6 +200,11 @@ def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
         figures.attention(folder / f"attention-{group.slug}.png", g["query"], g["query_labels"], g["attention"], names, preset)
         text = "Where the class token, and the distillation token if there is one, look in the last block; the mean over its heads"
         blocks.append(Block("img", (f"attention-{group.slug}.png", text)))
+    if "cluster" in g:
+        figures.clusters(folder / f"clusters-{group.slug}.png", g["cluster"], g["cluster_labels"], g["cluster_size"], names,
+                         f"{preset}: training images of some clusters")
+        text = f"Members of clusters, the largest to the smallest, seed {g['seed']}; a frame marks another class than the row's commonest"
+        blocks.append(Block("img", (f"clusters-{group.slug}.png", text)))
     return blocks
 
 
@@ -211,28 +220,37 @@ def training_runs(folder: Path) -> dict[tuple[str, int], dict[str, list[Row]]]:
     return out
 
 
-def paper_blocks(tables: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[Block]:
-    """The paper's tables, each number beside the one measured here, or the command that would measure it."""
+def paper_blocks(tables: Sequence[Mapping[str, Any]], rows: Sequence[Row], folder: Path) -> list[Block]:
+    """The paper's tables, each number beside the one measured here, or the command that would measure it.
+
+    A table with `ours` has no paper's numbers: it compares runs made here. A row with `from` reads the results of another experiment.
+    """
     blocks = []
     for table in tables:
         commands: list[str] = []
-        wide = len(table["columns"]) > 5
-        body = [["", *(table["columns"] if wide else [c for name in table["columns"] for c in (f"{name}, paper", "here")]), "how"]]
+        ours, wide = table.get("ours", False), len(table["columns"]) > 5
+        single = ours or wide
+        body = [["", *(table["columns"] if single else [c for name in table["columns"] for c in (f"{name}, paper", "here")]), "how"]]
         for row in table["rows"]:
-            paper = ["–" if value is None else f"{value:.1f}" for value in row["paper"]]
-            here = [cell(measured(rows, match, row)) for match in row["match"]] if "match" in row else ["–"] * len(paper)
+            paper = ["–" if value is None else f"{value:.1f}" for value in row.get("paper", [None] * len(table["columns"]))]
+            known = load(folder.parent / row["from"] / "results.jsonl") if "from" in row else rows
+            here = [cell(measured(known, match, row)) for match in row["match"]] if "match" in row else ["–"] * len(paper)
             here += ["–"] * (len(paper) - len(here))
             how = "quoted"
             if "command" in row:
                 commands.append(row["command"])
-                how = f"[{len(commands)}]" if any(h != "–" for h in here) else f"{row.get('missing', 'needs a TPU: ')}[{len(commands)}]"
-            if wide:
+                missing = row.get("missing", "not run: " if ours else "needs a TPU: ")
+                how = f"[{len(commands)}]" if any(h != "–" for h in here) else f"{missing}[{len(commands)}]"
+            if ours:
+                body.append([row["name"], *here, how])
+            elif wide:
                 body.append([f"{row['name']}, paper", *paper, how if how == "quoted" else ""])
                 body += [[f"{row['name']}, here", *here, how]] if how != "quoted" else []
             else:
                 body.append([row["name"], *(value for pair in zip(paper, here, strict=True) for value in pair), how])
         note = f"{table['note']} " if table["note"] else ""
-        blocks += [Block("h2", table["title"]), Block("p", f"{note}Source: {table['source']}."), Block("table", body)]
+        source = "" if ours else f"Source: {table['source']}."
+        blocks += [Block("h2", table["title"]), Block("p", f"{note}{source}".strip()), Block("table", body)]
         if commands:
             blocks.append(Block("pre", [f"[{i}] {command}" for i, command in enumerate(commands, 1)]))
     return blocks
@@ -308,7 +326,7 @@ def report(folder: Path) -> list[Path]:
     for group in groups(rows):
         blocks += group_blocks(group, folder, runs.get((group.rows[0]["preset"], group.rows[0]["epochs"]), {}))
         print(f"\n{group.title}\n{terminal(main_table(group.rows))}")
-    blocks += paper_blocks(paper, rows)
+    blocks += paper_blocks(paper, rows, folder)
     title = f"ssljax: {rows[0]['experiment'] if rows else folder.resolve().name}"
     (folder / "report.md").write_text(f"# {title}\n\n{markdown(blocks)}")
     (folder / "report.html").write_text(page(title, blocks, folder))

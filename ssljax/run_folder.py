@@ -125,7 +125,7 @@ class RunFolder:
         state = self._checkpoints.restore(like)
         file = self.path / "metrics.jsonl"
         if self._main and file.exists():
-            step = 0 if state is None else int(state.step)
+            step = -1 if state is None else int(state.step)
             lines = [line for line in file.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
             file.write_text("".join(line + "\n" for line in lines))
         if state is not None and self._main:
@@ -177,6 +177,16 @@ class RunFolder:
         self._known["knn"] = value
         self._write({"step": step, "knn": value})
         self._clock, self._starved = (time.perf_counter(), step), 0.0          # the evaluation is no training time
+
+    def log_refresh(self, step: int, row: Mapping[str, float]) -> None:
+        """What a method's refresh found after so many updates."""
+        monitor.check_finite(step, row)
+        self._write({"step": step, **row})
+        self._say(f"refresh at step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        for warning in monitor.warnings(self._config.method, step, row):
+            self._say("WARNING " + warning)
+        if self._clock is not None:
+            self._clock, self._starved = (time.perf_counter(), step), 0.0      # no training time either
 
     def _write(self, row: Mapping[str, float]) -> None:
         if not self._main:

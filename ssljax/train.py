@@ -30,6 +30,7 @@ from ssljax.data.sources import Source
 from ssljax.methods import METHODS
 from ssljax.protocols.features import Encode, Features, extract
 from ssljax.protocols.knn import knn
+from ssljax.refresh import Run
 from ssljax.run_folder import RunFolder
 from ssljax.step import make_train_step
 from ssljax.types import Method, Pytree, TrainState
@@ -81,7 +82,7 @@ def build(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Progr
     """
     if config.method not in METHODS:
         raise ValueError(f"method={config.method!r} is not one of {', '.join(METHODS)}")
-    config = with_classes(config, source.num_classes)
+    config = with_ids(with_classes(config, source.num_classes), source.num_ids)
     mesh = mesh or sharding.make_mesh(fsdp=config.sharding.fsdp)
     sharding.check_batch(mesh, config.batch_size, config.accumulate)
     steps_per_epoch = loader.steps_per_epoch(len(source), config.batch_size)
@@ -121,6 +122,16 @@ def with_classes(config: ConfigDict, found: int) -> ConfigDict:
     return config.lock()
 
 
+def with_ids(config: ConfigDict, found: int) -> ConfigDict:
+    """The config with `data.num_ids`, if it has one and that says 0, read from the data: how many ids images have, gaps included."""
+    if "num_ids" not in config.data or config.data.num_ids:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.num_ids = found
+    return config.lock()
+
+
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
     """The config of a run with another seed; the program is the same."""
     config = config.copy_and_resolve_references()                # ConfigDict(config) would share its sections
@@ -129,11 +140,11 @@ def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
     return config
 
 
-def device_batches(program: Program, source: Source, seed: int, start_step: int) -> Iterator[Pytree]:
-    """The training stream as global arrays, AHEAD batches in flight."""
+def device_batches(program: Program, source: Source, seed: int, start_step: int, balance: np.ndarray | None = None) -> Iterator[Pytree]:
+    """The training stream as global arrays, AHEAD batches in flight; `balance` as in `loader.train_batches`."""
     split = sharding.batch_sharding(program.mesh)
     host = loader.train_batches(source, with_seed(program.config, seed), start_step=start_step, process_index=jax.process_index(),
-                                process_count=jax.process_count())
+                                process_count=jax.process_count(), balance=balance)
     flying: deque[Pytree] = deque()
     for batch in host:
         flying.append(sharding.put_batch(batch, split))
@@ -141,19 +152,27 @@ def device_batches(program: Program, source: Source, seed: int, start_step: int)
             yield flying.popleft()
 
 
-class Run(NamedTuple):
-    """What a method's `refresh` may look at: the program, the training split and the seed."""
+def balance(program: Program, source: Source, state: TrainState) -> np.ndarray | None:
+    """What epochs are to be balanced over, int32 [N] by position, on every host; None where the method asks for nothing."""
+    if program.method.balance is None:
+        return None
+    return np.asarray(jax.device_put(program.method.balance(state.extra), sharding.whole(program.mesh)))[source.index]
 
-    program: Program
-    source: Source
-    seed: int
+
+def refreshed(program: Program, source: Source, state: TrainState, seed: int, folder: RunFolder | None) -> TrainState:
+    """The state after the method's refresh; what that finds is logged at the state's step."""
+    step = int(state.step)
+    log = functools.partial(folder.log_refresh if folder else monitor.check_finite, step)
+    run = Run(program, source, seed, log, lambda: device_batches(program, source, seed, 0))
+    return program.method.refresh(state, run)
 
 
 def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None = None, test: Source | None = None,
         start: Callable[[TrainState], TrainState] = lambda state: state) -> TrainState:
     """Trains to the end and returns the final state.
 
-    The order within a step: update, log, evaluate, refresh, checkpoint.
+    The order within a step: update, log, evaluate, refresh, checkpoint. A method that refreshes also does so before the first step: a
+    checkpoint holds what was found, so a resumed run does not look again. It does not after the last.
 
     Args:
         program: from `build`.
@@ -169,8 +188,10 @@ def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None
     """
     config, total, spe = program.config, program.total_steps, program.steps_per_epoch
     state = folder.restore(program.shapes) if folder else None
-    state = start(program.init(seed)) if state is None else state
-    key, batches = jax.random.key(seed), device_batches(program, source, seed, int(state.step))
+    if state is None:
+        state = start(program.init(seed))
+        state = state if program.method.refresh is None else refreshed(program, source, state, seed, folder)
+    key, batches = jax.random.key(seed), device_batches(program, source, seed, int(state.step), balance(program, source, state))
     for step in range(int(state.step) + 1, total + 1):
         asked = time.perf_counter()
         batch = next(batches)
@@ -183,8 +204,11 @@ def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None
                 folder.log(step, total, spe, {**fetched(step, metrics), "learning_rate": float(program.schedule(step - 1))})
             if test is not None and config.eval_every_epochs and (last or step % (config.eval_every_epochs * spe) == 0):
                 folder.log_knn(step, online_knn(program, state, source, test))
-        if step % spe == 0 and program.method.refresh is not None:
-            state = program.method.refresh(state, Run(program, source, seed))
+        if step % spe == 0 and program.method.refresh is not None and not last:
+            state = refreshed(program, source, state, seed, folder)
+            if program.method.balance is not None:                 # the batches on their way were drawn from the old clusters
+                batches.close()
+                batches = device_batches(program, source, seed, step, balance(program, source, state))
         stop = folder is not None and folder.stop_asked()
         if folder is not None and (last or step % config.checkpoint.every_steps == 0 or stop):
             folder.save(state, fetched(step, metrics))

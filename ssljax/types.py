@@ -59,7 +59,9 @@ class Method(NamedTuple):
         encode: (params, model_state, extra, image) -> float32 [B, D]. `image` is uint8 [B, H, W, C], already resized;
             normalisation and inference-mode statistics are the method's business.
         update: (extra, params, carry, step) -> extra, called after the optimizer step inside the same jit.
-        refresh: (state, run) -> state on the host between epochs, or None.
+        refresh: (state, run) -> state on the host before the first epoch and between epochs, or None. `run` is a `refresh.Run`.
+        balance: extra -> int32 [ids], what training draws evenly from: each epoch takes as many images of every value, -1 is left out.
+            Read after every refresh. None: every image once an epoch.
         classify: (params, extra, features) -> {name: logits [B, classes]}, the run's own heads on what `encode` gave; the first is the one
             that counts. None for a method that learns no classes.
         adopt: (state, load) -> state, on the host before the first step: puts the weights of earlier runs into a fresh state.
@@ -76,6 +78,7 @@ class Method(NamedTuple):
     refresh: Callable[..., Any] | None = None
     classify: Callable[..., dict[str, jax.Array]] | None = None
     adopt: Callable[..., TrainState] | None = None
+    balance: Callable[..., jax.Array] | None = None
     separable: bool = False
     two_pass: TwoPass | None = None
 

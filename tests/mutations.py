@@ -459,8 +459,46 @@ CONVERSION = [
              "running variance of TensorFlow in a network of PyTorch", f"{T_REGNET}::test_torchvision_network"),
 ]
 
+DEEPCLUSTER, KMEANS, PLAIN = "ssljax/methods/deepcluster.py", "ssljax/targets/kmeans.py", "ssljax/models/plain.py"
+T_DEEPCLUSTER, T_KMEANS, T_PLAIN = "tests/methods/test_deepcluster.py", "tests/targets/test_kmeans.py", "tests/models/test_plain.py"
+NEW_HEAD = f"{T_DEEPCLUSTER}::test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else"
+NEAREST = f"{T_DEEPCLUSTER}::test_every_image_is_in_the_cluster_whose_centroid_is_nearest"
+BANKS = f"{T_DEEPCLUSTER}::test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters"
+
+CLUSTERING = [
+    Mutation("places_of_the_sorted_set", SAMPLER, "drawn = members[(start[:, None] + place).ravel()]",
+             "drawn = (start[:, None] + place).ravel()", "positions in the set sorted by cluster read as positions in the data set: "
+             "draws follow the clusters' sizes (facebookresearch/deepcluster, UnifLabelSampler)",
+             f"{T_SAMPLER}::test_balanced_draws_are_those_of_the_released_sampler"),
+    Mutation("labels_of_other_images", "ssljax/refresh.py", "np.stack(position, axis=1).ravel()", "np.stack(position, axis=0).ravel()",
+             "features stand in another order than the images' ids", NEAREST),
+    Mutation("the_last_batch_is_dropped", "ssljax/refresh.py", "count = -(-len(positions) // batch)", "count = len(positions) // batch",
+             "images of the last, incomplete batch get no label", NEAREST),
+    Mutation("the_head_is_kept", DEEPCLUSTER, '"head": head.init(keys[1], jnp.zeros((1, *features), jnp.float32))["params"]',
+             '"head": state.params["head"]', "the classifier of the last clusters goes on with new ones", NEW_HEAD),
+    Mutation("the_heads_past_is_kept", DEEPCLUSTER, 'opt_state=_forget(state.opt_state, "head")', "opt_state=state.opt_state",
+             "momentum of a head that is no more", f"{T_DEEPCLUSTER}::test_an_optimizer_that_remembers_the_head_forgets_it"),
+    Mutation("features_after_the_relu", PLAIN, 'return full(name="fc7")(drop(x))', 'return nn.relu(full(name="fc7")(drop(x)))',
+             "k-means on what the last ReLU leaves", f"{T_PLAIN}::test_the_layers_in_their_order"),
+    Mutation("the_same_first_centroids_every_time", "ssljax/refresh.py", "jax.random.key(self.seed), REFRESH), state.step)",
+             "jax.random.key(self.seed), REFRESH), 0)", "a constant seed of k-means",
+             f"{T_DEEPCLUSTER}::test_another_clustering_starts_from_other_images_and_one_device_finds_what_eight_find"),
+    Mutation("weights_count_empty_clusters", DEEPCLUSTER, "((counts > 0).sum().astype(jnp.float32)", "(jnp.float32(c.k)",
+             "the mean weight is not one", f"{T_DEEPCLUSTER}::test_weights_make_every_cluster_count_alike"),
+    Mutation("edges_of_the_sum_of_colours", "ssljax/models/sobel.py", ".mean(axis=-1)", ".sum(axis=-1)", "grey three times too bright",
+             "tests/models/test_plain.py::test_sobel_of_the_released_network"),
+    Mutation("every_head_reads_the_first_bank", DEEPCLUSTER, "extra.banks[:, head % views]", "extra.banks[:, 0]",
+             "v2: the other views' embeddings are never clustered", BANKS),
+    Mutation("prototypes_of_any_length", DEEPCLUSTER, 'repair="none",\n                            spherical=True)', 'repair="none")',
+             "v2: means instead of directions", BANKS),
+    Mutation("the_pool_leaves_out_the_border", "ssljax/protocols/layers.py", ".mean((2, 4))",
+             ".sum((2, 4)) / jnp.maximum((x != 0).reshape(batch, places, size, places, size, channels).sum((2, 4)), 1).astype(jnp.float32)",
+             "zeros around the map not counted in the average",
+             "tests/protocols/test_layers.py::test_averages_count_the_zeros_around"),
+]
+
 MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS, *DEIT_DATA, *HOSTS,
-             *CONVERSION]
+             *CONVERSION, *CLUSTERING]
 
 
 def mutated(mutation: Mutation) -> str:

@@ -68,11 +68,20 @@ def deit_oracle(case):
         follows(before.extra.ema.params, after.params, case.config.ema.decay, after.extra.ema.params)
 
 
+def deepcluster_oracle(case):
+    """A step changes nothing of what the last clustering found; that is checked in tests/methods/test_deepcluster.py."""
+    for before, _, after in carries(case):
+        for (name, old), (_, new) in zip(leaves(before.extra), leaves(after.extra), strict=True):
+            np.testing.assert_array_equal(old, new, err_msg=name)
+    assert (case.states[0].extra.assignment >= 0).all()
+
+
 # Independent NumPy versions of `update`, for methods whose extra state is not empty: name -> (extra before, step's inputs) -> extra after.
-ORACLES: dict = {"moco": moco_oracle, "byol": byol_oracle, "deit": deit_oracle}
+ORACLES: dict = {"moco": moco_oracle, "byol": byol_oracle, "deit": deit_oracle, "deepcluster": deepcluster_oracle}
 
 # What else must be small: a queue of three steps (and v1's temperature, at which forty updates are felt), narrow heads.
 SMALL = {"moco": {"queue.size": 96, "loss.temperature": 0.07}, "byol": {"head.hidden": 32, "predictor.hidden": 32},
+         "deepcluster": {"clusters.k": 16, "clusters.dim": 8, "clusters.iterations": 2},
          # A transformer of the smallest size under a teacher of random weights; nothing that smooths the labels.
          "deit": {"model.name": "vit_xs", "model.scan": True, "teacher.width": 0.125, "ema.decay": 0.9,
                   "mix.label_smoothing": 0.0, "mix.mixup_alpha": 0.0, "distill.alpha": 0.1}}
@@ -105,8 +114,12 @@ class Case:
             patch.setattr(sharding, "BIG", 256)                         # the small network has no big leaves
             self.four_by_two = train.build(self.config, self.source, sharding.make_mesh(8, fsdp=2))
         self.key = jax.random.key(0)
-        self.batches = [b for b, _ in zip(train.device_batches(self.eight, self.source, 0, 0), range(4), strict=False)]
         self.initial = self.eight.init(0)
+        if self.eight.method.refresh is not None:
+            self.initial = train.refreshed(self.eight, self.source, self.initial, 0, None)
+        self.balance = train.balance(self.eight, self.source, self.initial)
+        stream = train.device_batches(self.eight, self.source, 0, 0, self.balance)
+        self.batches = [b for b, _ in zip(stream, range(4), strict=False)]
         self.states, self.metrics = [self.initial], []
         for batch in self.batches:
             state, metrics = self.eight.step(copy(self.states[-1]), batch, self.key)
@@ -173,7 +186,8 @@ def test_stopping_and_resuming_changes_no_bit(case, tmp_path):
     checkpoints.save(case.states[2], {})
     checkpoints.close()
     restored = Checkpoints(str(tmp_path)).restore(case.eight.shapes)
-    batch = next(train.device_batches(case.eight, case.source, 0, int(restored.step)))
+    balance = train.balance(case.eight, case.source, restored)
+    batch = next(train.device_batches(case.eight, case.source, 0, int(restored.step), balance))
     resumed, _ = case.eight.step(restored, batch, case.key)
     for (name, a), (_, b) in zip(leaves(case.states[3]), leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=name)
@@ -208,7 +222,7 @@ def test_the_loss_falls_on_one_small_batch(case):
 
 
 def test_bfloat16_is_finite_and_close(case):
-    method = METHODS[case.name](train.with_classes(small_config(case.name, dtype="bfloat16"), 10))
+    method = METHODS[case.name](train.with_ids(train.with_classes(small_config(case.name, dtype="bfloat16"), 10), case.source.num_ids))
     state = case.on_one_device(case.states[1])
     batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[1].items()}
     args = (state.params, state.model_state, state.extra, batch, jax.random.fold_in(case.key, 1), state.step)

@@ -66,10 +66,33 @@ def test_paper_tables_show_paper_and_here_or_the_command():
         dict(name="ours too", paper=[76.5], preset="r50_x4", match=[match], command="run x4"),
         dict(name="theirs", paper=[None])])
     rows = [line(preset="r50", protocol="linear_sgd_cached", value=68.9)]
-    _, _, body, commands = report.paper_blocks([table], rows)
+    _, _, body, commands = report.paper_blocks([table], rows, Path())
     assert body.content == [["", "top-1 %, paper", "here", "how"], ["ours", "69.3", "68.9", "[1]"],
                             ["ours too", "76.5", "–", "needs a TPU: [2]"], ["theirs", "–", "–", "quoted"]]
     assert commands.content == ["[1] run r50", "[2] run x4"]
+
+
+def test_our_own_tables_compare_runs_made_here_and_elsewhere(tmp_path):
+    (tmp_path / "moco").mkdir(), (tmp_path / "simclr").mkdir()
+    write(tmp_path / "simclr", [line(value=81.0), line(value=83.0, seed=1)])
+    knn = dict(protocol="knn", metric="top1")
+    table = dict(id="t", title="T", columns=["kNN", "NMI"], note="Beside each other.", ours=True, rows=[
+        {"name": "SimCLR", "from": "simclr", "preset": "digits", "match": [{**knn, "features": "simclr"}]},
+        {"name": "MoCo", "preset": "digits", "command": "a",
+         "match": [{**knn, "features": "moco"}, dict(protocol="clusters", metric="nmi")]},
+        {"name": "later", "preset": "later", "match": [knn], "command": "b"}])
+    rows = [line(features="moco", value=70.0), line(features="moco", protocol="clusters", metric="nmi", value=55.0)]
+    _, text, body, commands = report.paper_blocks([table], rows, tmp_path / "moco")
+    assert text.content == "Beside each other." and commands.content == ["[1] a", "[2] b"]
+    assert body.content == [["", "kNN", "NMI", "how"], ["SimCLR", "82.0 ± 1.4", "–", "quoted"], ["MoCo", "70.0", "55.0", "[1]"],
+                            ["later", "–", "–", "not run: [2]"]]
+
+
+def test_layers_and_clusters_have_columns():
+    rows = [line(protocol="layer_conv1", value=30.0), line(protocol="layer_conv2", value=40.0), line(value=90.0),
+            line(protocol="layer_conv2", value=20.0, features="random_init"), line(protocol="clusters", metric="nmi", value=60.0)]
+    assert report.main_table(rows) == [["held-out top-1, %", "kNN", "conv1", "conv2", "NMI of clusters with labels"],
+                                       ["random network", "–", "–", "20.0", "–"], ["SimCLR", "90.0", "30.0", "40.0", "60.0"]]
 
 
 def test_bad_results_are_named(tmp_path):
@@ -101,7 +124,8 @@ def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys
              kinds=np.array(["simclr", "raw_pixels"]), labels=np.arange(30) % 3, class_names=np.array(["a", "b", "c"]),
              query=rng.integers(0, 255, (2, 8, 8, 1), np.uint8), query_labels=np.array([0, 1]),
              neighbour=rng.integers(0, 255, (2, 3, 8, 8, 1), np.uint8), neighbour_labels=np.array([[0, 0, 1], [1, 1, 1]]),
-             preset="digits", seed=0)
+             cluster=rng.integers(0, 255, (2, 3, 8, 8, 1), np.uint8), cluster_labels=np.array([[0, 0, 1], [2, 2, 2]]),
+             cluster_size=np.array([9, 3]), preset="digits", seed=0)
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps({"method": "simclr", "preset": "digits", "epochs": 2, "seed": 0}))
@@ -117,7 +141,7 @@ def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys
     assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
     assert "| SimCLR | 80.5 ± 0.7 | 51.0 ± 0.0 | 55.0 ± 0.0 |" in readme and "![" in readme
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4 and not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("data:image/png;base64,") == 5 and not re.search(r'(src|href)="(?!data:)', page)
     assert "<td>80.5 ± 0.7</td>" in page
     once = readme
     report.main([str(tmp_path)])

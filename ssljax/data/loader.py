@@ -1,8 +1,9 @@
 """Batches of a source: endless and resumable for training, exact for evaluation.
 
-A training batch is a pure function of (source, config, step). Step s takes rows [(s % spe) B, (s % spe + 1) B) of
-`repeated(seed, s // spe, n, repeats)`, spe = n // B; process p of P takes its contiguous 1/P of each. So resuming costs nothing and the
-stream is the same for every number of processes, threads and devices.
+A training batch is a pure function of (source, config, step), and of what it is balanced over. Step s takes rows
+[(s % spe) B, (s % spe + 1) B) of `repeated(seed, s // spe, n, repeats)`, or of `balanced(seed, s // spe, balance)`, spe = n // B; process
+p of P takes its contiguous 1/P of each. So resuming costs nothing and the stream is the same for every number of processes, threads and
+devices.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, process_index: int = 0,
-                  process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
+                  process_count: int = 1, balance: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
     """This process's share of every global batch, from `start_step` on, without end.
 
     Args:
@@ -50,11 +51,12 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
         start_step: the first step to deliver; the stream is the one an uninterrupted run would see.
         process_index: which share.
         process_count: how many shares.
+        balance: int [N] by position: epochs draw evenly from its values, see `sampler.balanced`; None: every example once.
 
     Returns:
         dicts of numpy arrays, b = batch_size / process_count:
         image uint8 [b, V, S, S, C] (data.crop_on="host") or [b, H, W, C] ("device"); label int32 [b]; index int32 [b];
-        with data.repeats > 1 also copy int32 [b], which of its image's copies a row is (`augment.views` needs it).
+        with data.repeats > 1 or a balance also copy int32 [b], how often the image came before in this epoch (for `augment.views`).
 
     Raises:
         ValueError: fewer examples than a batch, a batch that the processes do not divide, a policy that cannot be applied, an unreadable
@@ -67,7 +69,10 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
     if batch_size % process_count:
         raise ValueError(f"batch_size={batch_size} does not divide over {process_count} processes: choose a multiple")
     share = batch_size // process_count
-    epoch_order = functools.lru_cache(maxsize=2)(lambda epoch: sampler.repeated(config.seed, epoch, n, repeats))
+    if repeats > 1 and balance is not None:
+        raise ValueError(f"data.repeats={repeats} and drawing evenly over clusters do not go together: set data.repeats=1")
+    epoch_order = functools.lru_cache(maxsize=2)(lambda epoch: (
+        sampler.repeated(config.seed, epoch, n, repeats) if balance is None else sampler.balanced(config.seed, epoch, balance)))
 
     def places(step: int) -> np.ndarray:
         return np.arange(share) + ((step % spe) * batch_size + process_index * share)
@@ -75,8 +80,10 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
     def rows(step: int) -> np.ndarray:
         return epoch_order(step // spe)[places(step)]
 
+    epoch_turns = functools.lru_cache(maxsize=2)(lambda epoch: sampler.turns(epoch_order(epoch)))
+
     def copies(step: int) -> np.ndarray:
-        return (places(step) % repeats).astype(np.int32)
+        return epoch_turns(step // spe)[places(step)]
 
     if config.data.crop_on not in ("host", "device"):
         raise ValueError(f"data.crop_on={config.data.crop_on!r} is neither 'host' nor 'device'")
@@ -86,7 +93,7 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
         batches = _host_crops(source, config, rows, copies, spe, start_step)
     else:
         batches = _in_memory(source, rows, start_step)
-    return batches if repeats == 1 else _with_copies(batches, copies, start_step)
+    return batches if repeats == 1 and balance is None else _with_copies(batches, copies, start_step)
 
 
 def _with_copies(batches: Iterator[dict[str, np.ndarray]], copies: Callable[[int], np.ndarray],

@@ -54,6 +54,51 @@ def repeated(seed: int, epoch: int, n: int, repeats: int) -> np.ndarray:
     return np.repeat(order(seed, epoch, n)[:-(-n // repeats)], repeats)[:n]
 
 
+def balanced(seed: int, epoch: int, assignment: np.ndarray) -> np.ndarray:
+    """The order of one epoch that draws evenly from clusters (DeepCluster, arXiv 1807.05520, section 3.2; its `UnifLabelSampler`).
+
+    Each of the K clusters that are not empty gives q = N // K + 1 of its members: different ones where it has more than q, else drawn
+    with repeats. These K q draws are shuffled and cut to N.
+
+    Args:
+        seed: the run's seed, >= 0.
+        epoch: counted from 0.
+        assignment: int [N], the cluster of each example; -1 for one that is in none and is not drawn.
+
+    Returns:
+        int64 [N], positions in `assignment`.
+
+    Raises:
+        ValueError: a negative seed or epoch, or all clusters are empty.
+    """
+    assignment = np.asarray(assignment)
+    if min(seed, epoch) < 0:
+        raise ValueError(f"balanced(seed={seed}, epoch={epoch}): neither may be negative")
+    random = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw
+    words = random(len(assignment))
+    members = np.lexsort((words, assignment))                    # by cluster, in a random order within each
+    members = members[np.searchsorted(assignment[members], 0):]
+    sizes = np.unique(assignment[members], return_counts=True)[1]
+    if not len(sizes):
+        raise ValueError(f"none of {len(assignment)} examples is in a cluster: nothing can be drawn. Was the data clustered?")
+    quota = len(assignment) // len(sizes) + 1
+    start, turn = np.cumsum(sizes) - sizes, np.arange(quota)[None]
+    share = (random(len(sizes) * quota) >> np.uint64(32)).astype(np.float64).reshape(len(sizes), quota) / 2**32
+    place = np.where(sizes[:, None] > quota, turn, np.floor(share * sizes[:, None])).astype(np.int64)
+    drawn = members[(start[:, None] + place).ravel()]
+    return drawn[np.argsort(random(len(drawn)), kind="stable")][:len(assignment)].astype(np.int64)
+
+
+def turns(order: np.ndarray) -> np.ndarray:
+    """How often each entry of an epoch's order has come before in it: int32 [N], 0 at its first coming."""
+    by_value = np.argsort(order, kind="stable")
+    ordered = order[by_value]
+    first = np.searchsorted(ordered, ordered)
+    out = np.empty(len(order), np.int32)
+    out[by_value] = np.arange(len(order)) - first
+    return out
+
+
 def subset(labels: np.ndarray, *, fraction: float = 1.0, per_class: int = 0, seed: int) -> np.ndarray:
     """A balanced labelled subset, drawn with `seed`.
 

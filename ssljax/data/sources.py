@@ -65,6 +65,11 @@ class Source:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def num_ids(self) -> int:
+        """Ids lie in 0..num_ids-1; a selection may have fewer images than that."""
+        return int(self.index.max(initial=-1)) + 1
+
     def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
         """The encoded images (JPEG or PNG bytes) at these positions."""
         return self.encoded(self.index[np.asarray(indices, np.int64)])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from ssljax.methods.byol import byol
+from ssljax.methods.deepcluster import deepcluster
 from ssljax.methods.deit import deit
 from ssljax.methods.moco import moco
 from ssljax.methods.simclr import simclr
@@ -15,6 +16,7 @@ METHODS: dict[str, Callable[[ConfigDict], Method]] = {
     "simclr": simclr,
     "moco": moco,
     "byol": byol,
+    "deepcluster": deepcluster,
     "deit": deit,
     "supervised": supervised,
 }

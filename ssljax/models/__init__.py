@@ -12,13 +12,15 @@ from ml_collections import ConfigDict
 from ssljax.models.heads import MLP, SCHEMES, LinearClassifier
 from ssljax.models.layout import along_batch
 from ssljax.models.norm import BatchNorm
+from ssljax.models.plain import LAYOUTS, PlainNet
 from ssljax.models.regnet import TABLES, RegNet
 from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
 from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT, resize_positions
 from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
-__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "RegNet", "ResNet", "ViT", "attention", "backbone", "draws", "forward",
-           "infer", "initialise", "initialise_head", "mlp", "projection_head", "resize_positions", "unit_gains"]
+__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "PlainNet", "RegNet", "ResNet", "ViT", "activation", "attention",
+           "backbone", "draws", "forward", "infer", "initialise", "initialise_head", "mlp", "projection_head", "resize_positions",
+           "unit_gains"]
 
 Pytree = Any
 
@@ -41,21 +43,25 @@ def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 def backbone(model: ConfigDict) -> nn.Module:
-    """The backbone of `config.model`, a key of BACKBONES, regnet.TABLES or vit.SIZES: images `[B, H, W, C]` -> float32 features `[B, D]`.
+    """The backbone of `config.model`, a key of BACKBONES, plain.LAYOUTS, regnet.TABLES or vit.SIZES: images -> float32 features `[B, D]`.
 
-    Its call is `net(images, *, train)`. `width` scales every layer of a ResNet, the stem included. `shortcut="torchvision"` also brings
-    PyTorch's unbiased running variance, which a RegNet always has, see BatchNorm.
+    Its call is `net(images [B, H, W, C], *, train)`. `width` scales every layer of a ResNet or a plain network, the first included.
+    `shortcut="torchvision"` also brings PyTorch's unbiased running variance, which a RegNet always has, see BatchNorm. A config with
+    `model.sobel` may put Sobel's filter before the first layer of a ResNet or a plain network.
 
     Raises:
         ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective kernels are asked of
             basic blocks.
     """
-    _one_of("name", model.name, (*BACKBONES, *TABLES, *SIZES))
+    _one_of("name", model.name, (*BACKBONES, *LAYOUTS, *TABLES, *SIZES))
     if model.name in SIZES:
         return _vit(model)
     if model.name in TABLES:
         _one_of("remat", model.remat, REMAT)
         return RegNet(TABLES[model.name], remat=model.remat, **{**_norm(model), "unbiased": True})
+    edges = "sobel" in model and model.sobel
+    if model.name in LAYOUTS:
+        return PlainNet(LAYOUTS[model.name], model.width, edges, model.dropout, **_norm(model))
     _one_of("stem", model.stem, STEMS)
     _one_of("shortcut", model.shortcut, SHORTCUTS)
     _one_of("remat", model.remat, REMAT)
@@ -68,7 +74,7 @@ def backbone(model: ConfigDict) -> nn.Module:
         raise ValueError(f"config.model.width is {model.width}, which leaves {base} channels in the stem: 64 * width must be 2 or more")
     return ResNet(
         block, layers, widths=tuple(base * 2**group for group in range(len(layers))), stem_width=base,
-        stem=model.stem, shortcut=model.shortcut, sk_ratio=model.sk_ratio, remat=model.remat,
+        stem=model.stem, shortcut=model.shortcut, sk_ratio=model.sk_ratio, remat=model.remat, sobel=edges,
         **_norm(model))
 
 
@@ -163,6 +169,20 @@ def attention(net: ViT, params: Pytree, statistics: Pytree, x: jax.Array) -> jax
     if net.scan:
         return blocks["blocks"]["attn"]["attention"][0][-1]
     return blocks[f"block{net.depth - 1}"]["attn"]["attention"][0]
+
+
+def activation(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, layer: str) -> jax.Array:
+    """What a named layer gives in inference mode, e.g. "conv3" of an AlexNet or "group2" of a ResNet: float32 `[B, H, W, C]`.
+
+    Raises:
+        ValueError: the network has no such layer; lists those it has.
+    """
+    _, state = net.apply({"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"])
+    sown = {name: value[0] for name, value in state.get("intermediates", {}).items() if isinstance(value, tuple)}
+    found = {name.removeprefix("after_"): value for name, value in sown.items()}           # a layer of parameters has the name without
+    if layer not in found:
+        raise ValueError(f"this network has no layer {layer!r}; it names {', '.join(found)}")
+    return found[layer].astype(jnp.float32)
 
 
 def _norm(model: ConfigDict) -> dict:

@@ -24,6 +24,7 @@ from flax import linen as nn
 from ssljax.models.conv import conv2d
 from ssljax.models.layout import along_batch
 from ssljax.models.norm import BatchNorm
+from ssljax.models.sobel import sobel
 
 Layer = Callable[..., nn.Module]
 
@@ -169,6 +170,7 @@ class ResNet(nn.Module):
         dtype: of the computation; parameters and running statistics are float32.
         remat: "blocks" keeps only the input of each block for the backward pass and computes the rest again (a third more FLOPs);
             "none" keeps all.
+        sobel: look at the gradients of the grey image instead of colours.
     """
 
     block: type[Basic] | type[Bottleneck]
@@ -183,6 +185,7 @@ class ResNet(nn.Module):
     unbiased: bool = False
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    sobel: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -195,7 +198,7 @@ class ResNet(nn.Module):
             norm=partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype),
         )
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat == "blocks" else self.block
-        x = along_batch(self._stem(x, train=train, **layer))
+        x = along_batch(self._stem(sobel(x) if self.sobel else x, train=train, **layer))
         self.sow("intermediates", "stem", x)
         for group, (blocks, features) in enumerate(zip(self.layers, self.widths, strict=True), start=1):
             for index in range(1, blocks + 1):

@@ -99,3 +99,38 @@ def test_first_per_class():
     assert sampler.first_per_class(labels, 2).tolist() == [0, 1, 2, 4, 5, 6]
     with pytest.raises(ValueError, match="class 0 has 2 examples, 3 a class"):
         sampler.first_per_class(labels, 3)
+
+
+@pytest.mark.parametrize("case", ["sampler0", "sampler1"])
+def test_balanced_draws_are_those_of_the_released_sampler(golden, case):
+    """Its counts over 500 draws: as many of a cluster on average, never the same image twice where a cluster has more than its quota."""
+    g = golden("deepcluster")
+    clusters, quota, n = g[f"{case}/cluster_of_index"], int(g[f"{case}/size_per_pseudolabel"]), int(g[f"{case}/N"])
+    filled = [k for k in range(len(g[f"{case}/cluster_sizes"])) if g[f"{case}/cluster_sizes"][k]]
+    counts = []
+    for epoch in range(500):
+        drawn = sampler.balanced(3, epoch, clusters)
+        assert drawn.shape == (n,) and drawn.dtype == np.int64
+        of = clusters[drawn]
+        counts.append([(of == k).sum() for k in range(len(g[f"{case}/cluster_sizes"]))])
+        for k in filled:
+            if g[f"{case}/cluster_sizes"][k] > quota:
+                assert len(set(drawn[of == k])) == (of == k).sum()
+    np.testing.assert_allclose(np.mean(counts, axis=0), g[f"{case}/mean_counts_500_draws"], atol=0.25)
+    assert np.max(counts) <= quota
+
+
+def test_balanced_leaves_out_what_is_in_no_cluster_and_draws_every_member():
+    clusters = np.array([-1] * 5 + [2] * 90 + [7] * 5)
+    seen = set()
+    for epoch in range(50):
+        seen |= set(sampler.balanced(0, epoch, clusters).tolist())
+    assert seen == set(range(5, 100))
+    with pytest.raises(ValueError, match="none of 4 examples is in a cluster"):
+        sampler.balanced(0, 0, np.full(4, -1))
+
+
+def test_turns_count_how_often_an_image_has_come():
+    np.testing.assert_array_equal(sampler.turns(np.array([4, 2, 4, 4, 0, 2])), [0, 0, 1, 2, 0, 1])
+    order = sampler.repeated(0, 1, 10, 3)
+    np.testing.assert_array_equal(sampler.turns(order), np.arange(10) % 3)

@@ -1,0 +1,166 @@
+"""DeepCluster (Caron et al., ECCV 2018, arXiv 1807.05520) and DeepCluster-v2 (Caron et al., NeurIPS 2020, arXiv 2006.09882).
+
+    ssljax train --config configs/deepcluster.py:digits --workdir runs/deepcluster                      # a laptop, two minutes
+    ssljax train --config configs/deepcluster.py:fashion_mnist --workdir runs/deepcluster-fashion
+    ssljax train --config configs/deepcluster.py:imagenet_alexnet --workdir gs://bucket/deepcluster     # experiments/deepcluster
+    ssljax train --config configs/deepcluster.py:imagenet_r50_v2_e400 --workdir gs://bucket/v2          # 70.2 with a linear probe
+
+The small presets have variants: `_shuffled` is the control, whose images learn the clusters of other images; `_weights` weighs clusters
+in the loss instead of drawing evenly; `_plain` does neither; `_repaired` starts nine tenths of its clusters empty. Sources of the numbers:
+[P] the paper, [C] the released code (facebookresearch/deepcluster; facebookresearch/swav for v2), [X] chosen here.
+"""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+VARIANTS = {"": {}, "_shuffled": {"shuffled": True}, "_weights": {"sampler": "weights"}, "_plain": {"sampler": "none"},
+            "_repaired": {"distinct": 10}}
+SMALL = {f"{data}{variant}": (data, variant) for data in ("fashion_mnist", "cifar10_small") for variant in VARIANTS}
+
+PRESETS = ("digits", "digits_v2", *SMALL, "folder", "imagenet_alexnet", "imagenet_alexnet_rgb", "imagenet_vgg16", "imagenet_r50",
+           "imagenet_r50_v2_e400")
+
+
+def simclr() -> ModuleType:
+    """The file of the SimCLR presets beside this one: data, evaluation and small networks are the same."""
+    spec = importlib.util.spec_from_file_location("simclr_config", Path(__file__).with_name("simclr.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def clustered(c: ConfigDict, k: int, dim: int) -> ConfigDict:
+    """A SimCLR preset turned into DeepCluster: the same data and network; one view of crops and flips, edges instead of colours."""
+    for name in ("online_probe", "head", "loss"):
+        del c[name]
+    c.method, c.name = "deepcluster", "deepcluster"
+    c.data.views = 1
+    c.data.num_ids = 0                       # ids of the training images; 0: read from the data
+    c.augment.update(crop="torchvision", min_area=0.08, jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)   # [C]
+    c.model.update(shortcut="torchvision", sobel=True, dropout=0.0)
+    c.clusters = dict(
+        version=1,
+        k=k,                                 # clusters; about ten times the classes one expects [P]
+        dim=dim,                             # components after whitening [P] 256
+        every=1,                             # epochs between two clusterings [C]
+        iterations=20,                       # of k-means [C]
+        algorithm="lloyd",                   # lloyd | minibatch, for features that do not fit: the network sees the data three times
+        repair="faiss",                      # of empty clusters: faiss [C] | additive | none
+        sampler="uniform",                   # evenly over clusters [P] | weights in the loss instead [P] | none
+        distinct=0,                          # only so many first centroids differ, the rest start empty; 0: all differ
+        shuffled=False,                      # True: the control
+        heads=3, temperature=0.1,            # v2 only
+    )
+    c.optim.update(name="deepcluster_sgd", learning_rate=0.05, scaling="none", momentum=0.9, weight_decay=1e-5, warmup_epochs=0)   # [C]
+    c.evaluate.layers = ()                   # what `--protocols layers` reads, by the names that the network gives its layers
+    c.evaluate.layer_dim = 9600              # average-pooled to so many numbers at most [C]
+    return c
+
+
+def second(c: ConfigDict, k: int) -> ConfigDict:
+    """Version 2 of a preset of `clustered`: two views with the colours of SimCLR, three sets of prototypes [C]."""
+    c.data.views = 2
+    c.augment.update(jitter_probability=0.8, jitter_strength=1.0, grayscale_probability=0.2)
+    c.model.sobel = False
+    c.head = dict(layers=2, hidden=0, dim=128, hidden_bias=True, last_bias=True, norm=True, last_norm=False, scheme="uniform")
+    c.clusters.update(version=2, k=k, iterations=10)
+    return c
+
+
+def imagenet(network: str) -> ConfigDict:
+    """500 epochs, which the paper's tables need (the code's default is 200); 10,000 clusters, seed 31 [C]."""
+    base = simclr().imagenet(epochs=500, batch=256)
+    c = clustered(base, 10_000, 256)
+    c.model.name, c.seed = network, 31
+    c.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return c
+
+
+def imagenet_alexnet() -> ConfigDict:
+    """The network of the paper's tables: linear probes of every convolution, 38.2 to 41.0 from the third on [P]."""
+    c = imagenet("alexnet_bn")
+    c.model.dropout = 0.5
+    c.evaluate.update(protocols=("layers",), layers=tuple(f"conv{i}" for i in range(1, 6)))
+    return c
+
+
+def imagenet_alexnet_rgb() -> ConfigDict:
+    """Colours instead of edges."""
+    c = imagenet_alexnet()
+    c.model.sobel = False
+    return c
+
+
+def imagenet_vgg16() -> ConfigDict:
+    """The network of the paper's detection and retrieval tables."""
+    c = imagenet("vgg16_bn")
+    c.model.dropout = 0.5
+    c.evaluate.update(protocols=("layers",), layers=("conv3_3", "conv4_3", "conv5_3"))
+    return c
+
+
+def imagenet_r50() -> ConfigDict:
+    """A ResNet-50 by the recipe of version 1 [X]."""
+    return imagenet("resnet50")
+
+
+def imagenet_r50_v2_e400() -> ConfigDict:
+    """Version 2 with two views of 224 pixels: 70.2 with a linear probe [C]. The code warms up from 0.3 to 4.8 [C]; here from 0 [X]."""
+    c = second(clustered(simclr().imagenet(epochs=400, batch=4096), 3_000, 128), 3_000)
+    c.augment.update(blur_probability=0.5, mean=(0.485, 0.456, 0.406), std=(0.228, 0.224, 0.225))
+    c.optim.update(name="lars", learning_rate=0.3, scaling="linear", lr_in_momentum=False, trust_coefficient=0.001, weight_decay=1e-6,
+                   warmup_epochs=10)
+    return c
+
+
+def small(data: str, variant: str) -> ConfigDict:
+    """Network, batch and budget of configs/simclr.py's preset; a hundred clusters [X]."""
+    c = clustered(getattr(simclr(), data)(), 100, 64)
+    c.augment.min_area = 0.2
+    c.evaluate.update(layers=("stem", "group1", "group2", "group3", "group4"), layer_dim=1024)
+    c.clusters.update(VARIANTS[variant])
+    return c
+
+
+def digits() -> ConfigDict:
+    """scikit-learn's digits with SimCLR's small warps; fifty clusters [X]."""
+    base = simclr().digits()
+    views = base.augment.copy_and_resolve_references()
+    c = clustered(base, 50, 32)
+    c.augment = views
+    c.augment.update(jitter_probability=0.0)
+    c.clusters.every = 5                     # an epoch is eleven steps: too few for a new head
+    c.optim.learning_rate = 0.1
+    c.evaluate.update(layers=("stem", "group1", "group2", "group3"), layer_dim=1024)
+    return c
+
+
+def digits_v2() -> ConfigDict:
+    """Version 2 on the digits, SimCLR's views [X]."""
+    base = simclr().digits()
+    views = base.augment.copy_and_resolve_references()
+    optim = base.optim.copy_and_resolve_references()
+    c = second(clustered(base, 50, 32), 50)
+    c.augment, c.optim, c.head.dim = views, optim, 64
+    return c
+
+
+def folder() -> ConfigDict:
+    """Your own photographs, --config.data.source=folder:PATH: ResNet-50 at 224 pixels; --config.clusters.k=ten times the classes [X]."""
+    c = clustered(simclr().folder(), 1_000, 256)
+    c.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return c
+
+
+def get_config(preset: str = "digits") -> ConfigDict:
+    """The locked configuration of one preset.
+
+    Raises:
+        ValueError: the preset is not one of PRESETS.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"configs/deepcluster.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
+    return simclr().named(small(*SMALL[preset]) if preset in SMALL else globals()[preset](), preset)

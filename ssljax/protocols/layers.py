@@ -1,0 +1,47 @@
+"""Linear probes of single layers: the map of a layer, averaged down to about as many numbers for every layer, under a linear classifier.
+
+    at most s = floor(sqrt(dim / C)) places a side;  windows of k = round(side / s), side by side, zeros around:  [B, H, W, C] -> [B, D]
+
+With dim = 9600 these are the pools of facebookresearch/deepcluster, eval_linear.py, for all five convolutions of its AlexNet, the zeros of
+the border counted in the average as there. The released protocol trains the classifier on random crops and judges ten crops of a test
+image; ours sees the centre crop, as every protocol here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Pool(NamedTuple):
+    """An average pool of a square map: window and stride `size`, `padding` zeros on each side, `places` a side afterwards."""
+
+    size: int
+    padding: int
+    places: int
+
+
+def pool(side: int, channels: int, dim: int) -> Pool:
+    """The pool that leaves at most `dim` numbers of a map [side, side, channels].
+
+    Raises:
+        ValueError: there are more channels than `dim`.
+    """
+    if dim < channels:
+        raise ValueError(f"config.evaluate.layer_dim={dim}: the layer has {channels} channels, fewer numbers than that cannot be left")
+    most = min(side, math.isqrt(dim // channels))
+    size = round(side / most)
+    size += side // size > most
+    places = min(most, -(-side // size))
+    return Pool(size, max(0, -(-(places * size - side) // 2)), places)
+
+
+def pooled(activation: jax.Array, dim: int) -> jax.Array:
+    """A map `[B, H, W, C]`, H = W, as at most `dim` numbers an image: float32 `[B, D]`, rows then columns then channels."""
+    batch, side, _, channels = activation.shape
+    size, padding, places = pool(side, channels, dim)
+    x = jnp.pad(activation.astype(jnp.float32), ((0, 0), (padding, padding), (padding, padding), (0, 0)))[:, :places * size, :places * size]
+    return x.reshape(batch, places, size, places, size, channels).mean((2, 4)).reshape(batch, -1)

@@ -1,0 +1,226 @@
+"""DeepCluster: what a refresh finds and leaves alone, the weights of clusters, and the banks of the second version."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import normalized_mutual_info_score
+
+from ssljax import evaluate, models, sharding, train
+from ssljax.data import augment, sources
+from ssljax.losses.information import nmi
+from ssljax.methods import METHODS
+from tests.test_contract import SMALL, small_config
+
+K, DIM = SMALL["deepcluster"]["clusters.k"], SMALL["deepcluster"]["clusters.dim"]
+
+
+def config_of(**changes):
+    c = small_config("deepcluster").unlock()
+    c.optim.update(name="deepcluster_sgd", learning_rate=0.1)
+    c.data.train_per_class = 40
+    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return c.lock()
+
+
+@pytest.fixture(scope="module")
+def source():
+    return sources.load(config_of().data, "train")
+
+
+@pytest.fixture(scope="module")
+def program(source):
+    return train.build(config_of(), source)
+
+
+@pytest.fixture(scope="module")
+def trained(program, source):
+    """Refreshed, and three steps on: every momentum is there."""
+    state = train.refreshed(program, source, program.init(0), 0, None)
+    batches = train.device_batches(program, source, 0, 0, train.balance(program, source, state))
+    for batch, _ in zip(batches, range(3), strict=False):
+        state, _ = program.step(state, batch, jax.random.key(0))
+    return state
+
+
+def features(program, source, state):
+    """In float64, whitened and of length one, by NumPy."""
+    encode = functools.partial(program.encode, state.params, state.model_state, state.extra)
+    x = train.encoded(encode, program, source).features.astype(np.float64)
+    x -= x.mean(0)
+    variance, vectors = np.linalg.eigh(x.T @ x / len(x))
+    white = x @ vectors[:, ::-1][:, :DIM] / np.sqrt(variance[::-1][:DIM])
+    return white / np.linalg.norm(white, axis=1, keepdims=True)
+
+
+def test_every_image_is_in_the_cluster_whose_centroid_is_nearest(program, source, trained):
+    after = train.refreshed(program, source, trained, 0, None)
+    labels, centroids = np.asarray(after.extra.assignment)[source.index], np.asarray(after.extra.centroids)
+    x = features(program, source, trained)
+    means = np.stack([x[labels == k].mean(0) for k in np.unique(labels)])
+    x *= np.sign((means * centroids[np.unique(labels)]).sum(0))                     # the sign of a component is arbitrary
+    nearest = np.square(x[:, None] - centroids[None]).sum(2).argmin(1)
+    assert (nearest == labels).mean() > 0.995                                       # a tie may fall either way
+    np.testing.assert_array_equal(after.extra.counts, np.bincount(labels, minlength=K))
+    gaps = np.setdiff1d(np.arange(source.num_ids), source.index)
+    assert (np.asarray(after.extra.assignment)[gaps] == -1).all()
+
+
+def test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else(program, source, trained):
+    after = train.refreshed(program, source, trained, 0, None)
+    kernel = np.asarray(after.params["head"]["dense"]["kernel"])
+    assert np.abs(kernel.std() - 0.01) < 1e-3 and not np.asarray(after.params["head"]["dense"]["bias"]).any()
+    assert np.abs(np.asarray(trained.params["head"]["dense"]["bias"])).max() > 0
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after.opt_state)]
+    assert not any("head" in path for path in paths), "the head has no momentum"
+    for part in ("opt_state", "model_state", "step"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(trained, part), getattr(after, part))
+    jax.tree.map(np.testing.assert_array_equal, trained.params["encoder"], after.params["encoder"])
+    assert jax.tree.map(lambda leaf: leaf.sharding, trained) == jax.tree.map(lambda leaf: leaf.sharding, after)
+
+
+def test_an_optimizer_that_remembers_the_head_forgets_it(source):
+    program = train.build(config_of(optim__name="sgd"), source)
+    state = train.refreshed(program, source, program.init(0), 0, None)
+    batch = next(train.device_batches(program, source, 0, 0, train.balance(program, source, state)))
+    state, _ = program.step(state, batch, jax.random.key(0))
+    after = train.refreshed(program, source, state, 0, None)
+    for (path, old), (_, new) in zip(*(jax.tree_util.tree_leaves_with_path(s.opt_state) for s in (state, after)), strict=True):
+        if any(getattr(entry, "key", None) == "head" for entry in path):
+            assert np.asarray(old).any() and not np.asarray(new).any()
+        else:
+            np.testing.assert_array_equal(old, new)
+
+
+def test_another_clustering_starts_from_other_images_and_one_device_finds_what_eight_find(program, source, trained):
+    again = train.refreshed(program, source, trained.replace(step=trained.step + 4), 0, None)
+    after = train.refreshed(program, source, trained, 0, None)
+    assert float(nmi(after.extra.assignment, again.extra.assignment)) < 0.99
+    one = train.build(config_of(), source, sharding.make_mesh(1))
+    alone = train.refreshed(one, source, jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh)), 0, None)
+    both = [jnp.asarray(np.asarray(state.extra.assignment)) for state in (after, alone)]
+    assert float(nmi(*both)) > 0.8                                                  # rounding may move a centroid, and others after it
+
+
+def test_epochs_are_even_over_clusters(program, source, trained):
+    clusters = train.balance(program, source, trained)
+    batches = train.device_batches(program, source, 0, 0, clusters)
+    drawn = np.concatenate([np.asarray(batch["index"]) for batch, _ in zip(batches, range(program.steps_per_epoch), strict=False)])
+    seen = np.bincount(np.asarray(trained.extra.assignment)[drawn], minlength=K)[np.asarray(trained.extra.counts) > 0]
+    sizes = np.asarray(trained.extra.counts)[np.asarray(trained.extra.counts) > 0]
+    assert sizes.std() / sizes.mean() > 0.2 and seen.std() / seen.mean() < 0.1
+
+
+def test_weights_make_every_cluster_count_alike(source):
+    config = config_of(clusters__sampler="weights", data__num_ids=6, data__num_classes=10, clusters__k=4)
+    method = METHODS["deepcluster"](config)
+    params, model_state, extra = method.init(jax.random.key(0), {})
+    extra = extra._replace(assignment=jnp.array([0, 0, 0, 0, 2, 3], jnp.int32), counts=jnp.array([4, 0, 1, 1], jnp.int32))
+    batch = {"image": jnp.asarray(source.images[:6]), "index": jnp.arange(6, dtype=jnp.int32)}
+    rows = []
+    for label in range(4):                                                          # the loss if all images were of this cluster
+        same = extra._replace(assignment=jnp.full(6, label, jnp.int32), counts=jnp.full(4, 6, jnp.int32))
+        rows.append(method.loss(params, model_state, same, batch, jax.random.key(1), 0)[0])
+    assert method.balance is None and np.isfinite(rows).all()
+    params["head"] = jax.tree.map(jnp.zeros_like, params["head"])                   # then every image's cross entropy is ln 4
+    loss = method.loss(params, model_state, extra, batch, jax.random.key(1), 0)[0]
+    np.testing.assert_allclose(loss, np.log(4) * np.mean([6 / 3 / 4] * 4 + [6 / 3] * 2), rtol=1e-6)
+
+
+def test_the_control_keeps_sizes_and_loses_what_they_mean(source):
+    program = train.build(config_of(clusters__shuffled=True), source)
+    state = program.init(0)
+    shuffled = train.refreshed(program, source, state, 0, None).extra
+    meant = train.refreshed(train.build(config_of(), source), source, state, 0, None).extra
+    np.testing.assert_array_equal(shuffled.counts, meant.counts)
+    assert float(nmi(shuffled.assignment[source.index], source.labels)) < 0.6 * float(nmi(meant.assignment[source.index], source.labels))
+
+
+def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
+    piecewise = train.build(config_of(clusters__algorithm="minibatch"), source)
+    found = train.refreshed(piecewise, source, trained, 0, None).extra
+    labels = np.asarray(found.assignment)[source.index]
+    assert (labels >= 0).all()
+    np.testing.assert_array_equal(found.counts, np.bincount(labels, minlength=K))
+    x = features(program, source, trained)
+
+    def cost(labels):
+        return sum(np.square(x[labels == k] - x[labels == k].mean(0)).sum() for k in np.unique(labels))
+    whole = np.asarray(train.refreshed(program, source, trained, 0, None).extra.assignment)[source.index]
+    assert cost(labels) < 1.1 * cost(whole) < 0.9 * cost(np.roll(labels, 1))
+
+
+def test_what_is_evaluated(program, source, trained):
+    """The labels on the last checkpoint against scikit-learn, members of clusters, and the layer that a probe of a layer reads."""
+    given = evaluate.assigned(program, trained, source)
+    np.testing.assert_array_equal(given, np.asarray(trained.extra.assignment)[source.index])
+    found = evaluate.clusters(given, source)
+    expected = normalized_mutual_info_score(source.labels, given, average_method="geometric")
+    np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
+    assert found["n"] == len(source) and found["settings"] == {"clusters": len(np.unique(given))}
+    sheet = evaluate.contact_sheet(given, source, program.config)
+    counts = np.bincount(given)
+    assert sheet["cluster_size"].tolist() == sorted(sheet["cluster_size"], reverse=True) and sheet["cluster_size"][0] == counts.max()
+    largest = np.flatnonzero(given == counts.argmax())
+    np.testing.assert_array_equal(sheet["cluster"][0, 0], source.images[largest[0]])
+    assert set(sheet["cluster_labels"][0]) <= set(source.labels[largest])
+
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "probe", lambda kind, config: seen.append(kind) or {"protocol": "p", "settings": {}})
+        layers = [result["protocol"] for result in evaluate.probed_layers(program, trained, source, source)]
+    assert layers == ["layer_stem", "layer_group1", "layer_group2", "layer_group3"]
+    net, x = models.backbone(program.config.model), augment.for_network(jnp.asarray(source.images), program.config.augment)
+    for kind, layer in zip(seen, program.config.evaluate.layers, strict=True):
+        map_ = np.asarray(models.activation(net, trained.params["encoder"], trained.model_state["encoder"], x, layer), np.float64)
+        assert kind.train.features.shape[1] <= program.config.evaluate.layer_dim
+        np.testing.assert_allclose(kind.train.features.sum(1) / kind.train.features.shape[1], map_.mean((1, 2, 3)), rtol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- version 2
+
+@pytest.fixture(scope="module")
+def second(source):
+    c = config_of().unlock()
+    c.data.views = 2
+    c.head = dict(layers=2, hidden=16, dim=8, hidden_bias=True, last_bias=True, norm=True, last_norm=False, scheme="uniform")
+    c.clusters.update(version=2, heads=3, iterations=4)
+    c.optim.update(name="sgd")
+    return train.build(c.lock(), source)
+
+
+def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second, source):
+    state = train.refreshed(second, source, second.init(0), 0, None)
+    extra = jax.tree.map(np.asarray, state.extra)
+    np.testing.assert_allclose(np.linalg.norm(extra.centroids, axis=-1), 1, rtol=1e-5)
+    assert not extra.seen.any()
+    inside = extra.assignment[source.index]
+    unseen = (inside < 0).all(1)
+    assert unseen.sum() == len(source) % second.config.batch_size                   # the rest of the first pass
+    for head in range(3):                                                           # head h reads bank h mod 2
+        z = extra.banks[source.index[~unseen], head % 2]
+        np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
+        nearest = (z @ extra.centroids[head].T).argmax(1)
+        assert (nearest == inside[~unseen, head]).mean() > 0.99
+    batch = next(train.device_batches(second, source, 0, 0))
+    loss, out = second.method.loss(state.params, state.model_state, state.extra, batch, jax.random.key(5), state.step)
+    z, index, y = np.asarray(out.carry["z"], np.float64), np.asarray(batch["index"]), extra.assignment[np.asarray(batch["index"])]
+    rows = []
+    for view in range(2):
+        for head in range(3):
+            logits = z[:, view] @ extra.centroids[head].T / second.config.clusters.temperature
+            logits -= np.log(np.exp(logits).sum(1, keepdims=True))
+            rows += [-logits[n, y[n, head]] for n in range(len(y)) if y[n, head] >= 0]
+    np.testing.assert_allclose(loss, np.mean(rows), rtol=1e-4)
+    after = second.method.update(state.extra, state.params, out.carry, state.step)
+    np.testing.assert_array_equal(np.asarray(after.banks)[index], np.asarray(out.carry["z"]))
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(after.seen)), np.sort(index))
+
+
+def test_wrong_settings_are_refused():
+    for name, value, message in (("version", 3, "version=3"), ("sampler", "even", "'uniform', 'weights', 'none'"),
+                                 ("repair", "no", "'faiss'"), ("k", 500, "500 clusters of 400 images")):
+        with pytest.raises(ValueError, match=message):
+            METHODS["deepcluster"](config_of(data__num_ids=400, **{f"clusters__{name}": value}))
