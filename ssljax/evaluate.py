@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
@@ -37,7 +38,7 @@ from ssljax.protocols import layers, linear
 from ssljax.protocols.features import Encode, Features, raw_pixels
 from ssljax.protocols.knn import knn, nearest
 from ssljax.protocols.label_fraction import L2, label_fraction
-from ssljax.run_folder import commit, versions
+from ssljax.run_folder import HARMLESS, commit, differences, versions
 from ssljax.types import TrainState
 
 PROTOCOLS = ("knn", "linear", "label_fraction", "layers", "classifier", "clusters")
@@ -93,6 +94,7 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
     Yields:
         one dict a measurement: what was measured, where, with what, and when (see README of experiments).
     """
+    same_run(config, epath.Path(workdir) / "config.json")
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
     program = train.build(config, source)
     state = train.restore(program, workdir)
@@ -122,6 +124,21 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
             yield record(facts, "supervised", result)
     if jax.process_index() == 0:
         save_gallery(gallery, kinds, source, test, program.config, state, given)
+
+
+def same_run(config: ConfigDict, file: epath.Path) -> None:
+    """Raises a ValueError where a run was trained with other settings than the results would say; data and evaluation may differ.
+
+    A setting that did not exist yet when the run was trained is no difference.
+    """
+    if not file.exists():
+        return
+    free = (*HARMLESS, "data", "evaluate")
+    found = differences(json.loads(file.read_text()), json.loads(config.to_json()))
+    differ = [f"{key} was {old!r}, here {new!r}" for key, old, new in found if key.split(".")[0] not in free and old != "absent"]
+    if differ:
+        raise ValueError(f"{file.parent} was trained with another config: {'; '.join(differ[:3])}. Give evaluate the settings of the run, "
+                         "or its --workdir; only config.data and config.evaluate may differ")
 
 
 def refuse(protocols: Sequence[str], program: train.Program, state: TrainState) -> None:

@@ -116,6 +116,19 @@ def test_a_random_network_has_its_residual_branches_on():
     np.testing.assert_array_equal(params["conv"]["kernel"], np.zeros(2))
 
 
+def test_results_of_a_run_cannot_be_filed_under_other_settings(tmp_path):
+    trained, other = config(), config().unlock()
+    file = tmp_path / "config.json"
+    evaluate.same_run(trained, file)                                         # a folder of another origin has no such file
+    file.write_text(trained.to_json())
+    other.evaluate.knn_k, other.data.labels_per_class, other.log_every = 3, 5, 7
+    other.augment.later = 1.0                                                # a setting that the run is older than
+    evaluate.same_run(other, file)
+    other.optim.learning_rate = 9.0
+    with pytest.raises(ValueError, match="trained with another config: optim.learning_rate was .*, here 9.0"):
+        evaluate.same_run(other, file)
+
+
 def test_config_hash_changes_with_what_matters_only():
     a, b, c, d = (config().unlock() for _ in range(4))
     b.seed, b.log_every = 5, 1
