@@ -7,6 +7,7 @@ Every draw is a sort of raw Philox words keyed by the arguments. NumPy keeps the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,8 +28,12 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
     """
     if min(seed, epoch, n) < 0:
         raise ValueError(f"order(seed={seed}, epoch={epoch}, n={n}): none may be negative")
-    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
-    return np.argsort(words, kind="stable").astype(np.int64)
+    return np.argsort(words_of(seed, epoch)(n), kind="stable").astype(np.int64)
+
+
+def words_of(seed: int, epoch: int) -> Callable[[int], np.ndarray]:
+    """The random words of one epoch: count -> uint64 [count], the next ones of the stream at every call."""
+    return np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw
 
 
 def repeated(seed: int, epoch: int, n: int, repeats: int) -> np.ndarray:
@@ -74,7 +79,7 @@ def balanced(seed: int, epoch: int, assignment: np.ndarray) -> np.ndarray:
     assignment = np.asarray(assignment)
     if min(seed, epoch) < 0:
         raise ValueError(f"balanced(seed={seed}, epoch={epoch}): neither may be negative")
-    random = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw
+    random = words_of(seed, epoch)
     words = random(len(assignment))
     members = np.lexsort((words, assignment))                    # by cluster, in a random order within each
     members = members[np.searchsorted(assignment[members], 0):]
