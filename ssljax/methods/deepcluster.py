@@ -207,9 +207,9 @@ def _v2(config: ConfigDict) -> Method:
              step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. V views of each image; an image has one label a head, for all its views.
         x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=views)
-        y = jnp.tile(extra.assignment[batch["index"]], (views, 1))                                             # [V B, heads]
-        # 2. All views in one pass, so that batch statistics are theirs together.
-        x = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+        y = jnp.repeat(extra.assignment[batch["index"]], views, axis=0)                                        # [B V, heads]
+        # 2. All views in one pass, so that batch statistics are theirs together; an image's stay on its device.
+        x = x.reshape(-1, *x.shape[2:])
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
         z, g_state = models.forward(projector, params["projector"], model_state["projector"], h)
         z = l2_normalize(z)
@@ -217,7 +217,7 @@ def _v2(config: ConfigDict) -> Method:
         logits = jnp.einsum("nd,hkd->nhk", z, extra.centroids, precision=jax.lax.Precision.HIGHEST) / c.temperature
         rows, labelled = cross_entropy(logits.reshape(-1, c.k), y.reshape(-1)), jnp.maximum((y >= 0).sum(), 1).astype(jnp.float32)
         metrics = {"accuracy": accuracy(logits.reshape(-1, c.k), y.reshape(-1)).sum() / labelled}
-        carry = {"z": jax.lax.stop_gradient(z).reshape(views, -1, dim).swapaxes(0, 1), "index": batch["index"]}
+        carry = {"z": jax.lax.stop_gradient(z).reshape(-1, views, dim), "index": batch["index"]}
         return rows.sum() / labelled, Out({"encoder": f_state, "projector": g_state}, carry, metrics)
 
     def update(extra: Prototypes, params: Pytree, carry: Pytree, step: jax.Array) -> Prototypes:
