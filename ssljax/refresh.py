@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,6 @@ from ssljax import sharding
 from ssljax.data import loader
 from ssljax.data.sources import Source
 from ssljax.types import Pytree, TrainState
-
-if TYPE_CHECKING:
-    from ssljax.train import Program
-
 
 REFRESH = 2**31 - 1               # in place of a step's number: no run has so many
 
@@ -44,14 +40,14 @@ class Run(NamedTuple):
     """What `Method.refresh` is given.
 
     Attributes:
-        program: from `train.build`.
+        program: a `train.Program`.
         source: the training split.
         seed: the run's.
         log: a dict of numbers -> a row of metrics.jsonl at the state's step.
         batches: () -> the training stream from step 0 on, global arrays.
     """
 
-    program: Program
+    program: Any
     source: Source
     seed: int
     log: Callable[[Mapping[str, float]], None]

@@ -28,7 +28,8 @@ def config_of(method: str, preset: str = "digits", **changes):
     c.log_every, c.batch_size = 1, 8
     c.data.update(image_size=SIZE, num_classes=10)
     c.augment.update(crop="none", jitter_strength=0.2)
-    c.head.dim = 4
+    if "head" in c:
+        c.head.dim = 4
     if c.model.name.startswith("resnet"):
         c.model.update(name="one_block", width=4 / 64, stem="cifar")
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})

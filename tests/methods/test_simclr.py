@@ -113,7 +113,7 @@ def test_labels_reach_the_probe_and_nothing_else(done):
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"deit"}))         # it has two tokens and a test of its own
 def test_encode_normalises_and_uses_the_running_statistics(name):
-    config = train.with_classes(config_of(name, augment__mean=(MEAN,), augment__std=(STD,)), 10)
+    config = train.with_ids(train.with_classes(config_of(name, augment__mean=(MEAN,), augment__std=(STD,)), 10), 60)
     method = METHODS[name](config)
     params, model_state = random_state(method)
     model_state = jax.tree.map(lambda s: s + 0.5, model_state)
