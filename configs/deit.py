@@ -108,9 +108,9 @@ def imagenet(size: str, kind: str, epochs: int = 300) -> ConfigDict:
 
 
 def teacher(name: str) -> ConfigDict:
-    """A RegNetY by the same recipe (section 5.3); it has no stochastic depth here."""
+    """A RegNetY by the same recipe (section 5.3)."""
     c = recipe(simclr().imagenet(epochs=300, batch=1024))
-    c.model.name = name
+    c.model.update(name=name, drop_path=0.1)
     return c
 
 
@@ -149,7 +149,7 @@ def cifar10_small(kind: str = "") -> ConfigDict:
     c.data.update(crop_on="host")                                             # RandAugment works on the host
     c.augment.min_area = 0.25
     c.optim.update(learning_rate=1e-3, start=1e-5, end=1e-5, warmup_epochs=2)
-    c.epochs, c.eval_every_epochs, c.checkpoint.every_steps = 20, 10, 200
+    c.epochs, c.eval_every_epochs, c.checkpoint.every_steps = 10, 5, 200
     return c
 
 

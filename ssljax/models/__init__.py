@@ -47,7 +47,8 @@ def backbone(model: ConfigDict) -> nn.Module:
 
     Its call is `net(images [B, H, W, C], *, train)`. `width` scales every layer of a ResNet or a plain network, the first included.
     `shortcut="torchvision"` also brings PyTorch's unbiased running variance, which a RegNet always has, see BatchNorm. A config with
-    `model.sobel` may put Sobel's filter before the first layer of a ResNet or a plain network.
+    `model.sobel` may put Sobel's filter before the first layer of a ResNet or a plain network; one with `model.drop_path` gives a RegNet
+    stochastic depth, which a ViT always has a rate of.
 
     Raises:
         ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective kernels are asked of
@@ -58,7 +59,8 @@ def backbone(model: ConfigDict) -> nn.Module:
         return _vit(model)
     if model.name in TABLES:
         _one_of("remat", model.remat, REMAT)
-        return RegNet(TABLES[model.name], remat=model.remat, **{**_norm(model), "unbiased": True})
+        drop_path = model.drop_path if "drop_path" in model else 0.0
+        return RegNet(TABLES[model.name], drop_path=drop_path, remat=model.remat, **{**_norm(model), "unbiased": True})
     edges = "sobel" in model and model.sobel
     if model.name in LAYOUTS:
         return PlainNet(LAYOUTS[model.name], model.width, edges, model.dropout, **_norm(model))

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ssljax.models.drop import drop_path
 from ssljax.models.layout import along_batch
 from ssljax.models.norm import BatchNorm
 from ssljax.models.resnet import Shortcut, conv
@@ -82,7 +83,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class Block(nn.Module):
-    """1x1, 3x3 in groups (with the stride), squeeze-and-excitation, 1x1."""
+    """1x1, 3x3 in groups (with the stride), squeeze-and-excitation, 1x1; `drop` is this block's rate of stochastic depth."""
 
     features: int
     stride: int
@@ -90,6 +91,7 @@ class Block(nn.Module):
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     dtype: jnp.dtype
+    drop: float
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -102,6 +104,8 @@ class Block(nn.Module):
         x = nn.relu(self.norm(name="norm2")(x, train=train))
         x = SqueezeExcitation(squeeze, self.dtype, name="se")(x)
         x = self.norm(name="norm3")(self.conv(self.features, 1, name="conv3")(x), train=train)
+        if train and self.drop > 0:
+            x = drop_path(x, self.drop, self.make_rng("drop_path"))
         return nn.relu(x + shortcut)
 
 
@@ -112,6 +116,7 @@ class RegNet(nn.Module):
         table: its shape.
         bn_momentum, bn_epsilon, unbiased: see BatchNorm.
         dtype: of the computation; parameters and running statistics are float32.
+        drop_path: rate of stochastic depth in the last block; it grows linearly from 0 in the first. Needs the rng "drop_path".
         remat: "blocks" keeps only the input of each block for the backward pass and computes the rest again; "none" keeps all.
     """
 
@@ -120,6 +125,7 @@ class RegNet(nn.Module):
     bn_epsilon: float = 1e-5
     unbiased: bool = True
     dtype: jnp.dtype = jnp.float32
+    drop_path: float = 0.0
     remat: str = "none"
 
     @nn.compact
@@ -134,9 +140,11 @@ class RegNet(nn.Module):
         x = layer["norm"](name="stem_norm")(layer["conv"](self.table.stem, 3, 2, name="stem_conv")(x), train=train)
         x = along_batch(nn.relu(x))
         self.sow("intermediates", "stem", x)
+        blocks = sum(self.table.depths)
+        rates = iter([self.drop_path * index / max(blocks - 1, 1) for index in range(blocks)])
         for stage, (depth, features) in enumerate(zip(self.table.depths, self.table.widths, strict=True), start=1):
             for index in range(1, depth + 1):
                 stride, name = 2 if index == 1 else 1, f"stage{stage}_block{index}"
-                x = along_batch(block(features, stride, self.table.group, **layer, dtype=self.dtype, name=name)(x, train))
+                x = along_batch(block(features, stride, self.table.group, **layer, dtype=self.dtype, drop=next(rates), name=name)(x, train))
             self.sow("intermediates", f"stage{stage}", x)
         return x.astype(jnp.float32).mean((1, 2))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import initializers
 
+from ssljax.models.drop import drop_path, dropout
 from ssljax.models.layout import along_batch
 
 # Width, depth and heads; MoCo v3's small network has twelve heads, DeiT's six.
@@ -46,21 +47,6 @@ def kernel_init(scheme: str, split: int = 1) -> Callable:
         bound = math.sqrt(6.0 / (shape[0] + shape[1] // split))
         return jax.random.uniform(key, shape, dtype, -bound, bound)
     return xavier
-
-
-def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array) -> jax.Array:
-    """Stochastic depth (Huang et al., arXiv 1603.09382): an example's branch [B, ...] is dropped, or scaled up by 1 / (1 - rate)."""
-    keep = 1.0 - rate
-    kept = jax.random.bernoulli(key, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
-
-
-def dropout(module: nn.Module, x: jax.Array) -> jax.Array:
-    """Dropout at the module's rate `dropout`; the identity, without drawing, at 0."""
-    if not module.dropout:
-        return x
-    kept = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - module.dropout, x.shape)
-    return jnp.where(kept, x / (1.0 - module.dropout), jnp.zeros((), x.dtype))
 
 
 class Attention(nn.Module):

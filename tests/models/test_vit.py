@@ -15,7 +15,8 @@ from ssljax.convert import weights
 from ssljax.convert.vit import family
 from ssljax.convert.weights import patches
 from ssljax.models import attention, backbone, forward
-from ssljax.models.vit import SIZES, ViT, drop_path, dropout, resize_positions, sincos
+from ssljax.models.drop import drop_path, dropout
+from ssljax.models.vit import SIZES, ViT, resize_positions, sincos
 from tests.convert.foreign import like
 
 COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())

@@ -1,0 +1,22 @@
+"""What a network leaves out at random while it trains: branches of whole examples, single numbers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+def drop_path(x: jax.Array, rate: jax.typing.ArrayLike, key: jax.Array) -> jax.Array:
+    """Stochastic depth (Huang et al., arXiv 1603.09382): an example's branch [B, ...] is dropped, or scaled up by 1 / (1 - rate)."""
+    keep = 1.0 - rate
+    kept = jax.random.bernoulli(key, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(kept, x / jnp.asarray(keep, x.dtype), jnp.zeros((), x.dtype))
+
+
+def dropout(module: nn.Module, x: jax.Array) -> jax.Array:
+    """Dropout at the module's rate `dropout`; the identity, without drawing, at 0."""
+    if not module.dropout:
+        return x
+    kept = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - module.dropout, x.shape)
+    return jnp.where(kept, x / (1.0 - module.dropout), jnp.zeros((), x.dtype))
