@@ -1,26 +1,54 @@
-"""Supervised baselines: the network of a SimCLR preset trained on labels alone, on all of them or on a few.
+"""Supervised baselines: a ResNet or a ViT trained on labels alone, on all of them or on a few, with crops and flips.
 
     ssljax train --config configs/supervised.py:digits --workdir runs/supervised
     ssljax train --config configs/supervised.py:digits --workdir runs/ten --config.data.labels_per_class=10 --config.batch_size=50
     ssljax train --config configs/supervised.py:imagenet_r50_10pct --workdir gs://bucket/supervised    # the table's baseline: top-5 80.4
+    ssljax train --config configs/supervised.py:imagenet_vit_b --workdir gs://bucket/vit                # a ViT without DeiT's recipe
 
-Sources: [P] SimCLR (arXiv 2002.05709), [X] chosen here.
+The ResNets are those of the SimCLR presets, the ViTs those of the DeiT presets. Sources: [P] SimCLR (arXiv 2002.05709), [X] chosen here.
 """
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
-PRESETS = ("digits", "fashion_mnist", "cifar10_r18", "cifar10_small", "imagenet_r50", "imagenet_r50_1pct", "imagenet_r50_10pct")
+RESNETS = ("digits", "fashion_mnist", "cifar10_r18", "cifar10_small", "imagenet_r50", "imagenet_r50_1pct", "imagenet_r50_10pct")
+# The DeiT preset whose network each has, patch included.
+VITS = {"digits_vit": "digits", "cifar10_small_vit": "cifar10_small", "imagenet_vit_s": "imagenet_s", "imagenet_vit_s_1pct": "imagenet_s",
+        "imagenet_vit_s_10pct": "imagenet_s", "imagenet_vit_b": "imagenet_b"}
+FRACTIONS = {"1pct": 0.01, "10pct": 0.1}
+
+PRESETS = (*RESNETS, *VITS)
 
 
-def simclr_config(preset: str) -> ConfigDict:
-    """The SimCLR preset, unlocked, from the file beside this one."""
-    spec = importlib.util.spec_from_file_location("simclr_config", Path(__file__).with_name("simclr.py"))
+def beside(name: str) -> ModuleType:
+    """Another file of presets in this folder."""
+    spec = importlib.util.spec_from_file_location(f"{name}_config", Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(preset).unlock()
+    return module
+
+
+def resnet(preset: str, fraction: float) -> ConfigDict:
+    """The network of a SimCLR preset."""
+    c = beside("simclr").get_config("imagenet_r50" if preset.startswith("imagenet") else preset).unlock()
+    c.optim.update(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", warmup_epochs=5,      # [X]
+                   weight_decay=0.0 if fraction < 1 else 1e-4)
+    return c
+
+
+def vit(preset: str) -> ConfigDict:
+    """The network of a DeiT preset, with its optimizer; no dropout, no stochastic depth, none of the rest of the recipe [X]."""
+    c = beside("deit").get_config(VITS[preset])
+    c = (c.student if "stages" in c else c).copy_and_resolve_references().unlock()
+    for name in ("mix", "distill", "ema", "teacher", "inference", "init_head"):
+        del c[name]
+    c.model.update(distillation=False, drop_path=0.0)
+    c.data.repeats = 1
+    c.augment.update(policy="none", erasing_probability=0.0)
+    return c
 
 
 def get_config(preset: str = "digits") -> ConfigDict:
@@ -31,14 +59,12 @@ def get_config(preset: str = "digits") -> ConfigDict:
     """
     if preset not in PRESETS:
         raise ValueError(f"configs/supervised.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
-    fraction = {"imagenet_r50_1pct": 0.01, "imagenet_r50_10pct": 0.1}.get(preset, 1.0)
-    c = simclr_config("imagenet_r50" if preset.startswith("imagenet") else preset)
+    fraction = FRACTIONS.get(preset.rpartition("_")[2], 1.0)
+    c = vit(preset) if preset in VITS else resnet(preset, fraction)
     c.method, c.name, c.preset = "supervised", "supervised", preset
     c.evaluate.protocols = ("classifier",)
     c.data.update(views=1, label_fraction=fraction)
     c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)   # crop and flip only [P]
-    c.optim.update(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", warmup_epochs=5,      # [X]
-                   weight_decay=0.0 if fraction < 1 else 1e-4)
     if preset.startswith("imagenet"):
         c.epochs, c.batch_size = (90 if fraction == 1 else 500), 1024                           # [X]
     return c.lock()

@@ -34,7 +34,7 @@ def supervised(config: ConfigDict) -> Method:
 
     def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1)[:, 0]
-        h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
+        h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1))
         logits = head.apply({"params": params["head"]}, h)
         metrics = {"accuracy": jnp.mean(accuracy(logits, batch["label"]))}
         return jnp.mean(cross_entropy(logits, batch["label"])), Out({"encoder": f_state}, (), metrics)
@@ -46,4 +46,4 @@ def supervised(config: ConfigDict) -> Method:
     def classify(params: Pytree, extra: tuple, features: jax.Array) -> dict[str, jax.Array]:
         return {"classifier": head.apply({"params": params["head"]}, features)}
 
-    return Method(init=init, loss=loss, encode=encode, separable=True, classify=classify)
+    return Method(init=init, loss=loss, encode=encode, separable=not models.draws(config.model), classify=classify)

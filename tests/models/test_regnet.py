@@ -93,15 +93,15 @@ def test_stochastic_depth_grows_from_nothing_in_the_first_block():
     net = RegNet(Table((1, 1), (4, 8), 2, stem=4), drop_path=1.0 - 1e-6)
     image = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     start = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
-    training = lambda net, variables: net.apply(variables, image, train=True, mutable=["batch_stats"], rngs={"drop_path": jax.random.key(2)})
-    (dropped, after), (_, same) = training(net, start), training(net.clone(drop_path=0.0), start)
+    training = partial(RegNet.apply, x=image, train=True, mutable=["batch_stats"], rngs={"drop_path": jax.random.key(2)})
+    whole = net.clone(drop_path=0.0)
+    (dropped, after), (kept, same) = training(net, start), training(whole, start)
     block = start["params"]["stage2_block1"]
     silent = {**start, "params": {**start["params"], "stage2_block1": {**block, "norm3": jax.tree.map(jnp.zeros_like, block["norm3"])}}}
-    np.testing.assert_allclose(dropped, training(net.clone(drop_path=0.0), silent)[0], rtol=1e-5)
-    assert_trees_close(after, same, rtol=1e-6)                                       # the branch is still computed, and its norm still learns
-    inference = partial(net.apply, start, image, train=False)
-    np.testing.assert_array_equal(inference(), net.clone(drop_path=0.0).apply(start, image, train=False))
-    assert np.abs(dropped - training(net.clone(drop_path=0.0), start)[0]).max() > 1e-3
+    np.testing.assert_allclose(dropped, training(whole, silent)[0], rtol=1e-5)
+    assert np.abs(dropped - kept).max() > 1e-3
+    assert_trees_close(after, same, rtol=1e-6)                                       # the branch is computed and its norm learns
+    np.testing.assert_array_equal(net.apply(start, image, train=False), whole.apply(start, image, train=False))
     assert backbone(model(name="regnety_16gf", drop_path=0.1)).drop_path == 0.1 and backbone(model(name="regnety_16gf")).drop_path == 0.0
 
 

@@ -1,0 +1,47 @@
+"""The supervised baseline: its presets, and what it shares with no other method's test."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import deit
+from configs.supervised import PRESETS, VITS, get_config
+from ssljax import models
+from ssljax.methods.supervised import supervised
+from ssljax.models import ViT
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_builds_its_network_with_a_silent_head(preset):
+    c = get_config(preset)
+    method = supervised(c)
+    params, _, extra = jax.eval_shape(method.init, jax.random.key(0), {})
+    assert set(params) == {"encoder", "head"} and extra == () and method.separable
+    assert {leaf.shape[-1] for leaf in jax.tree.leaves(params["head"])} == {c.data.num_classes}
+    assert c.augment.flip is not preset.startswith("digits") and c.augment.policy == "none" and c.augment.jitter_probability == 0.0
+
+
+def test_the_vits_are_deits_without_the_recipe():
+    for preset, theirs in VITS.items():
+        c, d = get_config(preset), deit.get_config(theirs)
+        d = d.student if "stages" in d else d
+        ours, net = models.backbone(c.model), models.backbone(d.model)
+        assert isinstance(ours, ViT) and ours == net.clone(distillation=False, drop_path=0.0)
+        assert c.optim == d.optim and c.data.repeats == 1 and c.augment.erasing_probability == 0.0
+    labels = [get_config(f"imagenet_vit_s{part}").data.label_fraction for part in ("", "_1pct", "_10pct")]
+    assert labels == [1.0, 0.01, 0.1]
+
+
+def test_a_step_may_draw_stochastic_depth():
+    batch = {"image": jnp.full((8, 16, 16, 1), 99, jnp.uint8), "label": jnp.arange(8), "index": jnp.arange(8)}
+    found = {}
+    for rate in (0.0, 0.5):
+        c = get_config("digits_vit").unlock()
+        c.model.drop_path = rate
+        method = supervised(c.lock())
+        params, state, extra = method.init(jax.random.key(0), batch)
+        head = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), params["head"])       # from 0, no draw is seen
+        found[rate] = float(method.loss({**params, "head": head}, state, extra, batch, jax.random.key(2), 0)[0])
+        assert method.separable is (rate == 0)                                       # micro-batches would draw anew
+    assert np.isfinite(list(found.values())).all() and abs(found[0.0] - found[0.5]) > 1e-3
