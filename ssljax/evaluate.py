@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +30,13 @@ from etils import epath
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import cli, hosts, models, sharding, train
-from ssljax.data import augment, loader, sampler, sources
+from ssljax import cli, gallery, hosts, models, sharding, train
+from ssljax.data import augment, sampler, sources
 from ssljax.data.sources import Source
 from ssljax.losses.information import nmi
 from ssljax.protocols import layers, linear
-from ssljax.protocols.features import Encode, Features, raw_pixels
-from ssljax.protocols.knn import knn, nearest
+from ssljax.protocols.features import Encode, Features, Kind, raw_pixels
+from ssljax.protocols.knn import knn
 from ssljax.protocols.label_fraction import L2, label_fraction
 from ssljax.run_folder import HARMLESS, commit, differences, versions
 from ssljax.types import TrainState
@@ -59,27 +59,8 @@ SUPERVISED_STEPS = 100          # at least so many updates
 SUPERVISED_BATCH = 32
 SUPERVISED_RATE = 0.3
 
-GALLERY_POINTS, GALLERY_DIM = 600, 32      # test features kept for the figures, and their principal components
-QUERIES, NEIGHBOURS, THUMBNAIL = 8, 7, 48
-CLUSTERS, MEMBERS = 10, 12                 # of a method that clusters: so many clusters, and so many training images of each
 
-
-class Kind(NamedTuple):
-    """One way to turn images into features: the run's network, or a baseline.
-
-    Attributes:
-        name: the run's method, "raw_pixels" or "random_init".
-        train, test: features of the two splits.
-        channels: C of raw pixels, 0 for a network; see `linear.standardise`.
-    """
-
-    name: str
-    train: Features
-    test: Features
-    channels: int
-
-
-def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baselines: Sequence[str], gallery: Path,
+def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baselines: Sequence[str], figures: Path,
             command: str) -> Iterator[dict[str, Any]]:
     """Runs the protocols on the checkpoint in `workdir` and on the baselines.
 
@@ -88,7 +69,7 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
         workdir: its folder.
         protocols: some of PROTOCOLS.
         baselines: some of BASELINES.
-        gallery: npz to write for the figures.
+        figures: npz to write for them, see `gallery.save`.
         command: as typed, for the record.
 
     Yields:
@@ -123,7 +104,7 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
         for result in supervised(program.config, source, test):
             yield record(facts, "supervised", result)
     if jax.process_index() == 0:
-        save_gallery(gallery, kinds, source, test, program.config, state, given)
+        gallery.save(figures, kinds, source, test, program.config, state, given)
 
 
 def same_run(config: ConfigDict, file: epath.Path) -> None:
@@ -327,74 +308,6 @@ def config_hash(config: ConfigDict) -> str:
 def public(text: str) -> str:
     """The text without the folders of this machine: folder:/home/me/photos becomes folder:PATH/photos."""
     return re.sub(r"""(^|[\s'"=:])~?/[^\s'":]*?([^\s'"/:]+)/?(?=[\s'":]|$)""", r"\1PATH/\2", text)
-
-
-def save_gallery(path: Path, kinds: Sequence[Kind], source: Source, test: Source, config: ConfigDict, state: TrainState,
-                 assignment: np.ndarray | None) -> None:
-    """What the figures need: principal components of some test features of every kind, and nearest neighbours in the run's features.
-
-    Fields: `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`, `query` uint8 [Q, S, S, C], `query_labels`,
-    `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K], `preset`, `seed`; of a vision transformer `attention`, of a method that
-    clusters `cluster`, `cluster_labels` and `cluster_size`, see below.
-    """
-    rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), GALLERY_POINTS)).astype(np.int64))
-    queries = np.unique(test.labels, return_index=True)[1][:QUERIES]               # the first test image of each class
-    run = kinds[0]
-    _, near = nearest(run.train.features, run.test.features[queries], NEIGHBOURS)
-    neighbours = thumbnails(source, near.ravel(), config)
-    fields = {f"points/{kind.name}": principal(kind.test.features[rows]).astype(np.float16) for kind in kinds}
-    if isinstance(models.backbone(config.model), models.ViT):
-        fields["attention"] = attention(state, test, queries, config)
-    if assignment is not None:
-        fields |= contact_sheet(assignment, source, config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **fields, kinds=np.array([kind.name for kind in kinds]), labels=test.labels[rows],
-                        class_names=np.array(test.class_names), query=thumbnails(test, queries, config), query_labels=test.labels[queries],
-                        neighbour=neighbours.reshape(*near.shape, *neighbours.shape[1:]), neighbour_labels=source.labels[near],
-                        preset=config.preset, seed=config.seed)
-
-
-def contact_sheet(assignment: np.ndarray, source: Source, config: ConfigDict) -> dict[str, np.ndarray]:
-    """Training images of CLUSTERS clusters, from the largest to the smallest that fills a row, none of them chosen by its images.
-
-    Returns:
-        `cluster` uint8 [K, M, S, S, C] with at most MEMBERS members, evenly spaced in the data set; their `cluster_labels` int [K, M]; the
-        `cluster_size` int [K].
-    """
-    ids, sizes = np.unique(assignment[assignment >= 0], return_counts=True)
-    members = min(MEMBERS, int(sizes.max()))
-    order = np.argsort(-sizes, kind="stable")
-    order = order[sizes[order] >= members]
-    order = order[np.unique(np.linspace(0, len(order) - 1, CLUSTERS).astype(np.int64))]
-    rows = np.stack([np.flatnonzero(assignment == ids[k])[np.linspace(0, sizes[k] - 1, members).astype(np.int64)] for k in order])
-    images = thumbnails(source, rows.ravel(), config)
-    return {"cluster": images.reshape(*rows.shape, *images.shape[1:]), "cluster_labels": source.labels[rows], "cluster_size": sizes[order]}
-
-
-def attention(state: TrainState, test: Source, queries: np.ndarray, config: ConfigDict) -> np.ndarray:
-    """Where the class token (and the distillation token) look in the last block, the mean over heads: float16 [Q, 1 or 2, r, c]."""
-    images = next(iter(loader.eval_batches(test.select(queries), config, batch_size=len(queries))))["image"]
-    net = models.backbone(config.model)
-    weights = models.attention(net, state.params["encoder"], state.model_state["encoder"],
-                               augment.for_network(jnp.asarray(images), config.augment))
-    tokens, side = weights.shape[2], images.shape[1] // net.patch
-    return np.asarray(weights[..., tokens:].mean(1).reshape(len(queries), tokens, side, side), np.float16)
-
-
-def principal(features: np.ndarray) -> np.ndarray:
-    """The first GALLERY_DIM principal components, scaled together to unit deviation of the first."""
-    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    return (u * s)[:, :GALLERY_DIM] * np.sqrt(len(u)) / max(s[0], 1e-12)
-
-
-def thumbnails(source: Source, rows: np.ndarray, config: ConfigDict) -> np.ndarray:
-    """Images as the network sees them at evaluation, no larger than THUMBNAIL pixels: uint8 [K, S, S, C]."""
-    images = next(iter(loader.eval_batches(source.select(rows), config, batch_size=len(rows))))["image"]
-    stride = -(-images.shape[1] // THUMBNAIL)
-    size = images.shape[1] // stride * stride
-    blocks = images[:, :size, :size].reshape(len(images), size // stride, stride, size // stride, stride, -1)
-    return np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)
 
 
 def chosen(flag: str, text: str, default: Sequence[str], valid: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
-from ssljax import evaluate, models, sharding, train
+from ssljax import evaluate, gallery, models, sharding, train
 from ssljax.data import augment, sources
 from ssljax.losses.information import nmi
 from ssljax.methods import METHODS
@@ -160,7 +160,7 @@ def test_what_is_evaluated(program, source, trained):
     expected = normalized_mutual_info_score(source.labels, given, average_method="geometric")
     np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
     assert found["n"] == len(source) and found["settings"] == {"clusters": len(np.unique(given))}
-    sheet = evaluate.contact_sheet(given, source, program.config)
+    sheet = gallery.contact_sheet(given, source, program.config)
     counts = np.bincount(given)
     assert sheet["cluster_size"].tolist() == sorted(sheet["cluster_size"], reverse=True) and sheet["cluster_size"][0] == counts.max()
     largest = np.flatnonzero(given == counts.argmax())
