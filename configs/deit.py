@@ -148,6 +148,7 @@ def cifar10_small(kind: str = "") -> ConfigDict:
     c = vit(c, "vit_xs", 4, kind)
     c.data.update(crop_on="host")                                             # RandAugment works on the host
     c.augment.min_area = 0.25
+    c.teacher = cifar10_teacher().model
     c.optim.update(learning_rate=1e-3, start=1e-5, end=1e-5, warmup_epochs=2)
     c.epochs, c.eval_every_epochs, c.checkpoint.every_steps = 10, 5, 200
     return c

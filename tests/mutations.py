@@ -492,7 +492,7 @@ CLUSTERING = [
     Mutation("prototypes_of_any_length", DEEPCLUSTER, 'repair="none",\n                            spherical=True)', 'repair="none")',
              "v2: means instead of directions", BANKS),
     Mutation("the_pool_leaves_out_the_border", "ssljax/protocols/layers.py", ".mean((2, 4))",
-             ".sum((2, 4)) / jnp.maximum((x != 0).reshape(batch, places, size, places, size, channels).sum((2, 4)), 1).astype(jnp.float32)",
+             ".sum((2, 4)) / jnp.maximum((x != 0).reshape(-1, places, size, places, size, channels).sum((2, 4)), 1).astype(jnp.float32)",
              "zeros around the map not counted in the average",
              "tests/protocols/test_layers.py::test_averages_count_the_zeros_around"),
 ]

@@ -236,5 +236,8 @@ def test_presets_are_the_papers_tables():
         for stage in ([c[name] for name in c.stages] if "stages" in c else [c]):
             assert (stage.name, stage.preset) == ("deit", preset)
             assert stage.augment.policy == "none" or (stage.augment.jitter_probability == 0 and stage.data.crop_on == "host"), preset
+    for student, teacher in (("cifar10_small_hard", "cifar10_teacher"), ("imagenet_b_distilled", "imagenet_regnety_16gf")):
+        inside, run = get_config(student).teacher.to_dict(), get_config(teacher).model.to_dict()
+        assert inside == {name: value for name, value in run.items() if name != "drop_path"}, student
     digits = get_config("digits")
     assert digits.student.teacher.name == digits.teacher.model.name == "resnet8" and digits.student.distill.teacher == "teacher"
