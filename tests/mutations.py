@@ -472,8 +472,9 @@ CLUSTERING = [
              f"{T_SAMPLER}::test_balanced_draws_are_those_of_the_released_sampler"),
     Mutation("labels_of_other_images", "ssljax/refresh.py", "np.stack(position, axis=1).ravel()", "np.stack(position, axis=0).ravel()",
              "features stand in another order than the images' ids", NEAREST),
-    Mutation("the_last_batch_is_dropped", "ssljax/refresh.py", "count = -(-len(positions) // batch)", "count = len(positions) // batch",
-             "images of the last, incomplete batch get no label", NEAREST),
+    Mutation("the_last_batch_is_dropped", "ssljax/refresh.py", "number * batch < len(positions)",
+             "number * batch < len(positions) // batch * batch", "images of the last, incomplete batch get no label",
+             f"{T_DEEPCLUSTER}::test_the_control_keeps_sizes_and_loses_what_they_mean"),
     Mutation("the_head_is_kept", DEEPCLUSTER, '"head": head.init(keys[1], jnp.zeros((1, *features), jnp.float32))["params"]',
              '"head": state.params["head"]', "the classifier of the last clusters goes on with new ones", NEW_HEAD),
     Mutation("the_heads_past_is_kept", DEEPCLUSTER, 'opt_state=_forget(state.opt_state, "head")', "opt_state=state.opt_state",
@@ -491,8 +492,9 @@ CLUSTERING = [
              "v2: the other views' embeddings are never clustered", BANKS),
     Mutation("prototypes_of_any_length", DEEPCLUSTER, 'repair="none",\n                            spherical=True)', 'repair="none")',
              "v2: means instead of directions", BANKS),
-    Mutation("the_pool_leaves_out_the_border", "ssljax/protocols/layers.py", ".mean((2, 4))",
-             ".sum((2, 4)) / jnp.maximum((x != 0).reshape(-1, places, size, places, size, channels).sum((2, 4)), 1).astype(jnp.float32)",
+    Mutation("the_pool_leaves_out_the_border", "ssljax/protocols/layers.py", ".mean((2, 4)).reshape(batch, -1)",
+             ".sum((2, 4)).reshape(batch, -1) / jnp.maximum((x != 0).astype(jnp.float32)"
+             ".reshape(batch, places, size, places, size, channels).sum((2, 4)).reshape(batch, -1), 1.0)",
              "zeros around the map not counted in the average",
              "tests/protocols/test_layers.py::test_averages_count_the_zeros_around"),
 ]
