@@ -238,9 +238,10 @@ def paper_blocks(tables: Sequence[Mapping[str, Any]], rows: Sequence[Row], folde
             here += ["–"] * (len(paper) - len(here))
             how = "quoted"
             if "command" in row:
-                commands.append(row["command"])
+                commands += [] if row["command"] in commands else [row["command"]]          # several rows may come from one run
+                number = f"[{commands.index(row['command']) + 1}]"
                 missing = row.get("missing", "not run: " if ours else "needs a TPU: ")
-                how = f"[{len(commands)}]" if any(h != "–" for h in here) else f"{missing}[{len(commands)}]"
+                how = number if any(h != "–" for h in here) else missing + number
             if ours:
                 body.append([row["name"], *here, how])
             elif wide:

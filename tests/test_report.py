@@ -80,12 +80,14 @@ def test_our_own_tables_compare_runs_made_here_and_elsewhere(tmp_path):
         {"name": "SimCLR", "from": "simclr", "preset": "digits", "match": [{**knn, "features": "simclr"}]},
         {"name": "MoCo", "preset": "digits", "command": "a",
          "match": [{**knn, "features": "moco"}, dict(protocol="clusters", metric="nmi")]},
-        {"name": "later", "preset": "later", "match": [knn], "command": "b"}])
-    rows = [line(features="moco", value=70.0), line(features="moco", protocol="clusters", metric="nmi", value=55.0)]
+        {"name": "later", "preset": "later", "match": [knn], "command": "b"},
+        {"name": "by its other head", "preset": "digits", "match": [dict(protocol="head", metric="top1")], "command": "a"}])
+    rows = [line(features="moco", value=70.0), line(features="moco", protocol="clusters", metric="nmi", value=55.0),
+            line(features="moco", protocol="head", value=60.0)]
     _, text, body, commands = report.paper_blocks([table], rows, tmp_path / "moco")
     assert text.content == "Beside each other." and commands.content == ["[1] a", "[2] b"]
     assert body.content == [["", "kNN", "NMI", "how"], ["SimCLR", "82.0 ± 1.4", "–", "quoted"], ["MoCo", "70.0", "55.0", "[1]"],
-                            ["later", "–", "–", "not run: [2]"]]
+                            ["later", "–", "–", "not run: [2]"], ["by its other head", "60.0", "–", "[1]"]]
 
 
 def test_layers_and_clusters_have_columns():
