@@ -117,11 +117,17 @@ def imagenet_r50_v2_e400() -> ConfigDict:
 
 
 def small(data: str, variant: str) -> ConfigDict:
-    """Network, batch and budget of configs/simclr.py's preset; a hundred clusters [X]."""
+    """Network, batch and budget of configs/simclr.py's preset; a hundred clusters [X].
+
+    Few steps lie between two clusterings. With the paper's rate of 0.05 a new head learns next to nothing in them: Fashion-MNIST, seed 3,
+    NMI with the labels after the first epoch 0.32 and kNN at the end 69.9, below a random network's 72.1; with 0.2 the NMI is 0.45.
+    On CIFAR-10 an epoch is 78 steps, so that clusters stay for two.
+    """
     c = clustered(getattr(simclr(), data)(), 100, 64)
     c.augment.min_area = 0.2
     c.evaluate.update(layers=("stem", "group1", "group2", "group3", "group4"), layer_dim=1024)
-    c.clusters.update(VARIANTS[variant])
+    c.clusters.update(every=2 if data == "cifar10_small" else 1, **VARIANTS[variant])
+    c.optim.learning_rate = 0.2
     return c
 
 

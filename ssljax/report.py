@@ -194,7 +194,8 @@ def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
     figures.feature_map(folder / f"features-{group.slug}.png", shown, g["labels"], names, preset)
     figures.neighbours(folder / f"neighbours-{group.slug}.png", g["query"], g["query_labels"], g["neighbour"], g["neighbour_labels"], names,
                        f"{preset}: nearest neighbours by {figures.name(str(g['kinds'][0]))} features")
-    blocks = [Block("img", (f"features-{group.slug}.png", f"t-SNE of held-out images' features, seed {g['seed']}; the projection saw no label")),
+    map_of = f"t-SNE of held-out images' features, seed {g['seed']}; the projection saw no label"
+    blocks = [Block("img", (f"features-{group.slug}.png", map_of)),
               Block("img", (f"neighbours-{group.slug}.png", "Nearest training images of held-out images; a frame marks another class"))]
     if "attention" in g:
         figures.attention(folder / f"attention-{group.slug}.png", g["query"], g["query_labels"], g["attention"], names, preset)
