@@ -15,7 +15,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 RESNETS = ("digits", "fashion_mnist", "cifar10_r18", "cifar10_small", "imagenet_r50", "imagenet_r50_1pct", "imagenet_r50_10pct")
-# The DeiT preset whose network each has, patch included.
+# The DeiT preset whose network, optimizer and crops each has, without stochastic depth and the rest of the recipe.
 VITS = {"digits_vit": "digits", "cifar10_small_vit": "cifar10_small", "imagenet_vit_s": "imagenet_s", "imagenet_vit_s_1pct": "imagenet_s",
         "imagenet_vit_s_10pct": "imagenet_s", "imagenet_vit_b": "imagenet_b"}
 FRACTIONS = {"1pct": 0.01, "10pct": 0.1}
@@ -31,26 +31,6 @@ def beside(name: str) -> ModuleType:
     return module
 
 
-def resnet(preset: str, fraction: float) -> ConfigDict:
-    """The network of a SimCLR preset."""
-    c = beside("simclr").get_config("imagenet_r50" if preset.startswith("imagenet") else preset).unlock()
-    c.optim.update(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", warmup_epochs=5,      # [X]
-                   weight_decay=0.0 if fraction < 1 else 1e-4)
-    return c
-
-
-def vit(preset: str) -> ConfigDict:
-    """The network of a DeiT preset, with its optimizer; no dropout, no stochastic depth, none of the rest of the recipe [X]."""
-    c = beside("deit").get_config(VITS[preset])
-    c = (c.student if "stages" in c else c).copy_and_resolve_references().unlock()
-    for name in ("mix", "distill", "ema", "teacher", "inference", "init_head"):
-        del c[name]
-    c.model.update(distillation=False, drop_path=0.0)
-    c.data.repeats = 1
-    c.augment.update(policy="none", erasing_probability=0.0)
-    return c
-
-
 def get_config(preset: str = "digits") -> ConfigDict:
     """The locked configuration of one preset.
 
@@ -60,10 +40,19 @@ def get_config(preset: str = "digits") -> ConfigDict:
     if preset not in PRESETS:
         raise ValueError(f"configs/supervised.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
     fraction = FRACTIONS.get(preset.rpartition("_")[2], 1.0)
-    c = vit(preset) if preset in VITS else resnet(preset, fraction)
+    c = beside("simclr").get_config("imagenet_r50" if preset.startswith("imagenet") else preset.removesuffix("_vit")).unlock()
     c.method, c.name, c.preset = "supervised", "supervised", preset
     c.evaluate.protocols = ("classifier",)
     c.data.update(views=1, label_fraction=fraction)
+    if preset in VITS:                                                                          # [X]
+        theirs = beside("deit").get_config(VITS[preset])
+        theirs = theirs.student if "stages" in theirs else theirs
+        c.model, c.optim, c.augment = (theirs[name].copy_and_resolve_references() for name in ("model", "optim", "augment"))
+        c.model.update(distillation=False, drop_path=0.0)
+        c.augment.update(policy="none", erasing_probability=0.0)
+    else:
+        c.optim.update(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", warmup_epochs=5,      # [X]
+                       weight_decay=0.0 if fraction < 1 else 1e-4)
     c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)   # crop and flip only [P]
     if preset.startswith("imagenet"):
         c.epochs, c.batch_size = (90 if fraction == 1 else 500), 1024                           # [X]

@@ -239,7 +239,8 @@ def paper_blocks(tables: Sequence[Mapping[str, Any]], rows: Sequence[Row], folde
             here += ["–"] * (len(paper) - len(here))
             how = "quoted"
             if "command" in row:
-                commands += [] if row["command"] in commands else [row["command"]]          # several rows may come from one run
+                if row["command"] not in commands:                     # several rows may come from one run
+                    commands.append(row["command"])
                 number = f"[{commands.index(row['command']) + 1}]"
                 missing = row.get("missing", "not run: " if ours else "needs a TPU: ")
                 how = number if any(h != "–" for h in here) else missing + number

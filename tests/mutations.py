@@ -374,8 +374,8 @@ FOLLOWERS = [
              "the average is a copy", f"{T_DEIT}::test_encode_and_classify_read_both_tokens_of_the_average"),
     Mutation("student_label_unmixed", DEIT, "rows = distilled((z, token), t, y)", "rows = distilled((z, token), t, batch[\"label\"])",
              "the image is mixed and its label is not", f"{T_DEIT}::test_hard_distillation_of_a_mixed_image_by_numpy"),
-    Mutation("one_rate_for_all_blocks", VIT, "jnp.arange(self.depth, dtype=jnp.float32) / max(self.depth - 1, 1)",
-             "jnp.ones(self.depth, jnp.float32)", "stochastic depth in the first block too",
+    Mutation("one_rate_for_all_blocks", "ssljax/models/drop.py", "[last * block / max(blocks - 1, 1) for block in range(blocks)]",
+             "[last] * blocks", "stochastic depth in the first block too",
              f"{T_VIT}::test_the_rate_grows_from_nothing_in_the_first_block"),
 ]
 

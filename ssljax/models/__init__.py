@@ -47,8 +47,8 @@ def backbone(model: ConfigDict) -> nn.Module:
 
     Its call is `net(images [B, H, W, C], *, train)`. `width` scales every layer of a ResNet or a plain network, the first included.
     `shortcut="torchvision"` also brings PyTorch's unbiased running variance, which a RegNet always has, see BatchNorm. A config with
-    `model.sobel` may put Sobel's filter before the first layer of a ResNet or a plain network; one with `model.drop_path` gives a RegNet
-    stochastic depth, which a ViT always has a rate of.
+    `model.sobel` may put Sobel's filter before the first layer of a ResNet or a plain network; `model.drop_path`, which every ViT's config
+    has, gives a RegNet stochastic depth.
 
     Raises:
         ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective kernels are asked of

@@ -7,6 +7,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 
+def rates(last: float, blocks: int) -> list[float]:
+    """Rates of stochastic depth: from 0 in the first block linearly to `last` in the last."""
+    return [last * block / max(blocks - 1, 1) for block in range(blocks)]
+
+
 def drop_path(x: jax.Array, rate: jax.typing.ArrayLike, key: jax.Array) -> jax.Array:
     """Stochastic depth (Huang et al., arXiv 1603.09382): an example's branch [B, ...] is dropped, or scaled up by 1 / (1 - rate)."""
     keep = 1.0 - rate

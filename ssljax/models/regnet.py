@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ssljax.models.drop import drop_path
+from ssljax.models.drop import drop_path, rates
 from ssljax.models.layout import along_batch
 from ssljax.models.norm import BatchNorm
 from ssljax.models.resnet import Shortcut, conv
@@ -140,11 +140,10 @@ class RegNet(nn.Module):
         x = layer["norm"](name="stem_norm")(layer["conv"](self.table.stem, 3, 2, name="stem_conv")(x), train=train)
         x = along_batch(nn.relu(x))
         self.sow("intermediates", "stem", x)
-        blocks = sum(self.table.depths)
-        rates = iter([self.drop_path * index / max(blocks - 1, 1) for index in range(blocks)])
+        drop = iter(rates(self.drop_path, sum(self.table.depths)))
         for stage, (depth, features) in enumerate(zip(self.table.depths, self.table.widths, strict=True), start=1):
             for index in range(1, depth + 1):
                 stride, name = 2 if index == 1 else 1, f"stage{stage}_block{index}"
-                x = along_batch(block(features, stride, self.table.group, **layer, dtype=self.dtype, drop=next(rates), name=name)(x, train))
+                x = along_batch(block(features, stride, self.table.group, **layer, dtype=self.dtype, drop=next(drop), name=name)(x, train))
             self.sow("intermediates", f"stage{stage}", x)
         return x.astype(jnp.float32).mean((1, 2))

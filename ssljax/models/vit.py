@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import initializers
 
-from ssljax.models.drop import drop_path, dropout
+from ssljax.models.drop import drop_path, dropout, rates
 from ssljax.models.layout import along_batch
 
 # Width, depth and heads; MoCo v3's small network has twelve heads, DeiT's six.
@@ -172,7 +172,7 @@ class ViT(nn.Module):
         return nn.Dense(self.width, dtype=self.dtype, parent=None).apply({"params": frozen.value}, x)
 
     def _blocks(self, x: jax.Array, train: bool) -> jax.Array:
-        rates = self.drop_path * jnp.arange(self.depth, dtype=jnp.float32) / max(self.depth - 1, 1)
+        each = jnp.array(rates(self.drop_path, self.depth), jnp.float32)
         block = Block
         if self.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
@@ -182,9 +182,9 @@ class ViT(nn.Module):
         if self.scan:
             body = nn.scan(lambda block, x, rate: (block(x, rate), ()), length=self.depth, variable_axes={"params": 0, "intermediates": 0},
                            split_rngs={"params": True, "drop_path": True, "dropout": True})
-            return body(block(**settings, name="blocks"), x, rates)[0]
+            return body(block(**settings, name="blocks"), x, each)[0]
         for i in range(self.depth):
-            x = block(**settings, name=f"block{i}")(x, rates[i])
+            x = block(**settings, name=f"block{i}")(x, each[i])
             self.sow("intermediates", f"after_block{i}", x)
         return x
 

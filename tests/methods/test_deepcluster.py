@@ -135,7 +135,7 @@ def test_the_control_keeps_sizes_and_loses_what_they_mean(source):
     shuffled = train.refreshed(program, source, state, 0, None).extra
     meant = train.refreshed(train.build(config_of(), source), source, state, 0, None).extra
     np.testing.assert_array_equal(shuffled.counts, meant.counts)
-    assert meant.counts.sum() == len(source) and len(source) % 256                   # the last, incomplete batch too
+    assert meant.counts.sum() == len(source) and len(source) % program.config.evaluate.batch_size       # the last, incomplete batch too
     assert float(nmi(shuffled.assignment[source.index], source.labels)) < 0.6 * float(nmi(meant.assignment[source.index], source.labels))
 
 
