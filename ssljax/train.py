@@ -172,7 +172,7 @@ def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None
     """Trains to the end and returns the final state.
 
     The order within a step: update, log, evaluate, refresh, checkpoint. A method that refreshes also does so before the first step: a
-    checkpoint holds what was found, so a resumed run does not look again. It does not after the last.
+    checkpoint holds what was found, so a resumed run does not look again. It does not where less than an epoch is left to learn from it.
 
     Args:
         program: from `build`.
@@ -204,7 +204,7 @@ def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None
                 folder.log(step, total, spe, {**fetched(step, metrics), "learning_rate": float(program.schedule(step - 1))})
             if test is not None and config.eval_every_epochs and (last or step % (config.eval_every_epochs * spe) == 0):
                 folder.log_knn(step, online_knn(program, state, source, test))
-        if step % spe == 0 and program.method.refresh is not None and not last:
+        if step % spe == 0 and program.method.refresh is not None and total - step >= spe:
             state = refreshed(program, source, state, seed, folder)
             if program.method.balance is not None:                 # the batches on their way were drawn from the old clusters
                 batches.close()

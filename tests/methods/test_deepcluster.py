@@ -45,6 +45,17 @@ def trained(program, source):
     return state
 
 
+def test_no_clustering_without_an_epoch_to_learn_it(program, source):
+    epoch, steps = program.steps_per_epoch, []
+
+    def refresh(state, run):
+        steps.append(int(state.step))
+        return program.method.refresh(state, run)
+    short = program._replace(total_steps=2 * epoch + 2, method=program.method._replace(refresh=refresh))
+    assert int(train.fit(short, source, seed=0).step) == 2 * epoch + 2
+    assert steps == [0, epoch]
+
+
 def features(program, source, state):
     """In float64, whitened and of length one, by NumPy."""
     encode = functools.partial(program.encode, state.params, state.model_state, state.extra)
