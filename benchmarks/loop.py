@@ -1,4 +1,4 @@
-"""What the loop costs beside its step: images a second of `train.fit` against a bare loop of the same compiled step on a ready batch.
+"""What the loop costs beside its step: images a second of `fit` against a bare loop of the same compiled step on a ready batch.
 
     python -m benchmarks.loop [--preset digits] [--steps 200] [--rounds 5]
 
@@ -16,9 +16,10 @@ import time
 import jax
 
 from configs import simclr
-from ssljax import train
 from ssljax.data import sources
-from ssljax.run_folder import RunFolder
+from ssljax.program import build, device_batches
+from ssljax.run.folder import RunFolder
+from ssljax.run.loop import fit
 
 
 def main() -> None:
@@ -32,9 +33,9 @@ def main() -> None:
     config.eval_every_epochs, config.checkpoint.every_steps, config.optim.warmup_epochs = 0, 10**9, 0
     config.lock()
     source = sources.load(config.data, "train")
-    program = train.build(config, source)._replace(total_steps=flags.steps)
+    program = build(config, source)._replace(total_steps=flags.steps)
     key = jax.random.key(0)
-    ready = next(train.device_batches(program, source, 0, 0))
+    ready = next(device_batches(program, source, 0, 0))
     jax.block_until_ready(program.step(program.init(0), ready, key))
 
     def bare() -> float:
@@ -53,7 +54,7 @@ def main() -> None:
             state = program.init(0)
             jax.block_until_ready(state.params)
             begin = time.perf_counter()
-            state = train.fit(program, source, seed=0, folder=run, start=lambda _, fresh=state: fresh)
+            state = fit(program, source, seed=0, folder=run, start=lambda _, fresh=state: fresh)
             jax.block_until_ready(state.params)
             seconds = time.perf_counter() - begin
             run.close()

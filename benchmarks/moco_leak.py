@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from configs.moco import get_config
-from ssljax import train
 from ssljax.data import sources
+from ssljax.program import build, device_batches
+from ssljax.run.loop import online_knn
 
 
 def run(groups: int, shuffle: bool) -> tuple[float, float, float]:
@@ -26,15 +27,15 @@ def run(groups: int, shuffle: bool) -> tuple[float, float, float]:
     config = get_config("digits").unlock()
     config.bn.update(groups=groups, shuffle=shuffle)
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
-    program = train.build(config.lock(), source)
+    program = build(config.lock(), source)
     state, key, pretext = program.init(config.seed), jax.random.key(config.seed), []
-    batches = train.device_batches(program, source, config.seed, 0)
+    batches = device_batches(program, source, config.seed, 0)
     for _ in range(program.total_steps):
         state, metrics = program.step(state, next(batches), key)
         pretext.append(metrics["pretext_accuracy"])
     batches.close()
     last = 100 * float(np.mean(jax.device_get(pretext[-program.steps_per_epoch:])))
-    return last, train.online_knn(program, state, source, test), time.perf_counter() - begin
+    return last, online_knn(program, state, source, test), time.perf_counter() - begin
 
 
 def main() -> None:

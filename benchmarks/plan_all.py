@@ -21,7 +21,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssljax import ahead, optim, plan, slices, train
+from ssljax import optim, plan
+from ssljax.compiler import ahead, slices
+from ssljax.program import stages
 
 ROOT = Path(__file__).parent.parent
 LINES, PAGE = ROOT / "experiments" / "plans.jsonl", ROOT / "experiments" / "plans.md"
@@ -66,7 +68,7 @@ def presets() -> Iterator[tuple[str, ConfigDict]]:
     for path in sorted((ROOT / "configs").glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         for preset in module.PRESETS:
-            for stage, config, _ in train.stages(module.get_config(preset), ""):
+            for stage, config, _ in stages(module.get_config(preset), ""):
                 if config.data.source.startswith("tfds:imagenet2012"):
                     yield f"{path.stem}:{preset} {stage}".strip(), config
 

@@ -89,14 +89,14 @@ def ours(folder: str, steps: int) -> Callable[[], float]:
     import jax
 
     from configs.simclr import get_config
-    from ssljax import train
     from ssljax.data import sources
+    from ssljax.program import build, device_batches
 
     config = get_config("cifar10_small").unlock()
     config.data.source, config.data.train_per_class = f"folder:{folder}", PER_CLASS
     source = sources.load(config.data, "train")
-    program = train.build(config.lock(), source)
-    state, key, batches = program.init(0), jax.random.key(0), train.device_batches(program, source, 0, 0)
+    program = build(config.lock(), source)
+    state, key, batches = program.init(0), jax.random.key(0), device_batches(program, source, 0, 0)
 
     def run(count: int) -> float:
         nonlocal state

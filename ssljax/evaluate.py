@@ -30,15 +30,19 @@ from etils import epath
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import cli, gallery, hosts, models, sharding, train
-from ssljax.data import augment, sampler, sources
-from ssljax.data.sources import Source
+from ssljax import cli, models, sharding
+from ssljax.data import sampler, sources, views
+from ssljax.data.source import Source
 from ssljax.losses.information import nmi
+from ssljax.pictures import gallery
+from ssljax.program import Program, build, encoded, restore, stages, use_compilation_cache
 from ssljax.protocols import layers, linear
 from ssljax.protocols.features import Encode, Features, Kind, raw_pixels
 from ssljax.protocols.knn import knn
 from ssljax.protocols.label_fraction import L2, label_fraction
-from ssljax.run_folder import HARMLESS, commit, differences, versions
+from ssljax.run import hosts
+from ssljax.run.folder import HARMLESS, commit, differences, versions
+from ssljax.run.loop import fit
 from ssljax.types import TrainState
 
 PROTOCOLS = ("knn", "linear", "label_fraction", "layers", "classifier", "clusters")
@@ -77,14 +81,14 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
     """
     same_run(config, epath.Path(workdir) / "config.json")
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
-    program = train.build(config, source)
-    state = train.restore(program, workdir)
+    program = build(config, source)
+    state = restore(program, workdir)
     refuse(protocols, program, state)
     facts = provenance(program.config, source, test, int(state.step), command)
     kinds = []
     for name in (config.method, *(b for b in BASELINES if b in baselines and b != "supervised")):
         encode, channels = encoder(name, program, state, config)
-        kind = Kind(name, train.encoded(encode, program, source), train.encoded(encode, program, test), channels)
+        kind = Kind(name, encoded(encode, program, source), encoded(encode, program, test), channels)
         kinds.append(kind)
         with threadpool_limits(1 if kind.train.features.size < ONE_THREAD else None):
             for protocol in (p for p in protocols if p in OF_FEATURES):
@@ -122,7 +126,7 @@ def same_run(config: ConfigDict, file: epath.Path) -> None:
                          "or its --workdir; only config.data and config.evaluate may differ")
 
 
-def refuse(protocols: Sequence[str], program: train.Program, state: TrainState) -> None:
+def refuse(protocols: Sequence[str], program: Program, state: TrainState) -> None:
     """Raises a ValueError where a protocol asks of the run what it has not."""
     e, has = program.config.evaluate, "this run has " + ", ".join(state.params)
     if "classifier" in protocols and program.method.classify is None:
@@ -135,7 +139,7 @@ def refuse(protocols: Sequence[str], program: train.Program, state: TrainState) 
                          "have; configs/deepcluster.py has it")
 
 
-def encoder(name: str, program: train.Program, state: TrainState, config: ConfigDict) -> tuple[Encode, int]:
+def encoder(name: str, program: Program, state: TrainState, config: ConfigDict) -> tuple[Encode, int]:
     """The encode function of a kind of features, and its number of channels if it is no network."""
     if name == "raw_pixels":
         return raw_pixels, config.data.channels
@@ -144,7 +148,7 @@ def encoder(name: str, program: train.Program, state: TrainState, config: Config
     return functools.partial(program.encode, state.params, state.model_state, state.extra), 0
 
 
-def random_state(program: train.Program, config: ConfigDict) -> TrainState:
+def random_state(program: Program, config: ConfigDict) -> TrainState:
     """The network the run started from, every branch switched on."""
     return switched_on(program.init(config.seed))
 
@@ -196,24 +200,24 @@ def probe(kind: Kind, config: ConfigDict) -> dict[str, Any]:
     raise ValueError(f"config.evaluate.linear={e.linear!r} is neither 'sgd' nor 'lbfgs'")
 
 
-def probed_layers(program: train.Program, state: TrainState, source: Source, test: Source) -> Iterator[dict[str, Any]]:
+def probed_layers(program: Program, state: TrainState, source: Source, test: Source) -> Iterator[dict[str, Any]]:
     """A linear probe of each layer in `config.evaluate.layers`, as protocol `layer_NAME`; `dim` is how many numbers it reads."""
     config, net = program.config, models.backbone(program.config.model)
 
     @functools.partial(jax.jit, static_argnums=0)
     def encode(layer: str, params: Any, statistics: Any, image: jax.Array) -> jax.Array:
-        x = augment.for_network(image, config.augment)
+        x = views.for_network(image, config.augment)
         return layers.pooled(models.activation(net, params, statistics, x, layer), config.evaluate.layer_dim)
 
     for layer in config.evaluate.layers:
         of_layer = functools.partial(encode, layer, state.params["encoder"], state.model_state["encoder"])
-        kind = Kind(layer, train.encoded(of_layer, program, source), train.encoded(of_layer, program, test), 0)
+        kind = Kind(layer, encoded(of_layer, program, source), encoded(of_layer, program, test), 0)
         found = probe(kind, config)
         settings = {**found["settings"], "dim": kind.train.features.shape[1], "probe": found["protocol"]}
         yield {**found, "protocol": f"layer_{layer}", "settings": settings}
 
 
-def assigned(program: train.Program, state: TrainState, source: Source) -> np.ndarray | None:
+def assigned(program: Program, state: TrainState, source: Source) -> np.ndarray | None:
     """int32 [N], the cluster of every training image, -1 for none; of several clusterings the first. None: the method has no clusters."""
     if not hasattr(state.extra, "assignment"):
         return None
@@ -229,7 +233,7 @@ def clusters(assignment: np.ndarray, source: Source) -> dict[str, Any]:
     return {"protocol": "clusters", "settings": settings, "nmi": value, "n": int(known.sum()), "seconds": time.perf_counter() - begin}
 
 
-def classifier(program: train.Program, state: TrainState, test: Features) -> Iterator[dict[str, Any]]:
+def classifier(program: Program, state: TrainState, test: Features) -> Iterator[dict[str, Any]]:
     """The run's own heads on the held-out images: how a supervised, distilled or fine-tuned network is judged."""
     begin = time.perf_counter()
     for name, logits in program.method.classify(state.params, state.extra, jnp.asarray(test.features)).items():
@@ -251,9 +255,9 @@ def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[dic
         for draw in range(e.label_draws):
             begin = time.perf_counter()
             labelled = repeated(source.select(sampler.subset(source.labels, per_class=k, seed=draw)), length)
-            program = program or train.build(config, labelled)
-            state = train.fit(program, labelled, seed=config.seed)
-            features = train.encoded(functools.partial(program.encode, state.params, state.model_state, state.extra), program, test)
+            program = program or build(config, labelled)
+            state = fit(program, labelled, seed=config.seed)
+            features = encoded(functools.partial(program.encode, state.params, state.model_state, state.extra), program, test)
             logits = np.asarray(program.method.classify(state.params, state.extra, jnp.asarray(features.features))["classifier"])
             settings = {"steps": program.total_steps, "batch_size": batch, "learning_rate": config.optim.learning_rate}
             yield {"protocol": "label_fraction", "settings": settings, "labels_per_class": k, "draw": draw,
@@ -328,10 +332,10 @@ def main(argv: list[str] | None = None) -> None:
     """`ssljax evaluate`."""
     flags = cli.parse("evaluate", argv, protocols="", baselines="", results="", **hosts.FLAGS)
     command = "ssljax evaluate " + shlex.join(sys.argv[1:] if argv is None else argv)
-    _, config, workdir = train.stages(flags.config, flags.workdir)[-1]
+    _, config, workdir = stages(flags.config, flags.workdir)[-1]
     results = Path(flags.results or os.path.join(workdir, "results.jsonl"))
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
-        train.use_compilation_cache(flags.workdir)
+        use_compilation_cache(flags.workdir)
         try:
             protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, PROTOCOLS)
             baselines = chosen("baselines", flags.baselines, (), BASELINES)

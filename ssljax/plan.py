@@ -24,9 +24,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssljax import ahead, cli, flops, hlo, sharding, slices, train
-from ssljax.run_folder import commit, versions
-from ssljax.slices import GIB, Slice
+from ssljax import cli, sharding
+from ssljax.compiler import ahead, flops, hlo, slices
+from ssljax.compiler.slices import GIB, Slice
+from ssljax.program import AHEAD, Program, build, stages
+from ssljax.run.folder import commit, versions
 
 # Training images and classes, so that no data set need be on this machine: (data.source, data.train_split).
 DATA_SETS = {
@@ -44,7 +46,7 @@ EDITS = (("model.remat", ("dots", "blocks")), ("accumulate", (2, 4, 8, 16)), ("s
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What `train.build` looks at of a training split: its size and classes."""
+    """What `build` looks at of a training split: its size and classes."""
 
     images: int
     num_classes: int
@@ -149,7 +151,7 @@ def known_split(config: ConfigDict, images: int) -> Split:
     return Split(total, classes)
 
 
-def abstract_batch(program: train.Program) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the global batch that `loader.train_batches` delivers."""
     b, data, split = program.config.batch_size, program.config.data, sharding.batch_sharding(program.mesh)
     views = (data.views,) if data.crop_on == "host" else ()
@@ -158,12 +160,12 @@ def abstract_batch(program: train.Program) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in shapes.items()}
 
 
-def arguments(program: train.Program) -> tuple[Any, ...]:
+def arguments(program: Program) -> tuple[Any, ...]:
     """What the step is called with, as shapes."""
     return (program.shapes, abstract_batch(program), jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def program_on(slice_: Slice, config: ConfigDict, images: int = 0) -> train.Program:
+def program_on(slice_: Slice, config: ConfigDict, images: int = 0) -> Program:
     """The program that `train` builds on this slice.
 
     Args:
@@ -175,7 +177,7 @@ def program_on(slice_: Slice, config: ConfigDict, images: int = 0) -> train.Prog
         ValueError: the batch does not split over the devices, libtpu refuses the shape, the size of the data is not known.
         ModuleNotFoundError: libtpu is not installed.
     """
-    return train.build(config, known_split(config, images), sharding.mesh_of(ahead.topology_devices(slice_), config.sharding.fsdp))
+    return build(config, known_split(config, images), sharding.mesh_of(ahead.topology_devices(slice_), config.sharding.fsdp))
 
 
 def plan(config: ConfigDict, slice_: Slice, *, full: bool = False, images: int = 0) -> Plan:
@@ -191,7 +193,7 @@ def plan(config: ConfigDict, slice_: Slice, *, full: bool = False, images: int =
     return describe(program, slice_, ahead.compile_step(program.step, arguments(program), full=full), full=full)
 
 
-def describe(program: train.Program, slice_: Slice, compiled: ahead.Compiled, *, full: bool) -> Plan:
+def describe(program: Program, slice_: Slice, compiled: ahead.Compiled, *, full: bool) -> Plan:
     """The figures of a compiled step."""
     config, devices, generation = program.config, program.mesh.devices.size, slice_.generation
     share = devices / slice_.chips                       # devices a chip: 2 where a device is a core
@@ -268,7 +270,7 @@ def show(p: Plan) -> str:
         xla = f"XLA counts {p.flops_xla / p.flops:.2f} of it"
         traffic = f"{p.hbm_bytes / 1e9:.4g} GB a {device} and step by XLA's count (rough; depends on the effort)"
     lines = [head, f"memory        fits: peak {size(m.peak)} of {size(m.available)} a {device} (arguments {size(m.arguments)}, temporaries "
-             f"{size(m.temporaries)}); {train.AHEAD} batches on their way come on top",
+             f"{size(m.temporaries)}); {AHEAD} batches on their way come on top",
              f"compute       {p.flops / 1e12:.4g} TFLOP a step as written, {p.flops / p.batch_size / 1e9:.4g} GFLOP an image; {xla}",
              f"HBM traffic   {traffic}"]
     lines += [f"collectives   {c.kind} {c.dtype}: {c.count}, {c.bytes / 1e6:.2f} MB a {device} and step, largest {c.largest}"
@@ -339,7 +341,7 @@ def main(argv: list[str] | None = None) -> None:
         if not flags.topology and not flags.sweep:
             raise ValueError(f"--topology is missing, e.g. --topology v5e:8x8, or --sweep for {', '.join(slices.SWEEP)}")
         wanted = [slices.parse(topology) for topology in (slices.SWEEP if flags.sweep else (flags.topology,))]
-        for (stage, config, _), slice_ in itertools.product(train.stages(flags.config, ""), wanted):
+        for (stage, config, _), slice_ in itertools.product(stages(flags.config, ""), wanted):
             print(f"compiling {config.name}:{config.preset} for {slice_.topology}", file=sys.stderr, flush=True)
             found = plan(config, slice_, full=flags.full, images=flags.images)
             found = found._replace(config=f"{found.config} {stage}".strip())

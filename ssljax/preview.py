@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax import cli
-from ssljax.data import augment, loader, policies, sources
+from ssljax.data import loader, mixing, policies, sources, views
+from ssljax.data.source import Source
 
 ROWS, VIEWS = 8, 6
 OPERATIONS = "bcsh"         # brightness, contrast, saturation, hue
@@ -28,10 +29,10 @@ def main(argv: list[str] | None = None) -> None:
     flags = cli.parse("preview", argv)
     stages = {name: flags.config[name] for name in flags.config.stages} if "stages" in flags.config else {"": flags.config}
     for name, config in stages.items():
-        originals, views, drawn, labels = examples(config)
+        originals, made, drawn, labels = examples(config)
         path = Path(flags.workdir) / name / "preview.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet(path, title(config), originals, views, drawn, labels)
+        sheet(path, title(config), originals, made, drawn, labels)
         print(path)
 
 
@@ -46,33 +47,33 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], np.ndarray, list[lis
 
     key = jax.random.fold_in(jax.random.key(config.seed), 0)               # of step 0, as ssljax/step.py folds it
     image, index = jax.numpy.asarray(batch["image"]), jax.numpy.asarray(batch["index"])
-    views = augment.views(image, index, key, config.augment, size=config.data.image_size, num_views=VIEWS)
-    mixed, weights = mixtures(views[:, 0], batch["label"], source.class_names, key, config) if "mix" in config else ([], [])
-    views = np.concatenate([views, *mixed], axis=1) * np.float32(config.augment.std) + np.float32(config.augment.mean)
-    drawn = jax.tree.map(np.asarray, augment.draws(index, key, config.augment, VIEWS))
+    made = views.random_views(image, index, key, config.augment, size=config.data.image_size, num_views=VIEWS)
+    mixed, weights = mixtures(made[:, 0], batch["label"], source.class_names, key, config) if "mix" in config else ([], [])
+    pictures = np.concatenate([made, *mixed], axis=1) * np.float32(config.augment.std) + np.float32(config.augment.mean)
+    drawn = jax.tree.map(np.asarray, views.draws(index, key, config.augment, VIEWS))
     captions = [[caption(jax.tree.map(lambda leaf, i=i, v=v: leaf[i, v], drawn), config,
                          policies.draw((config.seed, 0, batch["index"][i], v), config.augment))
                  for v in range(VIEWS)] for i in range(len(index))]
     captions = [[*row, *(column[i] for column in weights)] for i, row in enumerate(captions)]
-    return ([original(source, i) for i in batch["index"]], np.clip(views, 0.0, 1.0), captions,
+    return ([original(source, i) for i in batch["index"]], np.clip(pictures, 0.0, 1.0), captions,
             [source.class_names[label] for label in batch["label"]])
 
 
-def mixtures(views: jax.Array, labels: np.ndarray, class_names: tuple[str, ...], key: jax.Array,
+def mixtures(first: jax.Array, labels: np.ndarray, class_names: tuple[str, ...], key: jax.Array,
              config: ConfigDict) -> tuple[list[np.ndarray], list[list[str]]]:
     """By mixup and by CutMix, those that are on: images [B, 1, S, S, C], normalised, and the two heaviest labels of each row."""
     images, captions, names = [], [], np.array(class_names)
     for kind in ("mixup_alpha", "cutmix_alpha"):
-        if config.mix[kind] and len(views) % 2 == 0:
+        if config.mix[kind] and len(first) % 2 == 0:
             alphas = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0} | {kind: config.mix[kind]}
-            image, target = augment.mix(views, augment.smoothed_one_hot(jax.numpy.asarray(labels), len(names), 0.0), key, **alphas)
+            image, target = mixing.mix(first, mixing.smoothed_one_hot(jax.numpy.asarray(labels), len(names), 0.0), key, **alphas)
             images.append(np.asarray(image)[:, None])
             heaviest = [(row, [c for c in np.argsort(-row)[:2] if row[c] > 0]) for row in np.asarray(target)]
             captions.append(["\n".join(f"{row[c]:.2f} {names[c]}" for c in two) for row, two in heaviest])
     return images, captions
 
 
-def original(source: sources.Source, index: int) -> np.ndarray:
+def original(source: Source, index: int) -> np.ndarray:
     """The stored image of example `index`, uint8 [H, W, C]."""
     position = int(np.flatnonzero(source.index == index)[0])
     if source.images is not None:
@@ -81,7 +82,7 @@ def original(source: sources.Source, index: int) -> np.ndarray:
     return np.asarray(crops.decode(source.read([position])[0], 3))          # in colour even where the network sees grey
 
 
-def caption(drawn: augment.Draw, config: ConfigDict, policy: Sequence[policies.Step] = ()) -> str:
+def caption(drawn: views.Draw, config: ConfigDict, policy: Sequence[policies.Step] = ()) -> str:
     """What was drawn for one view, e.g. `c1.32 b0.77 h-0.05 s1.20` (the jitter's operations in their order) over `grey blur 0.8`.
 
     With a policy its operations and their arguments come first, e.g. `Equalize 0` over `Rotate -27.3`.
@@ -112,17 +113,17 @@ def title(config: ConfigDict) -> str:
             f"{crop}, {'flips' if a.flip else 'no flips'}{policy}\n{color}")
 
 
-def sheet(path: Path, heading: str, originals: list[np.ndarray], views: np.ndarray, captions: list[list[str]], labels: list[str]) -> None:
+def sheet(path: Path, heading: str, originals: list[np.ndarray], made: np.ndarray, captions: list[list[str]], labels: list[str]) -> None:
     """Draws the contact sheet."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows, columns = views.shape[:2]
+    rows, columns = made.shape[:2]
     figure = Figure(figsize=(2.1 * (columns + 1), 2.2 * rows + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns + 1, squeeze=False)
     for i in range(rows):
-        pictures = [(originals[i], labels[i]), *zip(views[i], captions[i], strict=True)]
+        pictures = [(originals[i], labels[i]), *zip(made[i], captions[i], strict=True)]
         for axes, (picture, text) in zip(grid[i], pictures, strict=True):
             white = 255 if picture.dtype == np.uint8 else 1
             axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=white, interpolation="nearest")     # cmap is for one channel only

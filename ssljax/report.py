@@ -126,7 +126,7 @@ def kinds(rows: Sequence[Row]) -> list[str]:
 
 def main_table(rows: Sequence[Row]) -> list[list[str]]:
     """Header and rows: kNN, linear probe, and a probe with k labels a class, for every kind of features."""
-    from ssljax.figures import name
+    from ssljax.pictures.figures import name
 
     top1 = pick(rows, metric="top1")
     titles = {"classifier": "own head", "classifier_class_token": "class token's head",
@@ -163,7 +163,7 @@ def caption(rows: Sequence[Row]) -> str:
 
 def group_blocks(group: Group, folder: Path, runs: Mapping[str, Sequence[Row]]) -> list[Block]:
     """Table, caption, commands and figures of one group."""
-    from ssljax import figures
+    from ssljax.pictures import figures
 
     blocks = [Block("h2", group.title), Block("table", main_table(group.rows)), Block("p", caption(group.rows)),
               Block("pre", sorted({row["command"] for row in group.rows}))]
@@ -185,7 +185,7 @@ def group_blocks(group: Group, folder: Path, runs: Mapping[str, Sequence[Row]]) 
 
 def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
     """The feature map and the nearest neighbours."""
-    from ssljax import figures
+    from ssljax.pictures import figures
 
     g = np.load(path)
     names, preset = [str(n) for n in g["class_names"]], str(g["preset"])

@@ -2,7 +2,7 @@
 
 With `fsdp` = 1 the parameters are whole on each device (data parallelism). With `fsdp` = F, groups of F devices share one copy of the
 big leaves (ZeRO; Rajbhandari et al., arXiv 1910.02054): the compiler gathers a layer where it is used and scatters its gradient. That
-works only while activations stay split by the batch, which `models.layout.along_batch` says inside the networks.
+works only while activations stay split by the batch, which `models.placement.along_batch` says inside the networks.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def state_sharding(mesh: Mesh, state: Pytree) -> Pytree:
 
 
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """The function, traced with the mesh in sight, so that `models.layout.along_batch` can name its axes."""
+    """The function, traced with the mesh in sight, so that `models.placement.along_batch` can name its axes."""
     def traced(*arguments: Pytree) -> Pytree:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*arguments)

@@ -47,7 +47,8 @@ class Mutation(NamedTuple):
 
 
 CONTRASTIVE, SIMCLR, OPTIM = "ssljax/losses/contrastive.py", "ssljax/methods/simclr.py", "ssljax/optim.py"
-AUGMENT, GEOMETRY, CROPS = "ssljax/data/augment.py", "ssljax/data/geometry.py", "ssljax/data/crops.py"
+AUGMENT, VIEWS_FILE = "ssljax/data/augment.py", "ssljax/data/views.py"
+GEOMETRY, CROPS = "ssljax/data/geometry.py", "ssljax/data/crops.py"
 SAMPLER, LOADER = "ssljax/data/sampler.py", "ssljax/data/loader.py"
 NORM, HEADS, RESNET, KNN = "ssljax/models/norm.py", "ssljax/models/heads.py", "ssljax/models/resnet.py", "ssljax/protocols/knn.py"
 
@@ -113,10 +114,10 @@ METHOD = [
              "labels leak into the pretraining", f"{T_SIMCLR}::test_labels_reach_the_probe_and_nothing_else"),
     Mutation("batch_norm_trains_in_the_probe", SIMCLR, 'models.infer(encoder, params["encoder"], model_state["encoder"], x)',
              'models.forward(encoder, params["encoder"], model_state["encoder"], x)[0]', "no eval() before the linear evaluation", ENCODE),
-    Mutation("encode_forgets_the_normalisation", SIMCLR, "x = augment.for_network(image, config.augment)",
+    Mutation("encode_forgets_the_normalisation", SIMCLR, "x = views.for_network(image, config.augment)",
              "x = jax.vmap(augment.to_float)(image)", "converted checkpoints near chance (google-research/simclr #12)", ENCODE),
-    Mutation("encode_divides_by_255_twice", SIMCLR, "x = augment.for_network(image, config.augment)",
-             "x = augment.for_network(jax.vmap(augment.to_float)(image) / 255.0, config.augment)",
+    Mutation("encode_divides_by_255_twice", SIMCLR, "x = views.for_network(image, config.augment)",
+             "x = views.for_network(jax.vmap(augment.to_float)(image) / 255.0, config.augment)",
              "the loader's scaling and the method's (google-research/simclr #12)", ENCODE),
     Mutation("one_draw_for_all_steps", "ssljax/step.py", "key = jax.random.fold_in(key, state.step)", "key = jax.random.fold_in(key, 0)",
              "the same views of an image in every epoch", "tests/test_step.py"),
@@ -189,19 +190,19 @@ NETWORK = [
 ]
 
 AUGMENTATION = [
-    Mutation("one_key_for_both_views", AUGMENT, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
+    Mutation("one_key_for_both_views", VIEWS_FILE, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
              "jax.random.fold_in(key, index)", "identical views: 100 % contrastive accuracy at step 0", VIEWS),
-    Mutation("view_depends_on_its_place", AUGMENT, "(batch_image, index, first, numbers, shared)",
+    Mutation("view_depends_on_its_place", VIEWS_FILE, "(batch_image, index, first, numbers, shared)",
              "(batch_image, jnp.arange(index.shape[0], dtype=jnp.int32), first, numbers, shared)",
              "keys split over the batch instead of the example's id", VIEWS),
-    Mutation("one_draw_for_the_batch", AUGMENT, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
+    Mutation("one_draw_for_the_batch", VIEWS_FILE, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
              "jax.random.fold_in(key, number)", "batch-wise augmentation: a batch shares its colours", VIEWS),
-    Mutation("jitter_order_fixed", AUGMENT, "rank = (u[8:, None] > u[None, 8:]).sum(1, dtype=jnp.int32)",
+    Mutation("jitter_order_fixed", VIEWS_FILE, "rank = (u[8:, None] > u[None, 8:]).sum(1, dtype=jnp.int32)",
              "rank = jnp.arange(4, dtype=jnp.int32)", "brightness, contrast, saturation, hue in this order always",
              f"{T_AUGMENT}::test_draw_has_the_ranges_of_the_paper"),
     Mutation("jitter_clips_only_at_the_end", AUGMENT, "x = tuple(clip(c * multiply", "x = tuple((c * multiply",
              "no clip between the operations", f"{T_AUGMENT}::test_jitter_is_the_four_operations_in_turn"),
-    Mutation("hue_as_strong_as_the_rest", AUGMENT, "augment.jitter_hue * augment.jitter_strength", "0.8 * augment.jitter_strength",
+    Mutation("hue_as_strong_as_the_rest", VIEWS_FILE, "augment.jitter_hue * augment.jitter_strength", "0.8 * augment.jitter_strength",
              "hue's 0.2 read as 0.8", f"{T_AUGMENT}::test_draw_has_the_ranges_of_the_paper"),
     Mutation("grey_is_the_mean", AUGMENT, "LUMA = (0.2989, 0.5870, 0.1140)", "LUMA = (1 / 3, 1 / 3, 1 / 3)", "no luma weights",
              f"{T_AUGMENT}::test_grayscale"),
@@ -239,16 +240,17 @@ ORDER_AND_STATE = [
              "a global batch that holds every image twice", STREAM),
     Mutation("resume_restarts_the_stream", LOADER, "steps = itertools.count(start_step)", "steps = itertools.count(0)",
              "the first images once more after every preemption", STREAM),
-    Mutation("the_loop_restarts_the_stream", "ssljax/train.py", "device_batches(program, source, seed, int(state.step), ",
+    Mutation("the_loop_restarts_the_stream", "ssljax/run/loop.py", "device_batches(program, source, seed, int(state.step), ",
              "device_batches(program, source, seed, 0, ", "the first images once more after every preemption", LOOP),
-    Mutation("the_seed_misses_the_sampler", "ssljax/train.py", "        config.seed = seed\n", "        config.seed = 0\n",
+    Mutation("the_seed_misses_the_sampler", "ssljax/program.py", "        config.seed = seed\n", "        config.seed = 0\n",
              "seeds that share the order of the data", LOOP),
-    Mutation("only_parameters_are_restored", "ssljax/checkpoint.py",
+    Mutation("only_parameters_are_restored", "ssljax/run/checkpoint.py",
              "return self._manager.restore(step, args=ocp.args.StandardRestore(like))",
              "found = self._manager.restore(step, args=ocp.args.StandardRestore(like))\n"
              "                return found.replace(opt_state=jax.tree.map(lambda leaf: 0 * leaf, found.opt_state))",
              "momentum starts from zero after every preemption", "tests/test_checkpoint.py"),
-    Mutation("the_oldest_checkpoint_is_restored", "ssljax/checkpoint.py", "for step in sorted(self._manager.all_steps(), reverse=True):",
+    Mutation("the_oldest_checkpoint_is_restored", "ssljax/run/checkpoint.py",
+             "for step in sorted(self._manager.all_steps(), reverse=True):",
              "for step in sorted(self._manager.all_steps()):", "folders listed in the wrong order", "tests/test_checkpoint.py"),
     Mutation("subset_not_balanced", SAMPLER, "return np.flatnonzero(rank < per_class)",
              "return np.sort(shuffled[:per_class * len(np.unique(labels))])", "a plain random subset",
@@ -294,7 +296,7 @@ FOLLOWERS = [
              f"{T_MOCO}::test_shuffling_mixes_the_groups_of_the_keys_and_nothing_else"),
     Mutation("keys_are_not_shuffled", MOCO, "order = jax.random.permutation(key, x.shape[0])", "order = jnp.arange(x.shape[0])",
              "split statistics leak who is whose key", f"{T_MOCO}::test_shuffling_mixes_the_groups_of_the_keys_and_nothing_else"),
-    Mutation("statistics_of_the_whole_batch", "ssljax/models/__init__.py", "    if groups > 1:\n", "    if groups > 10**9:\n",
+    Mutation("statistics_of_the_whole_batch", "ssljax/models/apply.py", "    if groups > 1:\n", "    if groups > 10**9:\n",
              "BatchNorm under jit is global (dddzg/MoCo #5)",
              f"{T_MOCO}::test_groups_normalise_by_themselves_and_running_statistics_are_their_mean"),
     Mutation("momentum_on_running_statistics", MOCO, "return MocoState(key_params, carry.key_stats, queue)",
@@ -354,7 +356,7 @@ FOLLOWERS = [
     Mutation("average_of_softmaxes", DEIT, "    if inference == \"code\":\n", "    if inference == \"paper\":\n",
              "probabilities averaged where the released code averages logits", f"{T_DEIT}::test_the_released_codes_prediction"),
     Mutation("teacher_sees_the_unmixed_image", DEIT, "extra.teacher.model_state[\"encoder\"], x)\n",
-             "extra.teacher.model_state[\"encoder\"], augment.for_network(batch[\"image\"], config.augment))\n",
+             "extra.teacher.model_state[\"encoder\"], views.for_network(batch[\"image\"], config.augment))\n",
              "the teacher labels an image that the student does not see",
              f"{T_DEIT}::test_hard_distillation_of_a_mixed_image_by_numpy"),
     Mutation("teachers_label_smoothed", DISTILLATION, "alpha * cross_entropy(token, decision)",
@@ -394,7 +396,7 @@ DEIT_DATA = [
              "lambda as drawn, although the box was cut at the border", f"{T_MIXING}::test_mix_draws_mixup_or_cutmix_and_corrects_lambda"),
     Mutation("copies_look_alike", CROPS, "tf.cast(copy, tf.int64) * config.data.views", "tf.cast(0 * copy, tf.int64) * config.data.views",
              "repeated augmentation keyed by the image alone", f"{T_LOADER}::test_copies_are_neighbours_with_views_of_their_own[repeated]"),
-    Mutation("copies_look_alike_on_the_device", AUGMENT, "else copy * num_views", "else 0 * copy * num_views",
+    Mutation("copies_look_alike_on_the_device", VIEWS_FILE, "else copy * num_views", "else 0 * copy * num_views",
              "repeated augmentation keyed by the image alone", f"{T_AUGMENT}::test_copies_of_an_image_have_views_of_their_own"),
     Mutation("epochs_three_times_as_long", SAMPLER, "[:-(-n // repeats)], repeats)[:n]", ", repeats)",
              "repeats that lengthen the epoch: three times the steps and all images",
@@ -404,7 +406,7 @@ DEIT_DATA = [
              f"{T_SAMPLER}::test_repeats_are_the_released_samplers[ra0]"),
     Mutation("erased_with_zeros", MIXING, "[:, :, None], noise, image)", "[:, :, None], 0.0 * noise, image)",
              "torchvision's default: grey, not noise", f"{T_MIXING}::test_erasing_is_noise_of_unit_deviation_in_the_box_alone"),
-    Mutation("erased_before_the_normalisation", AUGMENT, "    image = color(image, draw(color_key, augment), augment, sigma=sigma)\n",
+    Mutation("erased_before_the_normalisation", VIEWS_FILE, "    image = color(image, draw(color_key, augment), augment, sigma=sigma)\n",
              "    image = random_erasing(image, jax.random.fold_in(key, 2), probability=augment.erasing_probability)\n"
              "    return color(image, draw(color_key, augment), augment, sigma=sigma)\n",
              "noise in units of the pixels", f"{T_AUGMENT}::test_erasing_comes_last_in_normalised_units"),
@@ -422,10 +424,10 @@ DEIT_DATA = [
 ]
 
 HOSTS = [
-    Mutation("every_host_reads_the_rows_of_the_first", "ssljax/train.py", "process_index=jax.process_index()", "process_index=0",
+    Mutation("every_host_reads_the_rows_of_the_first", "ssljax/program.py", "process_index=jax.process_index()", "process_index=0",
              "a shard index that stays 0 on every host: each image several times in a global batch",
              "tests/test_hosts.py::test_each_process_reads_its_rows_of_the_batches_of_one"),
-    Mutation("one_task_of_a_job_waits_for_the_rest", "ssljax/hosts.py", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS",
+    Mutation("one_task_of_a_job_waits_for_the_rest", "ssljax/run/hosts.py", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS",
              "srun of a single process inside a larger allocation waits for processes that nobody starts",
              "tests/test_hosts.py::test_the_environment_says_whether_there_are_others"),
 ]
@@ -434,16 +436,16 @@ WEIGHTS, CONVERT_VIT, T_WEIGHTS, T_REGNET = "ssljax/convert/weights.py", "ssljax
     "tests/models/test_regnet.py"
 
 CONVERSION = [
-    Mutation("keys_before_queries", CONVERT_VIT, 'layout = LINEAR if leaf == "kernel" else SAME',
-             'layout = LINEAR if leaf == "kernel" else SAME\n'
+    Mutation("keys_before_queries", CONVERT_VIT, 'reorder = LINEAR if leaf == "kernel" else SAME',
+             'reorder = LINEAR if leaf == "kernel" else SAME\n'
              '        if path.endswith("qkv/kernel"):\n'
-             '            layout = Layout(lambda w: np.roll(w, w.shape[0] // 3, axis=0).T, LINEAR.theirs)',
+             '            reorder = Reorder(lambda w: np.roll(w, w.shape[0] // 3, axis=0).T, LINEAR.theirs)',
              "query, key and value in another order than timm's", f"{T_VIT}::test_timm_forward_and_backward"),
-    Mutation("patches_column_by_column", WEIGHTS, "Layout(lambda w: CONV.ours(w).reshape(-1, w.shape[0]), lambda w: CONV.theirs(",
-             "Layout(lambda w: CONV.ours(w).swapaxes(0, 1).reshape(-1, w.shape[0]), lambda w: CONV.theirs(",
+    Mutation("patches_column_by_column", WEIGHTS, "Reorder(lambda w: CONV.ours(w).reshape(-1, w.shape[0]), lambda w: CONV.theirs(",
+             "Reorder(lambda w: CONV.ours(w).swapaxes(0, 1).reshape(-1, w.shape[0]), lambda w: CONV.theirs(",
              "height and width of the patch projection exchanged", f"{T_VIT}::test_timm_forward_and_backward"),
-    Mutation("channels_of_a_patch_outermost", WEIGHTS, "Layout(lambda w: CONV.ours(w).reshape(-1, w.shape[0]), lambda w: CONV.theirs(",
-             "Layout(lambda w: w.reshape(w.shape[0], -1).T, lambda w: CONV.theirs(", "PyTorch's order of a flattened patch",
+    Mutation("channels_of_a_patch_outermost", WEIGHTS, "Reorder(lambda w: CONV.ours(w).reshape(-1, w.shape[0]), lambda w: CONV.theirs(",
+             "Reorder(lambda w: w.reshape(w.shape[0], -1).T, lambda w: CONV.theirs(", "PyTorch's order of a flattened patch",
              f"{T_VIT}::test_timm_forward_and_backward"),
     Mutation("running_variance_for_the_mean", WEIGHTS, '"mean": "running_mean", "var": "running_var"',
              '"mean": "running_var", "var": "running_mean"', "the two buffers of BatchNorm exchanged",
@@ -459,8 +461,8 @@ CONVERSION = [
              "running variance of TensorFlow in a network of PyTorch", f"{T_REGNET}::test_torchvision_network"),
 ]
 
-DEEPCLUSTER, KMEANS, PLAIN = "ssljax/methods/deepcluster.py", "ssljax/targets/kmeans.py", "ssljax/models/plain.py"
-T_DEEPCLUSTER, T_KMEANS, T_PLAIN = "tests/methods/test_deepcluster.py", "tests/targets/test_kmeans.py", "tests/models/test_plain.py"
+DEEPCLUSTER, KMEANS, PLAIN = "ssljax/methods/deepcluster.py", "ssljax/targets/kmeans.py", "ssljax/models/alexnet_vgg.py"
+T_DEEPCLUSTER, T_KMEANS, T_PLAIN = "tests/methods/test_deepcluster.py", "tests/targets/test_kmeans.py", "tests/models/test_alexnet_vgg.py"
 NEW_HEAD = f"{T_DEEPCLUSTER}::test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else"
 NEAREST = f"{T_DEEPCLUSTER}::test_every_image_is_in_the_cluster_whose_centroid_is_nearest"
 BANKS = f"{T_DEEPCLUSTER}::test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters"
@@ -470,9 +472,9 @@ CLUSTERING = [
              "drawn = (start[:, None] + place).ravel()", "positions in the set sorted by cluster read as positions in the data set: "
              "draws follow the clusters' sizes (facebookresearch/deepcluster, UnifLabelSampler)",
              f"{T_SAMPLER}::test_balanced_draws_are_those_of_the_released_sampler"),
-    Mutation("labels_of_other_images", "ssljax/refresh.py", "np.stack(position, axis=1).ravel()", "np.stack(position, axis=0).ravel()",
+    Mutation("labels_of_other_images", "ssljax/run/refresh.py", "np.stack(position, axis=1).ravel()", "np.stack(position, axis=0).ravel()",
              "features stand in another order than the images' ids", NEAREST),
-    Mutation("the_last_batch_is_dropped", "ssljax/refresh.py", "number * batch < len(positions)",
+    Mutation("the_last_batch_is_dropped", "ssljax/run/refresh.py", "number * batch < len(positions)",
              "number * batch < len(positions) // batch * batch", "images of the last, incomplete batch get no label",
              f"{T_DEEPCLUSTER}::test_the_control_keeps_sizes_and_loses_what_they_mean"),
     Mutation("the_head_is_kept", DEEPCLUSTER, '"head": head.init(keys[1], jnp.zeros((1, *features), jnp.float32))["params"]',
@@ -481,17 +483,17 @@ CLUSTERING = [
              "momentum of a head that is no more", f"{T_DEEPCLUSTER}::test_an_optimizer_that_remembers_the_head_forgets_it"),
     Mutation("features_after_the_relu", PLAIN, 'return full(name="fc7")(drop(x))', 'return nn.relu(full(name="fc7")(drop(x)))',
              "k-means on what the last ReLU leaves", f"{T_PLAIN}::test_the_layers_in_their_order"),
-    Mutation("clustered_once_more_at_the_end", "ssljax/train.py", "total - step >= spe", "step < total",
+    Mutation("clustered_once_more_at_the_end", "ssljax/run/loop.py", "total - step >= spe", "step < total",
              "the last steps train a new head: the remainder of all epochs follows the last of them",
              f"{T_DEEPCLUSTER}::test_no_clustering_without_an_epoch_to_learn_it"),
-    Mutation("the_same_first_centroids_every_time", "ssljax/refresh.py", "jax.random.key(self.seed), REFRESH), state.step)",
+    Mutation("the_same_first_centroids_every_time", "ssljax/run/refresh.py", "jax.random.key(self.seed), REFRESH), state.step)",
              "jax.random.key(self.seed), REFRESH), 0)", "a constant seed of k-means",
              f"{T_DEEPCLUSTER}::test_another_clustering_starts_from_other_images_and_one_device_finds_what_eight_find"),
     Mutation("weights_count_empty_clusters", DEEPCLUSTER, "((counts > 0).sum().astype(jnp.float32)", "(jnp.float32(c.k)",
              "the mean weight is not one", f"{T_DEEPCLUSTER}::test_weights_make_every_cluster_count_alike"),
     Mutation("edges_of_the_sum_of_colours", "ssljax/models/sobel.py", ".mean(axis=-1)", ".sum(axis=-1)", "grey three times too bright",
-             "tests/models/test_plain.py::test_sobel_of_the_released_network"),
-    Mutation("every_head_reads_the_first_bank", DEEPCLUSTER, "extra.banks[:, head % views]", "extra.banks[:, 0]",
+             "tests/models/test_alexnet_vgg.py::test_sobel_of_the_released_network"),
+    Mutation("every_head_reads_the_first_bank", DEEPCLUSTER, "extra.banks[:, head % count]", "extra.banks[:, 0]",
              "v2: the other views' embeddings are never clustered", BANKS),
     Mutation("prototypes_of_any_length", DEEPCLUSTER, 'repair="none",\n                            spherical=True)', 'repair="none")',
              "v2: means instead of directions", BANKS),

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from ssljax import train
 from ssljax.accumulate import join, make_gradient, split
 from ssljax.data import sources
 from ssljax.losses.contrastive import nt_xent
+from ssljax.program import build, device_batches
 from ssljax.step import make_train_step
 from ssljax.types import Method, Out, TwoPass
 from tests.test_contract import leaves, small_config
@@ -74,8 +74,8 @@ def test_simclr_in_micro_batches_is_its_loss_over_all_their_embeddings():
     """Against one backward pass through both micro-batches side by side, each normalised by its own statistics."""
     config = small_config("simclr")
     source = sources.load(config.data, "train")
-    program = train.build(config, source)
-    batch = {k: np.asarray(v) for k, v in next(train.device_batches(program, source, 0, 0)).items()}
+    program = build(config, source)
+    batch = {k: np.asarray(v) for k, v in next(device_batches(program, source, 0, 0)).items()}
     state, key = jax.tree.map(np.asarray, program.init(0)), jax.random.key(1)
     two_pass = program.method.two_pass
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ssljax.checkpoint import Checkpoints
+from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
 
 

@@ -10,10 +10,12 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from ssljax import sharding, train
-from ssljax.checkpoint import Checkpoints
+from ssljax import sharding
 from ssljax.data import sources
 from ssljax.methods import METHODS
+from ssljax.program import balance_of, build, device_batches, with_classes, with_ids
+from ssljax.run.checkpoint import Checkpoints
+from ssljax.run.loop import refreshed
 from ssljax.step import make_train_step
 
 
@@ -108,17 +110,17 @@ class Case:
     def __init__(self, name: str):
         self.name, self.config = name, small_config(name)
         self.source = sources.load(self.config.data, "train")
-        self.eight = train.build(self.config, self.source)
-        self.one = train.build(self.config, self.source, sharding.make_mesh(1))
+        self.eight = build(self.config, self.source)
+        self.one = build(self.config, self.source, sharding.make_mesh(1))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sharding, "BIG", 256)                         # the small network has no big leaves
-            self.four_by_two = train.build(self.config, self.source, sharding.make_mesh(8, fsdp=2))
+            self.four_by_two = build(self.config, self.source, sharding.make_mesh(8, fsdp=2))
         self.key = jax.random.key(0)
         self.initial = self.eight.init(0)
         if self.eight.method.refresh is not None:
-            self.initial = train.refreshed(self.eight, self.source, self.initial, 0, None)
-        self.balance = train.balance(self.eight, self.source, self.initial)
-        stream = train.device_batches(self.eight, self.source, 0, 0, self.balance)
+            self.initial = refreshed(self.eight, self.source, self.initial, 0, None)
+        self.balance = balance_of(self.eight, self.source, self.initial)
+        stream = device_batches(self.eight, self.source, 0, 0, self.balance)
         self.batches = [b for b, _ in zip(stream, range(4), strict=False)]
         self.states, self.metrics = [self.initial], []
         for batch in self.batches:
@@ -186,8 +188,8 @@ def test_stopping_and_resuming_changes_no_bit(case, tmp_path):
     checkpoints.save(case.states[2], {})
     checkpoints.close()
     restored = Checkpoints(str(tmp_path)).restore(case.eight.shapes)
-    balance = train.balance(case.eight, case.source, restored)
-    batch = next(train.device_batches(case.eight, case.source, 0, int(restored.step), balance))
+    balance = balance_of(case.eight, case.source, restored)
+    batch = next(device_batches(case.eight, case.source, 0, int(restored.step), balance))
     resumed, _ = case.eight.step(restored, batch, case.key)
     for (name, a), (_, b) in zip(leaves(case.states[3]), leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=name)
@@ -222,7 +224,7 @@ def test_the_loss_falls_on_one_small_batch(case):
 
 
 def test_bfloat16_is_finite_and_close(case):
-    method = METHODS[case.name](train.with_ids(train.with_classes(small_config(case.name, dtype="bfloat16"), 10), case.source.num_ids))
+    method = METHODS[case.name](with_ids(with_classes(small_config(case.name, dtype="bfloat16"), 10), case.source.num_ids))
     state = case.on_one_device(case.states[1])
     batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[1].items()}
     args = (state.params, state.model_state, state.extra, batch, jax.random.fold_in(case.key, 1), state.step)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from configs.simclr import get_config
-from ssljax import evaluate, report, sharding, train
-from ssljax.checkpoint import Checkpoints
+from ssljax import evaluate, report, sharding
 from ssljax.data import sampler, sources
+from ssljax.program import build, encoded
 from ssljax.protocols.features import raw_pixels
+from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
 
 SMALL = ["--config.model.width=0.125", "--config.evaluate.label_counts=(1, 2)", "--config.evaluate.label_draws=2",
@@ -33,8 +34,8 @@ def results(tmp_path_factory):
         one = sharding.make_mesh(1)
         patch.setattr(sharding, "make_mesh", lambda fsdp=1: one)                    # compiles sooner than for eight
         patch.setattr(evaluate, "SUPERVISED_STEPS", 2)
-        build, program = train.build, train.build(c, sources.load(c.data, "train"))
-        patch.setattr(train, "build", lambda config, source: program if config.method == "simclr" else build(config, source))
+        program = build(c, sources.load(c.data, "train"))
+        patch.setattr(evaluate, "build", lambda config, source: program if config.method == "simclr" else build(config, source))
         checkpoints = Checkpoints(str(folder / "run"), keep_last=1)
         checkpoints.save(evaluate.switched_on(program.init(0)), {"loss": 1.0})
         checkpoints.close()
@@ -79,9 +80,9 @@ def test_every_image_once_on_eight_devices():
     """297 images in batches of 250, made 256 to split over the devices."""
     c = config()
     train_split, test = sources.load(c.data, "train"), sources.load(c.data, "test")
-    program = train.build(c, train_split)
+    program = build(c, train_split)
     assert program.mesh.devices.size == 8
-    found = train.encoded(raw_pixels, program, test)
+    found = encoded(raw_pixels, program, test)
     np.testing.assert_allclose(found.features, test.images.reshape(297, -1) / 255.0, rtol=2e-7)
     np.testing.assert_array_equal(found.labels, test.labels)
 
@@ -99,7 +100,7 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
         seen.append((labelled.index, labelled.labels, labelled.images))
         return program.init(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "fit", fit)
+        patch.setattr(evaluate, "fit", fit)
         found = list(evaluate.supervised(c.lock(), source, test))
     (index, labels, images), = seen
     assert len(found) == 1 and found[0]["n"] == 297

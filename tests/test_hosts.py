@@ -17,9 +17,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import simclr
-from ssljax import hosts, sharding, train
-from ssljax.checkpoint import Checkpoints, load_part
+from ssljax import sharding, train
 from ssljax.data import sources
+from ssljax.data.source import Source
+from ssljax.program import build, device_batches
+from ssljax.run import hosts
+from ssljax.run.checkpoint import Checkpoints, load_part
 from ssljax.types import Pytree
 from tests.processes import ROOT, SMALL, checkpoints, environment, finish, free_port, logged, run, start_two, wait_for
 
@@ -54,7 +57,7 @@ def two_processes(tmp_path_factory, cache) -> Path:
     return workdir
 
 
-def data() -> tuple[ConfigDict, sources.Source]:
+def data() -> tuple[ConfigDict, Source]:
     """The config of SHORT, as far as batches and checkpoints depend on it, and its training split."""
     config = simclr.get_config("digits").unlock()
     config.batch_size, config.epochs, config.head.dim = 32, 1, 16
@@ -112,12 +115,13 @@ def test_two_processes_take_ten_steps_of_one(one_process, two_processes):
 READER = """
 import sys
 from jax.experimental import multihost_utils
-from ssljax import hosts, train
+from ssljax import train
+from ssljax.run import hosts
 from tests.test_hosts import data
 config, source = data()
 hosts.start(sys.argv[1], 2, int(sys.argv[2]))
-program = train.build(config, source)
-for _, batch in zip(range(4), train.device_batches(program, source, 0, 8)):
+program = build(config, source)
+for _, batch in zip(range(4), device_batches(program, source, 0, 8)):
     mine = [int(i) for shard in batch["index"].addressable_shards for i in shard.data]
     print("rows", *mine, "of", *multihost_utils.process_allgather(batch["index"], tiled=True))
 """
@@ -126,8 +130,8 @@ for _, batch in zip(range(4), train.device_batches(program, source, 0, 8)):
 def test_each_process_reads_its_rows_of_the_batches_of_one(cache):
     """Four steps across the end of the first epoch."""
     config, source = data()
-    program = train.build(config, source)
-    want = [np.asarray(batch["index"]) for _, batch in zip(range(4), train.device_batches(program, source, 0, 8), strict=False)]
+    program = build(config, source)
+    want = [np.asarray(batch["index"]) for _, batch in zip(range(4), device_batches(program, source, 0, 8), strict=False)]
     assert not np.array_equal(want[0], want[2])
     address = f"localhost:{free_port()}"
     processes = [subprocess.Popen([sys.executable, "-c", READER, address, str(i)], cwd=ROOT, env=environment(cache, 4), text=True,
@@ -144,7 +148,7 @@ def test_a_checkpoint_of_two_processes_goes_on_on_fewer_devices(two_processes, t
     """Restored bit for bit, and the next step is the one that two processes took."""
     config, source = data()
     copy_until(two_processes, tmp_path, STEPS - 1)
-    program = train.build(config, source, sharding.make_mesh(devices))
+    program = build(config, source, sharding.make_mesh(devices))
     reader = Checkpoints(str(tmp_path), read_only=True)
     state = reader.restore(program.shapes)
     reader.close()
@@ -154,7 +158,7 @@ def test_a_checkpoint_of_two_processes_goes_on_on_fewer_devices(two_processes, t
     encoder = load_part(str(tmp_path), state.params["encoder"], "params/encoder")
     jax.tree.map(np.testing.assert_array_equal, encoder, state.params["encoder"])
     if devices < 8:               # eight devices are trained on in one process below
-        _, metrics = program.step(state, next(train.device_batches(program, source, 0, STEPS - 1)), jax.random.key(0))
+        _, metrics = program.step(state, next(device_batches(program, source, 0, STEPS - 1)), jax.random.key(0))
         np.testing.assert_allclose(float(metrics["loss"]), losses(two_processes)[STEPS], rtol=1e-4)
 
 

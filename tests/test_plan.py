@@ -18,7 +18,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import simclr, supervised
-from ssljax import ahead, flops, hlo, plan, slices
+from ssljax import plan
+from ssljax.compiler import ahead, flops, hlo, slices
 from ssljax.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -249,7 +250,8 @@ def test_a_foreign_process_with_libtpu_is_waited_for_and_other_errors_are_not(mo
 DRIVER = """
 import importlib, json, sys
 from pathlib import Path
-from ssljax import ahead, plan, slices
+from ssljax import plan
+from ssljax.compiler import ahead, slices
 out, methods = Path(sys.argv[1]), sys.argv[2].split(",")
 plan.main(["--config=configs/simclr.py:digits", "--config.model.dtype=bfloat16", "--topology=v5e:2x2", f"--out={out}/plan.json"])
 def config(method, preset):

@@ -3,7 +3,7 @@
 import json
 
 from ssljax import train
-from ssljax.profile import Operation, operations, summary
+from ssljax.run.profile import Operation, operations, summary
 from tests.test_train import flags, one_device, xla_cache  # noqa: F401  (fixtures)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs.simclr import PRESETS
-from ssljax import figures, report
+from ssljax import report
+from ssljax.pictures import figures
 
 
 def line(**changes):

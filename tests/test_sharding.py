@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ssljax import sharding
-from ssljax.models.layout import along_batch
+from ssljax.models.placement import along_batch
 
 
 def test_a_mesh_that_fsdp_does_not_divide_lists_what_does():

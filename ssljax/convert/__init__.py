@@ -15,7 +15,7 @@ __all__ = ["family"]
 
 
 def family(config: ConfigDict, names: Collection[str] = ()) -> Family:
-    """The names and layouts that the network of `config.model` has elsewhere.
+    """The names that the network of `config.model` has elsewhere, and how its arrays lie there.
 
     Args:
         config: one stage.

@@ -16,17 +16,18 @@ import dataclasses
 import jax
 from ml_collections import ConfigDict
 
-from ssljax import cli, convert, train
-from ssljax.checkpoint import Checkpoints, load_part
+from ssljax import cli, convert
 from ssljax.convert import weights
 from ssljax.data import sources
-from ssljax.run_folder import RunFolder
+from ssljax.program import Program, build, stages
+from ssljax.run.checkpoint import Checkpoints, load_part
+from ssljax.run.folder import RunFolder
 from ssljax.types import Pytree
 
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """What `train.build` looks at of a training split, when the data itself is of no interest."""
+    """What `build` looks at of a training split, when the data itself is of no interest."""
 
     images: int
     num_classes: int
@@ -39,12 +40,12 @@ class Unread:
         return self.images
 
 
-def program_of(config: ConfigDict) -> train.Program:
+def program_of(config: ConfigDict) -> Program:
     """The run that the weights belong to; reads the data only to count its classes, or the images of a method that keeps something for
     each, where the config leaves that to it."""
     if config.data.num_classes and config.data.get("num_ids", 1):
-        return train.build(config, Unread(config.batch_size, config.data.num_classes))
-    return train.build(config, sources.load(config.data, "train"))
+        return build(config, Unread(config.batch_size, config.data.num_classes))
+    return build(config, sources.load(config.data, "train"))
 
 
 def import_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.Place]:
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     source, target = flags["from"].value, flags["to"].value
     if bool(source) == bool(target):
         raise SystemExit("ssljax convert: say either --from=FILE.safetensors, to read weights into --workdir, or --to=FILE.safetensors")
-    _, config, workdir = train.stages(flags.config, flags.workdir)[-1]
+    _, config, workdir = stages(flags.config, flags.workdir)[-1]
     try:
         found = import_weights(config, workdir, source) if source else export_weights(config, workdir, target)
     except (ValueError, FileNotFoundError) as error:

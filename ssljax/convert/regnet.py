@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Layout, patches
+from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Reorder, patches
 
 # Ours, torchvision's, timm's.
 LAYERS = {
@@ -17,16 +17,16 @@ LAYERS = {
 TIMM_ONLY = "stem.conv.weight"
 
 
-def rename(path: str, *, timm: bool) -> tuple[str, Layout]:
+def rename(path: str, *, timm: bool) -> tuple[str, Reorder]:
     """"stage2_block1/se/fc1/kernel" -> "trunk_output.block2.block2-0.f.se.fc1.weight", or "s2.b1.se.fc1.weight"."""
     place, leaf = path.rsplit("/", 1)
-    layout = SAME if leaf != "kernel" else patches(1) if "/se/" in path else CONV       # the gate's 1x1 convolutions are matrices here
+    reorder = SAME if leaf != "kernel" else patches(1) if "/se/" in path else CONV       # the gate's 1x1 convolutions are matrices here
     block, layer = ("", place) if place in LAYERS else place.split("/", 1)
     name = LAYERS[layer][timm]
     if block:
         stage, index = map(int, re.fullmatch(r"stage(\d+)_block(\d+)", block).groups())
         name = (f"s{stage}.b{index}." if timm else f"trunk_output.block{stage}.block{stage}-{index - 1}.") + name
-    return f"{name}.{LEAVES[leaf]}", layout
+    return f"{name}.{LEAVES[leaf]}", reorder
 
 
 TORCHVISION = Family(partial(rename, timm=False), {"head": "fc"})

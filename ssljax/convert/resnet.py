@@ -6,10 +6,10 @@ import re
 
 from ml_collections import ConfigDict
 
-from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Layout
+from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Reorder
 
 
-def rename(path: str) -> tuple[str, Layout]:
+def rename(path: str) -> tuple[str, Reorder]:
     """"group2_block1/shortcut/norm/var" -> "layer2.0.downsample.1.running_var"."""
     *place, layer, leaf = path.split("/")
     layer = layer.removeprefix("stem_").replace("norm", "bn")

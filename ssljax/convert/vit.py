@@ -7,7 +7,7 @@ import re
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.convert.weights import LEAVES, LINEAR, SAME, Family, Layout, patches
+from ssljax.convert.weights import LEAVES, LINEAR, SAME, Family, Reorder, patches
 from ssljax.models.vit import SIZES, sincos
 
 WHOLE = {"class_token": "cls_token", "distillation_token": "dist_token", "positions": "pos_embed"}
@@ -16,17 +16,17 @@ LAYERS = {"norm1": "norm1", "norm2": "norm2", "attn/qkv": "attn.qkv", "attn/proj
 
 def family(model: ConfigDict, image_size: int) -> Family:
     """Of a ViT for images [image_size, image_size, C]; fixed positions have no leaf here and an array there."""
-    def rename(path: str) -> tuple[str, Layout]:
+    def rename(path: str) -> tuple[str, Reorder]:
         if path in WHOLE:
             return WHOLE[path], SAME
         layer, leaf = path.rsplit("/", 1)
-        layout = LINEAR if leaf == "kernel" else SAME
+        reorder = LINEAR if leaf == "kernel" else SAME
         if layer == "patch":
             return f"patch_embed.proj.{LEAVES[leaf]}", patches(model.patch) if leaf == "kernel" else SAME
         if layer == "norm":
-            return f"norm.{LEAVES[leaf]}", layout
+            return f"norm.{LEAVES[leaf]}", reorder
         number, layer = re.fullmatch(r"block(s|\d+)/(.*)", layer).groups()
-        return f"blocks.{'{}' if number == 's' else number}.{LAYERS[layer]}.{LEAVES[leaf]}", layout
+        return f"blocks.{'{}' if number == 's' else number}.{LAYERS[layer]}.{LEAVES[leaf]}", reorder
 
     fixed = {}
     if model.positions == "sincos":

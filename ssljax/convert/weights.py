@@ -1,6 +1,6 @@
 """A foreign state dict (name -> array) in our tree and back, bit for bit; a name or shape that does not match is an error.
 
-Which of their names a leaf of ours has, and how the array is laid out there, is a Family: one file each in this room. BatchNorm's
+Which of their names a leaf of ours has, and how the array lies there, is a Family: one file each in this room. BatchNorm's
 `num_batches_tracked` is passed over and not written: PyTorch then starts it at 0.
 """
 
@@ -21,33 +21,33 @@ PARTS = ("encoder", "head", "distillation_head")        # of `params` that anoth
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-class Layout(NamedTuple):
+class Reorder(NamedTuple):
     """How one array is turned, without a loss, into ours and into theirs."""
 
     ours: Callable[[np.ndarray], np.ndarray]
     theirs: Callable[[np.ndarray], np.ndarray]
 
 
-SAME = Layout(lambda x: x, lambda x: x)
-LINEAR = Layout(np.transpose, np.transpose)                                                  # [out, in] -> [in, out]
-CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))          # [out, in, h, w] -> [h, w, in, out]
+SAME = Reorder(lambda x: x, lambda x: x)
+LINEAR = Reorder(np.transpose, np.transpose)                                                  # [out, in] -> [in, out]
+CONV = Reorder(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))          # [out, in, h, w] -> [h, w, in, out]
 
 
-def patches(side: int) -> Layout:
+def patches(side: int) -> Reorder:
     """A convolution [D, C, side, side] as the matrix [side * side * C, D] that multiplies a patch read row by row, channels innermost."""
-    return Layout(lambda w: CONV.ours(w).reshape(-1, w.shape[0]), lambda w: CONV.theirs(w.reshape(side, side, -1, w.shape[-1])))
+    return Reorder(lambda w: CONV.ours(w).reshape(-1, w.shape[0]), lambda w: CONV.theirs(w.reshape(side, side, -1, w.shape[-1])))
 
 
 class Family(NamedTuple):
     """The names of a kind of networks in another framework.
 
     Attributes:
-        rename: the path of a leaf below `encoder` -> its name there and its layout; `{}` in the name counts stacked blocks.
+        rename: the path of a leaf below `encoder` -> its name there and how the array is turned; `{}` in the name counts stacked blocks.
         heads: `head` and `distillation_head` -> the linear layer's name there.
         fixed: what their file holds and our network computes.
     """
 
-    rename: Callable[[str], tuple[str, Layout]]
+    rename: Callable[[str], tuple[str, Reorder]]
     heads: Mapping[str, str]
     fixed: Arrays = {}
 
@@ -59,14 +59,14 @@ class Place(NamedTuple):
         theirs: "blocks.0.attn.qkv.weight".
         ours: "params/encoder/blocks/attn/qkv/kernel".
         row: of the leaf's first axis, the stacked blocks; -1 is the whole leaf.
-        layout: between the two.
+        reorder: between the two.
         shape: there.
     """
 
     theirs: str
     ours: str
     row: int
-    layout: Layout
+    reorder: Reorder
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
@@ -85,15 +85,15 @@ def places(like: Pytree, family: Family) -> list[Place]:
         _, part, *below = path.split("/", 2)
         if part not in PARTS:
             continue
-        theirs, layout = family.rename(*below) if part == "encoder" else _linear(family.heads[part], *below)
+        theirs, reorder = family.rename(*below) if part == "encoder" else _linear(family.heads[part], *below)
         stacked = "{}" in theirs
         for row in range(leaf.shape[0]) if stacked else (-1,):
-            shape = layout.theirs(np.broadcast_to(np.float32(0), leaf.shape[stacked:])).shape
-            found.append(Place(theirs.format(row), path, row, layout, shape))
+            shape = reorder.theirs(np.broadcast_to(np.float32(0), leaf.shape[stacked:])).shape
+            found.append(Place(theirs.format(row), path, row, reorder, shape))
     return found
 
 
-def _linear(name: str, below: str) -> tuple[str, Layout]:
+def _linear(name: str, below: str) -> tuple[str, Reorder]:
     leaf = below.split("/")[-1]
     return f"{name}.{LEAVES[leaf]}", LINEAR if leaf == "kernel" else SAME
 
@@ -121,7 +121,7 @@ def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
                              "rows and columns the other way round): read it with --config.model.positions=learned")
     rows: dict[str, list[np.ndarray]] = {}
     for place in wanted:
-        rows.setdefault(place.ours, []).append(place.layout.ours(np.asarray(state[place.theirs], np.float32)))
+        rows.setdefault(place.ours, []).append(place.reorder.ours(np.asarray(state[place.theirs], np.float32)))
     stacked = {place.ours for place in wanted if place.row >= 0}
     ours = {path: np.stack(arrays) if path in stacked else arrays[0] for path, arrays in rows.items()}
     return unflatten_dict(flatten_dict(like, keep_empty_nodes=True, sep="/") | ours, sep="/")
@@ -130,7 +130,7 @@ def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
 def dump(tree: Pytree, family: Family) -> dict[str, np.ndarray]:
     """Our tree as their state dict, float32."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
-    state = {place.theirs: place.layout.theirs(flat[place.ours] if place.row < 0 else flat[place.ours][place.row])
+    state = {place.theirs: place.reorder.theirs(flat[place.ours] if place.row < 0 else flat[place.ours][place.row])
              for place in places(tree, family)}
     return {name: np.ascontiguousarray(array) for name, array in {**state, **family.fixed}.items()}    # safetensors #825
 

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax.data import decode, sampler
-from ssljax.data.sources import Source, digest
+from ssljax.data.source import Source, digest
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax.data import policies, sampler
-from ssljax.data.sources import Source
+from ssljax.data.source import Source
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -56,7 +56,7 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
     Returns:
         dicts of numpy arrays, b = batch_size / process_count:
         image uint8 [b, V, S, S, C] (data.crop_on="host") or [b, H, W, C] ("device"); label int32 [b]; index int32 [b];
-        with data.repeats > 1 or a balance also copy int32 [b], how often the image came before in this epoch (for `augment.views`).
+        with data.repeats > 1 or a balance also copy int32 [b], how often the image came before in this epoch (for `views.random_views`).
 
     Raises:
         ValueError: fewer examples than a batch, a batch that the processes do not divide, a policy that cannot be applied, an unreadable

@@ -15,7 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-MIX = 2**32 - 2               # folded into the step's key: no example's index is so large; 2**32 - 1 is augment.batch_sigma's
+MIX = 2**32 - 2               # folded into the step's key: no example's index is so large; 2**32 - 1 is views.batch_sigma's
 TRIES = 10
 AREA = (0.02, 1 / 3)          # of the image, what erasing takes away
 ASPECT = (0.3, 1 / 0.3)
@@ -91,7 +91,7 @@ def mix(images: jax.Array, targets: jax.Array, key: jax.Array, *, mixup_alpha: f
     Args:
         images: float [B, H, W, C], normalised; B even.
         targets: float [B, K], probabilities, smoothed if they should be.
-        key: the step's key, the one that `augment.views` gets.
+        key: the step's key, the one that `views.random_views` gets.
         mixup_alpha: 0 = never mixup.
         cutmix_alpha: 0 = never CutMix; both 0 = no mixing, all stays as it is.
         switch: probability of CutMix where both are positive.

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax.data import crops, decode
-from ssljax.data.sources import Source, digest
+from ssljax.data.source import Source, digest
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssljax import models
-from ssljax.data import augment
+from ssljax.data import views
 from ssljax.losses.classification import accuracy, cross_entropy
 from ssljax.losses.health import health
 from ssljax.losses.regression import byol as regression
@@ -93,7 +93,7 @@ def byol(config: ConfigDict) -> Method:
 
     def loss(params: Pytree, model_state: Pytree, extra: ByolState, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. v ~ t(x), v' ~ t'(x)
-        v = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
+        v = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
         # 2. Online: predictions of both views, view 1 first.
         h1, z1, p1, state = online(params, model_state, v[:, 0])
         _, z2, p2, state = online(params, state, v[:, 1])
@@ -116,7 +116,7 @@ def byol(config: ConfigDict) -> Method:
         return ByolState(ema.update(extra.target_params, online_params, tau(step)), stats)
 
     def encode(params: Pytree, model_state: Pytree, extra: Any, image: jax.Array) -> jax.Array:
-        x = augment.for_network(image, config.augment)
+        x = views.for_network(image, config.augment)
         return models.infer(encoder, params["encoder"], model_state["encoder"], x)
 
     return Method(init=init, loss=loss, encode=encode, update=update)

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssljax import models
-from ssljax.data import augment
+from ssljax.data import views
 from ssljax.losses.classification import accuracy, cross_entropy
 from ssljax.losses.information import nmi
 from ssljax.losses.similarity import l2_normalize
@@ -97,7 +97,7 @@ def _v1(config: ConfigDict) -> Method:
     def loss(params: Pytree, model_state: Pytree, extra: Clusters, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. One view of each image, and the label its image was given.
         copy = batch["copy"] if c.sampler == "uniform" else None
-        x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1, copy=copy)[:, 0]
+        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1, copy=copy)[:, 0]
         y = extra.assignment[batch["index"]]
         # 2. The classifier reads the features behind their ReLU.
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1))
@@ -111,7 +111,7 @@ def _v1(config: ConfigDict) -> Method:
 
     def encode(params: Pytree, model_state: Pytree, extra: Clusters, image: jax.Array) -> jax.Array:
         """Before the last ReLU, inference mode."""
-        return models.infer(encoder, params["encoder"], model_state["encoder"], augment.for_network(image, config.augment))
+        return models.infer(encoder, params["encoder"], model_state["encoder"], views.for_network(image, config.augment))
 
     @every(c.every)
     def refresh(state: TrainState, run: Any) -> TrainState:
@@ -191,7 +191,7 @@ def _forget(opt_state: Pytree, name: str) -> Pytree:
 
 def _v2(config: ConfigDict) -> Method:
     """params: encoder, projector; extra: Prototypes."""
-    size, channels, c, dim, views = config.data.image_size, config.data.channels, config.clusters, config.head.dim, config.data.views
+    size, channels, c, dim, count = config.data.image_size, config.data.channels, config.clusters, config.head.dim, config.data.views
     encoder, projector = models.backbone(config.model), models.mlp(config.head, config.model, dim)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, Prototypes]:
@@ -200,14 +200,14 @@ def _v2(config: ConfigDict) -> Method:
         f, f_state, h = models.initialise(encoder, keys[0], (size, size, channels))
         g, g_state, _ = models.initialise_head(projector, keys[1], h)
         nothing = Prototypes(jnp.full((ids, c.heads), -1, jnp.int32), jnp.zeros((c.heads, c.k, dim), jnp.float32),
-                             jnp.zeros((ids, views, dim), jnp.float32), jnp.zeros(ids, bool))
+                             jnp.zeros((ids, count, dim), jnp.float32), jnp.zeros(ids, bool))
         return {"encoder": f, "projector": g}, {"encoder": f_state, "projector": g_state}, nothing
 
     def loss(params: Pytree, model_state: Pytree, extra: Prototypes, batch: Batch, key: jax.Array,
              step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. V views of each image; an image has one label a head, for all its views.
-        x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=views)
-        y = jnp.repeat(extra.assignment[batch["index"]], views, axis=0)                                        # [B V, heads]
+        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=count)
+        y = jnp.repeat(extra.assignment[batch["index"]], count, axis=0)                                        # [B V, heads]
         # 2. All views in one pass, so that batch statistics are theirs together; an image's stay on its device.
         x = x.reshape(-1, *x.shape[2:])
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
@@ -217,7 +217,7 @@ def _v2(config: ConfigDict) -> Method:
         logits = jnp.einsum("nd,hkd->nhk", z, extra.centroids, precision=jax.lax.Precision.HIGHEST) / c.temperature
         rows, labelled = cross_entropy(logits.reshape(-1, c.k), y.reshape(-1)), jnp.maximum((y >= 0).sum(), 1).astype(jnp.float32)
         metrics = {"accuracy": accuracy(logits.reshape(-1, c.k), y.reshape(-1)).sum() / labelled}
-        carry = {"z": jax.lax.stop_gradient(z).reshape(-1, views, dim), "index": batch["index"]}
+        carry = {"z": jax.lax.stop_gradient(z).reshape(-1, count, dim), "index": batch["index"]}
         return rows.sum() / labelled, Out({"encoder": f_state, "projector": g_state}, carry, metrics)
 
     def update(extra: Prototypes, params: Pytree, carry: Pytree, step: jax.Array) -> Prototypes:
@@ -225,7 +225,7 @@ def _v2(config: ConfigDict) -> Method:
         return extra._replace(banks=extra.banks.at[carry["index"]].set(carry["z"]), seen=extra.seen.at[carry["index"]].set(True))
 
     def encode(params: Pytree, model_state: Pytree, extra: Prototypes, image: jax.Array) -> jax.Array:
-        return models.infer(encoder, params["encoder"], model_state["encoder"], augment.for_network(image, config.augment))
+        return models.infer(encoder, params["encoder"], model_state["encoder"], views.for_network(image, config.augment))
 
     def fill(extra: Prototypes, state: TrainState, batch: Batch, key: jax.Array) -> Prototypes:
         """The banks of one batch without learning, views and batch statistics as in training."""
@@ -241,7 +241,7 @@ def _v2(config: ConfigDict) -> Method:
             for batch, key in run.epoch(state):
                 extra = write(extra, state, batch, key)
         seen, keys = extra.seen, jax.random.split(run.key(state), c.heads)
-        found = [kmeans.fit(extra.banks[:, head % views], c.k, keys[head], iterations=c.iterations, present=seen, repair="none",
+        found = [kmeans.fit(extra.banks[:, head % count], c.k, keys[head], iterations=c.iterations, present=seen, repair="none",
                             spherical=True) for head in range(c.heads)]
         new = jnp.stack([f.assignment for f in found], axis=1)
         ids, old = run.ids, extra.assignment

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssljax import models
-from ssljax.data import augment
+from ssljax.data import mixing, views
 from ssljax.losses.classification import accuracy, cross_entropy
 from ssljax.losses.distillation import hard, soft
 from ssljax.targets import ema
@@ -89,9 +89,9 @@ def deit(config: ConfigDict) -> Method:
     def loss(params: Pytree, model_state: Pytree, extra: DeitState, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. One view of each image, a box of it replaced by noise, then mixed with another's; the labels follow.
         copy = batch["copy"] if config.data.repeats > 1 else None
-        x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1, copy=copy)[:, 0]
-        y = augment.smoothed_one_hot(batch["label"], classes, config.mix.label_smoothing)
-        x, y = augment.mix(x, y, key, mixup_alpha=config.mix.mixup_alpha, cutmix_alpha=config.mix.cutmix_alpha)
+        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1, copy=copy)[:, 0]
+        y = mixing.smoothed_one_hot(batch["label"], classes, config.mix.label_smoothing)
+        x, y = mixing.mix(x, y, key, mixup_alpha=config.mix.mixup_alpha, cutmix_alpha=config.mix.cutmix_alpha)
         # 2. One pass of the student: z from the class token, z' from the distillation token.
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1), **tokens)
         z, token = logits(params, h)
@@ -121,7 +121,7 @@ def deit(config: ConfigDict) -> Method:
         """The class token, with the distillation token behind it if there is one: [B, D] or [B, 2 D]."""
         if averaged:
             params, model_state = extra.ema
-        h = models.infer(encoder, params["encoder"], model_state["encoder"], augment.for_network(image, config.augment), **tokens)
+        h = models.infer(encoder, params["encoder"], model_state["encoder"], views.for_network(image, config.augment), **tokens)
         return h[:, :2].reshape(len(h), -1) if two_tokens else h
 
     def classify(params: Pytree, extra: DeitState, features: jax.Array) -> dict[str, jax.Array]:

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssljax import models
-from ssljax.data import augment
+from ssljax.data import views
 from ssljax.losses.contrastive import contrast_accuracy, in_batch_info_nce, info_nce, queue_accuracy
 from ssljax.losses.health import health
 from ssljax.losses.similarity import l2_normalize
@@ -117,7 +117,7 @@ def moco(config: ConfigDict) -> Method:
                         step: jax.Array) -> tuple[jax.Array, Out]:
         """Algorithm 1 of v1; with `loss.symmetric` in both directions, the first view's keys enqueued first."""
         # 1. x_q = aug(x), x_k = aug(x)
-        x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
+        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
         state, key_stats, queue, keys, rows = model_state, extra.key_stats, extra.queue.keys, [], []
         for number, (one, other) in enumerate(((0, 1), (1, 0)) if config.loss.symmetric else ((0, 1),)):
             # 2. q = f_q.forward(x_q), k = f_k.forward(x_k), no gradient to keys
@@ -135,7 +135,7 @@ def moco(config: ConfigDict) -> Method:
                       step: jax.Array) -> tuple[jax.Array, Out]:
         """Algorithm 1 of v3: each view is a pass of its own, with statistics of its own."""
         # 1. x1, x2 = aug(x), aug(x)
-        x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
+        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
         # 2. q1, q2 = f_q(x1), f_q(x2): backbone, projector, predictor
         q1, state = query(params, model_state, x[:, 0])
         q2, state = query(params, state, x[:, 1])
@@ -175,7 +175,7 @@ def moco(config: ConfigDict) -> Method:
         return MocoState(key_params, carry.key_stats, queue)
 
     def encode(params: Pytree, model_state: Pytree, extra: Any, image: jax.Array) -> jax.Array:
-        x = augment.for_network(image, config.augment)
+        x = views.for_network(image, config.augment)
         return models.infer(encoder, params["encoder"], model_state["encoder"], x)
 
     return Method(init=init, loss=loss_in_batch if in_batch else loss_with_queue, encode=encode, update=update)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssljax import models
-from ssljax.data import augment
+from ssljax.data import views
 from ssljax.losses.classification import accuracy, cross_entropy
 from ssljax.losses.contrastive import contrast_accuracy, nt_xent
 from ssljax.losses.health import health
@@ -44,10 +44,10 @@ def simclr(config: ConfigDict) -> Method:
 
     def embed(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Pytree, Pytree]:
         # 1. Two views of each image: [B, 2, S, S, C]. A view's draw follows from (key, index of the image, view).
-        views = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
+        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
         # 2. One pass over the 2B views, so that batch statistics are theirs together. Views stay beside their image, so that
         #    rows keep their device.
-        x = views.reshape(-1, *views.shape[2:])
+        x = x.reshape(-1, *x.shape[2:])
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
         z, g_state = models.forward(projector, params["projector"], model_state["projector"], h)
         return {"h": h.reshape(-1, 2, h.shape[1]), "z": z.reshape(-1, 2, z.shape[1])}, {"encoder": f_state, "projector": g_state}
@@ -78,7 +78,7 @@ def simclr(config: ConfigDict) -> Method:
         return jnp.mean(cross_entropy(logits, label)) + penalty, jnp.mean(accuracy(logits, label))
 
     def encode(params: Pytree, model_state: Pytree, extra: tuple, image: jax.Array) -> jax.Array:
-        x = augment.for_network(image, config.augment)
+        x = views.for_network(image, config.augment)
         return models.infer(encoder, params["encoder"], model_state["encoder"], x)
 
     return Method(init=init, loss=loss, encode=encode, two_pass=TwoPass(embed, objective))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssljax import models
-from ssljax.data import augment
+from ssljax.data import views
 from ssljax.losses.classification import accuracy, cross_entropy
 from ssljax.types import Batch, Method, Out, Pytree
 
@@ -33,14 +33,14 @@ def supervised(config: ConfigDict) -> Method:
         return {"encoder": f, "head": head.init(keys[1], h)["params"]}, {"encoder": f_state}, ()
 
     def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
-        x = augment.views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1)[:, 0]
+        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1)[:, 0]
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1))
         logits = head.apply({"params": params["head"]}, h)
         metrics = {"accuracy": jnp.mean(accuracy(logits, batch["label"]))}
         return jnp.mean(cross_entropy(logits, batch["label"])), Out({"encoder": f_state}, (), metrics)
 
     def encode(params: Pytree, model_state: Pytree, extra: tuple, image: jax.Array) -> jax.Array:
-        x = augment.for_network(image, config.augment)
+        x = views.for_network(image, config.augment)
         return models.infer(encoder, params["encoder"], model_state["encoder"], x)
 
     def classify(params: Pytree, extra: tuple, features: jax.Array) -> dict[str, jax.Array]:

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ssljax.models.drop import drop_path, rates
-from ssljax.models.layout import along_batch
 from ssljax.models.norm import BatchNorm
+from ssljax.models.placement import along_batch
 from ssljax.models.resnet import Shortcut, conv
 
 FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ssljax.models.conv import conv2d
-from ssljax.models.layout import along_batch
 from ssljax.models.norm import BatchNorm
+from ssljax.models.placement import along_batch
 from ssljax.models.sobel import sobel
 
 Layer = Callable[..., nn.Module]

@@ -22,7 +22,7 @@ from flax import linen as nn
 from flax.linen import initializers
 
 from ssljax.models.drop import drop_path, dropout, rates
-from ssljax.models.layout import along_batch
+from ssljax.models.placement import along_batch
 
 # Width, depth and heads; MoCo v3's small network has twelve heads, DeiT's six.
 SIZES = {

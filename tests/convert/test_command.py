@@ -12,10 +12,11 @@ from safetensors.numpy import load_file, save_file
 from configs.moco import get_config as moco_config
 from configs.supervised import get_config
 from ssljax import __main__ as console
-from ssljax import convert, models, sharding, train
+from ssljax import convert, models, sharding
 from ssljax.convert import regnet, weights
 from ssljax.convert.__main__ import export_weights, import_weights, main, program_of
-from ssljax.run_folder import RunFolder
+from ssljax.program import restore, start_from
+from ssljax.run.folder import RunFolder
 from tests.convert.foreign import like
 
 FLAGS = ["--config=configs/supervised.py:digits", "--config.model.name=regnety_xs"]
@@ -71,7 +72,7 @@ def imported(tmp_path_factory):
 def test_a_file_becomes_a_checkpoint_that_predicts(imported):
     folder, config, _, tree = imported
     program = program_of(config)
-    state = train.restore(program, str(folder / "run"))
+    state = restore(program, str(folder / "run"))
     assert int(state.step) == 0 and (folder / "run" / "run.json").exists()
     assert_equal({"params": state.params, "model_state": state.model_state}, tree)
     image = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 16, 16, 1)).astype(np.uint8))
@@ -87,7 +88,7 @@ def started(config, folder):
     config = config.copy_and_resolve_references().unlock()
     config.init_from = folder
     program = program_of(config.lock())
-    return program.shapes, train.start_from(program, {})(program.shapes)
+    return program.shapes, start_from(program, {})(program.shapes)
 
 
 def test_another_run_starts_with_its_encoder(imported):

@@ -79,8 +79,8 @@ def test_layouts_by_hand():
             for i in range(2):
                 for j in range(2):
                     assert weights.patches(2).ours(w)[(2 * i + j) * 3 + c, d] == weights.CONV.ours(w)[i, j, c, d] == w[d, c, i, j]
-    for layout in (weights.patches(2), weights.CONV):
-        np.testing.assert_array_equal(layout.theirs(layout.ours(w)), w)
+    for reorder in (weights.patches(2), weights.CONV):
+        np.testing.assert_array_equal(reorder.theirs(reorder.ours(w)), w)
 
 
 @pytest.mark.parametrize("ours, torchvision, timm", [

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import simclr
-from ssljax.data import augment
+from ssljax.data import augment, views
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +111,13 @@ def test_jitter_of_strength_zero_is_the_identity(recipe, image):
     recipe.update(jitter_strength=0.0, jitter_probability=1.0)
     for brightness in ("multiply", "add"):
         recipe.brightness = brightness
-        drawn = augment.draw(jax.random.key(3), recipe)
+        drawn = views.draw(jax.random.key(3), recipe)
         close(augment.color_jitter(image, drawn.jitter, additive=brightness == "add"), image, 1e-6)
 
 
 def test_draw_has_the_ranges_of_the_paper(recipe):
     n = 4000
-    d = jax.vmap(lambda k: augment.draw(k, recipe))(jax.random.split(jax.random.key(0), n))
+    d = jax.vmap(lambda k: views.draw(k, recipe))(jax.random.split(jax.random.key(0), n))
     for values, low, high in ((d.jitter.brightness, 0.2, 1.8), (d.jitter.contrast, 0.2, 1.8), (d.jitter.saturation, 0.2, 1.8),
                               (d.jitter.hue, -0.2, 0.2), (d.sigma, 0.1, 2.0)):
         assert low <= values.min() < low + 0.01 * (high - low) and high - 0.01 * (high - low) < values.max() <= high
@@ -133,7 +133,7 @@ def test_views_depend_on_key_index_and_view_only(recipe):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3)), jnp.uint8)
     index = jnp.asarray([7, 100, 3, 9], jnp.int32)
-    make = jax.jit(lambda x, i, k: augment.views(x, i, k, recipe, size=16, num_views=2))
+    make = jax.jit(lambda x, i, k: views.random_views(x, i, k, recipe, size=16, num_views=2))
     key = jax.random.key(0)
     all_views = make(images, index, key)
     assert all_views.shape == (4, 2, 16, 16, 3) and all_views.dtype == jnp.float32
@@ -151,7 +151,7 @@ def test_copies_of_an_image_have_views_of_their_own(recipe):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3)), jnp.uint8)
     index, copy = jnp.asarray([7, 7, 7, 9], jnp.int32), jnp.asarray([0, 1, 2, 0], jnp.int32)
     images = images.at[1:3].set(images[0])
-    make = jax.jit(lambda x, c, v: augment.views(x, index, jax.random.key(0), recipe, size=12, num_views=v, copy=c), static_argnums=2)
+    make = jax.jit(lambda x, c, v: views.random_views(x, index, jax.random.key(0), recipe, size=12, num_views=v, copy=c), static_argnums=2)
     two, six = make(images, copy, 2), make(images[:1].repeat(4, 0), None, 6)
     close(two[:3].reshape(6, 12, 12, 3), six[0], 2e-6)
     assert all(abs(two[a] - two[b]).max() > 0.1 for a, b in itertools.combinations(range(4), 2))
@@ -163,7 +163,7 @@ def test_erasing_comes_last_in_normalised_units(recipe):
     recipe.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, erasing_probability=1.0,
                   mean=(0.5, 0.5, 0.5), std=(0.01, 0.01, 0.01))
     image = jnp.full((16, 16, 3), 255, jnp.uint8)                  # 50 once normalised
-    many = jax.jit(jax.vmap(lambda k: augment.view(image, k, recipe, size=16, crop=False)))(jax.random.split(jax.random.key(0), 200))
+    many = jax.jit(jax.vmap(lambda k: views.view(image, k, recipe, size=16, crop=False)))(jax.random.split(jax.random.key(0), 200))
     noise = np.asarray(many)[abs(np.asarray(many) - 50.0) > 1e-3]
     assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1.0) < 0.05 and 0.05 < noise.size / many.size < 0.3
 
@@ -171,7 +171,7 @@ def test_erasing_comes_last_in_normalised_units(recipe):
 def test_eight_devices_make_the_views_of_one(recipe):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 2, 12, 12, 3)), jnp.uint8)
     index, key = jnp.arange(16, dtype=jnp.int32), jax.random.key(0)
-    make = jax.jit(lambda x, i, k: augment.views(x, i, k, recipe, size=12, num_views=2))
+    make = jax.jit(lambda x, i, k: views.random_views(x, i, k, recipe, size=12, num_views=2))
     mesh = jax.make_mesh((8,), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     shards = make(jax.device_put(images, rows), jax.device_put(index, rows), key)
@@ -185,7 +185,7 @@ def test_one_channel(recipe):
     recipe = recipe.copy_and_resolve_references()
     recipe.update(mean=(0.0,), std=(1.0,), crop="affine", rotate=10.0, shift=0.1, zoom=0.1, shear=5.0, flip=False, blur_probability=0.0)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)), jnp.uint8)
-    out = augment.views(images, jnp.arange(3, dtype=jnp.int32), jax.random.key(0), recipe, size=16, num_views=2)     # affine resizes
+    out = views.random_views(images, jnp.arange(3, dtype=jnp.int32), jax.random.key(0), recipe, size=16, num_views=2)     # affine resizes
     assert out.shape == (3, 2, 16, 16, 1) and out.min() >= 0.0 and out.max() <= 1.0 and out.std() > 0.1
 
 
@@ -194,9 +194,9 @@ def test_nothing_random_is_the_image_normalised(recipe, image):
     recipe.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     pixels = jnp.asarray(image[:24, :24] * 255, jnp.uint8)
     expected = (np.asarray(pixels, np.float32) / 255 - np.float32([0.5, 0.4, 0.3])) / np.float32([0.2, 0.3, 0.4])
-    close(augment.view(pixels, jax.random.key(0), recipe, size=24, crop=False), expected, 1e-5)
+    close(views.view(pixels, jax.random.key(0), recipe, size=24, crop=False), expected, 1e-5)
     recipe.update(crop="none", flip=True)
-    crops = jax.vmap(lambda k: augment.view(pixels, k, recipe, size=24, crop=True))(jax.random.split(jax.random.key(0), 8))
+    crops = jax.vmap(lambda k: views.view(pixels, k, recipe, size=24, crop=True))(jax.random.split(jax.random.key(0), 8))
     mirrored = [bool(abs(c - expected[:, ::-1]).max() < 1e-5) for c in crops]
     assert 0 < sum(mirrored) < 8 and all(m or abs(c - expected).max() < 1e-5 for m, c in zip(mirrored, crops, strict=True))
 
@@ -206,18 +206,18 @@ def test_gray_blur_and_the_shared_sigma(recipe, image):
     recipe.update(jitter_probability=0.0, grayscale_probability=1.0, blur_probability=1.0, blur_sigma_per="batch")
     pixels = jnp.asarray(image[:24, :24] * 255, jnp.uint8)
     batch = jnp.stack([jnp.stack([pixels] * 2)] * 3)
-    make = jax.jit(lambda x, k: augment.views(x, jnp.arange(x.shape[0], dtype=jnp.int32), k, recipe, size=24, num_views=2))
+    make = jax.jit(lambda x, k: views.random_views(x, jnp.arange(x.shape[0], dtype=jnp.int32), k, recipe, size=24, num_views=2))
     key = jax.random.key(5)
     out = make(batch, key)
     assert abs(out - out[..., :1]).max() == 0.0                                          # grey: equal channels
     np.testing.assert_array_equal(out[1:], jnp.broadcast_to(out[:1], out[1:].shape))     # one sigma for the batch
-    sigma = augment.batch_sigma(key, recipe, 2)
+    sigma = views.batch_sigma(key, recipe, 2)
     for v in range(2):                                                                   # and one for each view
         expected = augment.gaussian_blur(augment.grayscale(augment.to_float(pixels)), sigma[v], kernel_size=augment.blur_kernel_size(24))
         close(out[0, v], expected)
     assert sigma[0] != sigma[1]
     recipe.blur_sigma_per = "image"
-    each = jax.jit(lambda x, k: augment.views(x, jnp.arange(3, dtype=jnp.int32), k, recipe, size=24, num_views=2))(batch, key)
+    each = jax.jit(lambda x, k: views.random_views(x, jnp.arange(3, dtype=jnp.int32), k, recipe, size=24, num_views=2))(batch, key)
     assert abs(each[0] - each[1]).max() > 1e-4
 
 
@@ -228,9 +228,11 @@ def test_bad_settings_are_named(recipe, change, message):
     recipe = recipe.copy_and_resolve_references()
     recipe.update(change)
     with pytest.raises(ValueError, match=message):
-        augment.views(jnp.zeros((2, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0), recipe, size=6, num_views=2)
+        views.random_views(jnp.zeros((2, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0), recipe,
+                           size=6, num_views=2)
 
 
 def test_wrong_number_of_views(recipe):
     with pytest.raises(ValueError, match="3 views of each image and config.data.views=2"):
-        augment.views(jnp.zeros((2, 3, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0), recipe, size=8, num_views=2)
+        views.random_views(jnp.zeros((2, 3, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0), recipe,
+                           size=8, num_views=2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ssljax.data import augment, mixing
+from ssljax.data import mixing
 
 
 def close(actual, expected, atol=1e-6):
@@ -29,40 +29,40 @@ def batch():
 def test_mixed_images_and_targets_are_timms(g, case):
     """Mode "batch", and mode "pair" where both pairs drew the same lambda."""
     x, classes, smoothing = np.moveaxis(g[f"{case}/x"], 1, 3), int(g[f"{case}/num_classes"]), float(g[f"{case}/smoothing"])
-    y = augment.smoothed_one_hot(jnp.asarray(g[f"{case}/labels"], jnp.int32), classes, smoothing)
+    y = mixing.smoothed_one_hot(jnp.asarray(g[f"{case}/labels"], jnp.int32), classes, smoothing)
     if g[f"{case}/is_cutmix"]:
         y0, y1, x0, x1 = g[f"{case}/bbox_yl_yh_xl_xh"][0].tolist()
-        images, targets = augment.cutmix(x, y, (y0, y1, x0, x1))
+        images, targets = mixing.cutmix(x, y, (y0, y1, x0, x1))
         assert 1 - (y1 - y0) * (x1 - x0) / 80 == g[f"{case}/lam_corrected"][0]
     else:
-        images, targets = augment.mixup(x, y, float(np.ravel(g[f"{case}/lam_requested"])[0]))
+        images, targets = mixing.mixup(x, y, float(np.ravel(g[f"{case}/lam_requested"])[0]))
     close(images, np.moveaxis(g[f"{case}/x_mixed"], 1, 3))
     close(targets, g[f"{case}/targets"])
 
 
 def test_smoothing_by_hand():
-    y = augment.smoothed_one_hot(jnp.int32([3, 999]), 1000, 0.1)
+    y = mixing.smoothed_one_hot(jnp.int32([3, 999]), 1000, 0.1)
     close(y.sum(1), 1.0)
     close(y.max(1), 0.9001)
     close(y.min(1), 0.0001)
     assert y.argmax(1).tolist() == [3, 999]
-    np.testing.assert_array_equal(augment.smoothed_one_hot(jnp.int32([1]), 3, 0.0), [[0, 1, 0]])
+    np.testing.assert_array_equal(mixing.smoothed_one_hot(jnp.int32([1]), 3, 0.0), [[0, 1, 0]])
 
 
 def test_partners_are_the_batch_in_reverse(batch):
     """By hand; a second pasting of the same box brings the images back."""
     images, targets = batch
-    mixed, y = augment.mixup(images, targets, 0.75)
+    mixed, y = mixing.mixup(images, targets, 0.75)
     close(mixed[:, 0, 0, 0], [1.25, 1.75, 2.25, 2.75, 3.25, 3.75])
     close(y[0], [0.75, 0, 0, 0, 0, 0.25])
-    for same, target in (augment.mixup(images, targets, 1.0), augment.cutmix(images, targets, (3, 3, 0, 10))):
+    for same, target in (mixing.mixup(images, targets, 1.0), mixing.cutmix(images, targets, (3, 3, 0, 10))):
         np.testing.assert_array_equal(same, images)
         np.testing.assert_array_equal(target, targets)
     box = (2, 6, 5, 10)
-    pasted, y = augment.cutmix(images, targets, box)
+    pasted, y = mixing.cutmix(images, targets, box)
     assert (pasted[1, 2:6, 5:] == 4).all() and (np.asarray(pasted[1]) == 4).sum() == 4 * 5 * 3
     close(y[1], [0, 0.75, 0, 0, 0.25, 0])
-    np.testing.assert_array_equal(augment.cutmix(pasted, targets, box)[0], images)
+    np.testing.assert_array_equal(mixing.cutmix(pasted, targets, box)[0], images)
 
 
 def test_boxes_are_timms():
@@ -86,7 +86,7 @@ def mixes():
         targets = jnp.eye(6, dtype=jnp.float32)
 
         def one(key):
-            x, y = augment.mix(images, targets, key, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
+            x, y = mixing.mix(images, targets, key, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
             return x[0, :, :, 0], y
         return tuple(map(np.asarray, jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), n))))
     return run
@@ -113,17 +113,17 @@ def test_mix_with_one_alpha_or_none(mixes, batch):
     assert ((pixels == 0) | (pixels == 5)).all() and 0.4 < targets[:, 0, 0].mean() < 0.8
     pixels, targets = mixes(0.8, 0.0, n=200)
     assert (pixels == pixels[:, :1, :1]).all() and targets[:, 0, 0].std() > 0.2
-    for before, after in zip(batch, augment.mix(*batch, jax.random.key(0), mixup_alpha=0.0, cutmix_alpha=0.0), strict=True):
+    for before, after in zip(batch, mixing.mix(*batch, jax.random.key(0), mixup_alpha=0.0, cutmix_alpha=0.0), strict=True):
         assert after is before                                     # label smoothing is then all that is left
     with pytest.raises(ValueError, match="the batch has 5 rows.*even batch_size"):
-        augment.mix(batch[0][:5], batch[1][:5], jax.random.key(0), mixup_alpha=0.8, cutmix_alpha=1.0)
+        mixing.mix(batch[0][:5], batch[1][:5], jax.random.key(0), mixup_alpha=0.8, cutmix_alpha=1.0)
 
 
 def test_eight_devices_mix_the_global_batch_by_exchanging_shards():
     images = jnp.asarray(np.random.default_rng(0).standard_normal((16, 6, 6, 3)), jnp.float32)
     targets, mesh = jnp.eye(16, dtype=jnp.float32), jax.make_mesh((8,), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    mix = jax.jit(lambda x, y, k: augment.mix(x, y, k, mixup_alpha=0.8, cutmix_alpha=1.0))
+    mix = jax.jit(lambda x, y, k: mixing.mix(x, y, k, mixup_alpha=0.8, cutmix_alpha=1.0))
     x, y = jax.device_put(images, rows), jax.device_put(targets, rows)
     on_mesh = mix.lower(x, y, jax.random.key(0)).compile()
     for key in jax.random.split(jax.random.key(0), 4):             # both branches
@@ -163,7 +163,7 @@ def test_a_strip_is_erased_one_row_high_or_not_at_all():
 
 def test_erasing_is_noise_of_unit_deviation_in_the_box_alone():
     image = jnp.full((32, 32, 3), 7.0, jnp.float32)
-    many = jax.jit(jax.vmap(lambda k: augment.random_erasing(image, k, probability=0.25)))
+    many = jax.jit(jax.vmap(lambda k: mixing.random_erasing(image, k, probability=0.25)))
     erased = np.asarray(many(jax.random.split(jax.random.key(0), 800)))
     changed = (erased != 7.0).any(-1)
     hit = changed.any((1, 2))
@@ -175,4 +175,4 @@ def test_erasing_is_noise_of_unit_deviation_in_the_box_alone():
     assert len(np.unique(one)) > 0.99 * one.size                                 # and every pixel
     rows, columns = np.nonzero(changed[hit][0])
     assert (np.ptp(rows) + 1) * (np.ptp(columns) + 1) == changed[hit][0].sum()   # a full rectangle
-    np.testing.assert_array_equal(augment.random_erasing(image, jax.random.key(0), probability=0.0), image)
+    np.testing.assert_array_equal(mixing.random_erasing(image, jax.random.key(0), probability=0.0), image)

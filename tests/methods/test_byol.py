@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from configs.byol import PRESETS, get_config
-from ssljax import models, monitor, optim, train
-from ssljax.data import augment, sources
+from ssljax import models, optim
+from ssljax.data import sources, views
 from ssljax.losses.regression import byol
 from ssljax.methods import METHODS
+from ssljax.program import build, device_batches
+from ssljax.run import monitor
 from tests.methods.small import SIZE, assert_close, batch_of, config_of, names, one_block, shaken
 
 B = 6
@@ -59,8 +61,8 @@ class Pass:
         self.extra = extra._replace(target_params=shaken(extra.target_params, 2), target_stats=self.fresh(extra.target_stats))
         self.gradient = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
         (self.total, self.out), self.grads = self.gradient(self.params, self.batch)
-        views = augment.views(self.batch["image"], self.batch["index"], self.key, self.config.augment, size=SIZE, num_views=2)
-        self.v1, self.v2 = views[:, 0], views[:, 1]
+        made = views.random_views(self.batch["image"], self.batch["index"], self.key, self.config.augment, size=SIZE, num_views=2)
+        self.v1, self.v2 = made[:, 0], made[:, 1]
 
     @staticmethod
     def fresh(stats):
@@ -181,9 +183,9 @@ def test_without_predictor_and_target_the_network_collapses_and_the_monitor_says
                       epochs=8, optim__name="sgd", optim__learning_rate=0.3, optim__scaling="linear", optim__warmup_epochs=0,
                       target__momentum=tau, online_probe=False)
         source = sources.load(c.data, "train")
-        program = train.build(c, source)
+        program = build(c, source)
         state, key = program.init(0), jax.random.key(0)
-        for batch, _ in zip(train.device_batches(program, source, 0, 0), range(program.total_steps), strict=False):
+        for batch, _ in zip(device_batches(program, source, 0, 0), range(program.total_steps), strict=False):
             state, metrics = program.step(state, batch, key)
         verdicts[preset] = monitor.warnings("byol", int(state.step), {name: float(value) for name, value in metrics.items()})
     assert any("embedding_std" in text and "collapsed" in text for text in verdicts["digits_collapse"]), verdicts

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
-from ssljax import evaluate, gallery, models, sharding, train
-from ssljax.data import augment, sources
+from ssljax import evaluate, models, sharding
+from ssljax.data import sources, views
 from ssljax.losses.information import nmi
 from ssljax.methods import METHODS
+from ssljax.pictures import gallery
+from ssljax.program import balance_of, build, device_batches, encoded
+from ssljax.run.loop import fit, refreshed
 from tests.test_contract import SMALL, small_config
 
 K, DIM = SMALL["deepcluster"]["clusters.k"], SMALL["deepcluster"]["clusters.dim"]
@@ -32,14 +35,14 @@ def source():
 
 @pytest.fixture(scope="module")
 def program(source):
-    return train.build(config_of(), source)
+    return build(config_of(), source)
 
 
 @pytest.fixture(scope="module")
 def trained(program, source):
     """Refreshed, and three steps on: every momentum is there."""
-    state = train.refreshed(program, source, program.init(0), 0, None)
-    batches = train.device_batches(program, source, 0, 0, train.balance(program, source, state))
+    state = refreshed(program, source, program.init(0), 0, None)
+    batches = device_batches(program, source, 0, 0, balance_of(program, source, state))
     for batch, _ in zip(batches, range(3), strict=False):
         state, _ = program.step(state, batch, jax.random.key(0))
     return state
@@ -52,14 +55,14 @@ def test_no_clustering_without_an_epoch_to_learn_it(program, source):
         steps.append(int(state.step))
         return program.method.refresh(state, run)
     short = program._replace(total_steps=2 * epoch + 2, method=program.method._replace(refresh=refresh))
-    assert int(train.fit(short, source, seed=0).step) == 2 * epoch + 2
+    assert int(fit(short, source, seed=0).step) == 2 * epoch + 2
     assert steps == [0, epoch]
 
 
 def features(program, source, state):
     """In float64, whitened and of length one, by NumPy."""
     encode = functools.partial(program.encode, state.params, state.model_state, state.extra)
-    x = train.encoded(encode, program, source).features.astype(np.float64)
+    x = encoded(encode, program, source).features.astype(np.float64)
     x -= x.mean(0)
     variance, vectors = np.linalg.eigh(x.T @ x / len(x))
     white = x @ vectors[:, ::-1][:, :DIM] / np.sqrt(variance[::-1][:DIM])
@@ -67,7 +70,7 @@ def features(program, source, state):
 
 
 def test_every_image_is_in_the_cluster_whose_centroid_is_nearest(program, source, trained):
-    after = train.refreshed(program, source, trained, 0, None)
+    after = refreshed(program, source, trained, 0, None)
     labels, centroids = np.asarray(after.extra.assignment)[source.index], np.asarray(after.extra.centroids)
     x = features(program, source, trained)
     means = np.stack([x[labels == k].mean(0) for k in np.unique(labels)])
@@ -80,7 +83,7 @@ def test_every_image_is_in_the_cluster_whose_centroid_is_nearest(program, source
 
 
 def test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else(program, source, trained):
-    after = train.refreshed(program, source, trained, 0, None)
+    after = refreshed(program, source, trained, 0, None)
     kernel = np.asarray(after.params["head"]["dense"]["kernel"])
     assert np.abs(kernel.std() - 0.01) < 1e-3 and not np.asarray(after.params["head"]["dense"]["bias"]).any()
     assert np.abs(np.asarray(trained.params["head"]["dense"]["bias"])).max() > 0
@@ -93,11 +96,11 @@ def test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else(prog
 
 
 def test_an_optimizer_that_remembers_the_head_forgets_it(source):
-    program = train.build(config_of(optim__name="sgd"), source)
-    state = train.refreshed(program, source, program.init(0), 0, None)
-    batch = next(train.device_batches(program, source, 0, 0, train.balance(program, source, state)))
+    program = build(config_of(optim__name="sgd"), source)
+    state = refreshed(program, source, program.init(0), 0, None)
+    batch = next(device_batches(program, source, 0, 0, balance_of(program, source, state)))
     state, _ = program.step(state, batch, jax.random.key(0))
-    after = train.refreshed(program, source, state, 0, None)
+    after = refreshed(program, source, state, 0, None)
     for (path, old), (_, new) in zip(*(jax.tree_util.tree_leaves_with_path(s.opt_state) for s in (state, after)), strict=True):
         if any(getattr(entry, "key", None) == "head" for entry in path):
             assert np.asarray(old).any() and not np.asarray(new).any()
@@ -106,18 +109,18 @@ def test_an_optimizer_that_remembers_the_head_forgets_it(source):
 
 
 def test_another_clustering_starts_from_other_images_and_one_device_finds_what_eight_find(program, source, trained):
-    again = train.refreshed(program, source, trained.replace(step=trained.step + 4), 0, None)
-    after = train.refreshed(program, source, trained, 0, None)
+    again = refreshed(program, source, trained.replace(step=trained.step + 4), 0, None)
+    after = refreshed(program, source, trained, 0, None)
     assert float(nmi(after.extra.assignment, again.extra.assignment)) < 0.99
-    one = train.build(config_of(), source, sharding.make_mesh(1))
-    alone = train.refreshed(one, source, jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh)), 0, None)
+    one = build(config_of(), source, sharding.make_mesh(1))
+    alone = refreshed(one, source, jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh)), 0, None)
     both = [jnp.asarray(np.asarray(state.extra.assignment)) for state in (after, alone)]
     assert float(nmi(*both)) > 0.8                                                  # rounding may move a centroid, and others after it
 
 
 def test_epochs_are_even_over_clusters(program, source, trained):
-    clusters = train.balance(program, source, trained)
-    batches = train.device_batches(program, source, 0, 0, clusters)
+    clusters = balance_of(program, source, trained)
+    batches = device_batches(program, source, 0, 0, clusters)
     drawn = np.concatenate([np.asarray(batch["index"]) for batch, _ in zip(batches, range(program.steps_per_epoch), strict=False)])
     seen = np.bincount(np.asarray(trained.extra.assignment)[drawn], minlength=K)[np.asarray(trained.extra.counts) > 0]
     sizes = np.asarray(trained.extra.counts)[np.asarray(trained.extra.counts) > 0]
@@ -141,18 +144,18 @@ def test_weights_make_every_cluster_count_alike(source):
 
 
 def test_the_control_keeps_sizes_and_loses_what_they_mean(source):
-    program = train.build(config_of(clusters__shuffled=True), source)
+    program = build(config_of(clusters__shuffled=True), source)
     state = program.init(0)
-    shuffled = train.refreshed(program, source, state, 0, None).extra
-    meant = train.refreshed(train.build(config_of(), source), source, state, 0, None).extra
+    shuffled = refreshed(program, source, state, 0, None).extra
+    meant = refreshed(build(config_of(), source), source, state, 0, None).extra
     np.testing.assert_array_equal(shuffled.counts, meant.counts)
     assert meant.counts.sum() == len(source) and len(source) % program.config.evaluate.batch_size       # the last, incomplete batch too
     assert float(nmi(shuffled.assignment[source.index], source.labels)) < 0.6 * float(nmi(meant.assignment[source.index], source.labels))
 
 
 def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
-    piecewise = train.build(config_of(clusters__algorithm="minibatch"), source)
-    found = train.refreshed(piecewise, source, trained, 0, None).extra
+    piecewise = build(config_of(clusters__algorithm="minibatch"), source)
+    found = refreshed(piecewise, source, trained, 0, None).extra
     labels = np.asarray(found.assignment)[source.index]
     assert (labels >= 0).all()
     np.testing.assert_array_equal(found.counts, np.bincount(labels, minlength=K))
@@ -160,7 +163,7 @@ def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
 
     def cost(labels):
         return sum(np.square(x[labels == k] - x[labels == k].mean(0)).sum() for k in np.unique(labels))
-    whole = np.asarray(train.refreshed(program, source, trained, 0, None).extra.assignment)[source.index]
+    whole = np.asarray(refreshed(program, source, trained, 0, None).extra.assignment)[source.index]
     assert cost(labels) < 1.1 * cost(whole) < 0.9 * cost(np.roll(labels, 1))
 
 
@@ -184,7 +187,7 @@ def test_what_is_evaluated(program, source, trained):
         patch.setattr(evaluate, "probe", lambda kind, config: seen.append(kind) or {"protocol": "p", "settings": {}})
         layers = [result["protocol"] for result in evaluate.probed_layers(program, trained, source, source)]
     assert layers == ["layer_stem", "layer_group1", "layer_group2", "layer_group3"]
-    net, x = models.backbone(program.config.model), augment.for_network(jnp.asarray(source.images), program.config.augment)
+    net, x = models.backbone(program.config.model), views.for_network(jnp.asarray(source.images), program.config.augment)
     for kind, layer in zip(seen, program.config.evaluate.layers, strict=True):
         map_ = np.asarray(models.activation(net, trained.params["encoder"], trained.model_state["encoder"], x, layer), np.float64)
         assert kind.train.features.shape[1] <= program.config.evaluate.layer_dim
@@ -200,11 +203,11 @@ def second(source):
     c.head = dict(layers=2, hidden=16, dim=8, hidden_bias=True, last_bias=True, norm=True, last_norm=False, scheme="uniform")
     c.clusters.update(version=2, heads=3, iterations=4)
     c.optim.update(name="sgd")
-    return train.build(c.lock(), source)
+    return build(c.lock(), source)
 
 
 def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second, source):
-    state = train.refreshed(second, source, second.init(0), 0, None)
+    state = refreshed(second, source, second.init(0), 0, None)
     extra = jax.tree.map(np.asarray, state.extra)
     np.testing.assert_allclose(np.linalg.norm(extra.centroids, axis=-1), 1, rtol=1e-5)
     assert not extra.seen.any()
@@ -216,7 +219,7 @@ def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second
         np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
         nearest = (z @ extra.centroids[head].T).argmax(1)
         assert (nearest == inside[~unseen, head]).mean() > 0.99
-    batch = next(train.device_batches(second, source, 0, 0))
+    batch = next(device_batches(second, source, 0, 0))
     loss, out = second.method.loss(state.params, state.model_state, state.extra, batch, jax.random.key(5), state.step)
     z, index, y = np.asarray(out.carry["z"], np.float64), np.asarray(batch["index"]), extra.assignment[np.asarray(batch["index"])]
     rows = []

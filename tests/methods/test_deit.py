@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from configs.deit import PRESETS, get_config
-from ssljax import models, optim, train
-from ssljax.checkpoint import Checkpoints
+from ssljax import models, optim
 from ssljax.data import sources
 from ssljax.losses.classification import cross_entropy
 from ssljax.methods import METHODS
 from ssljax.methods.deit import DeitState, Teacher, joint
+from ssljax.program import build, stages, start_from, with_classes
+from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
 from tests.methods.small import SIZE, assert_close, batch_of, one_block, shaken
 
@@ -161,13 +162,13 @@ def test_a_larger_stage_takes_network_heads_and_teacher_and_resizes_the_position
         small = student(data__num_classes=10)
         large = student(data__num_classes=10, data__image_size=2 * SIZE, batch_size=8, init_from="small", ema__decay=0.5)
         source = sources.load(large.data, "train")
-        program = train.build(large, source)
+        program = build(large, source)
         params, model_state, extra = METHODS["deit"](small).init(jax.random.key(7), {})
         teacher = Teacher(shaken(extra.teacher.params, 3), shaken(extra.teacher.model_state, 4))
     donor = TrainState(jnp.int32(3), shaken(params, 5), model_state, (), DeitState((), ()))
     saved(tmp_path / "small", donor)
     saved(tmp_path / "teacher", TrainState(jnp.int32(3), teacher.params, teacher.model_state, (), ()))
-    start = train.start_from(program, {name: str(tmp_path / name) for name in ("small", "teacher")})
+    start = start_from(program, {name: str(tmp_path / name) for name in ("small", "teacher")})
     state = start(program.init(0))
     old, new = donor.params["encoder"].pop("positions"), state.params["encoder"].pop("positions")
     np.testing.assert_array_equal(new[:, :2], old[:, :2])
@@ -183,7 +184,7 @@ def test_a_larger_stage_takes_network_heads_and_teacher_and_resizes_the_position
 def test_a_teacher_of_other_classes_or_none_at_all_is_refused(tmp_path):
     with one_block():
         c = student(data__num_classes=10, batch_size=8)
-        program = train.build(c, sources.load(c.data, "train"))
+        program = build(c, sources.load(c.data, "train"))
         orphan = METHODS["deit"](student(distill__teacher=""))
     state = program.init(0)
     with pytest.raises(ValueError, match="config.distill.teacher is empty"):
@@ -192,7 +193,7 @@ def test_a_teacher_of_other_classes_or_none_at_all_is_refused(tmp_path):
     frozen.params["head"]["dense"]["kernel"] = np.zeros((4, 7), np.float32)
     saved(tmp_path / "teacher", TrainState(jnp.int32(3), frozen.params, frozen.model_state, (), ()))
     with pytest.raises(ValueError, match=r"params/head/dense/kernel is \(4, 7\)"):
-        train.start_from(program, {"teacher": str(tmp_path / "teacher")})(state)
+        start_from(program, {"teacher": str(tmp_path / "teacher")})(state)
 
 
 @pytest.mark.parametrize("change, message", [({"distill__name": "hrad"}, "distill.name='hrad' is unknown"),
@@ -206,8 +207,8 @@ def test_wrong_settings_are_named(change, message):
 def test_every_preset_is_a_method_and_only_what_draws_nothing_is_separable():
     separable = []
     for preset in PRESETS:
-        for name, config, _ in train.stages(get_config(preset), ""):
-            method = METHODS["deit"](train.with_classes(config, config.data.num_classes or 10))
+        for name, config, _ in stages(get_config(preset), ""):
+            method = METHODS["deit"](with_classes(config, config.data.num_classes or 10))
             separable += [(preset, name)] if method.separable else []
     assert separable == [("digits", "teacher"), ("cifar10_teacher", "")]
 

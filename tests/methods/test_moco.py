@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from configs.moco import PRESETS, get_config
-from ssljax import models, monitor, optim
-from ssljax.data import augment
+from ssljax import models, optim
+from ssljax.data import views
 from ssljax.losses.contrastive import in_batch_info_nce, info_nce, queue_accuracy
 from ssljax.methods import METHODS
+from ssljax.run import monitor
 from ssljax.step import make_train_step
 from ssljax.targets.queue import Queue
 from ssljax.types import TrainState
@@ -141,8 +142,8 @@ class Pass:
         queue = () if extra.queue == () else Queue(shaken(extra.queue.keys, 3), jnp.int32(0))
         self.extra = extra._replace(key_params=shaken(extra.key_params, 2), key_stats=self.positive(extra.key_stats), queue=queue)
         self.total, self.out = jax.jit(self.method.loss)(self.params, self.state, self.extra, self.batch, self.key, jnp.int32(0))
-        views = augment.views(self.batch["image"], self.batch["index"], self.key, self.config.augment, size=SIZE, num_views=2)
-        self.x1, self.x2 = views[:, 0], views[:, 1]
+        made = views.random_views(self.batch["image"], self.batch["index"], self.key, self.config.augment, size=SIZE, num_views=2)
+        self.x1, self.x2 = made[:, 0], made[:, 1]
 
     @staticmethod
     def positive(stats):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from configs.simclr import get_config
-from ssljax import models, train
-from ssljax.data import augment
+from ssljax import models
+from ssljax.data import views
 from ssljax.methods import METHODS
 from ssljax.models.resnet import Basic
+from ssljax.program import with_classes, with_ids
 from tests.methods.small import config_of
 
 B, SIZE = 6, 8
@@ -63,8 +64,8 @@ class Pass:
 
     def by_view(self):
         """All first views, then all second ones: features [2B, D], embeddings [2B, 4], running statistics."""
-        views = augment.views(self.batch["image"], self.batch["index"], self.key, self.config.augment, size=SIZE, num_views=2)
-        x = jnp.concatenate([views[:, 0], views[:, 1]])
+        made = views.random_views(self.batch["image"], self.batch["index"], self.key, self.config.augment, size=SIZE, num_views=2)
+        x = jnp.concatenate([made[:, 0], made[:, 1]])
 
         def forward(net, name, x):
             variables = {"params": self.params[name], "batch_stats": self.model_state[name]}
@@ -113,7 +114,7 @@ def test_labels_reach_the_probe_and_nothing_else(done):
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"deit"}))         # it has two tokens and a test of its own
 def test_encode_normalises_and_uses_the_running_statistics(name):
-    config = train.with_ids(train.with_classes(config_of(name, augment__mean=(MEAN,), augment__std=(STD,)), 10), 60)
+    config = with_ids(with_classes(config_of(name, augment__mean=(MEAN,), augment__std=(STD,)), 10), 60)
     method = METHODS[name](config)
     params, model_state = random_state(method)
     model_state = jax.tree.map(lambda s: s + 0.5, model_state)

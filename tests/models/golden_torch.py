@@ -67,5 +67,5 @@ def computes_what_torch_does(net, case, family, layers):
     checked = [place for place in weights.places(template, family) if place.theirs in named]
     assert len(checked) == len(named) >= 3
     for place in checked:
-        expected = place.layout.ours(named[place.theirs])
+        expected = place.reorder.ours(named[place.theirs])
         np.testing.assert_allclose(flat[place.ours], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max(), err_msg=place.theirs)

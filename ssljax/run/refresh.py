@@ -16,7 +16,7 @@ import numpy as np
 
 from ssljax import sharding
 from ssljax.data import loader
-from ssljax.data.sources import Source
+from ssljax.data.source import Source
 from ssljax.types import Pytree, TrainState
 
 REFRESH = 2**31 - 1               # in place of a step's number: no run has so many

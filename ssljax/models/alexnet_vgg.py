@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ssljax.models.conv import conv2d
-from ssljax.models.layout import along_batch
 from ssljax.models.norm import BatchNorm
+from ssljax.models.placement import along_batch
 from ssljax.models.sobel import sobel
 
 FULL = 4096
@@ -33,26 +33,26 @@ class Conv(NamedTuple):
     pool: tuple[int, int] = (0, 0)
 
 
-class Layout(NamedTuple):
+class Architecture(NamedTuple):
     """A network: its convolutions, and whether dropout also stands before the first full layer."""
 
     convs: tuple[Conv, ...]
     drops_first: bool
 
 
-ALEXNET = Layout((Conv("conv1", 96, 11, 4, 2, (3, 2)), Conv("conv2", 256, 5, 1, 2, (3, 2)), Conv("conv3", 384), Conv("conv4", 384),
+ALEXNET = Architecture((Conv("conv1", 96, 11, 4, 2, (3, 2)), Conv("conv2", 256, 5, 1, 2, (3, 2)), Conv("conv3", 384), Conv("conv4", 384),
                   Conv("conv5", 256, pool=(3, 2))), drops_first=True)
-VGG16 = Layout(tuple(Conv(f"conv{group}_{i}", features, pool=(2, 2) if i == count else (0, 0))
+VGG16 = Architecture(tuple(Conv(f"conv{group}_{i}", features, pool=(2, 2) if i == count else (0, 0))
                      for group, (features, count) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1)
                      for i in range(1, count + 1)), drops_first=False)
-LAYOUTS = {"alexnet_bn": ALEXNET, "vgg16_bn": VGG16}
+ARCHITECTURES = {"alexnet_bn": ALEXNET, "vgg16_bn": VGG16}
 
 
-class PlainNet(nn.Module):
-    """A network of a Layout, without a classifier.
+class ConvNet(nn.Module):
+    """A network of a Architecture, without a classifier.
 
     Attributes:
-        layout: a value of LAYOUTS.
+        architecture: a value of ARCHITECTURES.
         width: scales the channels and the full layers.
         sobel: look at the gradients of the grey image instead of colours.
         dropout: share of the full layers' inputs dropped while training; needs the key "dropout".
@@ -60,7 +60,7 @@ class PlainNet(nn.Module):
         dtype: of the computation; parameters and running statistics are float32.
     """
 
-    layout: Layout
+    architecture: Architecture
     width: float = 1.0
     sobel: bool = False
     dropout: float = 0.5
@@ -77,7 +77,7 @@ class PlainNet(nn.Module):
         `after_fc6`.
         """
         x = sobel(x) if self.sobel else x
-        for layer in self.layout.convs:
+        for layer in self.architecture.convs:
             x = along_batch(self._conv(layer, x, train=train))
             self.sow("intermediates", f"after_{layer.name}", x)
             if layer.pool[0]:
@@ -85,7 +85,7 @@ class PlainNet(nn.Module):
         full = partial(nn.Dense, round(FULL * self.width), dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
         drop = partial(nn.Dropout(self.dropout, name="dropout"), deterministic=not train)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(full(name="fc6")(drop(x) if self.layout.drops_first else x))
+        x = nn.relu(full(name="fc6")(drop(x) if self.architecture.drops_first else x))
         self.sow("intermediates", "after_fc6", x)
         return full(name="fc7")(drop(x)).astype(jnp.float32)
 

@@ -22,9 +22,9 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssljax import hosts, monitor
-from ssljax.checkpoint import Checkpoints
 from ssljax.data.crops import tensorflow
+from ssljax.run import hosts, monitor
+from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
 
 PACKAGES = ("ssljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "numpy",

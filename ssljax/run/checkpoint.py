@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from ssljax import hosts
+from ssljax.run import hosts
 from ssljax.types import Pytree, TrainState
 
 UNMEASURED = -1e30        # JSON has no infinity

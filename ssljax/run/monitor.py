@@ -28,7 +28,7 @@ COLLAPSED = ("the representations have collapsed: all images get nearly the same
 LEAK = ("queries find their own key among the whole queue every time. With batch statistics by groups (bn.groups > 1) that is how a leak "
         "through them looks: is bn.shuffle on? Otherwise the views are too alike or the queue too short")
 
-# Quantities of ssljax/losses/geometry.py. Uniformity is 0 at collapse and about -4 on a well-covered sphere.
+# Quantities of ssljax/losses/health.py. Uniformity is 0 at collapse and about -4 on a well-covered sphere.
 BANDS: dict[str, dict[str, Band]] = {
     "simclr": {
         "embedding_std": Band(0.1, math.inf, below=COLLAPSED),

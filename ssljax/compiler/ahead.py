@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from ssljax.slices import Slice
+from ssljax.compiler.slices import Slice
 
 WAIT = 600.0              # seconds for which another process's libtpu is waited for
 _held: list[int] = []     # the file that says so while this process has libtpu

@@ -10,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax import models
-from ssljax.data import augment, loader
-from ssljax.data.sources import Source
+from ssljax.data import loader, views
+from ssljax.data.source import Source
 from ssljax.protocols.features import Kind
 from ssljax.protocols.knn import nearest
 from ssljax.types import TrainState
@@ -68,7 +68,7 @@ def attention(state: TrainState, test: Source, queries: np.ndarray, config: Conf
     images = next(iter(loader.eval_batches(test.select(queries), config, batch_size=len(queries))))["image"]
     net = models.backbone(config.model)
     weights = models.attention(net, state.params["encoder"], state.model_state["encoder"],
-                               augment.for_network(jnp.asarray(images), config.augment))
+                               views.for_network(jnp.asarray(images), config.augment))
     tokens, side = weights.shape[2], images.shape[1] // net.patch
     return np.asarray(weights[..., tokens:].mean(1).reshape(len(queries), tokens, side, side), np.float16)
 

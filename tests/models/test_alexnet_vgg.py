@@ -66,7 +66,7 @@ def test_the_layers_in_their_order(name, first_drop):
     stats = jax.tree.map(jnp.abs, stats)
     y, maps = sobel(x), {}
     with jax.numpy_rank_promotion("allow"):
-        for layer in net.layout.convs:
+        for layer in net.architecture.convs:
             norm, s = p[layer.name.replace("conv", "norm")], stats[layer.name.replace("conv", "norm")]
             y = jax.lax.conv_general_dilated(y, p[layer.name]["kernel"], (layer.stride,) * 2, ((layer.padding,) * 2,) * 2,
                                              dimension_numbers=("NHWC", "HWIO", "NHWC")) + p[layer.name]["bias"]
@@ -78,7 +78,7 @@ def test_the_layers_in_their_order(name, first_drop):
         fc7 = fc6 @ p["fc7"]["kernel"] + p["fc7"]["bias"]
     scale = float(jnp.abs(fc7).max())
     found = models.infer(net, p, stats, x)
-    last = net.layout.convs[-1].name
+    last = net.architecture.convs[-1].name
     np.testing.assert_allclose(models.activation(net, p, stats, x, last), maps[last], rtol=1e-3, atol=1e-4 * float(maps[last].max()))
     np.testing.assert_allclose(found, fc7, rtol=1e-3, atol=1e-4 * scale)
     assert (found < 0).any(), "k-means sees what the last ReLU would cut off"

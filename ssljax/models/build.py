@@ -1,0 +1,107 @@
+"""Networks from a configuration: one table of backbones, and the heads on them."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from ssljax.models.alexnet_vgg import ARCHITECTURES, ConvNet
+from ssljax.models.heads import MLP, SCHEMES
+from ssljax.models.regnet import TABLES, RegNet
+from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
+from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT
+from ssljax.models.vit import SCHEMES as VIT_SCHEMES
+
+# Kind and number of blocks of each group; a group is twice as wide as the one before.
+BACKBONES = {
+    "resnet8": (Basic, (1, 1, 1)),                  # three groups: small images on a CPU
+    "resnet10": (Basic, (1, 1, 1, 1)),
+    "resnet18": (Basic, (2, 2, 2, 2)),
+    "resnet34": (Basic, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+    "resnet200": (Bottleneck, (3, 24, 36, 3)),
+}
+
+
+def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"config.model.{key} is {value!r}; it must be one of: {', '.join(valid)}")
+
+
+def backbone(model: ConfigDict) -> nn.Module:
+    """The backbone of `config.model`, a key of BACKBONES, ARCHITECTURES, TABLES or SIZES: images -> float32 features `[B, D]`.
+
+    Its call is `net(images [B, H, W, C], *, train)`. `width` scales every layer of a ResNet or a plain network, the first included.
+    `shortcut="torchvision"` also brings PyTorch's unbiased running variance, which a RegNet always has, see BatchNorm. A config with
+    `model.sobel` may put Sobel's filter before the first layer of a ResNet or a plain network; `model.drop_path`, which every ViT's config
+    has, gives a RegNet stochastic depth.
+
+    Raises:
+        ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective kernels are asked of
+            basic blocks.
+    """
+    _one_of("name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SIZES))
+    if model.name in SIZES:
+        return _vit(model)
+    if model.name in TABLES:
+        _one_of("remat", model.remat, REMAT)
+        drop_path = model.drop_path if "drop_path" in model else 0.0
+        return RegNet(TABLES[model.name], drop_path=drop_path, remat=model.remat, **{**_norm(model), "unbiased": True})
+    edges = "sobel" in model and model.sobel
+    if model.name in ARCHITECTURES:
+        return ConvNet(ARCHITECTURES[model.name], model.width, edges, model.dropout, **_norm(model))
+    _one_of("stem", model.stem, STEMS)
+    _one_of("shortcut", model.shortcut, SHORTCUTS)
+    _one_of("remat", model.remat, REMAT)
+    block, layers = BACKBONES[model.name]
+    if model.sk_ratio > 0 and block is Basic:
+        raise ValueError(f"config.model.sk_ratio is {model.sk_ratio}, but {model.name} has basic blocks and selective kernels replace the "
+                         "3x3 convolution of a bottleneck: set sk_ratio to 0, or name to resnet50, resnet101, resnet152 or resnet200")
+    base = round(64 * model.width)
+    if base < 2:
+        raise ValueError(f"config.model.width is {model.width}, which leaves {base} channels in the stem: 64 * width must be 2 or more")
+    return ResNet(
+        block, layers, widths=tuple(base * 2**group for group in range(len(layers))), stem_width=base,
+        stem=model.stem, shortcut=model.shortcut, sk_ratio=model.sk_ratio, remat=model.remat, sobel=edges,
+        **_norm(model))
+
+
+def _vit(model: ConfigDict) -> ViT:
+    _one_of("positions", model.positions, POSITIONS)
+    _one_of("scheme", model.scheme, VIT_SCHEMES)
+    _one_of("remat", model.remat, REMATS)
+    width, depth, heads = SIZES[model.name]
+    return ViT(width, depth, heads, model.patch, positions=model.positions, scheme=model.scheme, distillation=model.distillation,
+               drop_path=model.drop_path, dropout=model.dropout, frozen_patch=model.frozen_patch, remat=model.remat, scan=model.scan,
+               dtype=jnp.dtype(model.dtype))
+
+
+def draws(model: ConfigDict) -> bool:
+    """Whether a training pass of this backbone draws at random: stochastic depth or dropout is on."""
+    return any(name in model and model[name] > 0 for name in ("drop_path", "dropout"))
+
+
+def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:
+    """SimCLR's projector of `config.head` on the backbone of `config.model`, whose norms and dtype it shares."""
+    return MLP(head.layers, head.hidden, head.dim, hidden_bias=False, last_bias=False, norm=True, last_norm=True, last_gain=True,
+               scheme="normal_0.01", **_norm(model))
+
+
+def mlp(head: ConfigDict, model: ConfigDict, dim: int) -> MLP:
+    """A projector or predictor of MoCo or BYOL with `dim` outputs; norms and dtype are those of `config.model`.
+
+    Raises:
+        ValueError: `head.scheme` is unknown.
+    """
+    if head.scheme not in SCHEMES:
+        raise ValueError(f"a head's scheme is {head.scheme!r}; it must be one of: {', '.join(SCHEMES)}")
+    return MLP(head.layers, head.hidden, dim, hidden_bias=head.hidden_bias, last_bias=head.last_bias, norm=head.norm,
+               last_norm=head.last_norm, scheme=head.scheme, **_norm(model))
+
+
+def _norm(model: ConfigDict) -> dict:
+    return dict(bn_momentum=model.bn_momentum, bn_epsilon=model.bn_epsilon, unbiased=model.shortcut == "torchvision",
+                dtype=jnp.dtype(model.dtype))

@@ -1,0 +1,1 @@
+"""A run while it lives: its folder, checkpoints, loop, hosts and health."""
