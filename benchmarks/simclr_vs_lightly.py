@@ -95,7 +95,7 @@ def ours(folder: str, steps: int) -> Callable[[], float]:
     config = get_config("cifar10_small").unlock()
     config.data.source, config.data.train_per_class = f"folder:{folder}", PER_CLASS
     source = sources.load(config.data, "train")
-    program = build(config.lock(), source)
+    program = build(config.lock(), source.facts)
     state, key, batches = program.init(0), jax.random.key(0), device_batches(program, source, 0, 0)
 
     def run(count: int) -> float:

@@ -10,8 +10,9 @@ import pytest
 from configs.simclr import get_config
 from ssljax import evaluate, report, sharding
 from ssljax.data import sampler, sources
-from ssljax.program import build, encoded
+from ssljax.program import build, encoded, switched_on
 from ssljax.protocols.features import raw_pixels
+from ssljax.run import few_labels
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
 
@@ -33,11 +34,10 @@ def results(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         one = sharding.make_mesh(1)
         patch.setattr(sharding, "make_mesh", lambda fsdp=1: one)                    # compiles sooner than for eight
-        patch.setattr(evaluate, "SUPERVISED_STEPS", 2)
-        program = build(c, sources.load(c.data, "train"))
-        patch.setattr(evaluate, "build", lambda config, source: program if config.method == "simclr" else build(config, source))
+        patch.setattr(few_labels, "SUPERVISED_STEPS", 2)
+        program = build(c, sources.load(c.data, "train").facts)
         checkpoints = Checkpoints(str(folder / "run"), keep_last=1)
-        checkpoints.save(evaluate.switched_on(program.init(0)), {"loss": 1.0})
+        checkpoints.save(switched_on(program.init(0)), {"loss": 1.0})
         checkpoints.close()
         evaluate.main(["--config", "configs/simclr.py:digits", f"--workdir={folder}/run", *SMALL, "--protocols=knn,linear,label_fraction",
                        "--baselines=raw_pixels,random_init,supervised", f"--results={folder}/out/results.jsonl"])
@@ -80,9 +80,9 @@ def test_every_image_once_on_eight_devices():
     """297 images in batches of 250, made 256 to split over the devices."""
     c = config()
     train_split, test = sources.load(c.data, "train"), sources.load(c.data, "test")
-    program = build(c, train_split)
+    program = build(c, train_split.facts)
     assert program.mesh.devices.size == 8
-    found = encoded(raw_pixels, program, test)
+    found = encoded(raw_pixels, program.mesh, c, test)
     np.testing.assert_allclose(found.features, test.images.reshape(297, -1) / 255.0, rtol=2e-7)
     np.testing.assert_array_equal(found.labels, test.labels)
 
@@ -91,7 +91,6 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
     """Wrong labels on all other images change nothing."""
     c = config().unlock()
     c.evaluate.update(label_counts=(1,), label_draws=1)
-    c.data.num_classes = 10
     source, test = sources.load(c.data, "train"), sources.load(c.data, "test")
     kept = sampler.subset(source.labels, per_class=1, seed=0)
     seen = []
@@ -100,8 +99,8 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
         seen.append((labelled.index, labelled.labels, labelled.images))
         return program.init(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "fit", fit)
-        found = list(evaluate.supervised(c.lock(), source, test))
+        patch.setattr(few_labels, "fit", fit)
+        found = list(few_labels.supervised(c.lock(), source, test))
     (index, labels, images), = seen
     assert len(found) == 1 and found[0]["n"] == 297
     assert len(np.unique(index)) == len(index) == 32                         # each copy has views of its own
@@ -112,7 +111,7 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
 def test_a_random_network_has_its_residual_branches_on():
     state = TrainState(step=0, params={"encoder": {"norm": {"scale": jax.numpy.zeros(3)}, "conv": {"kernel": jax.numpy.zeros(2)}}},
                        model_state={}, opt_state=(), extra=())
-    params = evaluate.switched_on(state).params["encoder"]
+    params = switched_on(state).params["encoder"]
     np.testing.assert_array_equal(params["norm"]["scale"], np.ones(3))
     np.testing.assert_array_equal(params["conv"]["kernel"], np.zeros(2))
 

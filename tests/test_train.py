@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import simclr
-from ssljax import evaluate, sharding, train
+from ssljax import sharding, train
 from ssljax.data import sampler, sources
-from ssljax.program import build, with_classes, with_seed
-from ssljax.run import monitor
+from ssljax.program import build, with_seed
+from ssljax.run import few_labels, monitor
 from ssljax.run.checkpoint import Checkpoints, load_part
 from ssljax.run.folder import RunFolder
 from ssljax.run.loop import fit
@@ -67,12 +67,10 @@ def test_fine_tuning_leaves_the_settings_of_pretraining_alone(preset, alone):
     assert (config.finetune.data.views, config.finetune.augment.jitter_probability, config.finetune.optim.nesterov) == (1, 0.0, True)
 
 
-@pytest.mark.parametrize("derive", [lambda c: with_classes(c, 10), lambda c: with_seed(c, 3),
-                                    lambda c: evaluate.supervised_config(c, 32, 5)])
+@pytest.mark.parametrize("derive", [lambda c: with_seed(c, 3), lambda c: few_labels.supervised_config(c, 32, 5)])
 def test_a_derived_config_shares_nothing_with_its_own(derive):
-    config = simclr.get_config("digits").unlock()
-    config.data.num_classes = 0
-    before = config.lock().to_dict()
+    config = simclr.get_config("digits")
+    before = config.to_dict()
     derive(config)
     assert config.to_dict() == before
 
@@ -89,7 +87,7 @@ def read_encoder(workdir):
 def test_a_part_of_another_network_is_refused_by_name(tmp_path):
     config = small_config()
     source = sources.load(config.data, "train")
-    program = build(config, source)
+    program = build(config, source.facts)
     state = program.init(0)
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(state, {})
@@ -101,7 +99,7 @@ def test_a_part_of_another_network_is_refused_by_name(tmp_path):
         load_part(str(tmp_path / "nowhere"), wider, "params/encoder")
     other = small_config(width=0.25)
     with pytest.raises(ValueError, match="is of another network: .* is \\(8,\\) there and \\(16,\\) here"):
-        Checkpoints(str(tmp_path)).restore(build(other, source).shapes)
+        Checkpoints(str(tmp_path)).restore(build(other, source.facts).shapes)
 
 
 def small_config(width: float = 0.125):
@@ -123,7 +121,7 @@ def test_the_loop_goes_on_where_its_state_stands(seed):
         seen.append(np.asarray(batch["index"]))
         return state.replace(step=state.step + 1), {"loss": jnp.float32(0.0)}
     begun = TrainState(step=jnp.int32(40), params={}, model_state={}, opt_state=(), extra=())
-    program = build(config, source)._replace(init=lambda seed: begun, step=step)
+    program = build(config, source.facts)._replace(init=lambda seed: begun, step=step)
     assert int(fit(program, source, seed=seed).step) == program.total_steps == 47
     expected = [sampler.order(seed, s // 46, 1500)[s % 46 * 32:][:32] for s in range(40, 47)]
     np.testing.assert_array_equal(seen, expected)
@@ -147,8 +145,8 @@ def test_the_monitor_calls_a_collapse(tmp_path, capsys, monkeypatch):
         return state.replace(params=params)
     config = small_config()
     source = sources.load(config.data, "train")
-    program = build(config, source)
-    folder = RunFolder(str(tmp_path), program.config)
+    program = build(config, source.facts)
+    folder = RunFolder(str(tmp_path), program.config, program.facts)
     fit(program, source, seed=0, folder=folder, start=collapse)
     folder.close()
     assert "the representations have collapsed" in capsys.readouterr().out

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ssljax.types import Facts
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -49,6 +51,11 @@ class Source:
     def num_ids(self) -> int:
         """Ids lie in 0..num_ids-1; a selection may have fewer images than that."""
         return int(self.index.max(initial=-1)) + 1
+
+    @property
+    def facts(self) -> Facts:
+        """What a method is told of its training split."""
+        return Facts(num_examples=len(self), num_classes=self.num_classes, num_ids=self.num_ids)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
         """The encoded images (JPEG or PNG bytes) at these positions."""

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from ssljax.data import builtin, folder, records, sampler
 from ssljax.data.source import Source
+from ssljax.types import Facts
 
 SOURCES = ("digits", "fashion_mnist", "folder:PATH", "tfds:NAME")
 
@@ -57,6 +58,22 @@ def load(data: ConfigDict, split: str) -> Source:
         source = source.select(sampler.subset(source.labels, fraction=data.label_fraction, per_class=data.labels_per_class,
                                               seed=data.subset_seed))
     return source
+
+
+def facts(data: ConfigDict, source: Source) -> Facts:
+    """What a method is told of its training split, after a look whether the config says otherwise.
+
+    Raises:
+        ValueError: the config states another number of examples or of classes than the data have.
+    """
+    found = source.facts
+    for key in ("num_examples", "num_classes"):
+        stated, there = data[key], getattr(found, key)
+        if stated and stated != there:
+            what = key.removeprefix("num_")
+            raise ValueError(f"data.{key}={stated}, but {data.source} has {there} {what}: leave it at 0, which reads it from the data, or "
+                             "look whether these are the data you meant")
+    return found
 
 
 def check_labels(source: Source) -> None:

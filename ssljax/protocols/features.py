@@ -27,21 +27,6 @@ class Features(NamedTuple):
     index: np.ndarray
 
 
-class Kind(NamedTuple):
-    """One way to turn images into features: the run's network, or a baseline.
-
-    Attributes:
-        name: the run's method, "raw_pixels" or "random_init".
-        train, test: features of the two splits.
-        channels: C of raw pixels, 0 for a network; see `linear.standardise`.
-    """
-
-    name: str
-    train: Features
-    test: Features
-    channels: int
-
-
 def extract(encode: Encode, batches: Iterable[Mapping[str, np.ndarray]]) -> Features:
     """Encodes every image of a split.
 

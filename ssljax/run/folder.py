@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ssljax.data.crops import tensorflow
 from ssljax.run import hosts, monitor
 from ssljax.run.checkpoint import Checkpoints
-from ssljax.types import TrainState
+from ssljax.types import Facts, TrainState
 
 PACKAGES = ("ssljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "numpy",
             "scikit-learn")
@@ -63,15 +63,17 @@ def commit() -> str:
 class RunFolder:
     """Opens `workdir`, one folder that all hosts see, for one stage of a run. The first host writes; checkpoints are written by all.
 
+    `facts` are those of the training data, kept for whoever opens the run's networks later; None where no data were read.
+
     Raises:
         ValueError: the folder holds a run of another config (names the first setting that differs), or each host has a folder of its own.
     """
 
-    def __init__(self, workdir: str, config: ConfigDict):
+    def __init__(self, workdir: str, config: ConfigDict, facts: Facts | None):
         self.path = epath.Path(workdir)
         self.path.mkdir(parents=True, exist_ok=True)
         self._main = jax.process_index() == 0
-        self._describe(config)
+        self._describe(config, facts)
         self._checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best)
         self._config, self._bar, self._writer, self._known = config, None, None, {}
         self._clock: tuple[float, int] | None = None
@@ -95,7 +97,7 @@ class RunFolder:
         if self._alone or kind is None or issubclass(kind, (SystemExit, monitor.NotFinite)):
             self.close()
 
-    def _describe(self, config: ConfigDict) -> None:
+    def _describe(self, config: ConfigDict, facts: Facts | None) -> None:
         """Writes config.json and run.json; on a restart checks that the run is the same, and always that the hosts share the folder."""
         new = json.loads(config.to_json())
         file = self.path / "config.json"
@@ -109,6 +111,7 @@ class RunFolder:
         if self._main:
             file.write_text(json.dumps(new, indent=1, sort_keys=True))
             run = {"command": ["ssljax", *sys.argv[1:]], "commit": commit(), "versions": versions(), "hosts": jax.process_count(),
+                   **({} if facts is None else {"facts": facts._asdict()}),
                    "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()], "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             with (self.path / "run.json").open("a") as out:
                 out.write(json.dumps(run) + "\n")
@@ -222,6 +225,15 @@ class RunFolder:
         if self._alone:
             signal.signal(signal.SIGTERM, self._before)
         logging.flush()
+
+
+def facts_of(workdir: str) -> Facts | None:
+    """What a run's training data were like; None for a folder that does not say, of a run before it was noted."""
+    file = epath.Path(workdir) / "run.json"
+    if not file.exists():
+        return None
+    last = json.loads(file.read_text().splitlines()[-1])
+    return Facts(**last["facts"]) if "facts" in last else None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -98,6 +98,6 @@ def online_knn(program: Program, state: TrainState, source: Source, test: Source
 
     def features(split: Source) -> tuple[np.ndarray, np.ndarray]:
         rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), ONLINE_IMAGES)).astype(np.int64))
-        return encoded(encode, program, split.select(rows))[:2]
+        return encoded(encode, program.mesh, config, split.select(rows))[:2]
     return knn(*features(source), *features(test), k=config.evaluate.knn_k, temperature=config.evaluate.knn_temperature,
-               num_classes=config.data.num_classes)["top1"]
+               num_classes=program.facts.num_classes)["top1"]
