@@ -301,7 +301,7 @@ def views(batch_image: jax.Array, index: jax.Array, key: jax.Array, augment: Con
         float32 [B, V, size, size, C].
     """
     if batch_image.ndim == 5 and batch_image.shape[1] != num_views:
-        raise ValueError(f"views: the batch holds {batch_image.shape[1]} views of each image and config.data.views={num_views}. "
+        raise ValueError(f"views: the batch holds {batch_image.shape[1]} views of each image and the config names {num_views}. "
                          "The loader and the method must read the same config.")
     crop = batch_image.ndim == 4
     numbers = jnp.arange(num_views, dtype=jnp.int32)
