@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shlex
 import sys
 import time
@@ -31,6 +30,7 @@ from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
 from ssljax import cli, gallery, hosts, models, sharding, train
+from ssljax.config import differences, hashed, public, resolve
 from ssljax.data import augment, sampler, sources
 from ssljax.data.sources import Source
 from ssljax.losses.information import nmi
@@ -38,16 +38,13 @@ from ssljax.protocols import layers, linear
 from ssljax.protocols.features import Encode, Features, Kind, raw_pixels
 from ssljax.protocols.knn import knn
 from ssljax.protocols.label_fraction import L2, label_fraction
-from ssljax.run_folder import HARMLESS, commit, differences, versions
+from ssljax.run_folder import HARMLESS, commit, versions
 from ssljax.types import TrainState
 
 PROTOCOLS = ("knn", "linear", "label_fraction", "layers", "classifier", "clusters")
 OF_FEATURES = ("knn", "linear", "label_fraction")          # judge what `encode` gives; the others judge the run itself
 METRICS = ("top1", "top5", "nmi")
 BASELINES = ("raw_pixels", "random_init", "supervised")
-
-# Settings that change no number in the results; the seed has its own field.
-NOT_HASHED = ("seed", "name", "preset", "log_every", "eval_every_epochs", "checkpoint")
 
 # scikit-learn fits fewer numbers than this faster on one core: on a busy machine its threads wait for each other, 100 times as long.
 ONE_THREAD = 10_000_000
@@ -108,15 +105,12 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
 
 
 def same_run(config: ConfigDict, file: epath.Path) -> None:
-    """Raises a ValueError where a run was trained with other settings than the results would say; data and evaluation may differ.
-
-    A setting that did not exist yet when the run was trained is no difference.
-    """
+    """Raises a ValueError where a run was trained with other settings than the results would say; data and evaluation may differ."""
     if not file.exists():
         return
     free = (*HARMLESS, "data", "evaluate")
     found = differences(json.loads(file.read_text()), json.loads(config.to_json()))
-    differ = [f"{key} was {old!r}, here {new!r}" for key, old, new in found if key.split(".")[0] not in free and old != "absent"]
+    differ = [f"{key} was {old!r}, here {new!r}" for key, old, new in found if key.split(".")[0] not in free]
     if differ:
         raise ValueError(f"{file.parent} was trained with another config: {'; '.join(differ[:3])}. Give evaluate the settings of the run, "
                          "or its --workdir; only config.data and config.evaluate may differ")
@@ -130,9 +124,9 @@ def refuse(protocols: Sequence[str], program: train.Program, state: TrainState) 
                          "or evaluate a fine-tuned stage")
     if "clusters" in protocols and not hasattr(state.extra, "assignment"):
         raise ValueError(f"--protocols: clusters judges the labels that a network gave itself; {program.config.method} gives none")
-    if "layers" in protocols and not ("layers" in e and e.layers):
-        raise ValueError("--protocols: layers needs config.evaluate.layers, the names of the layers to probe, which this preset does not "
-                         "have; configs/deepcluster.py has it")
+    if "layers" in protocols and not e.layers:
+        raise ValueError("--protocols: layers needs config.evaluate.layers, the names of the layers to probe, and this preset names none; "
+                         "presets of configs/deepcluster.py do")
 
 
 def encoder(name: str, program: train.Program, state: TrainState, config: ConfigDict) -> tuple[Encode, int]:
@@ -270,18 +264,18 @@ def supervised_config(config: ConfigDict, batch_size: int, epochs: int) -> Confi
     """The run's config turned supervised: same network, data and crops, no colour changes, SGD with Nesterov momentum and a cosine."""
     c = config.copy_and_resolve_references().unlock()
     c.method, c.batch_size, c.epochs, c.init_from = "supervised", batch_size, epochs, ""
-    c.data.views = 1
+    c.views = {"one": {}}
     c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)
-    c.optim.update(name="sgd", learning_rate=SUPERVISED_RATE, scaling="none", momentum=0.9, nesterov=True, weight_decay=5e-4,
+    c.optim = dict(name="sgd", learning_rate=SUPERVISED_RATE, scaling="none", momentum=0.9, nesterov=True, weight_decay=5e-4,
                    warmup_epochs=0)
-    return c.lock()
+    return resolve(c).lock()
 
 
 def provenance(config: ConfigDict, source: Source, test: Source, step: int, command: str) -> dict[str, Any]:
     """The fields that all measurements of one evaluation share."""
     checksum = hashlib.sha256(f"{source.checksum} {test.checksum}".encode()).hexdigest()[:16]
     return {"experiment": config.name, "preset": config.preset, "seed": config.seed, "step": step, "epochs": config.epochs,
-            "data": public(config.data.source), "train_images": len(source), "data_checksum": checksum, "config_hash": config_hash(config),
+            "data": public(config.data.source), "train_images": len(source), "data_checksum": checksum, "config_hash": hashed(config),
             "commit": commit(), "versions": versions(), "command": public(command)}
 
 
@@ -296,18 +290,6 @@ def lines(measurement: Mapping[str, Any]) -> list[dict[str, Any]]:
     rest = {key: value for key, value in measurement.items() if key not in METRICS}
     rest["seconds"] = round(rest["seconds"], 3)
     return [{**rest, "metric": metric, "value": round(measurement[metric], 4)} for metric in METRICS if metric in measurement]
-
-
-def config_hash(config: ConfigDict) -> str:
-    """12 hex digits that change with every setting a number can depend on; the place of the data is not one, its checksum has a field."""
-    settings = {key: value for key, value in json.loads(config.to_json()).items() if key not in NOT_HASHED}
-    settings["data"] = {**settings["data"], "source": public(config.data.source), "data_dir": ""}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def public(text: str) -> str:
-    """The text without the folders of this machine: folder:/home/me/photos becomes folder:PATH/photos."""
-    return re.sub(r"""(^|[\s'"=:])~?/[^\s'":]*?([^\s'"/:]+)/?(?=[\s'":]|$)""", r"\1PATH/\2", text)
 
 
 def chosen(flag: str, text: str, default: Sequence[str], valid: Sequence[str]) -> tuple[str, ...]:

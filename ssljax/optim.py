@@ -152,9 +152,10 @@ def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float
         steps_per_epoch: examples / batch, not rounded: the warm-up is examples * warmup_epochs // batch steps (google-research/simclr).
     """
     peak = scaled_learning_rate(optim.learning_rate, optim.scaling, batch_size)
-    # The small term keeps 0.1 * 10 epochs from being floored to 0 by a float that is one ulp short.
-    warmup_steps = int(steps_per_epoch * optim.warmup_epochs + 1e-9)
-    schedule = warmup_cosine(peak, warmup_steps=warmup_steps, total_steps=total_steps)
+    if optim.name in ("lars", "sgd", "adamw", "torch_adamw"):
+        # The small term keeps 0.1 * 10 epochs from being floored to 0 by a float that is one ulp short.
+        warmup_steps = int(steps_per_epoch * optim.warmup_epochs + 1e-9)
+        schedule = warmup_cosine(peak, warmup_steps=warmup_steps, total_steps=total_steps)
     if optim.name == "lars":
         tx = lars(schedule, lr_in_momentum=optim.lr_in_momentum, weight_decay=optim.weight_decay, momentum=optim.momentum,
                   trust_coefficient=optim.trust_coefficient, mask=decayed)

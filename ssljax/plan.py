@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssljax import ahead, cli, flops, hlo, sharding, slices, train
+from ssljax.config import flat
 from ssljax.run_folder import commit, versions
 from ssljax.slices import GIB, Slice
 
@@ -35,6 +36,7 @@ DATA_SETS = {
     ("tfds:cifar10", "train"): (50_000, 10),
     ("tfds:cifar100", "train"): (50_000, 100),
     ("tfds:imagenet2012", "train"): (1_281_167, 1000),
+    ("tfds:imagenette/160px-v2", "train"): (9_469, 10),
 }
 # Static estimate / reported step time of six public v3 runs (ResNet-50, BiT, SimCLR, ViT-S/16): how far a full-effort estimate may be off.
 CALIBRATION = (0.5, 1.4)
@@ -132,11 +134,12 @@ def known_split(config: ConfigDict, images: int) -> Split:
         ValueError: neither tells.
     """
     data = config.data
-    known = DATA_SETS.get((data.source, "")) or DATA_SETS.get((data.source, data.train_split))
-    total, classes = known or (0, data.num_classes)
+    split = "" if data.source == "digits" else data.train_split
+    known = DATA_SETS.get((data.source, "")) or DATA_SETS.get((data.source, split))
+    total, classes = known or (data.num_examples, data.num_classes)
     total = images or total
     if not total or not classes:
-        raise ValueError(f"how many images data.source={data.source!r} has in {data.train_split!r} is not known here: add --images N"
+        raise ValueError(f"how many images data.source={data.source!r} has in {split!r} is not known here: add --images N"
                          + ("" if classes else " and --config.data.num_classes=C"))
     if images:
         return Split(images, classes)
@@ -152,7 +155,7 @@ def known_split(config: ConfigDict, images: int) -> Split:
 def abstract_batch(program: train.Program) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the global batch that `loader.train_batches` delivers."""
     b, data, split = program.config.batch_size, program.config.data, sharding.batch_sharding(program.mesh)
-    views = (data.views,) if data.crop_on == "host" else ()
+    views = (len(program.config.views),) if data.crop_on == "host" else ()
     shapes = {"image": ((b, *views, data.image_size, data.image_size, data.channels), jnp.uint8), "label": ((b,), jnp.int32),
               "index": ((b,), jnp.int32), **({"copy": ((b,), jnp.int32)} if data.repeats > 1 or program.method.balance else {})}
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in shapes.items()}
@@ -226,9 +229,10 @@ def read(compiled: ahead.Compiled, available: int) -> dict[str, Any]:
 
 def candidates(config: ConfigDict, slice_: Slice) -> Iterator[tuple[str, ConfigDict, Slice]]:
     """What may make a step fit: (what to change, config, slice), the cheapest first."""
+    there = flat(config)                                         # a plain network has no remat
     for path, values in EDITS:
         section, _, name = path.rpartition(".")
-        for value in values:
+        for value in values if path in there else ():
             edited = config.copy_and_resolve_references()        # ConfigDict(config) would share its sections
             (edited[section] if section else edited)[name] = value
             yield f"--config.{path}={value}", edited.lock(), slice_

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ssljax import hosts, monitor
 from ssljax.checkpoint import Checkpoints
+from ssljax.config import differences
 from ssljax.data.crops import tensorflow
 from ssljax.types import TrainState
 
@@ -107,7 +108,7 @@ class RunFolder:
                                  "Use another --workdir, or the old settings.")
         hosts.meet(f"{self.path} is read")                # before anything is written
         if self._main:
-            file.write_text(json.dumps(new, indent=1, sort_keys=True))
+            file.write_text(json.dumps(new, indent=1))
             run = {"command": ["ssljax", *sys.argv[1:]], "commit": commit(), "versions": versions(), "hosts": jax.process_count(),
                    "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()], "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             with (self.path / "run.json").open("a") as out:
@@ -222,15 +223,3 @@ class RunFolder:
         if self._alone:
             signal.signal(signal.SIGTERM, self._before)
         logging.flush()
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """The leaves at which two nested dicts differ, as (dotted key, old, new)."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b, name = old.get(key, "absent"), new.get(key, "absent"), prefix + key
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, name + ".")
-        elif a != b:
-            found.append((name, a, b))
-    return found

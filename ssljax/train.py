@@ -82,7 +82,7 @@ def build(config: ConfigDict, source: Source, mesh: Mesh | None = None) -> Progr
     """
     if config.method not in METHODS:
         raise ValueError(f"method={config.method!r} is not one of {', '.join(METHODS)}")
-    config = with_ids(with_classes(config, source.num_classes), source.num_ids)
+    config = with_examples(with_ids(with_classes(config, source.num_classes), source.num_ids), len(source))
     mesh = mesh or sharding.make_mesh(fsdp=config.sharding.fsdp)
     sharding.check_batch(mesh, config.batch_size, config.accumulate)
     steps_per_epoch = loader.steps_per_epoch(len(source), config.batch_size)
@@ -123,12 +123,18 @@ def with_classes(config: ConfigDict, found: int) -> ConfigDict:
 
 
 def with_ids(config: ConfigDict, found: int) -> ConfigDict:
-    """The config with `data.num_ids`, if it has one and that says 0, read from the data: how many ids images have, gaps included."""
-    if "num_ids" not in config.data or config.data.num_ids:
-        return config
+    """The config with `data.num_ids`: how many ids images have, gaps included."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data.num_ids = found
+    return config.lock()
+
+
+def with_examples(config: ConfigDict, found: int) -> ConfigDict:
+    """The config with `data.num_examples` read from the data where it says 0."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.num_examples = config.data.num_examples or found
     return config.lock()
 
 
@@ -268,7 +274,7 @@ def restore(program: Program, workdir: str) -> TrainState:
 
 
 def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainState], TrainState]:
-    """What puts the weights of earlier runs into a fresh state: the method's `adopt`, or else the encoder of `config.init_from`.
+    """What puts the weights of earlier runs into a fresh state: the method's `adopt`, or else `init_branches` of `config.init_from`.
 
     Args:
         program: of the new run.
@@ -277,16 +283,17 @@ def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainS
     def load(run: str, like: Pytree, part: str, resize: Mapping[str, Callable] = types.MappingProxyType({})) -> Pytree:
         return load_part(earlier.get(run, run), like, part, resize)
 
-    def encoder(state: TrainState) -> TrainState:
+    def branches(state: TrainState) -> TrainState:
         """Running statistics included."""
         donor = program.config.init_from
         if not donor:
             return state
-        params = {**state.params, "encoder": load(donor, state.params["encoder"], "params/encoder")}
-        model_state = {**state.model_state, "encoder": load(donor, state.model_state["encoder"], "model_state/encoder")}
-        return state.replace(params=params, model_state=model_state)
+        taken = [name for name in state.params if name in program.config.init_branches]
+        params = {name: load(donor, state.params[name], f"params/{name}") for name in taken}
+        statistics = {name: load(donor, state.model_state[name], f"model_state/{name}") for name in state.model_state if name in taken}
+        return state.replace(params=state.params | params, model_state=state.model_state | statistics)
 
-    return encoder if program.method.adopt is None else lambda state: program.method.adopt(state, load)
+    return branches if program.method.adopt is None else lambda state: program.method.adopt(state, load)
 
 
 def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, profile_steps: int = 0) -> None:

@@ -42,7 +42,7 @@ class Unread:
 def program_of(config: ConfigDict) -> train.Program:
     """The run that the weights belong to; reads the data only to count its classes, or the images of a method that keeps something for
     each, where the config leaves that to it."""
-    if config.data.num_classes and config.data.get("num_ids", 1):
+    if config.data.num_classes and config.method != "deepcluster":
         return train.build(config, Unread(config.batch_size, config.data.num_classes))
     return train.build(config, sources.load(config.data, "train"))
 

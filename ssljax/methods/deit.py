@@ -134,11 +134,11 @@ def deit(config: ConfigDict) -> Method:
     def adopt(state: TrainState, load: Callable[..., Pytree]) -> TrainState:
         """An earlier run's network (positions resized to the new image size), and the teacher's weights."""
         if config.init_from:
-            params = {**state.params, "encoder": load(config.init_from, state.params["encoder"], "params/encoder", {"positions": resized})}
-            if config.init_head:
-                params |= {name: load(config.init_from, params[name], f"params/{name}") for name in params if name != "encoder"}
-            model_state = {"encoder": load(config.init_from, state.model_state["encoder"], "model_state/encoder")}
-            state = state.replace(params=params, model_state=model_state)
+            taken = [name for name in state.params if name in config.init_branches]
+            params = {name: load(config.init_from, state.params[name], f"params/{name}", {"positions": resized}) for name in taken}
+            statistics = {name: load(config.init_from, state.model_state[name], f"model_state/{name}")
+                          for name in state.model_state if name in taken}
+            state = state.replace(params=state.params | params, model_state=state.model_state | statistics)
         frozen = state.extra.teacher
         if teacher is not None:
             if not distill.teacher:
@@ -161,6 +161,8 @@ def joint(z: jax.Array, token: jax.Array, inference: str) -> jax.Array:
     """One score a class from two heads [B, C]: "code" averages logits; "paper" averages probabilities, returned as their logarithm."""
     if inference == "code":
         return (z + token) / 2
+    if inference != "paper":
+        raise ValueError(f"config.inference={inference!r} is unknown. Use 'code' or 'paper'.")
     return jnp.logaddexp(jax.nn.log_softmax(z), jax.nn.log_softmax(token)) - jnp.log(jnp.float32(2.0))
 
 
@@ -173,7 +175,5 @@ def _check(config: ConfigDict) -> None:
     if config.data.num_classes < 1:
         raise ValueError(f"data.num_classes={config.data.num_classes}: DeiT needs the number of classes; training fills it in from the "
                          "data")
-    for name, value, valid in (("distill.name", config.distill.name, ("none", "soft", "hard")),
-                               ("inference", config.inference, ("code", "paper"))):
-        if value not in valid:
-            raise ValueError(f"config.{name}={value!r} is unknown. Use {', '.join(map(repr, valid))}.")
+    if config.distill.name not in ("none", "soft", "hard"):
+        raise ValueError(f"config.distill.name={config.distill.name!r} is unknown. Use 'none', 'soft', 'hard'.")
