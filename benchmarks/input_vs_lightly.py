@@ -84,7 +84,7 @@ def ours(folder: str, size: int, n: int, *, device: bool) -> Callable[[], float]
     source = sources.load(config.data, "train")
     source = source.select([i % len(source) for i in range(max(n, BATCH[size]))])
     make = jax.jit(lambda image, index, step: views.random_views(image, index, jax.random.fold_in(jax.random.key(0), step), config.augment,
-                                                             size=size, num_views=config.data.views))
+                                                             size=size, num_views=len(config.views)))
 
     def run() -> float:
         batches = loader.train_batches(source, config)

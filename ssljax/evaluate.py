@@ -13,7 +13,6 @@ import difflib
 import hashlib
 import json
 import os
-import re
 import shlex
 import sys
 import time
@@ -28,6 +27,7 @@ from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
 from ssljax import cli
+from ssljax.config import differences, hashed, public
 from ssljax.data import sources
 from ssljax.data.source import Source
 from ssljax.pictures import gallery
@@ -36,15 +36,12 @@ from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench, Reduce
 from ssljax.protocols.features import Features, raw_pixels
 from ssljax.run import few_labels, hosts
-from ssljax.run.folder import HARMLESS, commit, differences, facts_of, versions
+from ssljax.run.folder import HARMLESS, commit, facts_of, versions
 from ssljax.sharding import make_mesh
 from ssljax.types import Measurement
 
 METRICS = tuple(dict.fromkeys(metric for protocol in PROTOCOLS.values() for metric in protocol.metrics))
 BASELINES = ("raw_pixels", "random_init", "supervised")
-
-# Settings that change no number in the results; the seed has its own field.
-NOT_HASHED = ("seed", "name", "preset", "log_every", "eval_every_epochs", "checkpoint")
 
 # scikit-learn fits fewer numbers than this faster on one core: on a busy machine its threads wait for each other, 100 times as long.
 ONE_THREAD = 10_000_000
@@ -152,15 +149,12 @@ def timed(judge: Callable[[Bench], Iterator[Measurement]], bench: Bench) -> Iter
 
 
 def same_run(config: ConfigDict, file: epath.Path) -> None:
-    """Raises a ValueError where a run was trained with other settings than the results would say; data and evaluation may differ.
-
-    A setting that did not exist yet when the run was trained is no difference.
-    """
+    """Raises a ValueError where a run was trained with other settings than the results would say; data and evaluation may differ."""
     if not file.exists():
         return
     free = (*HARMLESS, "data", "evaluate")
     found = differences(json.loads(file.read_text()), json.loads(config.to_json()))
-    differ = [f"{key} was {old!r}, here {new!r}" for key, old, new in found if key.split(".")[0] not in free and old != "absent"]
+    differ = [f"{key} was {old!r}, here {new!r}" for key, old, new in found if key.split(".")[0] not in free]
     if differ:
         raise ValueError(f"{file.parent} was trained with another config: {'; '.join(differ[:3])}. Give evaluate the settings of the run, "
                          "or its --workdir; only config.data and config.evaluate may differ")
@@ -170,7 +164,7 @@ def provenance(config: ConfigDict, source: Source, test: Source, step: int, comm
     """The fields that all measurements of one evaluation share."""
     checksum = hashlib.sha256(f"{source.checksum} {test.checksum}".encode()).hexdigest()[:16]
     return {"experiment": config.name, "preset": config.preset, "seed": config.seed, "step": step, "epochs": config.epochs,
-            "data": public(config.data.source), "train_images": len(source), "data_checksum": checksum, "config_hash": config_hash(config),
+            "data": public(config.data.source), "train_images": len(source), "data_checksum": checksum, "config_hash": hashed(config),
             "commit": commit(), "versions": versions(), "command": public(command)}
 
 
@@ -185,18 +179,6 @@ def lines(measurement: Mapping[str, Any]) -> list[dict[str, Any]]:
     rest = {key: value for key, value in measurement.items() if key not in METRICS}
     rest["seconds"] = round(rest["seconds"], 3)
     return [{**rest, "metric": metric, "value": round(measurement[metric], 4)} for metric in METRICS if metric in measurement]
-
-
-def config_hash(config: ConfigDict) -> str:
-    """12 hex digits that change with every setting a number can depend on; the place of the data is not one, its checksum has a field."""
-    settings = {key: value for key, value in json.loads(config.to_json()).items() if key not in NOT_HASHED}
-    settings["data"] = {**settings["data"], "source": public(config.data.source), "data_dir": ""}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def public(text: str) -> str:
-    """The text without the folders of this machine: folder:/home/me/photos becomes folder:PATH/photos."""
-    return re.sub(r"""(^|[\s'"=:])~?/[^\s'":]*?([^\s'"/:]+)/?(?=[\s'":]|$)""", r"\1PATH/\2", text)
 
 
 def chosen(flag: str, text: str, default: Sequence[str], valid: Sequence[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from ssljax import cli, sharding
 from ssljax.compiler import ahead, flops, hlo, slices
 from ssljax.compiler.slices import GIB, Slice
+from ssljax.config import flat
 from ssljax.program import AHEAD, Program, build, stages
 from ssljax.run.folder import commit, versions
 from ssljax.types import Facts
@@ -37,6 +38,7 @@ DATA_SETS = {
     ("tfds:cifar10", "train"): (50_000, 10),
     ("tfds:cifar100", "train"): (50_000, 100),
     ("tfds:imagenet2012", "train"): (1_281_167, 1000),
+    ("tfds:imagenette/160px-v2", "train"): (9_469, 10),
 }
 # Static estimate / reported step time of six public v3 runs (ResNet-50, BiT, SimCLR, ViT-S/16): how far a full-effort estimate may be off.
 CALIBRATION = (0.5, 1.4)
@@ -118,11 +120,12 @@ def known_facts(config: ConfigDict, images: int) -> Facts:
         ValueError: neither tells.
     """
     data = config.data
-    known = DATA_SETS.get((data.source, "")) or DATA_SETS.get((data.source, data.train_split))
+    split = "" if data.source == "digits" else data.train_split
+    known = DATA_SETS.get((data.source, "")) or DATA_SETS.get((data.source, split))
     total, classes = known or (0, 0)
     total, classes = images or total, data.num_classes or classes
     if not total or not classes:
-        raise ValueError(f"how many images data.source={data.source!r} has in {data.train_split!r} is not known here: add --images N"
+        raise ValueError(f"how many images data.source={data.source!r} has in {split!r} is not known here: add --images N"
                          + ("" if classes else " and --config.data.num_classes=C"))
     if images:
         return Facts(images, classes, images)
@@ -138,7 +141,7 @@ def known_facts(config: ConfigDict, images: int) -> Facts:
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the global batch that `loader.train_batches` delivers."""
     b, data, split = program.config.batch_size, program.config.data, sharding.batch_sharding(program.mesh)
-    views = (data.views,) if data.crop_on == "host" else ()
+    views = (len(program.config.views),) if data.crop_on == "host" else ()
     shapes = {"image": ((b, *views, data.image_size, data.image_size, data.channels), jnp.uint8), "label": ((b,), jnp.int32),
               "index": ((b,), jnp.int32), **({"copy": ((b,), jnp.int32)} if data.repeats > 1 or program.method.balance else {})}
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in shapes.items()}
@@ -212,9 +215,10 @@ def read(compiled: ahead.Compiled, available: int) -> dict[str, Any]:
 
 def candidates(config: ConfigDict, slice_: Slice) -> Iterator[tuple[str, ConfigDict, Slice]]:
     """What may make a step fit: (what to change, config, slice), the cheapest first."""
+    there = flat(config)                                         # a plain network has no remat
     for path, values in EDITS:
         section, _, name = path.rpartition(".")
-        for value in values:
+        for value in values if path in there else ():
             edited = config.copy_and_resolve_references()        # ConfigDict(config) would share its sections
             (edited[section] if section else edited)[name] = value
             yield f"--config.{path}={value}", edited.lock(), slice_

@@ -40,7 +40,8 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], np.ndarray, list[lis
     """Originals uint8 [H, W, C], views (and mixtures) float32 [B, V, S, S, C] in [0, 1], a caption a view and a label a row."""
     source = sources.load(config.data, "train")
     config = config.copy_and_resolve_references().unlock()
-    config.batch_size, config.data.views, config.data.repeats = min(ROWS, len(source)), VIEWS, 1
+    config.batch_size, config.data.repeats = min(ROWS, len(source)), 1
+    config.views = {f"view{number}": {} for number in range(VIEWS)}
     batches = loader.train_batches(source, config)
     batch = next(batches)
     batches.close()
@@ -100,12 +101,15 @@ def caption(drawn: views.Draw, config: ConfigDict, policy: Sequence[policies.Ste
 
 def title(config: ConfigDict) -> str:
     """The config and the ranges it draws from."""
-    a, s = config.augment, config.augment.jitter_strength
-    crop = f"crop {a.crop} (area from {a.min_area}) on the {config.data.crop_on}"
+    a = config.augment
+    crop = f"crop {a.crop} on the {config.data.crop_on}"
+    if a.crop in ("tf", "torchvision"):
+        crop = f"crop {a.crop} (area from {a.min_area}) on the {config.data.crop_on}"
     if a.crop == "affine":
         crop = f"affine: rotation {a.rotate} deg, shift {a.shift}, zoom {a.zoom}, shear {a.shear} deg"
     policy = "" if a.policy == "none" else f", {a.policy}"
-    color = (f"jitter strength {s} with p {a.jitter_probability}, grayscale p {a.grayscale_probability}, blur p {a.blur_probability} "
+    strength = f"strength {a.jitter_strength} with " if a.jitter_probability else ""
+    color = (f"jitter {strength}p {a.jitter_probability}, grayscale p {a.grayscale_probability}, blur p {a.blur_probability} "
              f"(captions: {', '.join(OPERATIONS)} in the order applied)")
     if a.erasing_probability:
         color += f", erasing p {a.erasing_probability}"

@@ -394,7 +394,7 @@ DEIT_DATA = [
     Mutation("lambda_of_the_unclipped_box", MIXING, "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))",
              "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))[0], blend(targets, lam)",
              "lambda as drawn, although the box was cut at the border", f"{T_MIXING}::test_mix_draws_mixup_or_cutmix_and_corrects_lambda"),
-    Mutation("copies_look_alike", CROPS, "tf.cast(copy, tf.int64) * config.data.views", "tf.cast(0 * copy, tf.int64) * config.data.views",
+    Mutation("copies_look_alike", CROPS, "tf.cast(copy, tf.int64) * len(config.views)", "tf.cast(0 * copy, tf.int64) * len(config.views)",
              "repeated augmentation keyed by the image alone", f"{T_LOADER}::test_copies_are_neighbours_with_views_of_their_own[repeated]"),
     Mutation("copies_look_alike_on_the_device", VIEWS_FILE, "else copy * num_views", "else 0 * copy * num_views",
              "repeated augmentation keyed by the image alone", f"{T_AUGMENT}::test_copies_of_an_image_have_views_of_their_own"),

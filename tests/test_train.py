@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import simclr
-from ssljax import sharding, train
+from ssljax import evaluate, sharding, train
 from ssljax.data import sampler, sources
 from ssljax.program import build, with_seed
 from ssljax.run import few_labels, monitor

@@ -105,7 +105,7 @@ def views(image: tf.Tensor, key: tf.Tensor, config: ConfigDict, copy: tf.Tensor 
     Args:
         image: uint8 [H, W, C].
         key: int64 [2], epoch and index.
-        config: reads `seed`, `data.views`, `data.image_size`, `augment.crop`, `.min_area`, `.flip`, `.antialias` and the policy.
+        config: reads `seed`, `views`, `data.image_size`, `augment.crop`, `.min_area`, `.flip`, `.antialias` and the policy.
         copy: which coming of the image in this epoch, from 0.
 
     Returns:
@@ -121,7 +121,7 @@ def views(image: tf.Tensor, key: tf.Tensor, config: ConfigDict, copy: tf.Tensor 
     epoch, index = key[0], key[1]
     stream = tf.constant(config.seed << 32, tf.int64) + epoch        # one pair of words for every (seed, epoch, index, view, purpose)
     words = lambda number: tf.stack([stream, index * (1 << 16) + number])
-    numbers = [tf.cast(copy, tf.int64) * config.data.views + view for view in range(config.data.views)]
+    numbers = [tf.cast(copy, tf.int64) * len(config.views) + view for view in range(len(config.views))]
     made = [_view(image, words(2 * number), words(2 * number + 1), config) for number in numbers]
     if config.augment.policy == "none":
         return tf.stack(made)

@@ -33,18 +33,22 @@ class Draw(NamedTuple):
 def draw(key: jax.Array, augment: ConfigDict) -> Draw:
     """Draws a view's parameters; `augment` is `config.augment`."""
     u = jax.random.uniform(key, (12,), jnp.float32)
-    s, hue = augment.jitter_strength, augment.jitter_hue * augment.jitter_strength
+    s, hue, brightness, sigma = 0.0, 0.0, "multiply", (0.0, 0.0)         # what is off has no settings, and what is drawn for it no effect
+    if augment.jitter_probability > 0.0:
+        s, hue, brightness = augment.jitter_strength, augment.jitter_hue * augment.jitter_strength, augment.brightness
+    if augment.blur_probability > 0.0:
+        sigma = augment.blur_sigma
     low, high = 1.0 - 0.8 * s, 1.0 + 0.8 * s
-    if augment.brightness == "multiply":
+    if brightness == "multiply":
         light = between(u[0], max(low, 0.0), high)
-    elif augment.brightness == "add":
+    elif brightness == "add":
         light = between(u[0], -0.8 * s, 0.8 * s)
     else:
-        raise ValueError(f"config.augment.brightness={augment.brightness!r} is unknown. Use 'multiply' (released code) or 'add' (paper).")
+        raise ValueError(f"config.augment.brightness={brightness!r} is unknown. Use 'multiply' (released code) or 'add' (paper).")
     rank = (u[8:, None] > u[None, 8:]).sum(1, dtype=jnp.int32)       # the order of four uniforms: every permutation equally likely
     jitter = Jitter(light, between(u[1], low, high), between(u[2], low, high), between(u[3], -hue, hue), rank)
     return Draw(jitter, u[4] < augment.jitter_probability, u[5] < augment.grayscale_probability, u[6] < augment.blur_probability,
-                between(u[7], *augment.blur_sigma))
+                between(u[7], *sigma))
 
 
 def between(u: jax.Array, low: float, high: float) -> jax.Array:
@@ -130,14 +134,14 @@ def random_views(batch_image: jax.Array, index: jax.Array, key: jax.Array, augme
         float32 [B, V, size, size, C].
     """
     if batch_image.ndim == 5 and batch_image.shape[1] != num_views:
-        raise ValueError(f"random_views: the batch holds {batch_image.shape[1]} views of each image and config.data.views={num_views}. "
+        raise ValueError(f"random_views: the batch holds {batch_image.shape[1]} views of each image and the config names {num_views}. "
                          "The loader and the method must read the same config.")
     crop = batch_image.ndim == 4
     numbers = jnp.arange(num_views, dtype=jnp.int32)
-    if augment.blur_sigma_per not in ("image", "batch"):
+    if augment.blur_probability > 0.0 and augment.blur_sigma_per not in ("image", "batch"):
         raise ValueError(f"config.augment.blur_sigma_per={augment.blur_sigma_per!r} is unknown. Use 'image' (paper) or "
                          "'batch' (released code).")
-    shared = batch_sigma(key, augment, num_views) if augment.blur_sigma_per == "batch" else None
+    shared = batch_sigma(key, augment, num_views) if one_sigma(augment) else None
 
     first = jnp.zeros_like(index) if copy is None else copy * num_views
 
@@ -160,9 +164,14 @@ def draws(index: jax.Array, key: jax.Array, augment: ConfigDict, num_views: int)
         drawn = draw(color_key, augment)
         return drawn if sigma is None else drawn._replace(sigma=sigma)
 
-    shared = batch_sigma(key, augment, num_views) if augment.blur_sigma_per == "batch" else None
+    shared = batch_sigma(key, augment, num_views) if one_sigma(augment) else None
     over_views = jax.vmap(one, in_axes=(None, 0, None if shared is None else 0))
     return jax.vmap(over_views, in_axes=(0, None, None))(index, jnp.arange(num_views, dtype=jnp.int32), shared)
+
+
+def one_sigma(augment: ConfigDict) -> bool:
+    """Whether all images of a batch are blurred alike."""
+    return augment.blur_probability > 0.0 and augment.blur_sigma_per == "batch"
 
 
 def batch_sigma(key: jax.Array, augment: ConfigDict, num_views: int) -> jax.Array:

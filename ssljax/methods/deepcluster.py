@@ -189,7 +189,7 @@ def _forget(opt_state: Pytree, name: str) -> Pytree:
 
 def _v2(config: ConfigDict, facts: Facts) -> Method:
     """params: encoder, projector; extra: Prototypes."""
-    size, channels, c, dim, count = config.data.image_size, config.data.channels, config.clusters, config.head.dim, config.data.views
+    size, channels, c, dim, count = config.data.image_size, config.data.channels, config.clusters, config.head.dim, len(config.views)
     encoder, projector = models.backbone(config.model), models.mlp(config.head, config.model, dim)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, Prototypes]:
@@ -258,10 +258,12 @@ def _check(config: ConfigDict, facts: Facts) -> None:
         ValueError: names the setting and what it may be.
     """
     c = config.clusters
-    for name, value, valid in (("version", c.version, (1, 2)), ("sampler", c.sampler, ("uniform", "weights", "none")),
-                               ("algorithm", c.algorithm, ("lloyd", "minibatch")), ("repair", c.repair, kmeans.REPAIRS)):
-        if value not in valid:
-            raise ValueError(f"config.clusters.{name}={value!r} is unknown. Use {', '.join(map(repr, valid))}.")
+    valid = {"version": (1, 2)}
+    if c.version == 1:
+        valid |= {"sampler": ("uniform", "weights", "none"), "algorithm": ("lloyd", "minibatch"), "repair": kmeans.REPAIRS}
+    for name, values in valid.items():
+        if c[name] not in values:
+            raise ValueError(f"config.clusters.{name}={c[name]!r} is unknown. Use {', '.join(map(repr, values))}.")
     if c.k > facts.num_ids:
         raise ValueError(f"config.clusters.k={c.k} clusters of {facts.num_ids} images: choose fewer, about ten times the classes you "
                          "expect")

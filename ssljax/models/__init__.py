@@ -18,6 +18,7 @@ from ssljax.models.regnet import RegNet
 from ssljax.models.resnet import ResNet
 from ssljax.models.vit import ViT, resize_positions
 
-__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "RegNet", "ResNet", "ViT", "activation", "attention", "backbone", "draws", "forward",
+__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "RegNet", "ResNet", "ViT",
+           "activation", "attention", "backbone", "draws", "forward",
            "infer", "initialise", "initialise_head", "mlp", "projection_head", "resizable",
            "resize_positions", "tokens", "unit_gains"]

@@ -22,6 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from ssljax.config import differences
 from ssljax.data.crops import tensorflow
 from ssljax.run import hosts, monitor
 from ssljax.run.checkpoint import Checkpoints
@@ -109,7 +110,7 @@ class RunFolder:
                                  "Use another --workdir, or the old settings.")
         hosts.meet(f"{self.path} is read")                # before anything is written
         if self._main:
-            file.write_text(json.dumps(new, indent=1, sort_keys=True))
+            file.write_text(json.dumps(new, indent=1))
             run = {"command": ["ssljax", *sys.argv[1:]], "commit": commit(), "versions": versions(), "hosts": jax.process_count(),
                    **({} if facts is None else {"facts": facts._asdict()}),
                    "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()], "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -234,15 +235,3 @@ def facts_of(workdir: str) -> Facts | None:
         return None
     last = json.loads(file.read_text().splitlines()[-1])
     return Facts(**last["facts"]) if "facts" in last else None
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """The leaves at which two nested dicts differ, as (dotted key, old, new)."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b, name = old.get(key, "absent"), new.get(key, "absent"), prefix + key
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, name + ".")
-        elif a != b:
-            found.append((name, a, b))
-    return found
