@@ -90,10 +90,12 @@ def ours(folder: str, steps: int) -> Callable[[], float]:
 
     from configs.simclr import get_config
     from ssljax import train
+    from ssljax.config import resolve
     from ssljax.data import sources
 
     config = get_config("cifar10_small").unlock()
     config.data.source, config.data.train_per_class = f"folder:{folder}", PER_CLASS
+    config = resolve(config)
     source = sources.load(config.data, "train")
     program = train.build(config.lock(), source)
     state, key, batches = program.init(0), jax.random.key(0), train.device_batches(program, source, 0, 0)

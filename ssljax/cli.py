@@ -75,7 +75,7 @@ def load(verb: str, argv: list[str], values: flags.FlagValues | None = None) -> 
         given = config_flags.get_override_values(values["config"])
         config, overrides = overridden(preset, given)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        text = str(error).strip("'\"").replace("\\n", "\n").replace("\\'", "'")      # a KeyError shows the repr of its message
+        text = error.args[0] if isinstance(error, KeyError) else error                 # a KeyError shows the repr of its message
         raise SystemExit(f"ssljax {verb}: {text}") from error
     return config, overrides, rest
 
