@@ -162,7 +162,7 @@ def made(name):
     """The optimizer of a run of 10 steps, 4 of them warm-up to 0.4, with weight decay 0.1."""
     config = optim.ConfigDict(dict(name=name, nesterov=False, momentum=0.9, weight_decay=0.1, learning_rate=0.4, scaling="none",
                                    warmup_epochs=2, trust_coefficient=0.001, lr_in_momentum=True))
-    return optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10)[0]
+    return optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10, probes=("probe",))[0]
 
 
 @pytest.mark.parametrize("name, moved", [("lars", 0.001 * 2), ("sgd", 0.1 * 2 * (1 + 0.9)), ("adamw", 0.1 * 2)])

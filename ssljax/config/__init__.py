@@ -21,10 +21,10 @@ from ml_collections import ConfigDict
 from ssljax.config.keys import KEYS
 from ssljax.config.leaves import changed, differences, flat, hashed, modern, public, stages, view_names
 from ssljax.config.reference import reference
-from ssljax.config.rules import check, nearest, resolve, unknown, unread, widen
+from ssljax.config.rules import check, nearest, put, resolve, unknown, unread, widen
 
 __all__ = ["CIFAR10", "IMAGENET", "KEYS", "base", "changed", "check", "choose", "cifar10", "cifar10_small", "differences", "digits",
-           "fashion_mnist", "finetune", "flat", "folder", "hashed", "imagenet", "modern", "named", "nearest", "public", "reference",
+           "fashion_mnist", "finetune", "flat", "folder", "hashed", "imagenet", "modern", "named", "nearest", "public", "put", "reference",
            "resolve", "stages", "two_stages", "unknown", "unread", "view_names", "vit", "widen"]
 
 # Mean and standard deviation per channel, of pixels in [0, 1].

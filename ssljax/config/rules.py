@@ -180,6 +180,9 @@ def unknown(name: str, config: ConfigDict) -> str:
     stage = words[0] if "stages" in config and words[0] in config.stages else ""
     if name.removeprefix(f"{stage}.") in RETIRED:
         return f"--config.{name}: no such setting any more; {RETIRED[name.removeprefix(f'{stage}.')]}"
+    inside = [key for key in flat(config) if key.startswith(f"{name}.")]
+    if inside:
+        return f"--config.{name} is a section: set its keys one by one, e.g. --config.{inside[0]}"
     return f"--config.{name}: no such setting" + _mean(nearest(name, list(flat(config))))
 
 
