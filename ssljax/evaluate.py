@@ -37,7 +37,7 @@ from ssljax.losses.information import nmi
 from ssljax.pictures import gallery
 from ssljax.program import Program, build, encoded, restore, stages, use_compilation_cache
 from ssljax.protocols import layers, linear
-from ssljax.protocols.features import Encode, Features, Kind, raw_pixels
+from ssljax.protocols.features import Encode, Features, Kind, labelled, raw_pixels
 from ssljax.protocols.knn import knn
 from ssljax.protocols.label_fraction import L2, label_fraction
 from ssljax.run import hosts
@@ -166,6 +166,7 @@ def switched_on(state: TrainState) -> TrainState:
 
 def run_protocol(protocol: str, kind: Kind, config: ConfigDict) -> Iterator[dict[str, Any]]:
     """Results of one protocol: `protocol`, `settings`, `top1`, perhaps `top5`, `n`, `seconds`, and what the protocol adds."""
+    kind = with_labels(kind, protocol)
     e, arrays = config.evaluate, (kind.train.features, kind.train.labels, kind.test.features, kind.test.labels)
     classes, begin = config.data.num_classes, time.perf_counter()
     if protocol == "knn":
@@ -179,6 +180,11 @@ def run_protocol(protocol: str, kind: Kind, config: ConfigDict) -> Iterator[dict
         for found in label_fraction(*arrays, num_classes=classes, counts=e.label_counts, draws=e.label_draws, channels=kind.channels):
             yield {"protocol": "label_fraction", "settings": settings, **found, "seconds": time.perf_counter() - begin}
             begin = time.perf_counter()
+
+
+def with_labels(kind: Kind, protocol: str) -> Kind:
+    """The features of the labelled images of both splits."""
+    return kind._replace(train=labelled(kind.train, protocol, "train"), test=labelled(kind.test, protocol, "test"))
 
 
 def probe(kind: Kind, config: ConfigDict) -> dict[str, Any]:
@@ -212,7 +218,7 @@ def probed_layers(program: Program, state: TrainState, source: Source, test: Sou
     for layer in config.evaluate.layers:
         of_layer = functools.partial(encode, layer, state.params["encoder"], state.model_state["encoder"])
         kind = Kind(layer, encoded(of_layer, program, source), encoded(of_layer, program, test), 0)
-        found = probe(kind, config)
+        found = probe(with_labels(kind, "layers"), config)
         settings = {**found["settings"], "dim": kind.train.features.shape[1], "probe": found["protocol"]}
         yield {**found, "protocol": f"layer_{layer}", "settings": settings}
 
@@ -227,7 +233,8 @@ def assigned(program: Program, state: TrainState, source: Source) -> np.ndarray 
 
 def clusters(assignment: np.ndarray, source: Source) -> dict[str, Any]:
     """How much the last clustering knows of the true labels: their normalised mutual information in percent, on the training images."""
-    begin, known = time.perf_counter(), assignment >= 0
+    source.with_labels("--protocols: clusters")
+    begin, known = time.perf_counter(), (assignment >= 0) & source.labelled
     value = 100.0 * float(nmi(jnp.asarray(assignment[known]), jnp.asarray(source.labels[known])))
     settings = {"clusters": len(np.unique(assignment[known]))}
     return {"protocol": "clusters", "settings": settings, "nmi": value, "n": int(known.sum()), "seconds": time.perf_counter() - begin}
@@ -235,7 +242,7 @@ def clusters(assignment: np.ndarray, source: Source) -> dict[str, Any]:
 
 def classifier(program: Program, state: TrainState, test: Features) -> Iterator[dict[str, Any]]:
     """The run's own heads on the held-out images: how a supervised, distilled or fine-tuned network is judged."""
-    begin = time.perf_counter()
+    begin, test = time.perf_counter(), labelled(test, "classifier", "test")
     for name, logits in program.method.classify(state.params, state.extra, jnp.asarray(test.features)).items():
         found = linear.accuracies(np.asarray(logits), test.labels)
         yield {"protocol": name, "settings": {}, **found, "seconds": time.perf_counter() - begin}
@@ -246,6 +253,7 @@ def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[dic
 
     The labelled images are repeated to the same number for every k, so that one compiled step serves all.
     """
+    source, test = (split.with_labels("--baselines: supervised") for split in (source, test))
     e, devices = config.evaluate, jax.device_count()
     batch = -(-SUPERVISED_BATCH // devices) * devices
     length = -(-max(e.label_counts) * source.num_classes // batch) * batch
@@ -342,7 +350,7 @@ def main(argv: list[str] | None = None) -> None:
             for measurement in measure(config, workdir, protocols, baselines, results.parent / f"gallery-{config.preset}.npz", command):
                 if jax.process_index() == 0:
                     append(results, lines(measurement))
-        except (ValueError, FileNotFoundError, MemoryError) as error:
+        except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
             raise SystemExit(f"ssljax evaluate: {error}") from error
         if jax.process_index() == 0:
             print(f"results: {results}")

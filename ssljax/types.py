@@ -69,6 +69,7 @@ class Method(NamedTuple):
             None: the encoder comes from `config.init_from`, if that is set.
         separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so micro-batches may be averaged.
         two_pass: for a loss that is not; None where neither holds, and `config.accumulate` is refused.
+        needs_labels: every training image must have a label; THE loop refuses a source where one has none.
     """
 
     init: Callable[..., tuple[Pytree, Pytree, Pytree]]
@@ -81,6 +82,7 @@ class Method(NamedTuple):
     balance: Callable[..., jax.Array] | None = None
     separable: bool = False
     two_pass: TwoPass | None = None
+    needs_labels: bool = False
 
 
 @struct.dataclass
