@@ -1,5 +1,6 @@
 """DeepCluster: what a refresh finds and leaves alone, the weights of clusters, and the banks of the second version."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,6 +16,7 @@ from ssljax.methods import METHODS
 from ssljax.pictures import gallery
 from ssljax.program import balance_of, build, device_batches, encoded
 from ssljax.run.loop import fit, refreshed
+from ssljax.run.refresh import Run
 from tests.test_contract import SMALL, small_config
 
 K, DIM = SMALL["deepcluster"]["clusters.k"], SMALL["deepcluster"]["clusters.dim"]
@@ -165,6 +167,27 @@ def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
         return sum(np.square(x[labels == k] - x[labels == k].mean(0)).sum() for k in np.unique(labels))
     whole = np.asarray(refreshed(program, source, trained, 0, None).extra.assignment)[source.index]
     assert cost(labels) < 1.1 * cost(whole) < 0.9 * cost(np.roll(labels, 1))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version, request, source):
+    program = request.getfixturevalue("program" if version == 1 else "second")
+    labels = np.where(np.arange(len(source)) % 3 == 0, -1, source.labels)
+    logged = []
+    for given in (labels, np.full_like(labels, -1)):
+        part = dataclasses.replace(source, labels=given)
+        run = Run(program, part, 0, logged.append, lambda: device_batches(program, part, 0, 0))
+        state = program.method.refresh(program.init(0), run)
+    first = np.asarray(state.extra.assignment)[source.index].reshape(len(source), -1)[:, 0]          # the same clusters both times
+    expected = normalized_mutual_info_score(labels[labels >= 0], first[labels >= 0], average_method="geometric")
+    np.testing.assert_allclose(logged[0]["nmi_labels"], expected, rtol=1e-4)
+    assert logged[0].keys() - logged[1].keys() == {"nmi_labels"}
+    if version == 1:
+        found = evaluate.clusters(first, dataclasses.replace(source, labels=labels))
+        np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
+        assert found["n"] == (labels >= 0).sum()
+        with pytest.raises(ValueError, match="clusters needs labels, and 400 of 400 train images of digits have none"):
+            evaluate.clusters(first, part)
 
 
 def test_what_is_evaluated(program, source, trained):
