@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
             for measurement in measure(config, workdir, protocols, baselines, results.parent / f"gallery-{config.preset}.npz", command):
                 if jax.process_index() == 0:
                     append(results, lines(measurement))
-        except (ValueError, FileNotFoundError, MemoryError) as error:
+        except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
             raise SystemExit(f"ssljax evaluate: {error}") from error
         if jax.process_index() == 0:
             print(f"results: {results}")

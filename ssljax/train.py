@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, config, folder in stages(flags.config, flags.workdir):
             try:
                 run_stage(config, folder, earlier, profile_steps=flags.profile)
-            except (ValueError, FileNotFoundError, MemoryError, monitor.NotFinite) as error:
+            except (ValueError, FileNotFoundError, ImportError, MemoryError, monitor.NotFinite) as error:
                 raise SystemExit(f"ssljax train: {error}") from error
             earlier[name] = folder
         if jax.process_index() == 0:

@@ -97,6 +97,7 @@ class Method(NamedTuple):
         needs_labels: every training image must have a label.
         separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so micro-batches may be averaged.
         two_pass: for a loss that is not; None where neither holds, and `config.accumulate` is refused.
+        needs_labels: every training image must have a label; THE loop refuses a source where one has none.
     """
 
     init: Callable[..., tuple[Pytree, Pytree, Pytree]]
@@ -116,6 +117,7 @@ class Method(NamedTuple):
     needs_labels: bool = False
     separable: bool = False
     two_pass: TwoPass | None = None
+    needs_labels: bool = False
 
 
 @struct.dataclass

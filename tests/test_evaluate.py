@@ -11,7 +11,9 @@ from configs.simclr import get_config
 from ssljax import evaluate, report, sharding
 from ssljax.data import sampler, sources
 from ssljax.program import build, encoded, switched_on
-from ssljax.protocols.features import raw_pixels
+from ssljax.protocols import PROTOCOLS
+from ssljax.protocols.bench import Bench
+from ssljax.protocols.features import Features, raw_pixels
 from ssljax.run import few_labels
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
@@ -106,6 +108,34 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
     assert len(np.unique(index)) == len(index) == 32                         # each copy has views of its own
     np.testing.assert_array_equal(labels, source.labels[np.resize(kept, 32)])
     np.testing.assert_array_equal(images, source.images[np.resize(kept, 32)])
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "label_fraction"])
+def test_protocols_judge_labelled_images_alone(protocol):
+    rng = np.random.default_rng(0)
+    c = config().unlock()
+    c.evaluate.update(label_counts=(2,), label_draws=1)
+    digits = sources.load(c.data, "test")
+
+    def features(n, labelled):
+        labels = rng.integers(0, 3, n).astype(np.int32)
+        x = (np.eye(3)[labels] + rng.normal(0, 0.6, (n, 3))).astype(np.float32)
+        return Features(x, np.where(labelled, labels, -1).astype(np.int32), np.arange(n, dtype=np.int32))
+
+    def judge(train, test):
+        """Of two splits that are told apart by their length."""
+        known = {len(found.labels): found for found in (train, test)}
+        split = {n: digits.select(np.arange(n)) for n in known}
+        bench = Bench(config=c, name="simclr", channels=0, train=split[len(train.labels)], test=split[len(test.labels)], load=None,
+                      features=lambda source: known[len(source)])
+        return next(PROTOCOLS[protocol].judge(bench))
+
+    train, test = features(60, np.arange(60) % 3 > 0), features(30, np.arange(30) % 2 > 0)
+    found = judge(train, test)
+    expected = judge(*(Features(*(x[split.labels >= 0] for x in split)) for split in (train, test)))
+    assert found["n"] == 15 and found["top1"] == expected["top1"] > 40 and found["settings"] == expected["settings"]
+    with pytest.raises(ValueError, match=f"{protocol} judges by labels, and none of 30 test images has one"):
+        judge(train, test._replace(labels=np.full(30, -1, np.int32)))
 
 
 def test_a_random_network_has_its_residual_branches_on():

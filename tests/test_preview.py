@@ -34,6 +34,12 @@ def test_views_are_those_of_the_first_step():
     assert len(captions) == preview.ROWS and all(len(row) == preview.VIEWS for row in captions)
 
 
+def test_an_image_without_a_label_stands_there_without_a_name():
+    config = simclr.get_config("digits").unlock()
+    config.data.labels = "none"
+    assert preview.examples(config)[3] == [""] * preview.ROWS
+
+
 def test_mixtures_show_the_weights_of_their_labels():
     """A black and a white image: how white a mixture is stands in its caption."""
     config = deit.get_config("digits").student

@@ -1,5 +1,7 @@
 """The loop in process: stages, what it refuses, what it says of a sick run."""
 
+import dataclasses
+import importlib
 import json
 
 import jax
@@ -7,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import simclr
+from configs import simclr, supervised
 from ssljax import evaluate, sharding, train
 from ssljax.data import sampler, sources
 from ssljax.program import build, with_seed
+from ssljax.protocols.features import raw_pixels
 from ssljax.run import few_labels, monitor
 from ssljax.run.checkpoint import Checkpoints, load_part
 from ssljax.run.folder import RunFolder
-from ssljax.run.loop import fit
+from ssljax.run.loop import fit, online_knn
 from ssljax.types import TrainState
 from tests.processes import SMALL
 
@@ -125,6 +128,37 @@ def test_the_loop_goes_on_where_its_state_stands(seed):
     assert int(fit(program, source, seed=seed).step) == program.total_steps == 47
     expected = [sampler.order(seed, s // 46, 1500)[s % 46 * 32:][:32] for s in range(40, 47)]
     np.testing.assert_array_equal(seen, expected)
+
+
+def unlabelled(source, rows):
+    labels = source.labels.copy()
+    labels[rows] = -1
+    return dataclasses.replace(source, labels=labels)
+
+
+def test_knn_while_training_looks_at_labelled_images_alone():
+    """On pixels, which need no network. A label of the wrong images would show: half of both splits has none."""
+    config = small_config()
+    source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
+    program = build(config, source.facts)._replace(encode=lambda params, model_state, extra, image: raw_pixels(image))
+    state = TrainState(step=jnp.int32(0), params={}, model_state={}, opt_state=(), extra=())
+    half = [unlabelled(split, np.arange(1, len(split), 2)) for split in (source, test)]
+    kept = [split.select(np.arange(0, len(split), 2)) for split in (source, test)]
+    assert online_knn(program, state, *half) == online_knn(program, state, *kept) > 85
+
+
+def test_a_method_that_learns_from_labels_names_the_image_that_has_none():
+    config = supervised.get_config("digits")
+    source = unlabelled(sources.load(config.data, "train"), [7, 900])
+    program = build(config, source.facts)
+    with pytest.raises(ValueError, match="method 'supervised' needs labels, and 2 of 1500 train images of digits have none "
+                                         ".first: image 7 of digits, train"):
+        fit(program, source, seed=0)
+    for method in ("supervised", "deit"):
+        config = importlib.import_module(f"configs.{method}").get_config("digits")
+        config = config.student if method == "deit" else config
+        with pytest.raises(ValueError, match=f"{method} learns from labels, and data.source='digits' has none"):
+            build(config, unlabelled(source, slice(None)).facts)
 
 
 def test_a_run_that_leaves_the_real_numbers_stops_and_keeps_its_checkpoint(tmp_path):

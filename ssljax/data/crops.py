@@ -28,9 +28,19 @@ ATTEMPTS_TF, ATTEMPTS_TORCHVISION = 100, 10
 
 @functools.cache
 def tensorflow() -> Any:
-    """TensorFlow, imported on first use and kept off accelerators, which belong to JAX."""
+    """TensorFlow, imported on first use and kept off accelerators, which belong to JAX.
+
+    Raises:
+        ImportError: it is not installed, or cannot be loaded; says what does without it.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ImportError(
+            f"TensorFlow cannot be imported ({error}), but data.crop_on='host' and tfds: sources are read with it: pip install "
+            "tensorflow (tensorflow-cpu on Linux). Digits, Fashion-MNIST and a folder with data.crop_on='device' do without"
+        ) from error
 
     tf.config.set_visible_devices([], "GPU")
     return tf

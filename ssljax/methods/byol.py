@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from ssljax import models
 from ssljax.data import views
-from ssljax.losses.classification import accuracy, cross_entropy
+from ssljax.losses.classification import accuracy, cross_entropy, mean_of_labelled
 from ssljax.losses.health import health
 from ssljax.losses.regression import byol as regression
 from ssljax.targets import ema
@@ -106,8 +106,8 @@ def byol(config: ConfigDict, facts: Facts) -> Method:
         # 5. The online probe, fed by features that carry no gradient.
         if classifier is not None:
             logits = classifier.apply({"params": params["classifier"]}, jax.lax.stop_gradient(h1))
-            total += jnp.mean(cross_entropy(logits, batch["label"]))
-            metrics["probe_accuracy"] = jnp.mean(accuracy(logits, batch["label"]))
+            total += mean_of_labelled(cross_entropy(logits, batch["label"]), batch["label"])
+            metrics["probe_accuracy"] = mean_of_labelled(accuracy(logits, batch["label"]), batch["label"])
         return total, Out(state, stats, metrics)
 
     def update(extra: ByolState, params: Pytree, stats: Pytree, step: jax.Array) -> ByolState:

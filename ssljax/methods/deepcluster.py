@@ -118,7 +118,7 @@ def _v1(config: ConfigDict, facts: Facts) -> Method:
             found = found._replace(assignment=jax.random.permutation(keys[2], found.assignment))
         labels = (found.assignment >= 0).sum().astype(jnp.float32)
         old, new = state.extra.assignment, found.assignment
-        numbers = {"kmeans_objective": objective / labels, "nmi_labels": nmi(new[run.ids], run.labels),
+        numbers = {"kmeans_objective": objective / labels, **with_labels(new, run),
                    "largest_cluster": found.counts.max().astype(jnp.float32) / labels, "empty_clusters": (found.counts == 0).sum()}
         if int(old.max()) >= 0:                                                 # else these are the first
             numbers["nmi_previous"] = nmi(new[run.ids], old[run.ids])
@@ -141,6 +141,17 @@ def every(epochs: int) -> Callable[[Refresh], Refresh]:
     def wrapped(refresh: Refresh) -> Refresh:
         return lambda state, run: state if run.epochs_done(state) % epochs else refresh(state, run)
     return wrapped
+
+
+def with_labels(assignment: jax.Array, run: Any) -> dict[str, jax.Array]:
+    """How much the clusters know of the labels, over the training images that have one; nothing where none has.
+
+    `assignment` is int32 [ids].
+    """
+    labelled = run.labels >= 0
+    if not labelled.any():
+        return {}
+    return {"nmi_labels": nmi(assignment[run.ids[labelled]], run.labels[labelled])}
 
 
 def _at_once(state: TrainState, run: Any, key: jax.Array, config: ConfigDict) -> tuple[Clusters, jax.Array]:
@@ -240,7 +251,7 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
                             spherical=True) for head in range(c.heads)]
         new = jnp.stack([f.assignment for f in found], axis=1)
         ids, old = run.ids, extra.assignment
-        numbers = {"nmi_labels": nmi(new[ids, 0], run.labels), "nmi_heads": nmi(new[ids, 0], new[ids, c.heads - 1]),
+        numbers = {**with_labels(new[:, 0], run), "nmi_heads": nmi(new[ids, 0], new[ids, c.heads - 1]),
                    "unseen": (~seen[ids]).sum(), "empty_clusters": sum((f.counts == 0).sum() for f in found)}
         if not first:
             numbers["nmi_previous"] = nmi(new[ids, 0], old[ids, 0])

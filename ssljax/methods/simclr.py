@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ssljax import models
 from ssljax.data import views
-from ssljax.losses.classification import accuracy, cross_entropy
+from ssljax.losses.classification import accuracy, cross_entropy, mean_of_labelled
 from ssljax.losses.contrastive import contrast_accuracy, nt_xent
 from ssljax.losses.health import health
 from ssljax.types import Batch, Facts, Method, Out, Pytree, TwoPass
@@ -75,6 +75,7 @@ def simclr(config: ConfigDict, facts: Facts) -> Method:
         logits = probe.apply({"params": params}, h)
         decay = config.optim.weight_decay if config.optim.name == "lars" else 0.0
         penalty = 0.5 * decay * jnp.sum(params["dense"]["kernel"] ** 2)
-        return jnp.mean(cross_entropy(logits, label)) + penalty, jnp.mean(accuracy(logits, label))
+        fit, right = (mean_of_labelled(rows, label) for rows in (cross_entropy(logits, label), accuracy(logits, label)))
+        return fit + penalty, right
 
     return Method(init=init, loss=loss, probes=("probe",), num_views=2, two_pass=TwoPass(embed, objective))

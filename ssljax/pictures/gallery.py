@@ -27,11 +27,11 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
 
     Fields: `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`, `query` uint8 [Q, S, S, C], `query_labels`,
     `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K], `preset`, `seed`; of a vision transformer `attention`, of a method that
-    clusters `cluster`, `cluster_labels` and `cluster_size`, see below.
+    clusters `cluster`, `cluster_labels` and `cluster_size`, see below. A label is -1 where an image has none.
     """
     config, source, test = run.config, benches[0].train, benches[0].test
     rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), POINTS)).astype(np.int64))
-    queries = np.unique(test.labels, return_index=True)[1][:QUERIES]               # the first test image of each class
+    queries = queries_of(test.labels)
     _, near = nearest(benches[0].features(source).features, benches[0].features(test).features[queries], NEIGHBOURS)
     neighbours = thumbnails(source, near.ravel(), config)
     fields = {f"points/{bench.name}": principal(bench.features(test).features[rows]).astype(np.float16) for bench in benches}
@@ -44,6 +44,13 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
                         class_names=np.array(test.class_names), query=thumbnails(test, queries, config), query_labels=test.labels[queries],
                         neighbour=neighbours.reshape(*near.shape, *neighbours.shape[1:]), neighbour_labels=source.labels[near],
                         preset=config.preset, seed=config.seed)
+
+
+def queries_of(labels: np.ndarray) -> np.ndarray:
+    """Which test images are asked for their neighbours: the first of each class; evenly spaced ones where none has a label."""
+    classes, first = np.unique(labels, return_index=True)
+    first = first[classes >= 0] if (classes >= 0).any() else np.unique(np.linspace(0, len(labels) - 1, QUERIES).astype(np.int64))
+    return first[:QUERIES]
 
 
 def contact_sheet(assignment: np.ndarray, source: Source, config: ConfigDict) -> dict[str, np.ndarray]:

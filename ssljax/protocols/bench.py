@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax.data.source import Source
-from ssljax.protocols.features import Features
+from ssljax.protocols.features import Features, labelled
 
 Reduce = Callable[[jax.Array], jax.Array]
 
@@ -47,7 +47,10 @@ class Bench(NamedTuple):
         """Of the data; labels are 0..num_classes-1."""
         return self.test.num_classes
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Features and labels of the training split, then of the test split."""
-        train, test = self.features(self.train), self.features(self.test)
-        return train.features, train.labels, test.features, test.labels
+    def labelled(self, protocol: str) -> tuple[Features, Features]:
+        """Features of the labelled images of the training and of the test split.
+
+        Raises:
+            ValueError: a split has no labelled image; names `protocol`.
+        """
+        return (labelled(self.features(self.train), protocol, "train"), labelled(self.features(self.test), protocol, "test"))

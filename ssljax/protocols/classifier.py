@@ -11,12 +11,12 @@ from ssljax.types import Measurement, Protocol
 
 def judge(bench: Bench) -> Iterator[Measurement]:
     """One measurement per head, under the head's name; the first is the one that counts."""
-    labels = bench.features(bench.test).labels
-    for name, logits in bench.predictions(bench.test).items():
+    test = bench.test.with_labels("--protocols: classifier")
+    for name, logits in bench.predictions(test).items():
         if logits.shape[1] != bench.num_classes:
             raise ValueError(f"--protocols: classifier: the run's head {name} tells {logits.shape[1]} classes apart, {bench.test.name} has "
                              f"{bench.num_classes}: use knn or linear, which learn the classes of these data")
-        yield {"protocol": name, "settings": {}, **accuracies(logits, labels)}
+        yield {"protocol": name, "settings": {}, **accuracies(logits, test.labels)}
 
 
 def refuse(bench: Bench) -> str:

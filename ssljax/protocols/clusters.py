@@ -14,7 +14,7 @@ from ssljax.types import Measurement, Protocol
 
 def judge(bench: Bench) -> Iterator[Measurement]:
     """Normalised mutual information of the last clustering with the labels, in percent."""
-    source = bench.train
+    source = bench.train.with_labels("--protocols: clusters")
     assignment = bench.assignment[source.index]
     known = assignment >= 0
     value = 100.0 * float(nmi(jnp.asarray(assignment[known]), jnp.asarray(source.labels[known])))

@@ -117,9 +117,11 @@ def _vote(similarity: jax.Array, labels: jax.Array, temperature: float, num_clas
 
 def judge(bench: Bench) -> Iterator[Measurement]:
     """With `config.evaluate.knn_k` neighbours and `knn_temperature`."""
-    e, arrays = bench.config.evaluate, bench.arrays()
-    settings = {"k": min(e.knn_k, len(arrays[1])), "temperature": e.knn_temperature}
-    found = knn(*arrays, k=e.knn_k, temperature=e.knn_temperature, num_classes=bench.num_classes)
+    e = bench.config.evaluate
+    train, test = bench.labelled("knn")
+    settings = {"k": min(e.knn_k, len(train.labels)), "temperature": e.knn_temperature}
+    found = knn(train.features, train.labels, test.features, test.labels, k=e.knn_k, temperature=e.knn_temperature,
+                num_classes=bench.num_classes)
     yield {"protocol": "knn", "settings": settings, **found}
 
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ssljax.protocols.bench import Bench
+from ssljax.protocols.features import labelled
 from ssljax.protocols.linear import probe
 from ssljax.types import Measurement, Protocol
 
@@ -57,7 +58,8 @@ def judge(bench: Bench) -> Iterator[Measurement]:
     """A probe of each layer in `config.evaluate.layers`, under the name `layer_NAME`; `dim` is how many numbers it reads."""
     reduce = jax.jit(functools.partial(pooled, dim=bench.config.evaluate.layer_dim))
     for layer in bench.config.evaluate.layers:
-        train, test = (bench.maps(source, layer, reduce) for source in (bench.train, bench.test))
+        train = labelled(bench.maps(bench.train, layer, reduce), "layers", "train")
+        test = labelled(bench.maps(bench.test, layer, reduce), "layers", "test")
         found = probe(train, test, bench.config, num_classes=bench.num_classes)
         settings = {**found["settings"], "dim": train.features.shape[1], "probe": found["protocol"]}
         yield {**found, "protocol": f"layer_{layer}", "settings": settings}

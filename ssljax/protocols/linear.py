@@ -200,7 +200,7 @@ def probe(train: Features, test: Features, config: ConfigDict, *, num_classes: i
 
 def judge(bench: Bench) -> Iterator[Measurement]:
     """One probe of the features."""
-    train, test = bench.features(bench.train), bench.features(bench.test)
+    train, test = bench.labelled("linear")
     yield probe(train, test, bench.config, num_classes=bench.num_classes, channels=bench.channels)
 
 

@@ -33,6 +33,7 @@ def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[Mea
 
     The labelled images are repeated to the same number for every k, so that one compiled step serves all.
     """
+    source, test = (split.with_labels("--baselines: supervised") for split in (source, test))
     e, devices = config.evaluate, jax.device_count()
     batch = -(-SUPERVISED_BATCH // devices) * devices
     length = -(-max(e.label_counts) * source.num_classes // batch) * batch

@@ -1,11 +1,14 @@
 """A run's folder: its config, versions and commit, metrics, TensorBoard events, checkpoints, and the way it asks to stop.
 
     config.json  run.json  metrics.jsonl  tensorboard/  checkpoints/<step>/
+
+TensorBoard events are written where TensorFlow and clu are installed.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import math
 import signal
@@ -48,6 +51,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def installed(package: str) -> bool:
+    """Whether a package is there to be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
 def commit() -> str:
     """The commit of the source, `-dirty` when tracked files were changed; "unknown" outside a git checkout."""
     where = Path(__file__).parent
@@ -77,6 +85,7 @@ class RunFolder:
         self._describe(config, facts)
         self._checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best)
         self._config, self._bar, self._writer, self._known = config, None, None, {}
+        self._events = installed("tensorflow") and installed("clu")       # TensorBoard's; metrics.jsonl needs neither
         self._clock: tuple[float, int] | None = None
         self._starved = 0.0
         self._alone, self._signalled = jax.process_count() == 1, False
@@ -197,11 +206,12 @@ class RunFolder:
             return
         with (self.path / "metrics.jsonl").open("a") as out:
             out.write(json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n")
-        if self._writer is None:
+        if self._writer is None and self._events:
             tensorflow()                       # with the accelerators hidden from it
             from clu import metric_writers  # brings TensorFlow with it: seconds, so only once there is something to write
             self._writer = metric_writers.SummaryWriter(str(self.path / "tensorboard"))
-        self._writer.write_scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+        if self._writer is not None:
+            self._writer.write_scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
     def _say(self, text: str) -> None:
         if not self._main:

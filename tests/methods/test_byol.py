@@ -92,6 +92,18 @@ def done():
     return Pass()
 
 
+def test_images_without_a_label_are_left_out_of_the_probe(done):
+    part = {**done.batch, "label": done.batch["label"].at[:2].set(-1)}
+    (_, out), grads = done.gradient(done.params, part)
+    assert_close(grads["encoder"], done.grads["encoder"], rtol=0, atol=0)
+    h1, _, _ = done.forward(done.params, done.state, done.v1)
+    scores = h1 @ np.asarray(done.params["classifier"]["dense"]["kernel"]) + np.asarray(done.params["classifier"]["dense"]["bias"])
+    scores, label = scores[2:], np.asarray(done.batch["label"])[2:]
+    wrong = np.exp(scores) / np.exp(scores).sum(1, keepdims=True) - np.eye(10)[label]
+    np.testing.assert_allclose(grads["classifier"]["dense"]["bias"], wrong.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(out.metrics["probe_accuracy"], (scores.argmax(1) == label).mean(), rtol=1e-6)
+
+
 def test_the_loss_is_the_sum_of_both_directions_and_the_probe_on_view_1(done):
     h1, p1, state = done.forward(done.params, done.state, done.v1)
     _, p2, state = done.forward(done.params, state, done.v2)

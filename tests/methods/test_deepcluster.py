@@ -1,5 +1,6 @@
 """DeepCluster: what a refresh finds and leaves alone, the weights of clusters, and the banks of the second version."""
 
+import dataclasses
 import functools
 
 import jax
@@ -16,6 +17,7 @@ from ssljax.pictures import gallery
 from ssljax.program import balance_of, build, device_batches, encoded, evaluated
 from ssljax.protocols import clusters, layers
 from ssljax.run.loop import fit, refreshed
+from ssljax.run.refresh import Run
 from tests.methods.small import FACTS
 from tests.test_contract import SMALL, small_config
 
@@ -167,6 +169,29 @@ def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
         return sum(np.square(x[labels == k] - x[labels == k].mean(0)).sum() for k in np.unique(labels))
     whole = np.asarray(refreshed(program, source, trained, 0, None).extra.assignment)[source.index]
     assert cost(labels) < 1.1 * cost(whole) < 0.9 * cost(np.roll(labels, 1))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version, request, source):
+    program = request.getfixturevalue("program" if version == 1 else "second")
+    labels = np.where(np.arange(len(source)) % 3 == 0, -1, source.labels)
+    logged = []
+    for given in (labels, np.full_like(labels, -1)):
+        part = dataclasses.replace(source, labels=given)
+        run = Run(program, part, 0, logged.append, lambda: device_batches(program, part, 0, 0))
+        state = program.method.refresh(program.init(0), run)
+    first = np.asarray(state.extra.assignment)[source.index].reshape(len(source), -1)[:, 0]          # the same clusters both times
+    expected = normalized_mutual_info_score(labels[labels >= 0], first[labels >= 0], average_method="geometric")
+    np.testing.assert_allclose(logged[0]["nmi_labels"], expected, rtol=1e-4)
+    assert logged[0].keys() - logged[1].keys() == {"nmi_labels"}
+    if version == 1:
+        run = evaluated(program.config, source.facts, state, program.mesh)
+        bench = evaluate.of_network(run, "deepcluster", dataclasses.replace(source, labels=labels), source)
+        found, = clusters.judge(bench)
+        np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
+        assert found["n"] == (labels >= 0).sum()
+        with pytest.raises(ValueError, match="clusters needs labels, and 400 of 400 train images of digits have none"):
+            next(clusters.judge(bench._replace(train=part)))
 
 
 def test_what_is_evaluated(program, source, trained):

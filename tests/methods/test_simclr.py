@@ -112,6 +112,24 @@ def test_labels_reach_the_probe_and_nothing_else(done):
     assert np.abs(grads["probe"]["dense"]["kernel"] - done.grads["probe"]["dense"]["kernel"]).max() > 1e-3
 
 
+def test_images_without_a_label_are_left_out_of_the_probe(done):
+    """The probe learns from the labelled images as if they were the batch; the encoder learns from all."""
+    labelled = np.array([True, False, True, True, False, False])
+    part = {**done.batch, "label": jnp.where(labelled, done.batch["label"], -1)}
+    (total, out), grads = done.gradient(done.params, part)
+    for name in ("encoder", "projector"):
+        jax.tree.map(np.testing.assert_array_equal, grads[name], done.grads[name])
+    kernel, bias = (np.asarray(done.params["probe"]["dense"][name], np.float64) for name in ("kernel", "bias"))
+    rows, label = np.tile(labelled, 2), np.tile(np.asarray(done.batch["label"]), 2)
+    scores = (done.h @ kernel + bias)[rows]
+    p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    wrong = p - np.eye(10)[label[rows]]
+    np.testing.assert_allclose(grads["probe"]["dense"]["bias"], wrong.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(out.metrics["probe_accuracy"], (scores.argmax(1) == label[rows]).mean(), rtol=1e-6)
+    (_, out), grads = done.gradient(done.params, {**done.batch, "label": jnp.full(B, -1, jnp.int32)})
+    assert out.metrics["probe_accuracy"] == 0 and not np.asarray(grads["probe"]["dense"]["bias"]).any()
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"deit"}))         # it has two tokens and a test of its own
 def test_encode_normalises_and_uses_the_running_statistics(name):
     config = config_of(name, augment__mean=(MEAN,), augment__std=(STD,))
