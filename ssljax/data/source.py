@@ -118,8 +118,8 @@ def require_labels(labels: np.ndarray, describe: Callable[[int], str], needs: st
     """
     without = np.flatnonzero(labels < 0)
     if len(without):
-        raise ValueError(f"{needs} needs labels, and {len(without)} of {len(labels)} {what} have none (first: {describe(int(without[0]))}). "
-                         f"{FIX}")
+        first = describe(int(without[0]))
+        raise ValueError(f"{needs} needs labels, and {len(without)} of {len(labels)} {what} have none (first: {first}). {FIX}")
 
 
 def digest(*parts: bytes) -> str:

@@ -238,6 +238,7 @@ def clusters(path: Path, members: np.ndarray, labels: np.ndarray, sizes: np.ndar
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set(visible=bool(label >= 0 and label != common), color="#D55E00", linewidth=3)
-        axes[r, 0].set_ylabel(f"{class_name(class_names, common)}\n{sizes[r]:,} images".lstrip(), rotation=0, ha="right", va="center", fontsize=9, color=GREY)
+        text = f"{class_name(class_names, common)}\n{sizes[r]:,} images".lstrip()
+        axes[r, 0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9, color=GREY)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.savefig(path)

@@ -50,8 +50,8 @@ def judge(bench: Bench) -> Iterator[Measurement]:
     """`config.evaluate.label_draws` draws of each number in `label_counts`."""
     e, settings = bench.config.evaluate, {"l2": L2, "standardised": True}
     train, test = bench.labelled("label_fraction")
-    for found in label_fraction(train.features, train.labels, test.features, test.labels, num_classes=bench.num_classes, counts=e.label_counts,
-                                draws=e.label_draws, channels=bench.channels):
+    for found in label_fraction(train.features, train.labels, test.features, test.labels, num_classes=bench.num_classes,
+                                counts=e.label_counts, draws=e.label_draws, channels=bench.channels):
         yield {"protocol": "label_fraction", "settings": settings, **found}
 
 

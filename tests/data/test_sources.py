@@ -307,7 +307,8 @@ def test_a_source_may_be_partly_labelled():
     assert np.flatnonzero(~part.labelled).tolist() == [3, 8] and part.num_classes == 10
     assert part.with_labels("a probe").index.tolist() == np.delete(source.index, [3, 8]).tolist()
     assert source.with_labels("a probe") is source
-    with pytest.raises(ValueError, match="a probe needs labels, and 2 of 2 train images of digits have none .first: image 3 of digits, train"):
+    with pytest.raises(ValueError, match="a probe needs labels, and 2 of 2 train images of digits have none "
+                                         ".first: image 3 of digits, train"):
         part.select([3, 8]).with_labels("a probe")
     with pytest.raises(ValueError, match="a probe needs labels, and 2 of 1500"):
         part.require_labels("a probe")
