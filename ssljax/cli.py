@@ -90,7 +90,8 @@ def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, d
     before = configs.flat(preset)
     for key, value in given.items():
         if key.rpartition(".")[2] == "method" and value != before[key]:
-            raise ValueError(f"--config.{key}={value}: a method's settings come with its own presets, e.g. --config configs/{value}.py:digits")
+            raise ValueError(f"--config.{key}={value}: a method's settings come with its own presets, e.g. "
+                             f"--config configs/{value}.py:digits")
         configs.put(config, key, value)
     configs.check(configs.resolve(config))
     for key in given:

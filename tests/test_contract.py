@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from ssljax import sharding, train
 from ssljax.checkpoint import Checkpoints
+from ssljax.config import resolve
 from ssljax.data import sources
 from ssljax.methods import METHODS
 from ssljax.step import make_train_step
@@ -99,7 +100,7 @@ def small_config(method: str, **changes) -> ConfigDict:
     for key, value in changes.items():
         c.model[key] = value
     c.update_from_flattened_dict(SMALL.get(method, {}))
-    return c.lock()
+    return resolve(c).lock()
 
 
 class Case:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ssljax import models
+from ssljax.config import resolve
 from ssljax.models.resnet import Basic
 
 SIZE = 8
@@ -26,14 +27,14 @@ def config_of(method: str, preset: str = "digits", **changes):
     """A preset on images of 8 pixels with one block of 4 channels; dotted settings as keywords with `__` for the dot."""
     c = importlib.import_module(f"configs.{method}").get_config(preset).unlock()
     c.log_every, c.batch_size = 1, 8
-    c.data.update(image_size=SIZE, num_classes=10)
+    c.data.update(image_size=SIZE, num_classes=10, num_examples=1500)
     c.augment.update(crop="none", jitter_strength=0.2)
     if "head" in c:
         c.head.dim = 4
     if c.model.name.startswith("resnet"):
         c.model.update(name="one_block", width=4 / 64, stem="cifar")
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    return c.lock()
+    return resolve(c).lock()
 
 
 def batch_of(rows: int, seed: int = 0) -> dict:

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs.moco import PRESETS, get_config
-from ssljax import models, monitor, optim
+from ssljax import models, monitor, optim, train
 from ssljax.data import augment
 from ssljax.losses.contrastive import in_batch_info_nce, info_nce, queue_accuracy
 from ssljax.methods import METHODS
@@ -318,7 +318,7 @@ def test_learning_rate_of_v3(golden):
 @pytest.mark.parametrize("name", ["torch_sgd", "torch_adamw"])
 def test_pytorchs_optimizers_decay_norms_and_biases_too(name):
     c = get_config("imagenet_r50_v2_e200").unlock().optim
-    c.update(name=name, learning_rate=0.5, scaling="none", weight_decay=0.1)
+    c.update(name=name, learning_rate=0.5, scaling="none", weight_decay=0.1, warmup_epochs=0)
     tx, _ = optim.make_optimizer(c, batch_size=256, steps_per_epoch=10.0, total_steps=101)
     params = {"norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)}}
     with jax.numpy_dtype_promotion("standard"):
@@ -333,7 +333,7 @@ COUNTS = [("imagenet_r50_v1", "projector", 262_272), ("imagenet_r50_v2_e200", "p
 
 @pytest.mark.parametrize("preset, part, expected", COUNTS)
 def test_parameter_counts_of_the_papers_networks(preset, part, expected):
-    method = METHODS["moco"](get_config(preset))
+    method = METHODS["moco"](train.with_examples(get_config(preset), 1_281_167))
     params = jax.eval_shape(lambda key: method.init(key, {})[0], jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params[part])) == expected
 
@@ -353,7 +353,7 @@ def test_norms_start_as_the_papers_have_them():
 def test_every_preset_is_a_method(preset):
     c = get_config(preset)
     assert c.preset == preset and c.name == "moco"
-    METHODS["moco"](c)
+    METHODS["moco"](train.with_examples(c, 50_000))
 
 
 @pytest.mark.parametrize("changes, message", [
