@@ -179,9 +179,10 @@ def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float
         schedule = timm_cosine(peak, steps_per_epoch=int(steps_per_epoch + 1e-9), epochs=round((total_steps - 1) / steps_per_epoch),
                                warmup_epochs=optim.warmup_epochs, start=optim.start, end=optim.end, lag=optim.lag)
         mask = functools.partial(timm_decayed, distillation_token=optim.decay_distillation_token)
-        sgd = optax.chain(optax.add_decayed_weights(optim.weight_decay, mask=mask),
-                          optax.sgd(schedule, momentum=optim.momentum, nesterov=True))
-        tx = sgd if optim.name == "timm_sgd" else optax.adamw(schedule, weight_decay=optim.weight_decay, mask=mask)
+        tx = optax.adamw(schedule, weight_decay=optim.weight_decay, mask=mask)
+        if optim.name == "timm_sgd":
+            tx = optax.chain(optax.add_decayed_weights(optim.weight_decay, mask=mask),
+                             optax.sgd(schedule, momentum=optim.momentum, nesterov=True))
     else:
         raise ValueError(f"optim.name={optim.name!r} is not one of lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, timm_adamw, "
                          "timm_sgd")
