@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ssljax import sharding
+from ssljax.config import resolve
 from ssljax.data import sources
 from ssljax.methods import METHODS
 from ssljax.program import balance_of, build, device_batches
@@ -101,7 +102,7 @@ def small_config(method: str, **changes) -> ConfigDict:
     for key, value in changes.items():
         c.model[key] = value
     c.update_from_flattened_dict(SMALL.get(method, {}))
-    return c.lock()
+    return resolve(c).lock()
 
 
 class Case:

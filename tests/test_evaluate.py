@@ -9,6 +9,7 @@ import pytest
 
 from configs.simclr import get_config
 from ssljax import evaluate, report, sharding
+from ssljax.config import hashed, public
 from ssljax.data import sampler, sources
 from ssljax.program import build, encoded, switched_on
 from ssljax.protocols import PROTOCOLS
@@ -164,7 +165,7 @@ def test_config_hash_changes_with_what_matters_only():
     b.seed, b.log_every = 5, 1
     c.optim.learning_rate = 0.5
     d.data.data_dir = "/somewhere"
-    assert evaluate.config_hash(a) == evaluate.config_hash(b) == evaluate.config_hash(d) != evaluate.config_hash(c)
+    assert hashed(a) == hashed(b) == hashed(d) != hashed(c)
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -173,7 +174,7 @@ def test_config_hash_changes_with_what_matters_only():
     ("--config configs/simclr.py:digits --results experiments/simclr/results.jsonl",
      "--config configs/simclr.py:digits --results experiments/simclr/results.jsonl")])
 def test_folders_of_this_machine_stay_here(text, expected):
-    assert evaluate.public(text) == expected
+    assert public(text) == expected
 
 
 def test_wrong_words_name_the_right_ones(tmp_path):

@@ -47,11 +47,11 @@ class DeitState(NamedTuple):
 def deit(config: ConfigDict, facts: Facts) -> Method:
     """DeiT as pure functions. params: encoder, head and, with a distillation token, distillation_head; extra: DeitState."""
     size, channels, classes, distill = config.data.image_size, config.data.channels, facts.num_classes, config.distill
-    _check(config)
     encoder, head = models.backbone(config.model), models.LinearClassifier(classes, std=0.02)
     teacher, averaged = models.backbone(config.teacher) if distill.name != "none" else None, config.ema.decay > 0
     two_tokens = isinstance(encoder, models.ViT) and encoder.distillation
     tokens = {"tokens": True} if two_tokens else {}
+    _check(config, two_tokens)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, DeitState]:
         del batch
@@ -140,12 +140,10 @@ def joint(z: jax.Array, token: jax.Array, inference: str) -> jax.Array:
     """One score a class from two heads [B, C]: "code" averages logits; "paper" averages probabilities, returned as their logarithm."""
     if inference == "code":
         return (z + token) / 2
-    if inference != "paper":
-        raise ValueError(f"config.inference={inference!r} is unknown. Use 'code' or 'paper'.")
     return jnp.logaddexp(jax.nn.log_softmax(z), jax.nn.log_softmax(token)) - jnp.log(jnp.float32(2.0))
 
 
-def _check(config: ConfigDict) -> None:
+def _check(config: ConfigDict, two_tokens: bool) -> None:
     """Refuses what the method cannot do.
 
     Raises:
@@ -153,3 +151,5 @@ def _check(config: ConfigDict) -> None:
     """
     if config.distill.name not in ("none", "soft", "hard"):
         raise ValueError(f"config.distill.name={config.distill.name!r} is unknown. Use 'none', 'soft', 'hard'.")
+    if two_tokens and config.inference not in ("code", "paper"):
+        raise ValueError(f"config.inference={config.inference!r} is unknown. Use 'code', 'paper'.")

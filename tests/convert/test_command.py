@@ -13,6 +13,7 @@ from configs.moco import get_config as moco_config
 from configs.supervised import get_config
 from ssljax import __main__ as console
 from ssljax import convert, models, sharding
+from ssljax.config import resolve
 from ssljax.convert import regnet, weights
 from ssljax.convert.__main__ import export_weights, import_weights, main
 from ssljax.program import build, restore, start_from
@@ -32,15 +33,15 @@ def one_device(monkeypatch):
 def regnet_config():
     config = get_config("digits").copy_and_resolve_references().unlock()
     config.model.name = "regnety_xs"
-    return config.lock()
+    return resolve(config).lock()
 
 
 def with_vit(**changes):
     """The small ViT of MoCo v3's digits, trained on labels; learned positions."""
     config = moco_config("digits_vit_v3").copy_and_resolve_references().unlock()
-    config.method, config.data.views = "supervised", 1
+    config.method, config.views = "supervised", dict(one=dict())
     config.model.update({"positions": "learned", "frozen_patch": False, "scan": True, **changes})
-    return config.lock()
+    return resolve(config).lock()
 
 
 def random_state(config, family):

@@ -233,6 +233,6 @@ def test_bad_settings_are_named(recipe, change, message):
 
 
 def test_wrong_number_of_views(recipe):
-    with pytest.raises(ValueError, match="3 views of each image and config.data.views=2"):
+    with pytest.raises(ValueError, match="3 views of each image and the config names 2"):
         views.random_views(jnp.zeros((2, 3, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0), recipe,
                            size=8, num_views=2)

@@ -21,9 +21,14 @@ def photograph(golden):
     return golden("augment")["image_uint8"]
 
 
-def a_config(**data):
+def views(number):
+    return {f"view{i}": {} for i in range(number)}
+
+
+def a_config(number=2, **data):
     config = get_config("imagenet_r50").unlock()
     config.data.update(image_size=16, **data)
+    config.views = views(number)
     return config
 
 
@@ -42,7 +47,7 @@ def test_antialiased_resize_is_pillows(golden, photograph):
     error = np.abs(np.float32(crops.to_uint8(crops.resize(box, size, size, antialias=True))) - expected)
     assert error.mean() < 0.5 and error.max() <= 1
 
-    config = a_config(channels=3, views=1)
+    config = a_config(channels=3, number=1)
     config.data.update(image_size=12)
     config.augment.update(crop="none", flip=False, antialias=True)
     square = Image.fromarray(photograph[1:25])                    # 26 x 24: what the central crop leaves at either use
@@ -72,7 +77,7 @@ def test_eval_image_is_the_released_preprocessing_above_32_pixels_and_uncropped_
 
 
 def test_whole_uncropped_view_is_the_image(photograph):
-    config = a_config(channels=3, views=1)
+    config = a_config(channels=3, number=1)
     config.data.image_size, config.augment.crop, config.augment.flip = 24, "none", False
     np.testing.assert_array_equal(crops.views(photograph, np.int64([0, 0]), config)[0], photograph[1:25])
 
@@ -129,11 +134,11 @@ def test_torchvision_box_falls_back_to_a_central_crop(tf):
 
 
 def test_a_view_depends_on_seed_epoch_index_and_number_alone(photograph):
-    config = a_config(channels=3, views=3)
+    config = a_config(channels=3, number=3)
     first = crops.views(photograph, np.int64([2, 5]), config).numpy()
     assert first.shape == (3, 16, 16, 3) and first.dtype == np.uint8
     np.testing.assert_array_equal(first, crops.views(photograph, np.int64([2, 5]), config))
-    config.data.views = 2
+    config.views = views(2)
     np.testing.assert_array_equal(first[:2], crops.views(photograph, np.int64([2, 5]), config))
     others = [crops.views(photograph, np.int64(key), config).numpy()[0] for key in ([2, 6], [3, 5], [5, 2])]
     config.seed = 1
@@ -142,8 +147,8 @@ def test_a_view_depends_on_seed_epoch_index_and_number_alone(photograph):
 
 
 def test_the_policy_comes_after_crop_and_flip(photograph):
-    config = a_config(channels=3, views=2)
-    config.augment.update(crop="torchvision", jitter_probability=0.0, policy_ops=4)
+    config = a_config(channels=3, number=2)
+    config.augment.update(crop="torchvision", jitter_probability=0.0, policy_ops=4, policy_magnitude=9.0, policy_std=0.5)
     plain = [crops.views(photograph, np.int64([3, i]), config).numpy() for i in range(6)]
     config.augment.policy = "randaugment"
     changed = [crops.views(photograph, np.int64([3, i]), config).numpy() for i in range(6)]
@@ -157,17 +162,17 @@ def test_the_policy_comes_after_crop_and_flip(photograph):
 
 def test_the_next_copy_has_the_next_views(photograph):
     """Copy c has views cV .. cV+V-1 of the example, crops, flips and policy alike."""
-    config = a_config(channels=3, views=6)
-    config.augment.update(policy="randaugment", jitter_probability=0.0, policy_ops=3)
+    config = a_config(channels=3, number=6)
+    config.augment.update(policy="randaugment", jitter_probability=0.0, policy_ops=3, policy_magnitude=9.0, policy_std=0.5)
     six = crops.views(photograph, np.int64([2, 5]), config).numpy()
-    config.data.views = 2
+    config.views = views(2)
     copies = [crops.views(photograph, np.int64([2, 5]), config, copy).numpy() for copy in range(3)]
     np.testing.assert_array_equal(np.concatenate(copies), six)
     assert len({view.tobytes() for view in six}) == 6
 
 
 def test_half_the_views_are_flipped(tf, photograph):
-    config = a_config(channels=3, views=2)
+    config = a_config(channels=3, number=2)
     config.data.image_size, config.augment.crop = 24, "none"
     image = tf.constant(photograph)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ssljax import models
+from ssljax.config import resolve
 from ssljax.models.resnet import Basic
 from ssljax.types import Facts
 
@@ -35,7 +36,7 @@ def config_of(method: str, preset: str = "digits", **changes):
     if c.model.name.startswith("resnet"):
         c.model.update(name="one_block", width=4 / 64, stem="cifar")
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    return c.lock()
+    return resolve(c).lock()
 
 
 def batch_of(rows: int, seed: int = 0) -> dict:

@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
 from ssljax import evaluate, models, sharding
+from ssljax.config import resolve
 from ssljax.data import sources, views
 from ssljax.losses.information import nmi
 from ssljax.methods import METHODS
@@ -29,7 +30,7 @@ def config_of(**changes):
     c.optim.update(name="deepcluster_sgd", learning_rate=0.1)
     c.data.train_per_class = 40
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    return c.lock()
+    return resolve(c).lock()
 
 
 @pytest.fixture(scope="module")
@@ -228,11 +229,11 @@ def test_what_is_evaluated(program, source, trained):
 @pytest.fixture(scope="module")
 def second(source):
     c = config_of().unlock()
-    c.data.views = 2
+    c.views = dict(one=dict(), two=dict())
     c.head = dict(layers=2, hidden=16, dim=8, hidden_bias=True, last_bias=True, norm=True, last_norm=False, scheme="uniform")
     c.clusters.update(version=2, heads=3, iterations=4)
     c.optim.update(name="sgd")
-    return build(c.lock(), source.facts)
+    return build(resolve(c).lock(), source.facts)
 
 
 def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second, source):

@@ -319,7 +319,7 @@ def test_learning_rate_of_v3(golden):
 @pytest.mark.parametrize("name", ["torch_sgd", "torch_adamw"])
 def test_pytorchs_optimizers_decay_norms_and_biases_too(name):
     c = get_config("imagenet_r50_v2_e200").unlock().optim
-    c.update(name=name, learning_rate=0.5, scaling="none", weight_decay=0.1)
+    c.update(name=name, learning_rate=0.5, scaling="none", weight_decay=0.1, warmup_epochs=0)
     tx, _ = optim.make_optimizer(c, batch_size=256, steps_per_epoch=10.0, total_steps=101)
     params = {"norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)}}
     with jax.numpy_dtype_promotion("standard"):

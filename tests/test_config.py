@@ -1,0 +1,202 @@
+"""The table of keys: resolved recipes, what makes a run another, and messages about wrong settings."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from ssljax import config
+from ssljax.config.keys import FACTS, KEYS, row
+from ssljax.config.rules import live
+
+ROOT = Path(__file__).parent.parent
+PAPERS = [path.stem for path in sorted((ROOT / "configs").glob("*.py"))]
+OLD_RUNS = sorted((ROOT / "tests" / "golden" / "configs").glob("*.json"))
+
+
+def get(paper: str, preset: str) -> ConfigDict:
+    return importlib.import_module(f"configs.{paper}").get_config(preset)
+
+
+def digits(**changes) -> ConfigDict:
+    """SimCLR's digits with changes, `__` for the dot, as they stand."""
+    c = get("simclr", "digits").unlock()
+    for name, value in changes.items():
+        config.put(c, name.replace("__", "."), value)
+    return c
+
+
+# ------------------------------------------------------------------------------------------------------------------- every preset
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_preset_is_resolved_locked_and_says_its_name(paper):
+    for preset in importlib.import_module(f"configs.{paper}").PRESETS:
+        c = get(paper, preset)
+        assert c.is_locked and config.resolve(c).to_json() == c.to_json(), preset
+        for stage in config.stages(c).values():
+            assert (stage.name, stage.preset) == (paper, preset)
+            leaves = config.flat(stage)
+            assert all(row(name) for name in leaves), preset                    # the table knows all of these six papers' keys
+            assert all(live(name, leaves) for name in leaves), preset
+
+
+@pytest.mark.parametrize("file", OLD_RUNS, ids=lambda file: file.stem)
+def test_runs_of_older_versions_resume(file):
+    """No difference to a config.json of commit 95830fc, and one where a setting is changed."""
+    old = json.loads(file.read_text())
+    stages = config.stages(get(file.stem.split("-")[0], old["preset"]))
+    new = stages[file.stem.split("-")[2] if "" not in stages else ""]
+    assert config.differences(old, new) == []
+    again = json.loads(new.to_json())
+    assert config.differences(again, new) == []
+    changed = new.copy_and_resolve_references().unlock()
+    changed.optim.learning_rate = 0.123
+    changed.augment.min_area = 0.5                                              # in the digits' warps nothing reads it
+    assert config.differences(old, config.resolve(changed)) == [("optim.learning_rate", old["optim"]["learning_rate"], 0.123)]
+
+
+def test_all_digits_presets_are_among_the_older_runs():
+    stages = {f"{paper}-{preset}{'-' * bool(stage)}{stage}" for paper in PAPERS
+              for preset in importlib.import_module(f"configs.{paper}").PRESETS if preset.startswith("digits")
+              for stage in config.stages(get(paper, preset))}
+    assert stages == {file.stem for file in OLD_RUNS}
+
+
+# ------------------------------------------------------------------------------------------------------------------------ resolve
+
+def test_resolve_adds_what_is_read_and_drops_what_is_not():
+    c = config.resolve(digits(optim__name="lars", augment__jitter_probability=0.0))
+    assert (c.optim.trust_coefficient, c.optim.lr_in_momentum, c.optim.momentum) == (0.001, True, 0.9)
+    assert "nesterov" not in c.optim and "jitter_strength" not in c.augment and "blur_sigma" not in c.augment
+
+
+def test_a_view_alone_may_switch_on_what_is_off_for_the_others():
+    c = digits(views={"one": {}, "two": {"blur_probability": 0.1, "solarize_threshold": 0.3}})
+    c = config.resolve(c)
+    assert c.augment.blur_sigma == (0.1, 2.0)                                   # view two blurs, with these
+    assert c.views.to_dict() == {"one": {}, "two": {"blur_probability": 0.1}}   # and does not solarise
+
+
+def test_what_the_table_does_not_know_stays_as_it_is():
+    """A new method, network and optimizer need no rows: neither sections of their own nor known keys are touched."""
+    c = digits(method="new", bank={"size": 7}, head={"layers": 1, "mine": 2}, model={"name": "convnext", "width": 2.0, "kernel": 7},
+               optim={"name": "shampoo", "momentum": 0.5, "block": 128})
+    c = config.resolve(c)
+    assert c.bank.to_dict() == {"size": 7} and c.head.to_dict() == {"layers": 1, "mine": 2}
+    assert c.model.to_dict() == {"name": "convnext", "width": 2.0, "kernel": 7, "dtype": "bfloat16"}
+    assert c.optim.to_dict() == {"name": "shampoo", "momentum": 0.5, "block": 128, "learning_rate": 0.1, "scaling": "linear",
+                                 "weight_decay": 0.0}
+    config.check(c)
+
+
+def test_views_keep_their_order_through_copies_and_json():
+    """A ConfigDict iterates by name; the order of the views is the config's."""
+    c = digits(views={"two": {}, "one": {"min_area": 0.3}}, augment__crop="torchvision")
+    c = config.resolve(c).lock()
+    assert config.view_names(c) == config.view_names(c.copy_and_resolve_references()) == ("two", "one")
+    assert config.flat(json.loads(c.to_json()))["views"] == config.flat(c)["views"] == ["two", "one"]
+    other = config.resolve(digits(views={"one": {"min_area": 0.3}, "two": {}}, augment__crop="torchvision"))
+    assert config.differences(json.loads(c.to_json()), other) == [("views", ["two", "one"], ["one", "two"])]
+    assert config.hashed(c) != config.hashed(other)
+
+
+# ------------------------------------------------------------------------------------------------------- differences and the hash
+
+def test_a_new_option_at_its_default_orphans_nothing(monkeypatch):
+    c = get("simclr", "digits")
+    old, before = json.loads(c.to_json()), config.hashed(c)
+    monkeypatch.setitem(KEYS, "optim.clip", KEYS["optim.momentum"]._replace(name="optim.clip", default=0.0))
+    new = config.resolve(c)
+    assert new.optim.clip == 0.0 and config.hashed(new) == before and config.differences(old, new) == []
+    new.optim.clip = 0.5
+    assert config.hashed(new) != before and config.differences(old, new) == [("optim.clip", 0.0, 0.5)]
+
+
+def test_the_hash_sees_what_numbers_depend_on():
+    before = config.hashed(digits())
+    for same in (dict(seed=3), dict(log_every=7), dict(data__data_dir="/x"), dict(data__num_classes=10), dict(checkpoint__keep=9)):
+        assert config.hashed(digits(**same)) == before, same
+    for other in (dict(epochs=41), dict(data__source="folder:/a/b"), dict(own={"key": 1}), dict(views={"one": {}})):
+        assert config.hashed(digits(**other)) != before, other
+    assert config.hashed(digits(data__source="folder:/a/photos")) == config.hashed(digits(data__source="folder:/b/photos"))
+
+
+def test_keys_of_older_versions_are_translated():
+    old = {"data": {"views": 2, "num_ids": 9, "num_classes": 10, "num_examples": 5, "source": "digits"}, "init_head": True}
+    assert config.modern(old) == {"data.source": "digits", "views": ["one", "two"],
+                                  "init_branches": ["encoder", "head", "distillation_head"]}
+    assert config.modern({"init_head": False}) == {"init_branches": ["encoder"]}
+
+
+def test_what_only_the_old_run_has_counts_where_nobody_can_say_that_it_did_nothing():
+    c = config.resolve(digits())
+    old = json.loads(c.to_json())
+    old["optim"]["trust_coefficient"] = 0.5                                     # of another optimizer
+    assert config.differences(old, c) == []
+    old["bank"] = {"size": 4}
+    old["views"]["two"]["min_area"] = 0.2
+    assert config.differences(old, c) == [("bank.size", 4, "absent"), ("views.two.min_area", 0.2, "absent")]
+    assert not {name for name, *_ in config.differences({}, c)} & set(FACTS)
+
+
+# --------------------------------------------------------------------------------------------------------------------- the checks
+
+@pytest.mark.parametrize("key, value, message", [
+    ("batch_size", -8, r"config.batch_size=-8 is not valid, it must be at least 1"),
+    ("batch_size", 0, r"batch_size=0 is not valid"),
+    ("epochs", -3, r"epochs=-3 .* at least 1 \(passes over the training images\)"),
+    ("epochs", 2.5, r"epochs=2.5 is of type float, but it must be a whole number"),
+    ("accumulate", 0, r"accumulate=0 .* at least 1"),
+    ("loss.temperature", -1.0, r"loss.temperature=-1.0 .* above 0"),
+    ("data.label_fraction", 10.0, r"label_fraction=10.0 .* in \(0, 1\]"),
+    ("data.channels", 2, r"channels=2 .* one of 1, 3"),
+    ("model.dtype", "fp16", r"model.dtype='fp16' .* one of float32, bfloat16; did you mean bfloat16\?"),
+    ("augment.flip", 1, r"augment.flip=1 is of type int, but it must be True or False"),
+    ("augment.grayscale_probability", 1.5, r"grayscale_probability=1.5 .* in \[0, 1\]"),
+    ("augment.std", (1.0, 0.0), r"augment.std=\[1.0, 0.0\] .* above 0 in every entry"),
+    ("augment.jitter_strength", float("nan"), r"jitter_strength=nan is not valid"),
+    ("seed", True, r"seed=True is of type bool"),
+    ("evaluate.linear", "lbgfs", r"did you mean lbfgs\?"),
+    ("views.three", {}, r"config.views has 3 views \(one, two, three\), but method 'simclr' takes 2"),
+    ("views.two.count", 2, r"has 3 views .* takes 2"),
+    ("views.two.blur_probabilty", 0.5, r"views.two.blur_probabilty: a view has no such setting; did you mean blur_probability\?"),
+    ("views.two.of", "three", r"views.two.of='three' is no other view: one, two"),
+    ("views.two.min_area", 2.0, r"views.two.min_area=2.0 .* in \(0, 1\]"),
+])
+def test_a_wrong_value_is_named_with_what_is_valid(key, value, message):
+    *sections, last = key.split(".")
+    tree = section = json.loads(digits().to_json())                             # a ConfigDict itself refuses some types
+    for name in sections:
+        section = section[name]
+    section[last] = value
+    with pytest.raises(ValueError, match=message):
+        config.check(ConfigDict(tree))
+
+
+def test_a_stage_is_named_with_its_key():
+    c = get("simclr", "digits_finetune").unlock()
+    c.finetune.batch_size = 0
+    with pytest.raises(ValueError, match="config.finetune.batch_size=0"):
+        config.check(c)
+
+
+def test_a_preset_that_is_not_there_is_answered_with_those_that_are():
+    with pytest.raises(ValueError, match=r"configs/moco.py has no preset 'v4'. Valid presets: digits, digits_v3"):
+        get("moco", "v4")
+
+
+# -------------------------------------------------------------------------------------------------------------------- the table
+
+def test_the_page_is_written_from_the_table():
+    assert (ROOT / "docs" / "config.md").read_text() == config.reference(), "run `ssljax config --keys > docs/config.md`"
+
+
+def test_the_base_is_what_every_config_has():
+    c = config.base()
+    always = {name for name, key in KEYS.items() if not key.when.text and not name.startswith("views.")}
+    assert always <= set(config.flat(c)) and config.resolve(c).to_json() == c.to_json()
+    assert config.changed(c) == {}
+    for name, key in KEYS.items():                                              # a default is itself valid
+        config.check(digits(**{name.replace(".", "__"): key.default}) if "views" not in name and key.valid else digits())
