@@ -125,8 +125,9 @@ def test_the_hash_sees_what_numbers_depend_on():
 
 def test_keys_of_older_versions_are_translated():
     old = {"data": {"views": 2, "num_ids": 9, "num_classes": 10, "num_examples": 5, "source": "digits"}, "init_head": True}
-    assert config.modern(old) == {"data.source": "digits", "views": ["one", "two"],
-                                  "init_branches": ["encoder", "head", "distillation_head"]}
+    assert config.modern(old) == {"data.source": "digits", "views": ["one", "two"], "init_branches": ["encoder", "head"]}
+    student = {"init_head": True, "model": {"distillation": True}}
+    assert config.modern(student)["init_branches"] == ["encoder", "head", "distillation_head"]
     assert config.modern({"init_head": False}) == {"init_branches": ["encoder"]}
 
 

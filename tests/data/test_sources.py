@@ -12,13 +12,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs.simclr import get_config
+from ssljax.config import resolve
 from ssljax.data import decode, sources
 
 
 def data_of(source, **settings):
-    data = get_config("digits").unlock().data
-    data.update(source=source, image_size=8, **settings)
-    return data
+    config = get_config("digits").unlock()
+    config.data.update(source=source, image_size=8, **settings)
+    return resolve(config).data
 
 
 def save(path, value, kind="JPEG", mode="RGB", size=(10, 12)):
@@ -60,11 +61,13 @@ def test_in_memory_sources_never_load_tensorflow(folder):
     program = f"""
 import sys
 from configs.simclr import get_config
+from ssljax.config import resolve
 from ssljax.data import loader, sources
 config = get_config("digits").unlock()
 next(loader.train_batches(sources.load(config.data, "train"), config))
 next(loader.eval_batches(sources.load(config.data, "test"), config, batch_size=9))
 config.data.update(source="folder:{folder}", channels=3, image_size=40, eval_crop=0.875); config.batch_size = 4
+config = resolve(config)
 next(loader.train_batches(sources.load(config.data, "train"), config))
 next(loader.eval_batches(sources.load(config.data, "test"), config, batch_size=9))
 assert not [m for m in sys.modules if m.startswith("tensorflow")]
