@@ -37,7 +37,7 @@ from ssljax.losses.information import nmi
 from ssljax.pictures import gallery
 from ssljax.program import Program, build, encoded, restore, stages, use_compilation_cache
 from ssljax.protocols import layers, linear
-from ssljax.protocols.features import Encode, Features, Kind, labelled, raw_pixels
+from ssljax.protocols.features import Encode, Features, Kind, check_some_labelled, labelled, raw_pixels
 from ssljax.protocols.knn import knn
 from ssljax.protocols.label_fraction import L2, label_fraction
 from ssljax.run import hosts
@@ -81,6 +81,9 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
     """
     same_run(config, epath.Path(workdir) / "config.json")
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
+    for protocol in (p for p in protocols if p in (*OF_FEATURES, "layers")):           # before anything is encoded
+        for split in (source, test):
+            check_some_labelled(split.labels, protocol, split.split)
     program = build(config, source)
     state = restore(program, workdir)
     refuse(protocols, program, state)

@@ -79,13 +79,16 @@ def labelled(found: Features, protocol: str, split: str) -> Features:
     Raises:
         ValueError: no image of the split has a label.
     """
+    check_some_labelled(found.labels, protocol, split)
     has = found.labels >= 0
-    if has.all():
-        return found
-    if not has.any():
-        raise ValueError(f"{protocol} judges by labels, and none of {len(has)} {split} images has one: judge the network on "
+    return found if has.all() else Features(*(values[has] for values in found))
+
+
+def check_some_labelled(labels: np.ndarray, protocol: str, split: str) -> None:
+    """Raises a ValueError where no image of a split has a label, int [N], to judge by; arguments as for `labelled`."""
+    if (labels < 0).all():
+        raise ValueError(f"{protocol} judges by labels, and none of {len(labels)} {split} images has one: judge the network on "
                          "labelled images (--config.data.source=folder:PATH with one sub-folder per class, or another source)")
-    return Features(*(values[has] for values in found))
 
 
 def _collect(encoded: jax.Array, batch: Mapping[str, np.ndarray], features: list, labels: list, indices: list) -> None:
