@@ -39,7 +39,7 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
             train_split="train",
             test_split="validation",
             holdout=0.1,                     # share of each class held out where the source has no test split
-            labels="folders",                # folders: a folder's sub-folders are its classes | none: no image has a label
+            labels="folders",                # folders: sub-folders are classes | none: no image has a label
             train_per_class=0,               # the first n training images of each class; 0 = all
             label_fraction=1.0,              # supervised methods: the share of the labels used (balanced, drawn with subset_seed)
             labels_per_class=0,              # or so many labels a class; 0 = label_fraction decides

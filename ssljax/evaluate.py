@@ -81,7 +81,7 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
     """
     same_run(config, epath.Path(workdir) / "config.json")
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
-    for protocol in (p for p in protocols if p in (*OF_FEATURES, "layers")):           # before anything is encoded
+    for protocol in (p for p in protocols if p in (*OF_FEATURES, "layers")):    # before anything is encoded
         for split in (source, test):
             check_some_labelled(split.labels, protocol, split.split)
     program = build(config, source)
@@ -187,7 +187,8 @@ def run_protocol(protocol: str, kind: Kind, config: ConfigDict) -> Iterator[dict
 
 def with_labels(kind: Kind, protocol: str) -> Kind:
     """The features of the labelled images of both splits."""
-    return kind._replace(train=labelled(kind.train, protocol, "train"), test=labelled(kind.test, protocol, "test"))
+    train, test = labelled(kind.train, protocol, "train"), labelled(kind.test, protocol, "test")
+    return kind._replace(train=train, test=test)
 
 
 def probe(kind: Kind, config: ConfigDict) -> dict[str, Any]:

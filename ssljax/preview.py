@@ -48,7 +48,9 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], np.ndarray, list[lis
     key = jax.random.fold_in(jax.random.key(config.seed), 0)               # of step 0, as ssljax/step.py folds it
     image, index = jax.numpy.asarray(batch["image"]), jax.numpy.asarray(batch["index"])
     made = views.random_views(image, index, key, config.augment, size=config.data.image_size, num_views=VIEWS)
-    mixed, weights = mixtures(made[:, 0], batch["label"], source.class_names, key, config) if "mix" in config and source.class_names else ([], [])
+    mixed, weights = [], []
+    if "mix" in config and source.class_names:
+        mixed, weights = mixtures(made[:, 0], batch["label"], source.class_names, key, config)
     pictures = np.concatenate([made, *mixed], axis=1) * np.float32(config.augment.std) + np.float32(config.augment.mean)
     drawn = jax.tree.map(np.asarray, views.draws(index, key, config.augment, VIEWS))
     captions = [[caption(jax.tree.map(lambda leaf, i=i, v=v: leaf[i, v], drawn), config,

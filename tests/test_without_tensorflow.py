@@ -21,8 +21,9 @@ def done(tmp_path_factory):
         for path in (root / "sorted" / ("dark", "light")[i % 2], root / "loose" / ("", "2019/summer")[i % 2]):
             path.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(path / f"{i:02}.png")
-    process = subprocess.run([sys.executable, "-m", "tests.without_tensorflow", str(root)], cwd=ROOT, env=environment(root / "xla"), text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    process = subprocess.run([sys.executable, "-m", "tests.without_tensorflow", str(root)], cwd=ROOT,
+                             env=environment(root / "xla"), text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, check=False)
     assert process.returncode == 0, process.stdout
     return root, process.stdout
 

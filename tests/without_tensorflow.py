@@ -15,8 +15,9 @@ STEPS = {"batch_size": 64, "epochs": 1, "log_every": 1, "eval_every_epochs": 0, 
          "optim.warmup_epochs": 0, "evaluate.knn_k": 5}
 RESNET = {"model.name": "one_block", "model.width": 0.125, "model.stem": "imagenet"}
 OWN = {"moco": {"queue.size": 128}, "deepcluster": {"clusters.k": 16, "clusters.dim": 8, "clusters.iterations": 2},
-       "deit": {f"{network}.{name.split('.')[1]}": value for network in ("teacher.model", "student.teacher") for name, value in RESNET.items()}
-               | {"student.model.name": "vit_one_block"}}
+       "deit": {"student.model.name": "vit_one_block"} | {
+           f"{stage}.{part}.{setting.split('.')[1]}": value for stage, part in (("teacher", "model"), ("student", "teacher"))
+           for setting, value in RESNET.items()}}
 # Larger than 32 pixels, so that evaluation crops.
 PHOTOGRAPHS = STEPS | RESNET | {"batch_size": 16, "eval_every_epochs": 1, "data.train_per_class": 0, "data.crop_on": "device",
                                 "data.num_classes": 0, "data.image_size": 40, "data.eval_crop": 0.875, "online_probe": False}

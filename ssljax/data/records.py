@@ -35,8 +35,8 @@ def load(data: ConfigDict, name: str, split: str, *, decoded: bool = False) -> S
 
     Raises:
         FileNotFoundError: not prepared, or no such split.
-        ValueError: the set has no `image`, or no class `label` (which `data.labels="none"` does without); an unreadable
-            image.
+        ValueError: the set has no `image`, or no class `label` (`data.labels="none"` does without); an
+            unreadable image.
         MemoryError: too large to be held in memory as TFRecord or as pixels.
     """
     builder = prepared(name, data.data_dir)
@@ -91,8 +91,8 @@ def class_names(builder: Any) -> tuple[str, ...]:
     features = builder.info.features
     if "image" not in features or "label" not in features or not hasattr(features["label"], "names"):
         raise ValueError(f"tfds:{builder.name} has features {', '.join(features)}; an `image` and a class `label` are needed. "
-                         "Set data.labels='none' to use its images alone, or write the set as a folder of images, one sub-folder "
-                         "per class, and use folder:PATH")
+                         "Set data.labels='none' to use its images alone, or write the set as a folder of "
+                         "images, one sub-folder per class, and use folder:PATH")
     return tuple(features["label"].names)
 
 
@@ -106,7 +106,10 @@ def _count(builder: Any, stored: str) -> int:
 
 def _open(builder: Any, stored: str, count: int,
           labelled: bool) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
-    """A function from record numbers to encoded images, and all labels int32 [count], -1 where not `labelled`."""
+    """A function from record numbers to encoded images, and all labels, int32 [count].
+
+    Labels are not read, but -1, where not `labelled`.
+    """
     import tensorflow_datasets as tfds
 
     skip = {"image": tfds.decode.SkipDecoding()}

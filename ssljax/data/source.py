@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-FIX = ("Give every image a label (a folder: one sub-folder per class, data.labels='folders'), or use what needs none: methods like simclr, "
-       "moco, byol or deepcluster, without data.train_per_class, data.labels_per_class and data.label_fraction")
+FIX = ("Give every image a label (a folder: one sub-folder per class, data.labels='folders'), or use what "
+       "needs none: methods like simclr, moco, byol or deepcluster, without data.train_per_class, "
+       "data.labels_per_class and data.label_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Source:
         encoded: (ids [K]) -> list of K encoded images; only called when `images` is None.
         name_of: id -> the file or record, for messages.
         skipped: unreadable files left out (`data.on_bad_image="skip"`).
-        targets: what else is known of the examples (several labels of one image, boxes), by name: arrays whose first axis is N.
+        targets: what else is known of the examples (several labels of one image, boxes), by name: arrays
+            whose first axis is N.
     """
 
     name: str
@@ -111,8 +113,9 @@ def require_labels(labels: np.ndarray, describe: Callable[[int], str], needs: st
     """
     without = np.flatnonzero(labels < 0)
     if len(without):
-        raise ValueError(f"{needs} needs labels, and {len(without)} of {len(labels)} {what} have none (first: {describe(int(without[0]))}). "
-                         f"{FIX}")
+        first = describe(int(without[0]))
+        raise ValueError(f"{needs} needs labels, and {len(without)} of {len(labels)} {what} have none "
+                         f"(first: {first}). {FIX}")
 
 
 def digest(*parts: bytes) -> str:

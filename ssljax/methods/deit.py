@@ -154,8 +154,8 @@ def deit(config: ConfigDict) -> Method:
         return models.resize_positions(positions, (side, side), extra_tokens=1 + two_tokens)
 
     repeatable = not (config.mix.mixup_alpha or config.mix.cutmix_alpha or models.draws(config.model))
-    return Method(init=init, loss=loss, encode=encode, update=update, separable=repeatable, classify=classify, adopt=adopt,
-                  needs_labels=True)
+    return Method(init=init, loss=loss, encode=encode, update=update, separable=repeatable, classify=classify,
+                  adopt=adopt, needs_labels=True)
 
 
 def joint(z: jax.Array, token: jax.Array, inference: str) -> jax.Array:
@@ -172,8 +172,9 @@ def _check(config: ConfigDict) -> None:
         ValueError: names the setting and what it may be.
     """
     if config.data.num_classes < 1:
-        raise ValueError(f"data.num_classes={config.data.num_classes}: method 'deit' learns from labels and needs the number of classes. "
-                         "Training fills it in from the data: 0 there means that no training image has a label")
+        raise ValueError(f"data.num_classes={config.data.num_classes}: method 'deit' learns from labels and "
+                         "needs the number of classes. Training fills it in from the data: 0 there means "
+                         "that no training image has a label")
     for name, value, valid in (("distill.name", config.distill.name, ("none", "soft", "hard")),
                                ("inference", config.inference, ("code", "paper"))):
         if value not in valid:

@@ -75,8 +75,8 @@ def simclr(config: ConfigDict) -> Method:
         logits = probe.apply({"params": params}, h)
         decay = config.optim.weight_decay if config.optim.name == "lars" else 0.0
         penalty = 0.5 * decay * jnp.sum(params["dense"]["kernel"] ** 2)
-        fit, right = (mean_of_labelled(rows, label) for rows in (cross_entropy(logits, label), accuracy(logits, label)))
-        return fit + penalty, right
+        fit = mean_of_labelled(cross_entropy(logits, label), label)
+        return fit + penalty, mean_of_labelled(accuracy(logits, label), label)
 
     def encode(params: Pytree, model_state: Pytree, extra: tuple, image: jax.Array) -> jax.Array:
         x = views.for_network(image, config.augment)

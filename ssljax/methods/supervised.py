@@ -22,8 +22,9 @@ def supervised(config: ConfigDict) -> Method:
     """Cross entropy on labels. params: encoder, head; no extra state."""
     size, channels, classes = config.data.image_size, config.data.channels, config.data.num_classes
     if classes < 1:
-        raise ValueError(f"data.num_classes={classes}: method 'supervised' learns from labels and needs the number of classes. Training "
-                         "fills it in from the data: 0 there means that no training image has a label")
+        raise ValueError(f"data.num_classes={classes}: method 'supervised' learns from labels and needs the "
+                         "number of classes. Training fills it in from the data: 0 there means that no "
+                         "training image has a label")
     encoder = models.backbone(config.model)
     head = models.LinearClassifier(classes, std=0.0)
 
@@ -47,5 +48,5 @@ def supervised(config: ConfigDict) -> Method:
     def classify(params: Pytree, extra: tuple, features: jax.Array) -> dict[str, jax.Array]:
         return {"classifier": head.apply({"params": params["head"]}, features)}
 
-    return Method(init=init, loss=loss, encode=encode, separable=not models.draws(config.model), classify=classify,
-                  needs_labels=True)
+    return Method(init=init, loss=loss, encode=encode, separable=not models.draws(config.model),
+                  classify=classify, needs_labels=True)

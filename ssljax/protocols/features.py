@@ -85,10 +85,11 @@ def labelled(found: Features, protocol: str, split: str) -> Features:
 
 
 def check_some_labelled(labels: np.ndarray, protocol: str, split: str) -> None:
-    """Raises a ValueError where no image of a split has a label, int [N], to judge by; arguments as for `labelled`."""
+    """Raises a ValueError where all labels, int [N], are -1; arguments as for `labelled`."""
     if (labels < 0).all():
-        raise ValueError(f"{protocol} judges by labels, and none of {len(labels)} {split} images has one: judge the network on "
-                         "labelled images (--config.data.source=folder:PATH with one sub-folder per class, or another source)")
+        raise ValueError(f"{protocol} judges by labels, and none of {len(labels)} {split} images has one: "
+                         "judge the network on labelled images (--config.data.source=folder:PATH with one "
+                         "sub-folder per class, or another source)")
 
 
 def _collect(encoded: jax.Array, batch: Mapping[str, np.ndarray], features: list, labels: list, indices: list) -> None:

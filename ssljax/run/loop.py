@@ -40,7 +40,7 @@ def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None
         source: the training split.
         seed: of the initialisation, the sampling order and every draw.
         folder: where to log and checkpoint; None writes and prints nothing.
-        test: the held-out split, for kNN while training; there is none where either split has no labelled image.
+        test: the held-out split, for kNN while training, if both splits have labelled images.
         start: puts an earlier stage's weights into a fresh state; not called on resume.
 
     Raises:
@@ -102,7 +102,8 @@ def online_knn(program: Program, state: TrainState, source: Source, test: Source
 
     def features(split: Source) -> tuple[np.ndarray, np.ndarray]:
         labelled = np.flatnonzero(split.labelled)
-        rows = np.unique(np.linspace(0, len(labelled) - 1, min(len(labelled), ONLINE_IMAGES)).astype(np.int64))
+        count = min(len(labelled), ONLINE_IMAGES)
+        rows = np.unique(np.linspace(0, len(labelled) - 1, count).astype(np.int64))
         return encoded(encode, program, split.select(labelled[rows]))[:2]
     return knn(*features(source), *features(test), k=config.evaluate.knn_k, temperature=config.evaluate.knn_temperature,
                num_classes=config.data.num_classes)["top1"]

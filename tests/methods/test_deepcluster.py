@@ -176,7 +176,7 @@ def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version,
     logged = []
     for given in (labels, np.full_like(labels, -1)):
         part = dataclasses.replace(source, labels=given)
-        run = Run(program, part, 0, logged.append, lambda: device_batches(program, part, 0, 0))
+        run = Run(program, part, 0, logged.append, functools.partial(device_batches, program, part, 0, 0))
         state = program.method.refresh(program.init(0), run)
     first = np.asarray(state.extra.assignment)[source.index].reshape(len(source), -1)[:, 0]          # the same clusters both times
     expected = normalized_mutual_info_score(labels[labels >= 0], first[labels >= 0], average_method="geometric")
