@@ -102,8 +102,10 @@ def with_classes(config: ConfigDict, found: int) -> ConfigDict:
     """
     stated = config.data.num_classes
     if stated and stated != found:
-        raise ValueError(f"data.num_classes={stated}, but {config.data.source} has {found} classes: set it to {found}, or to 0 to read it "
-                         "from the data")
+        has = f"{found} classes: set it to {found}, or to 0 to read it from the data"
+        if not found:
+            has = "no label on any training image: set it to 0"
+        raise ValueError(f"data.num_classes={stated}, but {config.data.source} has {has}")
     config = config.copy_and_resolve_references()                # ConfigDict(config) would share its sections
     with config.unlocked():
         config.data.num_classes = found

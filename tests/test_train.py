@@ -163,6 +163,9 @@ def test_a_method_that_learns_from_labels_names_the_image_that_has_none():
         config.data.update(num_classes=0, labels="none")
         with pytest.raises(ValueError, match=f"method '{method}' learns from labels.*no training image has a label"):
             build(config, sources.load(config.data, "train"))
+    config.data.num_classes = 10
+    with pytest.raises(ValueError, match="data.num_classes=10, but digits has no label on any training image: set it to 0"):
+        build(config, sources.load(config.data, "train"))
 
 
 def test_a_run_that_leaves_the_real_numbers_stops_and_keeps_its_checkpoint(tmp_path):
