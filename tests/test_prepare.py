@@ -13,14 +13,16 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3)).astype(np.uint8)
 
 
-def store(images, data_dir, file_format, name="tiny", version="1.0.0"):
+def store(images, data_dir, file_format, name="tiny", version="1.0.0", labelled=True):
     """30 noise images as a prepared data set: 20 train, 10 test, label = number % 4."""
     crops.tensorflow()
     import tensorflow_datasets as tfds
 
-    features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png"),
-                                           "label": tfds.features.ClassLabel(names=["a", "b", "c", "d"])})
-    examples = [(i, {"image": image, "label": i % 4}) for i, image in enumerate(images)]
+    features = {"image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png"),
+                "label": tfds.features.ClassLabel(names=["a", "b", "c", "d"])}
+    kept = ("image", "label") if labelled else ("image",)
+    features = tfds.features.FeaturesDict({key: features[key] for key in kept})
+    examples = [(i, {key: {"image": image, "label": i % 4}[key] for key in kept}) for i, image in enumerate(images)]
     tfds.dataset_builders.store_as_tfds_dataset(name, version=version, features=features, data_dir=data_dir, file_format=file_format,
                                                 split_datasets={"train": examples[:20], "test": examples[20:]}, disable_shuffling=True)
 
@@ -53,6 +55,17 @@ def test_records_are_read_by_index(stored, images, file_format):
     np.testing.assert_array_equal([decode.decode(b, 8, 3) for b in source.read([1, 0])], images[[2, 7]])
     data.train_split = "train[5:15]"
     assert sources.load(data, "train").labels.tolist() == [i % 4 for i in range(5, 15)]
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_images_of_a_set_that_has_no_labels(images, tmp_path, file_format):
+    store(images, str(tmp_path), file_format, labelled=False)
+    with pytest.raises(ValueError, match="a class `label` are needed. Set data.labels='none' to use its images alone"):
+        sources.load(config_of(str(tmp_path)).data, "train")
+    source = sources.load(config_of(str(tmp_path), labels="none").data, "train")
+    np.testing.assert_array_equal(source.images, images[:20])
+    assert source.labels.tolist() == [-1] * 20 and source.num_classes == 0
+    assert not list(tmp_path.rglob("ssljax-labels*"))             # nothing that a labelled set would read
 
 
 def test_both_formats_give_the_same_batches(stored):

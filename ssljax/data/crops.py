@@ -38,9 +38,9 @@ def tensorflow() -> Any:
         import tensorflow as tf
     except ImportError as error:
         raise ImportError(
-            f"TensorFlow cannot be imported ({error}), but data.crop_on='host' and tfds: sources are read with it: pip install "
-            "tensorflow (tensorflow-cpu on Linux). Digits, Fashion-MNIST and a folder with data.crop_on='device' do without"
-        ) from error
+            f"TensorFlow cannot be imported ({error}), but data.crop_on='host' and tfds: sources are read "
+            "with it: pip install tensorflow (tensorflow-cpu on Linux). Digits, Fashion-MNIST and a folder "
+            "with data.crop_on='device' do without") from error
 
     tf.config.set_visible_devices([], "GPU")
     return tf

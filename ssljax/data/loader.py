@@ -187,8 +187,8 @@ def _unreadable(source: Source, positions: np.ndarray, channels: int) -> ValueEr
 def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every example exactly once, in order; the last batch is padded with zeros.
 
-    Images are cropped as `crops.eval_image` says. Pixels in memory are cropped without TensorFlow, to within a grey level
-    of that, or pass as they are where nothing is to be cut away.
+    Images are cropped as `crops.eval_image` says. Pixels in memory are cropped without TensorFlow, to within
+    a grey level of that, or pass as they are where nothing is to be cut away.
 
     Args:
         source: any split.
@@ -208,14 +208,14 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
         batch = {"image": image, "label": source.labels[rows], "index": source.index[rows], "mask": np.ones(len(rows), bool)}
         missing = batch_size - len(rows)
         if missing:
-            batch = {k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
-        if images is None:
-            batch["image"] = _central(batch["image"], config)            # behind the padding: one shape, one compilation
+            batch = {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
+        if images is None:                                   # after the padding: one shape, one compilation
+            batch["image"] = _central(batch["image"], config)
         yield batch
 
 
 def _central(images: np.ndarray, config: ConfigDict) -> np.ndarray:
-    """What `crops.eval_image` makes of images uint8 [B, H, W, C], without TensorFlow: uint8 [B, S, S, C], S = image_size."""
+    """What `crops.eval_image` makes of images uint8 [B, H, W, C], without TensorFlow: uint8 [B, S, S, C]."""
     size = config.data.image_size
     share = config.data.eval_crop if size > 32 else 1.0
     side = int(np.rint(np.float32(share) * np.float32(min(images.shape[1:3]))))
@@ -226,7 +226,7 @@ def _central(images: np.ndarray, config: ConfigDict) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("side", "size", "antialias"))
 def _central_squares(images: jax.Array, *, side: int, size: int, antialias: bool) -> jax.Array:
-    """The central squares of `side` pixels at `size` pixels, bicubic, rounded and clipped: uint8 [B, S, S, C]."""
+    """The central squares of `side` pixels, resized to S = `size` (bicubic): uint8 [B, S, S, C]."""
     height, width = images.shape[1:3]
     box = jnp.array([(height - side + 1) // 2, (width - side + 1) // 2, side, side], jnp.int32)
     resize = functools.partial(geometry.crop_resize, box=box, size=size, antialias=antialias)

@@ -35,14 +35,14 @@ def load(data: ConfigDict, name: str, split: str, *, decoded: bool = False) -> S
 
     Raises:
         FileNotFoundError: not prepared, or no such split.
-        ValueError: the set has no `image`, or no class `label` (which `data.labels="none"` does without); an unreadable
-            image.
+        ValueError: the set has no `image`, or no class `label` (`data.labels="none"` does without); an
+            unreadable image.
         MemoryError: too large to be held in memory as TFRecord or as pixels.
     """
     builder = prepared(name, data.data_dir)
     stored = data.train_split if split == "train" else data.test_split
     labelled = data.labels != "none"
-    classes = class_names(builder) if labelled else ()
+    classes = class_names(builder, labelled)
     count = _count(builder, stored)
     read, labels = _open(builder, stored, count, labelled)
 
@@ -82,17 +82,22 @@ def prepared(name: str, data_dir: str) -> Any:
     return builder
 
 
-def class_names(builder: Any) -> tuple[str, ...]:
-    """The names of the labels.
+def class_names(builder: Any, labelled: bool) -> tuple[str, ...]:
+    """The names of the labels; none where labels are not asked for.
 
     Raises:
-        ValueError: the data set is not one of labelled images.
+        ValueError: the data set is not one of images, or not of labelled ones.
     """
     features = builder.info.features
-    if "image" not in features or "label" not in features or not hasattr(features["label"], "names"):
+    if "image" not in features:
+        raise ValueError(f"tfds:{builder.name} has features {', '.join(features)}, but no `image`: write the set as a "
+                         "folder of images and use folder:PATH")
+    if not labelled:
+        return ()
+    if "label" not in features or not hasattr(features["label"], "names"):
         raise ValueError(f"tfds:{builder.name} has features {', '.join(features)}; an `image` and a class `label` are needed. "
-                         "Set data.labels='none' to use its images alone, or write the set as a folder of images, one sub-folder "
-                         "per class, and use folder:PATH")
+                         "Set data.labels='none' to use its images alone, or write the set as a folder of "
+                         "images, one sub-folder per class, and use folder:PATH")
     return tuple(features["label"].names)
 
 
@@ -106,7 +111,10 @@ def _count(builder: Any, stored: str) -> int:
 
 def _open(builder: Any, stored: str, count: int,
           labelled: bool) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
-    """A function from record numbers to encoded images, and all labels int32 [count], -1 where not `labelled`."""
+    """A function from record numbers to encoded images, and all labels, int32 [count].
+
+    Labels are not read, but -1, where not `labelled`.
+    """
     import tensorflow_datasets as tfds
 
     skip = {"image": tfds.decode.SkipDecoding()}

@@ -121,7 +121,8 @@ def subset(labels: np.ndarray, *, fraction: float = 1.0, per_class: int = 0, see
         int64 indices, sorted.
 
     Raises:
-        ValueError: the fraction is outside (0, 1], a class has fewer than `per_class` examples, or an example has no label.
+        ValueError: the fraction is outside (0, 1], a class has fewer than `per_class` examples, or an example
+            has no label.
     """
     if per_class < 0 or (per_class == 0 and not 0 < fraction <= 1):
         raise ValueError(f"subset(fraction={fraction}, per_class={per_class}): the fraction must lie in (0, 1], per_class must be >= 0")
@@ -154,8 +155,9 @@ def _all_labelled(labels: np.ndarray) -> np.ndarray:
     labels = np.asarray(labels)
     without = np.flatnonzero(labels < 0)
     if len(without):
-        raise ValueError(f"{len(without)} of {len(labels)} examples have no label (-1), the first at position {without[0]}: a "
-                         "subset by label is chosen among labelled examples; leave the others out first")
+        raise ValueError(f"{len(without)} of {len(labels)} examples have no label (-1), the first at "
+                         f"position {without[0]}: a subset by label is chosen among labelled "
+                         "examples; leave the others out first")
     return labels
 
 

@@ -2,10 +2,12 @@
 
     digits          scikit-learn's 8x8 digits: 1,500 train, 297 test, in memory (data.builtin)
     fashion_mnist   Debian's `dataset-fashion-mnist`, the same four files in data.data_dir, or a prepared TFDS copy; in memory
-    folder:PATH     PATH/train and PATH/test (or val) with one sub-folder per class, or one such folder, or loose images (data.folder)
+    folder:PATH     PATH/train and PATH/test (or val) with one sub-folder per class, or one such folder, or
+                    images without labels (data.folder)
     tfds:NAME       a data set prepared by `ssljax prepare NAME` (data.records)
 
-`load` never downloads. What is held in memory (digits, Fashion-MNIST, a folder with data.crop_on="device") never imports TensorFlow.
+`load` never downloads. What is held in memory (digits, Fashion-MNIST, a folder with data.crop_on="device")
+never imports TensorFlow.
 
 An example without a label has -1. `data.labels="none"` takes the labels of any source away.
 """
@@ -36,15 +38,15 @@ def load(data: ConfigDict, split: str) -> Source:
         split: "train" or "test".
 
     Raises:
-        ValueError: unknown source, split or `data.labels`, labels outside the range, a class with too few examples, or examples without a
-            label where a subset is asked for by label.
+        ValueError: unknown source, split or `data.labels`, labels outside the range, a class with too few
+            examples, or examples without a label where a subset is asked for by label.
         FileNotFoundError: the data is not where it should be; the message says how to get it.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split {split!r} is neither 'train' nor 'test'; data.train_split and data.test_split name the stored splits")
     if data.labels not in LABELS:
-        raise ValueError(f"data.labels={data.labels!r} is unknown: 'folders' (a folder's sub-folders are its classes, other sources have "
-                         "their own labels) or 'none' (no image has a label)")
+        raise ValueError(f"data.labels={data.labels!r} is unknown: 'folders' (a folder's sub-folders are its "
+                         "classes, other sources have their own labels) or 'none' (no image has a label)")
     kind, _, argument = data.source.partition(":")
     if data.source == "digits":
         source = builtin.digits(data, split)
@@ -99,10 +101,11 @@ def facts(data: ConfigDict, source: Source) -> Facts:
 
 
 def check_labels(source: Source) -> None:
-    """Raises ValueError when a label is outside 0..classes-1 and is not -1, which marks an example without one."""
+    """Raises ValueError when a label is neither in 0..classes-1 nor -1, which is no label."""
     classes = len(source.class_names)
     bad = np.flatnonzero((source.labels < -1) | (source.labels >= classes))
     if len(bad):
-        raise ValueError(f"{source.name}, {source.split}: {source.describe(bad[0])} has label {source.labels[bad[0]]}, outside "
-                         f"0..{classes - 1} ({len(bad)} such); only -1, for no label, may be. The data are damaged, or belong to other "
-                         "class names: prepare or copy them again, or set data.labels='none' to use the images alone")
+        raise ValueError(f"{source.name}, {source.split}: {source.describe(bad[0])} has label "
+                         f"{source.labels[bad[0]]}, outside 0..{classes - 1} ({len(bad)} such); only -1, for "
+                         "no label, may be. The data are damaged, or belong to other class names: prepare or "
+                         "copy them again, or set data.labels='none' to use the images alone")

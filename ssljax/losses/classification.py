@@ -36,7 +36,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """1 where the largest logit is the label's -> float32 [B]. labels: int [B]; a negative one is nobody's: 0."""
+    """1 where the largest logit is the label's -> float32 [B]. labels: int [B]; a negative one gives 0."""
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 

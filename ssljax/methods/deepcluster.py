@@ -144,7 +144,7 @@ def every(epochs: int) -> Callable[[Refresh], Refresh]:
 
 
 def with_labels(assignment: jax.Array, run: Any) -> dict[str, jax.Array]:
-    """How much the clusters know of the labels, over the training images that have one; nothing where none has.
+    """What the clusters know of the labels, over the training images that have one; nothing where none has.
 
     `assignment` is int32 [ids].
     """

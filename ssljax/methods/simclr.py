@@ -75,7 +75,7 @@ def simclr(config: ConfigDict, facts: Facts) -> Method:
         logits = probe.apply({"params": params}, h)
         decay = config.optim.weight_decay if config.optim.name == "lars" else 0.0
         penalty = 0.5 * decay * jnp.sum(params["dense"]["kernel"] ** 2)
-        fit, right = (mean_of_labelled(rows, label) for rows in (cross_entropy(logits, label), accuracy(logits, label)))
-        return fit + penalty, right
+        fit = mean_of_labelled(cross_entropy(logits, label), label)
+        return fit + penalty, mean_of_labelled(accuracy(logits, label), label)
 
     return Method(init=init, loss=loss, probes=("probe",), num_views=2, two_pass=TwoPass(embed, objective))

@@ -126,8 +126,9 @@ def training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], titl
 
 
 def feature_map(path: Path, points: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], title: str) -> None:
-    """Test images as t-SNE places them, a panel for each kind of features, coloured by class (light grey: no label), each class named at
-    its median.
+    """Test images as t-SNE places them, a panel for each kind of features, coloured by class.
+
+    Each class is named at its median; images without a label are light grey.
 
     Args:
         path: png to write.
@@ -146,7 +147,8 @@ def feature_map(path: Path, points: Mapping[str, np.ndarray], labels: np.ndarray
             flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(x.astype(np.float32))
         for c in np.unique(labels):
             own = flat[labels == c]
-            axis.scatter(*own.T, s=9, color=CLASSES[c % len(CLASSES)] if c >= 0 else NO_LABEL, alpha=0.75, linewidths=0)
+            colour = CLASSES[c % len(CLASSES)] if c >= 0 else NO_LABEL
+            axis.scatter(*own.T, s=9, color=colour, alpha=0.75, linewidths=0)
             if c >= 0 and len(np.unique(labels)) <= 20:
                 axis.text(*np.median(own, axis=0), class_names[c], fontsize=11, weight="bold", ha="center", va="center",
                           color=CLASSES[c % len(CLASSES)], bbox={"facecolor": "white", "alpha": 0.75, "pad": 1, "linewidth": 0})
@@ -178,10 +180,12 @@ def neighbours(path: Path, query: np.ndarray, query_labels: np.ndarray, neighbou
             axis, image = axes[r, c], query[r] if c == 0 else neighbour[r, c - 1]
             axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            wrong = c > 0 and neighbour_labels[r, c - 1] != query_labels[r] and min(neighbour_labels[r, c - 1], query_labels[r]) >= 0
+            pair = (neighbour_labels[r, c - 1], query_labels[r])
+            wrong = c > 0 and pair[0] != pair[1] and min(pair) >= 0
             for spine in axis.spines.values():
                 spine.set(visible=wrong, color="#D55E00", linewidth=3)
-        axes[r, 0].set_ylabel(class_name(class_names, query_labels[r]), rotation=0, ha="right", va="center", fontsize=9, color=GREY)
+        text = class_name(class_names, query_labels[r])
+        axes[r, 0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9, color=GREY)
     axes[0, 0].set_title("test", fontsize=9, color=GREY)
     axes[0, 1].set_title("nearest", fontsize=9, color=GREY)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)

@@ -47,10 +47,14 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
 
 
 def queries_of(labels: np.ndarray) -> np.ndarray:
-    """Which test images are asked for their neighbours: the first of each class; evenly spaced ones where none has a label."""
+    """Positions of the test images whose neighbours are shown: the first of each class, at most QUERIES.
+
+    Where no image has a label: evenly spaced ones.
+    """
     classes, first = np.unique(labels, return_index=True)
-    first = first[classes >= 0] if (classes >= 0).any() else np.unique(np.linspace(0, len(labels) - 1, QUERIES).astype(np.int64))
-    return first[:QUERIES]
+    if not (classes >= 0).any():
+        return np.unique(np.linspace(0, len(labels) - 1, QUERIES).astype(np.int64))
+    return first[classes >= 0][:QUERIES]
 
 
 def contact_sheet(assignment: np.ndarray, source: Source, config: ConfigDict) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax.data.source import Source
-from ssljax.protocols.features import Features, labelled
+from ssljax.protocols.features import Features, labelled, unlabelled
 
 Reduce = Callable[[jax.Array], jax.Array]
 
@@ -46,6 +46,10 @@ class Bench(NamedTuple):
     def num_classes(self) -> int:
         """Of the data; labels are 0..num_classes-1."""
         return self.test.num_classes
+
+    def unlabelled(self, protocol: str) -> str:
+        """Why a protocol that judges by labels cannot judge these splits; "" where it can."""
+        return (unlabelled(self.train.labels, protocol, self.train.split) or unlabelled(self.test.labels, protocol, self.test.split))
 
     def labelled(self, protocol: str) -> tuple[Features, Features]:
         """Features of the labelled images of the training and of the test split.

@@ -64,13 +64,19 @@ def labelled(found: Features, protocol: str, split: str) -> Features:
     Raises:
         ValueError: no image of the split has a label.
     """
+    refusal = unlabelled(found.labels, protocol, split)
+    if refusal:
+        raise ValueError(refusal)
     has = found.labels >= 0
-    if has.all():
-        return found
-    if not has.any():
-        raise ValueError(f"{protocol} judges by labels, and none of {len(has)} {split} images has one: judge the network on "
-                         "labelled images (--config.data.source=folder:PATH with one sub-folder per class, or another source)")
-    return Features(*(values[has] for values in found))
+    return found if has.all() else Features(*(values[has] for values in found))
+
+
+def unlabelled(labels: np.ndarray, protocol: str, split: str) -> str:
+    """Why a protocol cannot judge where all labels, int [N], are -1; "" where it can. Arguments as for `labelled`."""
+    if (labels >= 0).any():
+        return ""
+    return (f"{protocol} judges by labels, and none of {len(labels)} {split} images has one: judge the network on labelled images "
+            "(--config.data.source=folder:PATH with one sub-folder per class, or another source)")
 
 
 def _collect(encoded: jax.Array, batch: Mapping[str, np.ndarray], features: list, labels: list, indices: list) -> None:

@@ -125,4 +125,9 @@ def judge(bench: Bench) -> Iterator[Measurement]:
     yield {"protocol": "knn", "settings": settings, **found}
 
 
-PROTOCOL = Protocol(reads="features", metrics=("top1", "top5"), judge=judge)
+def refuse(bench: Bench) -> str:
+    """Both splits need labels."""
+    return bench.unlabelled("knn")
+
+
+PROTOCOL = Protocol(reads="features", metrics=("top1", "top5"), judge=judge, refuse=refuse)

@@ -55,4 +55,9 @@ def judge(bench: Bench) -> Iterator[Measurement]:
         yield {"protocol": "label_fraction", "settings": settings, **found}
 
 
-PROTOCOL = Protocol(reads="features", metrics=("top1", "top5"), judge=judge)
+def refuse(bench: Bench) -> str:
+    """Both splits need labels."""
+    return bench.unlabelled("label_fraction")
+
+
+PROTOCOL = Protocol(reads="features", metrics=("top1", "top5"), judge=judge, refuse=refuse)

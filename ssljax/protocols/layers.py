@@ -66,9 +66,9 @@ def judge(bench: Bench) -> Iterator[Measurement]:
 
 
 def refuse(bench: Bench) -> str:
-    """The layers must be named."""
+    """The layers must be named, and both splits need labels."""
     if bench.config.evaluate.layers:
-        return ""
+        return bench.unlabelled("layers")
     return ("layers needs config.evaluate.layers, the names of the layers to probe, e.g. ('group1', 'group2') of a ResNet; "
             "a wrong name is answered with those that the network has")
 

@@ -204,4 +204,9 @@ def judge(bench: Bench) -> Iterator[Measurement]:
     yield probe(train, test, bench.config, num_classes=bench.num_classes, channels=bench.channels)
 
 
-PROTOCOL = Protocol(reads="features", metrics=("top1", "top5"), judge=judge)
+def refuse(bench: Bench) -> str:
+    """Both splits need labels."""
+    return bench.unlabelled("linear")
+
+
+PROTOCOL = Protocol(reads="features", metrics=("top1", "top5"), judge=judge, refuse=refuse)

@@ -85,7 +85,7 @@ class RunFolder:
         self._describe(config, facts)
         self._checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best)
         self._config, self._bar, self._writer, self._known = config, None, None, {}
-        self._events = installed("tensorflow") and installed("clu")       # TensorBoard's; metrics.jsonl needs neither
+        self._events = installed("tensorflow") and installed("clu")    # for TensorBoard; metrics.jsonl is plain
         self._clock: tuple[float, int] | None = None
         self._starved = 0.0
         self._alone, self._signalled = jax.process_count() == 1, False
@@ -211,7 +211,8 @@ class RunFolder:
             from clu import metric_writers  # brings TensorFlow with it: seconds, so only once there is something to write
             self._writer = metric_writers.SummaryWriter(str(self.path / "tensorboard"))
         if self._writer is not None:
-            self._writer.write_scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+            scalars = {name: value for name, value in row.items() if name != "step"}
+            self._writer.write_scalars(int(row["step"]), scalars)
 
     def _say(self, text: str) -> None:
         if not self._main:

@@ -259,7 +259,7 @@ def test_images_that_all_lie_loose_are_taken_without_labels_and_that_is_said(tmp
         sources.load(data, "train")
     for i in range(1, 5):
         (tmp_path / f"{i}.png").unlink()
-    with pytest.raises(ValueError, match=f"{tmp_path} has 1 image: with no test folder, 2 are needed"):
+    with pytest.raises(ValueError, match=f"{tmp_path} has 1 image: without a test folder 2 are needed"):
         sources.load(data_of(f"folder:{tmp_path}"), "train")
 
 
@@ -310,8 +310,7 @@ def test_a_source_may_be_partly_labelled():
     assert np.flatnonzero(~part.labelled).tolist() == [3, 8] and part.num_classes == 10
     assert part.with_labels("a probe").index.tolist() == np.delete(source.index, [3, 8]).tolist()
     assert source.with_labels("a probe") is source
-    with pytest.raises(ValueError, match="a probe needs labels, and 2 of 2 train images of digits have none "
-                                         ".first: image 3 of digits, train"):
+    with pytest.raises(ValueError, match="a probe needs labels, and 2 of 2 train images.*first: image 3 of digits, train"):
         part.select([3, 8]).with_labels("a probe")
     with pytest.raises(ValueError, match="a probe needs labels, and 2 of 1500"):
         part.require_labels("a probe")
