@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shlex
 import sys
 import time
@@ -30,7 +29,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import cli, models, sharding
+from ssljax import cli, models, results, sharding
 from ssljax.data import sampler, sources, views
 from ssljax.data.source import Source
 from ssljax.losses.information import nmi
@@ -41,7 +40,7 @@ from ssljax.protocols.features import Encode, Features, Kind, raw_pixels
 from ssljax.protocols.knn import knn
 from ssljax.protocols.label_fraction import L2, label_fraction
 from ssljax.run import hosts
-from ssljax.run.folder import HARMLESS, commit, differences, versions
+from ssljax.run.folder import HARMLESS, differences
 from ssljax.run.loop import fit
 from ssljax.types import TrainState
 
@@ -65,7 +64,7 @@ SUPERVISED_RATE = 0.3
 
 
 def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baselines: Sequence[str], figures: Path,
-            command: str) -> Iterator[dict[str, Any]]:
+            command: str, changed: Mapping[str, Any]) -> Iterator[tuple[results.Run, dict[str, Any]]]:
     """Runs the protocols on the checkpoint in `workdir` and on the baselines.
 
     Args:
@@ -75,16 +74,17 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
         baselines: some of BASELINES.
         figures: npz to write for them, see `gallery.save`.
         command: as typed, for the record.
+        changed: what it changed in the preset, see `results.changed`.
 
     Yields:
-        one dict a measurement: what was measured, where, with what, and when (see README of experiments).
+        the run, and what was measured on it: the fields of a `results.Measurement`, with the metrics by name.
     """
     same_run(config, epath.Path(workdir) / "config.json")
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
     program = build(config, source)
     state = restore(program, workdir)
     refuse(protocols, program, state)
-    facts = provenance(program.config, source, test, int(state.step), command)
+    facts = provenance(program.config, source, test, int(state.step), command, changed)
     kinds = []
     for name in (config.method, *(b for b in BASELINES if b in baselines and b != "supervised")):
         encode, channels = encoder(name, program, state, config)
@@ -281,37 +281,27 @@ def supervised_config(config: ConfigDict, batch_size: int, epochs: int) -> Confi
     return c.lock()
 
 
-def provenance(config: ConfigDict, source: Source, test: Source, step: int, command: str) -> dict[str, Any]:
-    """The fields that all measurements of one evaluation share."""
+def provenance(config: ConfigDict, source: Source, test: Source, step: int, command: str,
+               changed: Mapping[str, Any]) -> results.Run:
+    """What all measurements of one evaluation share."""
     checksum = hashlib.sha256(f"{source.checksum} {test.checksum}".encode()).hexdigest()[:16]
-    return {"experiment": config.name, "preset": config.preset, "seed": config.seed, "step": step, "epochs": config.epochs,
-            "data": public(config.data.source), "train_images": len(source), "data_checksum": checksum, "config_hash": config_hash(config),
-            "commit": commit(), "versions": versions(), "command": public(command)}
+    return results.Run(
+        experiment=config.name, preset=config.preset, seed=config.seed, epochs=config.epochs, step=step,
+        data=results.public(config.data.source), train_images=len(source), data_checksum=checksum,
+        config_hash=config_hash(config), changed=dict(changed), commit=results.commit(), versions=results.versions(),
+        command=results.public(command))
 
 
-def record(facts: Mapping[str, Any], features: str, result: dict[str, Any]) -> dict[str, Any]:
-    """One measurement with all that is known about it, before it is split into a line a metric."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {**facts, "features": features, "labels_per_class": 0, "draw": 0, **result, "time": now}
-
-
-def lines(measurement: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A line of results.jsonl for each metric of a measurement: `metric`, `value` in percent, and everything else."""
-    rest = {key: value for key, value in measurement.items() if key not in METRICS}
-    rest["seconds"] = round(rest["seconds"], 3)
-    return [{**rest, "metric": metric, "value": round(measurement[metric], 4)} for metric in METRICS if metric in measurement]
+def record(run: results.Run, features: str, result: dict[str, Any]) -> tuple[results.Run, dict[str, Any]]:
+    """One measurement beside its run, before it is split into one line per metric."""
+    return run, {"features": features, "labels_per_class": 0, "draw": 0, **result, "time": results.now()}
 
 
 def config_hash(config: ConfigDict) -> str:
     """12 hex digits that change with every setting a number can depend on; the place of the data is not one, its checksum has a field."""
     settings = {key: value for key, value in json.loads(config.to_json()).items() if key not in NOT_HASHED}
-    settings["data"] = {**settings["data"], "source": public(config.data.source), "data_dir": ""}
+    settings["data"] = {**settings["data"], "source": results.public(config.data.source), "data_dir": ""}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def public(text: str) -> str:
-    """The text without the folders of this machine: folder:/home/me/photos becomes folder:PATH/photos."""
-    return re.sub(r"""(^|[\s'"=:])~?/[^\s'":]*?([^\s'"/:]+)/?(?=[\s'":]|$)""", r"\1PATH/\2", text)
 
 
 def chosen(flag: str, text: str, default: Sequence[str], valid: Sequence[str]) -> tuple[str, ...]:
@@ -332,31 +322,33 @@ def main(argv: list[str] | None = None) -> None:
     """`ssljax evaluate`."""
     flags = cli.parse("evaluate", argv, protocols="", baselines="", results="", **hosts.FLAGS)
     command = "ssljax evaluate " + shlex.join(sys.argv[1:] if argv is None else argv)
-    _, config, workdir = stages(flags.config, flags.workdir)[-1]
-    results = Path(flags.results or os.path.join(workdir, "results.jsonl"))
+    parts = stages(flags.config, flags.workdir)
+    _, config, workdir = parts[-1]
+    changed = results.changed({}, [name for name, _, _ in parts])           # {}: cli does not tell the overrides yet
+    file = Path(flags.results or os.path.join(workdir, "results.jsonl"))
+    figures = file.parent / f"gallery-{config.preset}.npz"
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
         try:
             protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, PROTOCOLS)
             baselines = chosen("baselines", flags.baselines, (), BASELINES)
-            for measurement in measure(config, workdir, protocols, baselines, results.parent / f"gallery-{config.preset}.npz", command):
+            for run, measurement in measure(config, workdir, protocols, baselines, figures, command, changed):
                 if jax.process_index() == 0:
-                    append(results, lines(measurement))
+                    found = results.lines(measurement, METRICS)
+                    results.append(file, run, found)
+                    say(found[0])
         except (ValueError, FileNotFoundError, MemoryError) as error:
             raise SystemExit(f"ssljax evaluate: {error}") from error
         if jax.process_index() == 0:
-            print(f"results: {results}")
+            print(f"results: {file}")
 
 
-def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds lines to results.jsonl and says the first on the terminal."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as out:
-        out.writelines(json.dumps(row) + "\n" for row in rows)
-    first = rows[0]
-    labels = f" {first['labels_per_class']} a class, draw {first['draw']}" if first["labels_per_class"] else ""
+def say(first: results.Measurement) -> None:
+    """A measurement on the terminal."""
+    labels = f" {first['labels_per_class']} per class, draw {first['draw']}" if first["labels_per_class"] else ""
     metric = "NMI" if first["metric"] == "nmi" else "top-1"
-    print(f"{first['features']:12} {first['protocol']}{labels}: {metric} {first['value']:.1f} % of {first['n']}", flush=True)
+    print(f"{first['features']:12} {first['protocol']}{labels}: {metric} {first['value']:.1f} % of {first['n']}",
+          flush=True)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ ROOMS = {
     "data": (LIGHT | {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "PIL", "tqdm"}, set()),
     "methods": ({"jax", "ml_collections", "optax"}, {"types", "losses", "targets", "models", "data"}),
     "protocols": (LIGHT | {"optax", "sklearn"}, {"types", "losses", "data"}),
-    "run": (LIGHT | {"orbax", "etils", "tqdm", "clu"}, {"types", "data", "protocols", "program", "sharding"}),
+    "run": (LIGHT | {"orbax", "etils", "tqdm", "clu"}, {"types", "data", "protocols", "program", "results", "sharding"}),
     "compiler": (LIGHT | {"libtpu"}, set()),
-    "pictures": (LIGHT | {"matplotlib", "sklearn", "threadpoolctl"}, {"types", "models", "data", "protocols"}),
+    "pictures": (LIGHT | {"matplotlib", "sklearn", "threadpoolctl"}, {"types", "models", "data", "protocols", "results"}),
     "convert": (LIGHT | {"flax", "safetensors", "torch"}, {"types", "models", "data", "program", "run", "cli"}),
+    "results.py": (set(), set()),
     "step.py": (LIGHT | {"optax"}, {"types", "accumulate"}),
     "types.py": (LIGHT | {"flax"}, set()),
 }

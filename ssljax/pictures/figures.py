@@ -37,11 +37,11 @@ def blank(width: float, height: float, columns: int = 1) -> tuple[Figure, list[A
 
 
 def label_efficiency(path: Path, curves: Mapping[str, Mapping[int, tuple[float, float]]], full: Mapping[str, float], title: str) -> None:
-    """Accuracy against labels a class.
+    """Accuracy against labels per class.
 
     Args:
         path: png to write.
-        curves: features -> {labels a class: (mean, standard deviation)} in percent.
+        curves: features -> {labels per class: (mean, standard deviation)} in percent.
         full: features -> linear probe with all labels, drawn at the right end.
         title: above the picture.
     """
@@ -67,7 +67,7 @@ def label_efficiency(path: Path, curves: Mapping[str, Mapping[int, tuple[float, 
                           color=COLOURS.get(features, CLASSES[0]), annotation_clip=False)
     axis.set_xticks(range(last + 1), [*map(str, counts), *(["all"] if full else [])])
     axis.set_xlim(-0.15, last + 0.05)
-    axis.set_xlabel("labelled images a class", color=GREY)
+    axis.set_xlabel("labelled images per class", color=GREY)
     axis.set_ylabel("held-out accuracy, %", color=GREY)
     axis.set_title(title, loc="left", fontsize=11)
     figure.savefig(path)
