@@ -59,9 +59,9 @@ def groups(rows: Sequence[Row]) -> list[Group]:
         own = found[key]
         first = own[0]
         alike = [found[other] for other, its in zip(order, said, strict=True) if its == text]
-        slug = first["preset"]
-        if any(group.preset == slug for group in out):
-            slug = f"{slug}-{first['config_hash']}-{first['data_checksum'][:6]}"
+        names = [first["preset"], first["config_hash"], first["data_checksum"][:6]]
+        slugs = ["-".join(names[:n]) for n in (1, 2, 3)]
+        slug = next(slug for slug in slugs if all(group.slug != slug for group in out))
         text += told_apart(own, alike)
         out.append(Group(slug, text, first["preset"], last(own)["changed"], own, earlier[key]))
     return out
@@ -156,27 +156,30 @@ def caption(group: Group) -> str:
     """How the numbers of a group came about."""
     rows = group.rows
 
-    def values(key: str, form: str = "") -> str:
-        return ", ".join(format(value, form) for value in sorted({row[key] for row in rows}))
+    def values(key: str, form: str = "", of: Sequence[Row] = rows) -> str:
+        return ", ".join(format(value, form) for value in sorted({row[key] for row in of}))
     draws = len({row["draw"] for row in rows if row["labels_per_class"]})
     few = f", {draws} draws of the labels" if draws else ""
     packages = []
     for package in ("jax", "flax"):
         found = sorted({row["versions"][package] for row in rows if package in row["versions"]})
         packages += [f"{package} {' and '.join(found)}"] if found else []
-    return (f"Mean ± standard deviation over seeds {values('seed')}{few}; {values('n', ',')} held-out "
-            f"images; last checkpoint (step {values('step', ',')}); commit {values('commit')}; "
+    judged = pick(rows, metric="top1") or rows                 # clusters are judged on the training images
+    return (f"Mean ± standard deviation over seeds {values('seed')}{few}; {values('n', ',', judged)} "
+            f"held-out images; last checkpoint (step {values('step', ',')}); commit {values('commit')}; "
             f"config {values('config_hash')}; data {values('data_checksum')}; {', '.join(packages)}"
             f"{repeated(group)}.")
 
 
 def repeated(group: Group) -> str:
-    """How many measurements were made again, and how many of the earlier ones had another value."""
+    """How many measurements were made again, of what, and how many of the earlier ones had another value."""
     if not group.replaced:
         return ""
+    what = ", ".join(name(kind) for kind in kinds(group.replaced))
     shown = {results.same(row): row["value"] for row in group.rows}
     other = sum(shown[results.same(row)] != row["value"] for row in group.replaced)
-    return f"; {len(group.replaced)} earlier measurements replaced by later ones, {other} of another value"
+    return (f"; {len(group.replaced)} earlier measurements ({what}) replaced by later ones, "
+            f"{other} of another value")
 
 
 def measured(known: Sequence[Group], match: Mapping[str, Any],
