@@ -16,10 +16,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def line(**changes):
-    row = dict(run="r", experiment="simclr", preset="digits", protocol="knn", features="simclr", metric="top1", value=50.0,
-               n=297, settings={}, labels_per_class=0, draw=0, seed=0, step=10, epochs=2, data="digits",
-               train_images=1500, data_checksum="d1", config_hash="c1", changed={}, commit="abc",
-               versions={"jax": "1", "flax": "2"}, seconds=0.1, time="t",
+    row = dict(run="r", experiment="simclr", preset="digits", protocol="knn", features="simclr",
+               metric="top1", value=50.0, n=297, settings={}, labels_per_class=0, draw=0, seed=0, step=10,
+               epochs=2, data="digits", train_images=1500, data_checksum="d1", config_hash="c1", changed={},
+               commit="abc", versions={"jax": "1", "flax": "2"}, seconds=0.1, time="t",
                command="ssljax evaluate --config configs/simclr.py:digits")
     return {**row, **changes}
 
@@ -42,28 +42,30 @@ def test_mean_and_sample_deviation_by_hand():
 
 
 def test_runs_with_other_settings_have_a_table_of_their_own_titled_by_what_differs():
-    plain, hot = line(value=10.0), line(config_hash="c2", changed={"loss.temperature": 0.5, "epochs": 2}, value=20.0)
-    seed = line(config_hash="c2", changed={"loss.temperature": 0.5, "epochs": 2}, value=22.0, seed=1)
-    found = tables.groups([plain, hot, seed])
+    hot = dict(config_hash="c2", changed={"loss.temperature": 0.5, "epochs": 2})
+    found = tables.groups([line(value=10.0), line(value=20.0, **hot), line(value=22.0, seed=1, **hot)])
     budget = "(digits, 1,500 training images, 2 epochs)"
     assert [(group.title, [row["value"] for row in group.rows]) for group in found] == [
         (f"digits, loss.temperature=0.5 {budget}", [20.0, 22.0]), (f"digits {budget}", [10.0])]
-    assert [group.slug for group in found] == ["digits", "digits-c1"]             # the newest has the plain name
+    assert [group.slug for group in found] == ["digits", "digits-c1"]          # the newest has the plain name
     assert found[0].changed == {"loss.temperature": 0.5, "epochs": 2}
 
 
 def test_a_preset_that_was_another_at_times_is_told_apart_by_its_hash_and_commit():
-    old, new = line(config_hash="old", value=10.0, commit="aaa"), line(config_hash="new", value=20.0, commit="bbb")
+    old = line(config_hash="old", value=10.0, commit="aaa", time="s")
+    new = line(config_hash="new", value=20.0, commit="bbb")
     longer = line(config_hash="x", epochs=9, value=30.0)
-    found = tables.groups([new, longer, {**old, "time": "s"}])                      # by time, not by place in the file
+    found = tables.groups([new, longer, old])                           # by time, not by place in the file
     assert [(group.title, [row["value"] for row in group.rows]) for group in found] == [
         ("digits (digits, 1,500 training images, 9 epochs)", [30.0]),
         ("digits (digits, 1,500 training images, 2 epochs), config new, commit bbb", [20.0]),
         ("digits (digits, 1,500 training images, 2 epochs), config old, commit aaa", [10.0])]
     data = tables.groups([line(), line(data_checksum="d2")])
-    assert [group.title.partition("), ")[2] for group in data] == ["data d2, commit abc", "data d1, commit abc"]
+    said = [group.title.partition("), ")[2] for group in data]
+    assert said == ["data d2, commit abc", "data d1, commit abc"]
     assert [group.slug for group in data] == ["digits", "digits-c1"]
-    assert tables.groups([line(), line(data_checksum="d2"), line(data_checksum="d3")])[2].slug == "digits-c1-d1"
+    data = tables.groups([line(), line(data_checksum="d2"), line(data_checksum="d3")])
+    assert data[2].slug == "digits-c1-d1"
 
 
 def test_the_same_settings_are_one_group_whether_typed_or_in_the_preset():
@@ -74,7 +76,8 @@ def test_the_same_settings_are_one_group_whether_typed_or_in_the_preset():
 
 
 def test_presets_stay_in_their_order_and_each_keeps_its_groups_together():
-    rows = [line(preset="a", time="1"), line(preset="b", time="2"), line(preset="a", config_hash="c2", time="3")]
+    rows = [line(preset="a", time="1"), line(preset="b", time="2"),
+            line(preset="a", config_hash="c2", time="3")]
     assert [(group.preset, group.rows[0]["config_hash"]) for group in tables.groups(rows)] == [
         ("a", "c2"), ("a", "c1"), ("b", "c1")]
 
@@ -84,18 +87,19 @@ def test_what_a_later_measurement_replaces_is_counted():
     (group,) = tables.groups(rows)
     assert [row["value"] for row in group.rows] == [12.0, 20.0]
     said = tables.caption(group)
-    assert said.endswith("jax 1, flax 2; 2 earlier measurements (SimCLR) replaced by later ones, 1 of another "
-                         "value.")
+    assert said.endswith(
+        "jax 1, flax 2; 2 earlier measurements (SimCLR) replaced by later ones, 1 of another value.")
     (group,) = tables.groups([line(), line(seed=1, versions={"jax": "3"})])
     assert tables.caption(group) == (
-        "Mean ± standard deviation over seeds 0, 1; 297 held-out images; last checkpoint (step 10); commit abc; "
-        "config c1; data d1; jax 1 and 3, flax 2.")
+        "Mean ± standard deviation over seeds 0, 1; 297 held-out images; last checkpoint (step 10); "
+        "commit abc; config c1; data d1; jax 1 and 3, flax 2.")
 
 
 def test_main_table_by_hand():
-    rows = [line(value=90.0), line(value=92.0, seed=1), line(metric="top5", value=99.0), line(protocol="linear_lbfgs", value=95.0),
-            line(features="raw_pixels", value=70.0)]
-    rows += [line(protocol="label_fraction", labels_per_class=k, draw=d, value=50.0 + k + d) for k in (10, 1) for d in (0, 2)]
+    rows = [line(value=90.0), line(value=92.0, seed=1), line(metric="top5", value=99.0),
+            line(protocol="linear_lbfgs", value=95.0), line(features="raw_pixels", value=70.0)]
+    rows += [line(protocol="label_fraction", labels_per_class=k, draw=d, value=50.0 + k + d)
+             for k in (10, 1) for d in (0, 2)]
     rows += [line(protocol="label_fraction", labels_per_class=1, features="supervised", value=40.0)]
     assert tables.main_table(rows) == [
         ["held-out top-1, %", "kNN", "linear", "1 label per class", "10 labels per class"],
@@ -142,7 +146,8 @@ def test_a_wide_table_has_the_paper_above_what_was_measured_here():
     _, _, body, _ = paper.paper_blocks([table(
         dict(name="ours", paper=[1, 2, 3, 4, 5, None], preset="digits", match=[TOP1], command="run"),
         dict(name="theirs", paper=[6, 5, 4, 3, 2, 1]), columns=columns)], known, Path())
-    assert body.content == [["", *columns, "how"], ["ours, paper", "1.0", "2.0", "3.0", "4.0", "5.0", "–", ""],
+    assert body.content == [["", *columns, "how"],
+                            ["ours, paper", "1.0", "2.0", "3.0", "4.0", "5.0", "–", ""],
                             ["ours, here", "7.0", "–", "–", "–", "–", "–", "[1]"],
                             ["theirs, paper", "6.0", "5.0", "4.0", "3.0", "2.0", "1.0", "quoted"]]
 
@@ -156,22 +161,28 @@ def test_our_own_tables_compare_runs_made_here_and_elsewhere(tmp_path):
         {"name": "MoCo", "preset": "digits", "command": "a",
          "match": [{**knn, "features": "moco"}, dict(protocol="clusters", metric="nmi")]},
         {"name": "later", "preset": "later", "match": [knn], "command": "b"},
-        {"name": "by its other head", "preset": "digits", "match": [dict(protocol="head", metric="top1")], "command": "a"}])
-    rows = [line(features="moco", value=70.0), line(features="moco", protocol="clusters", metric="nmi", value=55.0),
+        {"name": "by its other head", "preset": "digits", "match": [dict(protocol="head", metric="top1")],
+         "command": "a"}])
+    rows = [line(features="moco", value=70.0),
+            line(features="moco", protocol="clusters", metric="nmi", value=55.0),
             line(features="moco", protocol="head", value=60.0)]
     _, text, body, commands = paper.paper_blocks([asked], tables.groups(rows), tmp_path / "moco")
     assert text.content == "Beside each other." and commands.content == ["[1] a", "[2] b"]
-    assert body.content == [["", "kNN", "NMI", "how"], ["SimCLR", "82.0 ± 1.4", "–", "quoted"], ["MoCo", "70.0", "55.0", "[1]"],
-                            ["later", "–", "–", "not run: [2]"], ["by its other head", "60.0", "–", "[1]"]]
+    assert body.content == [["", "kNN", "NMI", "how"], ["SimCLR", "82.0 ± 1.4", "–", "quoted"],
+                            ["MoCo", "70.0", "55.0", "[1]"], ["later", "–", "–", "not run: [2]"],
+                            ["by its other head", "60.0", "–", "[1]"]]
 
 
 def test_every_protocol_and_metric_has_a_column():
-    rows = [line(protocol="layer_conv1", value=30.0), line(protocol="layer_conv2", value=40.0), line(value=90.0),
-            line(protocol="layer_conv2", value=20.0, features="random_init"), line(protocol="clusters", metric="nmi", value=60.0)]
-    rows += [line(protocol="retrieval", metric="map", value=33.0), line(protocol="voc", value=11.0)]        # of later
+    rows = [line(protocol="layer_conv1", value=30.0), line(protocol="layer_conv2", value=40.0),
+            line(protocol="layer_conv2", value=20.0, features="random_init"), line(value=90.0),
+            line(protocol="clusters", metric="nmi", value=60.0)]
+    rows += [line(protocol="retrieval", metric="map", value=33.0), line(protocol="voc", value=11.0)]
     assert tables.main_table(rows) == [
-        ["held-out top-1, %", "kNN", "conv1", "conv2", "voc", "NMI of clusters with labels", "retrieval, map"],
-        ["random network", "–", "–", "20.0", "–", "–", "–"], ["SimCLR", "90.0", "30.0", "40.0", "11.0", "60.0", "33.0"]]
+        ["held-out top-1, %", "kNN", "conv1", "conv2", "voc", "NMI of clusters with labels",
+         "retrieval, map"],
+        ["random network", "–", "–", "20.0", "–", "–", "–"],
+        ["SimCLR", "90.0", "30.0", "40.0", "11.0", "60.0", "33.0"]]
 
 
 def test_bad_results_are_named(tmp_path):
@@ -196,19 +207,24 @@ def test_names_beside_lines_do_not_overlap_and_stay_in_order():
 def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys):
     rng = np.random.default_rng(0)
     rows = [line(seed=s, value=80.0 + s) for s in (0, 1)]
-    rows += [line(protocol="label_fraction", labels_per_class=k, draw=d, value=50.0 + k, features=f) for k in (1, 5) for d in (0, 1)
-             for f in ("simclr", "raw_pixels")]
+    rows += [line(protocol="label_fraction", labels_per_class=k, draw=d, value=50.0 + k, features=f)
+             for k in (1, 5) for d in (0, 1) for f in ("simclr", "raw_pixels")]
     write(tmp_path, rows)
-    np.savez(tmp_path / "gallery-digits.npz", **{"points/simclr": rng.normal(size=(30, 8)), "points/raw_pixels": rng.normal(size=(30, 8))},
-             kinds=np.array(["simclr", "raw_pixels"]), labels=np.arange(30) % 3, class_names=np.array(["a", "b", "c"]),
+    points = {f"points/{kind}": rng.normal(size=(30, 8)) for kind in ("simclr", "raw_pixels")}
+    np.savez(tmp_path / "gallery-digits.npz", **points, kinds=np.array(["simclr", "raw_pixels"]),
+             labels=np.arange(30) % 3, class_names=np.array(["a", "b", "c"]),
              query=rng.integers(0, 255, (2, 8, 8, 1), np.uint8), query_labels=np.array([0, 1]),
-             neighbour=rng.integers(0, 255, (2, 3, 8, 8, 1), np.uint8), neighbour_labels=np.array([[0, 0, 1], [1, 1, 1]]),
-             cluster=rng.integers(0, 255, (2, 3, 8, 8, 1), np.uint8), cluster_labels=np.array([[0, 0, 1], [2, 2, 2]]),
+             neighbour=rng.integers(0, 255, (2, 3, 8, 8, 1), np.uint8),
+             neighbour_labels=np.array([[0, 0, 1], [1, 1, 1]]),
+             cluster=rng.integers(0, 255, (2, 3, 8, 8, 1), np.uint8),
+             cluster_labels=np.array([[0, 0, 1], [2, 2, 2]]),
              cluster_size=np.array([9, 3]), preset="digits", seed=0)
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
-    (run / "config.json").write_text(json.dumps({"name": "simclr", "preset": "digits", "epochs": 2, "seed": 0}))
-    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 2, "knn": 70.0}\n')
+    config = {"name": "simclr", "preset": "digits", "epochs": 2, "seed": 0}
+    (run / "config.json").write_text(json.dumps(config))
+    measured = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "knn": 70.0}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in measured))
     (tmp_path / "README.md").write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
     report.main([str(tmp_path)])
     said = capsys.readouterr().out
@@ -228,14 +244,15 @@ def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys
 
 
 def training(folder="a", seed=0, epochs=2, rows=(), **settings):
-    config = {"name": "simclr", "preset": "digits", "epochs": epochs, "seed": seed, "log_every": seed, **settings}
-    return report.Training(folder, config, list(rows))
+    config = {"name": "simclr", "preset": "digits", "epochs": epochs, "seed": seed, "log_every": seed}
+    return report.Training(folder, config | settings, list(rows))
 
 
 def test_curves_of_a_seed_with_other_settings_have_other_names():
     hot, cold = {"loss.temperature": 0.5}, {"loss.temperature": 0.1}
     names = report.run_names([training("a", **hot), training("b", **cold), training("c", seed=1, **cold)])
-    assert list(names) == ["seed 0, loss.temperature=0.5", "seed 0, loss.temperature=0.1", "seed 1, loss.temperature=0.1"]
+    assert list(names) == ["seed 0, loss.temperature=0.5", "seed 0, loss.temperature=0.1",
+                           "seed 1, loss.temperature=0.1"]
     assert list(report.run_names([training("a"), training("b", seed=1)])) == ["seed 0", "seed 1"]
     assert list(report.run_names([training("a"), training("b")])) == ["seed 0 (a)", "seed 0 (b)"]
     # a setting that one run is older than tells it apart from no other
@@ -261,7 +278,8 @@ def test_runs_that_nothing_was_measured_on_are_shown_too(tmp_path):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "los')
     runs = report.training_runs(tmp_path)
-    assert [(run.folder, run.rows) for run in runs] == [(name, [{"step": 1, "loss": 3.0}]) for name in ("one", "two")]
+    assert [(run.folder, run.rows) for run in runs] == [
+        ("one", [{"step": 1, "loss": 3.0}]), ("two", [{"step": 1, "loss": 3.0}])]
     assert runs[0].config["loss.temperature"] == 0.5
     report.main([str(tmp_path)])
     written = (tmp_path / "report.md").read_text()
@@ -277,9 +295,10 @@ def test_a_readme_without_a_place_is_an_error(tmp_path):
 
 
 def test_the_papers_tables_are_complete():
-    """Every row of experiments/simclr/paper.json has as many numbers as columns; its own rows say how to run them."""
+    """Every row of SimCLR's paper.json has as many numbers as columns; its own rows say how to run them."""
     tables = json.loads((ROOT / "experiments/simclr/paper.json").read_text())
-    wanted = {"linear_imagenet", "semi_supervised", "transfer_linear", "transfer_finetuned", "epochs_batch", "cifar10"}
+    wanted = {"linear_imagenet", "semi_supervised", "transfer_linear", "transfer_finetuned", "epochs_batch",
+              "cifar10"}
     assert {table["id"] for table in tables} >= wanted
     for table in tables:
         for row in table["rows"]:
@@ -307,7 +326,10 @@ def value_of(text, like):
     return text == "True" if isinstance(like, bool) else type(like)(text)
 
 
-@pytest.mark.parametrize("experiment", sorted(path.parent.name for path in ROOT.glob("experiments/*/paper.json")))
+EXPERIMENTS = sorted(path.parent.name for path in ROOT.glob("experiments/*/paper.json"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_papers_row_asks_for_what_its_command_changes(experiment):
     """Or the table would never show what the command measures."""
     asked = 0
