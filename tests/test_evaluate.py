@@ -47,6 +47,7 @@ def results(tmp_path_factory):
 
 def test_every_measurement_is_there_with_all_that_is_known(results):
     rows = read(results / "results.jsonl")
+    assert (results / "results.jsonl").read_text().count('"versions"') == 1   # one evaluation is one run, said once
     top1 = [r for r in rows if r["metric"] == "top1"]
     assert len(rows) == 2 * len(top1)                                        # ten classes: a top-5 beside each
     counts = Counter((r["features"], r["protocol"]) for r in top1)
