@@ -26,17 +26,17 @@ from etils import epath
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import cli
+from ssljax import cli, results
 from ssljax.config import differences, hashed, public
 from ssljax.data import sources
 from ssljax.data.source import Source
 from ssljax.pictures import gallery
-from ssljax.program import Evaluated, encoded, open_run, stage, untrained, use_compilation_cache
+from ssljax.program import Evaluated, encoded, open_run, stage, stages, untrained, use_compilation_cache
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench, Reduce
 from ssljax.protocols.features import Features, raw_pixels
 from ssljax.run import few_labels, hosts
-from ssljax.run.folder import HARMLESS, commit, facts_of, versions
+from ssljax.run.folder import HARMLESS, facts_of
 from ssljax.sharding import make_mesh
 from ssljax.types import Measurement
 
@@ -48,7 +48,7 @@ ONE_THREAD = 10_000_000
 
 
 def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baselines: Sequence[str], figures: Path,
-            command: str) -> Iterator[dict[str, Any]]:
+            command: str, changed: Mapping[str, Any]) -> Iterator[tuple[results.Run, dict[str, Any]]]:
     """Runs the protocols on the checkpoint in `workdir` and on the baselines.
 
     Args:
@@ -58,9 +58,10 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
         baselines: some of BASELINES.
         figures: npz to write for them, see `gallery.save`.
         command: as typed, for the record.
+        changed: what it changed in the preset, see `results.changed`.
 
     Yields:
-        one dict a measurement: what was measured, where, with what, and when (see README of experiments).
+        the run, and what was measured on it: the fields of a `results.Measurement`, with the metrics by name.
 
     Raises:
         ValueError: a protocol refuses this run or these data, or the run had other settings.
@@ -70,7 +71,7 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
     at_hand = sources.facts(config.data, source)
     facts = facts_of(workdir) or at_hand
     run = open_run(config, facts, workdir)
-    known = provenance(config, source, test, run.step, command)
+    known = provenance(config, source, test, run.step, command, changed)
     benches = [of_network(run, config.method, source, test)]
     if "raw_pixels" in baselines:
         benches.append(of_pixels(config, source, test))
@@ -160,25 +161,20 @@ def same_run(config: ConfigDict, file: epath.Path) -> None:
                          "or its --workdir; only config.data and config.evaluate may differ")
 
 
-def provenance(config: ConfigDict, source: Source, test: Source, step: int, command: str) -> dict[str, Any]:
-    """The fields that all measurements of one evaluation share."""
+def provenance(config: ConfigDict, source: Source, test: Source, step: int, command: str,
+               changed: Mapping[str, Any]) -> results.Run:
+    """What all measurements of one evaluation share."""
     checksum = hashlib.sha256(f"{source.checksum} {test.checksum}".encode()).hexdigest()[:16]
-    return {"experiment": config.name, "preset": config.preset, "seed": config.seed, "step": step, "epochs": config.epochs,
-            "data": public(config.data.source), "train_images": len(source), "data_checksum": checksum, "config_hash": hashed(config),
-            "commit": commit(), "versions": versions(), "command": public(command)}
+    return results.Run(
+        experiment=config.name, preset=config.preset, seed=config.seed, epochs=config.epochs, step=step,
+        data=public(config.data.source), train_images=len(source), data_checksum=checksum,
+        config_hash=hashed(config), changed=dict(changed), commit=results.commit(), versions=results.versions(),
+        command=public(command))
 
 
-def record(facts: Mapping[str, Any], features: str, result: dict[str, Any]) -> dict[str, Any]:
-    """One measurement with all that is known about it, before it is split into a line a metric."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {**facts, "features": features, "labels_per_class": 0, "draw": 0, **result, "time": now}
-
-
-def lines(measurement: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A line of results.jsonl for each metric of a measurement: `metric`, `value` in percent, and everything else."""
-    rest = {key: value for key, value in measurement.items() if key not in METRICS}
-    rest["seconds"] = round(rest["seconds"], 3)
-    return [{**rest, "metric": metric, "value": round(measurement[metric], 4)} for metric in METRICS if metric in measurement]
+def record(run: results.Run, features: str, result: dict[str, Any]) -> tuple[results.Run, dict[str, Any]]:
+    """One measurement beside its run, before it is split into one line per metric."""
+    return run, {"features": features, "labels_per_class": 0, "draw": 0, **result, "time": results.now()}
 
 
 def chosen(flag: str, text: str, default: Sequence[str], valid: Sequence[str]) -> tuple[str, ...]:
@@ -203,30 +199,31 @@ def main(argv: list[str] | None = None) -> None:
         config, workdir = stage(flags.config, flags.workdir, flags.stage)
     except ValueError as error:
         raise SystemExit(f"ssljax evaluate: {error}") from error
-    results = Path(flags.results or os.path.join(workdir, "results.jsonl"))
+    changed = results.changed(flags.overrides, [name for name, _, _ in stages(flags.config, "") if name])
+    file = Path(flags.results or os.path.join(workdir, "results.jsonl"))
+    figures = file.parent / f"gallery-{config.preset}.npz"
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
         try:
-            protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, PROTOCOLS)
+            protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, tuple(PROTOCOLS))
             baselines = chosen("baselines", flags.baselines, (), BASELINES)
-            for measurement in measure(config, workdir, protocols, baselines, results.parent / f"gallery-{config.preset}.npz", command):
+            for run, measurement in measure(config, workdir, protocols, baselines, figures, command, changed):
                 if jax.process_index() == 0:
-                    append(results, lines(measurement))
+                    found = results.lines(measurement, METRICS)
+                    results.append(file, run, found)
+                    say(found[0])
         except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
             raise SystemExit(f"ssljax evaluate: {error}") from error
         if jax.process_index() == 0:
-            print(f"results: {results}")
+            print(f"results: {file}")
 
 
-def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds lines to results.jsonl and says the first on the terminal."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as out:
-        out.writelines(json.dumps(row) + "\n" for row in rows)
-    first = rows[0]
-    labels = f" {first['labels_per_class']} a class, draw {first['draw']}" if first["labels_per_class"] else ""
+def say(first: results.Measurement) -> None:
+    """A measurement on the terminal."""
+    labels = f" {first['labels_per_class']} per class, draw {first['draw']}" if first["labels_per_class"] else ""
     metric = "NMI" if first["metric"] == "nmi" else "top-1"
-    print(f"{first['features']:12} {first['protocol']}{labels}: {metric} {first['value']:.1f} % of {first['n']}", flush=True)
+    print(f"{first['features']:12} {first['protocol']}{labels}: {metric} {first['value']:.1f} % of {first['n']}",
+          flush=True)
 
 
 if __name__ == "__main__":

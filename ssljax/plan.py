@@ -28,7 +28,7 @@ from ssljax.compiler import ahead, flops, hlo, slices
 from ssljax.compiler.slices import GIB, Slice
 from ssljax.config import flat
 from ssljax.program import AHEAD, Program, build, stages
-from ssljax.run.folder import commit, versions
+from ssljax.results import commit, versions
 from ssljax.types import Facts
 
 # Training images and classes, so that no data set need be on this machine: (data.source, data.train_split).

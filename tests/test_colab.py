@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 from tests.processes import QUICK, ROOT
 
-# Half a minute instead of a few: a network of 8 channels, one epoch, one and two labels a class.
+# Half a minute instead of a few: a network of 8 channels, one epoch, one and two labels per class.
 SMALL = ("epochs=1", "batch_size=64", "optim.warmup_epochs=0", "model.width=0.125", "model.stem=imagenet", "eval_every_epochs=0",
          "checkpoint.best=", "evaluate.label_counts=(1,2)", "evaluate.label_draws=2", "evaluate.linear_l2=0.01")
 CHANGES = " ".join(f"--config.{change}" for change in (*SMALL, "head.dim=16"))
@@ -37,7 +37,7 @@ def test_from_the_first_cell_to_the_figure(generator, tmp_path, name, title, cha
     outputs, printed = executed(generator, tmp_path, name, f"{CHANGES} {changes}")
     assert "step 24/24" in printed["train"]                                     # 1,500 // 64 + 1
     assert "random_init  knn: top-1" in printed["evaluate"]
-    for text in ("raw pixels", "random network", title, "1 label a class", "2 labels a class"):
+    for text in ("raw pixels", "random network", title, "1 label per class", "2 labels per class"):
         assert text in printed["report"]
     shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
 

@@ -15,6 +15,7 @@ from ssljax.program import build, encoded, switched_on
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import Features, raw_pixels
+from ssljax.results import read
 from ssljax.run import few_labels
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
@@ -48,7 +49,8 @@ def results(tmp_path_factory):
 
 
 def test_every_measurement_is_there_with_all_that_is_known(results):
-    rows = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    rows = read(results / "results.jsonl")
+    assert (results / "results.jsonl").read_text().count('"versions"') == 1   # one evaluation is one run, said once
     top1 = [r for r in rows if r["metric"] == "top1"]
     assert len(rows) == 2 * len(top1)                                        # ten classes: a top-5 beside each
     counts = Counter((r["features"], r["protocol"]) for r in top1)
@@ -70,7 +72,7 @@ def test_every_measurement_is_there_with_all_that_is_known(results):
 def test_report_of_the_real_results(results, capsys):
     report.main([str(results)])
     table = capsys.readouterr().out
-    for text in ("raw pixels", "random network", "labels alone", "SimCLR", "kNN", "linear", "1 label a class", "2 labels a class", "±"):
+    for text in ("raw pixels", "random network", "labels alone", "SimCLR", "kNN", "linear", "1 label per class", "2 labels per class", "±"):
         assert text in table
     assert (results / "report.html").stat().st_size > 50_000
     size = config().data.image_size

@@ -7,16 +7,12 @@ TensorBoard events are written where TensorFlow and clu are installed.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import math
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,12 +23,10 @@ from tqdm import tqdm
 
 from ssljax.config import differences
 from ssljax.data.crops import tensorflow
+from ssljax.results import commit, versions
 from ssljax.run import hosts, monitor
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import Facts, TrainState
-
-PACKAGES = ("ssljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "numpy",
-            "scikit-learn")
 
 SHARED_SECONDS = 60       # a network disk may show a new file as late as that
 
@@ -40,33 +34,9 @@ SHARED_SECONDS = 60       # a network disk may show a new file as late as that
 HARMLESS = ("log_every", "eval_every_epochs", "checkpoint", "evaluate", "name", "preset", "sharding")
 
 
-def versions() -> dict[str, str]:
-    """The installed version of every package that a result depends on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def installed(package: str) -> bool:
     """Whether a package is there to be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
-
-
-def commit() -> str:
-    """The commit of the source, `-dirty` when tracked files were changed; "unknown" outside a git checkout."""
-    where = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "ssljax", "configs")
-        return git("rev-parse", "HEAD")[:12] + ("-dirty" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 class RunFolder:

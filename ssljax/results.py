@@ -1,0 +1,246 @@
+"""results.jsonl: what was run, once per run, and what was measured on it, one line per number.
+
+A RUN line says which settings, data, commit and versions; the MEASUREMENT lines after it name the run by its
+id. A run evaluated again keeps its id as long as nothing in its line differs, so its measurements add up, and
+the last of those that measure the same thing counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from ssljax.config import public
+
+PACKAGES = ("ssljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu",
+            "tensorflow-datasets", "numpy", "scikit-learn")
+
+# Settings that are not named where two runs are told apart: the seed, the data and the preset have fields of
+# their own, a folder is a place and no setting, and the rest says how a run is watched or who judges it.
+UNSAID = ("seed", "name", "preset", "log_every", "eval_every_epochs", "checkpoint", "data.source",
+          "data.data_dir", "data.num_examples", "data.num_classes", "data.num_ids", "distill.teacher",
+          "evaluate.protocols")
+
+
+class Run(TypedDict):
+    """What all measurements of one evaluation share.
+
+    Attributes:
+        experiment: the paper's config file, e.g. "moco".
+        preset: the name of its settings.
+        seed: of the run.
+        epochs: that it was trained for.
+        step: updates behind the checkpoint that was judged.
+        data: the source, without folders of this machine.
+        train_images: how many images it was trained on.
+        data_checksum: of both splits.
+        config_hash: the same for the same settings, see `ssljax evaluate`.
+        changed: what the command line changed in the preset, see `changed`.
+        commit: of the source.
+        versions: package -> version.
+        command: as typed, without folders of this machine.
+    """
+
+    experiment: str
+    preset: str
+    seed: int
+    epochs: int
+    step: int
+    data: str
+    train_images: int
+    data_checksum: str
+    config_hash: str
+    changed: dict[str, Any]
+    commit: str
+    versions: dict[str, str]
+    command: str
+
+
+class Measurement(TypedDict):
+    """One number.
+
+    Attributes:
+        features: "raw_pixels", "random_init", "supervised" or the method's name.
+        protocol: how they were judged.
+        settings: of the protocol.
+        labels_per_class: 0 for all.
+        draw: which draw of so many labels.
+        metric: "top1", "top5", ...
+        value: in percent.
+        n: images judged.
+        seconds: it took.
+        time: UTC, ISO 8601.
+    """
+
+    features: str
+    protocol: str
+    settings: dict[str, Any]
+    labels_per_class: int
+    draw: int
+    metric: str
+    value: float
+    n: int
+    seconds: float
+    time: str
+
+
+class Row(Run, Measurement):
+    """A measurement together with all that is known of its run, whose id is `run`."""
+
+    run: str
+
+
+RUN, MEASUREMENT = tuple(Run.__annotations__), tuple(Measurement.__annotations__)
+
+# Two rows with these alike measure the same thing.
+SAME = ("experiment", "preset", "data", "data_checksum", "epochs", "train_images", "config_hash", "protocol",
+        "features", "metric", "labels_per_class", "draw", "seed")
+
+
+def read(path: Path) -> list[Row]:
+    """All measurements of a results.jsonl, each joined with its run, in the file's order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no measurement, or a line is neither a run nor a measurement of a run before it;
+            names the line.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: run `ssljax evaluate ... --results {path}` first")
+    runs: dict[str, Run] = {}
+    rows: list[Row] = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            if "metric" in record:
+                rows.append(_joined(runs[record["run"]], record))
+            else:
+                runs[record["run"]] = cast(Run, {name: record[name] for name in RUN})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no run and no measurement of a run before "
+                             f"it ({error!r}): delete it, or evaluate again into a new file") from error
+    if not rows:
+        raise ValueError(f"{path} is empty: run `ssljax evaluate` first")
+    return rows
+
+
+def _joined(run: Run, record: Mapping[str, Any]) -> Row:
+    return cast(Row, {"run": record["run"], **run, **{name: record[name] for name in MEASUREMENT}})
+
+
+def same(row: Row) -> tuple:
+    """Equal for two rows that measure the same thing. Pixels do not know the seed of the network."""
+    return tuple(0 if name == "seed" and row["features"] == "raw_pixels" else row[name] for name in SAME)
+
+
+def latest(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows that count, and those that a later measurement of the same thing replaced.
+
+    The former stand in the order of their last measurement.
+    """
+    kept: dict[tuple, Row] = {}
+    replaced = []
+    for row in rows:
+        key = same(row)
+        if key in kept:
+            replaced.append(kept.pop(key))
+        kept[key] = row
+    return list(kept.values()), replaced
+
+
+def lines(result: Mapping[str, Any], metrics: Sequence[str]) -> list[Measurement]:
+    """A measurement for each metric that a protocol's result has, in percent.
+
+    Args:
+        result: the fields of a Measurement but `metric` and `value`, and one field for each metric.
+        metrics: the names that may be metrics.
+
+    Raises:
+        ValueError: the result has a field that is neither.
+    """
+    rest = {name: value for name, value in result.items() if name not in metrics}
+    strange = [name for name in rest if name not in MEASUREMENT]
+    if strange:
+        raise ValueError(f"a result of protocol {rest['protocol']!r} has {', '.join(strange)}, for which "
+                         "results.jsonl has no field: put it into its `settings`")
+    rest["seconds"] = round(rest["seconds"], 3)
+    found = [name for name in metrics if name in result]
+    return [cast(Measurement, {**rest, "metric": name, "value": round(result[name], 4)}) for name in found]
+
+
+def identity(run: Run) -> str:
+    """10 hex digits, the same for equal runs."""
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
+    """Adds measurements to a results.jsonl, and before them the line of their run unless the file has it."""
+    name = identity(run)
+    line = json.dumps({"run": name, **{field: run[field] for field in RUN}, "time": now()}) + "\n"
+    start = line[:line.index('"preset"')]                      # no measurement begins like this
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = path.exists() and any(old.startswith(start) for old in path.read_text().splitlines())
+    with path.open("a") as out:
+        out.write("" if known else line)
+        out.writelines(json.dumps({"run": name, **measurement}) + "\n" for measurement in measurements)
+
+
+def changed(overrides: Mapping[str, Any], stages: Sequence[str] = ()) -> dict[str, Any]:
+    """What the command line changed in the preset, as a reader tells two runs apart by it.
+
+    Args:
+        overrides: dotted key -> value, e.g. {"loss.temperature": 0.5}.
+        stages: the names of the config's stages; the last one is judged, and its keys lose its name.
+
+    Returns:
+        the overrides but those of UNSAID, sorted; values as JSON gives them back, without folders of this
+        machine.
+    """
+    found = {}
+    for key, value in overrides.items():
+        stage, _, rest = key.partition(".")
+        plain = rest if stage in stages else key
+        if not any(plain == name or plain.startswith(name + ".") for name in UNSAID):
+            found[plain if stages and stage == stages[-1] else key] = json.loads(public(json.dumps(value)))
+    return dict(sorted(found.items()))
+
+
+def versions() -> dict[str, str]:
+    """The installed version of every package that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(where: Path = Path(__file__).parent) -> str:
+    """The commit of the source, `-dirty` when tracked files were changed; "unknown" outside a git checkout.
+
+    Args:
+        where: a folder of the checkout.
+    """
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(where), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    try:
+        # ":/" is the root of the checkout; other paths would be looked for below `where`.
+        edited = git("status", "--porcelain", "--untracked-files=no", "--", ":/ssljax", ":/configs")
+        return git("rev-parse", "HEAD")[:12] + ("-dirty" if edited else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def now() -> str:
+    """The time as results say it: UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
