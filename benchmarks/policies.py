@@ -24,7 +24,7 @@ from ssljax.data import loader, sources
 
 BATCH = {224: 64, 32: 512}
 PIPELINES = {"plain": dict(antialias=False, policy="none"), "antialiased": dict(antialias=True, policy="none"),
-             "+ randaugment": dict(antialias=True, policy="randaugment"),
+             "+ randaugment": dict(antialias=True, policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=2),
              "+ autoaugment_original": dict(antialias=True, policy="autoaugment_original")}
 
 
@@ -32,7 +32,8 @@ def run(folder: str, size: int, pipeline: dict, seconds: float) -> tuple[float, 
     """One run of `train_batches` after its first four batches: images a second, and milliseconds of processor time an image."""
     config = get_config("imagenet_r50").unlock()
     config.batch_size = BATCH[size]
-    config.data.update(source=f"folder:{folder}", image_size=size, views=1, crop_on="host" if size == 224 else "device")
+    config.data.update(source=f"folder:{folder}", image_size=size, crop_on="host" if size == 224 else "device")
+    config.views = dict(one=dict())
     config.augment.update(crop="torchvision", jitter_probability=0.0, **pipeline)
     source = sources.load(config.data, "train")              # crop_on="device": decoded into memory
     source = source.select([i % len(source) for i in range(max(len(source), BATCH[size]))])

@@ -38,7 +38,7 @@ def clustered(c: ConfigDict, k: int, dim: int) -> ConfigDict:
     for name in ("online_probe", "head", "loss"):
         del c[name]
     c.method, c.name = "deepcluster", "deepcluster"
-    c.data.views = 1
+    c.views = ConfigDict(dict(one=dict()))
     c.data.num_ids = 0                       # ids of the training images; 0: read from the data
     c.augment.update(crop="torchvision", min_area=0.08, jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)   # [C]
     c.model.update(shortcut="torchvision", sobel=True, dropout=0.0)
@@ -63,7 +63,7 @@ def clustered(c: ConfigDict, k: int, dim: int) -> ConfigDict:
 
 def second(c: ConfigDict, k: int) -> ConfigDict:
     """Version 2 of a preset of `clustered`: two views with the colours of SimCLR, three sets of prototypes [C]."""
-    c.data.views = 2
+    c.views = ConfigDict(dict(one=dict(), two=dict()))
     c.augment.update(jitter_probability=0.8, jitter_strength=1.0, grayscale_probability=0.2)
     c.model.sobel = False
     c.head = dict(layers=2, hidden=0, dim=128, hidden_bias=True, last_bias=True, norm=True, last_norm=False, scheme="uniform")

@@ -64,7 +64,8 @@ def recipe(c: ConfigDict) -> ConfigDict:
     for name in ("online_probe", "head", "loss"):
         del c[name]
     c.method, c.name = "deit", "deit"
-    c.data.update(views=1, repeats=3)        # every image three times an epoch, of a third of the images [C]
+    c.views = ConfigDict(dict(one=dict()))
+    c.data.update(repeats=3)        # every image three times an epoch, of a third of the images [C]
     c.augment.update(crop="torchvision", min_area=0.08, antialias=True, grayscale_probability=0.0, blur_probability=0.0,
                      jitter_probability=0.0, jitter_strength=0.375, jitter_hue=0.0,    # on without a policy only: +-0.3 and no hue [C]
                      policy="randaugment", erasing_probability=0.25,                                                  # [P]

@@ -46,15 +46,18 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
             num_classes=1000,                # 0 = read from the data
             image_size=224,
             channels=3,
-            views=2,
             crop_on="host",                  # host: decoded and cropped to uint8 views by tf.data; device: cropped inside the step
             eval_crop=0.875,                 # share of the shorter side kept at evaluation [C]
             on_bad_image="error",            # error | skip (skipped images are counted and named)
             repeats=1,                       # copies of an image, one after the other, each with views of its own; epochs keep their length
         ),
+        views=dict(one=dict(), two=dict()),
         augment=dict(
             crop="tf",                       # tf: sample_distorted_bounding_box [C]; torchvision: RandomResizedCrop; affine; none
             min_area=0.08,                   # [P] appendix A; the TF op's min_object_covered makes 0.10 of it [C]
+            max_area=1.0, aspect=(3 / 4, 4 / 3), interpolation="bicubic",
+            jitter="tensorflow", jitter_order="random", jitter_saturation=0.8, solarize_probability=0.0, solarize_threshold=0.5,
+            blur_border="zero", blur_kernel=0,
             flip=True,                       # [P]
             jitter_probability=0.8,          # [P] appendix A
             jitter_strength=1.0,             # [P] ImageNet 1.0, CIFAR-10 0.5; times 0.8 for brightness, contrast and saturation
@@ -175,7 +178,7 @@ def finetune(pretrain: ConfigDict) -> ConfigDict:
     """Two stages: `pretrain`, then the whole network and a linear head on a part of the labels (section 4.2, appendix B.5)."""
     c = pretrain.copy_and_resolve_references()             # ConfigDict(pretrain) would share its sections
     c.method, c.init_from = "supervised", "pretrain"
-    c.data.views = 1
+    c.views = ConfigDict(dict(one=dict()))
     c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)      # crop and flip only [P]
     c.optim.update(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", weight_decay=0.0, warmup_epochs=0)   # [P]
     c.evaluate.protocols = ("classifier",)

@@ -43,7 +43,8 @@ def get_config(preset: str = "digits") -> ConfigDict:
     c = beside("simclr").get_config("imagenet_r50" if preset.startswith("imagenet") else preset.removesuffix("_vit")).unlock()
     c.method, c.name, c.preset = "supervised", "supervised", preset
     c.evaluate.protocols = ("classifier",)
-    c.data.update(views=1, label_fraction=fraction)
+    c.views = ConfigDict(dict(one=dict()))
+    c.data.update(label_fraction=fraction)
     if preset in VITS:                                                                          # [X]
         theirs = beside("deit").get_config(VITS[preset])
         theirs = theirs.student if "stages" in theirs else theirs

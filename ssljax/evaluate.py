@@ -274,7 +274,7 @@ def supervised_config(config: ConfigDict, batch_size: int, epochs: int) -> Confi
     """The run's config turned supervised: same network, data and crops, no colour changes, SGD with Nesterov momentum and a cosine."""
     c = config.copy_and_resolve_references().unlock()
     c.method, c.batch_size, c.epochs, c.init_from = "supervised", batch_size, epochs, ""
-    c.data.views = 1
+    c.views = dict(one=dict())
     c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)
     c.optim.update(name="sgd", learning_rate=SUPERVISED_RATE, scaling="none", momentum=0.9, nesterov=True, weight_decay=5e-4,
                    warmup_epochs=0)

@@ -192,8 +192,8 @@ NETWORK = [
 AUGMENTATION = [
     Mutation("one_key_for_both_views", VIEWS_FILE, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
              "jax.random.fold_in(key, index)", "identical views: 100 % contrastive accuracy at step 0", VIEWS),
-    Mutation("view_depends_on_its_place", VIEWS_FILE, "(batch_image, index, first, numbers, shared)",
-             "(batch_image, jnp.arange(index.shape[0], dtype=jnp.int32), first, numbers, shared)",
+    Mutation("view_depends_on_its_place", VIEWS_FILE, "(image, index, first, numbers, shared)",
+             "(image, jnp.arange(index.shape[0], dtype=jnp.int32), first, numbers, shared)",
              "keys split over the batch instead of the example's id", VIEWS),
     Mutation("one_draw_for_the_batch", VIEWS_FILE, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
              "jax.random.fold_in(key, number)", "batch-wise augmentation: a batch shares its colours", VIEWS),
@@ -394,9 +394,9 @@ DEIT_DATA = [
     Mutation("lambda_of_the_unclipped_box", MIXING, "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))",
              "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))[0], blend(targets, lam)",
              "lambda as drawn, although the box was cut at the border", f"{T_MIXING}::test_mix_draws_mixup_or_cutmix_and_corrects_lambda"),
-    Mutation("copies_look_alike", CROPS, "tf.cast(copy, tf.int64) * config.data.views", "tf.cast(0 * copy, tf.int64) * config.data.views",
+    Mutation("copies_look_alike", CROPS, "tf.cast(copy, tf.int64) * total", "tf.cast(0 * copy, tf.int64) * total",
              "repeated augmentation keyed by the image alone", f"{T_LOADER}::test_copies_are_neighbours_with_views_of_their_own[repeated]"),
-    Mutation("copies_look_alike_on_the_device", VIEWS_FILE, "else copy * num_views", "else 0 * copy * num_views",
+    Mutation("copies_look_alike_on_the_device", VIEWS_FILE, "else copy * drawn", "else 0 * copy * drawn",
              "repeated augmentation keyed by the image alone", f"{T_AUGMENT}::test_copies_of_an_image_have_views_of_their_own"),
     Mutation("epochs_three_times_as_long", SAMPLER, "[:-(-n // repeats)], repeats)[:n]", ", repeats)",
              "repeats that lengthen the epoch: three times the steps and all images",
@@ -410,7 +410,7 @@ DEIT_DATA = [
              "    image = random_erasing(image, jax.random.fold_in(key, 2), probability=augment.erasing_probability)\n"
              "    return color(image, draw(color_key, augment), augment, sigma=sigma)\n",
              "noise in units of the pixels", f"{T_AUGMENT}::test_erasing_comes_last_in_normalised_units"),
-    Mutation("jitter_beside_the_policy", POLICIES, "if config.augment.jitter_probability > 0:", "if config.augment.jitter_probability > 1:",
+    Mutation("jitter_beside_the_policy", POLICIES, "if augment.jitter_probability > 0:", "if augment.jitter_probability > 1:",
              "colour jitter left on together with RandAugment", f"{T_POLICIES}::test_what_cannot_be_is_refused"),
     Mutation("no_antialias", CROPS, "method, antialias=antialias)", "method, antialias=False)", "TensorFlow's bicubic taken for Pillow's",
              f"{T_CROPS}::test_antialiased_resize_is_pillows"),
@@ -418,8 +418,8 @@ DEIT_DATA = [
              f"{T_POLICIES}::test_randaugment_draws_as_timm_does"),
     Mutation("posterize_counts_the_other_way", POLICIES, '"PosterizeIncreasing": 4 - int(', '"PosterizeIncreasing": int(',
              "the strongest magnitude is the weakest", f"{T_POLICIES}::test_pixels_and_arguments_are_timms[PosterizeIncreasing]"),
-    Mutation("one_policy_for_all_views", CROPS, "_policy(view, tf.stack([epoch, index, number]), config)",
-             "_policy(view, tf.stack([epoch, index, 0 * number]), config)", "the policy forgets the view, and with it the copy",
+    Mutation("one_policy_for_all_views", CROPS, "tf.stack([epoch, index, number])",
+             "tf.stack([epoch, index, 0 * number])", "the policy forgets the view, and with it the copy",
              f"{T_CROPS}::test_the_policy_comes_after_crop_and_flip"),
 ]
 

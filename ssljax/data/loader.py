@@ -47,7 +47,7 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
 
     Args:
         source: the train split.
-        config: reads `seed`, `batch_size` (global), `data` and `augment`.
+        config: reads `seed`, `batch_size` (global), `data`, `augment` and `views`.
         start_step: the first step to deliver; the stream is the one an uninterrupted run would see.
         process_index: which share.
         process_count: how many shares.
@@ -55,8 +55,8 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
 
     Returns:
         dicts of numpy arrays, b = batch_size / process_count:
-        image uint8 [b, V, S, S, C] (data.crop_on="host") or [b, H, W, C] ("device"); label int32 [b]; index int32 [b];
-        with data.repeats > 1 or a balance also copy int32 [b], how often the image came before in this epoch (for `views.random_views`).
+        image uint8 [b, H, W, C] (data.crop_on="device") or what `views.host_shapes` says ("host"); label int32 [b]; index int32 [b];
+        with data.repeats > 1 or a balance also copy int32 [b], how often the image came before in this epoch (for `views.make`).
 
     Raises:
         ValueError: fewer examples than a batch, a batch that the processes do not divide, a policy that cannot be applied, an unreadable
@@ -128,10 +128,10 @@ def _host_crops(source: Source, config: ConfigDict, rows: Callable[[int], np.nda
     def plan(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.stack([np.full(share, step // spe, np.int64), copies(int(step))], axis=1), rows(int(step))
 
-    def views(number: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def views(number: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         epoch, copy = number[0], number[1]
         index = tf.gather(tf.constant(source.index), position)
-        return crops.views(image, tf.stack([epoch, tf.cast(index, tf.int64)]), config, copy), position
+        return crops.training_views(image, tf.stack([epoch, tf.cast(index, tf.int64)]), config, copy), position
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     dataset = steps.map(lambda s: tf.numpy_function(plan, [s], (tf.int64, tf.int64))).unbatch()
@@ -139,10 +139,10 @@ def _host_crops(source: Source, config: ConfigDict, rows: Callable[[int], np.nda
     batches = iter(dataset.batch(share, drop_remainder=True).prefetch(PREFETCH).as_numpy_iterator())
     for step in itertools.count(start_step):
         try:
-            image, position = next(batches)
+            views_of_step, position = next(batches)
         except tf.errors.OpError as error:
             raise _unreadable(source, _next_rows(rows, step, share), config.data.channels) or error from error
-        yield {"image": image, "label": source.labels[position], "index": source.index[position]}
+        yield {**views_of_step, "label": source.labels[position], "index": source.index[position]}
 
 
 def _next_rows(rows: Callable[[int], np.ndarray], step: int, share: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def regnet_config():
 def with_vit(**changes):
     """The small ViT of MoCo v3's digits, trained on labels; learned positions."""
     config = moco_config("digits_vit_v3").copy_and_resolve_references().unlock()
-    config.method, config.data.views = "supervised", 1
+    config.method, config.views = "supervised", dict(one=dict())
     config.model.update({"positions": "learned", "frozen_patch": False, "scan": True, **changes})
     return config.lock()
 

@@ -21,10 +21,16 @@ def photograph(golden):
     return golden("augment")["image_uint8"]
 
 
-def a_config(**data):
+def a_config(views=2, **data):
     config = get_config("imagenet_r50").unlock()
     config.data.update(image_size=16, **data)
+    config.views = dict(only=dict(count=views))
     return config
+
+
+def made(image, key, config, copy=0):
+    """The views of one image, all of one size: [V, S, S, C]."""
+    return crops.training_views(image, np.int64(key), config, copy)["image"]
 
 
 @pytest.mark.parametrize("case", ["bicubic_9x13", "bicubic_31x40", "bilinear_9x13"])
@@ -47,12 +53,12 @@ def test_antialiased_resize_is_pillows(golden, photograph):
     config.augment.update(crop="none", flip=False, antialias=True)
     square = Image.fromarray(photograph[1:25])                    # 26 x 24: what the central crop leaves at either use
     expected = np.float32(square.resize((12, 12), Image.Resampling.BICUBIC))
-    for found in (crops.views(photograph, np.int64([0, 0]), config)[0], crops.eval_image(photograph, config)):
+    for found in (made(photograph, [0, 0], config)[0], crops.eval_image(photograph, config)):
         assert np.abs(np.float32(found) - expected).mean() < 0.5
     config.augment.update(crop="torchvision", min_area=0.999)     # the whole image but for what the aspect ratio takes away
-    sharp = crops.views(photograph, np.int64([0, 0]), config)[0]
+    sharp = made(photograph, [0, 0], config)[0]
     config.augment.antialias = False
-    assert np.abs(np.float32(sharp) - np.float32(crops.views(photograph, np.int64([0, 0]), config)[0])).mean() > 3
+    assert np.abs(np.float32(sharp) - np.float32(made(photograph, [0, 0], config)[0])).mean() > 3
 
 
 @pytest.mark.parametrize("case", ["simclr/center_crop0", "simclr/center_crop1"])
@@ -74,7 +80,7 @@ def test_eval_image_is_the_released_preprocessing_above_32_pixels_and_uncropped_
 def test_whole_uncropped_view_is_the_image(photograph):
     config = a_config(channels=3, views=1)
     config.data.image_size, config.augment.crop, config.augment.flip = 24, "none", False
-    np.testing.assert_array_equal(crops.views(photograph, np.int64([0, 0]), config)[0], photograph[1:25])
+    np.testing.assert_array_equal(made(photograph, [0, 0], config)[0], photograph[1:25])
 
 
 def draw(tf, box, height, width, n, min_area):
@@ -130,38 +136,38 @@ def test_torchvision_box_falls_back_to_a_central_crop(tf):
 
 def test_a_view_depends_on_seed_epoch_index_and_number_alone(photograph):
     config = a_config(channels=3, views=3)
-    first = crops.views(photograph, np.int64([2, 5]), config).numpy()
+    first = made(photograph, [2, 5], config).numpy()
     assert first.shape == (3, 16, 16, 3) and first.dtype == np.uint8
-    np.testing.assert_array_equal(first, crops.views(photograph, np.int64([2, 5]), config))
-    config.data.views = 2
-    np.testing.assert_array_equal(first[:2], crops.views(photograph, np.int64([2, 5]), config))
-    others = [crops.views(photograph, np.int64(key), config).numpy()[0] for key in ([2, 6], [3, 5], [5, 2])]
+    np.testing.assert_array_equal(first, made(photograph, [2, 5], config))
+    config.views.only.count = 2
+    np.testing.assert_array_equal(first[:2], made(photograph, [2, 5], config))
+    others = [made(photograph, key, config).numpy()[0] for key in ([2, 6], [3, 5], [5, 2])]
     config.seed = 1
-    others += [crops.views(photograph, np.int64([2, 5]), config).numpy()[0], first[1], first[2]]
+    others += [made(photograph, [2, 5], config).numpy()[0], first[1], first[2]]
     assert all((first[0] != other).any() for other in others)
 
 
 def test_the_policy_comes_after_crop_and_flip(photograph):
     config = a_config(channels=3, views=2)
-    config.augment.update(crop="torchvision", jitter_probability=0.0, policy_ops=4)
-    plain = [crops.views(photograph, np.int64([3, i]), config).numpy() for i in range(6)]
+    config.augment.update(crop="torchvision", jitter_probability=0.0, policy_magnitude=9.0, policy_std=0.5, policy_ops=4)
+    plain = [made(photograph, [3, i], config).numpy() for i in range(6)]
     config.augment.policy = "randaugment"
-    changed = [crops.views(photograph, np.int64([3, i]), config).numpy() for i in range(6)]
+    changed = [made(photograph, [3, i], config).numpy() for i in range(6)]
     for i in range(6):
         for view in range(2):
             np.testing.assert_array_equal(changed[i][view], policies.policy(plain[i][view], (config.seed, 3, i, view), config.augment))
     assert sum((a != b).any() for a, b in zip(plain, changed, strict=True)) >= 5
     config.seed = 1
-    assert (crops.views(photograph, np.int64([3, 0]), config).numpy() != changed[0]).any()
+    assert (made(photograph, [3, 0], config).numpy() != changed[0]).any()
 
 
 def test_the_next_copy_has_the_next_views(photograph):
     """Copy c has views cV .. cV+V-1 of the example, crops, flips and policy alike."""
     config = a_config(channels=3, views=6)
-    config.augment.update(policy="randaugment", jitter_probability=0.0, policy_ops=3)
-    six = crops.views(photograph, np.int64([2, 5]), config).numpy()
-    config.data.views = 2
-    copies = [crops.views(photograph, np.int64([2, 5]), config, copy).numpy() for copy in range(3)]
+    config.augment.update(policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=3, jitter_probability=0.0)
+    six = made(photograph, [2, 5], config).numpy()
+    config.views.only.count = 2
+    copies = [made(photograph, [2, 5], config, copy).numpy() for copy in range(3)]
     np.testing.assert_array_equal(np.concatenate(copies), six)
     assert len({view.tobytes() for view in six}) == 6
 
@@ -173,7 +179,7 @@ def test_half_the_views_are_flipped(tf, photograph):
 
     @tf.function
     def draw_all(keys):
-        return tf.map_fn(lambda key: crops.views(image, key, config), keys, fn_output_signature=tf.uint8)
+        return tf.map_fn(lambda key: crops.training_views(image, key, config)["image"], keys, fn_output_signature=tf.uint8)
 
     many = draw_all(np.stack([np.zeros(600, np.int64), np.arange(600)], 1)).numpy()
     plain, flipped = photograph[1:25], photograph[1:25, ::-1]
@@ -186,7 +192,7 @@ def test_crop_on_host_refuses_affine(photograph):
     config = a_config(channels=3)
     config.augment.crop = "affine"
     with pytest.raises(ValueError, match="augment.crop='affine'.*'torchvision'"):
-        crops.views(photograph, np.int64([0, 0]), config)
+        made(photograph, [0, 0], config)
 
 
 @pytest.mark.parametrize("mode, kind", [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("RGB", "JPEG")])

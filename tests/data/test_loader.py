@@ -94,15 +94,16 @@ def test_host_views_are_those_of_crops(host):
         assert batch["image"].shape == (6, 2, 16, 16, 3) and batch["image"].dtype == np.uint8
         for k, row in enumerate(rows):
             image = crops.decode(source.read([row])[0], 3)
-            np.testing.assert_array_equal(batch["image"][k], crops.views(image, np.int64([step // 3, row]), config))
+            np.testing.assert_array_equal(batch["image"][k], crops.training_views(image, np.int64([step // 3, row]), config)["image"])
 
 
 @pytest.fixture
 def repeated(host):
     """DeiT's input in small: three copies of each image, cropped as Pillow does, with RandAugment."""
     source, config = host
-    config.data.update(repeats=3, views=1)
-    config.augment.update(crop="torchvision", policy="randaugment", jitter_probability=0.0, antialias=True)
+    config.data.repeats, config.views = 3, dict(one=dict())
+    config.augment.update(crop="torchvision", antialias=True, jitter_probability=0.0)
+    config.augment.update(policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=2)
     return source, config
 
 
@@ -122,7 +123,8 @@ def test_copies_are_neighbours_with_views_of_their_own(kind, request):
         if kind == "repeated":
             assert len({image.tobytes() for image in stream["image"]}) == len(rows)
             image = crops.decode(source.read([rows[4]])[0], 3)
-            np.testing.assert_array_equal(stream["image"][4], crops.views(image, np.int64([epoch, rows[4]]), config, copy=1))
+            second = crops.training_views(image, np.int64([epoch, rows[4]]), config, copy=1)["image"]
+            np.testing.assert_array_equal(stream["image"][4], second)
     config.data.repeats = 1
     assert "copy" not in take(loader.train_batches(source, config), 1)[0]
 
@@ -151,11 +153,12 @@ def test_views_of_one_image_differ_between_epochs_and_stay_when_the_batch_change
 
 def test_pixels_in_memory_can_be_cropped_on_the_host(memory):
     source, config = memory
-    config.data.crop_on, config.augment.crop = "host", "torchvision"
+    config.data.crop_on = "host"
+    config.augment.update(crop="torchvision", min_area=0.08, max_area=1.0, aspect=(3 / 4, 4 / 3), interpolation="bicubic")
     batch = take(loader.train_batches(source, config), 1)[0]
     assert batch["image"].shape == (20, 2, 16, 16, 1)
     row = batch["index"][7] - 50
-    np.testing.assert_array_equal(batch["image"][7], crops.views(source.images[row], np.int64([0, row + 50]), config))
+    np.testing.assert_array_equal(batch["image"][7], crops.training_views(source.images[row], np.int64([0, row + 50]), config)["image"])
 
 
 def test_crop_on_must_be_host_or_device_and_device_needs_pixels(host):

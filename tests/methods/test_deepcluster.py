@@ -199,7 +199,7 @@ def test_what_is_evaluated(program, source, trained):
 @pytest.fixture(scope="module")
 def second(source):
     c = config_of().unlock()
-    c.data.views = 2
+    c.views = dict(one=dict(), two=dict())
     c.head = dict(layers=2, hidden=16, dim=8, hidden_bias=True, last_bias=True, norm=True, last_norm=False, scheme="uniform")
     c.clusters.update(version=2, heads=3, iterations=4)
     c.optim.update(name="sgd")
