@@ -1,11 +1,13 @@
 """Host crops in TensorFlow's C++ threads: decode once, draw and resize every view, flip, hand out uint8.
 
-A view depends on (seed, epoch, index, number of the view) alone, through stateless draws, so it is the same whatever thread, process or device asks.
-An image is decoded once for all its views (measured on 110 KB photographs: no slower than `decode_and_crop_jpeg` a view, from two views
-on), with the accurate DCT (no slower than TensorFlow's fast default).
+A view depends on (seed, epoch, index, number of the view) alone, through stateless draws, so it is the same
+whatever thread, process or device asks. An image is decoded once for all its views (measured on 110 KB
+photographs: no slower than `decode_and_crop_jpeg` a view, from two views on), with the accurate DCT (no
+slower than TensorFlow's fast default).
 
-Resizing is TensorFlow 2's (half-pixel centres; bicubic has Keys a = -0.5), clipped, rounded: without antialiasing like google-research/
-simclr, or, with `augment.antialias`, Pillow's to within a grey level or so (DeiT; measured mean difference 0.2 of 255, without it 2 to 8).
+Resizing is TensorFlow 2's (half-pixel centres; bicubic has Keys a = -0.5), clipped, rounded: without
+antialiasing like google-research/simclr, or, with `augment.antialias`, Pillow's to within a grey level or so
+(DeiT; measured mean difference 0.2 of 255, without it 2 to 8).
 """
 
 from __future__ import annotations
@@ -36,9 +38,12 @@ def tensorflow() -> Any:
 
 
 def decode(encoded: tf.Tensor, channels: int) -> tf.Tensor:
-    """JPEG or PNG bytes (grey, palette, alpha, CMYK, ...) -> uint8 [H, W, channels]; one channel is the ITU-R 601 grey level."""
+    """JPEG or PNG bytes (grey, palette, alpha, CMYK, ...) -> uint8 [H, W, channels].
+
+    One channel is the ITU-R 601 grey level.
+    """
     tf = tensorflow()
-    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")     # the op reads PNG as well
+    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")   # the op reads PNG as well
     return image if channels == 3 else tf.image.rgb_to_grayscale(image)
 
 
@@ -46,8 +51,9 @@ def box_tf(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, min_area: fl
            aspect: tuple[float, float] = (3 / 4, 4 / 3)) -> tf.Tensor:
     """The Inception crop as google-research/simclr draws it (data_util.py, distorted_bounding_box_crop).
 
-    The op draws the aspect ratio and the integer height uniformly, and rejects crops that cover less than 10 % of the whole-image box,
-    so small areas are commoner than in `box_torchvision` and `min_area` below 0.1 has no effect. After 100 attempts: the whole image.
+    The op draws the aspect ratio and the integer height uniformly, and rejects crops that cover less than 10
+    % of the whole-image box, so small areas are commoner than in `box_torchvision` and `min_area` below 0.1
+    has no effect. After 100 attempts: the whole image.
 
     Args:
         height, width: int32 scalars, pixels.
@@ -60,17 +66,19 @@ def box_tf(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, min_area: fl
         int32 [4]: top, left, height, width.
     """
     tf = tensorflow()
+    whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.stack([height, width, 3]), tf.constant([[[0.0, 0.0, 1.0, 1.0]]]), seed=seed, min_object_covered=0.1,
-        aspect_ratio_range=aspect, area_range=(min_area, max_area), max_attempts=ATTEMPTS_TF, use_image_if_no_bounding_boxes=True)
+        tf.stack([height, width, 3]), whole, seed=seed, min_object_covered=0.1, aspect_ratio_range=aspect,
+        area_range=(min_area, max_area), max_attempts=ATTEMPTS_TF, use_image_if_no_bounding_boxes=True)
     return tf.concat([begin[:2], size[:2]], 0)
 
 
-def box_torchvision(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, min_area: float, max_area: float = 1.0,
-                    aspect: tuple[float, float] = (3 / 4, 4 / 3)) -> tf.Tensor:
-    """torchvision's RandomResizedCrop.get_params: area uniform, aspect ratio log-uniform, 10 attempts, else a central crop.
+def box_torchvision(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, min_area: float,
+                    max_area: float = 1.0, aspect: tuple[float, float] = (3 / 4, 4 / 3)) -> tf.Tensor:
+    """torchvision's RandomResizedCrop.get_params.
 
-    Arguments and result as for `box_tf`.
+    The area is uniform, the aspect ratio log-uniform; after 10 attempts a central crop. Arguments and result
+    as for `box_tf`.
     """
     tf = tensorflow()
     h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
@@ -89,7 +97,8 @@ def box_torchvision(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, min
     return tf.cast(tf.where(tf.reduce_any(fits), first, central), tf.int32)
 
 
-def resize(image: tf.Tensor, height: int, width: int, method: str = "bicubic", *, antialias: bool = False) -> tf.Tensor:
+def resize(image: tf.Tensor, height: int, width: int, method: str = "bicubic", *,
+           antialias: bool = False) -> tf.Tensor:
     """[H, W, C] -> float32 [height, width, C] by tf.image.resize; bicubic may overshoot the input's range."""
     return tensorflow().image.resize(image, (height, width), method, antialias=antialias)
 
@@ -100,11 +109,13 @@ def to_uint8(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
 
 
-def training_views(image: tf.Tensor, key: tf.Tensor, config: ConfigDict, copy: tf.Tensor | int = 0) -> dict[str, tf.Tensor]:
+def training_views(image: tf.Tensor, key: tf.Tensor, config: ConfigDict,
+                   copy: tf.Tensor | int = 0) -> dict[str, tf.Tensor]:
     """All training views of one image.
 
-    An image that comes several times in an epoch (`data.repeats`) has views 0..V-1 at its first coming, V..2V-1 at its second, ... A view
-    that shares the crop of another has its number, so crop, flip and policy are the same.
+    An image that comes several times in an epoch (`data.repeats`) has views 0..V-1 at its first coming,
+    V..2V-1 at its second, ... A view that shares the crop of another has its number, so crop, flip and policy
+    are the same.
 
     Args:
         image: uint8 [H, W, C].
@@ -120,22 +131,26 @@ def training_views(image: tf.Tensor, key: tf.Tensor, config: ConfigDict, copy: t
     """
     tf = tensorflow()
     epoch, index = key[0], key[1]
-    stream = tf.constant(config.seed << 32, tf.int64) + epoch        # one pair of words for every (seed, epoch, index, view, purpose)
+    # one pair of words for every (seed, epoch, index, view, purpose)
+    stream = tf.constant(config.seed << 32, tf.int64) + epoch
     words = lambda number: tf.stack([stream, index * (1 << 16) + number])
     total, made = recipes.total(config), {}
     for view in recipes.resolved(config):
-        numbers = [tf.cast(copy, tf.int64) * total + number for number in range(view.first, view.first + view.count)]
-        crops = [_view(image, words(2 * number), words(2 * number + 1), view, config.data.channels) for number in numbers]
-        if view.augment.policy != "none":
-            places = [tf.stack([epoch, index, number]) for number in numbers]
-            crops = [_policy(crop, place, config.seed, view.augment) for crop, place in zip(crops, places, strict=True)]
+        crops = []
+        for place in range(view.first, view.first + view.count):
+            number = tf.cast(copy, tf.int64) * total + place
+            crop = _view(image, words(2 * number), words(2 * number + 1), view, config.data.channels)
+            if view.augment.policy != "none":
+                crop = _policy(crop, tf.stack([epoch, index, number]), config.seed, view.augment)
+            crops.append(crop)
         made[view.name] = tf.stack(crops)
     if made.keys() == recipes.host_shapes(config).keys():
         return made
     return {"image": tf.concat(list(made.values()), 0)}
 
 
-def _view(image: tf.Tensor, crop_seed: tf.Tensor, flip_seed: tf.Tensor, view: recipes.View, channels: int) -> tf.Tensor:
+def _view(image: tf.Tensor, crop_seed: tf.Tensor, flip_seed: tf.Tensor, view: recipes.View,
+          channels: int) -> tf.Tensor:
     """One crop, uint8 [size, size, C]."""
     tf = tensorflow()
     size, augment = view.size, view.augment
@@ -144,16 +159,19 @@ def _view(image: tf.Tensor, crop_seed: tf.Tensor, flip_seed: tf.Tensor, view: re
         crop = central_crop(image, size, size, 1.0, augment.interpolation, antialias=augment.antialias)
     elif augment.crop in ("tf", "torchvision"):
         draw = box_tf if augment.crop == "tf" else box_torchvision
-        top, left, height, width = tf.unstack(draw(shape[0], shape[1], crop_seed, min_area=augment.min_area, max_area=augment.max_area,
-                                                   aspect=augment.aspect))
-        crop = resize(image[top:top + height, left:left + width], size, size, augment.interpolation, antialias=augment.antialias)
+        box = draw(shape[0], shape[1], crop_seed, min_area=augment.min_area, max_area=augment.max_area,
+                   aspect=augment.aspect)
+        top, left, height, width = tf.unstack(box)
+        crop = image[top:top + height, left:left + width]
+        crop = resize(crop, size, size, augment.interpolation, antialias=augment.antialias)
     else:
-        raise ValueError(f"augment.crop={augment.crop!r} cannot be done with data.crop_on='host': use 'tf', 'torchvision' or 'none', or "
-                         "crop on the device")
+        raise ValueError(f"augment.crop={augment.crop!r} cannot be done with data.crop_on='host': use 'tf', "
+                         "'torchvision' or 'none', or crop on the device")
     crop = to_uint8(crop)
     if augment.flip:
         # tf.reverse: a strided slice of -1 was measured to cost as much as the resize
-        crop = tf.cond(tf.random.stateless_uniform([], flip_seed) < 0.5, lambda: tf.reverse(crop, [1]), lambda: crop)
+        mirrored = tf.random.stateless_uniform([], flip_seed) < 0.5
+        crop = tf.cond(mirrored, lambda: tf.reverse(crop, [1]), lambda: crop)
     crop.set_shape([size, size, channels])
     return crop
 
@@ -174,8 +192,8 @@ def central_crop(image: tf.Tensor, height: int, width: int, proportion: float, m
                  antialias: bool = False) -> tf.Tensor:
     """The central crop of google-research/simclr (data_util.py, center_crop).
 
-    The largest box with the result's aspect ratio, its sides times `proportion` and rounded (to even at .5); offset
-    (side - crop + 1) // 2; unclipped.
+    The largest box with the result's aspect ratio, its sides times `proportion` and rounded (to even at .5);
+    offset (side - crop + 1) // 2; unclipped.
 
     Args:
         image: [H, W, C].
@@ -198,14 +216,18 @@ def central_crop(image: tf.Tensor, height: int, width: int, proportion: float, m
 
 
 def eval_image(image: tf.Tensor, config: ConfigDict) -> tf.Tensor:
-    """What an evaluator sees: the central crop of `eval_crop` times the shorter side; the whole shorter side up to 32 pixels.
+    """What an evaluator sees: the central crop of `eval_crop` times the shorter side.
+
+    Up to 32 pixels it is the whole shorter side.
 
     Returns:
         uint8 [S, S, C], S = data.image_size.
     """
     data, augment = config.data, config.augment
     proportion = data.eval_crop if data.image_size > 32 else 1.0
-    method = "bicubic" if augment.crop == "affine" else augment.interpolation       # a warp has no resize whose kind it could name
-    out = to_uint8(central_crop(image, data.image_size, data.image_size, proportion, method, antialias=augment.antialias))
-    out.set_shape([data.image_size, data.image_size, data.channels])
+    # a warp has no resize whose kind it could name
+    method = "bicubic" if augment.crop == "affine" else augment.interpolation
+    size = data.image_size
+    out = to_uint8(central_crop(image, size, size, proportion, method, antialias=augment.antialias))
+    out.set_shape([size, size, data.channels])
     return out

@@ -79,7 +79,7 @@ def test_host_shapes(named, shapes):
     (dict(a=dict(count=0)), "views.a.count=0: it must be at least 1"),
     (dict(a=dict(), b=dict(size=0)), "views.b.size=0: it must be at least 1"),
     (dict(a=dict(), b=dict(of="a", min_area=0.5)), "views.b.min_area=0.5 does not go with of='a'.*Set config.views.a.min_area"),
-    (dict(label=dict()), "views.label: a batch has another entry of this name")])
+    (dict(label=dict()), "views.label: a batch has another entry of that name")])
 def test_views_that_cannot_be_are_named(named, message):
     with pytest.raises(ValueError, match=message):
         views.resolved(a_config(**named))
