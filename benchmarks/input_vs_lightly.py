@@ -77,10 +77,12 @@ def ours(folder: str, size: int, n: int, *, device: bool) -> Callable[[], float]
     import jax
 
     from configs.simclr import get_config
+    from ssljax.config import resolve
     from ssljax.data import loader, sources, views
 
     config = get_config("imagenet_r50" if size == 224 else "cifar10_r18").unlock()
     config.data.source, config.batch_size = f"folder:{folder}", BATCH[size]
+    config = resolve(config)
     source = sources.load(config.data, "train")
     source = source.select([i % len(source) for i in range(max(n, BATCH[size]))])
     make = jax.jit(lambda batch, step: views.stacked(batch, jax.random.fold_in(jax.random.key(0), step), config))

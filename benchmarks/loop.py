@@ -33,7 +33,7 @@ def main() -> None:
     config.eval_every_epochs, config.checkpoint.every_steps, config.optim.warmup_epochs = 0, 10**9, 0
     config.lock()
     source = sources.load(config.data, "train")
-    program = build(config, source)._replace(total_steps=flags.steps)
+    program = build(config, source.facts)._replace(total_steps=flags.steps)
     key = jax.random.key(0)
     ready = next(device_batches(program, source, 0, 0))
     jax.block_until_ready(program.step(program.init(0), ready, key))
@@ -49,7 +49,7 @@ def main() -> None:
 
     def loop() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            run = RunFolder(folder, config)
+            run = RunFolder(folder, config, program.facts)
             run.save = lambda state, metrics: None            # the last step's checkpoint is not what is measured
             state = program.init(0)
             jax.block_until_ready(state.params)

@@ -27,7 +27,7 @@ def run(groups: int, shuffle: bool) -> tuple[float, float, float]:
     config = get_config("digits").unlock()
     config.bn.update(groups=groups, shuffle=shuffle)
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
-    program = build(config.lock(), source)
+    program = build(config.lock(), source.facts)
     state, key, pretext = program.init(config.seed), jax.random.key(config.seed), []
     batches = device_batches(program, source, config.seed, 0)
     for _ in range(program.total_steps):

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from ssljax import optim, plan
 from ssljax.compiler import ahead, slices
+from ssljax.config import changed
 from ssljax.program import stages
 
 ROOT = Path(__file__).parent.parent
@@ -31,10 +32,8 @@ LINES, PAGE = ROOT / "experiments" / "plans.jsonl", ROOT / "experiments" / "plan
 SAME_STEP = ("seed", "epochs", "name", "preset", "init_from", "evaluate", "checkpoint", "log_every", "eval_every_epochs",
              "data.label_fraction", "data.labels_per_class", "data.subset_seed", "data.data_dir", "data.train_split", "data.test_split",
              "optim.learning_rate", "optim.warmup_epochs", "optim.weight_decay", "optim.scaling", "optim.start", "optim.end", "optim.lag",
-             "init_head", "inference", "augment.policy", "augment.policy_magnitude", "augment.policy_std", "augment.policy_ops",
+             "init_branches", "inference", "augment.policy", "augment.policy_magnitude", "augment.policy_std", "augment.policy_ops",
              "augment.antialias")
-# Settings that came after the first lines, at the value that leaves the step as it was.
-NEUTRAL = {"data.repeats": 1, "augment.jitter_hue": 0.2, "augment.erasing_probability": 0.0, "model.dropout": 0.0}
 
 # What the figures have led to. Same slice, batch and effort before and after; relative figures of one compiler.
 CHANGES = """
@@ -75,14 +74,8 @@ def presets() -> Iterator[tuple[str, ConfigDict]]:
 
 def key(config: ConfigDict, topology: str) -> str:
     """The same for two configs exactly when their compiled steps are the same but for constants."""
-    settings = config.to_dict()
-    for path in SAME_STEP:
-        section, _, name = path.rpartition(".")
-        (settings[section] if section else settings).pop(name, None)
-    for path, value in NEUTRAL.items():
-        section, _, name = path.rpartition(".")
-        if settings[section].get(name) == value:
-            del settings[section][name]
+    settings = {name: value for name, value in changed(config).items()
+                if name not in SAME_STEP and name.split(".")[0] not in SAME_STEP}
     return hashlib.sha256(json.dumps([settings, topology], sort_keys=True).encode()).hexdigest()[:12]
 
 

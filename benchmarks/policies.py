@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.simclr import get_config
+from ssljax.config import resolve
 from ssljax.data import loader, sources
 
 BATCH = {224: 64, 32: 512}
@@ -35,6 +36,7 @@ def run(folder: str, size: int, pipeline: dict, seconds: float) -> tuple[float, 
     config.data.update(source=f"folder:{folder}", image_size=size, crop_on="host" if size == 224 else "device")
     config.views = dict(one=dict())
     config.augment.update(crop="torchvision", jitter_probability=0.0, **pipeline)
+    config = resolve(config)
     source = sources.load(config.data, "train")              # crop_on="device": decoded into memory
     source = source.select([i % len(source) for i in range(max(len(source), BATCH[size]))])
     config.data.crop_on = "host"

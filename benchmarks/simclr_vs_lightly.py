@@ -89,13 +89,15 @@ def ours(folder: str, steps: int) -> Callable[[], float]:
     import jax
 
     from configs.simclr import get_config
+    from ssljax.config import resolve
     from ssljax.data import sources
     from ssljax.program import build, device_batches
 
     config = get_config("cifar10_small").unlock()
     config.data.source, config.data.train_per_class = f"folder:{folder}", PER_CLASS
+    config = resolve(config)
     source = sources.load(config.data, "train")
-    program = build(config.lock(), source)
+    program = build(config.lock(), source.facts)
     state, key, batches = program.init(0), jax.random.key(0), device_batches(program, source, 0, 0)
 
     def run(count: int) -> float:

@@ -11,11 +11,9 @@ paper at 300 epochs: `_no_predictor` (0.2), `_tau_0` (0.3), `_tau_1` (a random t
 (deepmind-research, byol, commit f5de0ed), [X] chosen here.
 """
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 from ml_collections import ConfigDict
+
+from ssljax import config
 
 # [C] epochs, batch -> base learning rate, weight decay, tau at the start.
 IMAGENET_TABLE = {
@@ -38,36 +36,34 @@ PRESETS = ("digits", "digits_collapse", "fashion_mnist", "cifar10_r18", "cifar10
            *LARGER, *ABLATIONS, *FINETUNE)
 
 
-def simclr() -> ModuleType:
-    """The file of the SimCLR presets beside this one: data, evaluation and small networks are the same."""
-    spec = importlib.util.spec_from_file_location("simclr_config", Path(__file__).with_name("simclr.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def bootstrap(c: ConfigDict, num_examples: int) -> ConfigDict:
-    """A SimCLR preset turned into BYOL: the same data, network and budget; its own heads, target and views."""
-    c.method, c.name = "byol", "byol"
-    c.data.num_examples = num_examples       # training images; the length of tau's schedule
-    c.augment.update(crop="torchvision", min_area=0.08, jitter_probability=0.8, jitter_strength=0.5, brightness="add")     # [C]
+def byol(c: ConfigDict) -> ConfigDict:
+    """The paper's method on a data set, with the views of photographs; the optimizer is each preset's own."""
+    c.method = c.name = "byol"
+    c.views = dict(one=dict(), two=dict())
+    c.augment.update(crop="torchvision", min_area=0.08, jitter_probability=0.8, jitter_strength=0.5, brightness="add",     # [C]
+                     grayscale_probability=0.2, blur_probability=0.5)
     c.zero_init_residual = True              # False: the last gain of a residual branch starts from 1
     c.head = dict(layers=2, hidden=4096, dim=256, hidden_bias=True, last_bias=False, norm=True, last_norm=False,           # [C]
                   scheme="truncated_normal")
-    c.predictor = {name: value for name, value in c.head.items() if name != "dim"}         # layers=0: none, the ablation
+    c.predictor = dict(layers=2, hidden=4096, hidden_bias=True, last_bias=False, norm=True, last_norm=False,               # 0: an ablation
+                       scheme="truncated_normal")
     c.target = dict(momentum=0.996, schedule="cosine",        # tau; schedule="constant" for the ablations
                     init="independent")      # independent [C] | copy
     c.online_probe = True                    # a linear classifier on stop-gradient features of view 1 [C]
-    del c["loss"]                            # a cosine has no temperature
     return c
+
+
+def lars(learning_rate: float, weight_decay: float) -> ConfigDict:
+    """LARS as the released code has it, ten epochs of warm-up [C]."""
+    return ConfigDict(dict(name="lars", learning_rate=learning_rate, scaling="linear", lr_in_momentum=False, momentum=0.9,
+                           trust_coefficient=0.001, weight_decay=weight_decay, warmup_epochs=10))
 
 
 def imagenet(epochs: int = 1000, batch: int = 4096, rate: float = 0.2, decay: float = 1.5e-6, tau: float = 0.996) -> ConfigDict:
     """The paper's recipe; the defaults are its headline."""
-    c = bootstrap(simclr().imagenet(epochs=epochs, batch=batch), 1_281_167)
-    c.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))                                                # [C]
-    c.optim.update(name="lars", learning_rate=rate, scaling="linear", lr_in_momentum=False, momentum=0.9, trust_coefficient=0.001,
-                   weight_decay=decay, warmup_epochs=10)                                                                   # [C]
+    c = byol(config.imagenet(epochs, batch))
+    c.augment.update(config.IMAGENET)                                                                                      # [C]
+    c.optim = lars(rate, decay)
     c.zero_init_residual = False             # the paper's results had it so [C]
     c.target.momentum = tau
     return c
@@ -96,7 +92,7 @@ def finetune(name: str, fraction: float) -> ConfigDict:
     Batch 1024 [P]. The paper chooses rate and epochs on its local validation images, among 0.005, 0.01, 0.02, 0.05, 0.1 and 30, 50; here
     they stand in the middle and at the end [X], and --config.finetune.optim.learning_rate and --config.finetune.epochs try the others.
     """
-    c = simclr().finetune(larger(name))
+    c = config.finetune(larger(name))
     c.finetune.data.label_fraction = fraction
     c.finetune.update(batch_size=1024, epochs=50)
     c.finetune.optim.update(learning_rate=0.02, scaling="none")
@@ -106,25 +102,47 @@ def finetune(name: str, fraction: float) -> ConfigDict:
 def imagenette_r18() -> ConfigDict:
     """The released code's run on one accelerator: online probe at about 92.3 [C]."""
     c = imagenet(1000, 256, 2.0, 1e-6, 0.996)
-    c.data.update(source="tfds:imagenette/160px-v2", num_classes=10, num_examples=9_469, image_size=128)
-    c.model.update(name="resnet18")
+    c.data.update(source="tfds:imagenette/160px-v2", image_size=128)
+    c.model.name = "resnet18"
+    return c
+
+
+def folder() -> ConfigDict:
+    """Your own photographs, --config.data.source=folder:PATH: ResNet-50 at 224 pixels [X]."""
+    c = byol(config.folder())
+    c.augment.update(config.IMAGENET)
+    c.optim = lars(0.4, 1.5e-6)
     return c
 
 
 def cifar10_r18() -> ConfigDict:
     """The paper has no CIFAR recipe: imagenette's optimizer, SimCLR's stem, 32-pixel crops without blur [X]."""
-    base = simclr()
-    c = bootstrap(base.small(base.imagenet(epochs=1000, batch=512), "cifar10", "tfds:cifar10", 32, 3), 50_000)
-    c.optim.update(name="lars", learning_rate=2.0, scaling="linear", lr_in_momentum=False, weight_decay=1e-6)
+    c = byol(config.cifar10(epochs=1000, batch_size=512))
+    c.augment.blur_probability = 0.0
+    c.optim = lars(2.0, 1e-6)
+    return c
+
+
+def short(c: ConfigDict, hidden: int) -> ConfigDict:
+    """For a run of a few thousand steps: the small presets of SimCLR's views, many small steps, a quick target [X]."""
+    own = c.augment.copy_and_resolve_references()
+    c = byol(c)
+    c.augment = own
+    c.augment.update(jitter_probability=0.8, jitter_strength=0.5, brightness="multiply", grayscale_probability=0.2)
+    c.head.hidden = c.predictor.hidden = hidden
+    c.zero_init_residual, c.target.momentum, c.batch_size = False, 0.8, 128
     return c
 
 
 def cifar10_small() -> ConfigDict:
     """Network, views and epochs of configs/simclr.py:cifar10_small; the rest was chosen on Fashion-MNIST, see there [X].
 
-    For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000 --config.data.num_examples=20000
+    For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
-    return short(simclr().cifar10_small(), 50_000)
+    c = short(config.cifar10_small(), hidden=512)
+    c.augment.crop = "tf"
+    c.optim = dict(name="adamw", learning_rate=3e-3, scaling="none", weight_decay=5e-4, warmup_epochs=1)
+    return c
 
 
 def fashion_mnist() -> ConfigDict:
@@ -134,17 +152,9 @@ def fashion_mnist() -> ConfigDict:
     78.1: 79.0; with tau from 0.6: 78.9, from 0.9: 77.8; with batch 256: 75.2, and then with tau from 0.9: 70.6; with crops from 0.08 of
     the area: 77.4. SimCLR's SGD at batch 256 with tau from 0.98 was no better than a random network after 5 epochs (seed 0).
     """
-    return short(simclr().fashion_mnist(), 60_000)
-
-
-def short(base: ConfigDict, num_examples: int, hidden: int = 512) -> ConfigDict:
-    """A SimCLR preset turned into BYOL for a run of a few thousand steps: its views, many small steps, a quick target [X]."""
-    views = base.augment.copy_and_resolve_references()
-    c = bootstrap(base, num_examples)
-    c.augment = views
-    c.head.hidden = c.predictor.hidden = hidden
-    c.zero_init_residual, c.target.momentum, c.batch_size = False, 0.8, 128
-    c.optim.update(name="adamw", learning_rate=3e-3, scaling="none")
+    c = short(config.fashion_mnist(), hidden=512)
+    c.augment.crop = "tf"
+    c.optim = dict(name="adamw", learning_rate=3e-3, scaling="none", weight_decay=5e-4, warmup_epochs=0)
     return c
 
 
@@ -154,8 +164,10 @@ def digits() -> ConfigDict:
     Held-out kNN of seeds 3 and 4 (commit 166b42d), by which this was chosen: 90.9 and 87.2; with tau from 0.9: 88.9 and 81.1, from 0.96:
     78.8 and 68.7; from 0.9 with a third of the learning rate: 83.5 and 80.8, with SimCLR's SGD at twice its rate: 71.7 and 75.4.
     """
-    c = short(simclr().digits(), 1_500, hidden=256)
+    c = short(config.digits(), hidden=256)
+    c.augment.grayscale_probability = 0.0
     c.head.dim = 64
+    c.optim = dict(name="adamw", learning_rate=3e-3, scaling="none", weight_decay=1e-4, warmup_epochs=2)
     return c
 
 
@@ -167,22 +179,13 @@ def digits_collapse() -> ConfigDict:
     return c
 
 
-def folder() -> ConfigDict:
-    """Your own photographs, --config.data.source=folder:PATH --config.data.num_examples=N: ResNet-50 at 224 pixels [X]."""
-    c = bootstrap(simclr().folder(), 0)
-    c.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    c.optim.update(name="lars", learning_rate=0.4, scaling="linear", lr_in_momentum=False, weight_decay=1.5e-6)
-    return c
-
-
 def get_config(preset: str = "digits") -> ConfigDict:
     """The locked configuration of one preset.
 
     Raises:
         ValueError: the preset is not one of PRESETS.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"configs/byol.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
+    config.choose(preset, PRESETS, "configs/byol.py")
     if preset in IMAGENET_TABLE:
         c = imagenet(*IMAGENET_TABLE[preset])
     elif preset in LARGER:
@@ -193,4 +196,4 @@ def get_config(preset: str = "digits") -> ConfigDict:
         c = ablation(ABLATIONS[preset])
     else:
         c = globals()[preset]()
-    return simclr().named(c, preset)
+    return config.named(c, preset)

@@ -10,11 +10,9 @@ in the loss instead of drawing evenly; `_plain` does neither; `_repaired` starts
 [P] the paper, [C] the released code (facebookresearch/deepcluster; facebookresearch/swav for v2), [X] chosen here.
 """
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 from ml_collections import ConfigDict
+
+from ssljax import config
 
 VARIANTS = {"": {}, "_shuffled": {"shuffled": True}, "_weights": {"sampler": "weights"}, "_plain": {"sampler": "none"},
             "_repaired": {"distinct": 10}}
@@ -25,22 +23,11 @@ PRESETS = ("digits", "digits_v2", *SMALL, "folder", "imagenet_alexnet", "imagene
            "imagenet_r50_v2_e400")
 
 
-def simclr() -> ModuleType:
-    """The file of the SimCLR presets beside this one: data, evaluation and small networks are the same."""
-    spec = importlib.util.spec_from_file_location("simclr_config", Path(__file__).with_name("simclr.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def clustered(c: ConfigDict, k: int, dim: int) -> ConfigDict:
-    """A SimCLR preset turned into DeepCluster: the same data and network; one view of crops and flips, edges instead of colours."""
-    for name in ("online_probe", "head", "loss"):
-        del c[name]
-    c.method, c.name = "deepcluster", "deepcluster"
-    c.views = ConfigDict(dict(one=dict()))
-    c.data.num_ids = 0                       # ids of the training images; 0: read from the data
-    c.augment.update(crop="torchvision", min_area=0.08, jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)   # [C]
+def deepcluster(c: ConfigDict, k: int, dim: int) -> ConfigDict:
+    """The paper's recipe on a data set: one view of crops and flips, edges instead of colours."""
+    c.method = c.name = "deepcluster"
+    c.views = dict(one=dict())
+    c.augment.update(crop="torchvision", min_area=0.08)                                                                            # [C]
     c.model.update(shortcut="torchvision", sobel=True, dropout=0.0)
     c.clusters = dict(
         version=1,
@@ -53,30 +40,27 @@ def clustered(c: ConfigDict, k: int, dim: int) -> ConfigDict:
         sampler="uniform",                   # evenly over clusters [P] | weights in the loss instead [P] | none
         distinct=0,                          # only so many first centroids differ, the rest start empty; 0: all differ
         shuffled=False,                      # True: the control
-        heads=3, temperature=0.1,            # v2 only
     )
-    c.optim.update(name="deepcluster_sgd", learning_rate=0.05, scaling="none", momentum=0.9, weight_decay=1e-5, warmup_epochs=0)   # [C]
-    c.evaluate.layers = ()                   # what `--protocols layers` reads, by the names that the network gives its layers
-    c.evaluate.layer_dim = 9600              # average-pooled to so many numbers at most [C]
+    c.optim = dict(name="deepcluster_sgd", learning_rate=0.05, scaling="none", momentum=0.9, weight_decay=1e-5)                   # [C]
     return c
 
 
 def second(c: ConfigDict, k: int) -> ConfigDict:
-    """Version 2 of a preset of `clustered`: two views with the colours of SimCLR, three sets of prototypes [C]."""
-    c.views = ConfigDict(dict(one=dict(), two=dict()))
+    """Version 2 on a data set: two views with the colours of SimCLR, three sets of prototypes [C]; the optimizer is each preset's own."""
+    c.method = c.name = "deepcluster"
+    c.views = dict(one=dict(), two=dict())
     c.augment.update(jitter_probability=0.8, jitter_strength=1.0, grayscale_probability=0.2)
-    c.model.sobel = False
+    c.model.shortcut = "torchvision"
     c.head = dict(layers=2, hidden=0, dim=128, hidden_bias=True, last_bias=True, norm=True, last_norm=False, scheme="uniform")
-    c.clusters.update(version=2, k=k, iterations=10)
+    c.clusters = dict(version=2, k=k, every=1, iterations=10, heads=3, temperature=0.1)
     return c
 
 
 def imagenet(network: str) -> ConfigDict:
     """500 epochs, which the paper's tables need (the code's default is 200); 10,000 clusters, seed 31 [C]."""
-    base = simclr().imagenet(epochs=500, batch=256)
-    c = clustered(base, 10_000, 256)
+    c = deepcluster(config.imagenet(epochs=500, batch_size=256), 10_000, 256)
     c.model.name, c.seed = network, 31
-    c.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    c.augment.update(config.IMAGENET)
     return c
 
 
@@ -110,10 +94,10 @@ def imagenet_r50() -> ConfigDict:
 
 def imagenet_r50_v2_e400() -> ConfigDict:
     """Version 2 with two views of 224 pixels: 70.2 with a linear probe [C]. The code warms up from 0.3 to 4.8 [C]; here from 0 [X]."""
-    c = second(clustered(simclr().imagenet(epochs=400, batch=4096), 3_000, 128), 3_000)
-    c.augment.update(blur_probability=0.5, mean=(0.485, 0.456, 0.406), std=(0.228, 0.224, 0.225))
-    c.optim.update(name="lars", learning_rate=0.3, scaling="linear", lr_in_momentum=False, trust_coefficient=0.001, weight_decay=1e-6,
-                   warmup_epochs=10)
+    c = second(config.imagenet(epochs=400, batch_size=4096), 3_000)
+    c.augment.update(crop="torchvision", min_area=0.08, blur_probability=0.5, mean=(0.485, 0.456, 0.406), std=(0.228, 0.224, 0.225))
+    c.optim = dict(name="lars", learning_rate=0.3, scaling="linear", lr_in_momentum=False, momentum=0.9, trust_coefficient=0.001,
+                   weight_decay=1e-6, warmup_epochs=10)
     return c
 
 
@@ -124,7 +108,7 @@ def small(data: str, variant: str) -> ConfigDict:
     head learns next to nothing in them: NMI with the labels after the first epoch 0.32 and kNN at the end 69.9, below a random network's
     72.1. With 0.2 the NMI is 0.45 after the first epoch.
     """
-    c = clustered(getattr(simclr(), data)(), 100, 64)
+    c = deepcluster({"fashion_mnist": config.fashion_mnist, "cifar10_small": config.cifar10_small}[data](), 100, 64)
     c.augment.min_area = 0.2
     c.evaluate.update(layers=("stem", "group1", "group2", "group3", "group4"), layer_dim=1024)
     c.clusters.update(every=EVERY[data], **VARIANTS[variant])
@@ -134,11 +118,8 @@ def small(data: str, variant: str) -> ConfigDict:
 
 def digits() -> ConfigDict:
     """scikit-learn's digits with SimCLR's small warps; fifty clusters [X]."""
-    base = simclr().digits()
-    views = base.augment.copy_and_resolve_references()
-    c = clustered(base, 50, 32)
-    c.augment = views
-    c.augment.update(jitter_probability=0.0)
+    c = deepcluster(config.digits(), 50, 32)
+    c.augment.crop = "affine"
     c.clusters.every = 5                     # an epoch is eleven steps: too few for a new head
     c.optim.learning_rate = 0.1
     c.evaluate.update(layers=("stem", "group1", "group2", "group3"), layer_dim=1024)
@@ -146,19 +127,18 @@ def digits() -> ConfigDict:
 
 
 def digits_v2() -> ConfigDict:
-    """Version 2 on the digits, SimCLR's views [X]."""
-    base = simclr().digits()
-    views = base.augment.copy_and_resolve_references()
-    optim = base.optim.copy_and_resolve_references()
-    c = second(clustered(base, 50, 32), 50)
-    c.augment, c.optim, c.head.dim = views, optim, 64
+    """Version 2 on the digits, with the views and the optimizer of SimCLR's [X]."""
+    c = second(config.digits(), 50)
+    c.augment.update(jitter_strength=0.5, grayscale_probability=0.0)
+    c.head.dim = 64
+    c.optim = dict(name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4, warmup_epochs=2)
     return c
 
 
 def folder() -> ConfigDict:
     """Your own photographs, --config.data.source=folder:PATH: ResNet-50 at 224 pixels; --config.clusters.k=ten times the classes [X]."""
-    c = clustered(simclr().folder(), 1_000, 256)
-    c.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    c = deepcluster(config.folder(), 1_000, 256)
+    c.augment.update(config.IMAGENET)
     return c
 
 
@@ -168,6 +148,5 @@ def get_config(preset: str = "digits") -> ConfigDict:
     Raises:
         ValueError: the preset is not one of PRESETS.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"configs/deepcluster.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
-    return simclr().named(small(*SMALL[preset]) if preset in SMALL else globals()[preset](), preset)
+    config.choose(preset, PRESETS, "configs/deepcluster.py")
+    return config.named(small(*SMALL[preset]) if preset in SMALL else globals()[preset](), preset)

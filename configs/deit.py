@@ -11,12 +11,11 @@ the rows of table 8, each in two stages. Other teachers (table 2): train `imagen
 Sources: [P] the paper, [C] the released code (facebookresearch/deit, timm 0.3.2), [X] chosen here.
 """
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 from ml_collections import ConfigDict
+
+from ssljax import config
 
 MODELS = {"ti": "vit_ti", "s": "vit_s", "b": "vit_b"}
 # Distillation, and whether there is a token for it.
@@ -51,25 +50,10 @@ PRESETS = ("digits", "cifar10_teacher", *SMALL, *SMALL_ABLATED, *IMAGENET, *LONG
            *(f"imagenet_{name}" for name in TEACHERS))
 
 
-def simclr() -> ModuleType:
-    """The file of the SimCLR presets beside this one: data, evaluation and small networks are the same."""
-    spec = importlib.util.spec_from_file_location("simclr_config", Path(__file__).with_name("simclr.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def recipe(c: ConfigDict) -> ConfigDict:
-    """A SimCLR preset turned into DeiT's training from scratch (table 9), on its own backbone."""
-    for name in ("online_probe", "head", "loss"):
-        del c[name]
-    c.method, c.name = "deit", "deit"
-    c.views = ConfigDict(dict(one=dict()))
-    c.data.update(repeats=3)        # every image three times an epoch, of a third of the images [C]
-    c.augment.update(crop="torchvision", min_area=0.08, antialias=True, grayscale_probability=0.0, blur_probability=0.0,
-                     jitter_probability=0.0, jitter_strength=0.375, jitter_hue=0.0,    # on without a policy only: +-0.3 and no hue [C]
-                     policy="randaugment", erasing_probability=0.25,                                                  # [P]
-                     mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))                                           # [C]
+def deit(c: ConfigDict) -> ConfigDict:
+    """DeiT's training from scratch (table 9) on a data set, with the data set's own network and views."""
+    c.method = c.name = "deit"
+    c.views = dict(one=dict())
     c.mix = dict(
         mixup_alpha=0.8,                     # of Beta(alpha, alpha); 0 = never [P]
         cutmix_alpha=1.0,                    # both on: either, by a fair coin [C]
@@ -83,21 +67,31 @@ def recipe(c: ConfigDict) -> ConfigDict:
         normalization="code",                # soft only: code divides the KL by the classes too | paper
     )
     c.inference = "code"                     # of two heads: code averages logits | paper averages probabilities
-    c.init_head = True                       # with init_from: the heads come along; False for other classes
     c.ema = dict(decay=0.0)                  # of the weights, then evaluated instead of them; 0 = none [P]
-    c.teacher = c.model.copy_and_resolve_references()
-    c.teacher.update(name="regnety_16gf")
-    c.optim.update(name="timm_adamw", learning_rate=2.5e-4, scaling="linear", weight_decay=0.05, warmup_epochs=5)      # 5e-4 B/512 [P]
-    c.optim.start, c.optim.end = 1e-6, 1e-5  # not scaled [C]
-    c.optim.lag = 0                          # 1: every epoch at the rate of the one before [C]
-    c.optim.decay_distillation_token = True  # [C]
+    c.optim = dict(
+        name="timm_adamw", learning_rate=2.5e-4, scaling="linear", weight_decay=0.05, warmup_epochs=5,                     # 5e-4 B/512 [P]
+        start=1e-6, end=1e-5,                # not scaled [C]
+        lag=0,                               # 1: every epoch at the rate of the one before [C]
+        decay_distillation_token=True,       # [C]
+    )
     c.evaluate.protocols = ("classifier",)
     return c
 
 
-def vit(c: ConfigDict, name: str, patch: int, kind: str) -> ConfigDict:
+def augmented(c: ConfigDict) -> ConfigDict:
+    """Repeated augmentation, RandAugment and erasing."""
+    c.data.repeats = 3                       # every image three times an epoch, of a third of the images [C]
+    c.augment.update(crop="torchvision", min_area=0.08, antialias=True,
+                     jitter_strength=0.375, jitter_hue=0.0,            # where there is jitter, without a policy: +-0.3 and no hue [C]
+                     policy="randaugment", erasing_probability=0.25,                                                  # [P]
+                     **config.IMAGENET)                                                                               # [C]
+    return c
+
+
+def student(c: ConfigDict, name: str, patch: int, kind: str) -> ConfigDict:
     """The student, and how it is taught: a key of KINDS."""
-    c.model.update(name=name, patch=patch, positions="learned", scheme="deit", frozen_patch=False, scan=False, drop_path=0.1, dropout=0.0)
+    c.model = config.vit(name, patch, dtype=c.model.dtype)
+    c.model.drop_path = 0.1
     c.distill.name, c.model.distillation = KINDS[kind]
     c.distill.alpha = 0.1 if c.distill.name == "soft" else 0.5
     return c
@@ -105,22 +99,25 @@ def vit(c: ConfigDict, name: str, patch: int, kind: str) -> ConfigDict:
 
 def imagenet(size: str, kind: str, epochs: int = 300) -> ConfigDict:
     """Table 3."""
-    return vit(recipe(simclr().imagenet(epochs=epochs, batch=1024)), MODELS[size], 16, kind)
+    c = student(augmented(deit(config.imagenet(epochs, 1024))), MODELS[size], 16, kind)
+    c.teacher = dict(name="regnety_16gf", drop_path=0.0, dtype="bfloat16")
+    return c
 
 
 def teacher(name: str) -> ConfigDict:
     """A RegNetY by the same recipe (section 5.3)."""
-    c = recipe(simclr().imagenet(epochs=300, batch=1024))
-    c.model.update(name=name, drop_path=0.1)
+    c = augmented(deit(config.imagenet(300, 1024)))
+    c.model = dict(name=name, drop_path=0.1, dtype="bfloat16")
     return c
 
 
 def at_resolution(train: ConfigDict, side: int) -> ConfigDict:
     """Two stages: `train`, then 30 epochs with larger (or smaller) images, positions resized (section 3, and [C])."""
     c = train.copy_and_resolve_references()
-    c.init_from, c.epochs, c.batch_size, c.data.image_size = "train", 30, 512, side
+    c.init_from, c.init_branches = "train", ("encoder", "head", *(("distillation_head",) if c.model.distillation else ()))
+    c.epochs, c.batch_size, c.data.image_size = 30, 512, side
     c.optim.update(learning_rate=2.5e-6, end=5e-6, weight_decay=1e-8)         # a constant 5e-6 behind the warm-up [C]
-    return ConfigDict(dict(stages=("train", "finetune"), train=train, finetune=c))
+    return config.two_stages("train", train, "finetune", c)
 
 
 def ablation(name: str) -> ConfigDict:
@@ -134,22 +131,21 @@ def ablation(name: str) -> ConfigDict:
 
 def cifar10_teacher() -> ConfigDict:
     """The small teacher: configs/simclr.py:cifar10_small's ResNet-18 of base width 16, on labels with crops and flips alone [X]."""
-    c = recipe(simclr().cifar10_small())
-    c.data.repeats = 1
-    c.augment.update(policy="none", erasing_probability=0.0, min_area=0.25)
+    c = deit(config.cifar10_small())
+    c.augment.update(crop="torchvision", min_area=0.25, antialias=True, **config.IMAGENET)
     c.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
-    c.optim.update(name="sgd", nesterov=True, learning_rate=0.1, weight_decay=5e-4, warmup_epochs=1)
+    c.optim = dict(name="sgd", nesterov=True, learning_rate=0.1, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1)
     c.epochs, c.eval_every_epochs = 15, 5
     return c
 
 
 def cifar10_small(kind: str = "") -> ConfigDict:
     """A ViT of width 64 and 64 patches of 4 pixels; the teacher is a run of `cifar10_teacher`, named as --config.distill.teacher [X]."""
-    c = recipe(simclr().cifar10_small())
-    c = vit(c, "vit_xs", 4, kind)
-    c.data.update(crop_on="host")                                             # RandAugment works on the host
+    c = augmented(deit(config.cifar10_small()))
+    c.teacher = c.model
+    c = student(c, "vit_xs", 4, kind)
+    c.data.crop_on = "host"                                                   # RandAugment works on the host
     c.augment.min_area = 0.25
-    c.teacher = cifar10_teacher().model
     c.optim.update(learning_rate=1e-3, start=1e-5, end=1e-5, warmup_epochs=2)
     c.epochs, c.eval_every_epochs, c.checkpoint.every_steps = 10, 5, 200
     return c
@@ -157,21 +153,17 @@ def cifar10_small(kind: str = "") -> ConfigDict:
 
 def digits() -> ConfigDict:
     """A small ResNet on labels, and a small ViT that learns from it and from the labels [X]."""
-    base = simclr().digits()
-    views = base.augment.copy_and_resolve_references()
-    student = vit(recipe(base), "vit_xs", 4, "_distilled")
-    views.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)         # seed 0: 90.9 % held out, 78.8 with the views of SimCLR's digits
-    student.augment, student.data.repeats = views, 1
-    student.distill.teacher, student.teacher = "teacher", simclr().digits().model
-    student.optim.update(learning_rate=2e-3, scaling="none", start=1e-5, warmup_epochs=5)
-    student.eval_every_epochs = 20
-    first = student.copy_and_resolve_references()
-    first.model = student.teacher.copy_and_resolve_references()
-    first.model.update(drop_path=0.0, dropout=0.0)
-    first.distill.name, first.epochs = "none", 20
+    c = deit(config.digits())
+    c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)     # seed 0: 90.9 % held out, 78.8 with the views of SimCLR's digits
+    c.augment.update(jitter_probability=0.8, jitter_strength=0.5)
+    c.optim.update(learning_rate=2e-3, scaling="none", start=1e-5, warmup_epochs=5)
+    first, c.teacher = c.copy_and_resolve_references(), c.model
+    second = student(c, "vit_xs", 4, "_distilled")
+    second.distill.teacher = "teacher"
+    first.epochs = 20
     first.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
-    first.optim.update(name="sgd", nesterov=True, learning_rate=0.1, weight_decay=1e-4, warmup_epochs=2)
-    return ConfigDict(dict(stages=("teacher", "student"), teacher=first, student=student))
+    first.optim = dict(name="sgd", nesterov=True, learning_rate=0.1, scaling="none", momentum=0.9, weight_decay=1e-4, warmup_epochs=2)
+    return config.two_stages("teacher", first, "student", second)
 
 
 def get_config(preset: str = "digits") -> ConfigDict:
@@ -180,15 +172,14 @@ def get_config(preset: str = "digits") -> ConfigDict:
     Raises:
         ValueError: the preset is not one of PRESETS.
     """
+    config.choose(preset, PRESETS, "configs/deit.py")
     builders: list[tuple[dict, Callable[..., ConfigDict]]] = [
         (IMAGENET, lambda at: imagenet(*at)), (LONG, lambda size: imagenet(size, "_distilled", 1000)), (SMALL, cifar10_small),
         (FINETUNED, lambda at: at_resolution(imagenet("b", at[0]), at[1])), (ABLATED, ablation)]
-    if preset not in PRESETS:
-        raise ValueError(f"configs/deit.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
     c = next((build(table[preset]) for table, build in builders if preset in table), None)
     if c is None and preset in SMALL_ABLATED:
         c = cifar10_small()
         c.update_from_flattened_dict({k: v for part in ABLATIONS[SMALL_ABLATED[preset]].values() for k, v in part.items()})
     elif c is None:
         c = teacher(preset.removeprefix("imagenet_")) if preset.startswith("imagenet") else globals()[preset]()
-    return simclr().named(c, preset)
+    return config.named(c, preset)

@@ -11,11 +11,9 @@
 (facebookresearch/moco with its CIFAR-10 notebook, facebookresearch/moco-v3), [X] chosen here.
 """
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 from ml_collections import ConfigDict
+
+from ssljax import config
 
 # v3 on a ResNet-50 [C]: epochs -> base learning rate, weight decay, momentum at the start.
 V3_RESNET = {100: (0.6, 1e-6, 0.99), 300: (0.3, 1e-6, 0.99), 1000: (0.3, 1.5e-6, 0.996)}
@@ -29,25 +27,16 @@ PRESETS = ("digits", "digits_v3", "digits_vit_v3", "fashion_mnist", "cifar10_sma
            *(f"imagenet_r50_v3_e{epochs}" for epochs in V3_RESNET), *V3_VIT)
 
 
-def simclr() -> ModuleType:
-    """The file of the SimCLR presets beside this one: data, evaluation and small networks are the same."""
-    spec = importlib.util.spec_from_file_location("simclr_config", Path(__file__).with_name("simclr.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def momentum_contrast(c: ConfigDict, num_examples: int) -> ConfigDict:
-    """A SimCLR preset turned into MoCo v2: the same data, network and budget; its own head, queue, target and views."""
-    del c["online_probe"]
-    c.method, c.name = "moco", "moco"
-    c.data.num_examples = num_examples       # training images; the length of v3's momentum schedule
-    c.augment.update(crop="torchvision", min_area=0.2, jitter_probability=0.8, jitter_strength=0.5)                   # v2 [C]
+def moco(c: ConfigDict) -> ConfigDict:
+    """MoCo v2 on a data set: its head, queue and target, and the views of photographs; the optimizer is each preset's own."""
+    c.method = c.name = "moco"
+    c.views = dict(one=dict(), two=dict())
+    c.augment.update(crop="torchvision", min_area=0.2, jitter_probability=0.8, jitter_strength=0.5,                   # v2 [C]
+                     grayscale_probability=0.2, blur_probability=0.5)
     c.zero_init_residual = True              # False: the last gain of a residual branch starts from 1
     # v2 [C]; v1 has one layer.
     c.head = dict(layers=2, hidden=0, dim=128, hidden_bias=True, last_bias=True, norm=False, last_norm=False, scheme="uniform")
-    # v3 [C] has two layers.
-    c.predictor = dict(layers=0, hidden=4096, hidden_bias=False, last_bias=False, norm=True, last_norm=False, scheme="uniform")
+    c.predictor = dict(layers=0)             # v3 alone has one
     c.loss = dict(temperature=0.2,           # v2 [P]; v1 0.07
                   symmetric=False)           # the CIFAR-10 demo's option: both directions, twice the keys [C]
     c.queue = dict(size=65536)               # [P]; 0: negatives from the batch (v3)
@@ -60,15 +49,15 @@ def released(c: ConfigDict) -> ConfigDict:
     """The released code's network and optimizer, v1 and v2 [C]."""
     c.model.shortcut = "torchvision"         # and the unbiased running variance
     c.zero_init_residual = False
-    c.optim.update(name="torch_sgd", learning_rate=0.03, scaling="linear", momentum=0.9, weight_decay=1e-4, warmup_epochs=0)
-    c.optim.milestones = ()                  # none: a cosine by whole epochs (v2); v1 divides by ten at each
+    c.optim = dict(name="torch_sgd", learning_rate=0.03, scaling="linear", momentum=0.9, weight_decay=1e-4,
+                   milestones=())            # none: a cosine by whole epochs (v2); v1 divides by ten at each
     return c
 
 
 def imagenet_v2(epochs: int = 200) -> ConfigDict:
     """MoCo v2 on a ResNet-50 [C]."""
-    c = released(momentum_contrast(simclr().imagenet(epochs=epochs, batch=256), 1_281_167))
-    c.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))                                           # [C]
+    c = released(moco(config.imagenet(epochs, 256)))
+    c.augment.update(config.IMAGENET)                                                                                 # [C]
     return c
 
 
@@ -86,9 +75,10 @@ def imagenet_v1(mlp: bool, augmented: bool) -> ConfigDict:
 def v3(c: ConfigDict) -> ConfigDict:
     """What all of v3 shares: no queue, a predictor, statistics of the whole batch, m rising to 1."""
     c.zero_init_residual = True                                                                                       # [C]
-    c.queue.size, c.bn.groups, c.bn.shuffle = 0, 1, False
+    c.queue = dict(size=0)
+    c.bn = dict(groups=1)
     c.head.update(layers=2, hidden=4096, dim=256, hidden_bias=False, last_bias=False, norm=True, last_norm=True)      # [C]
-    c.predictor.update(layers=2)
+    c.predictor = dict(layers=2, hidden=4096, hidden_bias=False, last_bias=False, norm=True, last_norm=False, scheme="uniform")   # [C]
     c.target.update(momentum=0.99, schedule="cosine")                                                                 # [C]
     return c
 
@@ -98,7 +88,8 @@ def imagenet_v3_resnet(epochs: int) -> ConfigDict:
     rate, decay, m = V3_RESNET[epochs]
     c = v3(imagenet_v2(epochs))
     c.batch_size, c.loss.temperature, c.target.momentum = 4096, 1.0, m
-    c.optim.update(name="lars", learning_rate=rate, lr_in_momentum=False, trust_coefficient=0.001, weight_decay=decay, warmup_epochs=10)
+    c.optim = dict(name="lars", learning_rate=rate, scaling="linear", lr_in_momentum=False, momentum=0.9, trust_coefficient=0.001,
+                   weight_decay=decay, warmup_epochs=10)
     return c
 
 
@@ -111,7 +102,6 @@ def with_vit(c: ConfigDict, name: str, patch: int) -> ConfigDict:
     c.model.update(name=name, patch=patch, positions="sincos", scheme="moco_v3", frozen_patch=True, distillation=False,
                    drop_path=0.0, dropout=0.0, scan=name not in ("vit_s_h12", "vit_b"))
     c.head.layers, c.predictor.last_norm = 3, True
-    c.optim.update(name="torch_adamw", weight_decay=0.1)
     return c
 
 
@@ -123,7 +113,7 @@ def imagenet_v3_vit(name: str) -> ConfigDict:
     c = with_vit(v3(imagenet_v2(300)), name, 14 if name == "vit_h" else 16)
     c.model.remat = {"vit_l": "dots", "vit_h": "blocks"}.get(name, "none")
     c.batch_size, c.augment.min_area = 4096, 0.08
-    c.optim.update(learning_rate=1.5e-4, warmup_epochs=40)
+    c.optim = dict(name="torch_adamw", learning_rate=1.5e-4, scaling="linear", weight_decay=0.1, warmup_epochs=40)
     return c
 
 
@@ -132,9 +122,8 @@ def demo(symmetric: bool, epochs: int) -> ConfigDict:
 
     Its learning rate counts epochs from 1, ours from 0; its kNN looks at the head's output, ours at the encoder's.
     """
-    base = simclr()
-    c = released(momentum_contrast(base.small(base.imagenet(epochs=epochs, batch=512), "cifar10", "tfds:cifar10", 32, 3), 50_000))
-    c.augment.update(min_area=0.08, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+    c = released(moco(config.cifar10(epochs, batch_size=512)))
+    c.augment.update(min_area=0.08, blur_probability=0.0, **config.CIFAR10)
     c.head.layers, c.loss.temperature, c.loss.symmetric = 1, 0.1, symmetric
     c.queue.size, c.target.momentum = 4096, 0.99
     c.optim.update(learning_rate=0.06, scaling="none", weight_decay=5e-4)
@@ -143,9 +132,11 @@ def demo(symmetric: bool, epochs: int) -> ConfigDict:
 
 def few_steps(c: ConfigDict, m: float) -> ConfigDict:
     """For runs of some hundred steps: norms in the head, or they are over before the embeddings have spread, and a faster target [X]."""
+    c = moco(c)
+    c.augment.blur_probability = 0.0
     c.head.update(hidden_bias=False, last_bias=False, norm=True, last_norm=True)
     c.loss.symmetric = True
-    c.target.momentum = m
+    c.queue.size, c.target.momentum = 4096, m
     return c
 
 
@@ -154,15 +145,15 @@ def cifar10_small() -> ConfigDict:
 
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
-    c = few_steps(momentum_contrast(simclr().cifar10_small(), 50_000), 0.97)
-    c.queue.size = 4096
+    c = few_steps(config.cifar10_small(), 0.97)
+    c.optim = dict(name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1)
     return c
 
 
 def fashion_mnist() -> ConfigDict:
     """Network, batch and budget of configs/simclr.py:fashion_mnist [X]."""
-    c = few_steps(momentum_contrast(simclr().fashion_mnist(), 60_000), 0.97)
-    c.queue.size = 4096
+    c = few_steps(config.fashion_mnist(), 0.97)
+    c.optim = dict(name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=0)
     return c
 
 
@@ -172,11 +163,10 @@ def digits() -> ConfigDict:
     The temperature is SimCLR's there: held-out kNN of seeds 3 and 4 (commit 166b42d) is 92.6 and 89.6, against 84.5 and 84.8 at the 0.1
     of the demo.
     """
-    base = simclr().digits()
-    views = ConfigDict(base.augment)
-    c = few_steps(momentum_contrast(base, 1_500), 0.95)
-    c.augment = views
+    c = few_steps(config.digits(), 0.95)
+    c.augment.update(crop="affine", grayscale_probability=0.0)
     c.head.dim, c.loss.temperature, c.queue.size, c.bn.groups = 64, 0.35, 256, 4
+    c.optim = dict(name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4, warmup_epochs=2)
     return c
 
 
@@ -191,14 +181,14 @@ def digits_v3() -> ConfigDict:
 def digits_vit_v3() -> ConfigDict:
     """v3 on a small vision transformer: 16 patches of 4 pixels [X]."""
     c = with_vit(digits_v3(), "vit_xs", 4)
-    c.optim.update(learning_rate=2e-3, scaling="none", warmup_epochs=5)
+    c.optim = dict(name="torch_adamw", learning_rate=2e-3, scaling="none", weight_decay=0.1, warmup_epochs=5)
     return c
 
 
 def folder() -> ConfigDict:
     """Your own photographs, --config.data.source=folder:PATH: MoCo v2 on a ResNet-50; K below a quarter of the images [X]."""
-    c = released(momentum_contrast(simclr().folder(), 0))
-    c.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    c = released(moco(config.folder()))
+    c.augment.update(config.IMAGENET)
     c.queue.size, c.target.momentum = 1024, 0.99
     return c
 
@@ -209,8 +199,7 @@ def get_config(preset: str = "digits") -> ConfigDict:
     Raises:
         ValueError: the preset is not one of PRESETS.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"configs/moco.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
+    config.choose(preset, PRESETS, "configs/moco.py")
     if preset in V1_ABLATION:
         c = imagenet_v1(*V1_ABLATION[preset])
     elif preset in V2:
@@ -223,4 +212,4 @@ def get_config(preset: str = "digits") -> ConfigDict:
         c = demo(*DEMO[preset])
     else:
         c = globals()[preset]()
-    return simclr().named(c, preset)
+    return config.named(c, preset)

@@ -8,11 +8,9 @@
 The ResNets are those of the SimCLR presets, the ViTs those of the DeiT presets. Sources: [P] SimCLR (arXiv 2002.05709), [X] chosen here.
 """
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 from ml_collections import ConfigDict
+
+from ssljax import config
 
 RESNETS = ("digits", "fashion_mnist", "cifar10_r18", "cifar10_small", "imagenet_r50", "imagenet_r50_1pct", "imagenet_r50_10pct")
 # The DeiT preset whose network, optimizer and crops each has, without stochastic depth and the rest of the recipe.
@@ -23,12 +21,61 @@ FRACTIONS = {"1pct": 0.01, "10pct": 0.1}
 PRESETS = (*RESNETS, *VITS)
 
 
-def beside(name: str) -> ModuleType:
-    """Another file of presets in this folder."""
-    spec = importlib.util.spec_from_file_location(f"{name}_config", Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def supervised(c: ConfigDict) -> ConfigDict:
+    """Cross entropy on labels, crops and flips only [P]."""
+    c.method = c.name = "supervised"
+    c.views = dict(one=dict())
+    c.evaluate.protocols = ("classifier",)
+    return c
+
+
+def resnet(c: ConfigDict, fraction: float) -> ConfigDict:
+    """The ResNet of a data set on a share of its labels [X]."""
+    c = supervised(c)
+    c.data.label_fraction = fraction
+    c.augment.crop = "affine" if c.data.source == "digits" else "tf"
+    c.optim = dict(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", momentum=0.9, warmup_epochs=5,
+                   weight_decay=0.0 if fraction < 1 else 1e-4)
+    return c
+
+
+def timm_adamw(learning_rate: float, scaling: str, warmup_epochs: int, start: float) -> ConfigDict:
+    """DeiT's optimizer."""
+    return ConfigDict(dict(name="timm_adamw", learning_rate=learning_rate, scaling=scaling, weight_decay=0.05, warmup_epochs=warmup_epochs,
+                           start=start, end=1e-5, lag=0, decay_distillation_token=True))
+
+
+def imagenet(fraction: float) -> ConfigDict:
+    """90 epochs, 500 on a part of the labels [X]."""
+    return config.imagenet(epochs=90 if fraction == 1 else 500, batch_size=1024)
+
+
+def imagenet_vit(size: str, fraction: float) -> ConfigDict:
+    """DeiT's network, optimizer and crops, without the rest of its recipe [X]."""
+    c = supervised(imagenet(fraction))
+    c.data.label_fraction = fraction
+    c.model = config.vit(f"vit_{size}", 16)
+    c.augment.update(crop="torchvision", min_area=0.08, antialias=True, **config.IMAGENET)
+    c.optim = timm_adamw(2.5e-4, "linear", warmup_epochs=5, start=1e-6)
+    return c
+
+
+def cifar10_small_vit() -> ConfigDict:
+    """As configs/deit.py:cifar10_small, likewise [X]."""
+    c = supervised(config.cifar10_small())
+    c.model = config.vit("vit_xs", 4, dtype="float32")
+    c.augment.update(crop="torchvision", min_area=0.25, antialias=True, **config.IMAGENET)
+    c.optim = timm_adamw(1e-3, "linear", warmup_epochs=2, start=1e-5)
+    return c
+
+
+def digits_vit() -> ConfigDict:
+    """As configs/deit.py:digits, likewise [X]."""
+    c = supervised(config.digits())
+    c.model = config.vit("vit_xs", 4, dtype="float32")
+    c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)
+    c.optim = timm_adamw(2e-3, "none", warmup_epochs=5, start=1e-5)
+    return c
 
 
 def get_config(preset: str = "digits") -> ConfigDict:
@@ -37,24 +84,17 @@ def get_config(preset: str = "digits") -> ConfigDict:
     Raises:
         ValueError: the preset is not one of PRESETS.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"configs/supervised.py has no preset {preset!r}. Valid presets: {', '.join(PRESETS)}")
+    config.choose(preset, PRESETS, "configs/supervised.py")
     fraction = FRACTIONS.get(preset.rpartition("_")[2], 1.0)
-    c = beside("simclr").get_config("imagenet_r50" if preset.startswith("imagenet") else preset.removesuffix("_vit")).unlock()
-    c.method, c.name, c.preset = "supervised", "supervised", preset
-    c.evaluate.protocols = ("classifier",)
-    c.views = ConfigDict(dict(one=dict()))
-    c.data.update(label_fraction=fraction)
-    if preset in VITS:                                                                          # [X]
-        theirs = beside("deit").get_config(VITS[preset])
-        theirs = theirs.student if "stages" in theirs else theirs
-        c.model, c.optim, c.augment = (theirs[name].copy_and_resolve_references() for name in ("model", "optim", "augment"))
-        c.model.update(distillation=False, drop_path=0.0)
-        c.augment.update(policy="none", erasing_probability=0.0)
+    if preset.startswith("imagenet_vit"):
+        c = imagenet_vit(preset.split("_")[2], fraction)
+    elif preset.startswith("imagenet"):
+        c = resnet(imagenet(fraction), fraction)
+    elif preset in VITS:
+        c = globals()[preset]()
+    elif preset == "cifar10_r18":
+        c = resnet(config.cifar10(epochs=1000, batch_size=512), fraction)
     else:
-        c.optim.update(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", warmup_epochs=5,      # [X]
-                       weight_decay=0.0 if fraction < 1 else 1e-4)
-    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)   # crop and flip only [P]
-    if preset.startswith("imagenet"):
-        c.epochs, c.batch_size = (90 if fraction == 1 else 500), 1024                           # [X]
-    return c.lock()
+        c = resnet({"digits": config.digits, "fashion_mnist": config.fashion_mnist, "cifar10_small": config.cifar10_small}[preset](),
+                   fraction)
+    return config.named(c, preset)

@@ -5,6 +5,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from ssljax import cli
+
 VERBS = {
     "prepare": "download or build a data set once",
     "train": "pretrain, fine-tune, or run all stages of a config",
@@ -12,12 +14,14 @@ VERBS = {
     "plan": "compile a config for a TPU slice without a TPU: does it fit, what does it cost",
     "report": "results.jsonl to tables and figures",
     "preview": "a picture of what the network will see",
+    "config": "what a config says, all of it, and how two differ",
     "convert": "weights of timm and torchvision as a checkpoint, and back",
 }
+HEAVY = ("train", "evaluate", "plan", "preview", "convert")         # verbs with --config that import JAX
 
 
 def main() -> None:
-    """Calls the verb's main; without one, lists them."""
+    """Calls the verb's main; without one, lists them. A wrong config is refused before the verb is imported."""
     if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
         asked = f"no verb {sys.argv[1]!r}\n" if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help", "help") else ""
         print(asked + "usage: ssljax <verb> [flags]\n" + "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items()))
@@ -28,6 +32,8 @@ def main() -> None:
     if {"-h", "--help", "-help"} & set(sys.argv[2:]):
         print(ast.get_docstring(ast.parse(file.read_text())))                   # read, not imported: help in no time
         return
+    if sys.argv[1] in HEAVY:
+        cli.load(sys.argv[1], sys.argv[2:])
     importlib.import_module(name).main(sys.argv[2:])
 
 

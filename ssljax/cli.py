@@ -1,16 +1,27 @@
-"""Command-line flags, the same for every verb: --config FILE[:preset], --workdir DIR and overrides --config.optim.learning_rate=0.1."""
+"""Command-line flags, the same for every verb: --config FILE[:preset], --workdir DIR and overrides --config.optim.learning_rate=0.1.
+
+Nothing here imports JAX: a wrong setting is answered before anything heavy is loaded.
+"""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from ssljax import config as configs
+
+OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)")
 
 
-def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) -> flags.FlagValues:
+def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) -> SimpleNamespace:
     """The flags of `ssljax <verb>`.
 
     Args:
@@ -19,42 +30,111 @@ def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) 
         extra: further flags with their defaults, whose types they take.
 
     Returns:
-        .config (a locked ConfigDict), .workdir, and the further flags. `.arguments` are the words that belong to no flag.
+        .config (a resolved, checked and locked ConfigDict), .overrides (what the command line changed of the preset, by dotted key),
+        .workdir, and the further flags.
 
     Raises:
         SystemExit: a flag is missing or wrong; the message says which and what is valid.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "FILE[:preset], e.g. configs/simclr.py:digits", lock_config=True,
-                                    flag_values=values, sys_argv=[f"ssljax {verb}", *argv])
     flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
     define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
     for name, default in extra.items():
         define[type(default)](name, default, "", flag_values=values)
-    _check_file(verb, argv)
-    try:
-        rest = values([f"ssljax {verb}", *argv])
-        config = values.config
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        text = str(error).strip("'\"").replace("\\n", "\n").replace("\\'", "'")      # a KeyError shows the repr of its message
-        raise SystemExit(f"ssljax {verb}: {text}") from error
-    if config is None:
-        raise SystemExit(f"ssljax {verb}: --config is missing, e.g. --config configs/simclr.py:digits")
+    config, overrides, rest = load(verb, argv, values)
     if not values.workdir:
         raise SystemExit(f"ssljax {verb}: --workdir is missing: the folder that this run writes to, e.g. --workdir runs/digits")
-    if len(rest) > 1:
-        raise SystemExit(f"ssljax {verb}: {rest[1]!r} is no flag; overrides look like --config.seed=1")
-    return values
+    if rest:
+        raise SystemExit(f"ssljax {verb}: {rest[0]!r} is no flag; overrides look like --config.seed=1")
+    return SimpleNamespace(config=config, overrides=overrides, workdir=values.workdir, **{name: values[name].value for name in extra})
 
 
-def _check_file(verb: str, argv: list[str]) -> None:
-    """A missing config file is answered with the nearest that is there."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word in ("--config", "-config") or word.startswith("--config="):
-            path = Path((word.split("=", 1)[1] if "=" in word else following).split(":")[0])
-            if not path.exists():
-                here = sorted(str(p) for p in Path("configs").glob("*.py"))
-                near = difflib.get_close_matches(str(path), here, n=1, cutoff=0.3) or here
-                raise SystemExit(f"ssljax {verb}: no file {path} below {Path.cwd()}; "
-                                 f"did you mean {', '.join(near) or 'to run from the repository'}?")
+def load(verb: str, argv: list[str], values: flags.FlagValues | None = None) -> tuple[ConfigDict, dict[str, Any], list[str]]:
+    """The config that the words of a command line name, with its overrides.
+
+    Args:
+        verb: the name in messages.
+        argv: what follows the verb.
+        values: the verb's other flags, which are read too; None leaves them alone, for a check before the verb is imported.
+
+    Returns:
+        the resolved, checked and locked config; what was overridden, by dotted key; the words that belong to no flag.
+
+    Raises:
+        SystemExit: as for `parse`.
+    """
+    file, argv = _without_file(verb, argv)
+    try:
+        preset = preset_of(file)
+        wide = configs.widen(preset)
+        _check_names(argv, wide)
+        known_only, values = values is None, values or flags.FlagValues()
+        config_flags.DEFINE_config_dict("config", wide, flag_values=values, sys_argv=[f"ssljax {verb}", *argv])
+        rest = values([f"ssljax {verb}", *argv], known_only=known_only)[1:]
+        given = config_flags.get_override_values(values["config"])
+        config, overrides = overridden(preset, given)
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error                 # a KeyError shows the repr of its message
+        raise SystemExit(f"ssljax {verb}: {text}") from error
+    return config, overrides, rest
+
+
+def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:
+    """A preset with overrides by dotted key, resolved, checked and locked; and those of them that changed something.
+
+    Raises:
+        ValueError: another method, a wrong value, or a key that nothing reads in this recipe.
+    """
+    config = preset.copy_and_resolve_references().unlock()
+    before = configs.flat(preset)
+    for key, value in given.items():
+        if key.rpartition(".")[2] == "method" and value != before[key]:
+            raise ValueError(f"--config.{key}={value}: a method's settings come with its own presets, "
+                             f"e.g. --config configs/{value}.py:digits")
+        configs.put(config, key, value)
+    configs.check(configs.resolve(config))
+    for key in given:
+        reason = configs.unread(key, config)
+        if reason:
+            raise ValueError(reason)
+    config = configs.resolve(config)
+    after = configs.flat(config)
+    return config.lock(), {key: value for key, value in given.items() if key not in before or after[key] != before[key]}
+
+
+def preset_of(name: str) -> ConfigDict:
+    """The config that FILE[:preset] names.
+
+    Raises:
+        ValueError: no such file or preset, with the nearest; or a value in it that cannot be.
+    """
+    file, _, preset = name.partition(":")
+    path = Path(file)
+    if not path.exists():
+        here = sorted(str(p) for p in Path("configs").glob("*.py"))
+        near = difflib.get_close_matches(str(path), here, n=1, cutoff=0.3) or here
+        raise ValueError(f"no file {path} below {Path.cwd()}; did you mean {', '.join(near) or 'to run from the repository'}?")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return configs.resolve(module.get_config(preset) if preset else module.get_config())
+
+
+def _without_file(verb: str, argv: list[str]) -> tuple[str, list[str]]:
+    """What --config says, and the words without it."""
+    for place, word in enumerate(argv):
+        if re.match(r"--?config=", word):
+            return word.partition("=")[2], argv[:place] + argv[place + 1:]
+        if word in ("--config", "-config") and place + 1 < len(argv):
+            return argv[place + 1], argv[:place] + argv[place + 2:]
+    raise SystemExit(f"ssljax {verb}: --config is missing, e.g. --config configs/simclr.py:digits")
+
+
+def _check_names(argv: list[str], wide: ConfigDict) -> None:
+    """Refuses overrides of what no config has."""
+    known = configs.flat(wide)
+    for word in argv:
+        found = OVERRIDE.match(word)
+        if found and found[2] not in known:
+            raise ValueError(configs.unknown(found[2], wide))

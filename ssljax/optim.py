@@ -1,10 +1,11 @@
-"""Schedules, LARS in both momentum forms, and the parameters it leaves alone. Everything else is optax."""
+"""Schedules, LARS in both momentum forms, the parameters they leave alone, and OPTIMIZERS. Everything else is optax."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,15 +61,15 @@ def scaled_learning_rate(learning_rate: float, scaling: str, batch_size: int) ->
     return learning_rate * scales[scaling]
 
 
-def decayed(params: Pytree) -> Pytree:
+def decayed(params: Pytree, probes: Collection[str] = ()) -> Pytree:
     """True for the leaves that weight decay and layer-wise adaptation apply to: the kernels, without those of a linear probe.
 
     Left out are biases, the scales and offsets of normalisation, and the supervised head (google-research/simclr: the names
-    batch_normalization, bias, head_supervised; here the leaf is not called `kernel`, or lies under `probe`).
+    batch_normalization, bias, head_supervised; here the leaf is not called `kernel`, or lies in a branch of `probes`).
     """
     def rule(path: tuple, leaf: jax.Array) -> bool:
         names = [getattr(entry, "key", getattr(entry, "name", "")) for entry in path]
-        return names[-1] == "kernel" and "probe" not in names
+        return names[-1] == "kernel" and names[0] not in probes
     return jax.tree_util.tree_map_with_path(rule, params)
 
 
@@ -139,49 +140,136 @@ def timm_cosine(peak: float, *, steps_per_epoch: int, epochs: int, warmup_epochs
     return schedule
 
 
-def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float,
-                   total_steps: int) -> tuple[optax.GradientTransformation, Schedule]:
+# ------------------------------------------------------------------------------------------------------------- by their names
+
+class Horizon(NamedTuple):
+    """What an optimizer is told of the run beside its own settings.
+
+    Attributes:
+        peak: the learning rate, scaled by the batch.
+        steps_per_epoch: examples / batch, not rounded.
+        total_steps: of the whole run.
+        probes: see `Method.probes`.
+        restarted: see `Method.restarted`.
+    """
+
+    peak: float
+    steps_per_epoch: float
+    total_steps: int
+    probes: tuple[str, ...]
+    restarted: tuple[str, ...]
+
+    @property
+    def whole_steps(self) -> int:
+        """Whole batches in an epoch."""
+        return int(self.steps_per_epoch + 1e-9)
+
+    @property
+    def epochs(self) -> int:
+        """Of the whole run."""
+        return round((self.total_steps - 1) / self.steps_per_epoch)
+
+    def warmed_up(self, epochs: float) -> Schedule:
+        """`warmup_cosine` over the run; the warm-up is examples * epochs // batch steps (google-research/simclr)."""
+        # The small term keeps 0.1 * 10 epochs from being floored to 0 by a float that is one ulp short.
+        return warmup_cosine(self.peak, warmup_steps=int(self.steps_per_epoch * epochs + 1e-9), total_steps=self.total_steps)
+
+    def mask(self) -> Callable[[Pytree], Pytree]:
+        """`decayed` with the run's probes."""
+        return functools.partial(decayed, probes=self.probes)
+
+
+Optimizer = tuple[optax.GradientTransformation, Schedule]
+
+
+def _lars(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """SimCLR, BYOL, MoCo v3."""
+    schedule = run.warmed_up(optim.warmup_epochs)
+    return lars(schedule, lr_in_momentum=optim.lr_in_momentum, weight_decay=optim.weight_decay, momentum=optim.momentum,
+                trust_coefficient=optim.trust_coefficient, mask=run.mask()), schedule
+
+
+def _sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """Decays kernels alone."""
+    schedule = run.warmed_up(optim.warmup_epochs)
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=run.mask())
+    return optax.chain(decay, optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov)), schedule
+
+
+def _adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """Decays kernels alone."""
+    schedule = run.warmed_up(optim.warmup_epochs)
+    return optax.adamw(schedule, weight_decay=optim.weight_decay, mask=run.mask()), schedule
+
+
+def _torch_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """Decays every parameter, biases and norms too, as PyTorch does unless told otherwise (MoCo v1, v2)."""
+    schedule = by_epoch(run.peak, steps_per_epoch=run.whole_steps, epochs=run.epochs, milestones=tuple(optim.milestones))
+    decay = optax.add_decayed_weights(optim.weight_decay)
+    return optax.chain(decay, optax.sgd(learning_rate=schedule, momentum=optim.momentum)), schedule
+
+
+def _torch_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """Decays every parameter (MoCo v3 on vision transformers)."""
+    schedule = run.warmed_up(optim.warmup_epochs)
+    return optax.adamw(schedule, weight_decay=optim.weight_decay), schedule
+
+
+def _deepcluster_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """A constant rate; every parameter decays, and what a clustering begins anew has no momentum."""
+    schedule = optax.constant_schedule(run.peak)
+
+    def lasting(params: Pytree) -> Pytree:
+        return {name: jax.tree.map(lambda _, old=name not in run.restarted: old, branch) for name, branch in params.items()}
+    return optax.chain(optax.add_decayed_weights(optim.weight_decay), optax.masked(optax.trace(optim.momentum), lasting),
+                       optax.scale_by_learning_rate(schedule)), schedule
+
+
+def _timm_schedule(optim: ConfigDict, run: Horizon) -> Schedule:
+    return timm_cosine(run.peak, steps_per_epoch=run.whole_steps, epochs=run.epochs, warmup_epochs=optim.warmup_epochs,
+                       start=optim.start, end=optim.end, lag=optim.lag)
+
+
+def _timm_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """DeiT."""
+    schedule = _timm_schedule(optim, run)
+    mask = functools.partial(timm_decayed, distillation_token=optim.decay_distillation_token)
+    return optax.adamw(schedule, weight_decay=optim.weight_decay, mask=mask), schedule
+
+
+def _timm_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """DeiT's ablation."""
+    schedule = _timm_schedule(optim, run)
+    mask = functools.partial(timm_decayed, distillation_token=optim.decay_distillation_token)
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=mask)
+    return optax.chain(decay, optax.sgd(schedule, momentum=optim.momentum, nesterov=True)), schedule
+
+
+OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
+    "lars": _lars,
+    "sgd": _sgd,
+    "adamw": _adamw,
+    "torch_sgd": _torch_sgd,
+    "torch_adamw": _torch_adamw,
+    "deepcluster_sgd": _deepcluster_sgd,
+    "timm_adamw": _timm_adamw,
+    "timm_sgd": _timm_sgd,
+}
+
+
+def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float, total_steps: int, probes: tuple[str, ...] = (),
+                   restarted: tuple[str, ...] = ()) -> Optimizer:
     """The optimizer of a config's `optim`, and its learning-rate schedule (for the logs).
 
     Args:
-        optim: name (lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, timm_adamw, timm_sgd), learning_rate, scaling, momentum,
-            weight_decay, warmup_epochs, trust_coefficient, lr_in_momentum. The two `torch_` names decay every parameter, biases and norms
-            too, as PyTorch does unless told otherwise (MoCo's released code); torch_sgd follows `by_epoch` with optim.milestones.
-            deepcluster_sgd does too, at a constant rate and without momentum for the parameters under `head`. The two `timm_` names
-            follow `timm_cosine` with optim.start, end and lag, and decay `timm_decayed` with optim.decay_distillation_token (DeiT).
-        steps_per_epoch: examples / batch, not rounded: the warm-up is examples * warmup_epochs // batch steps (google-research/simclr).
+        optim: `name`, a key of OPTIMIZERS, `learning_rate`, `scaling`, and what that optimizer reads.
+        batch_size: the global batch, which scales the learning rate.
+        steps_per_epoch, total_steps, probes, restarted: see Horizon.
+
+    Raises:
+        ValueError: an unknown name or scaling.
     """
+    if optim.name not in OPTIMIZERS:
+        raise ValueError(f"optim.name={optim.name!r} is not one of {', '.join(OPTIMIZERS)}")
     peak = scaled_learning_rate(optim.learning_rate, optim.scaling, batch_size)
-    # The small term keeps 0.1 * 10 epochs from being floored to 0 by a float that is one ulp short.
-    warmup_steps = int(steps_per_epoch * optim.warmup_epochs + 1e-9)
-    schedule = warmup_cosine(peak, warmup_steps=warmup_steps, total_steps=total_steps)
-    if optim.name == "lars":
-        tx = lars(schedule, lr_in_momentum=optim.lr_in_momentum, weight_decay=optim.weight_decay, momentum=optim.momentum,
-                  trust_coefficient=optim.trust_coefficient, mask=decayed)
-    elif optim.name == "sgd":
-        tx = optax.chain(optax.add_decayed_weights(optim.weight_decay, mask=decayed),
-                         optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov))
-    elif optim.name == "adamw":
-        tx = optax.adamw(schedule, weight_decay=optim.weight_decay, mask=decayed)
-    elif optim.name == "torch_sgd":
-        epochs = round((total_steps - 1) / steps_per_epoch)
-        schedule = by_epoch(peak, steps_per_epoch=int(steps_per_epoch + 1e-9), epochs=epochs, milestones=tuple(optim.milestones))
-        tx = optax.chain(optax.add_decayed_weights(optim.weight_decay), optax.sgd(learning_rate=schedule, momentum=optim.momentum))
-    elif optim.name == "torch_adamw":
-        tx = optax.adamw(schedule, weight_decay=optim.weight_decay)
-    elif optim.name == "deepcluster_sgd":
-        schedule = optax.constant_schedule(peak)
-        behind = lambda params: {name: jax.tree.map(lambda _, old=name != "head": old, branch) for name, branch in params.items()}
-        tx = optax.chain(optax.add_decayed_weights(optim.weight_decay), optax.masked(optax.trace(optim.momentum), behind),
-                         optax.scale_by_learning_rate(schedule))
-    elif optim.name in ("timm_adamw", "timm_sgd"):
-        schedule = timm_cosine(peak, steps_per_epoch=int(steps_per_epoch + 1e-9), epochs=round((total_steps - 1) / steps_per_epoch),
-                               warmup_epochs=optim.warmup_epochs, start=optim.start, end=optim.end, lag=optim.lag)
-        mask = functools.partial(timm_decayed, distillation_token=optim.decay_distillation_token)
-        sgd = optax.chain(optax.add_decayed_weights(optim.weight_decay, mask=mask),
-                          optax.sgd(schedule, momentum=optim.momentum, nesterov=True))
-        tx = sgd if optim.name == "timm_sgd" else optax.adamw(schedule, weight_decay=optim.weight_decay, mask=mask)
-    else:
-        raise ValueError(f"optim.name={optim.name!r} is not one of lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, timm_adamw, "
-                         "timm_sgd")
-    return tx, schedule
+    return OPTIMIZERS[optim.name](optim, Horizon(peak, steps_per_epoch, total_steps, probes, restarted))

@@ -10,7 +10,6 @@ are enough for memory (about 2 % from full effort), FLOPs and collectives. `--sw
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import itertools
 import json
@@ -27,9 +26,11 @@ from ml_collections import ConfigDict
 from ssljax import cli, sharding
 from ssljax.compiler import ahead, flops, hlo, slices
 from ssljax.compiler.slices import GIB, Slice
+from ssljax.config import flat
 from ssljax.data import views
 from ssljax.program import AHEAD, Program, build, stages
 from ssljax.run.folder import commit, versions
+from ssljax.types import Facts
 
 # Training images and classes, so that no data set need be on this machine: (data.source, data.train_split).
 DATA_SETS = {
@@ -38,27 +39,12 @@ DATA_SETS = {
     ("tfds:cifar10", "train"): (50_000, 10),
     ("tfds:cifar100", "train"): (50_000, 100),
     ("tfds:imagenet2012", "train"): (1_281_167, 1000),
+    ("tfds:imagenette/160px-v2", "train"): (9_469, 10),
 }
 # Static estimate / reported step time of six public v3 runs (ResNet-50, BiT, SimCLR, ViT-S/16): how far a full-effort estimate may be off.
 CALIBRATION = (0.5, 1.4)
 # What may make a step fit, in the order in which it is tried; what the method or network refuses is passed over.
 EDITS = (("model.remat", ("dots", "blocks")), ("accumulate", (2, 4, 8, 16)), ("sharding.fsdp", (8, 16, 32, 64)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """What `build` looks at of a training split: its size and classes."""
-
-    images: int
-    num_classes: int
-
-    def __len__(self) -> int:
-        return self.images
-
-    @property
-    def num_ids(self) -> int:
-        """As if no image were left out."""
-        return self.images
 
 
 class Memory(NamedTuple):
@@ -124,8 +110,8 @@ class Plan(NamedTuple):
     advice: str = ""
 
 
-def known_split(config: ConfigDict, images: int) -> Split:
-    """The size of the config's training split, without the data.
+def known_facts(config: ConfigDict, images: int) -> Facts:
+    """What a method is told of the config's training split, without the data: as if no image were left out.
 
     Args:
         config: one stage.
@@ -135,21 +121,22 @@ def known_split(config: ConfigDict, images: int) -> Split:
         ValueError: neither tells.
     """
     data = config.data
-    known = DATA_SETS.get((data.source, "")) or DATA_SETS.get((data.source, data.train_split))
-    total, classes = known or (0, data.num_classes)
-    total = images or total
+    split = "" if data.source == "digits" else data.train_split
+    known = DATA_SETS.get((data.source, "")) or DATA_SETS.get((data.source, split))
+    total, classes = known or (0, 0)
+    total, classes = images or total, data.num_classes or classes
     if not total or not classes:
-        raise ValueError(f"how many images data.source={data.source!r} has in {data.train_split!r} is not known here: add --images N"
+        raise ValueError(f"how many images data.source={data.source!r} has in {split!r} is not known here: add --images N"
                          + ("" if classes else " and --config.data.num_classes=C"))
     if images:
-        return Split(images, classes)
+        return Facts(images, classes, images)
     if data.train_per_class:
         total = min(total, data.train_per_class * classes)
     if data.labels_per_class:
         total = data.labels_per_class * classes
     elif data.label_fraction < 1:
         total = int(data.label_fraction * total + 1e-6)
-    return Split(total, classes)
+    return Facts(total, classes, total)
 
 
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
@@ -173,13 +160,13 @@ def program_on(slice_: Slice, config: ConfigDict, images: int = 0) -> Program:
     Args:
         slice_: from `slices.parse`.
         config: one stage.
-        images: see `known_split`.
+        images: see `known_facts`.
 
     Raises:
         ValueError: the batch does not split over the devices, libtpu refuses the shape, the size of the data is not known.
         ModuleNotFoundError: libtpu is not installed.
     """
-    return build(config, known_split(config, images), sharding.mesh_of(ahead.topology_devices(slice_), config.sharding.fsdp))
+    return build(config, known_facts(config, images), sharding.mesh_of(ahead.topology_devices(slice_), config.sharding.fsdp))
 
 
 def plan(config: ConfigDict, slice_: Slice, *, full: bool = False, images: int = 0) -> Plan:
@@ -189,7 +176,7 @@ def plan(config: ConfigDict, slice_: Slice, *, full: bool = False, images: int =
         config: one stage.
         slice_: from `slices.parse`.
         full: see `ahead.compile_step`.
-        images: see `known_split`.
+        images: see `known_facts`.
     """
     program = program_on(slice_, config, images)
     return describe(program, slice_, ahead.compile_step(program.step, arguments(program), full=full), full=full)
@@ -230,9 +217,10 @@ def read(compiled: ahead.Compiled, available: int) -> dict[str, Any]:
 
 def candidates(config: ConfigDict, slice_: Slice) -> Iterator[tuple[str, ConfigDict, Slice]]:
     """What may make a step fit: (what to change, config, slice), the cheapest first."""
+    there = flat(config)                                         # a plain network has no remat
     for path, values in EDITS:
         section, _, name = path.rpartition(".")
-        for value in values:
+        for value in values if path in there else ():
             edited = config.copy_and_resolve_references()        # ConfigDict(config) would share its sections
             (edited[section] if section else edited)[name] = value
             yield f"--config.{path}={value}", edited.lock(), slice_

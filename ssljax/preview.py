@@ -83,9 +83,9 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
     order = [(view, i) for view in views.resolved(config) for i in range(view.count)]
     order.sort(key=lambda place: place[0].first + place[1])       # a view beside the one whose crop it shares
     columns = [column(view, i) for view, i in order]
-    if "mix" in config:
+    if "mix" in config and source.class_names:
         columns += mixtures(made[order[0][0].name][:, 0], batch["label"], source.class_names, key, config)
-    labels = [source.class_names[label] for label in batch["label"]]
+    labels = [source.class_names[label] if label >= 0 else "" for label in batch["label"]]
     return [original(source, i) for i in batch["index"]], columns, labels
 
 

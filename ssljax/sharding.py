@@ -16,8 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ssljax.types import Pytree
 
 AXES = ("data", "fsdp")
-ROWS = ("queue", "banks", "assignment")        # fields of a method's extra state whose rows are examples or keys: split by rows
-BIG = 2**14                                    # elements; smaller leaves (norms, biases) cost more to gather than to keep
+BIG = 2**14               # elements; smaller leaves (norms, biases) cost more to gather than to keep
 
 
 def make_mesh(devices: int = 0, fsdp: int = 1) -> Mesh:
@@ -52,22 +51,23 @@ def whole(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(mesh: Mesh, state: Pytree) -> Pytree:
+def state_sharding(mesh: Mesh, state: Pytree, rows: tuple[str, ...] = ()) -> Pytree:
     """A NamedSharding for every leaf of a TrainState (or of its shapes).
 
-    Queues and banks are split by rows over all devices; with fsdp > 1 leaves of BIG elements or more are split over `fsdp` along their
-    longest dimension that it divides (the last of equals). The rest is whole. Momenta and target networks have the shapes of the
-    parameters they belong to and so their shardings.
+    The fields of `extra` that `rows` names (queues, banks) are split by rows over all devices; with fsdp > 1 leaves of BIG elements
+    or more are split over `fsdp` along their longest dimension that it divides (the last of equals). The rest is whole. Momenta and
+    target networks have the shapes of the parameters they belong to and so their shardings.
 
     Args:
         mesh: from `make_mesh`.
         state: a tree of arrays or ShapeDtypeStructs.
+        rows: `Method.rows`.
     """
     devices, fsdp = mesh.devices.size, mesh.shape["fsdp"]
 
     def rule(path: tuple, leaf: jax.Array) -> NamedSharding:
         names = [getattr(entry, "name", getattr(entry, "key", "")) for entry in path]
-        if any(name in ROWS for name in names) and leaf.ndim and leaf.shape[0] % devices == 0:
+        if "extra" in names and any(name in rows for name in names) and leaf.ndim and leaf.shape[0] % devices == 0:
             return NamedSharding(mesh, PartitionSpec(AXES))
         divisible = [size if size % fsdp == 0 else 0 for size in leaf.shape]
         if fsdp == 1 or leaf.size < BIG or not any(divisible):

@@ -29,9 +29,9 @@ def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, prof
         profile_steps: record so many steps into `workdir/profile`, from the tenth on; 0 = none.
     """
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
-    program = build(config, source)
+    program = build(config, sources.facts(config.data, source))
 
-    with RunFolder(workdir, config) as folder:
+    with RunFolder(workdir, config, program.facts) as folder:
         if profile_steps:
             program = program._replace(step=profile.recorded(program.step, profile_steps, workdir, left=program.total_steps))
         fit(program, source, seed=config.seed, folder=folder, test=test, start=start_from(program, earlier))
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, config, folder in stages(flags.config, flags.workdir):
             try:
                 run_stage(config, folder, earlier, profile_steps=flags.profile)
-            except (ValueError, FileNotFoundError, MemoryError, monitor.NotFinite) as error:
+            except (ValueError, FileNotFoundError, ImportError, MemoryError, monitor.NotFinite) as error:
                 raise SystemExit(f"ssljax train: {error}") from error
             earlier[name] = folder
         if jax.process_index() == 0:

@@ -1,8 +1,8 @@
-"""The vocabulary: Batch, Out, Method, TrainState. Everything else in the house is written with these words."""
+"""The vocabulary: Facts, Batch, Out, Method, TrainState, Protocol. Everything else in the house is written with these words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,20 @@ Batch = Mapping[str, jax.Array]
     label  int32 [B]
     index  int32 [B], the stable id of the example in its split
 """
+
+
+class Facts(NamedTuple):
+    """What only the data know: read from a training split once, and given to `METHODS[name](config, facts)`.
+
+    Attributes:
+        num_examples: of the training split; how long an epoch is.
+        num_classes: 0 where nothing is labelled.
+        num_ids: the stable ids of examples lie in 0..num_ids-1; a selection may have fewer examples than that.
+    """
+
+    num_examples: int
+    num_classes: int
+    num_ids: int
 
 
 class Out(NamedTuple):
@@ -38,6 +52,12 @@ def keep_extra(extra: Pytree, params: Pytree, carry: Pytree, step: jax.Array) ->
     return extra
 
 
+def own_backbone(params: Pytree, model_state: Pytree, extra: Pytree) -> tuple[Pytree, Pytree]:
+    """The `evaluated` of a method whose trained encoder is what evaluation looks at."""
+    del extra
+    return params["encoder"], model_state["encoder"]
+
+
 class TwoPass(NamedTuple):
     """A loss over a whole batch, cut where every example has become a few numbers, so that a batch may be worked through in pieces.
 
@@ -51,36 +71,53 @@ class TwoPass(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A paper as pure functions. `METHODS[config.method](config)` builds one.
+    """A paper as pure functions. `METHODS[config.method](config, facts)` builds one.
 
     Attributes:
         init: (key, batch) -> (params, model_state, extra). Works under `jax.eval_shape`; reads only shapes of the batch.
         loss: (params, model_state, extra, batch, key, step) -> (scalar float32, Out). `params` is all that is differentiated.
-        encode: (params, model_state, extra, image) -> float32 [B, D]. `image` is uint8 [B, H, W, C], already resized;
-            normalisation and inference-mode statistics are the method's business.
         update: (extra, params, carry, step) -> extra, called after the optimizer step inside the same jit.
         refresh: (state, run) -> state on the host before the first epoch and between epochs, or None. `run` is a `refresh.Run`.
-        balance: extra -> int32 [ids], what training draws evenly from: each epoch takes as many images of every value, -1 is left out.
-            Read after every refresh. None: every image once an epoch.
-        classify: (params, extra, features) -> {name: logits [B, classes]}, the run's own heads on what `encode` gave; the first is the one
-            that counts. None for a method that learns no classes.
-        adopt: (state, load) -> state, on the host before the first step: puts the weights of earlier runs into a fresh state.
-            `load(run, like, part, resize={})` reads one branch, see `checkpoint.load_part`; `run` is the name of a stage or a folder.
-            None: the encoder comes from `config.init_from`, if that is set.
+        evaluated: (params, model_state, extra) -> (parameters, running statistics) of the backbone that evaluation looks at: the
+            average's where the paper says so. `encode`, maps of layers, tokens and attention follow from it (`program.py`).
+        encode: (params, model_state, extra, image) -> float32 [B, D], only where the features are not what the backbone gives.
+            `image` is uint8 [B, H, W, C], already resized.
+        classify: (params, extra, features) -> {name: logits [B, classes]}, the run's own heads on what `encode` gave; the first is
+            the one that counts. None for a method that learns no classes.
+        assignment: extra -> int32 [ids] or [ids, clusterings], the labels that the network gave itself, -1 for none. None: it gives none.
+        balance: extra -> int32 [ids], what training draws evenly from: each epoch takes as many images of every value, -1 is left
+            out. Read after every refresh. None: every image once an epoch.
+        adopt: (state, load) -> state, on the host before the first step, after `config.init_from`: puts the weights of frozen
+            networks into a fresh state. `load(run, like, part)` reads one branch, see `checkpoint.load_part`; `run` is the name of a
+            stage or a folder.
+        rows: fields of `extra` whose rows are examples or keys: they are split by rows over the devices.
+        probes: branches of `params` that weight decay and layer-wise adaptation leave alone.
+        restarted: branches of `params` that `refresh` begins anew: no momentum is kept for them where the optimizer makes a difference.
+        num_views: how many views `config.views` must draw; 0: any number.
+        needs_labels: every training image must have a label.
         separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so micro-batches may be averaged.
         two_pass: for a loss that is not; None where neither holds, and `config.accumulate` is refused.
+        needs_labels: every training image must have a label; THE loop refuses a source where one has none.
     """
 
     init: Callable[..., tuple[Pytree, Pytree, Pytree]]
     loss: Callable[..., tuple[jax.Array, Out]]
-    encode: Callable[..., jax.Array]
     update: Callable[..., Pytree] = keep_extra
     refresh: Callable[..., Any] | None = None
+    evaluated: Callable[..., tuple[Pytree, Pytree]] = own_backbone
+    encode: Callable[..., jax.Array] | None = None
     classify: Callable[..., dict[str, jax.Array]] | None = None
-    adopt: Callable[..., TrainState] | None = None
+    assignment: Callable[..., jax.Array] | None = None
     balance: Callable[..., jax.Array] | None = None
+    adopt: Callable[..., TrainState] | None = None
+    rows: tuple[str, ...] = ()
+    probes: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
+    num_views: int = 0
+    needs_labels: bool = False
     separable: bool = False
     two_pass: TwoPass | None = None
+    needs_labels: bool = False
 
 
 @struct.dataclass
@@ -100,3 +137,30 @@ class TrainState:
     model_state: Pytree
     opt_state: Pytree
     extra: Pytree
+
+
+Measurement = dict[str, Any]
+"""What a protocol yields: `protocol` (its name in the results), `settings`, a value per metric, `n` images, and what it adds."""
+
+
+def never(bench: Any) -> str:
+    """The `refuse` of a protocol that can judge anything."""
+    del bench
+    return ""
+
+
+class Protocol(NamedTuple):
+    """A way to judge. `PROTOCOLS[name]` is one.
+
+    Attributes:
+        reads: "features" (judges pixels and a random network as well), "maps" (a random network as well), "predictions" (the run's own
+            heads) or "state" (what the run knows beside its network).
+        metrics: the keys of a measurement that are numbers to record; percent unless the protocol says otherwise.
+        judge: a `protocols.bench.Bench` -> one dict per measurement.
+        refuse: the same -> why this run or these data cannot be judged so, and what can be done; "" where they can.
+    """
+
+    reads: str
+    metrics: tuple[str, ...]
+    judge: Callable[[Any], Iterator[Measurement]]
+    refuse: Callable[[Any], str] = never

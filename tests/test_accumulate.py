@@ -74,7 +74,7 @@ def test_simclr_in_micro_batches_is_its_loss_over_all_their_embeddings():
     """Against one backward pass through both micro-batches side by side, each normalised by its own statistics."""
     config = small_config("simclr")
     source = sources.load(config.data, "train")
-    program = build(config, source)
+    program = build(config, source.facts)
     batch = {k: np.asarray(v) for k, v in next(device_batches(program, source, 0, 0)).items()}
     state, key = jax.tree.map(np.asarray, program.init(0)), jax.random.key(1)
     two_pass = program.method.two_pass

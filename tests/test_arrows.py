@@ -15,12 +15,13 @@ ROOMS = {
     "losses": ({"jax", "optax"}, set()),
     "targets": ({"jax", "optax"}, {"losses"}),
     "models": ({"jax", "flax", "ml_collections"}, set()),
-    "data": (LIGHT | {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "PIL", "tqdm"}, set()),
+    "data": (LIGHT | {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "PIL", "tqdm"}, {"types", "config"}),
     "methods": ({"jax", "ml_collections", "optax"}, {"types", "losses", "targets", "models", "data"}),
     "protocols": (LIGHT | {"optax", "sklearn"}, {"types", "losses", "data"}),
-    "run": (LIGHT | {"orbax", "etils", "tqdm", "clu"}, {"types", "data", "protocols", "program", "sharding"}),
+    "run": (LIGHT | {"orbax", "etils", "tqdm", "clu"}, {"types", "config", "results", "data", "protocols", "program", "sharding"}),
     "compiler": (LIGHT | {"libtpu"}, set()),
-    "pictures": (LIGHT | {"matplotlib", "sklearn", "threadpoolctl"}, {"types", "models", "data", "protocols"}),
+    "pictures": (LIGHT | {"matplotlib", "sklearn", "threadpoolctl"}, {"types", "models", "data", "protocols", "program"}),
+    "config": ({"ml_collections"}, {"cli"}),
     "convert": (LIGHT | {"flax", "safetensors", "torch"}, {"types", "models", "data", "program", "run", "cli"}),
     "step.py": (LIGHT | {"optax"}, {"types", "accumulate"}),
     "types.py": (LIGHT | {"flax"}, set()),
@@ -71,5 +72,7 @@ def test_methods_see_only_the_augmentation_of_the_data_room_and_no_other_method(
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE.parent / "configs").glob("*.py")), ids=lambda f: f.name)
-def test_configs_import_nothing_but_ml_collections(file):
-    assert {name.split(".")[0] for name in imports(file)} - STANDARD <= {"ml_collections"}
+def test_configs_import_nothing_but_ml_collections_and_the_base(file):
+    names = imports(file)
+    assert {name.split(".")[0] for name in names} - STANDARD <= {"ml_collections", "ssljax"}
+    assert {name for name in names if name.startswith("ssljax.")} <= {"ssljax.config"}

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ssljax import sharding
 from ssljax.data import sources
 from ssljax.methods import METHODS
-from ssljax.program import balance_of, build, device_batches, with_classes, with_ids
+from ssljax.program import balance_of, build, device_batches
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.loop import refreshed
 from ssljax.step import make_train_step
@@ -110,11 +110,12 @@ class Case:
     def __init__(self, name: str):
         self.name, self.config = name, small_config(name)
         self.source = sources.load(self.config.data, "train")
-        self.eight = build(self.config, self.source)
-        self.one = build(self.config, self.source, sharding.make_mesh(1))
+        self.facts = self.source.facts
+        self.eight = build(self.config, self.facts)
+        self.one = build(self.config, self.facts, sharding.make_mesh(1))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sharding, "BIG", 256)                         # the small network has no big leaves
-            self.four_by_two = build(self.config, self.source, sharding.make_mesh(8, fsdp=2))
+            self.four_by_two = build(self.config, self.facts, sharding.make_mesh(8, fsdp=2))
         self.key = jax.random.key(0)
         self.initial = self.eight.init(0)
         if self.eight.method.refresh is not None:
@@ -224,7 +225,7 @@ def test_the_loss_falls_on_one_small_batch(case):
 
 
 def test_bfloat16_is_finite_and_close(case):
-    method = METHODS[case.name](with_ids(with_classes(small_config(case.name, dtype="bfloat16"), 10), case.source.num_ids))
+    method = METHODS[case.name](small_config(case.name, dtype="bfloat16"), case.facts)
     state = case.on_one_device(case.states[1])
     batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[1].items()}
     args = (state.params, state.model_state, state.extra, batch, jax.random.fold_in(case.key, 1), state.step)
@@ -244,7 +245,7 @@ def test_encode_gives_float32_features_and_does_not_depend_on_the_rest_of_the_ba
 
 
 def test_init_runs_under_eval_shape_and_the_encoder_is_named(case):
-    method = METHODS[case.name](case.eight.config)
+    method = METHODS[case.name](case.eight.config, case.facts)
     params, _, extra = jax.eval_shape(lambda key: method.init(key, {}), case.key)
     assert "encoder" in params
     assert jax.tree.structure(extra) == jax.tree.structure(case.initial.extra)

@@ -10,8 +10,11 @@ import pytest
 from configs.simclr import get_config
 from ssljax import evaluate, report, sharding
 from ssljax.data import sampler, sources
-from ssljax.program import build, encoded
-from ssljax.protocols.features import raw_pixels
+from ssljax.program import build, encoded, switched_on
+from ssljax.protocols import PROTOCOLS
+from ssljax.protocols.bench import Bench
+from ssljax.protocols.features import Features, raw_pixels
+from ssljax.run import few_labels
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
 
@@ -33,11 +36,10 @@ def results(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         one = sharding.make_mesh(1)
         patch.setattr(sharding, "make_mesh", lambda fsdp=1: one)                    # compiles sooner than for eight
-        patch.setattr(evaluate, "SUPERVISED_STEPS", 2)
-        program = build(c, sources.load(c.data, "train"))
-        patch.setattr(evaluate, "build", lambda config, source: program if config.method == "simclr" else build(config, source))
+        patch.setattr(few_labels, "SUPERVISED_STEPS", 2)
+        program = build(c, sources.load(c.data, "train").facts)
         checkpoints = Checkpoints(str(folder / "run"), keep_last=1)
-        checkpoints.save(evaluate.switched_on(program.init(0)), {"loss": 1.0})
+        checkpoints.save(switched_on(program.init(0)), {"loss": 1.0})
         checkpoints.close()
         evaluate.main(["--config", "configs/simclr.py:digits", f"--workdir={folder}/run", *SMALL, "--protocols=knn,linear,label_fraction",
                        "--baselines=raw_pixels,random_init,supervised", f"--results={folder}/out/results.jsonl"])
@@ -80,9 +82,9 @@ def test_every_image_once_on_eight_devices():
     """297 images in batches of 250, made 256 to split over the devices."""
     c = config()
     train_split, test = sources.load(c.data, "train"), sources.load(c.data, "test")
-    program = build(c, train_split)
+    program = build(c, train_split.facts)
     assert program.mesh.devices.size == 8
-    found = encoded(raw_pixels, program, test)
+    found = encoded(raw_pixels, program.mesh, c, test)
     np.testing.assert_allclose(found.features, test.images.reshape(297, -1) / 255.0, rtol=2e-7)
     np.testing.assert_array_equal(found.labels, test.labels)
 
@@ -91,7 +93,6 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
     """Wrong labels on all other images change nothing."""
     c = config().unlock()
     c.evaluate.update(label_counts=(1,), label_draws=1)
-    c.data.num_classes = 10
     source, test = sources.load(c.data, "train"), sources.load(c.data, "test")
     kept = sampler.subset(source.labels, per_class=1, seed=0)
     seen = []
@@ -100,8 +101,8 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
         seen.append((labelled.index, labelled.labels, labelled.images))
         return program.init(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "fit", fit)
-        found = list(evaluate.supervised(c.lock(), source, test))
+        patch.setattr(few_labels, "fit", fit)
+        found = list(few_labels.supervised(c.lock(), source, test))
     (index, labels, images), = seen
     assert len(found) == 1 and found[0]["n"] == 297
     assert len(np.unique(index)) == len(index) == 32                         # each copy has views of its own
@@ -109,10 +110,38 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
     np.testing.assert_array_equal(images, source.images[np.resize(kept, 32)])
 
 
+@pytest.mark.parametrize("protocol", ["knn", "linear", "label_fraction"])
+def test_protocols_judge_labelled_images_alone(protocol):
+    rng = np.random.default_rng(0)
+    c = config().unlock()
+    c.evaluate.update(label_counts=(2,), label_draws=1)
+    digits = sources.load(c.data, "test")
+
+    def features(n, labelled):
+        labels = rng.integers(0, 3, n).astype(np.int32)
+        x = (np.eye(3)[labels] + rng.normal(0, 0.6, (n, 3))).astype(np.float32)
+        return Features(x, np.where(labelled, labels, -1).astype(np.int32), np.arange(n, dtype=np.int32))
+
+    def judge(train, test):
+        """Of two splits that are told apart by their length."""
+        known = {len(found.labels): found for found in (train, test)}
+        split = {n: digits.select(np.arange(n)) for n in known}
+        bench = Bench(config=c, name="simclr", channels=0, train=split[len(train.labels)], test=split[len(test.labels)], load=None,
+                      features=lambda source: known[len(source)])
+        return next(PROTOCOLS[protocol].judge(bench))
+
+    train, test = features(60, np.arange(60) % 3 > 0), features(30, np.arange(30) % 2 > 0)
+    found = judge(train, test)
+    expected = judge(*(Features(*(x[split.labels >= 0] for x in split)) for split in (train, test)))
+    assert found["n"] == 15 and found["top1"] == expected["top1"] > 40 and found["settings"] == expected["settings"]
+    with pytest.raises(ValueError, match=f"{protocol} judges by labels, and none of 30 test images has one"):
+        judge(train, test._replace(labels=np.full(30, -1, np.int32)))
+
+
 def test_a_random_network_has_its_residual_branches_on():
     state = TrainState(step=0, params={"encoder": {"norm": {"scale": jax.numpy.zeros(3)}, "conv": {"kernel": jax.numpy.zeros(2)}}},
                        model_state={}, opt_state=(), extra=())
-    params = evaluate.switched_on(state).params["encoder"]
+    params = switched_on(state).params["encoder"]
     np.testing.assert_array_equal(params["norm"]["scale"], np.ones(3))
     np.testing.assert_array_equal(params["conv"]["kernel"], np.zeros(2))
 

@@ -115,12 +115,12 @@ def test_two_processes_take_ten_steps_of_one(one_process, two_processes):
 READER = """
 import sys
 from jax.experimental import multihost_utils
-from ssljax import train
+from ssljax.program import build, device_batches
 from ssljax.run import hosts
 from tests.test_hosts import data
 config, source = data()
 hosts.start(sys.argv[1], 2, int(sys.argv[2]))
-program = build(config, source)
+program = build(config, source.facts)
 for _, batch in zip(range(4), device_batches(program, source, 0, 8)):
     mine = [int(i) for shard in batch["index"].addressable_shards for i in shard.data]
     print("rows", *mine, "of", *multihost_utils.process_allgather(batch["index"], tiled=True))
@@ -130,7 +130,7 @@ for _, batch in zip(range(4), device_batches(program, source, 0, 8)):
 def test_each_process_reads_its_rows_of_the_batches_of_one(cache):
     """Four steps across the end of the first epoch."""
     config, source = data()
-    program = build(config, source)
+    program = build(config, source.facts)
     want = [np.asarray(batch["index"]) for _, batch in zip(range(4), device_batches(program, source, 0, 8), strict=False)]
     assert not np.array_equal(want[0], want[2])
     address = f"localhost:{free_port()}"
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_two_processes_goes_on_on_fewer_devices(two_processes, t
     """Restored bit for bit, and the next step is the one that two processes took."""
     config, source = data()
     copy_until(two_processes, tmp_path, STEPS - 1)
-    program = build(config, source, sharding.make_mesh(devices))
+    program = build(config, source.facts, sharding.make_mesh(devices))
     reader = Checkpoints(str(tmp_path), read_only=True)
     state = reader.restore(program.shapes)
     reader.close()

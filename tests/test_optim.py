@@ -10,6 +10,7 @@ from configs.deit import get_config as deit_config
 from configs.simclr import get_config
 from ssljax import optim
 from ssljax.methods import METHODS
+from tests.methods.small import FACTS
 
 
 def follow(tx, init, grads):
@@ -108,9 +109,7 @@ def test_deit_schedule_and_decayed_leaves_by_hand():
     epochs = jnp.array([0, 1, 4, 5, 150, 299])
     np.testing.assert_allclose(schedule(epochs * 1251), [1e-6, 2.008e-4, 8.002e-4, 9.993216e-4, 5.05e-4, 1.002714e-5], rtol=2e-5)
 
-    c = c.unlock()
-    c.data.num_classes = 10
-    params = jax.eval_shape(lambda key: METHODS["deit"](c).init(key, {})[0], jax.random.key(0))
+    params = jax.eval_shape(lambda key: METHODS["deit"](c, FACTS).init(key, {})[0], jax.random.key(0))
     moved = {}
     for flag in (True, False):
         mask = optim.timm_decayed(params, distillation_token=flag)
@@ -146,10 +145,9 @@ def leaf_names(tree):
 
 
 def test_biases_norms_and_the_probe_are_neither_decayed_nor_adapted():
-    config = get_config("digits").unlock()
-    config.data.num_classes = 10
-    params = jax.eval_shape(lambda key: METHODS["simclr"](config).init(key, {})[0], jax.random.key(0))
-    mask = leaf_names(optim.decayed(params))
+    config = get_config("digits")
+    params = jax.eval_shape(lambda key: METHODS["simclr"](config, FACTS).init(key, {})[0], jax.random.key(0))
+    mask = leaf_names(optim.decayed(params, ("probe",)))
     blocks = {f"encoder/group{g}_block1/{place}" for g in (1, 2, 3) for place in ("norm1", "norm2", "shortcut/norm")}
     norms = {*blocks, "encoder/stem_norm1", "projector/norm1"}
     excluded = {f"{norm}/{leaf}" for norm in norms for leaf in ("scale", "bias")}
@@ -164,7 +162,7 @@ def made(name):
     """The optimizer of a run of 10 steps, 4 of them warm-up to 0.4, with weight decay 0.1."""
     config = optim.ConfigDict(dict(name=name, nesterov=False, momentum=0.9, weight_decay=0.1, learning_rate=0.4, scaling="none",
                                    warmup_epochs=2, trust_coefficient=0.001, lr_in_momentum=True))
-    return optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10)[0]
+    return optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10, probes=("probe",))[0]
 
 
 @pytest.mark.parametrize("name, moved", [("lars", 0.001 * 2), ("sgd", 0.1 * 2 * (1 + 0.9)), ("adamw", 0.1 * 2)])

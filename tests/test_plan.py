@@ -21,6 +21,7 @@ from configs import simclr, supervised
 from ssljax import plan
 from ssljax.compiler import ahead, flops, hlo, slices
 from ssljax.methods import METHODS
+from ssljax.types import Facts
 
 ROOT = Path(__file__).parent.parent
 
@@ -144,15 +145,15 @@ def test_topologies():
 
 
 def test_sizes_of_data_sets_need_no_data():
-    assert plan.known_split(simclr.get_config("imagenet_r50"), 0) == plan.Split(1_281_167, 1000)
-    assert len(plan.known_split(supervised.get_config("imagenet_r50_1pct"), 0)) == 12_811
-    assert len(plan.known_split(simclr.get_config("digits"), 0)) == 1500
+    assert plan.known_facts(simclr.get_config("imagenet_r50"), 0) == Facts(1_281_167, 1000, 1_281_167)
+    assert plan.known_facts(supervised.get_config("imagenet_r50_1pct"), 0).num_examples == 12_811
+    assert plan.known_facts(simclr.get_config("digits"), 0).num_examples == 1500
     folder = simclr.get_config("folder")
     with pytest.raises(ValueError, match="--images N and --config.data.num_classes=C"):
-        plan.known_split(folder, 0)
+        plan.known_facts(folder, 0)
     with folder.unlocked():
         folder.data.num_classes = 7
-    assert plan.known_split(folder, 900) == plan.Split(900, 7)
+    assert plan.known_facts(folder, 900) == Facts(900, 7, 900)
 
 
 def test_candidates_are_the_cheap_edits_first_then_larger_slices():

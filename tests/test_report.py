@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from configs.simclr import PRESETS
 from ssljax import report
-from ssljax.pictures import figures
+from ssljax.pictures import figures, gallery
 
 
 def line(**changes):
@@ -115,6 +116,36 @@ def test_names_beside_lines_do_not_overlap_and_stay_in_order():
     found = figures.spread_out({"a": 50.0, "b": 50.5, "c": 90.0}, 4.0)
     assert found["b"] - found["a"] == pytest.approx(4.0, abs=1e-6) and found["c"] == 90.0
     assert (found["a"] + found["b"]) / 2 == pytest.approx(50.25)
+
+
+@pytest.mark.parametrize("classes", [("cat", "dog"), ()])
+def test_an_image_without_a_label_has_no_name_and_is_never_wrong(classes, tmp_path, monkeypatch):
+    """-1 would be the last class. `classes` is empty where no image has a label."""
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    labels = np.array([-1, 0]) if classes else np.array([-1, -1])
+    images = np.zeros((2, 3, 4, 4, 1), np.uint8)
+    beside = np.where(labels[:, None] < 0, [0, 1, -1], [0, 1, -1]) if classes else np.full((2, 3), -1)
+    figures.neighbours(tmp_path, images[:, 0], labels, images, beside, classes, "t")
+    figures.clusters(tmp_path, images, beside, np.array([5, 3]), classes, "t")
+    figures.attention(tmp_path, images[:, 0], labels, np.zeros((2, 1, 2, 2)), classes, "t")
+    figures.feature_map(tmp_path, {"simclr": np.random.default_rng(0).normal(size=(12, 4))}, np.resize(labels, 12), classes, "t")
+    near, sheet, looks, flat = drawn
+
+    def framed(figure):
+        return [axis.spines["left"].get_visible() for axis in figure.axes]
+    assert [near.axes[i].get_ylabel() for i in (0, 4)] == (["", "cat"] if classes else ["", ""])
+    assert framed(near) == [False] * 4 + ([False, False, True, False] if classes else [False] * 4)
+    assert [sheet.axes[i].get_ylabel() for i in (0, 3)] == (["cat\n5 images", "cat\n3 images"] if classes else ["5 images", "3 images"])
+    assert framed(sheet) == ([False, True, False] * 2 if classes else [False] * 6)
+    assert [axis.get_title() for axis in looks.axes[:2]] == (["", "cat"] if classes else ["", ""])
+    assert [text.get_text() for text in flat.axes[0].texts] == (["cat"] if classes else [])
+
+
+def test_queries_are_of_labelled_images_where_there_are_any():
+    assert gallery.queries_of(np.array([-1, 2, -1, 0, 2])).tolist() == [3, 1]
+    assert gallery.queries_of(np.full(15, -1)).tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert gallery.queries_of(np.full(3, -1)).tolist() == [0, 1, 2]
 
 
 def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys):

@@ -28,12 +28,12 @@ def test_every_leaf_has_its_place():
         "nothing_divides": shape((255, 255), jnp.float32),
         "extra": {"queue": shape((64, 8), jnp.float32), "pointer": shape((), jnp.int32)},
     }
-    placed = jax.tree.map(lambda place: place.spec, sharding.state_sharding(mesh, state))
+    placed = jax.tree.map(lambda place: place.spec, sharding.state_sharding(mesh, state, ("queue",)))
     assert placed == {
         "longest": P(None, None, None, "fsdp"), "first_is_longest": P("fsdp", None), "last_of_equals": P(None, "fsdp"),
         "odd_longest": P(None, "fsdp"), "small": P(), "nothing_divides": P(),
         "extra": {"queue": P(("data", "fsdp")), "pointer": P()}}
-    alone = sharding.state_sharding(sharding.make_mesh(8), state)
+    alone = sharding.state_sharding(sharding.make_mesh(8), state, ("queue",))
     assert alone["longest"].spec == P() and alone["extra"]["queue"].spec == P(("data", "fsdp"))
 
 

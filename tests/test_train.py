@@ -1,5 +1,7 @@
 """The loop in process: stages, what it refuses, what it says of a sick run."""
 
+import dataclasses
+import importlib
 import json
 
 import jax
@@ -7,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import simclr
+from configs import simclr, supervised
 from ssljax import evaluate, sharding, train
 from ssljax.data import sampler, sources
-from ssljax.program import build, with_classes, with_seed
-from ssljax.run import monitor
+from ssljax.program import build, with_seed
+from ssljax.protocols.features import raw_pixels
+from ssljax.run import few_labels, monitor
 from ssljax.run.checkpoint import Checkpoints, load_part
 from ssljax.run.folder import RunFolder
-from ssljax.run.loop import fit
+from ssljax.run.loop import fit, online_knn
 from ssljax.types import TrainState
 from tests.processes import SMALL
 
@@ -67,12 +70,10 @@ def test_fine_tuning_leaves_the_settings_of_pretraining_alone(preset, alone):
     assert (len(config.finetune.views), config.finetune.augment.jitter_probability, config.finetune.optim.nesterov) == (1, 0.0, True)
 
 
-@pytest.mark.parametrize("derive", [lambda c: with_classes(c, 10), lambda c: with_seed(c, 3),
-                                    lambda c: evaluate.supervised_config(c, 32, 5)])
+@pytest.mark.parametrize("derive", [lambda c: with_seed(c, 3), lambda c: few_labels.supervised_config(c, 32, 5)])
 def test_a_derived_config_shares_nothing_with_its_own(derive):
-    config = simclr.get_config("digits").unlock()
-    config.data.num_classes = 0
-    before = config.lock().to_dict()
+    config = simclr.get_config("digits")
+    before = config.to_dict()
     derive(config)
     assert config.to_dict() == before
 
@@ -89,7 +90,7 @@ def read_encoder(workdir):
 def test_a_part_of_another_network_is_refused_by_name(tmp_path):
     config = small_config()
     source = sources.load(config.data, "train")
-    program = build(config, source)
+    program = build(config, source.facts)
     state = program.init(0)
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(state, {})
@@ -101,7 +102,7 @@ def test_a_part_of_another_network_is_refused_by_name(tmp_path):
         load_part(str(tmp_path / "nowhere"), wider, "params/encoder")
     other = small_config(width=0.25)
     with pytest.raises(ValueError, match="is of another network: .* is \\(8,\\) there and \\(16,\\) here"):
-        Checkpoints(str(tmp_path)).restore(build(other, source).shapes)
+        Checkpoints(str(tmp_path)).restore(build(other, source.facts).shapes)
 
 
 def small_config(width: float = 0.125):
@@ -123,10 +124,41 @@ def test_the_loop_goes_on_where_its_state_stands(seed):
         seen.append(np.asarray(batch["index"]))
         return state.replace(step=state.step + 1), {"loss": jnp.float32(0.0)}
     begun = TrainState(step=jnp.int32(40), params={}, model_state={}, opt_state=(), extra=())
-    program = build(config, source)._replace(init=lambda seed: begun, step=step)
+    program = build(config, source.facts)._replace(init=lambda seed: begun, step=step)
     assert int(fit(program, source, seed=seed).step) == program.total_steps == 47
     expected = [sampler.order(seed, s // 46, 1500)[s % 46 * 32:][:32] for s in range(40, 47)]
     np.testing.assert_array_equal(seen, expected)
+
+
+def unlabelled(source, rows):
+    labels = source.labels.copy()
+    labels[rows] = -1
+    return dataclasses.replace(source, labels=labels)
+
+
+def test_knn_while_training_looks_at_labelled_images_alone():
+    """On pixels, which need no network. A label of the wrong images would show: half of both splits has none."""
+    config = small_config()
+    source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
+    program = build(config, source.facts)._replace(encode=lambda params, model_state, extra, image: raw_pixels(image))
+    state = TrainState(step=jnp.int32(0), params={}, model_state={}, opt_state=(), extra=())
+    half = [unlabelled(split, np.arange(1, len(split), 2)) for split in (source, test)]
+    kept = [split.select(np.arange(0, len(split), 2)) for split in (source, test)]
+    assert online_knn(program, state, *half) == online_knn(program, state, *kept) > 85
+
+
+def test_a_method_that_learns_from_labels_names_the_image_that_has_none():
+    config = supervised.get_config("digits")
+    source = unlabelled(sources.load(config.data, "train"), [7, 900])
+    program = build(config, source.facts)
+    with pytest.raises(ValueError, match="method 'supervised' needs labels, and 2 of 1500 train images of digits have none "
+                                         ".first: image 7 of digits, train"):
+        fit(program, source, seed=0)
+    for method in ("supervised", "deit"):
+        config = importlib.import_module(f"configs.{method}").get_config("digits")
+        config = config.student if method == "deit" else config
+        with pytest.raises(ValueError, match=f"{method} learns from labels, and data.source='digits' has none"):
+            build(config, unlabelled(source, slice(None)).facts)
 
 
 def test_a_run_that_leaves_the_real_numbers_stops_and_keeps_its_checkpoint(tmp_path):
@@ -147,8 +179,8 @@ def test_the_monitor_calls_a_collapse(tmp_path, capsys, monkeypatch):
         return state.replace(params=params)
     config = small_config()
     source = sources.load(config.data, "train")
-    program = build(config, source)
-    folder = RunFolder(str(tmp_path), program.config)
+    program = build(config, source.facts)
+    folder = RunFolder(str(tmp_path), program.config, program.facts)
     fit(program, source, seed=0, folder=folder, start=collapse)
     folder.close()
     assert "the representations have collapsed" in capsys.readouterr().out

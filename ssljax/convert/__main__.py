@@ -5,13 +5,11 @@
 
 `--from` writes a checkpoint of step 0 into a fresh folder: `evaluate` and `preview` use it like any other, `train` goes on from it, and
 `init_from=DIR` starts another run with its encoder. `--to` writes the encoder and the heads of the newest checkpoint of any method under
-timm's (ViT) or torchvision's names. Both print which array lies where; a name or a shape that does not match is an error. The data set is
-not looked at unless config.data.num_classes is 0. Of a config with stages the last one is meant.
+timm's (ViT) or torchvision's names. Both print which array lies where; a name or a shape that does not match is an error. The number of
+classes is that of the file's head or of the run. Of a config with stages the last one is meant, or `--stage NAME`.
 """
 
 from __future__ import annotations
-
-import dataclasses
 
 import jax
 from ml_collections import ConfigDict
@@ -19,33 +17,15 @@ from ml_collections import ConfigDict
 from ssljax import cli, convert
 from ssljax.convert import weights
 from ssljax.data import sources
-from ssljax.program import Program, build, stages
-from ssljax.run.checkpoint import Checkpoints, load_part
-from ssljax.run.folder import RunFolder
-from ssljax.types import Pytree
+from ssljax.program import build, open_run, stage
+from ssljax.run.checkpoint import Checkpoints
+from ssljax.run.folder import RunFolder, facts_of
+from ssljax.types import Facts
 
 
-@dataclasses.dataclass(frozen=True)
-class Unread:
-    """What `build` looks at of a training split, when the data itself is of no interest."""
-
-    images: int
-    num_classes: int
-
-    def __len__(self) -> int:
-        return self.images
-
-    @property
-    def num_ids(self) -> int:
-        return self.images
-
-
-def program_of(config: ConfigDict) -> Program:
-    """The run that the weights belong to; reads the data only to count its classes, or the images of a method that keeps something for
-    each, where the config leaves that to it."""
-    if config.data.num_classes and config.data.get("num_ids", 1):
-        return build(config, Unread(config.batch_size, config.data.num_classes))
-    return build(config, sources.load(config.data, "train"))
+def facts_for(config: ConfigDict, classes: int) -> Facts:
+    """Facts of a run whose data are of no interest: the number of classes and nothing else is looked at."""
+    return Facts(num_examples=config.batch_size, num_classes=classes, num_ids=config.batch_size)
 
 
 def import_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.Place]:
@@ -55,7 +35,10 @@ def import_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
         FileNotFoundError: there is no such file.
         ValueError: a name or a shape does not match, the method has parameters that no such file holds, or the folder has a checkpoint.
     """
-    program, state_dict = program_of(config), weights.read(file)
+    state_dict = weights.read(file)
+    family = convert.family(config, state_dict)
+    head = state_dict.get(f"{family.heads['head']}.weight")
+    program = build(config, facts_for(config, config.data.num_classes or (0 if head is None else len(head))))
     other = [part for part in program.shapes.params if part not in weights.PARTS]
     if other or jax.tree.leaves(program.shapes.extra):
         raise ValueError(f"method {config.method!r} keeps more than a file can hold ({', '.join(other) or 'a state of its own'}): "
@@ -65,10 +48,9 @@ def import_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
     found.close()
     if steps:
         raise ValueError(f"--workdir={workdir} already has a checkpoint, of step {steps[-1]}: use another folder")
-    family = convert.family(program.config, state_dict)
     like = {"params": program.shapes.params, "model_state": program.shapes.model_state}
     tree = jax.device_put(weights.load(state_dict, like, family), jax.tree.map(lambda leaf: leaf.sharding, like))
-    with RunFolder(workdir, config) as folder:
+    with RunFolder(workdir, config, None) as folder:
         folder.save(program.init(config.seed).replace(**tree), {})
     return weights.places(like, family)
 
@@ -80,24 +62,25 @@ def export_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
         FileNotFoundError: there is no checkpoint.
         ValueError: it belongs to another network, or the network computes something that the other framework's does not.
     """
-    program = program_of(config)
-    family = convert.family(program.config)
-
-    def branch(name: str, shapes: Pytree) -> Pytree:
-        return {part: load_part(workdir, shapes[part], f"{name}/{part}") for part in weights.PARTS if part in shapes}
-    tree = {name: branch(name, getattr(program.shapes, name)) for name in ("params", "model_state")}
+    family = convert.family(config)
+    facts = facts_of(workdir)
+    if facts is None and config.data.num_classes:
+        facts = facts_for(config, config.data.num_classes)
+    run = open_run(config, facts or sources.load(config.data, "train").facts, workdir)
+    tree = {name: {part: branch for part, branch in getattr(run, name).items() if part in weights.PARTS}
+            for name in ("params", "model_state")}
     weights.write(weights.dump(tree, family), file)
     return weights.places(tree, family)
 
 
 def main(argv: list[str] | None = None) -> None:
     """`ssljax convert`."""
-    flags = cli.parse("convert", argv, **{"from": "", "to": ""})
+    flags = cli.parse("convert", argv, **{"from": "", "to": "", "stage": ""})
     source, target = flags["from"].value, flags["to"].value
     if bool(source) == bool(target):
         raise SystemExit("ssljax convert: say either --from=FILE.safetensors, to read weights into --workdir, or --to=FILE.safetensors")
-    _, config, workdir = stages(flags.config, flags.workdir)[-1]
     try:
+        config, workdir = stage(flags.config, flags.workdir, flags.stage)
         found = import_weights(config, workdir, source) if source else export_weights(config, workdir, target)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"ssljax convert: {error}") from error

@@ -29,9 +29,19 @@ ATTEMPTS_TF, ATTEMPTS_TORCHVISION = 100, 10
 
 @functools.cache
 def tensorflow() -> Any:
-    """TensorFlow, imported on first use and kept off accelerators, which belong to JAX."""
+    """TensorFlow, imported on first use and kept off accelerators, which belong to JAX.
+
+    Raises:
+        ImportError: it is not installed, or cannot be loaded; says what does without it.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ImportError(
+            f"TensorFlow cannot be imported ({error}), but data.crop_on='host' and tfds: sources are read with it: pip install "
+            "tensorflow (tensorflow-cpu on Linux). Digits, Fashion-MNIST and a folder with data.crop_on='device' do without"
+        ) from error
 
     tf.config.set_visible_devices([], "GPU")
     return tf
@@ -225,9 +235,8 @@ def eval_image(image: tf.Tensor, config: ConfigDict) -> tf.Tensor:
     """
     data, augment = config.data, config.augment
     proportion = data.eval_crop if data.image_size > 32 else 1.0
-    # a warp has no resize whose kind it could name
-    method = "bicubic" if augment.crop == "affine" else augment.interpolation
     size = data.image_size
+    method = recipes.evaluation_resize(augment)
     out = to_uint8(central_crop(image, size, size, proportion, method, antialias=augment.antialias))
     out.set_shape([size, size, data.channels])
     return out

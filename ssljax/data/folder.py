@@ -1,22 +1,31 @@
-"""`folder:PATH`: images on disk, one sub-folder a class.
+"""`folder:PATH`: images on disk, one sub-folder per class, or without labels.
 
-    PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg (or the names in data.train_split and data.test_split, or val, validation);
-    or PATH/<class>/*.jpg, or PATH/train alone: `data.holdout` of every class is then kept for testing, always the same images.
+    PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg (or the names in data.train_split and data.test_split,
+    or val, validation);
+    or PATH/<class>/*.jpg, or PATH/train alone: `data.holdout` of every class is then kept for testing, always the
+    same images.
 
 Files are .jpg, .jpeg or .png at any depth below the class; others and hidden ones are ignored.
+
+With `data.labels="none"` every image at any depth below PATH (or PATH/train and PATH/test) is an example without a
+label, and `data.holdout` is a share of all images. So are images that lie loose in a folder without class folders.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax.data import decode, sampler
-from ssljax.data.source import Source, digest
+from ssljax.data.source import Source, digest, require_labels
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -26,12 +35,15 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
 
     Raises:
         FileNotFoundError: the folder does not exist, or holds no images.
-        ValueError: an empty class, different classes in train and test, nothing to hold out, an unreadable image.
+        ValueError: an empty class, different classes in train and test, loose images beside class folders, nothing to
+            hold out, an unreadable image, or `data.train_per_class` of images without labels.
     """
     root = Path(path).expanduser()
     files, labels, classes = list_split(data, root, split)
-    if split == "train" and data.train_per_class and data.on_bad_image == "error":
-        files, labels = _only(sampler.first_per_class(labels, data.train_per_class), files, labels)   # before decoding what is not used
+    if split == "train" and data.train_per_class and data.on_bad_image == "error":      # before decoding what is not used
+        asked = f"data.train_per_class={data.train_per_class}"
+        require_labels(labels, lambda i: files[i], asked, f"train images of {data.source}")
+        files, labels = _only(sampler.first_per_class(labels, data.train_per_class), files, labels)
 
     def read_file(i: int) -> bytes:
         return Path(files[i]).read_bytes()
@@ -55,19 +67,45 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
 
 
 def list_split(data: ConfigDict, root: Path, split: str) -> tuple[list[str], np.ndarray, list[str]]:
-    """The files of a split in a fixed order, their labels int32 [N], and the class names (sorted; a label is a place in them)."""
+    """The files of a split in a fixed order, their labels int32 [N], and the class names (sorted).
+
+    A label is a place in the class names, or -1 where there are none.
+    """
     if not root.is_dir():
         raise FileNotFoundError(f"data.source=folder:{root}: there is no folder {root}{_nearest(root)}")
     train, test = _stored(root, data.train_split, "train"), _stored(root, data.test_split, "test", "val", "validation")
     if test and not train:
         raise FileNotFoundError(f"{root} has a folder {test.name}, but no folder {data.train_split} to train on")
+    here = train or root
+    by_class = data.labels == "folders" and has_classes(here)
+    if data.labels == "folders" and not by_class and split == "train":
+        log.warning("%s has images but no class folders: they are taken without labels, as data.labels='none' does", here)
+    listed = list_classes if by_class else list_loose
     if test:
-        _same_classes(train, test)
-        return list_classes(train if split == "train" else test)
-    files, labels, classes = list_classes(train or root)
-    held = held_out(labels, classes, data.holdout)
+        if data.labels == "folders":
+            _same_classes(here, test, by_class)
+        return listed(here if split == "train" else test)
+    files, labels, classes = listed(here)
+    held = held_out(labels, classes, data.holdout) if by_class else _held_out_of_all(len(files), here, data.holdout)
     rows = np.flatnonzero(held if split == "test" else ~held)
     return *_only(rows, files, labels), classes
+
+
+def has_classes(folder: Path) -> bool:
+    """Whether the folder's images are in class folders; False where they all lie loose in it.
+
+    Raises:
+        ValueError: some are, and some lie loose.
+    """
+    loose = sorted(name for name in os.listdir(folder) if _is_image(name) and (folder / name).is_file())
+    if not loose:
+        return True                            # or there are no images at all, which is said elsewhere
+    filled = next((name for name in class_folders(folder) if any(_images(folder / name))), None)
+    if filled is None:
+        return False
+    raise ValueError(f"{folder / loose[0]} lies loose beside class folders such as {folder / filled} ({len(loose)} such "
+                     "image" + "s" * (len(loose) > 1) + "): move it into the folder of its class, or set "
+                     "data.labels='none' to take every image below the folder without a label")
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -75,25 +113,31 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if (folder / name).is_dir() and not name.startswith("."))
 
 
-def _same_classes(train: Path, test: Path) -> None:
+def _same_classes(train: Path, test: Path, by_class: bool) -> None:
+    """Raises ValueError where train and test are not labelled alike; `by_class`: train has class folders."""
+    if by_class != has_classes(test):
+        with_classes, without = (train, test) if by_class else (test, train)
+        raise ValueError(f"{with_classes} has class folders ({', '.join(class_folders(with_classes)[:10])}), but the images in "
+                         f"{without} lie loose: sort them into the same class folders, or set data.labels='none' to take "
+                         "all images without labels")
+    if not by_class:
+        return
     here, there = class_folders(train), class_folders(test)
     if here != there:
         raise ValueError(f"{train} has {len(here)} classes, {test} {len(there)}; only one of them has "
-                         f"{', '.join(sorted(set(here) ^ set(there))[:10])}. Labels are places in the sorted list of class folders: "
-                         "both splits need the same")
+                         f"{', '.join(sorted(set(here) ^ set(there))[:10])}. Labels are places in the sorted list of "
+                         "class folders: both splits need the same")
 
 
 def list_classes(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
-    """All images below `folder`: sorted files, labels int32 [N], sorted class names."""
+    """All images in the class folders of `folder`: sorted files, labels int32 [N], sorted class names."""
     classes = class_folders(folder)
-    found = [sorted(os.path.join(at, f) for at, _, names in os.walk(folder / name) for f in names
-                    if f.lower().endswith(SUFFIXES) and not f.startswith(".")) for name in classes]
+    found = [sorted(_images(folder / name)) for name in classes]
     empty = [name for name, files in zip(classes, found, strict=True) if not files]
     wanted = ", ".join(SUFFIXES)
     if len(empty) == len(classes):
-        loose = any(name.lower().endswith(SUFFIXES) for name in os.listdir(folder))
-        raise FileNotFoundError(f"{folder} holds no images ({wanted}) in sub-folders, one a class" + (
-            f": its images lie loose; move them to {folder / 'all'}" if loose else f"; its sub-folders: {', '.join(empty[:10]) or 'none'}"))
+        raise FileNotFoundError(f"{folder} holds no images ({wanted}), neither loose nor in sub-folders, one per class; its "
+                                f"sub-folders: {', '.join(empty[:10]) or 'none'}")
     if empty:
         raise ValueError(f"class folder {folder / empty[0]} has no images ({wanted}): fill or delete it"
                          + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""))
@@ -101,18 +145,58 @@ def list_classes(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
     return [f for files in found for f in files], labels, classes
 
 
+def list_loose(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
+    """All images below `folder`, at any depth: sorted files, a label of -1 for each (int32 [N]), and no class names.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    files = sorted(_images(folder, hidden_folders=False))
+    if not files:
+        raise FileNotFoundError(f"{folder} and its sub-folders hold no images ({', '.join(SUFFIXES)})")
+    return files, np.full(len(files), -1, np.int32), []
+
+
+def _images(folder: Path, hidden_folders: bool = True) -> Iterator[str]:
+    """The paths of the images below a folder, in no particular order; hidden files are left out."""
+    for at, folders, names in os.walk(folder):
+        if not hidden_folders:
+            folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(at, name) for name in names if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
 def held_out(labels: np.ndarray, classes: list[str], share: float) -> np.ndarray:
-    """bool [N]: round(share n) of the n images of every class, at least one, leaving at least one; drawn with a fixed seed."""
-    if not 0 < share < 1:
-        raise ValueError(f"data.holdout={share}: without a test folder it must lie between 0 and 1 (exclusive)")
+    """bool [N]: a share of the images of every class, drawn with a fixed seed; see `_draw_held_out`."""
     held = np.zeros(len(labels), bool)
     for label, name in enumerate(classes):
         rows = np.flatnonzero(labels == label)
-        if len(rows) < 2:
-            raise ValueError(f"class {name} has {len(rows)} image: with no test folder, each class needs 2 (one is held out)")
-        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        held[rows[sampler.order(0, label, len(rows))[:count]]] = True
+        held[rows[_draw_held_out(label, len(rows), share, f"class {name}")]] = True
     return held
+
+
+def _held_out_of_all(n: int, folder: Path, share: float) -> np.ndarray:
+    """bool [n]: a share of all images of a folder without classes."""
+    held = np.zeros(n, bool)
+    held[_draw_held_out(0, n, share, str(folder))] = True
+    return held
+
+
+def _draw_held_out(stream: int, n: int, share: float, whose: str) -> np.ndarray:
+    """round(share n) of the places 0..n-1, at least one, leaving at least one; always the same for one `stream`.
+
+    Raises:
+        ValueError: the share is not one, or there are fewer than two images.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"data.holdout={share}: without a test folder it must lie between 0 and 1 (exclusive)")
+    if n < 2:
+        raise ValueError(f"{whose} has {n} image: with no test folder, 2 are needed (one is held out)")
+    count = min(max(round(share * n), 1), n - 1)
+    return sampler.order(0, stream, n)[:count]
 
 
 def _only(rows: np.ndarray, files: list[str], labels: np.ndarray) -> tuple[list[str], np.ndarray]:

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import policies, sampler
+from ssljax.data import geometry, policies, recipes, sampler
 from ssljax.data.source import Source
 
 if TYPE_CHECKING:
@@ -185,7 +187,8 @@ def _unreadable(source: Source, positions: np.ndarray, channels: int) -> ValueEr
 def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every example exactly once, in order; the last batch is padded with zeros.
 
-    Images are cropped as `crops.eval_image` says; pixels in memory that need no crop pass without TensorFlow.
+    Images are cropped as `crops.eval_image` says. Pixels in memory are cropped without TensorFlow, to within a grey level
+    of that, or pass as they are where nothing is to be cut away.
 
     Args:
         source: any split.
@@ -198,15 +201,38 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
     Raises:
         ValueError: an unreadable image (named).
     """
-    size, n = config.data.image_size, len(source)
-    ready = source.images is not None and source.images.shape[1:3] == (size, size) and (size <= 32 or config.data.eval_crop == 1)
-    images = None if ready else _host_eval(source, config, batch_size)
+    n, images = len(source), None if source.images is not None else _host_eval(source, config, batch_size)
     for first in range(0, n, batch_size):
         rows = np.arange(first, min(first + batch_size, n))
         image = source.images[rows] if images is None else next(images)
         batch = {"image": image, "label": source.labels[rows], "index": source.index[rows], "mask": np.ones(len(rows), bool)}
         missing = batch_size - len(rows)
-        yield {k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) if missing else v for k, v in batch.items()}
+        if missing:
+            batch = {k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
+        if images is None:
+            batch["image"] = _central(batch["image"], config)            # behind the padding: one shape, one compilation
+        yield batch
+
+
+def _central(images: np.ndarray, config: ConfigDict) -> np.ndarray:
+    """What `crops.eval_image` makes of images uint8 [B, H, W, C], without TensorFlow: uint8 [B, S, S, C], S = image_size."""
+    size = config.data.image_size
+    share = config.data.eval_crop if size > 32 else 1.0
+    side = int(np.rint(np.float32(share) * np.float32(min(images.shape[1:3]))))
+    if images.shape[1:3] == (size, size) and side == size:
+        return images
+    method, antialias = recipes.evaluation_resize(config.augment), config.augment.antialias
+    return np.asarray(_central_squares(images, side=side, size=size, method=method, antialias=antialias))
+
+
+@functools.partial(jax.jit, static_argnames=("side", "size", "method", "antialias"))
+def _central_squares(images: jax.Array, *, side: int, size: int, method: str, antialias: bool) -> jax.Array:
+    """The central squares of `side` pixels at `size` pixels, rounded and clipped: uint8 [B, S, S, C]."""
+    height, width = images.shape[1:3]
+    box = jnp.array([(height - side + 1) // 2, (width - side + 1) // 2, side, side], jnp.int32)
+    resize = functools.partial(geometry.crop_resize, box=box, size=size, method=method, antialias=antialias)
+    pixels = jax.vmap(resize)(images.astype(jnp.float32))
+    return jnp.rint(jnp.clip(pixels, 0.0, 255.0)).astype(jnp.uint8)
 
 
 def _host_eval(source: Source, config: ConfigDict, batch_size: int) -> Iterator[np.ndarray]:

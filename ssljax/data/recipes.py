@@ -111,6 +111,11 @@ def _recipe(augment: ConfigDict, stated: Mapping[str, Mapping[str, Any]], name: 
     return recipe.lock()
 
 
+def evaluation_resize(augment: ConfigDict) -> str:
+    """How images are resized for evaluation: as the crop is, and bicubic beside a warp, which names no kind."""
+    return "bicubic" if augment.crop == "affine" else augment.interpolation
+
+
 def total(config: ConfigDict) -> int:
     """How many views are drawn per image: those that share the crop of another do not count."""
     return max(view.first + view.count for view in resolved(config))

@@ -35,14 +35,16 @@ def load(data: ConfigDict, name: str, split: str, *, decoded: bool = False) -> S
 
     Raises:
         FileNotFoundError: not prepared, or no such split.
-        ValueError: the set has no `image` or no class `label`; an unreadable image.
+        ValueError: the set has no `image`, or no class `label` (which `data.labels="none"` does without); an unreadable
+            image.
         MemoryError: too large to be held in memory as TFRecord or as pixels.
     """
     builder = prepared(name, data.data_dir)
     stored = data.train_split if split == "train" else data.test_split
-    classes = class_names(builder)
+    labelled = data.labels != "none"
+    classes = class_names(builder) if labelled else ()
     count = _count(builder, stored)
-    read, labels = _open(builder, stored, count)
+    read, labels = _open(builder, stored, count, labelled)
 
     def name_of(i: int) -> str:
         return f"record {i} of tfds:{name}, {stored} ({builder.data_path})"
@@ -89,7 +91,8 @@ def class_names(builder: Any) -> tuple[str, ...]:
     features = builder.info.features
     if "image" not in features or "label" not in features or not hasattr(features["label"], "names"):
         raise ValueError(f"tfds:{builder.name} has features {', '.join(features)}; an `image` and a class `label` are needed. "
-                         "Write the set as a folder of images, one sub-folder a class, and use folder:PATH")
+                         "Set data.labels='none' to use its images alone, or write the set as a folder of images, one sub-folder "
+                         "per class, and use folder:PATH")
     return tuple(features["label"].names)
 
 
@@ -101,19 +104,20 @@ def _count(builder: Any, stored: str) -> int:
                                 "and data.test_split (a part of one split works too: 'train[:90%]', 'train[90%:]')") from error
 
 
-def _open(builder: Any, stored: str, count: int) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
-    """A function from record numbers to encoded images, and all labels int32 [count]."""
+def _open(builder: Any, stored: str, count: int,
+          labelled: bool) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
+    """A function from record numbers to encoded images, and all labels int32 [count], -1 where not `labelled`."""
     import tensorflow_datasets as tfds
 
     skip = {"image": tfds.decode.SkipDecoding()}
     if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
-        return _into_memory(builder, stored, skip)
+        return _into_memory(builder, stored, skip, labelled)
     records = builder.as_data_source(stored, decoders=skip).data_source          # serialised examples, by index
 
     def read(ids: np.ndarray) -> list[bytes]:
         return [_features(record)["image"].bytes_list.value[0] for record in records.__getitems__(np.asarray(ids).tolist())]
 
-    return read, _labels(builder, stored, records, count)
+    return read, _labels(builder, stored, records, count) if labelled else np.full(count, -1, np.int32)
 
 
 def _features(record: bytes) -> Any:
@@ -141,7 +145,8 @@ def _labels(builder: Any, stored: str, records: Any, count: int) -> np.ndarray:
     return labels
 
 
-def _into_memory(builder: Any, stored: str, skip: dict) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
+def _into_memory(builder: Any, stored: str, skip: dict,
+                 labelled: bool) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
     import tensorflow_datasets as tfds
 
     whole = builder.info.splits.get(stored)               # its size is known beforehand, that of a slice is not
@@ -151,7 +156,7 @@ def _into_memory(builder: Any, stored: str, skip: dict) -> tuple[Callable[[np.nd
     total, images, labels = 0, [], []
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     dataset = builder.as_dataset(split=stored, decoders=skip, shuffle_files=False, read_config=config)
-    for example in dataset.map(lambda e: (e["image"], e["label"])).as_numpy_iterator():
+    for example in dataset.map(lambda e: (e["image"], e["label"] if labelled else -1)).as_numpy_iterator():
         images.append(example[0])
         labels.append(example[1])
         total += len(example[0])

@@ -121,11 +121,11 @@ def subset(labels: np.ndarray, *, fraction: float = 1.0, per_class: int = 0, see
         int64 indices, sorted.
 
     Raises:
-        ValueError: the fraction is outside (0, 1], or a class has fewer than `per_class` examples.
+        ValueError: the fraction is outside (0, 1], a class has fewer than `per_class` examples, or an example has no label.
     """
     if per_class < 0 or (per_class == 0 and not 0 < fraction <= 1):
         raise ValueError(f"subset(fraction={fraction}, per_class={per_class}): the fraction must lie in (0, 1], per_class must be >= 0")
-    labels = np.asarray(labels)
+    labels = _all_labelled(labels)
     shuffled = order(seed, 0, len(labels))
     rank = np.empty(len(labels), np.int64)                       # place of an example among those of its class
     rank[shuffled] = _rank_in_class(labels[shuffled])
@@ -142,11 +142,21 @@ def first_per_class(labels: np.ndarray, n: int) -> np.ndarray:
     """The first n examples of each class, as sorted int64 indices.
 
     Raises:
-        ValueError: a class has fewer than n examples.
+        ValueError: a class has fewer than n examples, or an example has no label.
     """
-    labels = np.asarray(labels)
+    labels = _all_labelled(labels)
     _require(labels, n)
     return np.flatnonzero(_rank_in_class(labels) < n)
+
+
+def _all_labelled(labels: np.ndarray) -> np.ndarray:
+    """The labels; raises a ValueError where one is -1, which is no class to choose from."""
+    labels = np.asarray(labels)
+    without = np.flatnonzero(labels < 0)
+    if len(without):
+        raise ValueError(f"{len(without)} of {len(labels)} examples have no label (-1), the first at position {without[0]}: a "
+                         "subset by label is chosen among labelled examples; leave the others out first")
+    return labels
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The table of contents: `METHODS[config.method](config)` is a paper as pure functions."""
+"""The table of contents: `METHODS[config.method](config, facts)` is a paper as pure functions."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,9 @@ from ssljax.methods.deit import deit
 from ssljax.methods.moco import moco
 from ssljax.methods.simclr import simclr
 from ssljax.methods.supervised import supervised
-from ssljax.types import Method
+from ssljax.types import Facts, Method
 
-METHODS: dict[str, Callable[[ConfigDict], Method]] = {
+METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "simclr": simclr,
     "moco": moco,
     "byol": byol,

@@ -21,7 +21,7 @@ Differences from the paper, after the released code (deepmind-research, byol, co
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,11 @@ from ml_collections import ConfigDict
 
 from ssljax import models
 from ssljax.data import views
-from ssljax.losses.classification import accuracy, cross_entropy
+from ssljax.losses.classification import accuracy, cross_entropy, mean_of_labelled
 from ssljax.losses.health import health
 from ssljax.losses.regression import byol as regression
 from ssljax.targets import ema
-from ssljax.types import Batch, Method, Out, Pytree
+from ssljax.types import Batch, Facts, Method, Out, Pytree
 
 
 class ByolState(NamedTuple):
@@ -43,9 +43,9 @@ class ByolState(NamedTuple):
     target_stats: Pytree
 
 
-def byol(config: ConfigDict) -> Method:
+def byol(config: ConfigDict, facts: Facts) -> Method:
     """BYOL as pure functions. params: encoder, projector, predictor and, with `online_probe`, classifier; extra: ByolState."""
-    size, channels, classes, dim = config.data.image_size, config.data.channels, config.data.num_classes, config.head.dim
+    size, channels, classes, dim = config.data.image_size, config.data.channels, facts.num_classes, config.head.dim
     encoder = models.backbone(config.model)
     projector = models.mlp(config.head, config.model, dim)
     predictor = models.mlp(config.predictor, config.model, dim) if config.predictor.layers else None     # 0 layers: an ablation
@@ -53,7 +53,7 @@ def byol(config: ConfigDict) -> Method:
 
     def tau(step: jax.Array | int) -> jax.Array:
         """From `target.momentum` up to 1 on half a cosine, or constant (ablations)."""
-        total = config.data.num_examples * config.epochs // config.batch_size
+        total = facts.num_examples * config.epochs // config.batch_size
         return ema.decay(step, schedule=config.target.schedule, base=config.target.momentum, total=total)
     tau(0)                                                              # refuses a wrong setting now
 
@@ -106,8 +106,8 @@ def byol(config: ConfigDict) -> Method:
         # 5. The online probe, fed by features that carry no gradient.
         if classifier is not None:
             logits = classifier.apply({"params": params["classifier"]}, jax.lax.stop_gradient(h1))
-            total += jnp.mean(cross_entropy(logits, batch["label"]))
-            metrics["probe_accuracy"] = jnp.mean(accuracy(logits, batch["label"]))
+            total += mean_of_labelled(cross_entropy(logits, batch["label"]), batch["label"])
+            metrics["probe_accuracy"] = mean_of_labelled(accuracy(logits, batch["label"]), batch["label"])
         return total, Out(state, stats, metrics)
 
     def update(extra: ByolState, params: Pytree, stats: Pytree, step: jax.Array) -> ByolState:
@@ -115,8 +115,4 @@ def byol(config: ConfigDict) -> Method:
         online_params = {name: params[name] for name in extra.target_params}
         return ByolState(ema.update(extra.target_params, online_params, tau(step)), stats)
 
-    def encode(params: Pytree, model_state: Pytree, extra: Any, image: jax.Array) -> jax.Array:
-        x = views.for_network(image, config.augment)
-        return models.infer(encoder, params["encoder"], model_state["encoder"], x)
-
-    return Method(init=init, loss=loss, encode=encode, update=update)
+    return Method(init=init, loss=loss, update=update, num_views=2)

@@ -39,7 +39,7 @@ from ssljax.losses.classification import accuracy, cross_entropy
 from ssljax.losses.information import nmi
 from ssljax.losses.similarity import l2_normalize
 from ssljax.targets import kmeans
-from ssljax.types import Batch, Method, Out, Pytree, TrainState
+from ssljax.types import Batch, Facts, Method, Out, Pytree, TrainState
 
 Refresh = Callable[[TrainState, Any], TrainState]
 
@@ -74,15 +74,15 @@ class Prototypes(NamedTuple):
     seen: jax.Array
 
 
-def deepcluster(config: ConfigDict) -> Method:
+def deepcluster(config: ConfigDict, facts: Facts) -> Method:
     """DeepCluster as pure functions, of the version that `clusters.version` says."""
-    _check(config)
-    return _v1(config) if config.clusters.version == 1 else _v2(config)
+    _check(config, facts)
+    return _v1(config, facts) if config.clusters.version == 1 else _v2(config, facts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- version 1
 
-def _v1(config: ConfigDict) -> Method:
+def _v1(config: ConfigDict, facts: Facts) -> Method:
     """params: encoder, head; extra: Clusters."""
     size, channels, c = config.data.image_size, config.data.channels, config.clusters
     encoder, head = models.backbone(config.model), models.LinearClassifier(c.k, std=0.01)
@@ -91,7 +91,7 @@ def _v1(config: ConfigDict) -> Method:
         del batch
         keys = jax.random.split(key)
         f, f_state, h = models.initialise(encoder, keys[0], (size, size, channels))
-        nothing = Clusters(jnp.full(config.data.num_ids, -1, jnp.int32), jnp.zeros((c.k, c.dim), jnp.float32), jnp.zeros(c.k, jnp.int32))
+        nothing = Clusters(jnp.full(facts.num_ids, -1, jnp.int32), jnp.zeros((c.k, c.dim), jnp.float32), jnp.zeros(c.k, jnp.int32))
         return {"encoder": f, "head": head.init(keys[1], h)["params"]}, {"encoder": f_state}, nothing
 
     def loss(params: Pytree, model_state: Pytree, extra: Clusters, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
@@ -108,10 +108,6 @@ def _v1(config: ConfigDict) -> Method:
             rows = rows * counts.sum() / ((counts > 0).sum().astype(jnp.float32) * jnp.maximum(counts, 1.0)[jnp.maximum(y, 0)])
         return jnp.mean(rows), Out({"encoder": f_state}, (), {"accuracy": jnp.mean(accuracy(logits, y))})
 
-    def encode(params: Pytree, model_state: Pytree, extra: Clusters, image: jax.Array) -> jax.Array:
-        """Before the last ReLU, inference mode."""
-        return models.infer(encoder, params["encoder"], model_state["encoder"], views.for_network(image, config.augment))
-
     @every(c.every)
     def refresh(state: TrainState, run: Any) -> TrainState:
         """Features -> whitening -> unit length -> k-means -> labels; a new head that has no past."""
@@ -121,7 +117,7 @@ def _v1(config: ConfigDict) -> Method:
             found = found._replace(assignment=jax.random.permutation(keys[2], found.assignment))
         labels = (found.assignment >= 0).sum().astype(jnp.float32)
         old, new = state.extra.assignment, found.assignment
-        numbers = {"kmeans_objective": objective / labels, "nmi_labels": nmi(new[run.ids], run.labels),
+        numbers = {"kmeans_objective": objective / labels, **with_labels(new, run),
                    "largest_cluster": found.counts.max().astype(jnp.float32) / labels, "empty_clusters": (found.counts == 0).sum()}
         if int(old.max()) >= 0:                                                 # else these are the first
             numbers["nmi_previous"] = nmi(new[run.ids], old[run.ids])
@@ -130,11 +126,13 @@ def _v1(config: ConfigDict) -> Method:
         params = {**state.params, "head": head.init(keys[1], jnp.zeros((1, *features), jnp.float32))["params"]}
         return run.place(state.replace(params=params, opt_state=_forget(state.opt_state, "head"), extra=found))
 
-    def balance(extra: Clusters) -> jax.Array:
-        return extra.assignment
+    return Method(init=init, loss=loss, refresh=refresh, assignment=_assignment, balance=_assignment if c.sampler == "uniform" else None,
+                  rows=("assignment",), restarted=("head",), num_views=1, separable=not models.draws(config.model))
 
-    return Method(init=init, loss=loss, encode=encode, refresh=refresh, balance=balance if c.sampler == "uniform" else None,
-                  separable=not models.draws(config.model))
+
+def _assignment(extra: Clusters | Prototypes) -> jax.Array:
+    """The labels that the last clustering gave."""
+    return extra.assignment
 
 
 def every(epochs: int) -> Callable[[Refresh], Refresh]:
@@ -142,6 +140,17 @@ def every(epochs: int) -> Callable[[Refresh], Refresh]:
     def wrapped(refresh: Refresh) -> Refresh:
         return lambda state, run: state if run.epochs_done(state) % epochs else refresh(state, run)
     return wrapped
+
+
+def with_labels(assignment: jax.Array, run: Any) -> dict[str, jax.Array]:
+    """How much the clusters know of the labels, over the training images that have one; nothing where none has.
+
+    `assignment` is int32 [ids].
+    """
+    labelled = run.labels >= 0
+    if not labelled.any():
+        return {}
+    return {"nmi_labels": nmi(assignment[run.ids[labelled]], run.labels[labelled])}
 
 
 def _at_once(state: TrainState, run: Any, key: jax.Array, config: ConfigDict) -> tuple[Clusters, jax.Array]:
@@ -171,7 +180,7 @@ def _piecewise(state: TrainState, run: Any, key: jax.Array, config: ConfigDict) 
     for rows in run.encoded(state, run.drawn(key, len(run.source))):            # in a random order
         centroids, counts = kmeans.minibatch(centroids, counts, *white(rows))
     centroids, _ = kmeans.split_empty(centroids, counts, key, c.repair) if c.repair != "none" else (centroids, counts)
-    labels, total = jnp.full(config.data.num_ids, -1, jnp.int32), jnp.float32(0.0)
+    labels, total = jnp.full(run.program.facts.num_ids, -1, jnp.int32), jnp.float32(0.0)
     for rows in run.encoded(state):
         x, present = white(rows)
         found = kmeans.clusters(jnp.where(present, kmeans.assign(x, centroids), -1), centroids)
@@ -188,14 +197,14 @@ def _forget(opt_state: Pytree, name: str) -> Pytree:
 
 # ---------------------------------------------------------------------------------------------------------------------- version 2
 
-def _v2(config: ConfigDict) -> Method:
+def _v2(config: ConfigDict, facts: Facts) -> Method:
     """params: encoder, projector; extra: Prototypes."""
     size, channels, c, dim, count = config.data.image_size, config.data.channels, config.clusters, config.head.dim, views.total(config)
     encoder, projector = models.backbone(config.model), models.mlp(config.head, config.model, dim)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, Prototypes]:
         del batch
-        keys, ids = jax.random.split(key), config.data.num_ids
+        keys, ids = jax.random.split(key), facts.num_ids
         f, f_state, h = models.initialise(encoder, keys[0], (size, size, channels))
         g, g_state, _ = models.initialise_head(projector, keys[1], h)
         nothing = Prototypes(jnp.full((ids, c.heads), -1, jnp.int32), jnp.zeros((c.heads, c.k, dim), jnp.float32),
@@ -223,9 +232,6 @@ def _v2(config: ConfigDict) -> Method:
         # 4. What the next clustering will see of these images.
         return extra._replace(banks=extra.banks.at[carry["index"]].set(carry["z"]), seen=extra.seen.at[carry["index"]].set(True))
 
-    def encode(params: Pytree, model_state: Pytree, extra: Prototypes, image: jax.Array) -> jax.Array:
-        return models.infer(encoder, params["encoder"], model_state["encoder"], views.for_network(image, config.augment))
-
     def fill(extra: Prototypes, state: TrainState, batch: Batch, key: jax.Array) -> Prototypes:
         """The banks of one batch without learning, views and batch statistics as in training."""
         _, out = loss(state.params, state.model_state, extra, batch, key, state.step)
@@ -244,7 +250,7 @@ def _v2(config: ConfigDict) -> Method:
                             spherical=True) for head in range(c.heads)]
         new = jnp.stack([f.assignment for f in found], axis=1)
         ids, old = run.ids, extra.assignment
-        numbers = {"nmi_labels": nmi(new[ids, 0], run.labels), "nmi_heads": nmi(new[ids, 0], new[ids, c.heads - 1]),
+        numbers = {**with_labels(new[:, 0], run), "nmi_heads": nmi(new[ids, 0], new[ids, c.heads - 1]),
                    "unseen": (~seen[ids]).sum(), "empty_clusters": sum((f.counts == 0).sum() for f in found)}
         if not first:
             numbers["nmi_previous"] = nmi(new[ids, 0], old[ids, 0])
@@ -252,23 +258,22 @@ def _v2(config: ConfigDict) -> Method:
         centroids = jnp.stack([f.centroids for f in found])
         return run.place(state.replace(extra=Prototypes(new, centroids, extra.banks, jnp.zeros_like(seen))))
 
-    return Method(init=init, loss=loss, encode=encode, update=update, refresh=refresh)
+    return Method(init=init, loss=loss, update=update, refresh=refresh, assignment=_assignment, rows=("assignment", "banks"))
 
 
-def _check(config: ConfigDict) -> None:
+def _check(config: ConfigDict, facts: Facts) -> None:
     """Refuses what the method cannot do.
 
     Raises:
         ValueError: names the setting and what it may be.
     """
     c = config.clusters
-    for name, value, valid in (("version", c.version, (1, 2)), ("sampler", c.sampler, ("uniform", "weights", "none")),
-                               ("algorithm", c.algorithm, ("lloyd", "minibatch")), ("repair", c.repair, kmeans.REPAIRS)):
-        if value not in valid:
-            raise ValueError(f"config.clusters.{name}={value!r} is unknown. Use {', '.join(map(repr, valid))}.")
-    if config.data.num_ids < 1:
-        raise ValueError(f"data.num_ids={config.data.num_ids}: DeepCluster keeps a label for every training image and needs their number; "
-                         "training fills it in from the data")
-    if c.k > config.data.num_ids:
-        raise ValueError(f"config.clusters.k={c.k} clusters of {config.data.num_ids} images: choose fewer, about ten times the classes you "
+    valid = {"version": (1, 2)}
+    if c.version == 1:
+        valid |= {"sampler": ("uniform", "weights", "none"), "algorithm": ("lloyd", "minibatch"), "repair": kmeans.REPAIRS}
+    for name, values in valid.items():
+        if c[name] not in values:
+            raise ValueError(f"config.clusters.{name}={c[name]!r} is unknown. Use {', '.join(map(repr, values))}.")
+    if c.k > facts.num_ids:
+        raise ValueError(f"config.clusters.k={c.k} clusters of {facts.num_ids} images: choose fewer, about ten times the classes you "
                          "expect")

@@ -31,34 +31,22 @@ from ssljax import models
 from ssljax.data import mixing, views
 from ssljax.losses.classification import accuracy, cross_entropy
 from ssljax.losses.distillation import hard, soft
-from ssljax.targets import ema
-from ssljax.types import Batch, Method, Out, Pytree, TrainState
-
-
-class Teacher(NamedTuple):
-    """The frozen teacher: parameters `{"encoder", "head"}` and running statistics `{"encoder"}`."""
-
-    params: Pytree
-    model_state: Pytree
-
-
-class Ema(NamedTuple):
-    """The moving average of all parameters and running statistics."""
-
-    params: Pytree
-    model_state: Pytree
+from ssljax.targets import ema, frozen
+from ssljax.targets.ema import Ema
+from ssljax.targets.frozen import Frozen
+from ssljax.types import Batch, Facts, Method, Out, Pytree, TrainState
 
 
 class DeitState(NamedTuple):
     """Either is () where the config has none."""
 
-    teacher: Teacher | tuple[()]
+    teacher: Frozen | tuple[()]
     ema: Ema | tuple[()]
 
 
-def deit(config: ConfigDict) -> Method:
+def deit(config: ConfigDict, facts: Facts) -> Method:
     """DeiT as pure functions. params: encoder, head and, with a distillation token, distillation_head; extra: DeitState."""
-    size, channels, classes, distill = config.data.image_size, config.data.channels, config.data.num_classes, config.distill
+    size, channels, classes, distill = config.data.image_size, config.data.channels, facts.num_classes, config.distill
     _check(config)
     encoder, head = models.backbone(config.model), models.LinearClassifier(classes, std=0.02)
     teacher, averaged = models.backbone(config.teacher) if distill.name != "none" else None, config.ema.decay > 0
@@ -72,12 +60,11 @@ def deit(config: ConfigDict) -> Method:
         params, model_state = {"encoder": f, "head": head.init(keys[1], h)["params"]}, {"encoder": f_state}
         if two_tokens:
             params["distillation_head"] = head.init(keys[2], h)["params"]
-        frozen = ()
+        teacher_of = ()
         if teacher is not None:
             t, t_state, h = models.initialise(teacher, keys[3], (size, size, channels))
-            frozen = Teacher({"encoder": t, "head": head.init(keys[4], h)["params"]}, {"encoder": t_state})
-        follower = jax.tree.map(jnp.copy, Ema(params, model_state)) if averaged else ()           # the step donates both
-        return params, model_state, DeitState(frozen, follower)
+            teacher_of = Frozen({"encoder": t, "head": head.init(keys[4], h)["params"]}, {"encoder": t_state})
+        return params, model_state, DeitState(teacher_of, ema.follow(params, model_state) if averaged else ())
 
     def logits(params: Pytree, h: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z and z', float32 [B, classes], of the class token [B, D] or of all tokens [B, N, D]."""
@@ -116,12 +103,17 @@ def deit(config: ConfigDict) -> Method:
         # 4. The moving average, towards what the optimizer has just made.
         return extra._replace(ema=ema.update(extra.ema, Ema(params, carry), config.ema.decay)) if averaged else extra
 
-    def encode(params: Pytree, model_state: Pytree, extra: DeitState, image: jax.Array) -> jax.Array:
-        """The class token, with the distillation token behind it if there is one: [B, D] or [B, 2 D]."""
+    def evaluated(params: Pytree, model_state: Pytree, extra: DeitState) -> tuple[Pytree, Pytree]:
+        """The average, if one is kept."""
         if averaged:
             params, model_state = extra.ema
-        h = models.infer(encoder, params["encoder"], model_state["encoder"], views.for_network(image, config.augment), **tokens)
-        return h[:, :2].reshape(len(h), -1) if two_tokens else h
+        return params["encoder"], model_state["encoder"]
+
+    def encode(params: Pytree, model_state: Pytree, extra: DeitState, image: jax.Array) -> jax.Array:
+        """The class token with the distillation token behind it: [B, 2 D]."""
+        x = views.for_network(image, config.augment)
+        h = models.infer(encoder, *evaluated(params, model_state, extra), x, tokens=True)
+        return h[:, :2].reshape(len(h), -1)
 
     def classify(params: Pytree, extra: DeitState, features: jax.Array) -> dict[str, jax.Array]:
         params = extra.ema.params if averaged else params
@@ -131,35 +123,24 @@ def deit(config: ConfigDict) -> Method:
         return {"classifier": joint(z, token, config.inference), "classifier_class_token": z, "classifier_distillation_token": token}
 
     def adopt(state: TrainState, load: Callable[..., Pytree]) -> TrainState:
-        """An earlier run's network (positions resized to the new image size), and the teacher's weights."""
-        if config.init_from:
-            params = {**state.params, "encoder": load(config.init_from, state.params["encoder"], "params/encoder", {"positions": resized})}
-            if config.init_head:
-                params |= {name: load(config.init_from, params[name], f"params/{name}") for name in params if name != "encoder"}
-            model_state = {"encoder": load(config.init_from, state.model_state["encoder"], "model_state/encoder")}
-            state = state.replace(params=params, model_state=model_state)
-        frozen = state.extra.teacher
+        """The teacher's weights; an average begins at what the network starts from."""
+        teacher_of = state.extra.teacher
         if teacher is not None:
-            if not distill.teacher:
-                raise ValueError(f"config.distill.teacher is empty, but distill.name={distill.name!r} needs one: the folder of a finished "
-                                 "run of `supervised` or `deit` whose backbone is config.teacher, or the name of an earlier stage")
-            params = {name: load(distill.teacher, frozen.params[name], f"params/{name}") for name in frozen.params}
-            frozen = Teacher(params, {"encoder": load(distill.teacher, frozen.model_state["encoder"], "model_state/encoder")})
-        follower = jax.tree.map(jnp.copy, Ema(state.params, state.model_state)) if averaged else ()
-        return state.replace(extra=DeitState(frozen, follower))
-
-    def resized(positions: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        side = size // config.model.patch
-        return models.resize_positions(positions, (side, side), extra_tokens=1 + two_tokens)
+            teacher_of = frozen.adopt(teacher_of, distill.teacher, load, setting="distill.teacher")
+        follower = ema.follow(state.params, state.model_state) if averaged else ()
+        return state.replace(extra=DeitState(teacher_of, follower))
 
     repeatable = not (config.mix.mixup_alpha or config.mix.cutmix_alpha or models.draws(config.model))
-    return Method(init=init, loss=loss, encode=encode, update=update, separable=repeatable, classify=classify, adopt=adopt)
+    return Method(init=init, loss=loss, update=update, evaluated=evaluated, encode=encode if two_tokens else None, classify=classify,
+                  adopt=adopt, num_views=1, needs_labels=True, separable=repeatable)
 
 
 def joint(z: jax.Array, token: jax.Array, inference: str) -> jax.Array:
     """One score a class from two heads [B, C]: "code" averages logits; "paper" averages probabilities, returned as their logarithm."""
     if inference == "code":
         return (z + token) / 2
+    if inference != "paper":
+        raise ValueError(f"config.inference={inference!r} is unknown. Use 'code' or 'paper'.")
     return jnp.logaddexp(jax.nn.log_softmax(z), jax.nn.log_softmax(token)) - jnp.log(jnp.float32(2.0))
 
 
@@ -169,10 +150,5 @@ def _check(config: ConfigDict) -> None:
     Raises:
         ValueError: names the setting and what it may be.
     """
-    if config.data.num_classes < 1:
-        raise ValueError(f"data.num_classes={config.data.num_classes}: DeiT needs the number of classes; training fills it in from the "
-                         "data")
-    for name, value, valid in (("distill.name", config.distill.name, ("none", "soft", "hard")),
-                               ("inference", config.inference, ("code", "paper"))):
-        if value not in valid:
-            raise ValueError(f"config.{name}={value!r} is unknown. Use {', '.join(map(repr, valid))}.")
+    if config.distill.name not in ("none", "soft", "hard"):
+        raise ValueError(f"config.distill.name={config.distill.name!r} is unknown. Use 'none', 'soft', 'hard'.")

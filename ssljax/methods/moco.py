@@ -29,7 +29,7 @@ Differences from the papers, after the released code (facebookresearch/moco, moc
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ from ssljax.losses.similarity import l2_normalize
 from ssljax.targets import ema
 from ssljax.targets import queue as queues
 from ssljax.targets.queue import Queue
-from ssljax.types import Batch, Method, Out, Pytree
+from ssljax.types import Batch, Facts, Method, Out, Pytree
 
 SHUFFLE = 2**32 - 2      # folded into the step's key; an example's own number is below 2^31
 
@@ -69,7 +69,7 @@ class Carry(NamedTuple):
     key_stats: Pytree
 
 
-def moco(config: ConfigDict) -> Method:
+def moco(config: ConfigDict, facts: Facts) -> Method:
     """MoCo as pure functions. params: encoder, projector and, in v3, predictor; extra: MocoState."""
     check(config)
     size, channels, dim = config.data.image_size, config.data.channels, config.head.dim
@@ -80,7 +80,7 @@ def moco(config: ConfigDict) -> Method:
 
     def m(step: jax.Array | int) -> jax.Array:
         """Constant in v1 and v2; in v3 from `target.momentum` up to 1 on half a cosine."""
-        total = config.data.num_examples * config.epochs // config.batch_size
+        total = facts.num_examples * config.epochs // config.batch_size
         return ema.decay(step, schedule=config.target.schedule, base=config.target.momentum, total=total)
     m(0)                                                                # refuses a wrong setting now
 
@@ -174,11 +174,7 @@ def moco(config: ConfigDict) -> Method:
         queue = () if in_batch else queues.enqueue(extra.queue, carry.keys)
         return MocoState(key_params, carry.key_stats, queue)
 
-    def encode(params: Pytree, model_state: Pytree, extra: Any, image: jax.Array) -> jax.Array:
-        x = views.for_network(image, config.augment)
-        return models.infer(encoder, params["encoder"], model_state["encoder"], x)
-
-    return Method(init=init, loss=loss_in_batch if in_batch else loss_with_queue, encode=encode, update=update)
+    return Method(init=init, loss=loss_in_batch if in_batch else loss_with_queue, update=update, rows=("queue",), num_views=2)
 
 
 def check(config: ConfigDict) -> None:

@@ -19,15 +19,15 @@ from ml_collections import ConfigDict
 
 from ssljax import models
 from ssljax.data import views
-from ssljax.losses.classification import accuracy, cross_entropy
+from ssljax.losses.classification import accuracy, cross_entropy, mean_of_labelled
 from ssljax.losses.contrastive import contrast_accuracy, nt_xent
 from ssljax.losses.health import health
-from ssljax.types import Batch, Method, Out, Pytree, TwoPass
+from ssljax.types import Batch, Facts, Method, Out, Pytree, TwoPass
 
 
-def simclr(config: ConfigDict) -> Method:
+def simclr(config: ConfigDict, facts: Facts) -> Method:
     """SimCLR as pure functions. params: encoder, projector and, with `online_probe`, probe; no extra state."""
-    size, channels, classes = config.data.image_size, config.data.channels, config.data.num_classes
+    size, channels, classes = config.data.image_size, config.data.channels, facts.num_classes
     encoder = models.backbone(config.model)
     projector = models.projection_head(config.head, config.model)
     probe = models.LinearClassifier(classes) if config.online_probe and classes else None
@@ -75,10 +75,7 @@ def simclr(config: ConfigDict) -> Method:
         logits = probe.apply({"params": params}, h)
         decay = config.optim.weight_decay if config.optim.name == "lars" else 0.0
         penalty = 0.5 * decay * jnp.sum(params["dense"]["kernel"] ** 2)
-        return jnp.mean(cross_entropy(logits, label)) + penalty, jnp.mean(accuracy(logits, label))
+        fit, right = (mean_of_labelled(rows, label) for rows in (cross_entropy(logits, label), accuracy(logits, label)))
+        return fit + penalty, right
 
-    def encode(params: Pytree, model_state: Pytree, extra: tuple, image: jax.Array) -> jax.Array:
-        x = views.for_network(image, config.augment)
-        return models.infer(encoder, params["encoder"], model_state["encoder"], x)
-
-    return Method(init=init, loss=loss, encode=encode, two_pass=TwoPass(embed, objective))
+    return Method(init=init, loss=loss, probes=("probe",), num_views=2, two_pass=TwoPass(embed, objective))

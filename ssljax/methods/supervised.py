@@ -15,14 +15,12 @@ from ml_collections import ConfigDict
 from ssljax import models
 from ssljax.data import views
 from ssljax.losses.classification import accuracy, cross_entropy
-from ssljax.types import Batch, Method, Out, Pytree
+from ssljax.types import Batch, Facts, Method, Out, Pytree
 
 
-def supervised(config: ConfigDict) -> Method:
+def supervised(config: ConfigDict, facts: Facts) -> Method:
     """Cross entropy on labels. params: encoder, head; no extra state."""
-    size, channels, classes = config.data.image_size, config.data.channels, config.data.num_classes
-    if classes < 1:
-        raise ValueError(f"data.num_classes={classes}: a supervised method needs the number of classes; training fills it in from the data")
+    size, channels, classes = config.data.image_size, config.data.channels, facts.num_classes
     encoder = models.backbone(config.model)
     head = models.LinearClassifier(classes, std=0.0)
 
@@ -39,11 +37,7 @@ def supervised(config: ConfigDict) -> Method:
         metrics = {"accuracy": jnp.mean(accuracy(logits, batch["label"]))}
         return jnp.mean(cross_entropy(logits, batch["label"])), Out({"encoder": f_state}, (), metrics)
 
-    def encode(params: Pytree, model_state: Pytree, extra: tuple, image: jax.Array) -> jax.Array:
-        x = views.for_network(image, config.augment)
-        return models.infer(encoder, params["encoder"], model_state["encoder"], x)
-
     def classify(params: Pytree, extra: tuple, features: jax.Array) -> dict[str, jax.Array]:
         return {"classifier": head.apply({"params": params["head"]}, features)}
 
-    return Method(init=init, loss=loss, encode=encode, separable=not models.draws(config.model), classify=classify)
+    return Method(init=init, loss=loss, classify=classify, num_views=1, needs_labels=True, separable=not models.draws(config.model))

@@ -1,10 +1,24 @@
 """Networks: the only room that knows Flax. `build` makes them from a configuration, `apply` uses them."""
 
-from ssljax.models.apply import activation, attention, forward, infer, initialise, initialise_head, unit_gains
+from ssljax.models.apply import (
+    activation,
+    attention,
+    forward,
+    infer,
+    initialise,
+    initialise_head,
+    resizable,
+    tokens,
+    unit_gains,
+)
 from ssljax.models.build import BACKBONES, backbone, draws, mlp, projection_head
 from ssljax.models.heads import MLP, LinearClassifier
 from ssljax.models.norm import BatchNorm
+from ssljax.models.regnet import RegNet
+from ssljax.models.resnet import ResNet
 from ssljax.models.vit import ViT, resize_positions
 
-__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "ViT", "activation", "attention", "backbone", "draws", "forward",
-           "infer", "initialise", "initialise_head", "mlp", "projection_head", "resize_positions", "unit_gains"]
+__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "RegNet", "ResNet", "ViT",
+           "activation", "attention", "backbone", "draws", "forward",
+           "infer", "initialise", "initialise_head", "mlp", "projection_head", "resizable",
+           "resize_positions", "tokens", "unit_gains"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ssljax.models.placement import along_batch
-from ssljax.models.vit import ViT
+from ssljax.models.vit import ViT, resize_positions
 
 Pytree = Any
 
@@ -65,8 +66,40 @@ def infer(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, **ca
     return net.apply({"params": params, "batch_stats": statistics}, x, train=False, **call)
 
 
-def attention(net: ViT, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:
-    """Where the class token, and the distillation token if there is one, look in the last block: float32 `[B, heads, 1 or 2, N]`."""
+def tokens(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:
+    """All tokens of a vision transformer behind its last norm, the class token first: float32 `[B, N, D]`.
+
+    Raises:
+        ValueError: the network has none.
+    """
+    return infer(_transformer(net), params, statistics, x, tokens=True)
+
+
+def _transformer(net: nn.Module) -> ViT:
+    if not isinstance(net, ViT):
+        raise ValueError(f"{type(net).__name__} is no vision transformer: it has neither tokens nor attention")
+    return net
+
+
+def resizable(net: nn.Module, image_size: int) -> dict[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]]:
+    """Leaves that may have another shape in a run with images of another size: name -> (stored array, wanted shape) -> array."""
+    if not isinstance(net, ViT):
+        return {}
+    side = image_size // net.patch
+
+    def positions(stored: jax.Array, wanted: tuple[int, ...]) -> jax.Array:
+        del wanted
+        return resize_positions(stored, (side, side), extra_tokens=1 + net.distillation)
+    return {"positions": positions}
+
+
+def attention(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:
+    """Where the class token, and the distillation token if there is one, look in the last block: float32 `[B, heads, 1 or 2, N]`.
+
+    Raises:
+        ValueError: the network is no vision transformer.
+    """
+    net = _transformer(net)
     _, found = net.apply({"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"])
     blocks = found["intermediates"]
     if net.scan:

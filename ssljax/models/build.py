@@ -34,10 +34,9 @@ def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
 def backbone(model: ConfigDict) -> nn.Module:
     """The backbone of `config.model`, a key of BACKBONES, ARCHITECTURES, TABLES or SIZES: images -> float32 features `[B, D]`.
 
-    Its call is `net(images [B, H, W, C], *, train)`. `width` scales every layer of a ResNet or a plain network, the first included.
-    `shortcut="torchvision"` also brings PyTorch's unbiased running variance, which a RegNet always has, see BatchNorm. A config with
-    `model.sobel` may put Sobel's filter before the first layer of a ResNet or a plain network; `model.drop_path`, which every ViT's config
-    has, gives a RegNet stochastic depth.
+    Its call is `net(images [B, H, W, C], *, train)`. `width` scales every layer of a ResNet or an AlexNet or VGG, the first included.
+    `shortcut="torchvision"` also brings PyTorch's unbiased running variance, which a RegNet always has, see BatchNorm. `sobel` puts
+    Sobel's filter before the first layer of a ResNet or an AlexNet or VGG; `drop_path` is the stochastic depth of a ViT or a RegNet.
 
     Raises:
         ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective kernels are asked of
@@ -48,11 +47,10 @@ def backbone(model: ConfigDict) -> nn.Module:
         return _vit(model)
     if model.name in TABLES:
         _one_of("remat", model.remat, REMAT)
-        drop_path = model.drop_path if "drop_path" in model else 0.0
-        return RegNet(TABLES[model.name], drop_path=drop_path, remat=model.remat, **{**_norm(model), "unbiased": True})
-    edges = "sobel" in model and model.sobel
+        return RegNet(TABLES[model.name], drop_path=model.drop_path, remat=model.remat, bn_momentum=model.bn_momentum,
+                      bn_epsilon=model.bn_epsilon, unbiased=True, dtype=jnp.dtype(model.dtype))
     if model.name in ARCHITECTURES:
-        return ConvNet(ARCHITECTURES[model.name], model.width, edges, model.dropout, **_norm(model))
+        return ConvNet(ARCHITECTURES[model.name], model.width, model.sobel, model.dropout, **_norm(model))
     _one_of("stem", model.stem, STEMS)
     _one_of("shortcut", model.shortcut, SHORTCUTS)
     _one_of("remat", model.remat, REMAT)
@@ -65,7 +63,7 @@ def backbone(model: ConfigDict) -> nn.Module:
         raise ValueError(f"config.model.width is {model.width}, which leaves {base} channels in the stem: 64 * width must be 2 or more")
     return ResNet(
         block, layers, widths=tuple(base * 2**group for group in range(len(layers))), stem_width=base,
-        stem=model.stem, shortcut=model.shortcut, sk_ratio=model.sk_ratio, remat=model.remat, sobel=edges,
+        stem=model.stem, shortcut=model.shortcut, sk_ratio=model.sk_ratio, remat=model.remat, sobel=model.sobel,
         **_norm(model))
 
 
@@ -81,7 +79,11 @@ def _vit(model: ConfigDict) -> ViT:
 
 def draws(model: ConfigDict) -> bool:
     """Whether a training pass of this backbone draws at random: stochastic depth or dropout is on."""
-    return any(name in model and model[name] > 0 for name in ("drop_path", "dropout"))
+    if model.name in SIZES:
+        return model.drop_path > 0 or model.dropout > 0
+    if model.name in TABLES:
+        return model.drop_path > 0
+    return model.name in ARCHITECTURES and model.dropout > 0
 
 
 def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:
@@ -98,8 +100,9 @@ def mlp(head: ConfigDict, model: ConfigDict, dim: int) -> MLP:
     """
     if head.scheme not in SCHEMES:
         raise ValueError(f"a head's scheme is {head.scheme!r}; it must be one of: {', '.join(SCHEMES)}")
+    norms = _norm(model) if head.norm or head.last_norm else {"dtype": jnp.dtype(model.dtype)}
     return MLP(head.layers, head.hidden, dim, hidden_bias=head.hidden_bias, last_bias=head.last_bias, norm=head.norm,
-               last_norm=head.last_norm, scheme=head.scheme, **_norm(model))
+               last_norm=head.last_norm, scheme=head.scheme, **norms)
 
 
 def _norm(model: ConfigDict) -> dict:

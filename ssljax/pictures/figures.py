@@ -15,12 +15,17 @@ NAMES = {"raw_pixels": "raw pixels", "random_init": "random network", "supervise
 COLOURS = {"supervised": "#D55E00", "raw_pixels": "#555555", "random_init": "#999999"}
 MARKERS = {"supervised": "s", "raw_pixels": "^", "random_init": "v"}
 CLASSES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#000000", "#999999", "#7A3E9D")
-GREY = "#444444"
+GREY, NO_LABEL = "#444444", "#cccccc"
 
 
 def name(features: str) -> str:
     """A kind of features as readers call it."""
     return NAMES.get(features, features)
+
+
+def class_name(class_names: Sequence[str], label: int) -> str:
+    """The name of a label; "" for -1, an image without one."""
+    return class_names[label] if label >= 0 else ""
 
 
 def blank(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -121,7 +126,8 @@ def training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], titl
 
 
 def feature_map(path: Path, points: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], title: str) -> None:
-    """Test images as t-SNE places them, a panel for each kind of features, coloured by class, each class named at its median.
+    """Test images as t-SNE places them, a panel for each kind of features, coloured by class (light grey: no label), each class named at
+    its median.
 
     Args:
         path: png to write.
@@ -140,8 +146,8 @@ def feature_map(path: Path, points: Mapping[str, np.ndarray], labels: np.ndarray
             flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(x.astype(np.float32))
         for c in np.unique(labels):
             own = flat[labels == c]
-            axis.scatter(*own.T, s=9, color=CLASSES[c % len(CLASSES)], alpha=0.75, linewidths=0)
-            if len(np.unique(labels)) <= 20:
+            axis.scatter(*own.T, s=9, color=CLASSES[c % len(CLASSES)] if c >= 0 else NO_LABEL, alpha=0.75, linewidths=0)
+            if c >= 0 and len(np.unique(labels)) <= 20:
                 axis.text(*np.median(own, axis=0), class_names[c], fontsize=11, weight="bold", ha="center", va="center",
                           color=CLASSES[c % len(CLASSES)], bbox={"facecolor": "white", "alpha": 0.75, "pad": 1, "linewidth": 0})
         axis.set_title(f"{title}: {name(features)}", loc="left", fontsize=10)
@@ -172,10 +178,10 @@ def neighbours(path: Path, query: np.ndarray, query_labels: np.ndarray, neighbou
             axis, image = axes[r, c], query[r] if c == 0 else neighbour[r, c - 1]
             axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            wrong = c > 0 and neighbour_labels[r, c - 1] != query_labels[r]
+            wrong = c > 0 and neighbour_labels[r, c - 1] != query_labels[r] and min(neighbour_labels[r, c - 1], query_labels[r]) >= 0
             for spine in axis.spines.values():
                 spine.set(visible=wrong, color="#D55E00", linewidth=3)
-        axes[r, 0].set_ylabel(class_names[query_labels[r]], rotation=0, ha="right", va="center", fontsize=9, color=GREY)
+        axes[r, 0].set_ylabel(class_name(class_names, query_labels[r]), rotation=0, ha="right", va="center", fontsize=9, color=GREY)
     axes[0, 0].set_title("test", fontsize=9, color=GREY)
     axes[0, 1].set_title("nearest", fontsize=9, color=GREY)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
@@ -198,7 +204,7 @@ def attention(path: Path, query: np.ndarray, query_labels: np.ndarray, maps: np.
     axes = figure.subplots(1 + tokens, len(query), squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
     for c, image in enumerate(query):
         axes[0, c].imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes[0, c].set_title(class_names[query_labels[c]], fontsize=9, color=GREY)
+        axes[0, c].set_title(class_name(class_names, query_labels[c]), fontsize=9, color=GREY)
         for t in range(tokens):
             axes[1 + t, c].imshow(maps[c, t].astype(np.float32), cmap="magma", vmin=0, interpolation="nearest")
     for row, label in zip(axes, ("test", "class", "distillation"), strict=False):
@@ -225,12 +231,14 @@ def clusters(path: Path, members: np.ndarray, labels: np.ndarray, sizes: np.ndar
     figure = Figure(figsize=(0.8 * (columns + 2.4), 0.8 * rows + 0.6), layout="constrained", dpi=150)
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
     for r in range(rows):
-        common = int(np.bincount(labels[r]).argmax())
+        known = labels[r][labels[r] >= 0]
+        common = int(np.bincount(known).argmax()) if len(known) else -1
         for axis, image, label in zip(axes[r], members[r], labels[r], strict=True):
             axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
-                spine.set(visible=bool(label != common), color="#D55E00", linewidth=3)
-        axes[r, 0].set_ylabel(f"{class_names[common]}\n{sizes[r]:,} images", rotation=0, ha="right", va="center", fontsize=9, color=GREY)
+                spine.set(visible=bool(label >= 0 and label != common), color="#D55E00", linewidth=3)
+        text = f"{class_name(class_names, common)}\n{sizes[r]:,} images".lstrip()
+        axes[r, 0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9, color=GREY)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.savefig(path)

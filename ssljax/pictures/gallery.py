@@ -10,40 +10,47 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax import models
-from ssljax.data import loader, views
+from ssljax.data import loader
 from ssljax.data.source import Source
-from ssljax.protocols.features import Kind
+from ssljax.program import Evaluated
+from ssljax.protocols import PROTOCOLS
+from ssljax.protocols.bench import Bench
 from ssljax.protocols.knn import nearest
-from ssljax.types import TrainState
 
 POINTS, DIM = 600, 32      # test features kept for the figures, and their principal components
 QUERIES, NEIGHBOURS, THUMBNAIL = 8, 7, 48
 CLUSTERS, MEMBERS = 10, 12                 # of a method that clusters: so many clusters, and so many training images of each
 
 
-def save(path: Path, kinds: Sequence[Kind], source: Source, test: Source, config: ConfigDict, state: TrainState,
-         assignment: np.ndarray | None) -> None:
+def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
     """What the figures need: principal components of some test features of every kind, and nearest neighbours in the run's features.
 
     Fields: `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`, `query` uint8 [Q, S, S, C], `query_labels`,
     `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K], `preset`, `seed`; of a vision transformer `attention`, of a method that
-    clusters `cluster`, `cluster_labels` and `cluster_size`, see below.
+    clusters `cluster`, `cluster_labels` and `cluster_size`, see below. A label is -1 where an image has none.
     """
+    config, source, test = run.config, benches[0].train, benches[0].test
     rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), POINTS)).astype(np.int64))
-    queries = np.unique(test.labels, return_index=True)[1][:QUERIES]               # the first test image of each class
-    run = kinds[0]
-    _, near = nearest(run.train.features, run.test.features[queries], NEIGHBOURS)
+    queries = queries_of(test.labels)
+    _, near = nearest(benches[0].features(source).features, benches[0].features(test).features[queries], NEIGHBOURS)
     neighbours = thumbnails(source, near.ravel(), config)
-    fields = {f"points/{kind.name}": principal(kind.test.features[rows]).astype(np.float16) for kind in kinds}
+    fields = {f"points/{bench.name}": principal(bench.features(test).features[rows]).astype(np.float16) for bench in benches}
     if isinstance(models.backbone(config.model), models.ViT):
-        fields["attention"] = attention(state, test, queries, config)
-    if assignment is not None:
-        fields |= contact_sheet(assignment, source, config)
+        fields["attention"] = attention(run, test, queries)
+    if benches[0].assignment is not None and PROTOCOLS["clusters"].refuse(benches[0]) == "":
+        fields |= contact_sheet(benches[0].assignment[source.index], source, config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **fields, kinds=np.array([kind.name for kind in kinds]), labels=test.labels[rows],
+    np.savez_compressed(path, **fields, kinds=np.array([bench.name for bench in benches]), labels=test.labels[rows],
                         class_names=np.array(test.class_names), query=thumbnails(test, queries, config), query_labels=test.labels[queries],
                         neighbour=neighbours.reshape(*near.shape, *neighbours.shape[1:]), neighbour_labels=source.labels[near],
                         preset=config.preset, seed=config.seed)
+
+
+def queries_of(labels: np.ndarray) -> np.ndarray:
+    """Which test images are asked for their neighbours: the first of each class; evenly spaced ones where none has a label."""
+    classes, first = np.unique(labels, return_index=True)
+    first = first[classes >= 0] if (classes >= 0).any() else np.unique(np.linspace(0, len(labels) - 1, QUERIES).astype(np.int64))
+    return first[:QUERIES]
 
 
 def contact_sheet(assignment: np.ndarray, source: Source, config: ConfigDict) -> dict[str, np.ndarray]:
@@ -63,13 +70,11 @@ def contact_sheet(assignment: np.ndarray, source: Source, config: ConfigDict) ->
     return {"cluster": images.reshape(*rows.shape, *images.shape[1:]), "cluster_labels": source.labels[rows], "cluster_size": sizes[order]}
 
 
-def attention(state: TrainState, test: Source, queries: np.ndarray, config: ConfigDict) -> np.ndarray:
+def attention(run: Evaluated, test: Source, queries: np.ndarray) -> np.ndarray:
     """Where the class token (and the distillation token) look in the last block, the mean over heads: float16 [Q, 1 or 2, r, c]."""
-    images = next(iter(loader.eval_batches(test.select(queries), config, batch_size=len(queries))))["image"]
-    net = models.backbone(config.model)
-    weights = models.attention(net, state.params["encoder"], state.model_state["encoder"],
-                               views.for_network(jnp.asarray(images), config.augment))
-    tokens, side = weights.shape[2], images.shape[1] // net.patch
+    images = next(iter(loader.eval_batches(test.select(queries), run.config, batch_size=len(queries))))["image"]
+    weights = run.attention(jnp.asarray(images))
+    tokens, side = weights.shape[2], images.shape[1] // run.config.model.patch
     return np.asarray(weights[..., tokens:].mean(1).reshape(len(queries), tokens, side, side), np.float16)
 
 

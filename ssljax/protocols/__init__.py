@@ -1,1 +1,13 @@
-"""Evaluation protocols. They see a network only as `encode(image) -> features`, and most see only the features."""
+"""The ways to judge a run: `PROTOCOLS[name]` says what one reads, what it measures and when it refuses."""
+
+from ssljax.protocols import classifier, clusters, knn, label_fraction, layers, linear
+from ssljax.types import Protocol
+
+PROTOCOLS: dict[str, Protocol] = {
+    "knn": knn.PROTOCOL,
+    "linear": linear.PROTOCOL,
+    "label_fraction": label_fraction.PROTOCOL,
+    "layers": layers.PROTOCOL,
+    "classifier": classifier.PROTOCOL,
+    "clusters": clusters.PROTOCOL,
+}

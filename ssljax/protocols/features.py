@@ -18,28 +18,13 @@ class Features(NamedTuple):
 
     Attributes:
         features: float32 [N, D].
-        labels: int32 [N].
+        labels: int32 [N]; -1 for an image without a label.
         index: int32 [N], the stable id of each image in its split.
     """
 
     features: np.ndarray
     labels: np.ndarray
     index: np.ndarray
-
-
-class Kind(NamedTuple):
-    """One way to turn images into features: the run's network, or a baseline.
-
-    Attributes:
-        name: the run's method, "raw_pixels" or "random_init".
-        train, test: features of the two splits.
-        channels: C of raw pixels, 0 for a network; see `linear.standardise`.
-    """
-
-    name: str
-    train: Features
-    test: Features
-    channels: int
 
 
 def extract(encode: Encode, batches: Iterable[Mapping[str, np.ndarray]]) -> Features:
@@ -66,6 +51,26 @@ def extract(encode: Encode, batches: Iterable[Mapping[str, np.ndarray]]) -> Feat
         raise ValueError("no images to encode: the split is empty. Check config.data (source, splits, labels_per_class).")
     _collect(*pending, features, labels, indices)
     return Features(np.concatenate(features), np.concatenate(labels), np.concatenate(indices))
+
+
+def labelled(found: Features, protocol: str, split: str) -> Features:
+    """The rows of images that have a label; `found` itself where all have.
+
+    Args:
+        found: of one split.
+        protocol: that judges by the labels, for the error.
+        split: "train" or "test", for the error.
+
+    Raises:
+        ValueError: no image of the split has a label.
+    """
+    has = found.labels >= 0
+    if has.all():
+        return found
+    if not has.any():
+        raise ValueError(f"{protocol} judges by labels, and none of {len(has)} {split} images has one: judge the network on "
+                         "labelled images (--config.data.source=folder:PATH with one sub-folder per class, or another source)")
+    return Features(*(values[has] for values in found))
 
 
 def _collect(encoded: jax.Array, batch: Mapping[str, np.ndarray], features: list, labels: list, indices: list) -> None:

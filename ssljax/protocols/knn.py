@@ -7,6 +7,7 @@ Ties: of equally similar images the one with the lowest train index is the neigh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache, partial
 
 import jax
@@ -15,7 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import check
+from ssljax.types import Measurement, Protocol
 
 SIMILARITIES = 2**26    # so many similarities at once (256 MB) on a device
 
@@ -110,3 +113,16 @@ def _vote(similarity: jax.Array, labels: jax.Array, temperature: float, num_clas
     row = jnp.arange(labels.shape[0])[:, None]
     votes = jnp.zeros((labels.shape[0], num_classes), jnp.float32).at[row, labels].add(weight)
     return jax.lax.top_k(votes, min(5, num_classes))[1]
+
+
+def judge(bench: Bench) -> Iterator[Measurement]:
+    """With `config.evaluate.knn_k` neighbours and `knn_temperature`."""
+    e = bench.config.evaluate
+    train, test = bench.labelled("knn")
+    settings = {"k": min(e.knn_k, len(train.labels)), "temperature": e.knn_temperature}
+    found = knn(train.features, train.labels, test.features, test.labels, k=e.knn_k, temperature=e.knn_temperature,
+                num_classes=bench.num_classes)
+    yield {"protocol": "knn", "settings": settings, **found}
+
+
+PROTOCOL = Protocol(reads="features", metrics=("top1", "top5"), judge=judge)

@@ -15,7 +15,9 @@ import numpy as np
 
 from ssljax.data import sampler
 from ssljax.protocols import linear
+from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import check
+from ssljax.types import Measurement, Protocol
 
 L2 = 0.01    # lambda of mean loss + lambda/2 |W|^2
 
@@ -42,3 +44,15 @@ def label_fraction(train_features: np.ndarray, train_labels: np.ndarray, test_fe
             rows = sampler.subset(train_labels, per_class=k, seed=draw)
             model, _ = linear.fit(train[rows], train_labels[rows], L2)
             yield {"labels_per_class": k, "draw": draw, **linear.accuracies(linear.scores(model, test, num_classes), test_labels)}
+
+
+def judge(bench: Bench) -> Iterator[Measurement]:
+    """`config.evaluate.label_draws` draws of each number in `label_counts`."""
+    e, settings = bench.config.evaluate, {"l2": L2, "standardised": True}
+    train, test = bench.labelled("label_fraction")
+    for found in label_fraction(train.features, train.labels, test.features, test.labels, num_classes=bench.num_classes,
+                                counts=e.label_counts, draws=e.label_draws, channels=bench.channels):
+        yield {"protocol": "label_fraction", "settings": settings, **found}
+
+
+PROTOCOL = Protocol(reads="features", metrics=("top1", "top5"), judge=judge)

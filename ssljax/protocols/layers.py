@@ -9,11 +9,18 @@ image; ours sees the centre crop, as every protocol here.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from ssljax.protocols.bench import Bench
+from ssljax.protocols.features import labelled
+from ssljax.protocols.linear import probe
+from ssljax.types import Measurement, Protocol
 
 
 class Pool(NamedTuple):
@@ -45,3 +52,25 @@ def pooled(activation: jax.Array, dim: int) -> jax.Array:
     size, padding, places = pool(side, channels, dim)
     x = jnp.pad(activation.astype(jnp.float32), ((0, 0), (padding, padding), (padding, padding), (0, 0)))[:, :places * size, :places * size]
     return x.reshape(batch, places, size, places, size, channels).mean((2, 4)).reshape(batch, -1)
+
+
+def judge(bench: Bench) -> Iterator[Measurement]:
+    """A probe of each layer in `config.evaluate.layers`, under the name `layer_NAME`; `dim` is how many numbers it reads."""
+    reduce = jax.jit(functools.partial(pooled, dim=bench.config.evaluate.layer_dim))
+    for layer in bench.config.evaluate.layers:
+        train = labelled(bench.maps(bench.train, layer, reduce), "layers", "train")
+        test = labelled(bench.maps(bench.test, layer, reduce), "layers", "test")
+        found = probe(train, test, bench.config, num_classes=bench.num_classes)
+        settings = {**found["settings"], "dim": train.features.shape[1], "probe": found["protocol"]}
+        yield {**found, "protocol": f"layer_{layer}", "settings": settings}
+
+
+def refuse(bench: Bench) -> str:
+    """The layers must be named."""
+    if bench.config.evaluate.layers:
+        return ""
+    return ("layers needs config.evaluate.layers, the names of the layers to probe, e.g. ('group1', 'group2') of a ResNet; "
+            "a wrong name is answered with those that the network has")
+
+
+PROTOCOL = Protocol(reads="maps", metrics=("top1", "top5"), judge=judge, refuse=refuse)

@@ -15,18 +15,23 @@ randomly initialised network costs that 10.)
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from ml_collections import ConfigDict
 
 from ssljax.data import sampler
-from ssljax.protocols.features import check, top_k_percent
+from ssljax.protocols.bench import Bench
+from ssljax.protocols.features import Features, check, top_k_percent
+from ssljax.types import Measurement, Protocol
+
+if TYPE_CHECKING:                                  # a second to import, only where it fits
+    from sklearn.linear_model import LogisticRegression
 
 GRID = tuple(10.0**e for e in range(5, -7, -1))    # every fourth of the 45 values 1e-6 ... 1e5 of the paper, from strong to weak
 HELD_OUT = 0.1                                     # share of the training images that lambda is chosen on
@@ -105,6 +110,9 @@ def fit(features: np.ndarray, labels: np.ndarray, l2: float, warm: LogisticRegre
     Returns:
         the model, and whether it converged within so many iterations.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     if len(np.unique(labels)) < 2:
         raise ValueError(f"logistic regression needs two classes, all {len(labels)} training images have label {labels[0]}: "
                          "check config.data (source, labels_per_class)")
@@ -170,3 +178,30 @@ def _sgd_step(tx: optax.GradientTransformation, layer: dict, state: optax.OptSta
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     updates, state = tx.update(jax.grad(loss)(layer), state)
     return optax.apply_updates(layer, updates), state
+
+
+def probe(train: Features, test: Features, config: ConfigDict, *, num_classes: int, channels: int = 0) -> Measurement:
+    """A probe of the kind that `config.evaluate.linear` names, with its settings.
+
+    Raises:
+        ValueError: that is neither "sgd" nor "lbfgs".
+    """
+    e, arrays = config.evaluate, (train.features, train.labels, test.features, test.labels)
+    if e.linear == "lbfgs":
+        found = lbfgs(*arrays, num_classes=num_classes, channels=channels, l2=e.linear_l2, seed=config.seed)
+        settings = {"l2": found.pop("l2"), "l2_chosen": e.linear_l2 <= 0, "standardised": True, "converged": found.pop("converged")}
+        return {"protocol": "linear_lbfgs", "settings": settings, **found}
+    if e.linear == "sgd":
+        found = sgd(*arrays, num_classes=num_classes, batch_size=e.batch_size, seed=config.seed)
+        settings = {"learning_rate": found.pop("learning_rate"), "epochs": 90, "standardised": False}
+        return {"protocol": "linear_sgd_cached", "settings": settings, **found}
+    raise ValueError(f"config.evaluate.linear={e.linear!r} is neither 'sgd' nor 'lbfgs'")
+
+
+def judge(bench: Bench) -> Iterator[Measurement]:
+    """One probe of the features."""
+    train, test = bench.labelled("linear")
+    yield probe(train, test, bench.config, num_classes=bench.num_classes, channels=bench.channels)
+
+
+PROTOCOL = Protocol(reads="features", metrics=("top1", "top5"), judge=judge)

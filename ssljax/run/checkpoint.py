@@ -78,6 +78,44 @@ class Checkpoints:
                 self._set_aside(step, error)
         return None
 
+    def weights(self, like: TrainState) -> TrainState | None:
+        """The networks and the method's own state of the newest readable checkpoint, without the optimizer's; None where there is none.
+
+        The backbone must be the one of `like`; every other leaf comes in the shape that the checkpoint has: a head or labels may belong
+        to other data.
+
+        Args:
+            like: `jax.ShapeDtypeStruct`s with shardings; its `opt_state` is not looked at and comes back as ().
+
+        Raises:
+            ValueError: the checkpoint is of another network.
+        """
+        wanted = {name: getattr(like, name) for name in ("step", "params", "model_state", "extra")}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                folder = self.directory / str(step) / "default"
+                stored = _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+            except Exception as error:     # as in `restore`
+                self._set_aside(step, error)
+                continue
+            self._refuse_other_backbone(step, stored, wanted)
+            try:
+                return TrainState(**_read(folder, _in_shape(wanted, stored)), opt_state=())
+            except Exception as error:
+                self._set_aside(step, error)
+        return None
+
+    def _refuse_other_backbone(self, step: int, stored: Mapping[str, tuple[int, ...]], wanted: Pytree) -> None:
+        """Raises where a leaf is absent, or one of the backbone has another shape."""
+        for name, shape in _shapes(wanted).items():
+            found = stored.get(name, "absent")
+            if found == "absent" or (found != shape and name.startswith(("params/encoder/", "model_state/encoder/"))):
+                raise ValueError(self._another(step, name, found, shape))
+
+    def _another(self, step: int, name: str, found: tuple[int, ...] | str, shape: tuple[int, ...] | str, count: str = "") -> str:
+        return (f"the checkpoint {self.directory / str(step)} is of another network: {name} is {found} there and {shape} here{count}. "
+                "Use the configuration it was made with, or another --workdir.")
+
     def _refuse_other_network(self, step: int, like: TrainState, error: Exception) -> None:
         """Raises if the checkpoint's tree or shapes, which Orbax keeps apart from the data, are not those of `like`."""
         try:
@@ -88,10 +126,8 @@ class Checkpoints:
         differ = [name for name in sorted(stored.keys() | wanted.keys()) if stored.get(name) != wanted.get(name)]
         if stored and differ:
             name = differ[0]
-            raise ValueError(
-                f"the checkpoint {self.directory / str(step)} is of another network: {name} is {stored.get(name, 'absent')} there and "
-                f"{wanted.get(name, 'absent')} here ({len(differ)} leaves differ). Use the configuration it was made with, or another "
-                "--workdir.") from error
+            count = f" ({len(differ)} leaves differ)"
+            raise ValueError(self._another(step, name, stored.get(name, "absent"), wanted.get(name, "absent"), count)) from error
 
     def _set_aside(self, step: int, error: Exception) -> None:
         folder, aside = self.directory / str(step), self.directory.parent / "unreadable"
@@ -126,6 +162,21 @@ class Checkpoints:
         self._manager.close()
 
 
+def load_weights(workdir: str, like: TrainState) -> TrainState:
+    """See `Checkpoints.weights`.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is of another network.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    state = checkpoints.weights(like)
+    checkpoints.close()
+    if state is None:
+        raise FileNotFoundError(f"no checkpoint in {workdir}: run `ssljax train` with the same --config and --workdir first")
+    return state
+
+
 def load_part(workdir: str, like: Pytree, part: str,
               resize: Mapping[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]] = types.MappingProxyType({})) -> Pytree:
     """One branch of the newest checkpoint's state, e.g. `params/encoder`, for a run that starts from another's weights.
@@ -157,25 +208,34 @@ def load_part(workdir: str, like: Pytree, part: str,
         if (found := stored.get(f"{part}/{name}", "absent")) != shape and (found == "absent" or name.split("/")[-1] not in resize):
             raise ValueError(f"{part}/{name} is {found} in {workdir} and {shape} here: the two runs must have the same model settings")
 
-    def as_stored(path: tuple, leaf: jax.Array) -> jax.Array | jax.ShapeDtypeStruct:
-        shape = stored[f"{part}/{jax.tree_util.keystr(path, simple=True, separator='/')}"]
-        if shape == leaf.shape:
-            return leaf
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(leaf.sharding.mesh, PartitionSpec()))
-
-    wanted, like = like, jax.tree_util.tree_map_with_path(as_stored, like)
+    tree = like
     for name in reversed(part.split("/")):
-        like = {name: like}
-    with ocp.PyTreeCheckpointer() as reader:
-        branch = reader.restore(folder, args=ocp.args.PyTreeRestore(
-            like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True))
+        tree = {name: tree}
+    branch = _read(folder, _in_shape(tree, stored))
     for name in part.split("/"):
         branch = branch[name]
 
     def fitted(path: tuple, leaf: jax.Array, place: jax.Array) -> jax.Array:
         same = leaf.shape == place.shape
         return leaf if same else jax.device_put(resize[path[-1].key](leaf, place.shape), place.sharding)
-    return jax.tree_util.tree_map_with_path(fitted, branch, wanted)
+    return jax.tree_util.tree_map_with_path(fitted, branch, like)
+
+
+def _in_shape(tree: Pytree, stored: Mapping[str, tuple[int, ...]]) -> Pytree:
+    """The tree with the shapes that a checkpoint has; a leaf of another shape is whole on each device."""
+    def one(path: tuple, leaf: jax.Array) -> jax.Array | jax.ShapeDtypeStruct:
+        shape = stored[jax.tree_util.keystr(path, simple=True, separator="/")]
+        if shape == tuple(leaf.shape):
+            return leaf
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(leaf.sharding.mesh, PartitionSpec()))
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _read(folder: epath.Path, like: Pytree) -> Pytree:
+    """The leaves of `like` out of a checkpoint that may hold more."""
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(folder, args=ocp.args.PyTreeRestore(
+            like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True))
 
 
 def _shapes(tree: Pytree) -> dict[str, tuple[int, ...]]:

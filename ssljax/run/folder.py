@@ -1,11 +1,14 @@
 """A run's folder: its config, versions and commit, metrics, TensorBoard events, checkpoints, and the way it asks to stop.
 
     config.json  run.json  metrics.jsonl  tensorboard/  checkpoints/<step>/
+
+TensorBoard events are written where TensorFlow and clu are installed.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import math
 import signal
@@ -22,10 +25,11 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from ssljax.config import differences
 from ssljax.data.crops import tensorflow
 from ssljax.run import hosts, monitor
 from ssljax.run.checkpoint import Checkpoints
-from ssljax.types import TrainState
+from ssljax.types import Facts, TrainState
 
 PACKAGES = ("ssljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "numpy",
             "scikit-learn")
@@ -47,6 +51,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def installed(package: str) -> bool:
+    """Whether a package is there to be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
 def commit() -> str:
     """The commit of the source, `-dirty` when tracked files were changed; "unknown" outside a git checkout."""
     where = Path(__file__).parent
@@ -63,17 +72,20 @@ def commit() -> str:
 class RunFolder:
     """Opens `workdir`, one folder that all hosts see, for one stage of a run. The first host writes; checkpoints are written by all.
 
+    `facts` are those of the training data, kept for whoever opens the run's networks later; None where no data were read.
+
     Raises:
         ValueError: the folder holds a run of another config (names the first setting that differs), or each host has a folder of its own.
     """
 
-    def __init__(self, workdir: str, config: ConfigDict):
+    def __init__(self, workdir: str, config: ConfigDict, facts: Facts | None):
         self.path = epath.Path(workdir)
         self.path.mkdir(parents=True, exist_ok=True)
         self._main = jax.process_index() == 0
-        self._describe(config)
+        self._describe(config, facts)
         self._checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best)
         self._config, self._bar, self._writer, self._known = config, None, None, {}
+        self._events = installed("tensorflow") and installed("clu")       # TensorBoard's; metrics.jsonl needs neither
         self._clock: tuple[float, int] | None = None
         self._starved = 0.0
         self._alone, self._signalled = jax.process_count() == 1, False
@@ -95,7 +107,7 @@ class RunFolder:
         if self._alone or kind is None or issubclass(kind, (SystemExit, monitor.NotFinite)):
             self.close()
 
-    def _describe(self, config: ConfigDict) -> None:
+    def _describe(self, config: ConfigDict, facts: Facts | None) -> None:
         """Writes config.json and run.json; on a restart checks that the run is the same, and always that the hosts share the folder."""
         new = json.loads(config.to_json())
         file = self.path / "config.json"
@@ -107,8 +119,9 @@ class RunFolder:
                                  "Use another --workdir, or the old settings.")
         hosts.meet(f"{self.path} is read")                # before anything is written
         if self._main:
-            file.write_text(json.dumps(new, indent=1, sort_keys=True))
+            file.write_text(json.dumps(new, indent=1))
             run = {"command": ["ssljax", *sys.argv[1:]], "commit": commit(), "versions": versions(), "hosts": jax.process_count(),
+                   **({} if facts is None else {"facts": facts._asdict()}),
                    "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()], "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             with (self.path / "run.json").open("a") as out:
                 out.write(json.dumps(run) + "\n")
@@ -193,11 +206,12 @@ class RunFolder:
             return
         with (self.path / "metrics.jsonl").open("a") as out:
             out.write(json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n")
-        if self._writer is None:
+        if self._writer is None and self._events:
             tensorflow()                       # with the accelerators hidden from it
             from clu import metric_writers  # brings TensorFlow with it: seconds, so only once there is something to write
             self._writer = metric_writers.SummaryWriter(str(self.path / "tensorboard"))
-        self._writer.write_scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+        if self._writer is not None:
+            self._writer.write_scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
     def _say(self, text: str) -> None:
         if not self._main:
@@ -224,13 +238,10 @@ class RunFolder:
         logging.flush()
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """The leaves at which two nested dicts differ, as (dotted key, old, new)."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b, name = old.get(key, "absent"), new.get(key, "absent"), prefix + key
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, name + ".")
-        elif a != b:
-            found.append((name, a, b))
-    return found
+def facts_of(workdir: str) -> Facts | None:
+    """What a run's training data were like; None for a folder that does not say, of a run before it was noted."""
+    file = epath.Path(workdir) / "run.json"
+    if not file.exists():
+        return None
+    last = json.loads(file.read_text().splitlines()[-1])
+    return Facts(**last["facts"]) if "facts" in last else None

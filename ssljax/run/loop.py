@@ -40,14 +40,18 @@ def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None
         source: the training split.
         seed: of the initialisation, the sampling order and every draw.
         folder: where to log and checkpoint; None writes and prints nothing.
-        test: the held-out split, for kNN while training.
+        test: the held-out split, for kNN while training; there is none where either split has no labelled image.
         start: puts an earlier stage's weights into a fresh state; not called on resume.
 
     Raises:
+        ValueError: the method learns from labels, and a training image has none.
         monitor.NotFinite: a metric is NaN or infinite.
         SystemExit: (code 0) after a SIGTERM, with a checkpoint written.
     """
     config, total, spe = program.config, program.total_steps, program.steps_per_epoch
+    if program.method.needs_labels:
+        source.require_labels(f"method {config.method!r}")
+    judged = test is not None and source.labelled.any() and test.labelled.any()
     state = folder.restore(program.shapes) if folder else None
     if state is None:
         state = start(program.init(seed))
@@ -63,7 +67,7 @@ def fit(program: Program, source: Source, *, seed: int, folder: RunFolder | None
             folder.tick(step, total, starved)
             if step % config.log_every == 0 or last:
                 folder.log(step, total, spe, {**fetched(step, metrics), "learning_rate": float(program.schedule(step - 1))})
-            if test is not None and config.eval_every_epochs and (last or step % (config.eval_every_epochs * spe) == 0):
+            if judged and config.eval_every_epochs and (last or step % (config.eval_every_epochs * spe) == 0):
                 folder.log_knn(step, online_knn(program, state, source, test))
         if step % spe == 0 and program.method.refresh is not None and total - step >= spe:
             state = refreshed(program, source, state, seed, folder)
@@ -91,13 +95,14 @@ def fetched(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
 
 
 def online_knn(program: Program, state: TrainState, source: Source, test: Source) -> float:
-    """Held-out kNN top-1 in percent, on at most ONLINE_IMAGES evenly spaced images of each split."""
+    """Held-out kNN top-1 in percent, on at most ONLINE_IMAGES evenly spaced labelled images of each split."""
     config = program.config
 
     encode = functools.partial(program.encode, state.params, state.model_state, state.extra)
 
     def features(split: Source) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), ONLINE_IMAGES)).astype(np.int64))
-        return encoded(encode, program, split.select(rows))[:2]
+        labelled = np.flatnonzero(split.labelled)
+        rows = np.unique(np.linspace(0, len(labelled) - 1, min(len(labelled), ONLINE_IMAGES)).astype(np.int64))
+        return encoded(encode, program.mesh, config, split.select(labelled[rows]))[:2]
     return knn(*features(source), *features(test), k=config.evaluate.knn_k, temperature=config.evaluate.knn_temperature,
-               num_classes=config.data.num_classes)["top1"]
+               num_classes=program.facts.num_classes)["top1"]

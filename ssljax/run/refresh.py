@@ -40,7 +40,7 @@ class Run(NamedTuple):
     """What `Method.refresh` is given.
 
     Attributes:
-        program: a `train.Program`.
+        program: a `program.Program`.
         source: the training split.
         seed: the run's.
         log: a dict of numbers -> a row of metrics.jsonl at the state's step.
@@ -123,8 +123,8 @@ class Run(NamedTuple):
 
     def by_id(self, values: jax.Array, rows: Rows, into: jax.Array | None = None) -> jax.Array:
         """int32 [M], a value a row of `rows` -> int32 [ids]; ids that are not among them keep what `into` has, or -1."""
-        into = jnp.full(self.program.config.data.num_ids, -1, jnp.int32) if into is None else into
-        ids = np.where(rows.present, self.source.index[rows.position], self.program.config.data.num_ids)
+        into = jnp.full(self.program.facts.num_ids, -1, jnp.int32) if into is None else into
+        ids = np.where(rows.present, self.source.index[rows.position], self.program.facts.num_ids)
         return _scatter(into, ids, values)
 
     def by_rows(self, array: np.ndarray) -> jax.Array:

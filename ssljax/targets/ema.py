@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Pytree = Any
+
+
+class Ema(NamedTuple):
+    """The moving average of a whole network: parameters and running statistics alike (DeiT, Noisy Student)."""
+
+    params: Pytree
+    model_state: Pytree
+
+
+def follow(params: Pytree, model_state: Pytree) -> Ema:
+    """A follower that begins as the network itself: copies, because the train step donates both."""
+    return jax.tree.map(jnp.copy, Ema(params, model_state))
 
 
 def update(target: Pytree, online: Pytree, decay: jax.Array | float) -> Pytree:
@@ -65,7 +77,7 @@ def cosine_decay(step: jax.Array | int, total: int, base: float) -> jax.Array:
         ValueError: a run without steps.
     """
     if total < 1:
-        raise ValueError(f"cosine_decay: a run of total={total} steps has no schedule: config.data.num_examples must be the "
-                         "number of training images, and config.epochs at least 1")
+        raise ValueError(f"cosine_decay: a run of total={total} steps has no schedule: it needs at least one batch of training "
+                         "images, and config.epochs of at least 1")
     progress = jnp.clip(jnp.asarray(step).astype(jnp.float32) / jnp.float32(total), 0.0, 1.0)
     return 1.0 - (1.0 - jnp.float32(base)) * 0.5 * (1.0 + jnp.cos(jnp.float32(math.pi) * progress))

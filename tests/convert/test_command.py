@@ -14,10 +14,11 @@ from configs.supervised import get_config
 from ssljax import __main__ as console
 from ssljax import convert, models, sharding
 from ssljax.convert import regnet, weights
-from ssljax.convert.__main__ import export_weights, import_weights, main, program_of
-from ssljax.program import restore, start_from
+from ssljax.convert.__main__ import export_weights, import_weights, main
+from ssljax.program import build, restore, start_from
 from ssljax.run.folder import RunFolder
 from tests.convert.foreign import like
+from tests.methods.small import FACTS
 
 FLAGS = ["--config=configs/supervised.py:digits", "--config.model.name=regnety_xs"]
 
@@ -71,7 +72,7 @@ def imported(tmp_path_factory):
 
 def test_a_file_becomes_a_checkpoint_that_predicts(imported):
     folder, config, _, tree = imported
-    program = program_of(config)
+    program = build(config, FACTS)
     state = restore(program, str(folder / "run"))
     assert int(state.step) == 0 and (folder / "run" / "run.json").exists()
     assert_equal({"params": state.params, "model_state": state.model_state}, tree)
@@ -87,7 +88,7 @@ def started(config, folder):
     """The fresh state of a run with `init_from=folder`, and that state with the weights in it."""
     config = config.copy_and_resolve_references().unlock()
     config.init_from = folder
-    program = program_of(config.lock())
+    program = build(config.lock(), FACTS)
     return program.shapes, start_from(program, {})(program.shapes)
 
 
@@ -146,8 +147,8 @@ def test_stacked_blocks_and_a_network_without_running_statistics(tmp_path):
 def test_the_encoder_of_a_self_supervised_run_goes_out_and_comes_back(tmp_path):
     """MoCo v3: the patch projection is no parameter, the positions are no leaf at all."""
     config = moco_config("digits_vit_v3")
-    state = jax.device_put(filled(program_of(config).shapes))
-    with RunFolder(str(tmp_path / "moco"), config) as folder:
+    state = jax.device_put(filled(build(config, FACTS).shapes))
+    with RunFolder(str(tmp_path / "moco"), config, FACTS) as folder:
         folder.save(state, {})
     export_weights(config, str(tmp_path / "moco"), str(tmp_path / "vit.safetensors"))
     arrays = load_file(tmp_path / "vit.safetensors")

@@ -1,5 +1,6 @@
 """Batches are a pure function of (source, config, step), whatever the processes, the start, or the kind of source."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -187,11 +188,22 @@ def test_evaluation_sees_every_example_once_in_order(kind, batch_size, request):
         np.testing.assert_array_equal(images[i], image)
 
 
-def test_evaluation_crops_pixels_in_memory_above_32(memory):
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("stored, size, share", [((40, 40), 40, 0.875), ((64, 50), 40, 0.875), ((45, 70), 33, 0.9), ((20, 23), 16, 0.5)])
+def test_pixels_in_memory_are_cropped_for_evaluation_as_on_the_host(memory, stored, size, share, antialias):
+    """Noise, black and white: all that a kernel can be wrong about, and what it overshoots. Up to 32 pixels nothing is cut off."""
     source, config = memory
-    config.data.update(image_size=40, eval_crop=0.875)
-    batch = next(loader.eval_batches(source, config, batch_size=3))
-    np.testing.assert_array_equal(batch["image"][2], crops.eval_image(source.images[2], config))
+    config.data.update(image_size=size, eval_crop=share)
+    config.augment.antialias = antialias
+    images = np.random.default_rng(0).integers(0, 256, (5, *stored, 1)).astype(np.uint8)
+    images[3:] = np.where(images[3:] > 127, 255, 0)
+    source = dataclasses.replace(source.select(range(5)), images=images)
+    batches = list(loader.eval_batches(source, config, batch_size=3))
+    found = np.concatenate([b["image"] for b in batches])
+    assert found.shape == (6, size, size, 1) and found.dtype == np.uint8 and not found[5].any()
+    expected = np.stack([crops.eval_image(image, config) for image in images])
+    difference = np.abs(found[:5].astype(int) - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.05
 
 
 def spoil(path):

@@ -94,6 +94,14 @@ def test_per_class_subset_and_its_error():
         sampler.subset(labels, fraction=0.0, seed=1)
 
 
+def test_examples_without_a_label_are_no_class():
+    labels = np.array([0, 1, -1, 0, 1, -1])
+    for choose in (lambda: sampler.subset(labels, per_class=1, seed=0), lambda: sampler.subset(labels, fraction=0.5, seed=0),
+                   lambda: sampler.first_per_class(labels, 1)):
+        with pytest.raises(ValueError, match="2 of 6 examples have no label .-1., the first at position 2"):
+            choose()
+
+
 def test_first_per_class():
     labels = np.array([2, 0, 2, 2, 0, 1, 1])
     assert sampler.first_per_class(labels, 2).tolist() == [0, 1, 2, 4, 5, 6]

@@ -1,5 +1,6 @@
 """Sources: what they hold, how they split, and an error with a fix for every kind of bad input."""
 
+import dataclasses
 import gzip
 import struct
 import subprocess
@@ -63,8 +64,9 @@ from ssljax.data import loader, sources
 config = get_config("digits").unlock()
 next(loader.train_batches(sources.load(config.data, "train"), config))
 next(loader.eval_batches(sources.load(config.data, "test"), config, batch_size=9))
-config.data.update(source="folder:{folder}", channels=3); config.batch_size = 4
+config.data.update(source="folder:{folder}", channels=3, image_size=40, eval_crop=0.875); config.batch_size = 4
 next(loader.train_batches(sources.load(config.data, "train"), config))
+next(loader.eval_batches(sources.load(config.data, "test"), config, batch_size=9))
 assert not [m for m in sys.modules if m.startswith("tensorflow")]
 """
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -195,9 +197,133 @@ def test_folder_without_images(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="holds no images .*cat"):
         sources.load(data_of(f"folder:{tmp_path}"), "train")
-    save(tmp_path / "train" / "loose.jpg", 3)
-    with pytest.raises(FileNotFoundError, match="lie loose; move them to .*all"):
+    with pytest.raises(FileNotFoundError, match="train and its sub-folders hold no images"):
+        sources.load(data_of(f"folder:{tmp_path}", labels="none"), "train")
+
+
+def names(source):
+    return [source.describe(i).rsplit("/", 1)[1] for i in range(len(source))]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Ten unlabelled photographs, two of them in folders of their own; hidden files and folders are nobody's."""
+    root = tmp_path / "photographs"
+    for i in range(10):
+        save(root / {3: "2019/summer", 7: "2020"}.get(i, "") / f"{i}.png", 10 * i, "PNG")
+    save(root / ".thumbnails" / "0.png", 9, "PNG")
+    save(root / ".hidden.png", 9, "PNG")
+    return root
+
+
+@pytest.mark.parametrize("crop_on", ["device", "host"])
+def test_every_image_of_a_nested_folder_is_an_example_without_a_label(photographs, crop_on):
+    data = data_of(f"folder:{photographs}", labels="none", holdout=0.3, channels=3, crop_on=crop_on)
+    train, test = sources.load(data, "train"), sources.load(data, "test")
+    assert (len(train), len(test)) == (7, 3)                      # a share of all images, not one of each sub-folder
+    assert sorted(names(train) + names(test)) == [f"{i}.png" for i in range(10)]
+    for source in (train, test):
+        assert (source.labels == -1).all() and source.labels.dtype == np.int32
+        assert not source.labelled.any() and source.num_classes == 0 and source.class_names == ()
+        assert source.index.tolist() == list(range(len(source)))
+    again = sources.load(data, "test")
+    assert names(again) == names(test) and again.checksum == test.checksum != train.checksum
+    if crop_on == "device":
+        grey = [10 * int(name[0]) + 19.5 for name in names(train)]
+        np.testing.assert_allclose(train.images.mean((1, 2, 3)), grey, atol=6)
+    else:
+        assert train.read([0])[0] == (photographs / names(train)[0]).read_bytes()
+
+
+def test_unlabelled_images_in_train_and_test_folders_are_all_used(tmp_path):
+    for split, n in (("train", 4), ("val", 3)):
+        for i in range(n):
+            save(tmp_path / split / "abc"[i % 3] / f"{split}{i}.png", i, "PNG")
+    data = data_of(f"folder:{tmp_path}", labels="none")
+    assert sorted(names(sources.load(data, "train"))) == [f"train{i}.png" for i in range(4)]
+    assert sorted(names(sources.load(data, "test"))) == [f"val{i}.png" for i in range(3)]
+
+
+def test_images_that_all_lie_loose_are_taken_without_labels_and_that_is_said(tmp_path, caplog):
+    for i in range(5):
+        save(tmp_path / f"{i}.png", i, "PNG")
+    (tmp_path / "notes").mkdir()                                  # a folder without images is no class
+    source = sources.load(data_of(f"folder:{tmp_path}"), "train")
+    assert len(source) == 4 and not source.labelled.any()
+    assert f"{tmp_path} has images but no class folders: they are taken without labels" in caplog.text
+    data = data_of(f"folder:{tmp_path}", holdout=0.0)
+    with pytest.raises(ValueError, match="data.holdout=0.0"):
+        sources.load(data, "train")
+    for i in range(1, 5):
+        (tmp_path / f"{i}.png").unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path} has 1 image: with no test folder, 2 are needed"):
         sources.load(data_of(f"folder:{tmp_path}"), "train")
+
+
+def test_loose_images_beside_class_folders_are_refused_with_both_ways_out(folder):
+    save(folder / "train" / "stray.jpg", 3)
+    stray = folder / "train" / "stray.jpg"
+    with pytest.raises(ValueError, match=f"{stray} lies loose beside class folders such as .*/train/cat .*move it.*data.labels='none'"):
+        sources.load(data_of(f"folder:{folder}"), "train")
+    assert len(sources.load(data_of(f"folder:{folder}", labels="none"), "train")) == 13
+
+
+@pytest.mark.parametrize("sorted_split, loose", [("test", "train"), ("train", "test")])
+def test_only_one_split_with_class_folders(tmp_path, sorted_split, loose):
+    save(tmp_path / sorted_split / "cat" / "0.png", 3, "PNG")
+    save(tmp_path / loose / "0.png", 3, "PNG")
+    with pytest.raises(ValueError, match=f"/{sorted_split} has class folders .cat.*images in .*/{loose} lie loose.*data.labels='none'"):
+        sources.load(data_of(f"folder:{tmp_path}"), "train")
+
+
+@pytest.mark.parametrize("where", ["digits", "folder"])
+def test_labels_can_be_taken_away_and_nothing_else_changes(folder, where):
+    source = "digits" if where == "digits" else f"folder:{folder}"
+    with_them, without = (sources.load(data_of(source, labels=labels), "train") for labels in ("folders", "none"))
+    assert (without.labels == -1).all() and without.class_names == () and without.num_classes == 0
+    np.testing.assert_array_equal(without.images, with_them.images)
+    np.testing.assert_array_equal(without.index, with_them.index)
+    with pytest.raises(ValueError, match="data.labels='flat' is unknown: 'folders'.*'none'"):
+        sources.load(data_of(source, labels="flat"), "train")
+
+
+@pytest.mark.parametrize("asked, value", [("train_per_class", 2), ("labels_per_class", 2), ("label_fraction", 0.5)])
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_a_subset_by_label_of_unlabelled_images_is_refused_by_name(folder, asked, value, on_bad_image):
+    data = data_of(f"folder:{folder}", labels="none", on_bad_image=on_bad_image, **{asked: value})
+    with pytest.raises(ValueError, match=f"data.{asked}={value} needs labels, and 12 of 12 train images of folder:.*pets have none "
+                                         "\\(first: .*/cat/0.jpeg\\).*data.labels='folders'.*simclr"):
+        sources.load(data, "train")
+    assert len(sources.load(data, "test")) == 4
+
+
+def test_a_source_may_be_partly_labelled():
+    """-1 is no label; anything else outside the classes is a fault of the data."""
+    source = sources.load(data_of("digits"), "train")
+    labels = source.labels.copy()
+    labels[[3, 8]] = -1
+    part = dataclasses.replace(source, labels=labels)
+    sources.check_labels(part)
+    assert np.flatnonzero(~part.labelled).tolist() == [3, 8] and part.num_classes == 10
+    assert part.with_labels("a probe").index.tolist() == np.delete(source.index, [3, 8]).tolist()
+    assert source.with_labels("a probe") is source
+    with pytest.raises(ValueError, match="a probe needs labels, and 2 of 2 train images of digits have none "
+                                         ".first: image 3 of digits, train"):
+        part.select([3, 8]).with_labels("a probe")
+    with pytest.raises(ValueError, match="a probe needs labels, and 2 of 1500"):
+        part.require_labels("a probe")
+    for wrong in (-2, 10):
+        labels[5] = wrong
+        with pytest.raises(ValueError, match=f"image 5 of digits, train has label {wrong}, outside 0..9 .1 such"):
+            sources.check_labels(part)
+
+
+def test_select_moves_further_targets_with_their_examples():
+    source = sources.load(data_of("digits"), "train")
+    source = dataclasses.replace(source, targets={"tags": np.arange(3000).reshape(1500, 2), "weight": source.index * 0.5})
+    some = source.select([7, 2, 7]).select([2, 1])
+    assert some.targets["tags"].tolist() == [[14, 15], [4, 5]] and some.targets["weight"].tolist() == [3.5, 1.0]
+    assert some.index.tolist() == [7, 2] and source.select([1]).targets.keys() == {"tags", "weight"}
 
 
 def test_empty_class_folder(folder):

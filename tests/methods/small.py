@@ -10,8 +10,10 @@ import pytest
 
 from ssljax import models
 from ssljax.models.resnet import Basic
+from ssljax.types import Facts
 
 SIZE = 8
+FACTS = Facts(num_examples=1500, num_classes=10, num_ids=1500)        # those of the digits
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def config_of(method: str, preset: str = "digits", **changes):
     """A preset on images of 8 pixels with one block of 4 channels; dotted settings as keywords with `__` for the dot."""
     c = importlib.import_module(f"configs.{method}").get_config(preset).unlock()
     c.log_every, c.batch_size = 1, 8
-    c.data.update(image_size=SIZE, num_classes=10)
+    c.data.image_size = SIZE
     c.augment.update(crop="none", jitter_strength=0.2)
     if "head" in c:
         c.head.dim = 4

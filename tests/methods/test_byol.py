@@ -10,9 +10,9 @@ from ssljax import models, optim
 from ssljax.data import sources, views
 from ssljax.losses.regression import byol
 from ssljax.methods import METHODS
-from ssljax.program import build, device_batches
+from ssljax.program import build, device_batches, encoder
 from ssljax.run import monitor
-from tests.methods.small import assert_close, batch_of, config_of, names, one_block, shaken
+from tests.methods.small import FACTS, assert_close, batch_of, config_of, names, one_block, shaken
 
 B = 6
 
@@ -55,7 +55,7 @@ class Pass:
 
     def __init__(self, **changes):
         self.config = config_of("byol", **{"head__hidden": 5, "predictor__hidden": 5, **changes})
-        self.method, self.key, self.batch = METHODS["byol"](self.config), jax.random.key(3), batch_of(B)
+        self.method, self.key, self.batch = METHODS["byol"](self.config, FACTS), jax.random.key(3), batch_of(B)
         params, state, extra = jax.eval_shape(lambda key: self.method.init(key, {}), jax.random.key(0))
         self.params, self.state = shaken(params, 1), self.fresh(state)
         self.extra = extra._replace(target_params=shaken(extra.target_params, 2), target_stats=self.fresh(extra.target_stats))
@@ -90,6 +90,18 @@ def regression(x, y):
 @pytest.fixture(scope="module")
 def done():
     return Pass()
+
+
+def test_images_without_a_label_are_left_out_of_the_probe(done):
+    part = {**done.batch, "label": done.batch["label"].at[:2].set(-1)}
+    (_, out), grads = done.gradient(done.params, part)
+    assert_close(grads["encoder"], done.grads["encoder"], rtol=0, atol=0)
+    h1, _, _ = done.forward(done.params, done.state, done.v1)
+    scores = h1 @ np.asarray(done.params["classifier"]["dense"]["kernel"]) + np.asarray(done.params["classifier"]["dense"]["bias"])
+    scores, label = scores[2:], np.asarray(done.batch["label"])[2:]
+    wrong = np.exp(scores) / np.exp(scores).sum(1, keepdims=True) - np.eye(10)[label]
+    np.testing.assert_allclose(grads["classifier"]["dense"]["bias"], wrong.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(out.metrics["probe_accuracy"], (scores.argmax(1) == label).mean(), rtol=1e-6)
 
 
 def test_the_loss_is_the_sum_of_both_directions_and_the_probe_on_view_1(done):
@@ -131,7 +143,7 @@ def test_labels_reach_the_classifier_and_nothing_else(done):
 
 def test_the_target_has_the_encoder_and_projector_only_and_its_own_start():
     for start, equal in (("independent", False), ("copy", True)):
-        method = METHODS["byol"](config_of("byol", target__init=start))
+        method = METHODS["byol"](config_of("byol", target__init=start), FACTS)
         params, state, extra = jax.jit(lambda key, method=method: method.init(key, {}))(jax.random.key(0))
         assert names(extra.target_params) == {n for n in names(params) if n.startswith(("encoder", "projector"))}
         same = np.array_equal(extra.target_params["encoder"]["stem_conv1"]["kernel"], params["encoder"]["stem_conv1"]["kernel"])
@@ -154,7 +166,7 @@ def test_a_constant_tau(done, tau):
 
 def test_tau_is_that_of_the_steps_own_number_and_reaches_1(done):
     total, new = 20, shaken(done.params, 7)
-    update = jax.jit(METHODS["byol"](config_of("byol", data__num_examples=8, epochs=20, target__momentum=0.9)).update)
+    update = jax.jit(METHODS["byol"](config_of("byol", epochs=20, target__momentum=0.9), FACTS._replace(num_examples=8)).update)
     for step in (0, total // 4, total):
         found = update(done.extra, new, done.out.carry, jnp.int32(step)).target_params["projector"]["dense1"]["kernel"]
         tau = 1 - 0.1 * (1 + np.cos(np.pi * step / total)) / 2
@@ -179,11 +191,11 @@ def test_without_predictor_and_target_the_network_collapses_and_the_monitor_says
     verdicts = {}
     for preset, tau in (("digits_collapse", 0.0), ("digits", 0.96)):
         c = config_of("byol", preset, head__hidden=16, head__dim=8, predictor__hidden=16, model__stem="imagenet", zero_init_residual=True,
-                      data__image_size=16, data__train_per_class=40, data__num_examples=400, augment__crop="affine", batch_size=32,
+                      data__image_size=16, data__train_per_class=40, augment__crop="affine", batch_size=32,
                       epochs=8, optim__name="sgd", optim__learning_rate=0.3, optim__scaling="linear", optim__warmup_epochs=0,
                       target__momentum=tau, online_probe=False)
         source = sources.load(c.data, "train")
-        program = build(c, source)
+        program = build(c, source.facts)
         state, key = program.init(0), jax.random.key(0)
         for batch, _ in zip(device_batches(program, source, 0, 0), range(program.total_steps), strict=False):
             state, metrics = program.step(state, batch, key)
@@ -212,9 +224,9 @@ def test_the_headlines_schedule_by_hand():
 
 
 def test_norms_and_biases_of_every_part_are_left_out_of_lars_and_the_classifier_is_not():
-    method = METHODS["byol"](get_config("imagenet_r50_e300"))
+    method = METHODS["byol"](get_config("imagenet_r50_e300"), FACTS)
     params = jax.eval_shape(lambda key: method.init(key, {})[0], jax.random.key(0))
-    mask = dict(zip(sorted_names(params), jax.tree.leaves(optim.decayed(params)), strict=True))
+    mask = dict(zip(sorted_names(params), jax.tree.leaves(optim.decayed(params, method.probes)), strict=True))
     excluded = {name for name, decayed in mask.items() if not decayed}
     heads = {f"{part}/{leaf}" for part in ("projector", "predictor") for leaf in ("dense1/bias", "norm1/scale", "norm1/bias")}
     assert {n for n in excluded if not n.startswith("encoder")} == {*heads, "classifier/dense/bias"}
@@ -227,7 +239,7 @@ def sorted_names(tree):
 
 def test_parameter_counts_of_the_papers_networks():
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    method = METHODS["byol"](get_config("imagenet_r50_e300"))
+    method = METHODS["byol"](get_config("imagenet_r50_e300"), FACTS)
     small = jax.eval_shape(lambda key: method.init(key, {})[0], jax.random.key(0))
     assert [size(small[part]) for part in ("encoder", "projector", "predictor")] == [23_508_032, 9_449_472, 2_109_440]
     assert "bias" not in small["projector"]["dense2"] and "bias" not in small["predictor"]["dense2"]
@@ -238,11 +250,7 @@ def test_every_preset_is_a_method(preset):
     c = get_config(preset).unlock()
     c = c.pretrain if "stages" in c else c
     assert c.preset == preset and c.name == "byol"
-    if preset == "folder":
-        with pytest.raises(ValueError, match="data.num_examples must be the number of training images"):
-            METHODS["byol"](c)
-        c.data.num_examples = 1000
-    METHODS["byol"](c)
+    METHODS["byol"](c, FACTS)
 
 
 def test_fine_tuning_continues_from_the_pretrained_encoder_on_the_papers_batch():
@@ -259,8 +267,8 @@ def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match="no preset 'imagenet'.*digits"):
         get_config("imagenet")
     with pytest.raises(ValueError, match="'linear' is unknown"):
-        METHODS["byol"](config_of("byol", target__schedule="linear"))
-    method = METHODS["byol"](config_of("byol", target__init="zeros"))
+        METHODS["byol"](config_of("byol", target__schedule="linear"), FACTS)
+    method = METHODS["byol"](config_of("byol", target__init="zeros"), FACTS)
     with pytest.raises(ValueError, match="target.init='zeros'"):
         method.init(jax.random.key(0), {})
 
@@ -268,7 +276,7 @@ def test_wrong_settings_are_named():
 @pytest.mark.parametrize("name", ["byol", "moco"])
 def test_encode_is_the_online_encoder_with_its_running_statistics(name):
     config = config_of(name, augment__mean=(0.3,), augment__std=(0.6,))
-    method = METHODS[name](config)
+    method = METHODS[name](config, FACTS)
     params, state, extra = jax.eval_shape(lambda key: method.init(key, {}), jax.random.key(0))
     params, extra = shaken(params, 1), shaken(extra, 2)
     state = jax.tree.map_with_path(lambda path, s: jnp.full(s.shape, 0.5 + (path[-1].key == "var"), s.dtype), state)
@@ -276,4 +284,4 @@ def test_encode_is_the_online_encoder_with_its_running_statistics(name):
     x = jnp.asarray((image / 255.0 - 0.3) / 0.6, jnp.float32)
     expected = jax.jit(lambda: models.infer(models.backbone(config.model), params["encoder"], state["encoder"], x))()
     assert np.abs(expected).max() > 1e-3
-    np.testing.assert_allclose(jax.jit(method.encode)(params, state, extra, image), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(encoder(method, config))(params, state, extra, image), expected, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,6 @@
 """DeepCluster: what a refresh finds and leaves alone, the weights of clusters, and the banks of the second version."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,8 +14,11 @@ from ssljax.data import sources, views
 from ssljax.losses.information import nmi
 from ssljax.methods import METHODS
 from ssljax.pictures import gallery
-from ssljax.program import balance_of, build, device_batches, encoded
+from ssljax.program import balance_of, build, device_batches, encoded, evaluated
+from ssljax.protocols import clusters, layers
 from ssljax.run.loop import fit, refreshed
+from ssljax.run.refresh import Run
+from tests.methods.small import FACTS
 from tests.test_contract import SMALL, small_config
 
 K, DIM = SMALL["deepcluster"]["clusters.k"], SMALL["deepcluster"]["clusters.dim"]
@@ -35,7 +39,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def program(source):
-    return build(config_of(), source)
+    return build(config_of(), source.facts)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def test_no_clustering_without_an_epoch_to_learn_it(program, source):
 def features(program, source, state):
     """In float64, whitened and of length one, by NumPy."""
     encode = functools.partial(program.encode, state.params, state.model_state, state.extra)
-    x = encoded(encode, program, source).features.astype(np.float64)
+    x = encoded(encode, program.mesh, program.config, source).features.astype(np.float64)
     x -= x.mean(0)
     variance, vectors = np.linalg.eigh(x.T @ x / len(x))
     white = x @ vectors[:, ::-1][:, :DIM] / np.sqrt(variance[::-1][:DIM])
@@ -96,7 +100,7 @@ def test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else(prog
 
 
 def test_an_optimizer_that_remembers_the_head_forgets_it(source):
-    program = build(config_of(optim__name="sgd"), source)
+    program = build(config_of(optim__name="sgd"), source.facts)
     state = refreshed(program, source, program.init(0), 0, None)
     batch = next(device_batches(program, source, 0, 0, balance_of(program, source, state)))
     state, _ = program.step(state, batch, jax.random.key(0))
@@ -112,7 +116,7 @@ def test_another_clustering_starts_from_other_images_and_one_device_finds_what_e
     again = refreshed(program, source, trained.replace(step=trained.step + 4), 0, None)
     after = refreshed(program, source, trained, 0, None)
     assert float(nmi(after.extra.assignment, again.extra.assignment)) < 0.99
-    one = build(config_of(), source, sharding.make_mesh(1))
+    one = build(config_of(), source.facts, sharding.make_mesh(1))
     alone = refreshed(one, source, jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh)), 0, None)
     both = [jnp.asarray(np.asarray(state.extra.assignment)) for state in (after, alone)]
     assert float(nmi(*both)) > 0.8                                                  # rounding may move a centroid, and others after it
@@ -128,8 +132,8 @@ def test_epochs_are_even_over_clusters(program, source, trained):
 
 
 def test_weights_make_every_cluster_count_alike(source):
-    config = config_of(clusters__sampler="weights", data__num_ids=6, data__num_classes=10, clusters__k=4)
-    method = METHODS["deepcluster"](config)
+    config = config_of(clusters__sampler="weights", clusters__k=4)
+    method = METHODS["deepcluster"](config, FACTS._replace(num_ids=6))
     params, model_state, extra = method.init(jax.random.key(0), {})
     extra = extra._replace(assignment=jnp.array([0, 0, 0, 0, 2, 3], jnp.int32), counts=jnp.array([4, 0, 1, 1], jnp.int32))
     batch = {"image": jnp.asarray(source.images[:6]), "index": jnp.arange(6, dtype=jnp.int32)}
@@ -144,17 +148,17 @@ def test_weights_make_every_cluster_count_alike(source):
 
 
 def test_the_control_keeps_sizes_and_loses_what_they_mean(source):
-    program = build(config_of(clusters__shuffled=True), source)
+    program = build(config_of(clusters__shuffled=True), source.facts)
     state = program.init(0)
     shuffled = refreshed(program, source, state, 0, None).extra
-    meant = refreshed(build(config_of(), source), source, state, 0, None).extra
+    meant = refreshed(build(config_of(), source.facts), source, state, 0, None).extra
     np.testing.assert_array_equal(shuffled.counts, meant.counts)
     assert meant.counts.sum() == len(source) and len(source) % program.config.evaluate.batch_size       # the last, incomplete batch too
     assert float(nmi(shuffled.assignment[source.index], source.labels)) < 0.6 * float(nmi(meant.assignment[source.index], source.labels))
 
 
 def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
-    piecewise = build(config_of(clusters__algorithm="minibatch"), source)
+    piecewise = build(config_of(clusters__algorithm="minibatch"), source.facts)
     found = refreshed(piecewise, source, trained, 0, None).extra
     labels = np.asarray(found.assignment)[source.index]
     assert (labels >= 0).all()
@@ -167,11 +171,36 @@ def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
     assert cost(labels) < 1.1 * cost(whole) < 0.9 * cost(np.roll(labels, 1))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version, request, source):
+    program = request.getfixturevalue("program" if version == 1 else "second")
+    labels = np.where(np.arange(len(source)) % 3 == 0, -1, source.labels)
+    logged = []
+    for given in (labels, np.full_like(labels, -1)):
+        part = dataclasses.replace(source, labels=given)
+        run = Run(program, part, 0, logged.append, functools.partial(device_batches, program, part, 0, 0))
+        state = program.method.refresh(program.init(0), run)
+    first = np.asarray(state.extra.assignment)[source.index].reshape(len(source), -1)[:, 0]          # the same clusters both times
+    expected = normalized_mutual_info_score(labels[labels >= 0], first[labels >= 0], average_method="geometric")
+    np.testing.assert_allclose(logged[0]["nmi_labels"], expected, rtol=1e-4)
+    assert logged[0].keys() - logged[1].keys() == {"nmi_labels"}
+    if version == 1:
+        run = evaluated(program.config, source.facts, state, program.mesh)
+        bench = evaluate.of_network(run, "deepcluster", dataclasses.replace(source, labels=labels), source)
+        found, = clusters.judge(bench)
+        np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
+        assert found["n"] == (labels >= 0).sum()
+        with pytest.raises(ValueError, match="clusters needs labels, and 400 of 400 train images of digits have none"):
+            next(clusters.judge(bench._replace(train=part)))
+
+
 def test_what_is_evaluated(program, source, trained):
     """The labels on the last checkpoint against scikit-learn, members of clusters, and the layer that a probe of a layer reads."""
-    given = evaluate.assigned(program, trained, source)
+    run = evaluated(program.config, source.facts, trained, program.mesh)
+    bench = evaluate.of_network(run, "deepcluster", source, source)
+    given = bench.assignment[source.index]
     np.testing.assert_array_equal(given, np.asarray(trained.extra.assignment)[source.index])
-    found = evaluate.clusters(given, source)
+    found, = clusters.judge(bench)
     expected = normalized_mutual_info_score(source.labels, given, average_method="geometric")
     np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
     assert found["n"] == len(source) and found["settings"] == {"clusters": len(np.unique(given))}
@@ -184,14 +213,14 @@ def test_what_is_evaluated(program, source, trained):
 
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "probe", lambda kind, config: seen.append(kind) or {"protocol": "p", "settings": {}})
-        layers = [result["protocol"] for result in evaluate.probed_layers(program, trained, source, source)]
-    assert layers == ["layer_stem", "layer_group1", "layer_group2", "layer_group3"]
+        patch.setattr(layers, "probe", lambda train, *_, **__: seen.append(train) or {"protocol": "p", "settings": {}})
+        probed = [result["protocol"] for result in layers.judge(bench)]
+    assert probed == ["layer_stem", "layer_group1", "layer_group2", "layer_group3"]
     net, x = models.backbone(program.config.model), views.for_network(jnp.asarray(source.images), program.config.augment)
-    for kind, layer in zip(seen, program.config.evaluate.layers, strict=True):
+    for train, layer in zip(seen, program.config.evaluate.layers, strict=True):
         map_ = np.asarray(models.activation(net, trained.params["encoder"], trained.model_state["encoder"], x, layer), np.float64)
-        assert kind.train.features.shape[1] <= program.config.evaluate.layer_dim
-        np.testing.assert_allclose(kind.train.features.sum(1) / kind.train.features.shape[1], map_.mean((1, 2, 3)), rtol=1e-3)
+        assert train.features.shape[1] <= program.config.evaluate.layer_dim
+        np.testing.assert_allclose(train.features.sum(1) / train.features.shape[1], map_.mean((1, 2, 3)), rtol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- version 2
@@ -203,7 +232,7 @@ def second(source):
     c.head = dict(layers=2, hidden=16, dim=8, hidden_bias=True, last_bias=True, norm=True, last_norm=False, scheme="uniform")
     c.clusters.update(version=2, heads=3, iterations=4)
     c.optim.update(name="sgd")
-    return build(c.lock(), source)
+    return build(c.lock(), source.facts)
 
 
 def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second, source):
@@ -238,4 +267,4 @@ def test_wrong_settings_are_refused():
     for name, value, message in (("version", 3, "version=3"), ("sampler", "even", "'uniform', 'weights', 'none'"),
                                  ("repair", "no", "'faiss'"), ("k", 500, "500 clusters of 400 images")):
         with pytest.raises(ValueError, match=message):
-            METHODS["deepcluster"](config_of(data__num_ids=400, **{f"clusters__{name}": value}))
+            METHODS["deepcluster"](config_of(**{f"clusters__{name}": value}), FACTS._replace(num_ids=400))

@@ -10,11 +10,12 @@ from ssljax import models, optim
 from ssljax.data import sources
 from ssljax.losses.classification import cross_entropy
 from ssljax.methods import METHODS
-from ssljax.methods.deit import DeitState, Teacher, joint
-from ssljax.program import build, stages, start_from, with_classes
+from ssljax.methods.deit import DeitState, joint
+from ssljax.program import build, stages, start_from
 from ssljax.run.checkpoint import Checkpoints
+from ssljax.targets.frozen import Frozen
 from ssljax.types import TrainState
-from tests.methods.small import SIZE, assert_close, batch_of, one_block, shaken
+from tests.methods.small import FACTS, SIZE, assert_close, batch_of, one_block, shaken
 
 CLASSES = 4
 
@@ -22,7 +23,7 @@ CLASSES = 4
 def student(**changes):
     """The digits' student on images of 8 pixels, one residual block for a teacher."""
     c = get_config("digits").student.unlock()
-    c.data.update(image_size=SIZE, num_classes=CLASSES)
+    c.data.image_size = SIZE
     c.augment.update(crop="none", jitter_probability=0.0)
     c.model.update(drop_path=0.0)
     c.teacher.update(name="one_block", width=4 / 64, stem="cifar")
@@ -34,11 +35,11 @@ def built(**changes):
     """Method, random state, batch."""
     with one_block():
         c = student(**changes)
-        method = METHODS["deit"](c)
+        method = METHODS["deit"](c, FACTS._replace(num_classes=CLASSES))
         params, model_state, extra = method.init(jax.random.key(0), {})
     batch = batch_of(8)
     batch["label"] = batch["label"] % CLASSES
-    extra = extra._replace(teacher=Teacher(shaken(extra.teacher.params, 2), extra.teacher.model_state)) if extra.teacher else extra
+    extra = extra._replace(teacher=Frozen(shaken(extra.teacher.params, 2), extra.teacher.model_state)) if extra.teacher else extra
     return method, (shaken(params, 1), model_state, extra), batch
 
 
@@ -139,7 +140,7 @@ def test_encode_and_classify_read_both_tokens_of_the_average():
     assert after.teacher is extra.teacher
     features = method.encode(params, model_state, after, batch["image"])
     assert features.shape == (8, 128)
-    raw = METHODS["deit"](student(distill__name="none"))
+    raw = METHODS["deit"](student(distill__name="none"), FACTS._replace(num_classes=CLASSES))
     same = raw.encode(after.ema.params, model_state, DeitState((), ()), batch["image"])
     np.testing.assert_allclose(features, same, rtol=1e-5, atol=1e-6)
     heads = method.classify(params, after, features)
@@ -159,12 +160,13 @@ def saved(folder, state):
 def test_a_larger_stage_takes_network_heads_and_teacher_and_resizes_the_positions(tmp_path):
     """16 positions become 64; class and distillation token keep theirs to the bit; the teacher's statistics come along."""
     with one_block():
-        small = student(data__num_classes=10)
-        large = student(data__num_classes=10, data__image_size=2 * SIZE, batch_size=8, init_from="small", ema__decay=0.5)
+        small = student()
+        large = student(data__image_size=2 * SIZE, batch_size=8, init_from="small", ema__decay=0.5,
+                        init_branches=("encoder", "head", "distillation_head"))
         source = sources.load(large.data, "train")
-        program = build(large, source)
-        params, model_state, extra = METHODS["deit"](small).init(jax.random.key(7), {})
-        teacher = Teacher(shaken(extra.teacher.params, 3), shaken(extra.teacher.model_state, 4))
+        program = build(large, source.facts)
+        params, model_state, extra = METHODS["deit"](small, FACTS).init(jax.random.key(7), {})
+        teacher = Frozen(shaken(extra.teacher.params, 3), shaken(extra.teacher.model_state, 4))
     donor = TrainState(jnp.int32(3), shaken(params, 5), model_state, (), DeitState((), ()))
     saved(tmp_path / "small", donor)
     saved(tmp_path / "teacher", TrainState(jnp.int32(3), teacher.params, teacher.model_state, (), ()))
@@ -183,9 +185,9 @@ def test_a_larger_stage_takes_network_heads_and_teacher_and_resizes_the_position
 
 def test_a_teacher_of_other_classes_or_none_at_all_is_refused(tmp_path):
     with one_block():
-        c = student(data__num_classes=10, batch_size=8)
-        program = build(c, sources.load(c.data, "train"))
-        orphan = METHODS["deit"](student(distill__teacher=""))
+        c = student(batch_size=8)
+        program = build(c, sources.load(c.data, "train").facts)
+        orphan = METHODS["deit"](student(distill__teacher=""), FACTS)
     state = program.init(0)
     with pytest.raises(ValueError, match="config.distill.teacher is empty"):
         orphan.adopt(state, None)
@@ -197,18 +199,17 @@ def test_a_teacher_of_other_classes_or_none_at_all_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [({"distill__name": "hrad"}, "distill.name='hrad' is unknown"),
-                                             ({"inference": "sum"}, "inference='sum' is unknown"),
-                                             ({"data__num_classes": 0}, "needs the number of classes")])
+                                             ({"inference": "sum"}, "inference='sum' is unknown")])
 def test_wrong_settings_are_named(change, message):
     with one_block(), pytest.raises(ValueError, match=message):
-        METHODS["deit"](student(**change))
+        METHODS["deit"](student(**change), FACTS)
 
 
 def test_every_preset_is_a_method_and_only_what_draws_nothing_is_separable():
     separable = []
     for preset in PRESETS:
         for name, config, _ in stages(get_config(preset), ""):
-            method = METHODS["deit"](with_classes(config, config.data.num_classes or 10))
+            method = METHODS["deit"](config, FACTS)
             separable += [(preset, name)] if method.separable else []
     assert separable == [("digits", "teacher"), ("cifar10_teacher", "")]
 

@@ -15,7 +15,7 @@ from ssljax.run import monitor
 from ssljax.step import make_train_step
 from ssljax.targets.queue import Queue
 from ssljax.types import TrainState
-from tests.methods.small import assert_close, batch_of, config_of, names, one_block, shaken
+from tests.methods.small import FACTS, assert_close, batch_of, config_of, names, one_block, shaken
 
 B = 8
 Q, K = jnp.float32([[1, 0], [0.6, 0.8]]), jnp.float32([[0.8, 0.6], [0, 1]])
@@ -134,9 +134,9 @@ def test_groups_normalise_by_themselves_and_running_statistics_are_their_mean():
 class Pass:
     """One loss of a preset with random parameters everywhere, and the pieces it is made of."""
 
-    def __init__(self, preset="digits", **changes):
+    def __init__(self, preset="digits", facts=FACTS, **changes):
         self.config = config_of("moco", preset, **{"queue__size": 32, "bn__groups": 2, **changes})
-        self.method, self.key, self.batch = METHODS["moco"](self.config), jax.random.key(3), batch_of(B)
+        self.method, self.key, self.batch = METHODS["moco"](self.config, facts), jax.random.key(3), batch_of(B)
         params, state, extra = jax.eval_shape(lambda key: self.method.init(key, {}), jax.random.key(0))
         self.params, self.state = shaken(params, 1), self.positive(state)
         queue = () if extra.queue == () else Queue(shaken(extra.queue.keys, 3), jnp.int32(0))
@@ -224,7 +224,7 @@ def test_shuffling_mixes_the_groups_of_the_keys_and_nothing_else(plain):
 
 
 def test_v3_predicts_each_view_and_contrasts_it_with_the_other_views_keys():
-    p = Pass("digits_v3", queue__size=0, bn__groups=1, data__num_examples=B, epochs=20)
+    p = Pass("digits_v3", FACTS._replace(num_examples=B), queue__size=0, bn__groups=1, epochs=20)
     q1, state = p.forward(p.params, p.state, p.x1, 1, predict=True)
     q2, state = p.forward(p.params, state, p.x2, 1, predict=True)
     k1, stats = p.forward(p.extra.key_params, p.extra.key_stats, p.x1, 1)
@@ -263,7 +263,7 @@ def test_the_monitor_knows_what_is_normal():
 
 
 def test_a_fresh_key_network_is_a_copy_and_the_queue_is_on_the_sphere():
-    method = METHODS["moco"](config_of("moco"))
+    method = METHODS["moco"](config_of("moco"), FACTS)
     params, _, extra = jax.jit(lambda key: method.init(key, {}))(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, extra.key_params, params)
     np.testing.assert_allclose(np.linalg.norm(extra.queue.keys, axis=1), np.ones(256), rtol=1e-5)
@@ -275,7 +275,7 @@ def test_a_frozen_patch_projection_survives_adamws_decay():
         from ssljax.models import vit
         patch.setitem(vit.SIZES, "vit_xs", (8, 1, 2))
         config = config_of("moco", "digits_vit_v3", head__hidden=8, predictor__hidden=8)
-        method = METHODS["moco"](config)
+        method = METHODS["moco"](config, FACTS)
         tx, _ = optim.make_optimizer(config.optim, batch_size=B, steps_per_epoch=1.0, total_steps=10)
         with jax.numpy_dtype_promotion("standard"):                    # optax's Adam mixes its integer count with floats
             params, model_state, extra = jax.jit(lambda key: method.init(key, {}))(jax.random.key(0))
@@ -334,7 +334,7 @@ COUNTS = [("imagenet_r50_v1", "projector", 262_272), ("imagenet_r50_v2_e200", "p
 
 @pytest.mark.parametrize("preset, part, expected", COUNTS)
 def test_parameter_counts_of_the_papers_networks(preset, part, expected):
-    method = METHODS["moco"](get_config(preset))
+    method = METHODS["moco"](get_config(preset), FACTS)
     params = jax.eval_shape(lambda key: method.init(key, {})[0], jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params[part])) == expected
 
@@ -342,7 +342,7 @@ def test_parameter_counts_of_the_papers_networks(preset, part, expected):
 def test_norms_start_as_the_papers_have_them():
     gains = {}
     for zero in (True, False):
-        method = METHODS["moco"](config_of("moco", zero_init_residual=zero))
+        method = METHODS["moco"](config_of("moco", zero_init_residual=zero), FACTS)
         params = jax.jit(lambda key, method=method: method.init(key, {})[0])(jax.random.key(0))
         gains[zero] = float(params["encoder"]["group1_block1"]["norm2"]["scale"][0])
     assert gains == {True: 0, False: 1}
@@ -354,7 +354,7 @@ def test_norms_start_as_the_papers_have_them():
 def test_every_preset_is_a_method(preset):
     c = get_config(preset)
     assert c.preset == preset and c.name == "moco"
-    METHODS["moco"](c)
+    METHODS["moco"](c, FACTS)
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -366,7 +366,7 @@ def test_every_preset_is_a_method(preset):
 ])
 def test_a_wrong_config_says_what_is_wrong(changes, message):
     with pytest.raises(ValueError, match=message):
-        METHODS["moco"](config_of("moco", **changes))
+        METHODS["moco"](config_of("moco", **changes), FACTS)
     with pytest.raises(ValueError, match="no preset 'v4'.*digits"):
         get_config("v4")
 

@@ -10,8 +10,8 @@ from ssljax import models
 from ssljax.data import views
 from ssljax.methods import METHODS
 from ssljax.models.resnet import Basic
-from ssljax.program import with_classes, with_ids
-from tests.methods.small import config_of
+from ssljax.program import encoder
+from tests.methods.small import FACTS, config_of
 
 B, SIZE = 6, 8
 MEAN, STD = 0.3, 0.6
@@ -29,7 +29,7 @@ def small_config():
     """A normalisation that shows; LARS, whose probe carries its own weight decay."""
     c = get_config("digits").unlock()
     c.log_every = 1
-    c.data.update(image_size=SIZE, num_classes=10)
+    c.data.image_size = SIZE
     c.augment.update(crop="none", mean=(MEAN,), std=(STD,))
     c.model.update(name="one_block", width=4 / 64, stem="cifar")
     c.head.dim = 4
@@ -50,7 +50,7 @@ class Pass:
 
     def __init__(self):
         self.config, self.key = small_config(), jax.random.key(0)
-        self.method = METHODS["simclr"](self.config)
+        self.method = METHODS["simclr"](self.config, FACTS)
         self.params, self.model_state = random_state(self.method)
         rng = np.random.default_rng(0)
         self.batch = {"image": jnp.asarray(rng.integers(0, 256, (B, SIZE, SIZE, 1)), jnp.uint8),
@@ -112,16 +112,34 @@ def test_labels_reach_the_probe_and_nothing_else(done):
     assert np.abs(grads["probe"]["dense"]["kernel"] - done.grads["probe"]["dense"]["kernel"]).max() > 1e-3
 
 
+def test_images_without_a_label_are_left_out_of_the_probe(done):
+    """The probe learns from the labelled images as if they were the batch; the encoder learns from all."""
+    labelled = np.array([True, False, True, True, False, False])
+    part = {**done.batch, "label": jnp.where(labelled, done.batch["label"], -1)}
+    (total, out), grads = done.gradient(done.params, part)
+    for name in ("encoder", "projector"):
+        jax.tree.map(np.testing.assert_array_equal, grads[name], done.grads[name])
+    kernel, bias = (np.asarray(done.params["probe"]["dense"][name], np.float64) for name in ("kernel", "bias"))
+    rows, label = np.tile(labelled, 2), np.tile(np.asarray(done.batch["label"]), 2)
+    scores = (done.h @ kernel + bias)[rows]
+    p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    wrong = p - np.eye(10)[label[rows]]
+    np.testing.assert_allclose(grads["probe"]["dense"]["bias"], wrong.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(out.metrics["probe_accuracy"], (scores.argmax(1) == label[rows]).mean(), rtol=1e-6)
+    (_, out), grads = done.gradient(done.params, {**done.batch, "label": jnp.full(B, -1, jnp.int32)})
+    assert out.metrics["probe_accuracy"] == 0 and not np.asarray(grads["probe"]["dense"]["bias"]).any()
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"deit"}))         # it has two tokens and a test of its own
 def test_encode_normalises_and_uses_the_running_statistics(name):
-    config = with_ids(with_classes(config_of(name, augment__mean=(MEAN,), augment__std=(STD,)), 10), 60)
-    method = METHODS[name](config)
+    config = config_of(name, augment__mean=(MEAN,), augment__std=(STD,))
+    method = METHODS[name](config, FACTS)
     params, model_state = random_state(method)
     model_state = jax.tree.map(lambda s: s + 0.5, model_state)
     image = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 1)).astype(np.uint8)
     x = jnp.asarray((image / 255.0 - MEAN) / STD, jnp.float32)
     net = models.backbone(config.model)
     expected = jax.jit(lambda: net.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=False))()
-    found = jax.jit(method.encode)(params, model_state, (), image)
+    found = jax.jit(encoder(method, config))(params, model_state, (), image)
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

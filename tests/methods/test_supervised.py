@@ -10,15 +10,16 @@ from configs.supervised import PRESETS, VITS, get_config
 from ssljax import models
 from ssljax.methods.supervised import supervised
 from ssljax.models import ViT
+from tests.methods.small import FACTS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds_its_network_with_a_silent_head(preset):
     c = get_config(preset)
-    method = supervised(c)
+    method = supervised(c, FACTS)
     params, _, extra = jax.eval_shape(method.init, jax.random.key(0), {})
     assert set(params) == {"encoder", "head"} and extra == () and method.separable
-    assert {leaf.shape[-1] for leaf in jax.tree.leaves(params["head"])} == {c.data.num_classes}
+    assert {leaf.shape[-1] for leaf in jax.tree.leaves(params["head"])} == {FACTS.num_classes}
     assert c.augment.flip is not preset.startswith("digits") and c.augment.policy == "none" and c.augment.jitter_probability == 0.0
 
 
@@ -39,7 +40,7 @@ def test_a_step_may_draw_stochastic_depth():
     for rate in (0.0, 0.5):
         c = get_config("digits_vit").unlock()
         c.model.drop_path = rate
-        method = supervised(c.lock())
+        method = supervised(c.lock(), FACTS)
         params, state, extra = method.init(jax.random.key(0), batch)
         head = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), params["head"])       # from 0, no draw is seen
         found[rate] = float(method.loss({**params, "head": head}, state, extra, batch, jax.random.key(2), 0)[0])

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax.protocols.features import check, extract, raw_pixels, top_k_percent
+from ssljax.protocols.features import Features, check, extract, labelled, raw_pixels, top_k_percent
 
 
 def batches(images, labels, size):
@@ -45,6 +45,15 @@ def test_padding_may_be_anything():
     images, labels = np.ones((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)
     found = extract(lambda image: raw_pixels(image).at[3].set(jnp.nan), batches(images, labels, 4))
     assert found.features.shape == (3, 4)
+
+
+def test_labelled_keeps_the_rows_with_a_label_together():
+    found = Features(np.arange(8.0).reshape(4, 2), np.array([-1, 2, -1, 0]), np.array([5, 6, 7, 8]))
+    kept = labelled(found, "knn", "test")
+    assert kept.features.tolist() == [[2, 3], [6, 7]] and kept.labels.tolist() == [2, 0] and kept.index.tolist() == [6, 8]
+    assert labelled(kept, "knn", "test") is kept
+    with pytest.raises(ValueError, match="knn judges by labels, and none of 4 test images has one: .*folder:PATH"):
+        labelled(found._replace(labels=np.full(4, -1)), "knn", "test")
 
 
 def test_check_names_what_does_not_fit():

@@ -1,0 +1,92 @@
+"""`ssljax config`: what a config says, all of it, and how two differ.
+
+    ssljax config --config configs/x.py[:preset] [overrides]               # every key, its value and what it means
+    ssljax config --config configs/x.py[:preset] --diff configs/y.py[:preset]          # the keys in which they differ
+    ssljax config --keys                                                   # the table of all keys, docs/config.md
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssljax import cli, config
+from ssljax.config.keys import KEYS, row
+from ssljax.config.leaves import ABSENT
+
+
+def value(of: Any) -> str:
+    """A leaf as the command line takes it."""
+    return repr(tuple(of)) if isinstance(of, list) else repr(of)
+
+
+def ordered(leaves: dict[str, Any]) -> list[str]:
+    """The names of the leaves in the order of the table; what it does not know comes last, by name."""
+    places = {name: place for place, name in enumerate(KEYS)}
+
+    def place(name: str) -> tuple[int, str]:
+        key = row(name)
+        return (places[key.name] if key else len(places), name)
+    return sorted(leaves, key=place)
+
+
+def lines(stage: ConfigDict) -> list[str]:
+    """`key = value   # meaning`, a line for each leaf of a stage."""
+    leaves = config.flat(stage)
+    texts = {name: f"{name} = {value(leaves[name])}" for name in leaves}
+    width = min(max(map(len, texts.values())), 60)
+    meanings = {name: f"   # {row(name).meaning}" if row(name) else "" for name in leaves}
+    return [(texts[name].ljust(width) + meanings[name]).rstrip() for name in ordered(leaves)]
+
+
+def compared(first: ConfigDict, second: ConfigDict) -> list[str]:
+    """`key: first's value | second's value`, a line for each leaf in which two stages differ."""
+    a, b = config.flat(first), config.flat(second)
+
+    def side(leaves: dict[str, Any], name: str) -> str:
+        return value(leaves[name]) if name in leaves else ABSENT
+    return [f"{name}: {side(a, name)} | {side(b, name)}" for name in ordered(a | b)
+            if name not in a or name not in b or a[name] != b[name]]
+
+
+def show(first: ConfigDict) -> list[str]:
+    """A whole config, stages headed."""
+    found = []
+    for name, stage in config.stages(first).items():
+        found += [f"[{name}]"] if name else []
+        found += lines(stage)
+    return found
+
+
+def difference(first: ConfigDict, second: ConfigDict) -> list[str]:
+    """Two whole configs; stages of one name are compared, and a config without stages with the last one of the other."""
+    a, b = config.stages(first), config.stages(second)
+    if ("" in a) != ("" in b):
+        last = {"": list(a.values())[-1]}, {"": list(b.values())[-1]}
+        a, b = last
+    found = [f"[{name}] only in the first" for name in a if name not in b]
+    found += [f"[{name}] only in the second" for name in b if name not in a]
+    for name in (name for name in a if name in b):
+        found += [f"[{name}]"] if name else []
+        found += compared(a[name], b[name])
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`ssljax config`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv in (["--keys"], ["-keys"]):
+        print(config.reference(), end="")
+        return
+    flags = cli.parse("config", ["--workdir=.", *argv], diff="")
+    try:
+        found = difference(flags.config, cli.preset_of(flags.diff)) if flags.diff else show(flags.config)
+    except ValueError as error:
+        raise SystemExit(f"ssljax config: --diff: {error}") from error
+    print("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Configs as flat leaves: what differs from the defaults, from an older run, and the hash of that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssljax.config.keys import FACTS, row
+
+ABSENT = "absent"
+
+# Settings that change no number in the results; the seed has its own field.
+NOT_HASHED = ("seed", "name", "preset", "log_every", "eval_every_epochs", "checkpoint")
+
+VIEW_NAMES = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+def stages(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The stages of a config by name; a config without stages is one, named ""."""
+    if "stages" not in config:
+        return {"": config}
+    return {name: config[name] for name in config.stages}
+
+
+def view_names(config: ConfigDict) -> tuple[str, ...]:
+    """The names of the views in the order in which the config states them, which iterating over a ConfigDict does not keep."""
+    return tuple(json.loads(config.views.to_json()))
+
+
+def flat(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """Every leaf by its dotted name, as JSON would read it back: tuples are lists.
+
+    `views` itself is a leaf, the list of their names in order, so that a view without overrides and the order count.
+
+    Args:
+        config: a ConfigDict, of one stage or of several, or what json.loads makes of one.
+    """
+    tree = json.loads(config.to_json()) if isinstance(config, ConfigDict) else config
+    found: dict[str, Any] = {}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            if name == "views" and isinstance(value, Mapping):
+                found[prefix + name] = list(value)
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = list(value) if isinstance(value, tuple) else value
+
+    walk(tree, "")
+    return found
+
+
+def default(name: str) -> Any:
+    """The default of a key as `flat` gives it; ABSENT for what the table does not know and for what a view may override."""
+    key = row(name)
+    if key is None or name.startswith("views."):
+        return ABSENT
+    return list(key.default) if isinstance(key.default, tuple) else key.default
+
+
+def changed(config: ConfigDict) -> dict[str, Any]:
+    """The leaves of one stage that differ from the table's defaults; those that the table does not know always do, facts never."""
+    return {name: value for name, value in flat(config).items() if name not in FACTS and value != default(name)}
+
+
+def modern(old: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of one stage of an older config.json under today's names.
+
+    Args:
+        old: as json.loads gives it.
+    """
+    leaves = flat(old)
+    for name in FACTS:
+        leaves.pop(name, None)
+    if "data.views" in leaves:
+        leaves["views"] = list(VIEW_NAMES[:leaves.pop("data.views")])
+    if "init_head" in leaves:
+        heads = ["head", "distillation_head"] if leaves.get("model.distillation") else ["head"]
+        leaves["init_branches"] = ["encoder", *heads] if leaves.pop("init_head") else ["encoder"]
+    return leaves
+
+
+def differences(old: Mapping[str, Any], new: ConfigDict | Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Where a run of one config is not a run of the other, as (dotted key, old value, new value); "absent" for none.
+
+    A key that the old one does not have counts as its default. A key that only the old one has counts if the table does not know it or if
+    it belongs to a view: what the table knows and the new one leaves out does nothing.
+
+    Args:
+        old: one stage as json.loads gives it from a config.json, of today or of an older version.
+        new: one stage, resolved.
+    """
+    before, after = modern(old), flat(new)
+    pairs = [(name, before.get(name, default(name)), value) for name, value in after.items() if name not in FACTS]
+    gone = [name for name in before if name not in after and (row(name) is None or name.startswith("views."))]
+    return sorted([pair for pair in pairs if pair[1] != pair[2]] + [(name, before[name], ABSENT) for name in gone])
+
+
+def hashed(config: ConfigDict) -> str:
+    """12 hex digits of all that a number can depend on and that differs from the defaults: a new key orphans no result.
+
+    The place of the data is left out, its checksum has a field of its own.
+    """
+    leaves = {name: value for name, value in changed(config).items() if name.split(".")[0] not in NOT_HASHED}
+    leaves.pop("data.data_dir", None)
+    leaves["data.source"] = public(config.data.source)
+    return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def public(text: str) -> str:
+    """The text without the folders of this machine: folder:/home/me/photos becomes folder:PATH/photos."""
+    return re.sub(r"""(^|[\s'"=:])~?/[^\s'":]*?([^\s'"/:]+)/?(?=[\s'":]|$)""", r"\1PATH/\2", text)

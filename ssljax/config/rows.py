@@ -1,0 +1,145 @@
+"""What a row of the table of keys is made of: a default, what is valid, and when the key is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Value = bool | int | float | str | tuple
+Read = Callable[[str], Any]           # the value of a key in the config at hand, or its default
+
+# What the `when`s of the table know of: keys of other methods, networks and optimizers are taken as a config states them.
+METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
+OPTIMIZERS = ("lars", "sgd", "adamw", "torch_sgd", "torch_adamw", "deepcluster_sgd", "timm_adamw", "timm_sgd")
+FAMILIES = {"resnet": "resnet", "regnety": "regnet", "vit": "vit", "alexnet": "plain", "vgg16": "plain"}
+
+
+class Range(NamedTuple):
+    """An interval of numbers. `open_low` and `open_high` leave out its ends."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the value lies in it; NaN lies nowhere."""
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+
+
+class OneOf(NamedTuple):
+    """A choice between values."""
+
+    values: tuple
+
+    def holds(self, value: Value) -> bool:
+        """Whether the value is one of them."""
+        return value in self.values
+
+    def __str__(self) -> str:
+        return ", ".join(str(value) for value in self.values)
+
+
+class When(NamedTuple):
+    """Under which other settings a key is read.
+
+    Attributes:
+        text: the same in words, "" for always.
+        holds: True, False, or None where the table cannot know, because it does not know the method, network or optimizer.
+    """
+
+    text: str
+    holds: Callable[[Read], bool | None]
+
+    def __and__(self, other: When) -> When:
+        def both(read: Read) -> bool | None:
+            found = (self.holds(read), other.holds(read))
+            if False in found:
+                return False
+            return None if None in found else True
+        return When(f"{_bracketed(self.text)} and {_bracketed(other.text)}", both)
+
+    def __or__(self, other: When) -> When:
+        def either(read: Read) -> bool | None:
+            found = (self.holds(read), other.holds(read))
+            if True in found:
+                return True
+            return None if None in found else False
+        return When(f"{self.text}, or {other.text}", either)
+
+
+def _bracketed(text: str) -> str:
+    return f"({text})" if ", or " in text else text
+
+
+ALWAYS = When("", lambda read: True)
+
+
+class Key(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        name: with dots; `*` stands for the name of any view.
+        default: also says the type.
+        meaning: one line.
+        valid: of the value, or of every entry of a tuple; None: anything of the type.
+        when: under which other settings it is read.
+    """
+
+    name: str
+    default: Value
+    meaning: str
+    valid: Range | OneOf | None = None
+    when: When = ALWAYS
+
+
+def family(network: str) -> str:
+    """The family of a network: resnet, regnet, vit or plain; "" for one that the table does not know."""
+    if network in FAMILIES:
+        return FAMILIES[network]
+    word = network.split("_")[0]
+    return FAMILIES.get(word, FAMILIES.get(word.rstrip("0123456789"), ""))
+
+
+def method(*names: str) -> When:
+    """The method is one of these."""
+    def holds(read: Read) -> bool | None:
+        return read("method") in names if read("method") in METHODS else None
+    return When(f"method is {' or '.join(names)}", holds)
+
+
+def optimizer(*names: str) -> When:
+    """The optimizer is one of these."""
+    def holds(read: Read) -> bool | None:
+        return read("optim.name") in names if read("optim.name") in OPTIMIZERS else None
+    return When(f"optim.name is {' or '.join(names)}", holds)
+
+
+def network(section: str, *families: str) -> When:
+    """The network of this section is of one of these families."""
+    def holds(read: Read) -> bool | None:
+        return family(read(f"{section}.name")) in families if family(read(f"{section}.name")) else None
+    return When(f"{section}.name is of the family {' or '.join(families)}", holds)
+
+
+def equal(key: str, *values: Value) -> When:
+    """The key has one of these values."""
+    return When(f"{key} is {' or '.join(str(value) for value in values)}", lambda read: read(key) in values)
+
+
+def other_than(key: str, value: Value) -> When:
+    """The key has another value than this."""
+    return When(f"{key} is not {value!r}", lambda read: read(key) != value)
+
+
+def above(key: str, limit: float) -> When:
+    """The key is larger than the limit."""
+    return When(f"{key} is above {limit:g}", lambda read: read(key) > limit)

@@ -1,0 +1,30 @@
+"""The run's own heads on the held-out images: how a supervised, distilled or fine-tuned network is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ssljax.protocols.bench import Bench
+from ssljax.protocols.linear import accuracies
+from ssljax.types import Measurement, Protocol
+
+
+def judge(bench: Bench) -> Iterator[Measurement]:
+    """One measurement per head, under the head's name; the first is the one that counts."""
+    test = bench.test.with_labels("--protocols: classifier")
+    for name, logits in bench.predictions(test).items():
+        if logits.shape[1] != bench.num_classes:
+            raise ValueError(f"--protocols: classifier: the run's head {name} tells {logits.shape[1]} classes apart, {bench.test.name} has "
+                             f"{bench.num_classes}: use knn or linear, which learn the classes of these data")
+        yield {"protocol": name, "settings": {}, **accuracies(logits, test.labels)}
+
+
+def refuse(bench: Bench) -> str:
+    """A network that never saw a label has no head to judge."""
+    if bench.predictions is not None:
+        return ""
+    return (f"classifier judges a network that was trained on labels; {bench.name} has no heads of its own. Use knn, linear or "
+            "label_fraction, or evaluate a fine-tuned stage")
+
+
+PROTOCOL = Protocol(reads="predictions", metrics=("top1", "top5"), judge=judge, refuse=refuse)

@@ -1,0 +1,61 @@
+"""Training, evaluating and reporting where TensorFlow, clu and TensorBoard are not installed: one process for all, on one CPU device."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssljax.methods import METHODS
+from tests.processes import ROOT, environment, logged
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """(folder, what was printed). 40 photographs of noise in two classes, and the same without."""
+    root = tmp_path_factory.mktemp("without")
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 100, (48, 50, 3)) + 150 * (i % 2)
+        for path in (root / "sorted" / ("dark", "light")[i % 2], root / "loose" / ("", "2019/summer")[i % 2]):
+            path.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path / f"{i:02}.png")
+    process = subprocess.run([sys.executable, "tests/without_tensorflow.py", str(root)], cwd=ROOT, env=environment(root / "xla"), text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    assert process.returncode == 0, process.stdout
+    return root, process.stdout
+
+
+@pytest.mark.parametrize("method", [*METHODS, "sorted"])
+def test_every_method_trains_and_is_evaluated(done, method):
+    root, printed = done
+    run = root / "runs" / method / ("student" if method == "deit" else "")
+    losses = [row["loss"] for row in logged(run) if "loss" in row]
+    assert len(losses) >= 2 and np.isfinite(losses).all()
+    found = {row["metric"]: row for row in map(json.loads, (run / "results.jsonl").read_text().splitlines())}
+    assert found["top1"]["protocol"] == "knn" and found["top1"]["n"] == (4 if method == "sorted" else 297)
+    assert found["top1"]["value"] > 5 and "tensorflow" not in printed.split("imported:")[1]
+    assert (run / "metrics.jsonl").exists() and not (run / "tensorboard").exists()
+
+
+def test_images_without_labels_train_and_are_not_judged(done):
+    root, printed = done
+    rows = logged(root / "runs" / "loose")
+    assert len(rows) >= 2 and not any("knn" in row or "probe_accuracy" in row for row in rows)      # nor the best of it kept
+    assert any("knn" in row for row in logged(root / "runs" / "sorted"))
+    assert (root / "runs" / "loose" / "checkpoints" / "2").is_dir() and (root / "runs" / "loose" / "preview.png").exists()
+
+
+def test_what_lacks_labels_or_tensorflow_says_so(done):
+    refused = [line for line in done[1].splitlines() if line.startswith("refused:")]
+    assert len(refused) == 4
+    assert "knn judges by labels, and none of 36 train images has one" in refused[0]
+    assert "method 'supervised' learns from labels" in refused[1] and "no training image has a label" in refused[1]
+    for line in refused[2:]:
+        assert "TensorFlow cannot be imported" in line and "pip install" in line and "data.crop_on='device'" in line
+
+
+def test_a_report_needs_none(done):
+    folder = done[0] / "runs" / "simclr"
+    assert "SimCLR" in (folder / "report.md").read_text() and (folder / "neighbours-digits.png").exists()
