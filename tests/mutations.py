@@ -47,13 +47,14 @@ class Mutation(NamedTuple):
 
 
 CONTRASTIVE, SIMCLR, OPTIM = "ssljax/losses/contrastive.py", "ssljax/methods/simclr.py", "ssljax/optim.py"
-AUGMENT, VIEWS_FILE = "ssljax/data/augment.py", "ssljax/data/views.py"
+AUGMENT, VIEWS_FILE, RECIPES = "ssljax/data/augment.py", "ssljax/data/views.py", "ssljax/data/recipes.py"
 GEOMETRY, CROPS = "ssljax/data/geometry.py", "ssljax/data/crops.py"
 SAMPLER, LOADER = "ssljax/data/sampler.py", "ssljax/data/loader.py"
 NORM, HEADS, RESNET, KNN = "ssljax/models/norm.py", "ssljax/models/heads.py", "ssljax/models/resnet.py", "ssljax/protocols/knn.py"
 
 T_NT_XENT, T_SIMCLR, T_OPTIM = "tests/losses/test_contrastive.py", "tests/methods/test_simclr.py", "tests/test_optim.py"
 T_AUGMENT, T_GEOMETRY, T_CROPS = "tests/data/test_augment.py", "tests/data/test_geometry.py", "tests/data/test_crops.py"
+T_VIEWS = "tests/data/test_views.py"
 T_SAMPLER, T_LOADER = "tests/data/test_sampler.py", "tests/data/test_loader.py"
 T_NORM, T_HEADS, T_RESNET = "tests/models/test_norm.py", "tests/models/test_heads.py", "tests/models/test_resnet.py"
 T_KNN = "tests/protocols/test_knn.py"
@@ -227,6 +228,27 @@ AUGMENTATION = [
     Mutation("host_crops_repeat_every_epoch", CROPS, "stream = tf.constant(config.seed << 32, tf.int64) + epoch",
              "stream = tf.constant(config.seed << 32, tf.int64) + 0 * epoch", "workers seeded alike in every epoch",
              f"{T_CROPS}::test_a_view_depends_on_seed_epoch_index_and_number_alone"),
+]
+
+BLUR = """    if augment.blur_probability > 0.0:
+        width = drawn.sigma if sigma is None else sigma
+        taps = augment.blur_kernel or blur_kernel_size(image.shape[0])
+        blurred = gaussian_blur(image, width, kernel_size=taps, padding=augment.blur_border)
+        image = jnp.where(drawn.apply_blur, blurred, image)
+"""
+SOLARIZE = """    if augment.solarize_probability > 0.0:
+        image = jnp.where(drawn.apply_solarize, solarize(image, augment.solarize_threshold), image)
+"""
+NAMED_VIEWS = [
+    Mutation("a_view_ignores_its_overrides", RECIPES, "for view in [*([stated[partner]] if partner else []), stated[name]]:",
+             "for view in [*([stated[partner]] if partner else [])]:", "one recipe for all views: BYOL without its asymmetry",
+             f"{T_VIEWS}::test_overrides_hold_for_their_view_alone"),
+    Mutation("a_shared_crop_is_drawn_anew", RECIPES, "firsts[view[\"of\"] or name]", "firsts.get(name, drawn)",
+             "the tokenizer sees another crop than the network (BEiT)", f"{T_VIEWS}::test_a_shared_crop_is_one_box_at_two_sizes"),
+    Mutation("solarized_before_the_blur", VIEWS_FILE, BLUR + SOLARIZE, SOLARIZE + BLUR, "the order of the paper's table of parameters",
+             f"{T_VIEWS}::test_solarize_follows_the_blur_and_inverts_from_its_threshold_on"),
+    Mutation("solarized_from_the_middle", VIEWS_FILE, "solarize(image, augment.solarize_threshold)", "solarize(image, 0.5)",
+             "128 of 255 whatever the threshold", f"{T_VIEWS}::test_solarize_follows_the_blur_and_inverts_from_its_threshold_on"),
 ]
 
 ORDER_AND_STATE = [
@@ -504,7 +526,7 @@ CLUSTERING = [
              "tests/protocols/test_layers.py::test_averages_count_the_zeros_around"),
 ]
 
-MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS, *DEIT_DATA, *HOSTS,
+MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *NAMED_VIEWS, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS, *DEIT_DATA, *HOSTS,
              *CONVERSION, *CLUSTERING]
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs.simclr import get_config
-from ssljax.data import crops, policies
+from ssljax.data import crops, policies, views
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +208,99 @@ def test_every_kind_of_image_becomes_rgb_or_grey(photograph, mode, kind):
     assert got.shape == (26, 24, 3) and np.abs(np.int32(got) - np.asarray(reference)).max() <= 3
     grey = crops.decode(file.getvalue(), 1).numpy()
     assert grey.shape == (26, 24, 1) and np.abs(np.int32(grey[..., 0]) - np.asarray(reference.convert("L"))).max() <= 3
+
+
+# ------------------------------------------------------------------------------------------------------------------ named views
+
+@pytest.mark.parametrize("case, changes", [
+    ("tf", dict()), ("none", dict(crop="none")),
+    ("torchvision", dict(crop="torchvision", min_area=0.2, antialias=True, jitter_probability=0.0, policy="randaugment",
+                         policy_magnitude=9.0, policy_std=0.5, policy_ops=2))])
+def test_crops_without_overrides_are_those_from_before_views_had_names(golden, photograph, case, changes):
+    """Two views of the second coming of an image."""
+    config = a_config(channels=3)
+    config.augment.update(changes)
+    for named in (dict(one=dict(), two=dict()), dict(all=dict(count=2))):
+        config.views = named
+        wrong = made(photograph, [2, 5], config, 1).numpy() != golden("views")[f"host/{case}"]
+        assert wrong.mean() < 0.01                          # none here; another processor may round a pixel to its neighbour
+
+
+def test_views_have_sizes_and_recipes_of_their_own(photograph):
+    config = a_config(channels=3)
+    alone = made(photograph, [2, 5], config).numpy()
+    config.views = dict(large=dict(flip=False), small=dict(count=2, size=8, crop="torchvision", max_area=0.3))
+    found = crops.training_views(photograph, np.int64([2, 5]), config)
+    assert {name: tuple(leaf.shape) for name, leaf in found.items()} == views.host_shapes(config)
+    large = found["large"].numpy()[0]
+    assert (large == alone[0]).all() or (large == alone[0][:, ::-1]).all()            # view 0: the same box
+    config.views = dict(any=dict(), small=dict(count=2, size=8, crop="torchvision", max_area=0.3))
+    np.testing.assert_array_equal(crops.training_views(photograph, np.int64([2, 5]), config)["small"], found["small"])
+    assert (found["small"][0].numpy() != found["small"][1].numpy()).any()
+
+
+def test_a_shared_crop_is_one_box_at_two_sizes(photograph):
+    """The small view is the resize of the very box of the large one, mirrored alike: cut by hand here."""
+    config = a_config(channels=3)
+    config.augment.crop = "torchvision"
+    config.views = dict(patches=dict(count=2, min_area=0.3, size=20),
+                        tokens=dict(of="patches", count=2, size=10, interpolation="bilinear", antialias=True))
+    mirrored = set()
+    for index in range(4):
+        found = crops.training_views(photograph, np.int64([1, index]), config)
+        for number in range(2):
+            words = [np.int64([(config.seed << 32) + 1, index * (1 << 16) + 2 * number + purpose]) for purpose in range(2)]
+            top, left, height, width = crops.box_torchvision(26, 24, words[0], min_area=0.3).numpy()
+            flip = bool(crops.tensorflow().random.stateless_uniform([], words[1]) < 0.5)
+            box = photograph[top:top + height, left:left + width]
+            for name, size, method, antialias in (("patches", 20, "bicubic", False), ("tokens", 10, "bilinear", True)):
+                expected = crops.to_uint8(crops.resize(box, size, size, method, antialias=antialias)).numpy()
+                np.testing.assert_array_equal(found[name][number], expected[:, ::-1] if flip else expected)
+            mirrored.add(flip)
+    assert mirrored == {True, False}
+
+
+def test_views_of_one_size_come_in_order_and_shared_ones_have_a_place_of_their_own(photograph):
+    config = a_config(channels=3)
+    config.views = dict(a=dict(), b=dict(of="a", interpolation="bilinear"), c=dict())
+    found = made(photograph, [2, 5], config).numpy()
+    config.views = dict(a=dict(), c=dict())
+    np.testing.assert_array_equal(found[[0, 2]], made(photograph, [2, 5], config))
+    config.views.a.interpolation = "bilinear"
+    np.testing.assert_array_equal(found[1], made(photograph, [2, 5], config)[0])
+    assert (found[0] != found[1]).any()
+    config.views = dict(a=dict(), b=dict(of="a"), c=dict())                  # two numbers an image, not three
+    second = made(photograph, [2, 5], config, 1).numpy()
+    config.views = dict(a=dict(count=4))
+    np.testing.assert_array_equal(second, made(photograph, [2, 5], config).numpy()[[2, 2, 3]])
+
+
+@pytest.mark.parametrize("box", [crops.box_tf, crops.box_torchvision])
+def test_boxes_have_the_areas_and_the_aspect_they_are_told(tf, box):
+    seeds = np.stack([np.zeros(500, np.int64), np.arange(500)], 1)
+
+    @tf.function
+    def draw_all(seeds):
+        one = lambda seed: box(300, 400, seed, min_area=0.2, max_area=0.4, aspect=(0.5, 0.8))
+        return tf.map_fn(one, seeds, fn_output_signature=tf.int32)
+
+    _, _, height, width = draw_all(seeds).numpy().T
+    area, aspect = height * width / 120_000, width / height
+    assert 0.195 < area.min() < 0.22 and 0.38 < area.max() < 0.405
+    assert 0.49 < aspect.min() < 0.52 and 0.77 < aspect.max() < 0.81
+
+
+@pytest.mark.parametrize("size", [12, 40])
+def test_evaluation_resizes_as_the_recipe_names_and_beside_a_warp_bicubically(photograph, size):
+    config = a_config(channels=3)
+    config.data.image_size = size
+    share = config.data.eval_crop if size > 32 else 1.0
+    for crop, interpolation, method in (("tf", "bilinear", "bilinear"), ("tf", "bicubic", "bicubic"), ("affine", None, "bicubic")):
+        config.augment.crop = crop
+        if interpolation is None:
+            del config.augment.interpolation
+        else:
+            config.augment.interpolation = interpolation
+        expected = crops.to_uint8(crops.central_crop(photograph, size, size, share, method))
+        np.testing.assert_array_equal(crops.eval_image(photograph, config), expected)
+    assert (crops.to_uint8(crops.central_crop(photograph, size, size, share, "bilinear")).numpy() != expected.numpy()).any()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs.simclr import get_config
-from ssljax.data import crops, loader, sampler, sources
+from ssljax.data import crops, loader, sampler, sources, views
 
 
 def take(batches, n):
@@ -98,6 +98,19 @@ def test_host_views_are_those_of_crops(host):
             np.testing.assert_array_equal(batch["image"][k], crops.training_views(image, np.int64([step // 3, row]), config)["image"])
 
 
+def test_views_of_several_sizes_come_under_their_names(host):
+    """The entries and shapes that `host_shapes` says, resumed too."""
+    source, config = host
+    config.views = dict(large=dict(count=2), small=dict(size=8, max_area=0.3), again=dict(of="large", count=2, size=4))
+    whole = take(loader.train_batches(source, config), 4)
+    shapes = {name: (6, *shape) for name, shape in views.host_shapes(config).items()}
+    assert {name: leaf.shape for name, leaf in whole[0].items()} == {**shapes, "label": (6,), "index": (6,)}
+    image = crops.decode(source.read([whole[3]["index"][2]])[0], 3)
+    expected = crops.training_views(image, np.int64([1, whole[3]["index"][2]]), config)
+    assert all((whole[3][name][2] == leaf.numpy()).all() and whole[3][name].dtype == np.uint8 for name, leaf in expected.items())
+    assert same(take(loader.train_batches(source, config, start_step=3), 1)[0], whole[3])
+
+
 @pytest.fixture
 def repeated(host):
     """DeiT's input in small: three copies of each image, cropped as Pillow does, with RandAugment."""
@@ -128,6 +141,13 @@ def test_copies_are_neighbours_with_views_of_their_own(kind, request):
             np.testing.assert_array_equal(stream["image"][4], second)
     config.data.repeats = 1
     assert "copy" not in take(loader.train_batches(source, config), 1)[0]
+
+
+def test_the_policy_of_every_view_is_checked(host):
+    source, config = host
+    config.views = dict(one=dict(), two=dict(policy="randaugment"))
+    with pytest.raises(ValueError, match="'randaugment' and augment.jitter_probability=0.8"):
+        loader.train_batches(source, config)
 
 
 def test_a_policy_is_checked_before_anything_is_read(memory):
