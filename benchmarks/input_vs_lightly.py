@@ -73,7 +73,7 @@ def child(folder: str, size: int, n: int) -> None:
 
 
 def ours(folder: str, size: int, n: int, *, device: bool) -> Callable[[], float]:
-    """One run over n images through `train_batches`, with `views.random_views` jitted behind it or not; returns images a second."""
+    """One run over n images through `train_batches`, with `views.stacked` jitted behind it or not; returns images a second."""
     import jax
 
     from configs.simclr import get_config
@@ -85,19 +85,18 @@ def ours(folder: str, size: int, n: int, *, device: bool) -> Callable[[], float]
     config = resolve(config)
     source = sources.load(config.data, "train")
     source = source.select([i % len(source) for i in range(max(n, BATCH[size]))])
-    make = jax.jit(lambda image, index, step: views.random_views(image, index, jax.random.fold_in(jax.random.key(0), step), config.augment,
-                                                             size=size, num_views=len(config.views)))
+    make = jax.jit(lambda batch, step: views.stacked(batch, jax.random.fold_in(jax.random.key(0), step), config))
 
     def run() -> float:
         batches = loader.train_batches(source, config)
         for step in range(4):                             # compile, and use up what was prepared before the clock starts
             batch = next(batches)
             if device:
-                make(batch["image"], batch["index"], step).block_until_ready()
+                make(batch, step).block_until_ready()
         start, seen = time.perf_counter(), 0
         while seen < n:
             batch = next(batches)
-            done = make(batch["image"], batch["index"], seen) if device else batch["image"]
+            done = make(batch, seen) if device else batch["image"]
             seen += len(batch["label"])
         if device:
             done.block_until_ready()

@@ -25,7 +25,7 @@ from ssljax.data import loader, sources
 
 BATCH = {224: 64, 32: 512}
 PIPELINES = {"plain": dict(antialias=False, policy="none"), "antialiased": dict(antialias=True, policy="none"),
-             "+ randaugment": dict(antialias=True, policy="randaugment"),
+             "+ randaugment": dict(antialias=True, policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=2),
              "+ autoaugment_original": dict(antialias=True, policy="autoaugment_original")}
 
 

@@ -102,7 +102,7 @@ def method_of(config: ConfigDict, facts: Facts) -> Method:
     if config.method not in METHODS:
         raise ValueError(f"method={config.method!r} is not one of {', '.join(METHODS)}")
     method = METHODS[config.method](config, facts)
-    found = len(config.views)
+    found = sum(view.count for view in views.resolved(config))
     if method.num_views and found != method.num_views:
         raise ValueError(f"config.views draws {found} views of each image, and {config.method} takes {method.num_views}: name as many "
                          "in config.views")

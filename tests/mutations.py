@@ -47,13 +47,14 @@ class Mutation(NamedTuple):
 
 
 CONTRASTIVE, SIMCLR, OPTIM = "ssljax/losses/contrastive.py", "ssljax/methods/simclr.py", "ssljax/optim.py"
-AUGMENT, VIEWS_FILE = "ssljax/data/augment.py", "ssljax/data/views.py"
+AUGMENT, VIEWS_FILE, RECIPES = "ssljax/data/augment.py", "ssljax/data/views.py", "ssljax/data/recipes.py"
 GEOMETRY, CROPS = "ssljax/data/geometry.py", "ssljax/data/crops.py"
 SAMPLER, LOADER = "ssljax/data/sampler.py", "ssljax/data/loader.py"
 NORM, HEADS, RESNET, KNN = "ssljax/models/norm.py", "ssljax/models/heads.py", "ssljax/models/resnet.py", "ssljax/protocols/knn.py"
 
 T_NT_XENT, T_SIMCLR, T_OPTIM = "tests/losses/test_contrastive.py", "tests/methods/test_simclr.py", "tests/test_optim.py"
 T_AUGMENT, T_GEOMETRY, T_CROPS = "tests/data/test_augment.py", "tests/data/test_geometry.py", "tests/data/test_crops.py"
+T_VIEWS = "tests/data/test_views.py"
 T_SAMPLER, T_LOADER = "tests/data/test_sampler.py", "tests/data/test_loader.py"
 T_NORM, T_HEADS, T_RESNET = "tests/models/test_norm.py", "tests/models/test_heads.py", "tests/models/test_resnet.py"
 T_KNN = "tests/protocols/test_knn.py"
@@ -192,8 +193,8 @@ NETWORK = [
 AUGMENTATION = [
     Mutation("one_key_for_both_views", VIEWS_FILE, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
              "jax.random.fold_in(key, index)", "identical views: 100 % contrastive accuracy at step 0", VIEWS),
-    Mutation("view_depends_on_its_place", VIEWS_FILE, "(batch_image, index, first, numbers, shared)",
-             "(batch_image, jnp.arange(index.shape[0], dtype=jnp.int32), first, numbers, shared)",
+    Mutation("view_depends_on_its_place", VIEWS_FILE, "(image, index, first, numbers, shared)",
+             "(image, jnp.arange(index.shape[0], dtype=jnp.int32), first, numbers, shared)",
              "keys split over the batch instead of the example's id", VIEWS),
     Mutation("one_draw_for_the_batch", VIEWS_FILE, "jax.random.fold_in(jax.random.fold_in(key, index), number)",
              "jax.random.fold_in(key, number)", "batch-wise augmentation: a batch shares its colours", VIEWS),
@@ -227,6 +228,27 @@ AUGMENTATION = [
     Mutation("host_crops_repeat_every_epoch", CROPS, "stream = tf.constant(config.seed << 32, tf.int64) + epoch",
              "stream = tf.constant(config.seed << 32, tf.int64) + 0 * epoch", "workers seeded alike in every epoch",
              f"{T_CROPS}::test_a_view_depends_on_seed_epoch_index_and_number_alone"),
+]
+
+BLUR = """    if augment.blur_probability > 0.0:
+        width = drawn.sigma if sigma is None else sigma
+        taps = augment.blur_kernel or blur_kernel_size(image.shape[0])
+        blurred = gaussian_blur(image, width, kernel_size=taps, padding=augment.blur_border)
+        image = jnp.where(drawn.apply_blur, blurred, image)
+"""
+SOLARIZE = """    if augment.solarize_probability > 0.0:
+        image = jnp.where(drawn.apply_solarize, solarize(image, augment.solarize_threshold), image)
+"""
+NAMED_VIEWS = [
+    Mutation("a_view_ignores_its_overrides", RECIPES, "for view in [*([stated[partner]] if partner else []), stated[name]]:",
+             "for view in [*([stated[partner]] if partner else [])]:", "one recipe for all views: BYOL without its asymmetry",
+             f"{T_VIEWS}::test_overrides_hold_for_their_view_alone"),
+    Mutation("a_shared_crop_is_drawn_anew", RECIPES, "firsts[view[\"of\"] or name]", "firsts.get(name, drawn)",
+             "the tokenizer sees another crop than the network (BEiT)", f"{T_VIEWS}::test_a_shared_crop_is_one_box_at_two_sizes"),
+    Mutation("solarized_before_the_blur", VIEWS_FILE, BLUR + SOLARIZE, SOLARIZE + BLUR, "the order of the paper's table of parameters",
+             f"{T_VIEWS}::test_solarize_follows_the_blur_and_inverts_from_its_threshold_on"),
+    Mutation("solarized_from_the_middle", VIEWS_FILE, "solarize(image, augment.solarize_threshold)", "solarize(image, 0.5)",
+             "128 of 255 whatever the threshold", f"{T_VIEWS}::test_solarize_follows_the_blur_and_inverts_from_its_threshold_on"),
 ]
 
 ORDER_AND_STATE = [
@@ -394,9 +416,9 @@ DEIT_DATA = [
     Mutation("lambda_of_the_unclipped_box", MIXING, "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))",
              "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))[0], blend(targets, lam)",
              "lambda as drawn, although the box was cut at the border", f"{T_MIXING}::test_mix_draws_mixup_or_cutmix_and_corrects_lambda"),
-    Mutation("copies_look_alike", CROPS, "tf.cast(copy, tf.int64) * len(config.views)", "tf.cast(0 * copy, tf.int64) * len(config.views)",
+    Mutation("copies_look_alike", CROPS, "tf.cast(copy, tf.int64) * total", "tf.cast(0 * copy, tf.int64) * total",
              "repeated augmentation keyed by the image alone", f"{T_LOADER}::test_copies_are_neighbours_with_views_of_their_own[repeated]"),
-    Mutation("copies_look_alike_on_the_device", VIEWS_FILE, "else copy * num_views", "else 0 * copy * num_views",
+    Mutation("copies_look_alike_on_the_device", VIEWS_FILE, "else copy * drawn", "else 0 * copy * drawn",
              "repeated augmentation keyed by the image alone", f"{T_AUGMENT}::test_copies_of_an_image_have_views_of_their_own"),
     Mutation("epochs_three_times_as_long", SAMPLER, "[:-(-n // repeats)], repeats)[:n]", ", repeats)",
              "repeats that lengthen the epoch: three times the steps and all images",
@@ -410,7 +432,7 @@ DEIT_DATA = [
              "    image = random_erasing(image, jax.random.fold_in(key, 2), probability=augment.erasing_probability)\n"
              "    return color(image, draw(color_key, augment), augment, sigma=sigma)\n",
              "noise in units of the pixels", f"{T_AUGMENT}::test_erasing_comes_last_in_normalised_units"),
-    Mutation("jitter_beside_the_policy", POLICIES, "if config.augment.jitter_probability > 0:", "if config.augment.jitter_probability > 1:",
+    Mutation("jitter_beside_the_policy", POLICIES, "if augment.jitter_probability > 0:", "if augment.jitter_probability > 1:",
              "colour jitter left on together with RandAugment", f"{T_POLICIES}::test_what_cannot_be_is_refused"),
     Mutation("no_antialias", CROPS, "method, antialias=antialias)", "method, antialias=False)", "TensorFlow's bicubic taken for Pillow's",
              f"{T_CROPS}::test_antialiased_resize_is_pillows"),
@@ -418,8 +440,8 @@ DEIT_DATA = [
              f"{T_POLICIES}::test_randaugment_draws_as_timm_does"),
     Mutation("posterize_counts_the_other_way", POLICIES, '"PosterizeIncreasing": 4 - int(', '"PosterizeIncreasing": int(',
              "the strongest magnitude is the weakest", f"{T_POLICIES}::test_pixels_and_arguments_are_timms[PosterizeIncreasing]"),
-    Mutation("one_policy_for_all_views", CROPS, "_policy(view, tf.stack([epoch, index, number]), config)",
-             "_policy(view, tf.stack([epoch, index, 0 * number]), config)", "the policy forgets the view, and with it the copy",
+    Mutation("one_policy_for_all_views", CROPS, "tf.stack([epoch, index, number])",
+             "tf.stack([epoch, index, 0 * number])", "the policy forgets the view, and with it the copy",
              f"{T_CROPS}::test_the_policy_comes_after_crop_and_flip"),
 ]
 
@@ -504,7 +526,7 @@ CLUSTERING = [
              "tests/protocols/test_layers.py::test_averages_count_the_zeros_around"),
 ]
 
-MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS, *DEIT_DATA, *HOSTS,
+MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *NAMED_VIEWS, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS, *DEIT_DATA, *HOSTS,
              *CONVERSION, *CLUSTERING]
 
 

@@ -23,57 +23,78 @@ def test_preview_writes_a_picture(tmp_path, capsys):
 
 def test_views_are_those_of_the_first_step():
     config = simclr.get_config("digits")
-    originals, made, captions, labels = preview.examples(config)
+    originals, columns, labels = preview.examples(config)
     source = sources.load(config.data, "train")
     batch = next(loader.train_batches(source, config))
-    first = views.random_views(jnp.asarray(batch["image"]), jnp.asarray(batch["index"]), jax.random.fold_in(jax.random.key(config.seed), 0),
-                          config.augment, size=config.data.image_size, num_views=2)
-    np.testing.assert_allclose(made[:, :2], first[:preview.ROWS], rtol=0, atol=2e-6)
+    first = views.stacked(batch, jax.random.fold_in(jax.random.key(config.seed), 0), config)
+    for v in range(2):
+        np.testing.assert_allclose(columns[v].images, first[:preview.ROWS, v], rtol=0, atol=2e-6)
     np.testing.assert_array_equal(np.stack(originals), batch["image"][:preview.ROWS])
     assert labels == [source.class_names[i] for i in batch["label"][:preview.ROWS]]
-    assert len(captions) == preview.ROWS and all(len(row) == preview.VIEWS for row in captions)
+    assert [column.name for column in columns] == ["one, 16 px", "two, 16 px"] * 3
+    assert all(len(column.captions) == preview.ROWS for column in columns)
+    assert len({column.images.tobytes() for column in columns}) == preview.VIEWS
+
+
+def test_one_named_view_is_drawn_six_times_without_a_heading():
+    config = simclr.get_config("digits").unlock()
+    both = preview.examples(config)[1]
+    config.views = dict(one=dict())
+    columns = preview.examples(config)[1]
+    assert [column.name for column in columns] == [""] * preview.VIEWS
+    for found, expected in zip(columns, both, strict=True):                # the numbers 0 to 5 either way
+        np.testing.assert_allclose(found.images, expected.images, rtol=0, atol=2e-6)
+        assert found.captions == expected.captions
+
+
+def test_each_view_has_its_size_and_stands_beside_its_partner(tmp_path):
+    """Two large views, a smaller one of another recipe, and the large ones again at half their side."""
+    config = simclr.get_config("digits").unlock()
+    config.augment.update(rotate=0.0, shift=0.0, zoom=0.0, shear=0.0, jitter_probability=0.0)
+    config.views = dict(large=dict(count=2), other=dict(size=12, solarize_probability=1.0, solarize_threshold=0.0),
+                        half=dict(of="large", count=2, size=8))
+    originals, columns, labels = preview.examples(config)
+    assert [column.name for column in columns] == [
+        "large 1, 16 px", "half 1, 8 px", "large 2, 16 px", "half 2, 8 px", "other, 12 px"]
+    assert [column.images.shape[1] for column in columns] == [16, 8, 16, 8, 12]
+    assert columns[4].captions == ["solarize"] * preview.ROWS and columns[0].captions == ["affine only"] * preview.ROWS
+    np.testing.assert_allclose(columns[0].images, np.stack(originals) / 255, atol=1e-5)           # nothing is left to chance
+    assert "other: size 12, solarize_probability 1.0, solarize_threshold 0.0" in preview.title(config)
+    preview.sheet(tmp_path / "sheet.png", preview.title(config), originals, columns, labels)
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
 
 def test_an_image_without_a_label_stands_there_without_a_name():
     config = simclr.get_config("digits").unlock()
     config.data.labels = "none"
-    assert preview.examples(config)[3] == [""] * preview.ROWS
+    assert preview.examples(config)[2] == [""] * preview.ROWS
 
 
 def test_mixtures_show_the_weights_of_their_labels():
     """A black and a white image: how white a mixture is stands in its caption."""
     config = deit.get_config("digits").student
     images = jnp.stack([jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))])
-    (mixup, cutmix), captions = preview.mixtures(images, np.array([0, 2]), ("a", "b", "c"), jax.random.key(3), config)
-    for image, caption in ((mixup, captions[0]), (cutmix, captions[1])):
+    config = config.copy_and_resolve_references().unlock()
+    config.augment.update(mean=(0.0,), std=(1.0,))
+    mixup, cutmix = preview.mixtures(images, np.array([0, 2]), ("a", "b", "c"), jax.random.key(3), config)
+    for _, image, caption in (mixup, cutmix):
         weights = [{name: float(share) for share, name in (line.split() for line in row.split("\n"))} for row in caption]
         for row, own in enumerate("ac"):
             share = float(image[row].mean())                               # of the second image, in either mixture
             assert weights[row].get("c", 0.0) == pytest.approx(share, abs=0.006) and "b" not in weights[row]
             assert weights[row].get("a", 0.0) == pytest.approx(1 - share, abs=0.006), own
-    np.testing.assert_array_equal(np.unique(cutmix), [0.0, 1.0])
-    assert not set(np.unique(mixup)) & {0.0, 1.0}
+    np.testing.assert_array_equal(np.unique(cutmix.images), [0.0, 1.0])
+    assert not set(np.unique(mixup.images)) & {0.0, 1.0}
 
 
 def test_caption_names_what_was_drawn():
-    config = simclr.get_config("cifar10_r18")
+    recipe = simclr.get_config("cifar10_r18").augment
     jitter = augment.Jitter(np.float32(1.5), np.float32(0.5), np.float32(1.2), np.float32(-0.1), np.array([2, 0, 3, 1]))
-    drawn = views.Draw(jitter, np.bool_(True), np.bool_(True), np.bool_(True), np.float32(1.25))
-    assert preview.caption(drawn, config) == "c0.50 h-0.10 b1.50 s1.20\ngrey blur 1.2"
-    nothing = drawn._replace(apply_jitter=np.bool_(False), apply_grayscale=np.bool_(False), apply_blur=np.bool_(False))
-    assert preview.caption(nothing, config) == "crop only"
+    yes, no = np.bool_(True), np.bool_(False)
+    drawn = views.Draw(jitter, yes, yes, yes, np.float32(1.25), yes)
+    assert preview.caption(drawn, recipe, 3) == "c0.50 h-0.10 b1.50 s1.20\ngrey blur 1.2 solarize"
+    nothing = views.Draw(jitter, no, no, no, np.float32(1.25), no)
+    assert preview.caption(nothing, recipe, 3) == "crop only"
     steps = [policies.Step("Equalize", 0.0), policies.Step("Rotate", -27.25)]
-    assert preview.caption(nothing, config, steps) == "Equalize 0\nRotate -27.2"
-    grey = simclr.get_config("digits")
-    assert preview.caption(drawn._replace(apply_blur=np.bool_(False)), grey) == "c0.50 b1.50"
-
-
-def test_draws_are_those_of_the_views():
-    """An image cropped on the host, coloured with what `draws` says, is what `views` returns."""
-    config = simclr.get_config("imagenet_r50").augment
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 2, 12, 12, 3)), jnp.uint8)
-    index, key = jnp.asarray([5, 9], jnp.int32), jax.random.key(2)
-    made = views.random_views(images, index, key, config, size=12, num_views=2)
-    drawn = views.draws(index, key, config, 2)
-    colored = jax.vmap(jax.vmap(lambda x, d: views.color(augment.to_float(x), d, config)))(images, drawn)
-    np.testing.assert_allclose(made, colored, rtol=0, atol=2e-6)
+    assert preview.caption(nothing, recipe, 3, steps) == "Equalize 0\nRotate -27.2"
+    assert preview.caption(drawn._replace(apply_blur=no, apply_solarize=no), recipe, 1) == "c0.50 b1.50"

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from ssljax import results
+from ssljax.config import public
 
 RUN = results.Run(experiment="simclr", preset="digits", seed=0, epochs=2, step=10, data="digits",
                   train_images=1500, data_checksum="d1", config_hash="c1",

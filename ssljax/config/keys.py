@@ -47,8 +47,8 @@ DATA = (
     Key("data.test_split", "test", "the stored split, or sub-folder, to evaluate on", None, STORED),
     Key("data.holdout", 0.1, "share of each class held out where there is no test split", Range(0, 1, True, True),
         When("data.source is folder:PATH", lambda read: read("data.source").startswith("folder:"))),
-    Key("data.labels", "folders", "folders: as stored, a folder's sub-folders are its classes; none: no image has a label, and a "
-        "folder's lie anywhere below it", OneOf(("folders", "none"))),
+    Key("data.labels", "folders", "none: the images alone, a folder's anywhere below it; folders: its sub-folders are the classes",
+        OneOf(("folders", "none"))),
     Key("data.on_bad_image", "error", "skip: unreadable images are left out, counted and named", OneOf(("error", "skip")), STORED),
     Key("data.train_per_class", 0, "only the first n training images per class; 0: all", NATURAL),
     Key("data.label_fraction", 1.0, "share of the training images to use, balanced over classes", SHARE),

@@ -179,3 +179,22 @@ def color_jitter(image: jax.Array, jitter: Jitter, *, additive: bool = False) ->
         if len(x) == 3:
             x = hsv_shift(*x, factor=jnp.where(turn[2], jitter.saturation, 1.0), delta=jnp.where(turn[3], jitter.hue, 0.0))
     return jnp.stack(x, axis=-1)
+
+
+def color_jitter_torchvision(image: jax.Array, jitter: Jitter) -> jax.Array:
+    """torchvision's `ColorJitter`: the same for its contrast and saturation, which blend with grey; brightness multiplies.
+
+    Brightness, contrast and saturation are one blend of the pixel, its grey level and the mean of all grey levels.
+    """
+    x = planes(image) if image.shape[-1] == 3 else (image[..., 0],)
+    for place in range(4):
+        turn = jitter.rank == place
+        light = jnp.where(turn[0], jitter.brightness, 1.0)
+        scale = jnp.where(turn[1], jitter.contrast, 1.0)
+        keep = jnp.where(turn[2], jitter.saturation, 1.0) if len(x) == 3 else 1.0
+        grey = luma(*x) if len(x) == 3 else x[0]
+        add = grey.mean() * (1.0 - scale) + grey * (1.0 - keep)
+        x = tuple(clip(c * (light * scale * keep) + add) for c in x)
+        if len(x) == 3:
+            x = hsv_shift(*x, factor=1.0, delta=jnp.where(turn[3], jitter.hue, 0.0))
+    return jnp.stack(x, axis=-1)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import geometry, policies, sampler
+from ssljax.data import geometry, policies, recipes, sampler
 from ssljax.data.source import Source
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
 
     Args:
         source: the train split.
-        config: reads `seed`, `batch_size` (global), `data` and `augment`.
+        config: reads `seed`, `batch_size` (global), `data`, `augment` and `views`.
         start_step: the first step to deliver; the stream is the one an uninterrupted run would see.
         process_index: which share.
         process_count: how many shares.
@@ -57,8 +57,8 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
 
     Returns:
         dicts of numpy arrays, b = batch_size / process_count:
-        image uint8 [b, V, S, S, C] (data.crop_on="host") or [b, H, W, C] ("device"); label int32 [b]; index int32 [b];
-        with data.repeats > 1 or a balance also copy int32 [b], how often the image came before in this epoch (for `views.random_views`).
+        image uint8 [b, H, W, C] (data.crop_on="device") or what `views.host_shapes` says ("host"); label int32 [b]; index int32 [b];
+        with data.repeats > 1 or a balance also copy int32 [b], how often the image came before in this epoch (for `views.make`).
 
     Raises:
         ValueError: fewer examples than a batch, a batch that the processes do not divide, a policy that cannot be applied, an unreadable
@@ -130,10 +130,10 @@ def _host_crops(source: Source, config: ConfigDict, rows: Callable[[int], np.nda
     def plan(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.stack([np.full(share, step // spe, np.int64), copies(int(step))], axis=1), rows(int(step))
 
-    def views(number: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def views(number: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         epoch, copy = number[0], number[1]
         index = tf.gather(tf.constant(source.index), position)
-        return crops.views(image, tf.stack([epoch, tf.cast(index, tf.int64)]), config, copy), position
+        return crops.training_views(image, tf.stack([epoch, tf.cast(index, tf.int64)]), config, copy), position
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     dataset = steps.map(lambda s: tf.numpy_function(plan, [s], (tf.int64, tf.int64))).unbatch()
@@ -141,10 +141,10 @@ def _host_crops(source: Source, config: ConfigDict, rows: Callable[[int], np.nda
     batches = iter(dataset.batch(share, drop_remainder=True).prefetch(PREFETCH).as_numpy_iterator())
     for step in itertools.count(start_step):
         try:
-            image, position = next(batches)
+            views_of_step, position = next(batches)
         except tf.errors.OpError as error:
             raise _unreadable(source, _next_rows(rows, step, share), config.data.channels) or error from error
-        yield {"image": image, "label": source.labels[position], "index": source.index[position]}
+        yield {**views_of_step, "label": source.labels[position], "index": source.index[position]}
 
 
 def _next_rows(rows: Callable[[int], np.ndarray], step: int, share: int) -> np.ndarray:
@@ -187,8 +187,8 @@ def _unreadable(source: Source, positions: np.ndarray, channels: int) -> ValueEr
 def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every example exactly once, in order; the last batch is padded with zeros.
 
-    Images are cropped as `crops.eval_image` says. Pixels in memory are cropped without TensorFlow, to within
-    a grey level of that, or pass as they are where nothing is to be cut away.
+    Images are cropped as `crops.eval_image` says. Pixels in memory are cropped without TensorFlow, to within a grey level
+    of that, or pass as they are where nothing is to be cut away.
 
     Args:
         source: any split.
@@ -208,28 +208,29 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
         batch = {"image": image, "label": source.labels[rows], "index": source.index[rows], "mask": np.ones(len(rows), bool)}
         missing = batch_size - len(rows)
         if missing:
-            batch = {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
-        if images is None:                                   # after the padding: one shape, one compilation
-            batch["image"] = _central(batch["image"], config)
+            batch = {k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
+        if images is None:
+            batch["image"] = _central(batch["image"], config)            # behind the padding: one shape, one compilation
         yield batch
 
 
 def _central(images: np.ndarray, config: ConfigDict) -> np.ndarray:
-    """What `crops.eval_image` makes of images uint8 [B, H, W, C], without TensorFlow: uint8 [B, S, S, C]."""
+    """What `crops.eval_image` makes of images uint8 [B, H, W, C], without TensorFlow: uint8 [B, S, S, C], S = image_size."""
     size = config.data.image_size
     share = config.data.eval_crop if size > 32 else 1.0
     side = int(np.rint(np.float32(share) * np.float32(min(images.shape[1:3]))))
     if images.shape[1:3] == (size, size) and side == size:
         return images
-    return np.asarray(_central_squares(images, side=side, size=size, antialias=config.augment.antialias))
+    method, antialias = recipes.evaluation_resize(config.augment), config.augment.antialias
+    return np.asarray(_central_squares(images, side=side, size=size, method=method, antialias=antialias))
 
 
-@functools.partial(jax.jit, static_argnames=("side", "size", "antialias"))
-def _central_squares(images: jax.Array, *, side: int, size: int, antialias: bool) -> jax.Array:
-    """The central squares of `side` pixels, resized to S = `size` (bicubic): uint8 [B, S, S, C]."""
+@functools.partial(jax.jit, static_argnames=("side", "size", "method", "antialias"))
+def _central_squares(images: jax.Array, *, side: int, size: int, method: str, antialias: bool) -> jax.Array:
+    """The central squares of `side` pixels at `size` pixels, rounded and clipped: uint8 [B, S, S, C]."""
     height, width = images.shape[1:3]
     box = jnp.array([(height - side + 1) // 2, (width - side + 1) // 2, side, side], jnp.int32)
-    resize = functools.partial(geometry.crop_resize, box=box, size=size, antialias=antialias)
+    resize = functools.partial(geometry.crop_resize, box=box, size=size, method=method, antialias=antialias)
     pixels = jax.vmap(resize)(images.astype(jnp.float32))
     return jnp.rint(jnp.clip(pixels, 0.0, 255.0)).astype(jnp.uint8)
 

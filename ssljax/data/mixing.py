@@ -91,7 +91,7 @@ def mix(images: jax.Array, targets: jax.Array, key: jax.Array, *, mixup_alpha: f
     Args:
         images: float [B, H, W, C], normalised; B even.
         targets: float [B, K], probabilities, smoothed if they should be.
-        key: the step's key, the one that `views.random_views` gets.
+        key: the step's key, the one that `views.stacked` gets.
         mixup_alpha: 0 = never mixup.
         cutmix_alpha: 0 = never CutMix; both 0 = no mixing, all stays as it is.
         switch: probability of CutMix where both are positive.

@@ -22,6 +22,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageEnhance, ImageOps
 
+from ssljax.data import recipes
+
 POLICIES = ("none", "randaugment", "randaugment_plain", "autoaugment_original", "autoaugment_v0")
 APPLIED = 0.5                         # timm's AugmentOp: the share of RandAugment's draws that are carried out
 IMAGENET_FILL = (124, 116, 104)       # round(255 mean): what shows where the image has moved away
@@ -222,12 +224,17 @@ def fill(mean: Sequence[float]) -> tuple[int, ...]:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses a policy that cannot or should not be applied.
+    """Refuses a policy, of any view, that cannot or should not be applied.
 
     Raises:
         ValueError: an unknown policy; a policy on the device, on grey images or beside the colour jitter.
     """
-    name, data = config.augment.policy, config.data
+    for view in recipes.resolved(config):
+        _check(view.augment, config.data)
+
+
+def _check(augment: ConfigDict, data: ConfigDict) -> None:
+    name = augment.policy
     if name not in POLICIES:
         raise ValueError(unknown(name))
     if name == "none":
@@ -238,9 +245,9 @@ def check(config: ConfigDict) -> None:
     if data.channels != 3:
         raise ValueError(f"augment.policy={name!r} needs RGB and data.channels={data.channels}: its colour operations and its fill are "
                          "made for three channels. Set data.channels=3 or augment.policy='none'")
-    if config.augment.jitter_probability > 0:
-        raise ValueError(f"augment.policy={name!r} and augment.jitter_probability={config.augment.jitter_probability}: RandAugment "
-                         "replaces the colour jitter, and so does AutoAugment. Set augment.jitter_probability=0.0 or augment.policy='none'")
+    if augment.jitter_probability > 0:
+        raise ValueError(f"augment.policy={name!r} and augment.jitter_probability={augment.jitter_probability}: RandAugment replaces the "
+                         "colour jitter, and so does AutoAugment. Set augment.jitter_probability=0.0 or augment.policy='none'")
 
 
 def unknown(name: str) -> str:

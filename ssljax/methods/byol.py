@@ -93,7 +93,7 @@ def byol(config: ConfigDict, facts: Facts) -> Method:
 
     def loss(params: Pytree, model_state: Pytree, extra: ByolState, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. v ~ t(x), v' ~ t'(x)
-        v = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
+        v = views.stacked(batch, key, config)
         # 2. Online: predictions of both views, view 1 first.
         h1, z1, p1, state = online(params, model_state, v[:, 0])
         _, z2, p2, state = online(params, state, v[:, 1])

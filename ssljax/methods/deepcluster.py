@@ -96,8 +96,7 @@ def _v1(config: ConfigDict, facts: Facts) -> Method:
 
     def loss(params: Pytree, model_state: Pytree, extra: Clusters, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. One view of each image, and the label its image was given.
-        copy = batch["copy"] if c.sampler == "uniform" else None
-        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1, copy=copy)[:, 0]
+        x = views.stacked(batch, key, config)[:, 0]
         y = extra.assignment[batch["index"]]
         # 2. The classifier reads the features behind their ReLU.
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1))
@@ -200,7 +199,7 @@ def _forget(opt_state: Pytree, name: str) -> Pytree:
 
 def _v2(config: ConfigDict, facts: Facts) -> Method:
     """params: encoder, projector; extra: Prototypes."""
-    size, channels, c, dim, count = config.data.image_size, config.data.channels, config.clusters, config.head.dim, len(config.views)
+    size, channels, c, dim, count = config.data.image_size, config.data.channels, config.clusters, config.head.dim, views.total(config)
     encoder, projector = models.backbone(config.model), models.mlp(config.head, config.model, dim)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, Prototypes]:
@@ -215,7 +214,7 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
     def loss(params: Pytree, model_state: Pytree, extra: Prototypes, batch: Batch, key: jax.Array,
              step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. V views of each image; an image has one label a head, for all its views.
-        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=count)
+        x = views.stacked(batch, key, config)
         y = jnp.repeat(extra.assignment[batch["index"]], count, axis=0)                                        # [B V, heads]
         # 2. All views in one pass, so that batch statistics are theirs together; an image's stay on its device.
         x = x.reshape(-1, *x.shape[2:])

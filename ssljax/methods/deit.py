@@ -75,8 +75,7 @@ def deit(config: ConfigDict, facts: Facts) -> Method:
 
     def loss(params: Pytree, model_state: Pytree, extra: DeitState, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. One view of each image, a box of it replaced by noise, then mixed with another's; the labels follow.
-        copy = batch["copy"] if config.data.repeats > 1 else None
-        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1, copy=copy)[:, 0]
+        x = views.stacked(batch, key, config)[:, 0]
         y = mixing.smoothed_one_hot(batch["label"], classes, config.mix.label_smoothing)
         x, y = mixing.mix(x, y, key, mixup_alpha=config.mix.mixup_alpha, cutmix_alpha=config.mix.cutmix_alpha)
         # 2. One pass of the student: z from the class token, z' from the distillation token.

@@ -117,7 +117,7 @@ def moco(config: ConfigDict, facts: Facts) -> Method:
                         step: jax.Array) -> tuple[jax.Array, Out]:
         """Algorithm 1 of v1; with `loss.symmetric` in both directions, the first view's keys enqueued first."""
         # 1. x_q = aug(x), x_k = aug(x)
-        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
+        x = views.stacked(batch, key, config)
         state, key_stats, queue, keys, rows = model_state, extra.key_stats, extra.queue.keys, [], []
         for number, (one, other) in enumerate(((0, 1), (1, 0)) if config.loss.symmetric else ((0, 1),)):
             # 2. q = f_q.forward(x_q), k = f_k.forward(x_k), no gradient to keys
@@ -135,7 +135,7 @@ def moco(config: ConfigDict, facts: Facts) -> Method:
                       step: jax.Array) -> tuple[jax.Array, Out]:
         """Algorithm 1 of v3: each view is a pass of its own, with statistics of its own."""
         # 1. x1, x2 = aug(x), aug(x)
-        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
+        x = views.stacked(batch, key, config)
         # 2. q1, q2 = f_q(x1), f_q(x2): backbone, projector, predictor
         q1, state = query(params, model_state, x[:, 0])
         q2, state = query(params, state, x[:, 1])

@@ -44,7 +44,7 @@ def simclr(config: ConfigDict, facts: Facts) -> Method:
 
     def embed(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Pytree, Pytree]:
         # 1. Two views of each image: [B, 2, S, S, C]. A view's draw follows from (key, index of the image, view).
-        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=2)
+        x = views.stacked(batch, key, config)
         # 2. One pass over the 2B views, so that batch statistics are theirs together. Views stay beside their image, so that
         #    rows keep their device.
         x = x.reshape(-1, *x.shape[2:])

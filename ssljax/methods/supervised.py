@@ -31,7 +31,7 @@ def supervised(config: ConfigDict, facts: Facts) -> Method:
         return {"encoder": f, "head": head.init(keys[1], h)["params"]}, {"encoder": f_state}, ()
 
     def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
-        x = views.random_views(batch["image"], batch["index"], key, config.augment, size=size, num_views=1)[:, 0]
+        x = views.stacked(batch, key, config)[:, 0]
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1))
         logits = head.apply({"params": params["head"]}, h)
         metrics = {"accuracy": jnp.mean(accuracy(logits, batch["label"]))}

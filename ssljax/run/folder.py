@@ -7,6 +7,7 @@ TensorBoard events are written where TensorFlow and clu are installed.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import signal

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from configs import simclr
 from ssljax.data import augment, views
@@ -94,6 +95,16 @@ def recipe():
     return simclr.get_config("imagenet_r50").augment.copy_and_resolve_references().unlock()
 
 
+def made(recipe, size, count=2):
+    """(images, index, key, copy) -> the views, jitted."""
+    config = ConfigDict(dict(data=dict(image_size=size), augment=recipe, views=dict(only=dict(count=count))))
+
+    def make(images, index, key, copy=None):
+        batch = {"image": images, "index": index, **({} if copy is None else {"copy": copy})}
+        return views.stacked(batch, key, config)
+    return jax.jit(make)
+
+
 def test_jitter_is_the_four_operations_in_turn(image):
     names = ("brightness", "contrast", "saturation", "hue")
     values = dict(zip(names, map(jnp.float32, (1.3, 1.6, 0.4, -0.15)), strict=True))
@@ -133,7 +144,7 @@ def test_views_depend_on_key_index_and_view_only(recipe):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3)), jnp.uint8)
     index = jnp.asarray([7, 100, 3, 9], jnp.int32)
-    make = jax.jit(lambda x, i, k: views.random_views(x, i, k, recipe, size=16, num_views=2))
+    make = made(recipe, 16)
     key = jax.random.key(0)
     all_views = make(images, index, key)
     assert all_views.shape == (4, 2, 16, 16, 3) and all_views.dtype == jnp.float32
@@ -151,8 +162,8 @@ def test_copies_of_an_image_have_views_of_their_own(recipe):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3)), jnp.uint8)
     index, copy = jnp.asarray([7, 7, 7, 9], jnp.int32), jnp.asarray([0, 1, 2, 0], jnp.int32)
     images = images.at[1:3].set(images[0])
-    make = jax.jit(lambda x, c, v: views.random_views(x, index, jax.random.key(0), recipe, size=12, num_views=v, copy=c), static_argnums=2)
-    two, six = make(images, copy, 2), make(images[:1].repeat(4, 0), None, 6)
+    two = made(recipe, 12)(images, index, jax.random.key(0), copy)
+    six = made(recipe, 12, 6)(images[:1].repeat(4, 0), index, jax.random.key(0))
     close(two[:3].reshape(6, 12, 12, 3), six[0], 2e-6)
     assert all(abs(two[a] - two[b]).max() > 0.1 for a, b in itertools.combinations(range(4), 2))
 
@@ -171,7 +182,7 @@ def test_erasing_comes_last_in_normalised_units(recipe):
 def test_eight_devices_make_the_views_of_one(recipe):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 2, 12, 12, 3)), jnp.uint8)
     index, key = jnp.arange(16, dtype=jnp.int32), jax.random.key(0)
-    make = jax.jit(lambda x, i, k: views.random_views(x, i, k, recipe, size=12, num_views=2))
+    make = made(recipe, 12)
     mesh = jax.make_mesh((8,), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     shards = make(jax.device_put(images, rows), jax.device_put(index, rows), key)
@@ -185,7 +196,7 @@ def test_one_channel(recipe):
     recipe = recipe.copy_and_resolve_references()
     recipe.update(mean=(0.0,), std=(1.0,), crop="affine", rotate=10.0, shift=0.1, zoom=0.1, shear=5.0, flip=False, blur_probability=0.0)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)), jnp.uint8)
-    out = views.random_views(images, jnp.arange(3, dtype=jnp.int32), jax.random.key(0), recipe, size=16, num_views=2)     # affine resizes
+    out = made(recipe, 16)(images, jnp.arange(3, dtype=jnp.int32), jax.random.key(0))            # affine resizes
     assert out.shape == (3, 2, 16, 16, 1) and out.min() >= 0.0 and out.max() <= 1.0 and out.std() > 0.1
 
 
@@ -206,9 +217,8 @@ def test_gray_blur_and_the_shared_sigma(recipe, image):
     recipe.update(jitter_probability=0.0, grayscale_probability=1.0, blur_probability=1.0, blur_sigma_per="batch")
     pixels = jnp.asarray(image[:24, :24] * 255, jnp.uint8)
     batch = jnp.stack([jnp.stack([pixels] * 2)] * 3)
-    make = jax.jit(lambda x, k: views.random_views(x, jnp.arange(x.shape[0], dtype=jnp.int32), k, recipe, size=24, num_views=2))
-    key = jax.random.key(5)
-    out = make(batch, key)
+    index, key = jnp.arange(3, dtype=jnp.int32), jax.random.key(5)
+    out = made(recipe, 24)(batch, index, key)
     assert abs(out - out[..., :1]).max() == 0.0                                          # grey: equal channels
     np.testing.assert_array_equal(out[1:], jnp.broadcast_to(out[:1], out[1:].shape))     # one sigma for the batch
     sigma = views.batch_sigma(key, recipe, 2)
@@ -217,22 +227,24 @@ def test_gray_blur_and_the_shared_sigma(recipe, image):
         close(out[0, v], expected)
     assert sigma[0] != sigma[1]
     recipe.blur_sigma_per = "image"
-    each = jax.jit(lambda x, k: views.random_views(x, jnp.arange(3, dtype=jnp.int32), k, recipe, size=24, num_views=2))(batch, key)
+    each = made(recipe, 24)(batch, index, key)
     assert abs(each[0] - each[1]).max() > 1e-4
 
 
 @pytest.mark.parametrize("change, message", [
     (dict(crop="centre"), "augment.crop='centre'"), (dict(brightness="scale"), "augment.brightness='scale'"),
-    (dict(blur_sigma_per="pixel"), "augment.blur_sigma_per='pixel'"), (dict(crop="none"), "the image is 8x8 and config.data.image_size=6")])
+    (dict(blur_sigma_per="pixel"), "augment.blur_sigma_per='pixel'"), (dict(crop="none"), "the image is 8x8 and the view's size=6"),
+    (dict(jitter="pillow"), "augment.jitter='pillow' is unknown. Use 'tensorflow' or 'torchvision'"),
+    (dict(jitter_order="sorted"), "augment.jitter_order='sorted' is unknown. Use 'random' or 'fixed'"),
+    (dict(brightness="add", jitter="torchvision"), "brightness='add' does not go with jitter='torchvision'"),
+    (dict(interpolation="nearest"), "method='nearest'.*bicubic, bilinear"), (dict(blur_border="edge"), "padding='edge'")])
 def test_bad_settings_are_named(recipe, change, message):
     recipe = recipe.copy_and_resolve_references()
     recipe.update(change)
     with pytest.raises(ValueError, match=message):
-        views.random_views(jnp.zeros((2, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0), recipe,
-                           size=6, num_views=2)
+        made(recipe, 6)(jnp.zeros((2, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0))
 
 
 def test_wrong_number_of_views(recipe):
-    with pytest.raises(ValueError, match="3 views of each image and the config names 2"):
-        views.random_views(jnp.zeros((2, 3, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0), recipe,
-                           size=8, num_views=2)
+    with pytest.raises(ValueError, match="3 views of each image and config.views has 2"):
+        made(recipe, 8)(jnp.zeros((2, 3, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0))

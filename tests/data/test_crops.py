@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs.simclr import get_config
-from ssljax.data import crops, policies
+from ssljax.data import crops, policies, views
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +21,16 @@ def photograph(golden):
     return golden("augment")["image_uint8"]
 
 
-def views(number):
-    return {f"view{i}": {} for i in range(number)}
-
-
-def a_config(number=2, **data):
+def a_config(views=2, **data):
     config = get_config("imagenet_r50").unlock()
     config.data.update(image_size=16, **data)
-    config.views = views(number)
+    config.views = dict(only=dict(count=views))
     return config
+
+
+def made(image, key, config, copy=0):
+    """The views of one image, all of one size: [V, S, S, C]."""
+    return crops.training_views(image, np.int64(key), config, copy)["image"]
 
 
 @pytest.mark.parametrize("case", ["bicubic_9x13", "bicubic_31x40", "bilinear_9x13"])
@@ -47,17 +48,17 @@ def test_antialiased_resize_is_pillows(golden, photograph):
     error = np.abs(np.float32(crops.to_uint8(crops.resize(box, size, size, antialias=True))) - expected)
     assert error.mean() < 0.5 and error.max() <= 1
 
-    config = a_config(channels=3, number=1)
+    config = a_config(channels=3, views=1)
     config.data.update(image_size=12)
     config.augment.update(crop="none", flip=False, antialias=True)
     square = Image.fromarray(photograph[1:25])                    # 26 x 24: what the central crop leaves at either use
     expected = np.float32(square.resize((12, 12), Image.Resampling.BICUBIC))
-    for found in (crops.views(photograph, np.int64([0, 0]), config)[0], crops.eval_image(photograph, config)):
+    for found in (made(photograph, [0, 0], config)[0], crops.eval_image(photograph, config)):
         assert np.abs(np.float32(found) - expected).mean() < 0.5
     config.augment.update(crop="torchvision", min_area=0.999)     # the whole image but for what the aspect ratio takes away
-    sharp = crops.views(photograph, np.int64([0, 0]), config)[0]
+    sharp = made(photograph, [0, 0], config)[0]
     config.augment.antialias = False
-    assert np.abs(np.float32(sharp) - np.float32(crops.views(photograph, np.int64([0, 0]), config)[0])).mean() > 3
+    assert np.abs(np.float32(sharp) - np.float32(made(photograph, [0, 0], config)[0])).mean() > 3
 
 
 @pytest.mark.parametrize("case", ["simclr/center_crop0", "simclr/center_crop1"])
@@ -77,9 +78,9 @@ def test_eval_image_is_the_released_preprocessing_above_32_pixels_and_uncropped_
 
 
 def test_whole_uncropped_view_is_the_image(photograph):
-    config = a_config(channels=3, number=1)
+    config = a_config(channels=3, views=1)
     config.data.image_size, config.augment.crop, config.augment.flip = 24, "none", False
-    np.testing.assert_array_equal(crops.views(photograph, np.int64([0, 0]), config)[0], photograph[1:25])
+    np.testing.assert_array_equal(made(photograph, [0, 0], config)[0], photograph[1:25])
 
 
 def draw(tf, box, height, width, n, min_area):
@@ -134,51 +135,51 @@ def test_torchvision_box_falls_back_to_a_central_crop(tf):
 
 
 def test_a_view_depends_on_seed_epoch_index_and_number_alone(photograph):
-    config = a_config(channels=3, number=3)
-    first = crops.views(photograph, np.int64([2, 5]), config).numpy()
+    config = a_config(channels=3, views=3)
+    first = made(photograph, [2, 5], config).numpy()
     assert first.shape == (3, 16, 16, 3) and first.dtype == np.uint8
-    np.testing.assert_array_equal(first, crops.views(photograph, np.int64([2, 5]), config))
-    config.views = views(2)
-    np.testing.assert_array_equal(first[:2], crops.views(photograph, np.int64([2, 5]), config))
-    others = [crops.views(photograph, np.int64(key), config).numpy()[0] for key in ([2, 6], [3, 5], [5, 2])]
+    np.testing.assert_array_equal(first, made(photograph, [2, 5], config))
+    config.views.only.count = 2
+    np.testing.assert_array_equal(first[:2], made(photograph, [2, 5], config))
+    others = [made(photograph, key, config).numpy()[0] for key in ([2, 6], [3, 5], [5, 2])]
     config.seed = 1
-    others += [crops.views(photograph, np.int64([2, 5]), config).numpy()[0], first[1], first[2]]
+    others += [made(photograph, [2, 5], config).numpy()[0], first[1], first[2]]
     assert all((first[0] != other).any() for other in others)
 
 
 def test_the_policy_comes_after_crop_and_flip(photograph):
-    config = a_config(channels=3, number=2)
-    config.augment.update(crop="torchvision", jitter_probability=0.0, policy_ops=4, policy_magnitude=9.0, policy_std=0.5)
-    plain = [crops.views(photograph, np.int64([3, i]), config).numpy() for i in range(6)]
+    config = a_config(channels=3, views=2)
+    config.augment.update(crop="torchvision", jitter_probability=0.0, policy_magnitude=9.0, policy_std=0.5, policy_ops=4)
+    plain = [made(photograph, [3, i], config).numpy() for i in range(6)]
     config.augment.policy = "randaugment"
-    changed = [crops.views(photograph, np.int64([3, i]), config).numpy() for i in range(6)]
+    changed = [made(photograph, [3, i], config).numpy() for i in range(6)]
     for i in range(6):
         for view in range(2):
             np.testing.assert_array_equal(changed[i][view], policies.policy(plain[i][view], (config.seed, 3, i, view), config.augment))
     assert sum((a != b).any() for a, b in zip(plain, changed, strict=True)) >= 5
     config.seed = 1
-    assert (crops.views(photograph, np.int64([3, 0]), config).numpy() != changed[0]).any()
+    assert (made(photograph, [3, 0], config).numpy() != changed[0]).any()
 
 
 def test_the_next_copy_has_the_next_views(photograph):
     """Copy c has views cV .. cV+V-1 of the example, crops, flips and policy alike."""
-    config = a_config(channels=3, number=6)
-    config.augment.update(policy="randaugment", jitter_probability=0.0, policy_ops=3, policy_magnitude=9.0, policy_std=0.5)
-    six = crops.views(photograph, np.int64([2, 5]), config).numpy()
-    config.views = views(2)
-    copies = [crops.views(photograph, np.int64([2, 5]), config, copy).numpy() for copy in range(3)]
+    config = a_config(channels=3, views=6)
+    config.augment.update(policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=3, jitter_probability=0.0)
+    six = made(photograph, [2, 5], config).numpy()
+    config.views.only.count = 2
+    copies = [made(photograph, [2, 5], config, copy).numpy() for copy in range(3)]
     np.testing.assert_array_equal(np.concatenate(copies), six)
     assert len({view.tobytes() for view in six}) == 6
 
 
 def test_half_the_views_are_flipped(tf, photograph):
-    config = a_config(channels=3, number=2)
+    config = a_config(channels=3, views=2)
     config.data.image_size, config.augment.crop = 24, "none"
     image = tf.constant(photograph)
 
     @tf.function
     def draw_all(keys):
-        return tf.map_fn(lambda key: crops.views(image, key, config), keys, fn_output_signature=tf.uint8)
+        return tf.map_fn(lambda key: crops.training_views(image, key, config)["image"], keys, fn_output_signature=tf.uint8)
 
     many = draw_all(np.stack([np.zeros(600, np.int64), np.arange(600)], 1)).numpy()
     plain, flipped = photograph[1:25], photograph[1:25, ::-1]
@@ -191,7 +192,7 @@ def test_crop_on_host_refuses_affine(photograph):
     config = a_config(channels=3)
     config.augment.crop = "affine"
     with pytest.raises(ValueError, match="augment.crop='affine'.*'torchvision'"):
-        crops.views(photograph, np.int64([0, 0]), config)
+        made(photograph, [0, 0], config)
 
 
 @pytest.mark.parametrize("mode, kind", [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("RGB", "JPEG")])
@@ -207,3 +208,99 @@ def test_every_kind_of_image_becomes_rgb_or_grey(photograph, mode, kind):
     assert got.shape == (26, 24, 3) and np.abs(np.int32(got) - np.asarray(reference)).max() <= 3
     grey = crops.decode(file.getvalue(), 1).numpy()
     assert grey.shape == (26, 24, 1) and np.abs(np.int32(grey[..., 0]) - np.asarray(reference.convert("L"))).max() <= 3
+
+
+# ------------------------------------------------------------------------------------------------------------------ named views
+
+@pytest.mark.parametrize("case, changes", [
+    ("tf", dict()), ("none", dict(crop="none")),
+    ("torchvision", dict(crop="torchvision", min_area=0.2, antialias=True, jitter_probability=0.0, policy="randaugment",
+                         policy_magnitude=9.0, policy_std=0.5, policy_ops=2))])
+def test_crops_without_overrides_are_those_from_before_views_had_names(golden, photograph, case, changes):
+    """Two views of the second coming of an image."""
+    config = a_config(channels=3)
+    config.augment.update(changes)
+    for named in (dict(one=dict(), two=dict()), dict(all=dict(count=2))):
+        config.views = named
+        wrong = made(photograph, [2, 5], config, 1).numpy() != golden("views")[f"host/{case}"]
+        assert wrong.mean() < 0.01                          # none here; another processor may round a pixel to its neighbour
+
+
+def test_views_have_sizes_and_recipes_of_their_own(photograph):
+    config = a_config(channels=3)
+    alone = made(photograph, [2, 5], config).numpy()
+    config.views = dict(large=dict(flip=False), small=dict(count=2, size=8, crop="torchvision", max_area=0.3))
+    found = crops.training_views(photograph, np.int64([2, 5]), config)
+    assert {name: tuple(leaf.shape) for name, leaf in found.items()} == views.host_shapes(config)
+    large = found["large"].numpy()[0]
+    assert (large == alone[0]).all() or (large == alone[0][:, ::-1]).all()            # view 0: the same box
+    config.views = dict(any=dict(), small=dict(count=2, size=8, crop="torchvision", max_area=0.3))
+    np.testing.assert_array_equal(crops.training_views(photograph, np.int64([2, 5]), config)["small"], found["small"])
+    assert (found["small"][0].numpy() != found["small"][1].numpy()).any()
+
+
+def test_a_shared_crop_is_one_box_at_two_sizes(photograph):
+    """The small view is the resize of the very box of the large one, mirrored alike: cut by hand here."""
+    config = a_config(channels=3)
+    config.augment.crop = "torchvision"
+    config.views = dict(patches=dict(count=2, min_area=0.3, size=20),
+                        tokens=dict(of="patches", count=2, size=10, interpolation="bilinear", antialias=True))
+    mirrored = set()
+    for index in range(4):
+        found = crops.training_views(photograph, np.int64([1, index]), config)
+        for number in range(2):
+            words = [np.int64([(config.seed << 32) + 1, index * (1 << 16) + 2 * number + purpose]) for purpose in range(2)]
+            top, left, height, width = crops.box_torchvision(26, 24, words[0], min_area=0.3).numpy()
+            flip = bool(crops.tensorflow().random.stateless_uniform([], words[1]) < 0.5)
+            box = photograph[top:top + height, left:left + width]
+            for name, size, method, antialias in (("patches", 20, "bicubic", False), ("tokens", 10, "bilinear", True)):
+                expected = crops.to_uint8(crops.resize(box, size, size, method, antialias=antialias)).numpy()
+                np.testing.assert_array_equal(found[name][number], expected[:, ::-1] if flip else expected)
+            mirrored.add(flip)
+    assert mirrored == {True, False}
+
+
+def test_views_of_one_size_come_in_order_and_shared_ones_have_a_place_of_their_own(photograph):
+    config = a_config(channels=3)
+    config.views = dict(a=dict(), b=dict(of="a", interpolation="bilinear"), c=dict())
+    found = made(photograph, [2, 5], config).numpy()
+    config.views = dict(a=dict(), c=dict())
+    np.testing.assert_array_equal(found[[0, 2]], made(photograph, [2, 5], config))
+    config.views.a.interpolation = "bilinear"
+    np.testing.assert_array_equal(found[1], made(photograph, [2, 5], config)[0])
+    assert (found[0] != found[1]).any()
+    config.views = dict(a=dict(), b=dict(of="a"), c=dict())                  # two numbers an image, not three
+    second = made(photograph, [2, 5], config, 1).numpy()
+    config.views = dict(a=dict(count=4))
+    np.testing.assert_array_equal(second, made(photograph, [2, 5], config).numpy()[[2, 2, 3]])
+
+
+@pytest.mark.parametrize("box", [crops.box_tf, crops.box_torchvision])
+def test_boxes_have_the_areas_and_the_aspect_they_are_told(tf, box):
+    seeds = np.stack([np.zeros(500, np.int64), np.arange(500)], 1)
+
+    @tf.function
+    def draw_all(seeds):
+        one = lambda seed: box(300, 400, seed, min_area=0.2, max_area=0.4, aspect=(0.5, 0.8))
+        return tf.map_fn(one, seeds, fn_output_signature=tf.int32)
+
+    _, _, height, width = draw_all(seeds).numpy().T
+    area, aspect = height * width / 120_000, width / height
+    assert 0.195 < area.min() < 0.22 and 0.38 < area.max() < 0.405
+    assert 0.49 < aspect.min() < 0.52 and 0.77 < aspect.max() < 0.81
+
+
+@pytest.mark.parametrize("size", [12, 40])
+def test_evaluation_resizes_as_the_recipe_names_and_beside_a_warp_bicubically(photograph, size):
+    config = a_config(channels=3)
+    config.data.image_size = size
+    share = config.data.eval_crop if size > 32 else 1.0
+    for crop, interpolation, method in (("tf", "bilinear", "bilinear"), ("tf", "bicubic", "bicubic"), ("affine", None, "bicubic")):
+        config.augment.crop = crop
+        if interpolation is None:
+            del config.augment.interpolation
+        else:
+            config.augment.interpolation = interpolation
+        expected = crops.to_uint8(crops.central_crop(photograph, size, size, share, method))
+        np.testing.assert_array_equal(crops.eval_image(photograph, config), expected)
+    assert (crops.to_uint8(crops.central_crop(photograph, size, size, share, "bilinear")).numpy() != expected.numpy()).any()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs.simclr import get_config
-from ssljax.data import crops, loader, sampler, sources
+from ssljax.data import crops, loader, sampler, sources, views
 
 
 def take(batches, n):
@@ -95,15 +95,29 @@ def test_host_views_are_those_of_crops(host):
         assert batch["image"].shape == (6, 2, 16, 16, 3) and batch["image"].dtype == np.uint8
         for k, row in enumerate(rows):
             image = crops.decode(source.read([row])[0], 3)
-            np.testing.assert_array_equal(batch["image"][k], crops.views(image, np.int64([step // 3, row]), config))
+            np.testing.assert_array_equal(batch["image"][k], crops.training_views(image, np.int64([step // 3, row]), config)["image"])
+
+
+def test_views_of_several_sizes_come_under_their_names(host):
+    """The entries and shapes that `host_shapes` says, resumed too."""
+    source, config = host
+    config.views = dict(large=dict(count=2), small=dict(size=8, max_area=0.3), again=dict(of="large", count=2, size=4))
+    whole = take(loader.train_batches(source, config), 4)
+    shapes = {name: (6, *shape) for name, shape in views.host_shapes(config).items()}
+    assert {name: leaf.shape for name, leaf in whole[0].items()} == {**shapes, "label": (6,), "index": (6,)}
+    image = crops.decode(source.read([whole[3]["index"][2]])[0], 3)
+    expected = crops.training_views(image, np.int64([1, whole[3]["index"][2]]), config)
+    assert all((whole[3][name][2] == leaf.numpy()).all() and whole[3][name].dtype == np.uint8 for name, leaf in expected.items())
+    assert same(take(loader.train_batches(source, config, start_step=3), 1)[0], whole[3])
 
 
 @pytest.fixture
 def repeated(host):
     """DeiT's input in small: three copies of each image, cropped as Pillow does, with RandAugment."""
     source, config = host
-    config.data.update(repeats=3, views=1)
-    config.augment.update(crop="torchvision", policy="randaugment", jitter_probability=0.0, antialias=True)
+    config.data.repeats, config.views = 3, dict(one=dict())
+    config.augment.update(crop="torchvision", antialias=True, jitter_probability=0.0)
+    config.augment.update(policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=2)
     return source, config
 
 
@@ -123,9 +137,17 @@ def test_copies_are_neighbours_with_views_of_their_own(kind, request):
         if kind == "repeated":
             assert len({image.tobytes() for image in stream["image"]}) == len(rows)
             image = crops.decode(source.read([rows[4]])[0], 3)
-            np.testing.assert_array_equal(stream["image"][4], crops.views(image, np.int64([epoch, rows[4]]), config, copy=1))
+            second = crops.training_views(image, np.int64([epoch, rows[4]]), config, copy=1)["image"]
+            np.testing.assert_array_equal(stream["image"][4], second)
     config.data.repeats = 1
     assert "copy" not in take(loader.train_batches(source, config), 1)[0]
+
+
+def test_the_policy_of_every_view_is_checked(host):
+    source, config = host
+    config.views = dict(one=dict(), two=dict(policy="randaugment"))
+    with pytest.raises(ValueError, match="'randaugment' and augment.jitter_probability=0.8"):
+        loader.train_batches(source, config)
 
 
 def test_a_policy_is_checked_before_anything_is_read(memory):
@@ -152,11 +174,12 @@ def test_views_of_one_image_differ_between_epochs_and_stay_when_the_batch_change
 
 def test_pixels_in_memory_can_be_cropped_on_the_host(memory):
     source, config = memory
-    config.data.crop_on, config.augment.crop = "host", "torchvision"
+    config.data.crop_on = "host"
+    config.augment.update(crop="torchvision", min_area=0.08, max_area=1.0, aspect=(3 / 4, 4 / 3), interpolation="bicubic")
     batch = take(loader.train_batches(source, config), 1)[0]
     assert batch["image"].shape == (20, 2, 16, 16, 1)
     row = batch["index"][7] - 50
-    np.testing.assert_array_equal(batch["image"][7], crops.views(source.images[row], np.int64([0, row + 50]), config))
+    np.testing.assert_array_equal(batch["image"][7], crops.training_views(source.images[row], np.int64([0, row + 50]), config)["image"])
 
 
 def test_crop_on_must_be_host_or_device_and_device_needs_pixels(host):

@@ -24,7 +24,8 @@ def image(g):
 
 def a_config(policy, **augment):
     config = get_config("imagenet_r50").unlock()
-    config.augment.update(policy=policy, jitter_probability=0.0, **augment)
+    config.augment.update(policy=policy, policy_magnitude=9.0, policy_std=0.5, policy_ops=2, jitter_probability=0.0)
+    config.augment.update(augment)
     return config
 
 

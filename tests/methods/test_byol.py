@@ -12,7 +12,7 @@ from ssljax.losses.regression import byol
 from ssljax.methods import METHODS
 from ssljax.program import build, device_batches, encoder
 from ssljax.run import monitor
-from tests.methods.small import FACTS, SIZE, assert_close, batch_of, config_of, names, one_block, shaken
+from tests.methods.small import FACTS, assert_close, batch_of, config_of, names, one_block, shaken
 
 B = 6
 
@@ -61,7 +61,7 @@ class Pass:
         self.extra = extra._replace(target_params=shaken(extra.target_params, 2), target_stats=self.fresh(extra.target_stats))
         self.gradient = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
         (self.total, self.out), self.grads = self.gradient(self.params, self.batch)
-        made = views.random_views(self.batch["image"], self.batch["index"], self.key, self.config.augment, size=SIZE, num_views=2)
+        made = views.stacked(self.batch, self.key, self.config)
         self.v1, self.v2 = made[:, 0], made[:, 1]
 
     @staticmethod

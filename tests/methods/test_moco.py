@@ -15,7 +15,7 @@ from ssljax.run import monitor
 from ssljax.step import make_train_step
 from ssljax.targets.queue import Queue
 from ssljax.types import TrainState
-from tests.methods.small import FACTS, SIZE, assert_close, batch_of, config_of, names, one_block, shaken
+from tests.methods.small import FACTS, assert_close, batch_of, config_of, names, one_block, shaken
 
 B = 8
 Q, K = jnp.float32([[1, 0], [0.6, 0.8]]), jnp.float32([[0.8, 0.6], [0, 1]])
@@ -142,7 +142,7 @@ class Pass:
         queue = () if extra.queue == () else Queue(shaken(extra.queue.keys, 3), jnp.int32(0))
         self.extra = extra._replace(key_params=shaken(extra.key_params, 2), key_stats=self.positive(extra.key_stats), queue=queue)
         self.total, self.out = jax.jit(self.method.loss)(self.params, self.state, self.extra, self.batch, self.key, jnp.int32(0))
-        made = views.random_views(self.batch["image"], self.batch["index"], self.key, self.config.augment, size=SIZE, num_views=2)
+        made = views.stacked(self.batch, self.key, self.config)
         self.x1, self.x2 = made[:, 0], made[:, 1]
 
     @staticmethod

@@ -64,7 +64,7 @@ class Pass:
 
     def by_view(self):
         """All first views, then all second ones: features [2B, D], embeddings [2B, 4], running statistics."""
-        made = views.random_views(self.batch["image"], self.batch["index"], self.key, self.config.augment, size=SIZE, num_views=2)
+        made = views.stacked(self.batch, self.key, self.config)
         x = jnp.concatenate([made[:, 0], made[:, 1]])
 
         def forward(net, name, x):
