@@ -85,7 +85,7 @@ def test_every_leaf_of_a_small_preset_is_read(paper, preset, stage, monkeypatch)
     plain, seen = stage_of(paper, preset, stage), set()
     c = recording(plain.copy_and_resolve_references(), seen).lock()
     source, test = sources.load(c.data, "train"), sources.load(c.data, "test")
-    program = train.build(c, source, sharding.make_mesh(1))
+    program = train.build(c, source, sharding.make_mesh(1, fsdp=c.sharding.fsdp))
     traced(program)
     adopted(program, monkeypatch)
     balance = np.zeros(len(source), np.int32) if program.method.balance is not None else None
