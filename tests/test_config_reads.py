@@ -1,4 +1,4 @@
-"""No dead leaf and no missing one: every leaf of a preset is read where its run is built, one step is traced and batches are made."""
+"""No dead leaf and no missing one: building a run, tracing a step and making batches reads them all."""
 
 import importlib
 
@@ -12,13 +12,17 @@ from ssljax.data import crops, loader, policies, sources
 from ssljax.types import TrainState
 
 # Read by the verbs around a step: logging, checkpoints, evaluation (which crops on the host), and names.
-AROUND = ("name", "preset", "log_every", "eval_every_epochs", "checkpoint.", "evaluate.", "data.eval_crop", "augment.antialias")
+AROUND = ("name", "preset", "log_every", "eval_every_epochs", "checkpoint.", "evaluate.", "data.eval_crop",
+          "augment.antialias")
 # What says where the images are: of a data set that is not on this machine.
-WHERE = ("data.source", "data.data_dir", "data.train_split", "data.test_split", "data.on_bad_image", "data.train_per_class",
+WHERE = ("data.source", "data.data_dir", "data.train_split", "data.test_split", "data.on_bad_image",
+         "data.train_per_class",
          "data.label_fraction", "data.labels_per_class", "data.subset_seed")
 # Rows of the table that nothing reads yet.
-COMING = ("augment.max_area", "augment.aspect", "augment.interpolation", "augment.jitter", "augment.jitter_order",
-          "augment.jitter_saturation", "augment.solarize_probability", "augment.solarize_threshold", "augment.blur_border",
+COMING = ("augment.max_area", "augment.aspect", "augment.interpolation", "augment.jitter",
+          "augment.jitter_order",
+          "augment.jitter_saturation", "augment.solarize_probability", "augment.solarize_threshold",
+          "augment.blur_border",
           "augment.blur_kernel", "data.labels", "views")
 
 
@@ -65,7 +69,7 @@ def traced(program: train.Program) -> None:
 
 
 def adopted(program: train.Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `init_from` and a teacher would bring, with the fresh state's own arrays as if they had been read."""
+    """What `init_from` and a teacher would bring: the fresh state's own arrays, as if they had been read."""
     monkeypatch.setattr(train, "load_part", lambda run, like, part, resize: like)
     state = jax.eval_shape(lambda s: train.start_from(program, {})(s), program.shapes)
     assert isinstance(state, TrainState)
@@ -80,7 +84,8 @@ DIGITS = [(paper, preset, stage) for paper in ("simclr", "moco", "byol", "deepcl
           for stage in config.stages(importlib.import_module(f"configs.{paper}").get_config(preset))]
 
 
-@pytest.mark.parametrize("paper, preset, stage", DIGITS, ids=["-".join(filter(None, case)) for case in DIGITS])
+@pytest.mark.parametrize("paper, preset, stage", DIGITS,
+                         ids=["-".join(filter(None, case)) for case in DIGITS])
 def test_every_leaf_of_a_small_preset_is_read(paper, preset, stage, monkeypatch):
     plain, seen = stage_of(paper, preset, stage), set()
     c = recording(plain.copy_and_resolve_references(), seen).lock()
@@ -92,16 +97,20 @@ def test_every_leaf_of_a_small_preset_is_read(paper, preset, stage, monkeypatch)
     next(loader.train_batches(source, c, balance=balance))
     next(loader.eval_batches(test, c, batch_size=8))
     refreshed = ()
-    if program.method.refresh is not None:                                      # k-means itself: tests/methods/test_deepcluster.py
-        refreshed = ("clusters.iterations", "clusters.algorithm", "clusters.repair", "clusters.distinct", "clusters.shuffled")
+    if program.method.refresh is not None:  # k-means itself: tests/methods/test_deepcluster.py
+        refreshed = ("clusters.iterations", "clusters.algorithm", "clusters.repair", "clusters.distinct",
+                     "clusters.shuffled")
     assert unread(plain, seen, (*AROUND, *COMING, *refreshed)) == set()
 
 
-IMAGENET = [("deit", "imagenet_b", ""), ("deit", "imagenet_s_distilled", ""), ("moco", "imagenet_vit_b_v3", ""),
-            ("byol", "imagenet_r50_e300", ""), ("deepcluster", "imagenet_alexnet", ""), ("moco", "imagenet_r50_v1", "")]
+IMAGENET = [("deit", "imagenet_b", ""), ("deit", "imagenet_s_distilled", ""),
+            ("moco", "imagenet_vit_b_v3", ""),
+            ("byol", "imagenet_r50_e300", ""), ("deepcluster", "imagenet_alexnet", ""),
+            ("moco", "imagenet_r50_v1", "")]
 
 
-@pytest.mark.parametrize("paper, preset, stage", IMAGENET, ids=[f"{paper}-{preset}" for paper, preset, _ in IMAGENET])
+@pytest.mark.parametrize("paper, preset, stage", IMAGENET,
+                         ids=[f"{paper}-{preset}" for paper, preset, _ in IMAGENET])
 def test_every_leaf_of_a_large_preset_is_read(paper, preset, stage, monkeypatch):
     plain, seen = stage_of(paper, preset, stage), set()
     if "distill" in plain and plain.distill.name != "none":
@@ -112,7 +121,8 @@ def test_every_leaf_of_a_large_preset_is_read(paper, preset, stage, monkeypatch)
     adopted(program, monkeypatch)
     policies.check(c)
     crops.views(np.zeros((240, 250, 3), np.uint8), np.int64([0, 5]), c)
-    refreshed = ("clusters.iterations", "clusters.algorithm", "clusters.repair", "clusters.distinct", "clusters.shuffled",
+    refreshed = ("clusters.iterations", "clusters.algorithm", "clusters.repair", "clusters.distinct",
+                 "clusters.shuffled",
                  "data.repeats")
     assert unread(plain, seen, (*AROUND, *WHERE, *COMING, *refreshed)) == set()
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs.simclr import get_config
+from ssljax.config import resolve
 from ssljax.data import policies, sampler
 
 BILINEAR, NEAREST = 2, 0                                                      # Pillow's numbers
@@ -25,7 +26,7 @@ def image(g):
 def a_config(policy, **augment):
     config = get_config("imagenet_r50").unlock()
     config.augment.update(policy=policy, jitter_probability=0.0, **augment)
-    return config
+    return resolve(config)
 
 
 @pytest.mark.parametrize("op", OPS)
