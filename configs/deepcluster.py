@@ -1,33 +1,35 @@
-"""DeepCluster (Caron et al., ECCV 2018, arXiv 1807.05520) and DeepCluster-v2 (Caron et al., NeurIPS 2020, arXiv 2006.09882).
+"""DeepCluster (Caron et al., arXiv 1807.05520) and DeepCluster-v2 (Caron et al., arXiv 2006.09882).
 
-    ssljax train --config configs/deepcluster.py:digits --workdir runs/deepcluster                      # a laptop, two minutes
+    ssljax train --config configs/deepcluster.py:digits --workdir runs/deepcluster    # a laptop, two minutes
     ssljax train --config configs/deepcluster.py:fashion_mnist --workdir runs/deepcluster-fashion
-    ssljax train --config configs/deepcluster.py:imagenet_alexnet --workdir gs://bucket/deepcluster     # experiments/deepcluster
-    ssljax train --config configs/deepcluster.py:imagenet_r50_v2_e400 --workdir gs://bucket/v2          # 70.2 with a linear probe
+    ssljax train --config configs/deepcluster.py:imagenet_alexnet --workdir gs://bucket/deepcluster
+    ssljax train --config configs/deepcluster.py:imagenet_r50_v2_e400 --workdir gs://bucket/v2      # 70.2
 
-The small presets have variants: `_shuffled` is the control, whose images learn the clusters of other images; `_weights` weighs clusters
-in the loss instead of drawing evenly; `_plain` does neither; `_repaired` starts nine tenths of its clusters empty. Sources of the numbers:
-[P] the paper, [C] the released code (facebookresearch/deepcluster; facebookresearch/swav for v2), [X] chosen here.
+The small presets have variants: `_shuffled` is the control, whose images learn the clusters of other images;
+`_weights` weighs clusters in the loss instead of drawing evenly; `_plain` does neither; `_repaired` starts
+nine tenths of its clusters empty. Sources of the numbers: [P] the paper, [C] the released code
+(facebookresearch/deepcluster; facebookresearch/swav for v2), [X] chosen here.
 """
 
 from ml_collections import ConfigDict
 
 from ssljax import config
 
-VARIANTS = {"": {}, "_shuffled": {"shuffled": True}, "_weights": {"sampler": "weights"}, "_plain": {"sampler": "none"},
-            "_repaired": {"distinct": 10}}
-EVERY = {"fashion_mnist": 1, "cifar10_small": 2}         # epochs between two clusterings: an epoch of CIFAR-10's is 78 steps
+VARIANTS = {"": {}, "_shuffled": {"shuffled": True}, "_weights": {"sampler": "weights"},
+            "_plain": {"sampler": "none"}, "_repaired": {"distinct": 10}}
+# epochs between two clusterings: an epoch of CIFAR-10's is 78 steps
+EVERY = {"fashion_mnist": 1, "cifar10_small": 2}
 SMALL = {f"{data}{variant}": (data, variant) for data in EVERY for variant in VARIANTS}
 
-PRESETS = ("digits", "digits_v2", *SMALL, "folder", "imagenet_alexnet", "imagenet_alexnet_rgb", "imagenet_vgg16", "imagenet_r50",
-           "imagenet_r50_v2_e400")
+PRESETS = ("digits", "digits_v2", *SMALL, "folder", "imagenet_alexnet", "imagenet_alexnet_rgb",
+           "imagenet_vgg16", "imagenet_r50", "imagenet_r50_v2_e400")
 
 
 def deepcluster(c: ConfigDict, k: int, dim: int) -> ConfigDict:
     """The paper's recipe on a data set: one view of crops and flips, edges instead of colours."""
     c.method = c.name = "deepcluster"
     c.views = dict(one=dict())
-    c.augment.update(crop="torchvision", min_area=0.08)                                                                            # [C]
+    c.augment.update(crop="torchvision", min_area=0.08)  # [C]
     c.model.update(shortcut="torchvision", sobel=True, dropout=0.0)
     c.clusters = dict(
         version=1,
@@ -35,23 +37,30 @@ def deepcluster(c: ConfigDict, k: int, dim: int) -> ConfigDict:
         dim=dim,                             # components after whitening [P] 256
         every=1,                             # epochs between two clusterings [C]
         iterations=20,                       # of k-means [C]
-        algorithm="lloyd",                   # lloyd | minibatch, for features that do not fit: the network sees the data three times
+        # lloyd | minibatch, for features that do not fit: the network sees the data three times
+        algorithm="lloyd",
         repair="faiss",                      # of empty clusters: faiss [C] | additive | none
-        sampler="uniform",                   # evenly over clusters [P] | weights in the loss instead [P] | none
-        distinct=0,                          # only so many first centroids differ, the rest start empty; 0: all differ
+        sampler="uniform",  # evenly over clusters [P] | weights in the loss instead [P] | none
+        distinct=0,  # only so many first centroids differ, the rest start empty; 0: all differ
         shuffled=False,                      # True: the control
     )
-    c.optim = dict(name="deepcluster_sgd", learning_rate=0.05, scaling="none", momentum=0.9, weight_decay=1e-5)                   # [C]
+    # [C]
+    c.optim = dict(name="deepcluster_sgd", learning_rate=0.05, scaling="none", momentum=0.9,
+                   weight_decay=1e-5)
     return c
 
 
 def second(c: ConfigDict, k: int) -> ConfigDict:
-    """Version 2 on a data set: two views with the colours of SimCLR, three sets of prototypes [C]; the optimizer is each preset's own."""
+    """Version 2 on a data set: two views with SimCLR's colours, three sets of prototypes [C].
+
+    The optimizer is each preset's own.
+    """
     c.method = c.name = "deepcluster"
     c.views = dict(one=dict(), two=dict())
     c.augment.update(jitter_probability=0.8, jitter_strength=1.0, grayscale_probability=0.2)
     c.model.shortcut = "torchvision"
-    c.head = dict(layers=2, hidden=0, dim=128, hidden_bias=True, last_bias=True, norm=True, last_norm=False, scheme="uniform")
+    c.head = dict(layers=2, hidden=0, dim=128, hidden_bias=True, last_bias=True, norm=True, last_norm=False,
+                  scheme="uniform")
     c.clusters = dict(version=2, k=k, every=1, iterations=10, heads=3, temperature=0.1)
     return c
 
@@ -65,7 +74,7 @@ def imagenet(network: str) -> ConfigDict:
 
 
 def imagenet_alexnet() -> ConfigDict:
-    """The network of the paper's tables: linear probes of every convolution, 38.2 to 41.0 from the third on [P]."""
+    """The network of the paper's tables: linear probes of all layers, 38.2 to 41.0 from conv3 on [P]."""
     c = imagenet("alexnet_bn")
     c.model.dropout = 0.5
     c.evaluate.update(protocols=("layers",), layers=tuple(f"conv{i}" for i in range(1, 6)))
@@ -93,22 +102,28 @@ def imagenet_r50() -> ConfigDict:
 
 
 def imagenet_r50_v2_e400() -> ConfigDict:
-    """Version 2 with two views of 224 pixels: 70.2 with a linear probe [C]. The code warms up from 0.3 to 4.8 [C]; here from 0 [X]."""
+    """Version 2 with two views of 224 pixels: 70.2 with a linear probe [C].
+
+    The code warms up from 0.3 to 4.8 [C]; here from 0 [X].
+    """
     c = second(config.imagenet(epochs=400, batch_size=4096), 3_000)
-    c.augment.update(crop="torchvision", min_area=0.08, blur_probability=0.5, mean=(0.485, 0.456, 0.406), std=(0.228, 0.224, 0.225))
-    c.optim = dict(name="lars", learning_rate=0.3, scaling="linear", lr_in_momentum=False, momentum=0.9, trust_coefficient=0.001,
-                   weight_decay=1e-6, warmup_epochs=10)
+    c.augment.update(crop="torchvision", min_area=0.08, blur_probability=0.5, mean=(0.485, 0.456, 0.406),
+                     std=(0.228, 0.224, 0.225))
+    c.optim = dict(name="lars", learning_rate=0.3, scaling="linear", lr_in_momentum=False, momentum=0.9,
+                   trust_coefficient=0.001, weight_decay=1e-6, warmup_epochs=10)
     return c
 
 
 def small(data: str, variant: str) -> ConfigDict:
     """Network, batch and budget of configs/simclr.py's preset; a hundred clusters [X].
 
-    Few steps lie between two clusterings. With the paper's rate (`fashion_mnist --config.seed=3 --config.optim.learning_rate=0.05`) a new
-    head learns next to nothing in them: NMI with the labels after the first epoch 0.32 and kNN at the end 69.9, below a random network's
-    72.1. With 0.2 the NMI is 0.45 after the first epoch.
+    Few steps lie between two clusterings. With the paper's rate (`fashion_mnist --config.seed=3
+    --config.optim.learning_rate=0.05`) a new head learns next to nothing in them: NMI with the labels after
+    the first epoch 0.32 and kNN at the end 69.9, below a random network's 72.1. With 0.2 the NMI is 0.45
+    after the first epoch.
     """
-    c = deepcluster({"fashion_mnist": config.fashion_mnist, "cifar10_small": config.cifar10_small}[data](), 100, 64)
+    c = deepcluster({"fashion_mnist": config.fashion_mnist, "cifar10_small": config.cifar10_small}[data](),
+                    100, 64)
     c.augment.min_area = 0.2
     c.evaluate.update(layers=("stem", "group1", "group2", "group3", "group4"), layer_dim=1024)
     c.clusters.update(every=EVERY[data], **VARIANTS[variant])
@@ -131,12 +146,16 @@ def digits_v2() -> ConfigDict:
     c = second(config.digits(), 50)
     c.augment.update(jitter_strength=0.5, grayscale_probability=0.0)
     c.head.dim = 64
-    c.optim = dict(name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4, warmup_epochs=2)
+    c.optim = dict(name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4,
+                   warmup_epochs=2)
     return c
 
 
 def folder() -> ConfigDict:
-    """Your own photographs, --config.data.source=folder:PATH: ResNet-50 at 224 pixels; --config.clusters.k=ten times the classes [X]."""
+    """Your own photographs, --config.data.source=folder:PATH: ResNet-50 at 224 pixels [X].
+
+    --config.clusters.k should be ten times the classes that one expects.
+    """
     c = deepcluster(config.folder(), 1_000, 256)
     c.augment.update(config.IMAGENET)
     return c

@@ -1,13 +1,15 @@
-"""DeiT: Training data-efficient image transformers & distillation through attention (Touvron et al., ICML 2021, arXiv 2012.12877).
+"""DeiT (Touvron et al., ICML 2021, arXiv 2012.12877): data-efficient transformers and their distillation.
 
-    ssljax train --config configs/deit.py:digits --workdir runs/deit                           # a laptop: a teacher, then its student
-    ssljax train --config configs/deit.py:imagenet_s --workdir gs://bucket/deit_s              # 79.8 top-1
-    ssljax train --config configs/deit.py:imagenet_regnety_16gf --workdir gs://bucket/teacher  # the paper's teacher, 82.9
-    ssljax train --config configs/deit.py:imagenet_b_distilled --config.distill.teacher=gs://bucket/teacher --workdir gs://bucket/b   # 83.4
+    ssljax train --config configs/deit.py:digits --workdir runs/deit                  # a teacher, its student
+    ssljax train --config configs/deit.py:imagenet_s --workdir gs://bucket/deit_s             # 79.8 top-1
+    ssljax train --config configs/deit.py:imagenet_regnety_16gf --workdir gs://bucket/teacher         # 82.9
+    ssljax train --config configs/deit.py:imagenet_b_distilled --workdir gs://bucket/b \\
+        --config.distill.teacher=gs://bucket/teacher                                          # 83.4
 
-Names follow the paper's tables. `imagenet_{ti,s,b}` has no teacher; `_soft` and `_hard` distil into the class token, `_distilled` into a
-distillation token (table 3); `imagenet_b..._384` go on to 384 pixels, `_160` and `_320` likewise (table 10); `imagenet_b_ablation_...` are
-the rows of table 8, each in two stages. Other teachers (table 2): train `imagenet_regnety_4gf` and set `--config.teacher.name` as well.
+Names follow the paper's tables. `imagenet_{ti,s,b}` has no teacher; `_soft` and `_hard` distil into the class
+token, `_distilled` into a distillation token (table 3); `imagenet_b..._384` go on to 384 pixels, `_160` and
+`_320` likewise (table 10); `imagenet_b_ablation_...` are the rows of table 8, each in two stages. Other
+teachers (table 2): train `imagenet_regnety_4gf` and set `--config.teacher.name` as well.
 Sources: [P] the paper, [C] the released code (facebookresearch/deit, timm 0.3.2), [X] chosen here.
 """
 
@@ -19,15 +21,18 @@ from ssljax import config
 
 MODELS = {"ti": "vit_ti", "s": "vit_s", "b": "vit_b"}
 # Distillation, and whether there is a token for it.
-KINDS = {"": ("none", False), "_soft": ("soft", False), "_hard": ("hard", False), "_distilled": ("hard", True)}
+KINDS = {"": ("none", False), "_soft": ("soft", False), "_hard": ("hard", False),
+         "_distilled": ("hard", True)}
 TEACHERS = ("regnety_4gf", "regnety_8gf", "regnety_12gf", "regnety_16gf")
 RESOLUTIONS = (160, 320, 384)
 
-# Table 8, DeiT-B without a teacher: what is changed in the first stage and, where the paper names it, in the second.
+# Table 8, DeiT-B without a teacher: what is changed in the first stage and, where the paper names it, in
+# the second.
 ABLATIONS: dict[str, dict[str, dict]] = {
     "sgd": {"train": {"optim.name": "timm_sgd"}},
     "sgd_finetune": {"finetune": {"optim.name": "timm_sgd"}},
-    "no_randaugment": {"both": {"augment.policy": "none", "augment.jitter_probability": 1.0}},      # the colour jitter then comes on [C]
+    # the colour jitter then comes on [C]
+    "no_randaugment": {"both": {"augment.policy": "none", "augment.jitter_probability": 1.0}},
     "autoaugment": {"both": {"augment.policy": "autoaugment_original"}},
     "no_mixup": {"both": {"mix.mixup_alpha": 0.0}},
     "no_cutmix": {"both": {"mix.cutmix_alpha": 0.0}},
@@ -61,15 +66,16 @@ def deit(c: ConfigDict) -> ConfigDict:
     )
     c.distill = dict(
         name="none",                         # none | soft | hard
-        teacher="",                          # an earlier stage's name or the folder of a run of `supervised` or `deit`
+        teacher="",  # an earlier stage's name or the folder of a run of `supervised` or `deit`
         alpha=0.5,                           # weight of the teacher: hard 1/2 [P], soft 0.1 [P]
         temperature=3.0,                     # soft only [P]
         normalization="code",                # soft only: code divides the KL by the classes too | paper
     )
-    c.inference = "code"                     # of two heads: code averages logits | paper averages probabilities
+    c.inference = "code"  # of two heads: code averages logits | paper averages probabilities
     c.ema = dict(decay=0.0)                  # of the weights, then evaluated instead of them; 0 = none [P]
     c.optim = dict(
-        name="timm_adamw", learning_rate=2.5e-4, scaling="linear", weight_decay=0.05, warmup_epochs=5,                     # 5e-4 B/512 [P]
+        name="timm_adamw", learning_rate=2.5e-4, scaling="linear",     # 5e-4 B/512 [P]
+        weight_decay=0.05, warmup_epochs=5,                            # [P]
         start=1e-6, end=1e-5,                # not scaled [C]
         lag=0,                               # 1: every epoch at the rate of the one before [C]
         decay_distillation_token=True,       # [C]
@@ -82,9 +88,10 @@ def augmented(c: ConfigDict) -> ConfigDict:
     """Repeated augmentation, RandAugment and erasing."""
     c.data.repeats = 3                       # every image three times an epoch, of a third of the images [C]
     c.augment.update(crop="torchvision", min_area=0.08, antialias=True,
-                     jitter_strength=0.375, jitter_hue=0.0,            # where there is jitter, without a policy: +-0.3 and no hue [C]
-                     policy="randaugment", erasing_probability=0.25,                                                  # [P]
-                     **config.IMAGENET)                                                                               # [C]
+                     # Where there is jitter, without a policy: +-0.3 and no hue [C].
+                     jitter_strength=0.375, jitter_hue=0.0,
+                     policy="randaugment", erasing_probability=0.25,    # [P]
+                     **config.IMAGENET)                                 # [C]
     return c
 
 
@@ -112,11 +119,12 @@ def teacher(name: str) -> ConfigDict:
 
 
 def at_resolution(train: ConfigDict, side: int) -> ConfigDict:
-    """Two stages: `train`, then 30 epochs with larger (or smaller) images, positions resized (section 3, and [C])."""
+    """Two stages: `train`, then 30 epochs at another resolution, positions resized (section 3, and [C])."""
     c = train.copy_and_resolve_references()
     c.init_from, c.init_branches = "train", ("encoder", "head", *(("distillation_head",) if c.model.distillation else ()))
     c.epochs, c.batch_size, c.data.image_size = 30, 512, side
-    c.optim.update(learning_rate=2.5e-6, end=5e-6, weight_decay=1e-8)         # a constant 5e-6 behind the warm-up [C]
+    # a constant 5e-6 behind the warm-up [C]
+    c.optim.update(learning_rate=2.5e-6, end=5e-6, weight_decay=1e-8)
     return config.two_stages("train", train, "finetune", c)
 
 
@@ -130,17 +138,21 @@ def ablation(name: str) -> ConfigDict:
 
 
 def cifar10_teacher() -> ConfigDict:
-    """The small teacher: configs/simclr.py:cifar10_small's ResNet-18 of base width 16, on labels with crops and flips alone [X]."""
+    """The small teacher: SimCLR's ResNet-18 of base width 16, on labels with crops and flips alone [X]."""
     c = deit(config.cifar10_small())
     c.augment.update(crop="torchvision", min_area=0.25, antialias=True, **config.IMAGENET)
     c.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
-    c.optim = dict(name="sgd", nesterov=True, learning_rate=0.1, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1)
+    c.optim = dict(name="sgd", nesterov=True, learning_rate=0.1, scaling="linear", momentum=0.9,
+                   weight_decay=5e-4, warmup_epochs=1)
     c.epochs, c.eval_every_epochs = 15, 5
     return c
 
 
 def cifar10_small(kind: str = "") -> ConfigDict:
-    """A ViT of width 64 and 64 patches of 4 pixels; the teacher is a run of `cifar10_teacher`, named as --config.distill.teacher [X]."""
+    """A ViT of width 64 and 64 patches of 4 pixels [X].
+
+    The teacher is a run of `cifar10_teacher`, named as --config.distill.teacher.
+    """
     c = augmented(deit(config.cifar10_small()))
     c.teacher = c.model
     c = student(c, "vit_xs", 4, kind)
@@ -154,7 +166,8 @@ def cifar10_small(kind: str = "") -> ConfigDict:
 def digits() -> ConfigDict:
     """A small ResNet on labels, and a small ViT that learns from it and from the labels [X]."""
     c = deit(config.digits())
-    c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)     # seed 0: 90.9 % held out, 78.8 with the views of SimCLR's digits
+    # seed 0: 90.9 % held out, 78.8 with the views of SimCLR's digits
+    c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)
     c.augment.update(jitter_probability=0.8, jitter_strength=0.5)
     c.optim.update(learning_rate=2e-3, scaling="none", start=1e-5, warmup_epochs=5)
     first, c.teacher = c.copy_and_resolve_references(), c.model
@@ -162,7 +175,8 @@ def digits() -> ConfigDict:
     second.distill.teacher = "teacher"
     first.epochs = 20
     first.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
-    first.optim = dict(name="sgd", nesterov=True, learning_rate=0.1, scaling="none", momentum=0.9, weight_decay=1e-4, warmup_epochs=2)
+    first.optim = dict(name="sgd", nesterov=True, learning_rate=0.1, scaling="none", momentum=0.9,
+                       weight_decay=1e-4, warmup_epochs=2)
     return config.two_stages("teacher", first, "student", second)
 
 
@@ -174,12 +188,16 @@ def get_config(preset: str = "digits") -> ConfigDict:
     """
     config.choose(preset, PRESETS, "configs/deit.py")
     builders: list[tuple[dict, Callable[..., ConfigDict]]] = [
-        (IMAGENET, lambda at: imagenet(*at)), (LONG, lambda size: imagenet(size, "_distilled", 1000)), (SMALL, cifar10_small),
+        (IMAGENET, lambda at: imagenet(*at)),
+        (LONG, lambda size: imagenet(size, "_distilled", 1000)),
+        (SMALL, cifar10_small),
         (FINETUNED, lambda at: at_resolution(imagenet("b", at[0]), at[1])), (ABLATED, ablation)]
     c = next((build(table[preset]) for table, build in builders if preset in table), None)
     if c is None and preset in SMALL_ABLATED:
         c = cifar10_small()
-        c.update_from_flattened_dict({k: v for part in ABLATIONS[SMALL_ABLATED[preset]].values() for k, v in part.items()})
+        for part in ABLATIONS[SMALL_ABLATED[preset]].values():
+            c.update_from_flattened_dict(part)
     elif c is None:
-        c = teacher(preset.removeprefix("imagenet_")) if preset.startswith("imagenet") else globals()[preset]()
+        network = preset.removeprefix("imagenet_")
+        c = teacher(network) if network in TEACHERS else globals()[preset]()
     return config.named(c, preset)

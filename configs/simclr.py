@@ -1,27 +1,29 @@
-"""SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., ICML 2020, arXiv 2002.05709).
+"""SimCLR (Chen et al., ICML 2020, arXiv 2002.05709): contrastive learning of visual representations.
 
-    ssljax train --config configs/simclr.py:digits --workdir runs/digits              # a laptop, under a minute
+    ssljax train --config configs/simclr.py:digits --workdir runs/digits              # a laptop, a minute
     ssljax train --config configs/simclr.py:cifar10_r18 --workdir runs/cifar10        # one accelerator
-    ssljax train --config configs/simclr.py:imagenet_r50 --workdir gs://bucket/r50    # a TPU v4-128 or v5e-64 slice
+    ssljax train --config configs/simclr.py:imagenet_r50 --workdir gs://bucket/r50    # TPU v4-128 or v5e-64
 
-`imagenet_r50_e100_b4096` and its siblings name the epochs and the batch of the paper's tables; `imagenet_r50` is the headline
-(1000 epochs, batch 4096: 69.3 / 89.0 top-1 / top-5 with a linear probe). Sources of the numbers: [P] the paper, [C] the released
-code (google-research/simclr, commit 383d414), [X] chosen here.
+`imagenet_r50_e100_b4096` and its siblings name the epochs and the batch of the paper's tables; `imagenet_r50`
+is the headline (1000 epochs, batch 4096: 69.3 / 89.0 top-1 / top-5 with a linear probe). Sources of the
+numbers: [P] the paper, [C] the released code (google-research/simclr, commit 383d414), [X] chosen here.
 """
 
 from ml_collections import ConfigDict
 
 from ssljax import config
 
-# Linear-probe top-1 of the paper (table of batch sizes and epochs, appendix), for ResNet-50 with square-root learning-rate scaling.
+# The paper's table of batch sizes and epochs (appendix): ResNet-50, square-root learning-rate scaling.
 EPOCHS = (100, 200, 400, 800, 1000)
 BATCHES = (256, 512, 1024, 2048, 4096, 8192)
-IMAGENET_TABLE = {f"imagenet_r50_e{epochs}_b{batch}": (epochs, batch) for epochs in EPOCHS for batch in BATCHES}
+IMAGENET_TABLE = {f"imagenet_r50_e{epochs}_b{batch}": (epochs, batch)
+                  for epochs in EPOCHS for batch in BATCHES}
 WIDTHS = {"imagenet_r50": 1.0, "imagenet_r50_x2": 2.0, "imagenet_r50_x4": 4.0}
 # The share of the labels and the epochs of the second stage [P].
 FINETUNED = {"imagenet_r50_finetune_1pct": (0.01, 60), "imagenet_r50_finetune_10pct": (0.1, 30)}
 
-PRESETS = ("digits", "digits_finetune", "fashion_mnist", "cifar10_r18", "cifar10_small", "folder", *WIDTHS, *FINETUNED, *IMAGENET_TABLE)
+PRESETS = ("digits", "digits_finetune", "fashion_mnist", "cifar10_r18", "cifar10_small", "folder", *WIDTHS,
+           *FINETUNED, *IMAGENET_TABLE)
 
 
 def simclr(c: ConfigDict) -> ConfigDict:
@@ -30,12 +32,14 @@ def simclr(c: ConfigDict) -> ConfigDict:
     c.views = dict(one=dict(), two=dict())
     c.augment.update(
         jitter_probability=0.8,              # [P] appendix A
-        jitter_strength=1.0,                 # [P] ImageNet 1.0, CIFAR-10 0.5; times 0.8 for brightness, contrast and saturation
+        # [P] ImageNet 1.0, CIFAR-10 0.5; times 0.8 for brightness, contrast and saturation
+        jitter_strength=1.0,
         jitter_hue=0.2,                      # and times this for the hue [P]
         brightness="multiply",               # multiply [C] | add [P]
         grayscale_probability=0.2,           # [P]
     )
-    c.head = dict(layers=2, hidden=0, dim=128)   # hidden 0 = as wide as the features [C]; 2 layers [P], 128 [C]
+    # hidden 0 = as wide as the features [C]; 2 layers [P], 128 [C]
+    c.head = dict(layers=2, hidden=0, dim=128)
     c.loss = dict(temperature=0.1)           # [P] table of temperatures
     c.optim = dict(
         name="lars", learning_rate=0.075, scaling="sqrt",    # 0.075 sqrt(B) = 4.8 at 4096 [P] appendix B.1
@@ -43,15 +47,15 @@ def simclr(c: ConfigDict) -> ConfigDict:
         weight_decay=1e-6,                   # [P]; the README's 1e-4 is SimCLRv2's
         warmup_epochs=10,                    # [P]
     )
-    c.online_probe = True                    # a linear classifier on stop-gradient features, trained beside the network [C]
+    c.online_probe = True  # a linear classifier on stop-gradient features, trained beside the network [C]
     return c
 
 
 def photographs(c: ConfigDict) -> ConfigDict:
-    """Crops and blur as the released code has them; the network sees pixels in [0, 1], none normalised [C]."""
+    """Crops and blur as the released code has them; pixels stay in [0, 1], none normalised [C]."""
     c.augment.update(
         crop="tf",                           # sample_distorted_bounding_box [C]
-        min_area=0.08,                       # [P] appendix A; the TF op's min_object_covered makes 0.10 of it [C]
+        min_area=0.08,  # [P] appendix A; the TF op's min_object_covered makes 0.10 of it [C]
         blur_probability=0.5,                # [P]
         blur_sigma=(0.1, 2.0),               # [P]
         blur_sigma_per="image",              # image [P] | batch [C]
@@ -74,7 +78,10 @@ def imagenet_finetune(fraction: float, epochs: int) -> ConfigDict:
 
 
 def folder() -> ConfigDict:
-    """Your own photographs, --config.data.source=folder:PATH (train/ and test/, or a sub-folder per class): ResNet-50 at 224 pixels [X]."""
+    """Your own photographs, --config.data.source=folder:PATH: ResNet-50 at 224 pixels [X].
+
+    PATH holds train/ and test/, or one sub-folder per class.
+    """
     return photographs(simclr(config.folder()))
 
 
@@ -101,25 +108,28 @@ def cifar10_small() -> ConfigDict:
     """
     c = small_images(config.cifar10_small())
     c.loss.temperature = 0.2
-    c.optim = dict(name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1)
+    c.optim = dict(name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4,
+                   warmup_epochs=1)
     return c
 
 
 def fashion_mnist() -> ConfigDict:
-    """Fashion-MNIST on a CPU: grey images of 28 pixels, so the colour jitter is brightness and contrast alone [X]."""
+    """Fashion-MNIST on a CPU: grey, so the colour jitter is brightness and contrast alone [X]."""
     c = small_images(config.fashion_mnist())
     c.loss.temperature = 0.2
-    c.optim = dict(name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=0)
+    c.optim = dict(name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4,
+                   warmup_epochs=0)
     return c
 
 
 def digits() -> ConfigDict:
-    """scikit-learn's 1,797 scanned digits at 16 pixels, for the demo: views are small affine and intensity changes, never flips [X]."""
+    """scikit-learn's scanned digits, for the demo: small affine and intensity changes, never flips [X]."""
     c = simclr(config.digits())
     c.augment.update(jitter_strength=0.5, grayscale_probability=0.0)
     c.head.dim = 64
     c.loss.temperature = 0.35
-    c.optim = dict(name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4, warmup_epochs=2)
+    c.optim = dict(name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4,
+                   warmup_epochs=2)
     return c
 
 

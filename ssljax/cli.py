@@ -1,4 +1,6 @@
-"""Command-line flags, the same for every verb: --config FILE[:preset], --workdir DIR and overrides --config.optim.learning_rate=0.1.
+"""Command-line flags, the same for every verb.
+
+    --config FILE[:preset] --workdir DIR [--config.optim.learning_rate=0.1 ...]
 
 Nothing here imports JAX: a wrong setting is answered before anything heavy is loaded.
 """
@@ -30,8 +32,8 @@ def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) 
         extra: further flags with their defaults, whose types they take.
 
     Returns:
-        .config (a resolved, checked and locked ConfigDict), .overrides (what the command line changed of the preset, by dotted key),
-        .workdir, and the further flags.
+        .config (a resolved, checked and locked ConfigDict), .overrides (what the command line changed of the
+        preset, by dotted key), .workdir, and the further flags.
 
     Raises:
         SystemExit: a flag is missing or wrong; the message says which and what is valid.
@@ -39,27 +41,34 @@ def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) 
     argv = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
-    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
+    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float,
+              bool: flags.DEFINE_bool}
     for name, default in extra.items():
         define[type(default)](name, default, "", flag_values=values)
     config, overrides, rest = load(verb, argv, values)
     if not values.workdir:
-        raise SystemExit(f"ssljax {verb}: --workdir is missing: the folder that this run writes to, e.g. --workdir runs/digits")
+        raise SystemExit(f"ssljax {verb}: --workdir is missing: the folder that this run writes to, "
+                         "e.g. --workdir runs/digits")
     if rest:
         raise SystemExit(f"ssljax {verb}: {rest[0]!r} is no flag; overrides look like --config.seed=1")
-    return SimpleNamespace(config=config, overrides=overrides, workdir=values.workdir, **{name: values[name].value for name in extra})
+    return SimpleNamespace(config=config, overrides=overrides, workdir=values.workdir,
+                           **{name: values[name].value for name in extra})
 
 
-def load(verb: str, argv: list[str], values: flags.FlagValues | None = None) -> tuple[ConfigDict, dict[str, Any], list[str]]:
+def load(verb: str, argv: list[str], values: flags.FlagValues | None = None) -> tuple[ConfigDict,
+                                                                                      dict[str, Any],
+                                                                                      list[str]]:
     """The config that the words of a command line name, with its overrides.
 
     Args:
         verb: the name in messages.
         argv: what follows the verb.
-        values: the verb's other flags, which are read too; None leaves them alone, for a check before the verb is imported.
+        values: the verb's other flags, which are read too; None leaves them alone, for a check before the
+        verb is imported.
 
     Returns:
-        the resolved, checked and locked config; what was overridden, by dotted key; the words that belong to no flag.
+        the resolved, checked and locked config; what was overridden, by dotted key; the words that belong to
+        no flag.
 
     Raises:
         SystemExit: as for `parse`.
@@ -70,18 +79,21 @@ def load(verb: str, argv: list[str], values: flags.FlagValues | None = None) -> 
         wide = configs.widen(preset)
         _check_names(argv, wide)
         known_only, values = values is None, values or flags.FlagValues()
-        config_flags.DEFINE_config_dict("config", wide, flag_values=values, sys_argv=[f"ssljax {verb}", *argv])
+        config_flags.DEFINE_config_dict("config", wide, flag_values=values,
+                                        sys_argv=[f"ssljax {verb}", *argv])
         rest = values([f"ssljax {verb}", *argv], known_only=known_only)[1:]
         given = config_flags.get_override_values(values["config"])
         config, overrides = overridden(preset, given)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error                 # a KeyError shows the repr of its message
+        # a KeyError shows the repr of its message
+        text = error.args[0] if isinstance(error,
+                                           KeyError) else error
         raise SystemExit(f"ssljax {verb}: {text}") from error
     return config, overrides, rest
 
 
 def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:
-    """A preset with overrides by dotted key, resolved, checked and locked; and those of them that changed something.
+    """A preset with overrides by dotted key, and those of them that changed something.
 
     Raises:
         ValueError: another method, a wrong value, or a key that nothing reads in this recipe.
@@ -100,7 +112,8 @@ def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, d
             raise ValueError(reason)
     config = configs.resolve(config)
     after = configs.flat(config)
-    return config.lock(), {key: value for key, value in given.items() if key not in before or after[key] != before[key]}
+    return config.lock(), {key: value for key,
+                           value in given.items() if key not in before or after[key] != before[key]}
 
 
 def preset_of(name: str) -> ConfigDict:
@@ -114,7 +127,8 @@ def preset_of(name: str) -> ConfigDict:
     if not path.exists():
         here = sorted(str(p) for p in Path("configs").glob("*.py"))
         near = difflib.get_close_matches(str(path), here, n=1, cutoff=0.3) or here
-        raise ValueError(f"no file {path} below {Path.cwd()}; did you mean {', '.join(near) or 'to run from the repository'}?")
+        meant = ", ".join(near) or "to run from the repository"
+        raise ValueError(f"no file {path} below {Path.cwd()}; did you mean {meant}?")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Where every config starts: a neutral recipe, the data sets, the networks that papers share; and what the table of keys says of one.
+"""Where every config starts, and what the table of keys says of one.
 
     from ssljax import config
 
@@ -8,8 +8,9 @@
         c.optim = dict(name="sgd", learning_rate=0.3)
         return config.named(c, preset)
 
-A config states what its recipe changes, in whole sections where it likes; `named` adds the defaults of what else the recipe reads and takes
-out what it does not. Nothing here imports JAX, so that a wrong setting is answered at once.
+A config states what its recipe changes, in whole sections where it likes; `named` adds the defaults of what
+else the recipe reads and takes out what it does not. Nothing here imports JAX, so that a wrong setting is
+answered at once.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from ssljax.config.leaves import changed, differences, flat, hashed, modern, pub
 from ssljax.config.reference import reference
 from ssljax.config.rules import check, nearest, put, resolve, unknown, unread, widen
 
-__all__ = ["CIFAR10", "IMAGENET", "KEYS", "base", "changed", "check", "choose", "cifar10", "cifar10_small", "differences", "digits",
-           "fashion_mnist", "finetune", "flat", "folder", "hashed", "imagenet", "modern", "named", "nearest", "public", "put", "reference",
+__all__ = ["CIFAR10", "IMAGENET", "KEYS", "base", "changed", "check", "choose", "cifar10", "cifar10_small",
+           "differences", "digits",
+           "fashion_mnist", "finetune", "flat", "folder", "hashed", "imagenet", "modern", "named", "nearest",
+           "public", "put", "reference",
            "resolve", "stages", "two_stages", "unknown", "unread", "view_names", "vit", "widen"]
 
 # Mean and standard deviation per channel, of pixels in [0, 1].
@@ -40,7 +43,8 @@ def base() -> ConfigDict:
     return resolve(ConfigDict())
 
 
-# ------------------------------------------------------------------------------------------------------------------- data sets
+# ----------------------------------------------------------------------------------------------------------
+# --------- data sets
 # With the network, the evaluation and the logging that suit their size.
 
 def imagenet(epochs: int, batch_size: int) -> ConfigDict:
@@ -52,7 +56,10 @@ def imagenet(epochs: int, batch_size: int) -> ConfigDict:
 
 
 def folder() -> ConfigDict:
-    """Your own photographs, --config.data.source=folder:PATH (train/ and test/, or one sub-folder per class), at 224 pixels."""
+    """Your own photographs at 224 pixels.
+
+    --config.data.source=folder:PATH, with train/ and test/ or one sub-folder per class.
+    """
     c = base()
     c.epochs, c.batch_size = 200, 256
     c.data.update(source="folder:images")
@@ -62,7 +69,10 @@ def folder() -> ConfigDict:
 
 
 def _small(c: ConfigDict, size: int, channels: int) -> ConfigDict:
-    """What all data sets of small images share: in memory, cropped on the device, the whole image at evaluation, float32."""
+    """What all data sets of small images share.
+
+    They are in memory, cropped on the device and seen whole at evaluation; networks compute in float32.
+    """
     c.data.update(image_size=size, channels=channels, crop_on="device", eval_crop=1.0)
     c.model.update(name="resnet18", stem="cifar", dtype="float32")
     c.evaluate.update(linear="lbfgs", protocols=ALL_FEATURES)
@@ -91,7 +101,10 @@ def cifar10_small() -> ConfigDict:
 
 
 def fashion_mnist() -> ConfigDict:
-    """Fashion-MNIST on a CPU: grey images of 28 pixels, crops of a fifth of the area at least; ResNet-10 of base width 16."""
+    """Fashion-MNIST on a CPU: grey images of 28 pixels; ResNet-10 of base width 16.
+
+    Crops have a fifth of the area at least.
+    """
     c = _small(base(), 28, 1)
     c.epochs, c.batch_size = 5, 256
     c.data.update(source="fashion_mnist")
@@ -102,25 +115,27 @@ def fashion_mnist() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """scikit-learn's 1,797 scanned digits at 16 pixels: small warps, never flips; ResNet-8 of base width 16 with the strided stem.
+    """scikit-learn's 1,797 scanned digits at 16 pixels: small warps, never flips; ResNet-8 of base width 16.
 
-    That stem takes a fifth of the time of CIFAR's.
+    The strided stem takes a fifth of the time of CIFAR's.
     """
     c = _small(base(), 16, 1)
     c.epochs, c.batch_size = 40, 128
     c.data.update(source="digits")
     c.augment.update(crop="affine", flip=False, rotate=25.0, shift=0.15, zoom=0.2, shear=15.0)
     c.model.update(name="resnet8", width=0.25, stem="imagenet")
-    c.evaluate.update(knn_k=20, label_draws=3)                       # 150 images per class; the demo's three minutes
+    c.evaluate.update(knn_k=20, label_draws=3)  # 150 images per class; the demo's three minutes
     c.log_every, c.eval_every_epochs, c.checkpoint.every_steps = 50, 20, 200
     return c
 
 
-# --------------------------------------------------------------------------------------------------------------- shared pieces
+# ----------------------------------------------------------------------------------------------------------
+# ----- shared pieces
 
 def vit(name: str, patch: int, dtype: str = "bfloat16") -> ConfigDict:
-    """DeiT's vision transformer as a `model` section: learned positions, timm's initialisation, no stochastic depth."""
-    return ConfigDict(dict(name=name, patch=patch, positions="learned", scheme="deit", frozen_patch=False, scan=False, distillation=False,
+    """DeiT's vision transformer as a `model` section, without stochastic depth."""
+    return ConfigDict(dict(name=name, patch=patch, positions="learned", scheme="deit", frozen_patch=False,
+                           scan=False, distillation=False,
                            drop_path=0.0, dropout=0.0, dtype=dtype, remat="none"))
 
 
@@ -130,17 +145,25 @@ def two_stages(first: str, before: ConfigDict, second: str, after: ConfigDict) -
 
 
 def finetune(pretrain: ConfigDict) -> ConfigDict:
-    """Two stages: `pretrain`, then the whole network and a linear head on labels, by SimCLR's recipe (section 4.2, appendix B.5)."""
+    """Two stages: `pretrain`, then the whole network and a linear head on labels.
+
+    By SimCLR's recipe, section 4.2 and appendix B.5.
+    """
     c = pretrain.copy_and_resolve_references()
     c.method, c.init_from = "supervised", "pretrain"
     c.views = dict(one=dict())
-    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)      # crop and flip only [P]
-    c.optim = dict(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", weight_decay=0.0, warmup_epochs=0)   # [P]
+    # crop and flip only [P]
+    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0,
+                     blur_probability=0.0)
+    # [P]
+    c.optim = dict(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", weight_decay=0.0,
+                   warmup_epochs=0)
     c.evaluate.protocols = ("classifier",)
     return two_stages("pretrain", pretrain, "finetune", c)
 
 
-# ------------------------------------------------------------------------------------------------------------- what presets end in
+# ----------------------------------------------------------------------------------------------------------
+# --- what presets end in
 
 def choose(preset: str, presets: Collection[str], file: str) -> None:
     """Refuses a preset that a file of configs does not have.

@@ -1,8 +1,9 @@
 """`ssljax config`: what a config says, all of it, and how two differ.
 
-    ssljax config --config configs/x.py[:preset] [overrides]               # every key, its value and what it means
-    ssljax config --config configs/x.py[:preset] --diff configs/y.py[:preset]          # the keys in which they differ
-    ssljax config --keys                                                   # the table of all keys, docs/config.md
+    ssljax config --config configs/x.py[:preset] [overrides]               # every key, its value and what it
+    means ssljax config --config configs/x.py[:preset] --diff configs/y.py[:preset]          # the keys in
+    which they differ ssljax config --keys                                                   # the table of
+    all keys, docs/config.md
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def show(first: ConfigDict) -> list[str]:
 
 
 def difference(first: ConfigDict, second: ConfigDict) -> list[str]:
-    """Two whole configs; stages of one name are compared, and a config without stages with the last one of the other."""
+    """Two whole configs, by stages of one name.
+
+    A config without stages is compared with the last one of the other.
+    """
     a, b = config.stages(first), config.stages(second)
     if ("" in a) != ("" in b):
         last = {"": list(a.values())[-1]}, {"": list(b.values())[-1]}

@@ -28,14 +28,15 @@ def stages(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def view_names(config: ConfigDict) -> tuple[str, ...]:
-    """The names of the views in the order in which the config states them, which iterating over a ConfigDict does not keep."""
+    """The names of the views in the config's order, which iterating over a ConfigDict does not keep."""
     return tuple(json.loads(config.views.to_json()))
 
 
 def flat(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """Every leaf by its dotted name, as JSON would read it back: tuples are lists.
 
-    `views` itself is a leaf, the list of their names in order, so that a view without overrides and the order count.
+    `views` itself is a leaf, the list of their names in order, so that a view without overrides and the order
+    count.
 
     Args:
         config: a ConfigDict, of one stage or of several, or what json.loads makes of one.
@@ -57,7 +58,7 @@ def flat(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default(name: str) -> Any:
-    """The default of a key as `flat` gives it; ABSENT for what the table does not know and for what a view may override."""
+    """The default of a key as `flat` gives it; ABSENT for a view's overrides and for unknown keys."""
     key = row(name)
     if key is None or name.startswith("views."):
         return ABSENT
@@ -65,8 +66,12 @@ def default(name: str) -> Any:
 
 
 def changed(config: ConfigDict) -> dict[str, Any]:
-    """The leaves of one stage that differ from the table's defaults; those that the table does not know always do, facts never."""
-    return {name: value for name, value in flat(config).items() if name not in FACTS and value != default(name)}
+    """The leaves of one stage that differ from the table's defaults.
+
+    Those that the table does not know always do, facts never.
+    """
+    return {name: value for name,
+            value in flat(config).items() if name not in FACTS and value != default(name)}
 
 
 def modern(old: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,23 +92,28 @@ def modern(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: ConfigDict | Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Where a run of one config is not a run of the other, as (dotted key, old value, new value); "absent" for none.
+    """Where a run of one config is not a run of the other: (dotted key, old value, new value).
 
-    A key that the old one does not have counts as its default. A key that only the old one has counts if the table does not know it or if
-    it belongs to a view: what the table knows and the new one leaves out does nothing.
+    "absent" stands for no value.
+
+    A key that the old one does not have counts as its default. A key that only the old one has counts if the
+    table does not know it or if it belongs to a view: what the table knows and the new one leaves out does
+    nothing.
 
     Args:
         old: one stage as json.loads gives it from a config.json, of today or of an older version.
         new: one stage, resolved.
     """
     before, after = modern(old), flat(new)
-    pairs = [(name, before.get(name, default(name)), value) for name, value in after.items() if name not in FACTS]
+    pairs = [(name, before.get(name, default(name)), value) for name,
+             value in after.items() if name not in FACTS]
     gone = [name for name in before if name not in after and (row(name) is None or name.startswith("views."))]
-    return sorted([pair for pair in pairs if pair[1] != pair[2]] + [(name, before[name], ABSENT) for name in gone])
+    return sorted([pair for pair in pairs if pair[1] != pair[2]] + [(name, before[name],
+                                                                     ABSENT) for name in gone])
 
 
 def hashed(config: ConfigDict) -> str:
-    """12 hex digits of all that a number can depend on and that differs from the defaults: a new key orphans no result.
+    """12 hex digits of all that a result depends on and that differs from the defaults.
 
     The place of the data is left out, its checksum has a field of its own.
     """

@@ -7,9 +7,10 @@ from ssljax.config.rows import Key
 
 HEAD = """# Configuration keys
 
-Written by `ssljax config --keys`; a test compares this page with the table in `ssljax/config/keys.py`. A config has the keys that it
-reads and no others: "read when" says which. Sections that are not here belong to a method, a network or an optimizer of your own and are
-taken as they stand. Every view in `views` may override the keys of `augment` for itself.
+Written by `ssljax config --keys`; a test compares this page with the table in `ssljax/config/keys.py`. A
+config has the keys that it reads and no others: "read when" says which. Sections that are not here belong to
+a method, a network or an optimizer of your own and are taken as they stand. Every view in `views` may
+override the keys of `augment` for itself.
 """
 
 
@@ -23,7 +24,8 @@ def reference() -> str:
     for section, keys in sections.items():
         title = "Of the run" if section == "run" else f"`{section}`"
         rows = [_line(key) for key in keys if not _repeats(key)]
-        pages.append("\n".join([f"## {title}", "", "| key | default | valid | meaning | read when |", "|---|---|---|---|---|", *rows, ""]))
+        pages.append("\n".join([f"## {title}", "", "| key | default | valid | meaning | read when |",
+                                "|---|---|---|---|---|", *rows, ""]))
     return "\n".join(pages)
 
 

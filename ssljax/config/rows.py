@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 Value = bool | int | float | str | tuple
 Read = Callable[[str], Any]           # the value of a key in the config at hand, or its default
 
-# What the `when`s of the table know of: keys of other methods, networks and optimizers are taken as a config states them.
+# What the `when`s of the table know of: keys of other methods, networks and optimizers are taken as a
+# config states them.
 METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
 OPTIMIZERS = ("lars", "sgd", "adamw", "torch_sgd", "torch_adamw", "deepcluster_sgd", "timm_adamw", "timm_sgd")
 FAMILIES = {"resnet": "resnet", "regnety": "regnet", "vit": "vit", "alexnet": "plain", "vgg16": "plain"}
@@ -53,7 +54,8 @@ class When(NamedTuple):
 
     Attributes:
         text: the same in words, "" for always.
-        holds: True, False, or None where the table cannot know, because it does not know the method, network or optimizer.
+        holds: True, False, or None where the table cannot know, because it does not know the method, network
+        or optimizer.
     """
 
     text: str

@@ -14,7 +14,8 @@ from ssljax.config.rows import Key, Read
 
 # Keys of older versions, and what says the same today.
 RETIRED = {"data.views": "views have names now and overrides of their own: a config's `views`",
-           "data.num_ids": "it is read from the data", "init_head": "it is init_branches now, the branches to start from"}
+           "data.num_ids": "it is read from the data",
+           "init_head": "it is init_branches now, the branches to start from"}
 
 
 def reader(leaves: Mapping[str, Any], view: str) -> Read:
@@ -28,7 +29,7 @@ def reader(leaves: Mapping[str, Any], view: str) -> Read:
 
 
 def live(name: str, leaves: Mapping[str, Any]) -> bool | None:
-    """Whether a stage of these leaves reads a key, for one of its views at least; None where the table cannot know."""
+    """Whether a stage of these leaves reads a key, in one view at least; None where the table cannot know."""
     key = row(name)
     if key is None:
         return None
@@ -42,8 +43,8 @@ def live(name: str, leaves: Mapping[str, Any]) -> bool | None:
 def resolve(config: ConfigDict) -> ConfigDict:
     """A config, of one stage or of several, with every key that it reads and none that it does not.
 
-    Missing keys come with the table's default. Keys that the table does not know stay as they are, and so do those that it cannot judge,
-    because it does not know the method, the network or the optimizer.
+    Missing keys come with the table's default. Keys that the table does not know stay as they are, and so do
+    those that it cannot judge, because it does not know the method, the network or the optimizer.
 
     Returns:
         an unlocked copy.
@@ -88,16 +89,20 @@ def _drop(config: ConfigDict, name: str) -> None:
 
 
 def widen(config: ConfigDict) -> ConfigDict:
-    """An unlocked copy with every key of the table in every stage, read or not, so that each can be overridden with its own type."""
+    """An unlocked copy with every key of the table in every stage, to be overridden with its own type."""
     config = config.copy_and_resolve_references().unlock()
     for stage in stages(config).values():
         views = [f"views.{view}." for view in view_names(stage)]
-        names = [key.replace("views.*.", view) for key in KEYS for view in views if key.startswith("views.*.")]
+        names = [key.replace("views.*.",
+                             view) for key in KEYS for view in views if key.startswith("views.*.")]
         there = flat(stage)
         for name in [*(key for key in KEYS if not key.startswith("views")), *names]:
             if name not in there:
                 put(stage, name, row(name).default)
     return config
+
+
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", tuple: "a tuple"}
 
 
 def check(config: ConfigDict) -> None:
@@ -120,12 +125,15 @@ def _check(name: str, value: Any, key: Key) -> None:
     kind = type(key.default)
     fits = {bool: (bool,), int: (int,), float: (int, float), str: (str,), tuple: (list, tuple)}[kind]
     if not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"config.{name}={value!r} is {_kind(value)}, but it must be {_article(kind)}: {key.meaning}")
+        raise ValueError(f"config.{name}={value!r} is of type {type(value).__name__}, but it must be "
+                         f"{KINDS[kind]}: {key.meaning}")
     for entry in value if kind is tuple else (value,):
         if key.valid is not None and not key.valid.holds(entry):
-            near = difflib.get_close_matches(str(entry), [str(v) for v in getattr(key.valid, "values", ())], 1, 0.5)
+            near = difflib.get_close_matches(str(entry), [str(v) for v in getattr(key.valid, "values", ())],
+                                             1, 0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"config.{name}={value!r} is not valid, it must be {_valid(key)}{hint} ({key.meaning})")
+            raise ValueError(f"config.{name}={value!r} is not valid, it must be {_valid(key)}{hint} "
+                             f"({key.meaning})")
 
 
 def _valid(key: Key) -> str:
@@ -133,14 +141,6 @@ def _valid(key: Key) -> str:
     text = f"one of {key.valid}" if hasattr(key.valid, "values") else str(key.valid)
     text = text if text[0] not in "[(" else f"in {text}"
     return f"{text} in every entry" if isinstance(key.default, tuple) else text
-
-
-def _article(kind: type) -> str:
-    return {bool: "True or False", int: "a whole number", float: "a number", str: "a string", tuple: "a tuple"}[kind]
-
-
-def _kind(value: Any) -> str:
-    return f"of type {type(value).__name__}"
 
 
 def _check_views(prefix: str, stage: ConfigDict) -> None:
@@ -151,20 +151,26 @@ def _check_views(prefix: str, stage: ConfigDict) -> None:
         for key in overrides:
             if row(f"views.{view}.{key}") is None:
                 known = [name.removeprefix("views.*.") for name in KEYS if name.startswith("views.*.")]
-                raise ValueError(f"config.{prefix}views.{view}.{key}: a view has no such setting" + _mean(nearest(key, known)))
+                raise ValueError(f"config.{prefix}views.{view}.{key}: a view has no such setting"
+                                 + _mean(nearest(key, known)))
         if "of" in overrides and overrides.of not in set(view_names(stage)) - {view}:
-            raise ValueError(f"config.{prefix}views.{view}.of={overrides.of!r} is no other view: {', '.join(view_names(stage))}")
+            raise ValueError(f"config.{prefix}views.{view}.of={overrides.of!r} is no other view: "
+                             f"{', '.join(view_names(stage))}")
         total += overrides.count if "count" in overrides else 1
     wanted = VIEW_COUNTS.get(stage.method, total)
     if stage.method == "deepcluster" and stage.clusters.version == 1:
         wanted = 1
     if total != wanted:
-        raise ValueError(f"config.{prefix}views has {total} views ({', '.join(view_names(stage))}), but method {stage.method!r} takes "
-                         f"{wanted}: name as many in `views`")
+        names = ", ".join(view_names(stage))
+        raise ValueError(f"config.{prefix}views has {total} views ({names}), but method {stage.method!r} "
+                         f"takes {wanted}: name as many in `views`")
 
 
 def nearest(name: str, known: Collection[str]) -> list[str]:
-    """The known keys that someone who wrote `name` may have meant: its last word in other places, or the nearest spelling."""
+    """The known keys that someone who wrote `name` may have meant.
+
+    Those with its last word in other places, or else the nearest spelling.
+    """
     last = name.rpartition(".")[2]
     places = [key for key in known if key.rpartition(".")[2] == last and "views." not in key]
     if places:

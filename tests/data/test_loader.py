@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from configs.simclr import get_config
+from ssljax.config import resolve
 from ssljax.data import crops, loader, sampler, sources, views
 
 
@@ -116,9 +117,8 @@ def repeated(host):
     """DeiT's input in small: three copies of each image, cropped as Pillow does, with RandAugment."""
     source, config = host
     config.data.repeats, config.views = 3, dict(one=dict())
-    config.augment.update(crop="torchvision", antialias=True, jitter_probability=0.0)
-    config.augment.update(policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=2)
-    return source, config
+    config.augment.update(crop="torchvision", policy="randaugment", jitter_probability=0.0, antialias=True)
+    return source, resolve(config)
 
 
 @pytest.mark.parametrize("kind", ["repeated", "memory"])
@@ -174,8 +174,8 @@ def test_views_of_one_image_differ_between_epochs_and_stay_when_the_batch_change
 
 def test_pixels_in_memory_can_be_cropped_on_the_host(memory):
     source, config = memory
-    config.data.crop_on = "host"
-    config.augment.update(crop="torchvision", min_area=0.08, max_area=1.0, aspect=(3 / 4, 4 / 3), interpolation="bicubic")
+    config.data.crop_on, config.augment.crop = "host", "torchvision"
+    config = resolve(config)
     batch = take(loader.train_batches(source, config), 1)[0]
     assert batch["image"].shape == (20, 2, 16, 16, 1)
     row = batch["index"][7] - 50

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs.simclr import get_config
+from ssljax.config import resolve
 from ssljax.data import policies, sampler
 
 BILINEAR, NEAREST = 2, 0                                                      # Pillow's numbers
@@ -24,9 +25,8 @@ def image(g):
 
 def a_config(policy, **augment):
     config = get_config("imagenet_r50").unlock()
-    config.augment.update(policy=policy, policy_magnitude=9.0, policy_std=0.5, policy_ops=2, jitter_probability=0.0)
-    config.augment.update(augment)
-    return config
+    config.augment.update(policy=policy, jitter_probability=0.0, **augment)
+    return resolve(config)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -12,15 +12,16 @@ from ml_collections import ConfigDict
 
 from configs.deepcluster import get_config
 from ssljax import models
+from ssljax.config import resolve
 from ssljax.models.sobel import sobel
 
 COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())["deepcluster_official"]
 
 
 def model(**changes) -> ConfigDict:
-    config = get_config("imagenet_alexnet").copy_and_resolve_references().unlock().model
-    config.update(dtype="float32", **changes)
-    return config
+    config = get_config("imagenet_alexnet").copy_and_resolve_references().unlock()
+    config.model.update(dtype="float32", **changes)
+    return resolve(config).model
 
 
 @pytest.mark.parametrize("key", COUNTS)

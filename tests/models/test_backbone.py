@@ -10,15 +10,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.simclr import get_config
+from ssljax.config import resolve
 from ssljax.models import BACKBONES, ResNet, backbone, projection_head
 
 COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())
 
 
 def model(**changes) -> ConfigDict:
-    config = get_config("imagenet_r50").copy_and_resolve_references().unlock().model
-    config.update(changes)
-    return config
+    config = get_config("imagenet_r50").copy_and_resolve_references().unlock()
+    config.model.update(changes)
+    return resolve(config).model
 
 
 def count(tree) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs.simclr import get_config
+from ssljax.config import resolve
 from ssljax.convert.regnet import TORCHVISION
 from ssljax.models import backbone
 from ssljax.models.regnet import TABLES, RegNet, Table
@@ -23,9 +24,9 @@ OFFICIAL = {
 
 
 def model(**changes):
-    config = get_config("imagenet_r50").copy_and_resolve_references().unlock().model
-    config.update(changes)
-    return config
+    config = get_config("imagenet_r50").copy_and_resolve_references().unlock()
+    config.model.update(changes)
+    return resolve(config).model
 
 
 def variables(net, size=32):

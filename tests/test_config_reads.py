@@ -1,0 +1,134 @@
+"""No dead leaf and no missing one: building a run, tracing a step and making batches reads them all."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ssljax import config, plan, sharding, train
+from ssljax.data import crops, loader, policies, sources
+from ssljax.types import TrainState
+
+# Read by the verbs around a step: logging, checkpoints, evaluation (which crops on the host), and names.
+AROUND = ("name", "preset", "log_every", "eval_every_epochs", "checkpoint.", "evaluate.", "data.eval_crop",
+          "augment.antialias")
+# What says where the images are: of a data set that is not on this machine.
+WHERE = ("data.source", "data.data_dir", "data.train_split", "data.test_split", "data.on_bad_image",
+         "data.train_per_class",
+         "data.label_fraction", "data.labels_per_class", "data.subset_seed")
+# Rows of the table that nothing reads yet.
+COMING = ("augment.max_area", "augment.aspect", "augment.interpolation", "augment.jitter",
+          "augment.jitter_order",
+          "augment.jitter_saturation", "augment.solarize_probability", "augment.solarize_threshold",
+          "augment.blur_border",
+          "augment.blur_kernel", "data.labels", "views")
+
+
+class Recording(ConfigDict):
+    """A ConfigDict that notes what is read, and whose copies do."""
+
+    def __getitem__(self, key: str):
+        value = super().__getitem__(key)
+        if "_notes" in self.__dict__:
+            seen, prefix = self.__dict__["_notes"]
+            seen.add(prefix + key)
+        return value
+
+    def copy_and_resolve_references(self, visit_map=None):
+        copy = super().copy_and_resolve_references(visit_map)
+        return recording(copy, *self.__dict__["_notes"]) if "_notes" in self.__dict__ else copy
+
+
+def recording(c: ConfigDict, seen: set[str], prefix: str = "") -> ConfigDict:
+    """Makes a ConfigDict and its sections note what is read into `seen`."""
+    for name, section in list(c._fields.items()):
+        if isinstance(section, ConfigDict):
+            recording(section, seen, f"{prefix}{name}.")
+    object.__setattr__(c, "__class__", Recording)
+    object.__setattr__(c, "_notes", (seen, prefix))
+    return c
+
+
+def stage_of(paper: str, preset: str, stage: str) -> ConfigDict:
+    c = importlib.import_module(f"configs.{paper}").get_config(preset)
+    return config.stages(c)[stage].copy_and_resolve_references()
+
+
+def traced(program: train.Program) -> None:
+    """A step, the features and the classifier, from shapes alone."""
+    state = program.shapes
+    with jax.numpy_dtype_promotion("standard"):                                 # optax's Adam
+        jax.eval_shape(program.step, *plan.arguments(program))
+    c = program.config
+    image = jax.ShapeDtypeStruct((2, c.data.image_size, c.data.image_size, c.data.channels), np.uint8)
+    features = jax.eval_shape(program.encode, state.params, state.model_state, state.extra, image)
+    if program.method.classify is not None:
+        jax.eval_shape(program.method.classify, state.params, state.extra, features)
+
+
+def adopted(program: train.Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `init_from` and a teacher would bring: the fresh state's own arrays, as if they had been read."""
+    monkeypatch.setattr(train, "load_part", lambda run, like, part, resize: like)
+    state = jax.eval_shape(lambda s: train.start_from(program, {})(s), program.shapes)
+    assert isinstance(state, TrainState)
+
+
+def unread(c: ConfigDict, seen: set[str], exempt: tuple[str, ...]) -> set[str]:
+    return {name for name in config.flat(c) if name not in seen and not name.startswith(exempt)}
+
+
+DIGITS = [(paper, preset, stage) for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
+          for preset in importlib.import_module(f"configs.{paper}").PRESETS if preset.startswith("digits")
+          for stage in config.stages(importlib.import_module(f"configs.{paper}").get_config(preset))]
+
+
+@pytest.mark.parametrize("paper, preset, stage", DIGITS,
+                         ids=["-".join(filter(None, case)) for case in DIGITS])
+def test_every_leaf_of_a_small_preset_is_read(paper, preset, stage, monkeypatch):
+    plain, seen = stage_of(paper, preset, stage), set()
+    c = recording(plain.copy_and_resolve_references(), seen).lock()
+    source, test = sources.load(c.data, "train"), sources.load(c.data, "test")
+    program = train.build(c, source, sharding.make_mesh(1, fsdp=c.sharding.fsdp))
+    traced(program)
+    adopted(program, monkeypatch)
+    balance = np.zeros(len(source), np.int32) if program.method.balance is not None else None
+    next(loader.train_batches(source, c, balance=balance))
+    next(loader.eval_batches(test, c, batch_size=8))
+    refreshed = ()
+    if program.method.refresh is not None:  # k-means itself: tests/methods/test_deepcluster.py
+        refreshed = ("clusters.iterations", "clusters.algorithm", "clusters.repair", "clusters.distinct",
+                     "clusters.shuffled")
+    assert unread(plain, seen, (*AROUND, *COMING, *refreshed)) == set()
+
+
+IMAGENET = [("deit", "imagenet_b", ""), ("deit", "imagenet_s_distilled", ""),
+            ("moco", "imagenet_vit_b_v3", ""),
+            ("byol", "imagenet_r50_e300", ""), ("deepcluster", "imagenet_alexnet", ""),
+            ("moco", "imagenet_r50_v1", "")]
+
+
+@pytest.mark.parametrize("paper, preset, stage", IMAGENET,
+                         ids=[f"{paper}-{preset}" for paper, preset, _ in IMAGENET])
+def test_every_leaf_of_a_large_preset_is_read(paper, preset, stage, monkeypatch):
+    plain, seen = stage_of(paper, preset, stage), set()
+    if "distill" in plain and plain.distill.name != "none":
+        plain.unlock().distill.teacher = "elsewhere"
+    c = recording(plain.copy_and_resolve_references(), seen).lock()
+    program = train.build(c, plan.known_split(c, 0))
+    traced(program)
+    adopted(program, monkeypatch)
+    policies.check(c)
+    crops.views(np.zeros((240, 250, 3), np.uint8), np.int64([0, 5]), c)
+    refreshed = ("clusters.iterations", "clusters.algorithm", "clusters.repair", "clusters.distinct",
+                 "clusters.shuffled",
+                 "data.repeats")
+    assert unread(plain, seen, (*AROUND, *WHERE, *COMING, *refreshed)) == set()
+
+
+def test_the_recorder_tells_what_is_read_from_what_is_not():
+    plain, seen = stage_of("simclr", "digits", ""), set()
+    c = recording(plain.copy_and_resolve_references(), seen).lock()
+    _ = (c.copy_and_resolve_references().optim.momentum, c.seed)
+    assert {"optim.momentum", "seed"} <= seen and "optim.nesterov" in unread(plain, seen, AROUND)
