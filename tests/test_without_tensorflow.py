@@ -1,4 +1,4 @@
-"""Training, evaluating and reporting where TensorFlow, clu and TensorBoard are not installed: one process for all, on one CPU device."""
+"""Training, evaluating and reporting where TensorFlow and clu are not installed: one process for all."""
 
 import json
 import subprocess
@@ -35,7 +35,8 @@ def test_every_method_trains_and_is_evaluated(done, method):
     losses = [row["loss"] for row in logged(run) if "loss" in row]
     assert len(losses) >= 2 and np.isfinite(losses).all()
     found = {row["metric"]: row for row in map(json.loads, (run / "results.jsonl").read_text().splitlines())}
-    assert found["top1"]["protocol"] == "knn" and found["top1"]["n"] == (4 if method == "photographs" else 297)
+    held_out = 4 if method == "photographs" else 297
+    assert found["top1"]["protocol"] == "knn" and found["top1"]["n"] == held_out
     assert found["top1"]["value"] > 5 and "tensorflow" not in printed.split("imported:")[1]
     assert (run / "metrics.jsonl").exists() and not (run / "tensorboard").exists()
 
@@ -44,7 +45,8 @@ def test_images_without_labels_train_and_are_not_judged(done):
     root, _ = done
     run = root / "runs" / "photographs"
     rows = logged(run)
-    assert len(rows) >= 2 and not any("knn" in row for row in rows)       # config.checkpoint.best="knn" keeps the last all the same
+    assert len(rows) >= 2 and not any("knn" in row for row in rows)
+    # config.checkpoint.best="knn" keeps the last all the same.
     assert (run / "checkpoints" / "2").is_dir() and (run / "preview.png").exists()
 
 
@@ -52,9 +54,11 @@ def test_what_lacks_labels_or_tensorflow_says_so(done):
     refused = [line for line in done[1].splitlines() if line.startswith("refused:")]
     assert len(refused) == 4
     assert "knn judges by labels, and none of 36 train images has one" in refused[0]
-    assert "method 'supervised' learns from labels" in refused[1] and "no training image has a label" in refused[1]
+    assert "method 'supervised' learns from labels" in refused[1]
+    assert "no training image has a label" in refused[1]
     for line in refused[2:]:
-        assert "TensorFlow cannot be imported" in line and "pip install" in line and "data.crop_on='device'" in line
+        assert "TensorFlow cannot be imported" in line
+        assert "pip install" in line and "data.crop_on='device'" in line
 
 
 def test_a_report_needs_none(done):

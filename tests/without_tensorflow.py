@@ -1,6 +1,6 @@
-"""What promises to do without TensorFlow, where there is none; test_without_tensorflow.py runs it and looks at what it leaves.
+"""What promises to do without TensorFlow; test_without_tensorflow.py looks at what it leaves behind.
 
-    python -m tests.without_tensorflow FOLDER        # reads FOLDER/sorted (class folders) and FOLDER/loose, writes beside
+    python -m tests.without_tensorflow FOLDER     # reads FOLDER/sorted (class folders) and FOLDER/loose
 """
 
 import importlib
@@ -11,16 +11,18 @@ from pathlib import Path
 BLOCKED = ("tensorflow", "tensorflow_datasets", "clu", "tensorboard")
 
 # Two steps and a kNN of networks of one block: nearly all of the time goes into compiling.
-STEPS = {"batch_size": 64, "epochs": 1, "log_every": 1, "eval_every_epochs": 0, "checkpoint.every_steps": 1, "data.train_per_class": 12,
-         "optim.warmup_epochs": 0, "evaluate.knn_k": 5}
+STEPS = {"batch_size": 64, "epochs": 1, "log_every": 1, "eval_every_epochs": 0, "checkpoint.every_steps": 1,
+         "data.train_per_class": 12, "optim.warmup_epochs": 0, "evaluate.knn_k": 5}
 RESNET = {"model.name": "one_block", "model.width": 0.125, "model.stem": "imagenet"}
-OWN = {"moco": {"queue.size": 128}, "deepcluster": {"clusters.k": 16, "clusters.dim": 8, "clusters.iterations": 2},
+OWN = {"moco": {"queue.size": 128},
+       "deepcluster": {"clusters.k": 16, "clusters.dim": 8, "clusters.iterations": 2},
        "deit": {"student.model.name": "vit_one_block"} | {
-           f"{stage}.{part}.{setting.split('.')[1]}": value for stage, part in (("teacher", "model"), ("student", "teacher"))
-           for setting, value in RESNET.items()}}
+           f"{network}.{setting.removeprefix('model.')}": value
+           for network in ("teacher.model", "student.teacher") for setting, value in RESNET.items()}}
 # Larger than 32 pixels, so that evaluation crops.
-PHOTOGRAPHS = STEPS | RESNET | {"batch_size": 16, "eval_every_epochs": 1, "data.train_per_class": 0, "data.crop_on": "device",
-                                "data.num_classes": 0, "data.image_size": 40, "data.eval_crop": 0.875, "online_probe": False}
+PHOTOGRAPHS = STEPS | RESNET | {"batch_size": 16, "eval_every_epochs": 1, "online_probe": False,
+                                "data.train_per_class": 0, "data.crop_on": "device", "data.num_classes": 0,
+                                "data.image_size": 40, "data.eval_crop": 0.875}
 
 
 class Without(PathFinder):
@@ -38,19 +40,22 @@ def digits(method: str, workdir: Path) -> None:
     config = importlib.import_module(f"configs.{method}").get_config("digits")
     stages = [f"{name}." for name in config.stages] if "stages" in config else [""]
     shared = STEPS if method == "deit" else STEPS | RESNET
-    settings = {f"{stage}{name}": value for stage in stages for name, value in shared.items()} | OWN.get(method, {})
+    settings = {f"{stage}{name}": value for stage in stages for name, value in shared.items()}
+    settings |= OWN.get(method, {})
     argv = [f"--config=configs/{method}.py:digits", f"--workdir={workdir}", *flags(settings)]
     train.main(argv)
     evaluate.main([*argv, "--protocols=knn"])
 
 
 def photographs(root: Path) -> None:
-    """Trained on images without labels, judged on labelled ones, decoded by Pillow; what needs labels or TensorFlow says so."""
+    """Trained on images without labels, judged on labelled ones; what needs labels or TensorFlow says so."""
     from ssljax import evaluate, preview, train
 
     def argv(source: str, labels: str = "folders", run: str = "photographs", **more: str) -> list[str]:
-        settings = PHOTOGRAPHS | {"data.source": source, "data.labels": labels} | {k.replace("__", "."): v for k, v in more.items()}
-        return ["--config=configs/simclr.py:cifar10_small", f"--workdir={root / 'runs' / run}", *flags(settings)]
+        settings = PHOTOGRAPHS | {"data.source": source, "data.labels": labels}
+        settings |= {name.replace("__", "."): value for name, value in more.items()}
+        workdir = root / "runs" / run
+        return ["--config=configs/simclr.py:cifar10_small", f"--workdir={workdir}", *flags(settings)]
     loose, classes = f"folder:{root / 'loose'}", f"folder:{root / 'sorted'}"
     train.main(argv(loose, "none"))
     evaluate.main([*argv(classes), "--protocols=knn"])
