@@ -216,14 +216,16 @@ def test_an_image_without_a_label_has_no_name_and_is_never_wrong(classes, tmp_pa
     figures.neighbours(tmp_path, images[:, 0], labels, images, beside, classes, "t")
     figures.clusters(tmp_path, images, beside, np.array([5, 3]), classes, "t")
     figures.attention(tmp_path, images[:, 0], labels, np.zeros((2, 1, 2, 2)), classes, "t")
-    figures.feature_map(tmp_path, {"simclr": np.random.default_rng(0).normal(size=(12, 4))}, np.resize(labels, 12), classes, "t")
+    points = {"simclr": np.random.default_rng(0).normal(size=(12, 4))}
+    figures.feature_map(tmp_path, points, np.resize(labels, 12), classes, "t")
     near, sheet, looks, flat = drawn
 
     def framed(figure):
         return [axis.spines["left"].get_visible() for axis in figure.axes]
     assert [near.axes[i].get_ylabel() for i in (0, 4)] == (["", "cat"] if classes else ["", ""])
     assert framed(near) == [False] * 4 + ([False, False, True, False] if classes else [False] * 4)
-    assert [sheet.axes[i].get_ylabel() for i in (0, 3)] == (["cat\n5 images", "cat\n3 images"] if classes else ["5 images", "3 images"])
+    common = "cat\n" if classes else ""
+    assert [sheet.axes[i].get_ylabel() for i in (0, 3)] == [f"{common}5 images", f"{common}3 images"]
     assert framed(sheet) == ([False, True, False] * 2 if classes else [False] * 6)
     assert [axis.get_title() for axis in looks.axes[:2]] == (["", "cat"] if classes else ["", ""])
     assert [text.get_text() for text in flat.axes[0].texts] == (["cat"] if classes else [])

@@ -174,7 +174,7 @@ def _is_image(name: str) -> bool:
 
 
 def held_out(labels: np.ndarray, groups: list[str], share: float) -> np.ndarray:
-    """bool [N]: round(share n) of the n images of each group, at least 1, leaving at least 1; always the same.
+    """bool [N]: round(share n) of the n images of each group, at least 1, leaving 1 or more; always the same.
 
     Args:
         labels: int [N], the group of each image.
@@ -191,7 +191,7 @@ def held_out(labels: np.ndarray, groups: list[str], share: float) -> np.ndarray:
     for label, name in enumerate(groups):
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
-            raise ValueError(f"{name} has {len(rows)} image: without a test folder 2 are needed, 1 to hold out")
+            raise ValueError(f"{name} has {len(rows)} image: without a test folder 2 are needed")
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         held[rows[sampler.order(0, label, len(rows))[:count]]] = True
     return held

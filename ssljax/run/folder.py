@@ -56,7 +56,7 @@ class RunFolder:
         self._describe(config, facts)
         self._checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best)
         self._config, self._bar, self._writer, self._known = config, None, None, {}
-        self._events = installed("tensorflow") and installed("clu")    # for TensorBoard; metrics.jsonl is plain
+        self._events = installed("tensorflow") and installed("clu")    # TensorBoard; metrics.jsonl is plain
         self._clock: tuple[float, int] | None = None
         self._starved = 0.0
         self._alone, self._signalled = jax.process_count() == 1, False

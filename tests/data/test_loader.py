@@ -209,9 +209,13 @@ def test_evaluation_sees_every_example_once_in_order(kind, batch_size, request):
 
 
 @pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize("stored, size, share", [((40, 40), 40, 0.875), ((64, 50), 40, 0.875), ((45, 70), 33, 0.9), ((20, 23), 16, 0.5)])
+@pytest.mark.parametrize("stored, size, share", [((40, 40), 40, 0.875), ((64, 50), 40, 0.875),
+                                                 ((45, 70), 33, 0.9), ((20, 23), 16, 0.5)])
 def test_pixels_in_memory_are_cropped_for_evaluation_as_on_the_host(memory, stored, size, share, antialias):
-    """Noise, black and white: all that a kernel can be wrong about, and what it overshoots. Up to 32 pixels nothing is cut off."""
+    """Noise: all that a kernel can be wrong about; black and white: what it overshoots.
+
+    Up to 32 pixels nothing is cut off.
+    """
     source, config = memory
     config.data.update(image_size=size, eval_crop=share)
     config.augment.antialias = antialias

@@ -96,7 +96,8 @@ def test_per_class_subset_and_its_error():
 
 def test_examples_without_a_label_are_no_class():
     labels = np.array([0, 1, -1, 0, 1, -1])
-    for choose in (lambda: sampler.subset(labels, per_class=1, seed=0), lambda: sampler.subset(labels, fraction=0.5, seed=0),
+    for choose in (lambda: sampler.subset(labels, per_class=1, seed=0),
+                   lambda: sampler.subset(labels, fraction=0.5, seed=0),
                    lambda: sampler.first_per_class(labels, 1)):
         with pytest.raises(ValueError, match="2 of 6 examples have no label .-1., the first at position 2"):
             choose()

@@ -97,8 +97,8 @@ def test_images_without_a_label_are_left_out_of_the_probe(done):
     (_, out), grads = done.gradient(done.params, part)
     assert_close(grads["encoder"], done.grads["encoder"], rtol=0, atol=0)
     h1, _, _ = done.forward(done.params, done.state, done.v1)
-    scores = h1 @ np.asarray(done.params["classifier"]["dense"]["kernel"]) + np.asarray(done.params["classifier"]["dense"]["bias"])
-    scores, label = scores[2:], np.asarray(done.batch["label"])[2:]
+    dense = {name: np.asarray(leaf) for name, leaf in done.params["classifier"]["dense"].items()}
+    scores, label = (h1 @ dense["kernel"] + dense["bias"])[2:], np.asarray(done.batch["label"])[2:]
     wrong = np.exp(scores) / np.exp(scores).sum(1, keepdims=True) - np.eye(10)[label]
     np.testing.assert_allclose(grads["classifier"]["dense"]["bias"], wrong.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(out.metrics["probe_accuracy"], (scores.argmax(1) == label).mean(), rtol=1e-6)

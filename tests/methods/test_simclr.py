@@ -119,13 +119,14 @@ def test_images_without_a_label_are_left_out_of_the_probe(done):
     (total, out), grads = done.gradient(done.params, part)
     for name in ("encoder", "projector"):
         jax.tree.map(np.testing.assert_array_equal, grads[name], done.grads[name])
-    kernel, bias = (np.asarray(done.params["probe"]["dense"][name], np.float64) for name in ("kernel", "bias"))
+    dense = {name: np.asarray(leaf, np.float64) for name, leaf in done.params["probe"]["dense"].items()}
     rows, label = np.tile(labelled, 2), np.tile(np.asarray(done.batch["label"]), 2)
-    scores = (done.h @ kernel + bias)[rows]
+    scores = (done.h @ dense["kernel"] + dense["bias"])[rows]
     p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     wrong = p - np.eye(10)[label[rows]]
     np.testing.assert_allclose(grads["probe"]["dense"]["bias"], wrong.mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(out.metrics["probe_accuracy"], (scores.argmax(1) == label[rows]).mean(), rtol=1e-6)
+    right = (scores.argmax(1) == label[rows]).mean()
+    np.testing.assert_allclose(out.metrics["probe_accuracy"], right, rtol=1e-6)
     (_, out), grads = done.gradient(done.params, {**done.batch, "label": jnp.full(B, -1, jnp.int32)})
     assert out.metrics["probe_accuracy"] == 0 and not np.asarray(grads["probe"]["dense"]["bias"]).any()
 

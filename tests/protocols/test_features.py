@@ -50,9 +50,10 @@ def test_padding_may_be_anything():
 def test_labelled_keeps_the_rows_with_a_label_together():
     found = Features(np.arange(8.0).reshape(4, 2), np.array([-1, 2, -1, 0]), np.array([5, 6, 7, 8]))
     kept = labelled(found, "knn", "test")
-    assert kept.features.tolist() == [[2, 3], [6, 7]] and kept.labels.tolist() == [2, 0] and kept.index.tolist() == [6, 8]
+    assert kept.features.tolist() == [[2, 3], [6, 7]]
+    assert kept.labels.tolist() == [2, 0] and kept.index.tolist() == [6, 8]
     assert labelled(kept, "knn", "test") is kept
-    with pytest.raises(ValueError, match="knn judges by labels, and none of 4 test images has one: .*folder:PATH"):
+    with pytest.raises(ValueError, match="knn judges by labels, and none of 4 test images has one"):
         labelled(found._replace(labels=np.full(4, -1)), "knn", "test")
 
 
