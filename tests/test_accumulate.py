@@ -12,7 +12,7 @@ from ssljax.losses.contrastive import nt_xent
 from ssljax.program import build, device_batches
 from ssljax.step import make_train_step
 from ssljax.types import Method, Out, TwoPass
-from tests.test_contract import leaves, small_config
+from tests.contract.case import leaves, small_config
 
 RNG = np.random.default_rng(0)
 BATCH = {"image": RNG.normal(size=(12, 2, 5)).astype(np.float32), "index": np.arange(12, dtype=np.int32)}

@@ -1,6 +1,6 @@
-"""What every method promises, generated over METHODS. A new method is picked up by itself; it needs `configs/<method>.py:digits`."""
+"""What every method promises, generated over METHODS. A new method is picked up by itself; it needs `configs/<method>.py:digits`, and a
+file in tests/contract if it keeps a state of its own."""
 
-import importlib
 import json
 
 import jax
@@ -8,144 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
 from ssljax import sharding
-from ssljax.config import resolve
-from ssljax.data import sources
 from ssljax.methods import METHODS
-from ssljax.program import balance_of, build, device_batches
+from ssljax.program import balance_of, device_batches
 from ssljax.run.checkpoint import Checkpoints
-from ssljax.run.loop import refreshed
 from ssljax.step import make_train_step
-
-
-def carries(case):
-    """(state before, what `loss` left for `update`, state after) of every step, on one device."""
-    loss = jax.jit(case.one.method.loss)
-    for step, batch in enumerate(case.batches):
-        before, after = case.on_one_device(case.states[step]), case.states[step + 1]
-        batch = {k: jnp.asarray(np.asarray(v)) for k, v in batch.items()}
-        _, out = loss(before.params, before.model_state, before.extra, batch, jax.random.fold_in(case.key, step), jnp.int32(step))
-        yield jax.tree.map(np.asarray, before), jax.tree.map(np.asarray, out.carry), jax.tree.map(np.asarray, after)
-
-
-def follows(target, online, decay, found):
-    """`found` is the moving average of the two trees, computed in float64."""
-    for (name, old), (_, new), (_, got) in zip(leaves(target), leaves({k: online[k] for k in target}), leaves(found), strict=True):
-        np.testing.assert_allclose(got, decay * old.astype(np.float64) + (1 - decay) * new, rtol=1e-5, atol=1e-7, err_msg=name)
-
-
-def close(tree, other):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), tree, other)
-
-
-def moco_oracle(case):
-    """Momentum towards the new parameters, the step's keys in the next rows of the ring, the key network's own statistics."""
-    pointer, size = 0, case.config.queue.size
-    for before, carry, after in carries(case):
-        follows(before.extra.key_params, after.params, case.config.target.momentum, after.extra.key_params)
-        rows = (pointer + np.arange(len(carry.keys))) % size
-        expected = before.extra.queue.keys.copy()
-        expected[rows] = carry.keys
-        np.testing.assert_allclose(after.extra.queue.keys, expected, rtol=1e-4, atol=1e-5)
-        pointer = (pointer + len(rows)) % size
-        assert after.extra.queue.pointer == pointer
-        close(after.extra.key_stats, carry.key_stats)
-
-
-def byol_oracle(case):
-    """tau on its cosine from the step's own number, towards the new parameters; the target's own statistics."""
-    base, total = case.config.target.momentum, len(case.source) * case.config.epochs // case.config.batch_size
-    for step, (before, carry, after) in enumerate(carries(case)):
-        tau = 1 - (1 - base) * (1 + np.cos(np.pi * step / total)) / 2
-        follows(before.extra.target_params, after.params, tau, after.extra.target_params)
-        close(after.extra.target_stats, carry)
-
-
-def deit_oracle(case):
-    """The teacher stays to the bit; the average follows parameters and running statistics."""
-    for before, _, after in carries(case):
-        for (name, old), (_, new) in zip(leaves(before.extra.teacher), leaves(after.extra.teacher), strict=True):
-            np.testing.assert_array_equal(old, new, err_msg=name)
-        follows(before.extra.ema.params, after.params, case.config.ema.decay, after.extra.ema.params)
-
-
-def deepcluster_oracle(case):
-    """A step changes nothing of what the last clustering found; that is checked in tests/methods/test_deepcluster.py."""
-    for before, _, after in carries(case):
-        for (name, old), (_, new) in zip(leaves(before.extra), leaves(after.extra), strict=True):
-            np.testing.assert_array_equal(old, new, err_msg=name)
-    assert (case.states[0].extra.assignment >= 0).all()
-
-
-# Independent NumPy versions of `update`, for methods whose extra state is not empty: name -> (extra before, step's inputs) -> extra after.
-ORACLES: dict = {"moco": moco_oracle, "byol": byol_oracle, "deit": deit_oracle, "deepcluster": deepcluster_oracle}
-
-# What else must be small: a queue of three steps (and v1's temperature, at which forty updates are felt), narrow heads.
-SMALL = {"moco": {"queue.size": 96, "loss.temperature": 0.07}, "byol": {"head.hidden": 32, "predictor.hidden": 32},
-         "deepcluster": {"clusters.k": 16, "clusters.dim": 8, "clusters.iterations": 2},
-         # A transformer of the smallest size under a teacher of random weights; nothing that smooths the labels.
-         "deit": {"model.name": "vit_xs", "model.scan": True, "teacher.width": 0.125, "ema.decay": 0.9,
-                  "mix.label_smoothing": 0.0, "mix.mixup_alpha": 0.0, "distill.alpha": 0.1}}
-
-
-def small_config(method: str, **changes) -> ConfigDict:
-    """The method's digits preset (its last stage) with a network of 8 channels and no warm-up: a rate of 0 moves nothing."""
-    c = importlib.import_module(f"configs.{method}").get_config("digits").unlock()
-    c = c[c.stages[-1]] if "stages" in c else c
-    c.batch_size, c.epochs, c.log_every = 16, 2, 2
-    c.model.update(name="resnet8", width=0.125, stem="imagenet")
-    c.optim.update(name="lars", learning_rate=0.3, scaling="none", warmup_epochs=0, trust_coefficient=0.02, weight_decay=1e-4)
-    if "head" in c:
-        c.head.dim = 16
-    for key, value in changes.items():
-        c.model[key] = value
-    c.update_from_flattened_dict(SMALL.get(method, {}))
-    return resolve(c).lock()
-
-
-class Case:
-    """One method's program on 8 devices and on 1, a batch, and the states after a step. Made once a session."""
-
-    def __init__(self, name: str):
-        self.name, self.config = name, small_config(name)
-        self.source = sources.load(self.config.data, "train")
-        self.facts = self.source.facts
-        self.eight = build(self.config, self.facts)
-        self.one = build(self.config, self.facts, sharding.make_mesh(1))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sharding, "BIG", 256)                         # the small network has no big leaves
-            self.four_by_two = build(self.config, self.facts, sharding.make_mesh(8, fsdp=2))
-        self.key = jax.random.key(0)
-        self.initial = self.eight.init(0)
-        if self.eight.method.refresh is not None:
-            self.initial = refreshed(self.eight, self.source, self.initial, 0, None)
-        self.balance = balance_of(self.eight, self.source, self.initial)
-        stream = device_batches(self.eight, self.source, 0, 0, self.balance)
-        self.batches = [b for b, _ in zip(stream, range(4), strict=False)]
-        self.states, self.metrics = [self.initial], []
-        for batch in self.batches:
-            state, metrics = self.eight.step(copy(self.states[-1]), batch, self.key)
-            self.states.append(state)
-            self.metrics.append(metrics)
-
-    def on_one_device(self, tree):
-        return jax.device_put(jax.tree.map(np.asarray, tree), sharding.whole(self.one.mesh))
-
-
-def copy(tree):
-    """The step donates its state."""
-    return jax.tree.map(lambda leaf: leaf.copy(), tree)
+from tests.contract.case import Case, leaves, own, small_config
 
 
 @pytest.fixture(scope="module", params=sorted(METHODS))
 def case(request):
     return Case(request.param)
-
-
-def leaves(tree):
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def test_a_step_keeps_tree_shapes_dtypes_and_shardings(case):
@@ -203,8 +77,9 @@ def test_nothing_is_traced_again_after_the_second_step(case):
 
 def test_extra_follows_its_numpy_oracle(case):
     if jax.tree.leaves(case.initial.extra):
-        assert case.name in ORACLES, f"{case.name} has extra state: give it an independent NumPy version in ORACLES"
-        ORACLES[case.name](case)
+        oracle = own(case.name).oracle
+        assert oracle is not None, f"{case.name} has extra state: give it an independent NumPy version in tests/contract/{case.name}.py"
+        oracle(case)
     else:
         assert case.states[-1].extra == case.initial.extra == ()
 

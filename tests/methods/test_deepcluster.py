@@ -19,10 +19,11 @@ from ssljax.program import balance_of, build, device_batches, encoded, evaluated
 from ssljax.protocols import clusters, layers
 from ssljax.run.loop import fit, refreshed
 from ssljax.run.refresh import Run
+from tests.contract.case import small_config
+from tests.contract.deepcluster import SMALL
 from tests.methods.small import FACTS
-from tests.test_contract import SMALL, small_config
 
-K, DIM = SMALL["deepcluster"]["clusters.k"], SMALL["deepcluster"]["clusters.dim"]
+K, DIM = SMALL["clusters.k"], SMALL["clusters.dim"]
 
 
 def config_of(**changes):
