@@ -72,7 +72,8 @@ def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baseline
     facts = facts_of(workdir) or at_hand
     run = open_run(config, facts, workdir)
     known = provenance(config, source, test, run.step, command, changed)
-    benches = [of_network(run, config.method, source, test)]
+    own_data = not elsewhere(config, epath.Path(workdir) / "config.json")
+    benches = [of_network(run, config.method, source, test, run.assignment() if own_data else None)]
     if "raw_pixels" in baselines:
         benches.append(of_pixels(config, source, test))
     if "random_init" in baselines:
@@ -103,8 +104,8 @@ def judged(bench: Bench, reads: str, method: str) -> bool:
     return bench.name == method
 
 
-def of_network(network: Evaluated, name: str, source: Source, test: Source) -> Bench:
-    """The bench of a run's network, or of the untrained one."""
+def of_network(network: Evaluated, name: str, source: Source, test: Source, assignment: np.ndarray | None = None) -> Bench:
+    """The bench of a run's network, or of the untrained one; `assignment` as in Bench."""
     config = network.config
 
     def maps(split: Source, layer: str, reduce: Reduce) -> Features:
@@ -117,7 +118,7 @@ def of_network(network: Evaluated, name: str, source: Source, test: Source) -> B
     features = once(lambda split: encoded(network.encode, network.mesh, config, split))
     return Bench(config=config, name=name, channels=0, train=source, test=test, load=lambda split: sources.load(config.data, split),
                  features=features, maps=maps, predictions=None if network.method.classify is None else predictions,
-                 assignment=network.assignment())
+                 assignment=assignment)
 
 
 def of_pixels(config: ConfigDict, source: Source, test: Source) -> Bench:
@@ -147,6 +148,14 @@ def timed(judge: Callable[[Bench], Iterator[Measurement]], bench: Bench) -> Iter
         for found in judge(bench):
             yield {**found, "seconds": time.perf_counter() - begin}
             begin = time.perf_counter()
+
+
+def elsewhere(config: ConfigDict, file: epath.Path) -> list[str]:
+    """The settings of `config.data` in which a run's config.json differs: what it was trained on is not what it is judged on."""
+    if not file.exists():
+        return []
+    found = differences(json.loads(file.read_text()), json.loads(config.to_json()))
+    return [key for key, *_ in found if key.startswith("data.") and key != "data.data_dir"]
 
 
 def same_run(config: ConfigDict, file: epath.Path) -> None:

@@ -13,7 +13,6 @@ from ssljax import models
 from ssljax.data import loader
 from ssljax.data.source import Source
 from ssljax.program import Evaluated
-from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.knn import nearest
 
@@ -37,7 +36,7 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
     fields = {f"points/{bench.name}": principal(bench.features(test).features[rows]).astype(np.float16) for bench in benches}
     if isinstance(models.backbone(config.model), models.ViT):
         fields["attention"] = attention(run, test, queries)
-    if benches[0].assignment is not None and PROTOCOLS["clusters"].refuse(benches[0]) == "":
+    if benches[0].assignment is not None:
         fields |= contact_sheet(benches[0].assignment[source.index], source, config)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **fields, kinds=np.array([bench.name for bench in benches]), labels=test.labels[rows],

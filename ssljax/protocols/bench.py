@@ -28,7 +28,8 @@ class Bench(NamedTuple):
         features: a source -> its features, in its order; asked twice for one source, it encodes once.
         maps: (source, layer, reduce) -> what a layer gives for each image, map [B, h, w, C] -> [B, D] by `reduce`, as features.
         predictions: a source -> {name: logits float32 [N, classes]} of the run's own heads, in its order. None: it has none.
-        assignment: int32 [ids], the cluster of every training image, -1 for none. None: the method has no clusters.
+        assignment: int32 [ids], the cluster of every training image, -1 for none. None: the method has no clusters, or `train` is not
+            what the run was trained on.
     """
 
     config: ConfigDict

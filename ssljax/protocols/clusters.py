@@ -23,13 +23,11 @@ def judge(bench: Bench) -> Iterator[Measurement]:
 
 
 def refuse(bench: Bench) -> str:
-    """Only for a method that clusters, and for the images that it has clustered."""
-    if bench.assignment is None:
-        return f"clusters judges the labels that a network gave itself; {bench.name} gives none"
-    if bench.train.num_ids > len(bench.assignment):
-        return (f"clusters judges the labels that the run gave to its own training images; it has {len(bench.assignment)}, and "
-                f"{bench.train.name} has {bench.train.num_ids}: evaluate it on the data that it was trained on")
-    return ""
+    """Only for a method that clusters, and on the images that it was trained on."""
+    if bench.assignment is not None:
+        return ""
+    return (f"clusters judges the labels that a network gave to its own training images: {bench.name} gives none, or "
+            f"{bench.train.name} is not what it was trained on")
 
 
 PROTOCOL = Protocol(reads="state", metrics=("nmi",), judge=judge, refuse=refuse)

@@ -188,7 +188,7 @@ def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version,
     assert logged[0].keys() - logged[1].keys() == {"nmi_labels"}
     if version == 1:
         run = evaluated(program.config, source.facts, state, program.mesh)
-        bench = evaluate.of_network(run, "deepcluster", dataclasses.replace(source, labels=labels), source)
+        bench = evaluate.of_network(run, "deepcluster", dataclasses.replace(source, labels=labels), source, run.assignment())
         found, = clusters.judge(bench)
         np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
         assert found["n"] == (labels >= 0).sum()
@@ -199,7 +199,7 @@ def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version,
 def test_what_is_evaluated(program, source, trained):
     """The labels on the last checkpoint against scikit-learn, members of clusters, and the layer that a probe of a layer reads."""
     run = evaluated(program.config, source.facts, trained, program.mesh)
-    bench = evaluate.of_network(run, "deepcluster", source, source)
+    bench = evaluate.of_network(run, "deepcluster", source, source, run.assignment())
     given = bench.assignment[source.index]
     np.testing.assert_array_equal(given, np.asarray(trained.extra.assignment)[source.index])
     found, = clusters.judge(bench)

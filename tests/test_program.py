@@ -1,0 +1,170 @@
+"""What verbs share: facts of the data, branches of earlier runs, and a run's network opened on data that it was not trained on."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import deepcluster, deit, simclr, supervised
+from ssljax import evaluate, models, sharding
+from ssljax.config import resolve
+from ssljax.data import sources, views
+from ssljax.program import build, evaluated, method_of, open_run, placed, start_from, switched_on
+from ssljax.results import read
+from ssljax.run.checkpoint import Checkpoints
+from ssljax.run.folder import RunFolder, facts_of
+from ssljax.types import Facts, TrainState
+from tests.methods.small import FACTS, assert_close, config_of, names, one_block, shaken
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Eight fake devices cost eight times the work, and what is asserted here has nothing to do with them."""
+    make_mesh = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
+
+
+def saved(folder, state):
+    checkpoints = Checkpoints(str(folder))
+    checkpoints.save(state, {})
+    checkpoints.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- facts
+
+def test_facts_are_read_from_the_data_and_what_a_config_states_is_checked_against_them():
+    data = simclr.get_config("digits").unlock().data
+    source = sources.load(data, "train")
+    assert sources.facts(data, source) == Facts(num_examples=1500, num_classes=10, num_ids=1500)
+    part = source.select([0, 1, 1, 900])                                     # zeros, ones and a repeat: ids keep their gaps
+    assert part.facts == Facts(num_examples=4, num_classes=10, num_ids=901)
+    data.num_examples, data.num_classes = 1500, 10
+    assert sources.facts(data, source) == source.facts
+    data.num_examples = 1400
+    with pytest.raises(ValueError, match="data.num_examples=1400, but digits has 1500 examples: leave it at 0"):
+        sources.facts(data, source)
+    data.num_examples, data.num_classes = 0, 7
+    with pytest.raises(ValueError, match="data.num_classes=7, but digits has 10 classes"):
+        sources.facts(data, source)
+
+
+@pytest.mark.parametrize("method, count, takes", [("simclr", 3, 2), ("moco", 1, 2), ("byol", 3, 2), ("supervised", 2, 1), ("deit", 2, 1),
+                                                  ("deepcluster", 2, 1)])
+def test_a_view_too_many_or_too_few_is_refused(method, count, takes):
+    with one_block():
+        c = config_of(method) if method != "deit" else deit.get_config("digits").student
+        c = c.copy_and_resolve_references().unlock()
+        c.views = {f"view{i}": {} for i in range(count)}
+        with pytest.raises(ValueError, match=f"config.views draws {count} views of each image, and {method} takes {takes}"):
+            method_of(c, FACTS)
+
+
+# ------------------------------------------------------------------------------------------------------------------- earlier runs
+
+def test_a_run_starts_from_the_branches_that_it_names(tmp_path):
+    """Encoder and projector with their statistics; the probe, which is not named, keeps its own start."""
+    with one_block():
+        old = config_of("simclr")
+        new = config_of("simclr", init_from=str(tmp_path), init_branches=("encoder", "projector"))
+        program = build(new, FACTS)
+        donor = shaken(program.shapes, 5).replace(step=jnp.int32(3))
+        saved(tmp_path, donor)
+        fresh = program.init(0)
+        state = start_from(program, {})(fresh)
+        for name in ("encoder", "projector"):
+            assert_close(state.params[name], donor.params[name], rtol=0)
+            assert_close(state.model_state[name], donor.model_state[name], rtol=0)
+        assert_close(state.params["probe"], fresh.params["probe"], rtol=0)
+        assert int(state.step) == 0 and old.model == new.model
+        typo = config_of("simclr", init_from=str(tmp_path), init_branches=("encoder", "projecter"))
+        with pytest.raises(ValueError, match="init_branches names 'projecter', and this network has encoder, probe, projector"):
+            start_from(build(typo, FACTS), {})(fresh)
+
+
+# ------------------------------------------------------------------------------------------------------------- networks opened again
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven classes of noise, dark to light: 5 training and 2 test images each."""
+    for label in range(7):
+        for split, count in (("train", 5), ("test", 2)):
+            for i in range(count):
+                pixels = np.random.default_rng([label, i]).integers(0, 20, (20, 20, 3)) + 30 * label
+                path = tmp_path / "photos" / split / f"class{label}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("method", ["simclr", "deepcluster", "supervised"])
+def test_a_network_is_judged_on_data_that_it_was_not_trained_on(method, folder, tmp_path):
+    """Heads of ten classes and labels of 1500 ids stay as they are in the checkpoint; what belongs to the old data refuses."""
+    width = "--config.model.width=0.125"
+    c = {"simclr": simclr, "deepcluster": deepcluster, "supervised": supervised}[method].get_config("digits").unlock()
+    c.model.width = 0.125
+    run = tmp_path / "run"
+    program = build(c.lock(), FACTS)
+    with RunFolder(str(run), program.config, FACTS) as opened:
+        opened.save(switched_on(program.init(0)), {})
+    assert facts_of(str(run)) == FACTS
+    argv = [f"--config=configs/{method}.py:digits", width, f"--workdir={run}", f"--config.data.source=folder:{folder}",
+            "--config.evaluate.knn_k=3"]
+    evaluate.main([*argv, "--protocols=knn,linear", "--config.evaluate.linear_l2=0.01"])
+    found = {row["protocol"]: row for row in read(run / "results.jsonl") if row["metric"] == "top1"}
+    assert found["knn"]["n"] == 14 and found["linear_lbfgs"]["n"] == 14 and found["knn"]["data"] == "folder:PATH/photos"
+    assert found["knn"]["value"] > 40                                          # even a random network tells dark from light
+    refused = {"supervised": ("classifier", "tells 10 classes apart, folder:.* has 7"), "simclr": ("classifier", "no heads of its own"),
+               "deepcluster": ("clusters", "folder:.* is not what it was trained on")}
+    protocol, message = refused[method]
+    with pytest.raises(SystemExit, match=message):
+        evaluate.main([*argv, f"--protocols={protocol}"])
+
+
+def test_a_checkpoint_of_another_backbone_is_refused(tmp_path):
+    with one_block():
+        saved(tmp_path, build(config_of("simclr"), FACTS).init(0))
+        wider = config_of("simclr", model__width=8 / 64)
+        with pytest.raises(ValueError, match="is of another network: model_state/encoder/.* is .4,. there and .8,. here"):
+            open_run(wider, FACTS, str(tmp_path))
+
+
+def test_maps_tokens_and_attention_are_those_of_the_average(tmp_path):
+    """DeiT keeps an average: what looks into the network looks into that one, whatever the optimizer has made since."""
+    c = deit.get_config("digits").student.copy_and_resolve_references().unlock()
+    c.distill.name, c.ema.decay = "none", 0.9
+    c = resolve(c).lock()
+    method = method_of(c, FACTS)
+    params, model_state, extra = method.init(jax.random.key(0), {})
+    raw, average = shaken(params, 1), shaken(params, 2)
+    extra = extra._replace(ema=extra.ema._replace(params=average))
+    state = TrainState(step=jnp.int32(0), params=raw, model_state=model_state, opt_state=(), extra=extra)
+    run = evaluated(c, FACTS, state, sharding.make_mesh())
+    image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1)), jnp.uint8)
+    net, x = models.backbone(c.model), views.for_network(image, c.augment)
+    look = (net, average["encoder"], model_state["encoder"], x)
+    np.testing.assert_allclose(run.attention(image), models.attention(*look), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run.tokens(image), models.tokens(*look), rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(run.tokens(image)) - np.asarray(models.tokens(net, raw["encoder"], model_state["encoder"], x))).max() > 0.1
+    assert run.encode(image).shape == (2, 128)
+
+
+def test_only_the_networks_are_read_from_a_checkpoint(tmp_path):
+    """Another optimizer makes no difference to who looks at the network."""
+    with one_block():
+        saved(tmp_path, build(config_of("simclr", optim__name="adamw"), FACTS).init(4))
+        c = config_of("simclr")
+        run = open_run(c, FACTS, str(tmp_path))
+        wanted = build(config_of("simclr", optim__name="adamw"), FACTS).init(4)
+        assert_close(run.params, wanted.params, rtol=0)
+        assert names(run.params) == names(wanted.params) and run.step == 0
+        shapes, places = placed(run.mesh, jax.eval_shape(lambda: wanted), run.method)
+        assert jax.tree.structure(shapes) == jax.tree.structure(places)
+
+
+def test_a_folder_that_says_nothing_of_its_data_has_no_facts(tmp_path):
+    assert facts_of(str(tmp_path)) is None
+    (tmp_path / "run.json").write_text(json.dumps({"command": ["ssljax", "train"]}) + "\n")         # of a run before facts were noted
+    assert facts_of(str(tmp_path)) is None
