@@ -90,8 +90,8 @@ def class_names(builder: Any, labelled: bool) -> tuple[str, ...]:
     """
     features = builder.info.features
     if "image" not in features:
-        raise ValueError(f"tfds:{builder.name} has features {', '.join(features)}, but no `image`: write the set "
-                         "as a folder of images and use folder:PATH")
+        raise ValueError(f"tfds:{builder.name} has features {', '.join(features)}, but no `image`: write "
+                         "the set as a folder of images and use folder:PATH")
     if not labelled:
         return ()
     if "label" not in features or not hasattr(features["label"], "names"):
