@@ -245,8 +245,8 @@ NAMED_VIEWS = [
              f"{T_VIEWS}::test_overrides_hold_for_their_view_alone"),
     Mutation("a_shared_crop_is_drawn_anew", RECIPES, "firsts[view[\"of\"] or name]", "firsts.get(name, drawn)",
              "the tokenizer sees another crop than the network (BEiT)", f"{T_VIEWS}::test_a_shared_crop_is_one_box_at_two_sizes"),
-    Mutation("solarized_before_the_blur", VIEWS_FILE, BLUR + SOLARIZE, SOLARIZE + BLUR, "the order of the paper's table of parameters",
-             f"{T_VIEWS}::test_solarize_follows_the_blur_and_inverts_from_its_threshold_on"),
+    Mutation("solarized_before_the_blur", VIEWS_FILE, BLUR + SOLARIZE, SOLARIZE + BLUR,
+             "the blur smooths what was inverted", f"{T_VIEWS}::test_solarize_follows_the_blur_and_inverts_from_its_threshold_on"),
     Mutation("solarized_from_the_middle", VIEWS_FILE, "solarize(image, augment.solarize_threshold)", "solarize(image, 0.5)",
              "128 of 255 whatever the threshold", f"{T_VIEWS}::test_solarize_follows_the_blur_and_inverts_from_its_threshold_on"),
 ]
@@ -434,7 +434,8 @@ DEIT_DATA = [
              "noise in units of the pixels", f"{T_AUGMENT}::test_erasing_comes_last_in_normalised_units"),
     Mutation("jitter_beside_the_policy", POLICIES, "if augment.jitter_probability > 0:", "if augment.jitter_probability > 1:",
              "colour jitter left on together with RandAugment", f"{T_POLICIES}::test_what_cannot_be_is_refused"),
-    Mutation("no_antialias", CROPS, "method, antialias=antialias)", "method, antialias=False)", "TensorFlow's bicubic taken for Pillow's",
+    Mutation("no_antialias", CROPS, "(height, width), method, antialias=antialias)", "(height, width), method, antialias=False)",
+             "TensorFlow's bicubic taken for Pillow's",
              f"{T_CROPS}::test_antialiased_resize_is_pillows"),
     Mutation("operations_always_applied", POLICIES, "APPLIED = 0.5 ", "APPLIED = 1.0 ", "Google's RandAugment taken for timm's",
              f"{T_POLICIES}::test_randaugment_draws_as_timm_does"),
@@ -527,8 +528,7 @@ CLUSTERING = [
 ]
 
 MUTATIONS = [*LOSSES, *METHOD, *OPTIMIZER, *NETWORK, *AUGMENTATION, *NAMED_VIEWS, *ORDER_AND_STATE, *PROTOCOLS, *FOLLOWERS,
-             *DEIT_DATA, *HOSTS,
-             *CONVERSION, *CLUSTERING]
+             *DEIT_DATA, *HOSTS, *CONVERSION, *CLUSTERING]
 
 
 def mutated(mutation: Mutation) -> str:

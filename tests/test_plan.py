@@ -20,7 +20,9 @@ from ml_collections import ConfigDict
 from configs import simclr, supervised
 from ssljax import plan
 from ssljax.compiler import ahead, flops, hlo, slices
+from ssljax.data import loader, sources
 from ssljax.methods import METHODS
+from ssljax.program import build
 from ssljax.types import Facts
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +156,23 @@ def test_sizes_of_data_sets_need_no_data():
     with folder.unlocked():
         folder.data.num_classes = 7
     assert plan.known_facts(folder, 900) == Facts(900, 7, 900)
+
+
+BOX = dict(crop="torchvision", min_area=0.2, max_area=1.0, aspect=(3 / 4, 4 / 3), interpolation="bicubic")
+
+
+@pytest.mark.parametrize("crop_on, named", [
+    ("device", dict(one=dict(), two=dict())), ("host", dict(one=dict(), two=dict())), ("host", dict(one=dict(), two=dict(size=8)))],
+    ids=["device", "host", "two sizes"])
+def test_the_batch_of_a_plan_is_the_loaders(crop_on, named):
+    config = simclr.get_config("digits").unlock()
+    config.data.crop_on, config.views = crop_on, named
+    config.augment.update(BOX)
+    batches = loader.train_batches(sources.load(config.data, "train"), config)
+    delivered = next(batches)
+    batches.close()
+    planned = plan.abstract_batch(build(config.lock(), plan.known_facts(config, 0)))
+    assert {k: (v.shape, v.dtype) for k, v in planned.items()} == {k: (v.shape, v.dtype) for k, v in delivered.items()}
 
 
 def test_candidates_are_the_cheap_edits_first_then_larger_slices():
