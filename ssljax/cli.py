@@ -136,13 +136,18 @@ def preset_of(name: str) -> ConfigDict:
 
 
 def _without_file(verb: str, argv: list[str]) -> tuple[str, list[str]]:
-    """What --config says, and the words without it."""
-    for place, word in enumerate(argv):
+    """What the last --config says, and the words without it."""
+    file, rest, words = "", [], iter(argv)
+    for word in words:
         if re.match(r"--?config=", word):
-            return word.partition("=")[2], argv[:place] + argv[place + 1:]
-        if word in ("--config", "-config") and place + 1 < len(argv):
-            return argv[place + 1], argv[:place] + argv[place + 2:]
-    raise SystemExit(f"ssljax {verb}: --config is missing, e.g. --config configs/simclr.py:digits")
+            file = word.partition("=")[2]
+        elif word in ("--config", "-config"):
+            file = next(words, "")
+        else:
+            rest.append(word)
+    if not file:
+        raise SystemExit(f"ssljax {verb}: --config is missing, e.g. --config configs/simclr.py:digits")
+    return file, rest
 
 
 def _check_names(argv: list[str], wide: ConfigDict) -> None:

@@ -92,11 +92,11 @@ def widen(config: ConfigDict) -> ConfigDict:
     """An unlocked copy with every key of the table in every stage, to be overridden with its own type."""
     config = config.copy_and_resolve_references().unlock()
     for stage in stages(config).values():
-        views = [f"views.{view}." for view in view_names(stage)]
-        names = [key.replace("views.*.",
-                             view) for key in KEYS for view in views if key.startswith("views.*.")]
+        names = [key for key in KEYS if not key.startswith("views")]
+        for view in view_names(stage):
+            names += [key.replace("*", view, 1) for key in KEYS if key.startswith("views.*.")]
         there = flat(stage)
-        for name in [*(key for key in KEYS if not key.startswith("views")), *names]:
+        for name in names:
             if name not in there:
                 put(stage, name, row(name).default)
     return config
