@@ -70,7 +70,7 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is whole but belongs to another network.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in self._newest_first():
             try:
                 return self._manager.restore(step, args=ocp.args.StandardRestore(like))
             except Exception as error:     # Orbax, TensorStore and the file system each raise their own
@@ -91,7 +91,7 @@ class Checkpoints:
             ValueError: the checkpoint is of another network.
         """
         wanted = {name: getattr(like, name) for name in ("step", "params", "model_state", "extra")}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in self._newest_first():
             try:
                 folder = self.directory / str(step) / "default"
                 stored = _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
@@ -147,6 +147,9 @@ class Checkpoints:
         hosts.meet(f"{folder} is set aside")
         self._manager.close()
         self._manager = self._open(self._policy)
+
+    def _newest_first(self) -> list[int]:
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def steps(self) -> list[int]:
         """The steps that have a whole checkpoint, in order."""
