@@ -223,7 +223,8 @@ def test_the_loss_falls_on_one_small_batch(case):
 
 
 def test_bfloat16_is_finite_and_close(case):
-    method = METHODS[case.name](train.with_ids(train.with_classes(small_config(case.name, dtype="bfloat16"), 10), case.source.num_ids))
+    config = train.with_ids(train.with_classes(small_config(case.name, dtype="bfloat16"), 10), case.source.num_ids)
+    method = METHODS[case.name](train.with_examples(config, len(case.source)))
     state = case.on_one_device(case.states[1])
     batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[1].items()}
     args = (state.params, state.model_state, state.extra, batch, jax.random.fold_in(case.key, 1), state.step)
