@@ -102,8 +102,9 @@ def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, d
     before = configs.flat(preset)
     for key, value in given.items():
         if key.rpartition(".")[2] == "method" and value != before[key]:
+            paper = value if value in configs.METHODS else "byol"
             raise ValueError(f"--config.{key}={value}: a method's settings come with its own presets, "
-                             f"e.g. --config configs/{value}.py:digits")
+                             f"e.g. --config configs/{paper}.py:digits")
         configs.put(config, key, value)
     configs.check(configs.resolve(config))
     for key in given:

@@ -22,13 +22,13 @@ from ml_collections import ConfigDict
 from ssljax.config.keys import KEYS
 from ssljax.config.leaves import changed, differences, flat, hashed, modern, public, stages, view_names
 from ssljax.config.reference import reference
+from ssljax.config.rows import METHODS
 from ssljax.config.rules import check, nearest, put, resolve, unknown, unread, widen
 
-__all__ = ["CIFAR10", "IMAGENET", "KEYS", "base", "changed", "check", "choose", "cifar10", "cifar10_small",
-           "differences", "digits",
-           "fashion_mnist", "finetune", "flat", "folder", "hashed", "imagenet", "modern", "named", "nearest",
-           "public", "put", "reference",
-           "resolve", "stages", "two_stages", "unknown", "unread", "view_names", "vit", "widen"]
+__all__ = ["CIFAR10", "IMAGENET", "KEYS", "METHODS", "base", "changed", "check", "choose", "cifar10",
+           "cifar10_small", "differences", "digits", "fashion_mnist", "finetune", "flat", "folder", "hashed",
+           "imagenet", "modern", "named", "nearest", "public", "put", "reference", "resolve", "stages",
+           "two_stages", "unknown", "unread", "view_names", "vit", "widen"]
 
 # Mean and standard deviation per channel, of pixels in [0, 1].
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

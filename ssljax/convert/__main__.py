@@ -76,7 +76,7 @@ def export_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
 def main(argv: list[str] | None = None) -> None:
     """`ssljax convert`."""
     flags = cli.parse("convert", argv, **{"from": "", "to": "", "stage": ""})
-    source, target = flags["from"].value, flags["to"].value
+    source, target = getattr(flags, "from"), flags.to          # "from" is a keyword
     if bool(source) == bool(target):
         raise SystemExit("ssljax convert: say either --from=FILE.safetensors, to read weights into --workdir, or --to=FILE.safetensors")
     try:

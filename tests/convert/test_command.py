@@ -88,7 +88,7 @@ def test_a_file_becomes_a_checkpoint_that_predicts(imported):
 def started(config, folder):
     """The fresh state of a run with `init_from=folder`, and that state with the weights in it."""
     config = config.copy_and_resolve_references().unlock()
-    config.init_from = folder
+    config.init_from, config.init_branches = folder, ("encoder",)
     program = build(config.lock(), FACTS)
     return program.shapes, start_from(program, {})(program.shapes)
 
