@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ssljax import config, plan, sharding, train
+from ssljax import config, plan, program, sharding
 from ssljax.data import crops, loader, policies, sources
 from ssljax.types import TrainState
 
@@ -16,15 +16,8 @@ AROUND = ("name", "preset", "log_every", "eval_every_epochs", "checkpoint.", "ev
           "augment.antialias")
 # What says where the images are: of a data set that is not on this machine.
 WHERE = ("data.source", "data.data_dir", "data.train_split", "data.test_split", "data.on_bad_image",
-         "data.train_per_class",
-         "data.label_fraction", "data.labels_per_class", "data.subset_seed")
-# Rows of the table that nothing reads yet.
-COMING = ("augment.max_area", "augment.aspect", "augment.interpolation", "augment.jitter",
-          "augment.jitter_order",
-          "augment.jitter_saturation", "augment.solarize_probability", "augment.solarize_threshold",
-          "augment.blur_border",
-          "augment.blur_kernel", "data.labels", "views")
-
+         "data.labels", "data.train_per_class", "data.label_fraction", "data.labels_per_class", "data.subset_seed",
+         "data.num_classes", "data.num_examples")
 
 class Recording(ConfigDict):
     """A ConfigDict that notes what is read, and whose copies do."""
@@ -56,22 +49,22 @@ def stage_of(paper: str, preset: str, stage: str) -> ConfigDict:
     return config.stages(c)[stage].copy_and_resolve_references()
 
 
-def traced(program: train.Program) -> None:
+def traced(built: program.Program) -> None:
     """A step, the features and the classifier, from shapes alone."""
-    state = program.shapes
+    state = built.shapes
     with jax.numpy_dtype_promotion("standard"):                                 # optax's Adam
-        jax.eval_shape(program.step, *plan.arguments(program))
-    c = program.config
+        jax.eval_shape(built.step, *plan.arguments(built))
+    c = built.config
     image = jax.ShapeDtypeStruct((2, c.data.image_size, c.data.image_size, c.data.channels), np.uint8)
-    features = jax.eval_shape(program.encode, state.params, state.model_state, state.extra, image)
-    if program.method.classify is not None:
-        jax.eval_shape(program.method.classify, state.params, state.extra, features)
+    features = jax.eval_shape(built.encode, state.params, state.model_state, state.extra, image)
+    if built.method.classify is not None:
+        jax.eval_shape(built.method.classify, state.params, state.extra, features)
 
 
-def adopted(program: train.Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def adopted(built: program.Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `init_from` and a teacher would bring: the fresh state's own arrays, as if they had been read."""
-    monkeypatch.setattr(train, "load_part", lambda run, like, part, resize: like)
-    state = jax.eval_shape(lambda s: train.start_from(program, {})(s), program.shapes)
+    monkeypatch.setattr(program, "load_part", lambda run, like, part, resize: like)
+    state = jax.eval_shape(lambda s: program.start_from(built, {})(s), built.shapes)
     assert isinstance(state, TrainState)
 
 
@@ -90,17 +83,17 @@ def test_every_leaf_of_a_small_preset_is_read(paper, preset, stage, monkeypatch)
     plain, seen = stage_of(paper, preset, stage), set()
     c = recording(plain.copy_and_resolve_references(), seen).lock()
     source, test = sources.load(c.data, "train"), sources.load(c.data, "test")
-    program = train.build(c, source, sharding.make_mesh(1, fsdp=c.sharding.fsdp))
-    traced(program)
-    adopted(program, monkeypatch)
-    balance = np.zeros(len(source), np.int32) if program.method.balance is not None else None
+    built = program.build(c, sources.facts(c.data, source), sharding.make_mesh(1, fsdp=c.sharding.fsdp))
+    traced(built)
+    adopted(built, monkeypatch)
+    balance = np.zeros(len(source), np.int32) if built.method.balance is not None else None
     next(loader.train_batches(source, c, balance=balance))
     next(loader.eval_batches(test, c, batch_size=8))
     refreshed = ()
-    if program.method.refresh is not None:  # k-means itself: tests/methods/test_deepcluster.py
+    if built.method.refresh is not None:  # k-means itself: tests/methods/test_deepcluster.py
         refreshed = ("clusters.iterations", "clusters.algorithm", "clusters.repair", "clusters.distinct",
                      "clusters.shuffled")
-    assert unread(plain, seen, (*AROUND, *COMING, *refreshed)) == set()
+    assert unread(plain, seen, (*AROUND, *refreshed)) == set()
 
 
 IMAGENET = [("deit", "imagenet_b", ""), ("deit", "imagenet_s_distilled", ""),
@@ -116,15 +109,15 @@ def test_every_leaf_of_a_large_preset_is_read(paper, preset, stage, monkeypatch)
     if "distill" in plain and plain.distill.name != "none":
         plain.unlock().distill.teacher = "elsewhere"
     c = recording(plain.copy_and_resolve_references(), seen).lock()
-    program = train.build(c, plan.known_split(c, 0))
-    traced(program)
-    adopted(program, monkeypatch)
+    built = program.build(c, plan.known_facts(c, 0))
+    traced(built)
+    adopted(built, monkeypatch)
     policies.check(c)
-    crops.views(np.zeros((240, 250, 3), np.uint8), np.int64([0, 5]), c)
+    crops.training_views(np.zeros((240, 250, 3), np.uint8), np.int64([0, 5]), c)
     refreshed = ("clusters.iterations", "clusters.algorithm", "clusters.repair", "clusters.distinct",
                  "clusters.shuffled",
                  "data.repeats")
-    assert unread(plain, seen, (*AROUND, *WHERE, *COMING, *refreshed)) == set()
+    assert unread(plain, seen, (*AROUND, *WHERE, *refreshed)) == set()
 
 
 def test_the_recorder_tells_what_is_read_from_what_is_not():
