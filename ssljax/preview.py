@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax import cli
+from ssljax.config import flat, stages
 from ssljax.data import loader, mixing, policies, recipes, sources, views
 from ssljax.data.source import Source
 
@@ -48,9 +49,7 @@ class Column(NamedTuple):
 def main(argv: list[str] | None = None) -> None:
     """Writes WORKDIR/preview.png and prints its path."""
     flags = cli.parse("preview", argv)
-    config = flags.config
-    stages = {name: config[name] for name in config.stages} if "stages" in config else {"": config}
-    for name, config in stages.items():
+    for name, config in stages(flags.config).items():
         originals, columns, labels = examples(config)
         path = Path(flags.workdir) / name / "preview.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +82,7 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
     order = [(view, i) for view in views.resolved(config) for i in range(view.count)]
     order.sort(key=lambda place: place[0].first + place[1])       # a view beside the one whose crop it shares
     columns = [column(view, i) for view, i in order]
-    if "mix" in config and source.class_names:
+    if "mix.mixup_alpha" in flat(config) and source.class_names:
         columns += mixtures(made[order[0][0].name][:, 0], batch["label"], source.class_names, key, config)
     labels = [source.class_names[label] if label >= 0 else "" for label in batch["label"]]
     return [original(source, i) for i in batch["index"]], columns, labels

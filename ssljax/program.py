@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssljax import models, optim, sharding
+from ssljax.config import stages as stages_of
 from ssljax.data import loader, views
 from ssljax.data.source import Source
 from ssljax.methods import METHODS
@@ -338,9 +339,8 @@ def restore(program: Program, workdir: str) -> TrainState:
 
 def stages(config: ConfigDict, workdir: str) -> list[tuple[str, ConfigDict, str]]:
     """(name, config, folder) of every stage; a config without stages is one, in workdir itself."""
-    if "stages" not in config:
-        return [("", config, workdir)]
-    return [(name, config[name], os.path.join(workdir, name)) for name in config.stages]
+    parts = stages_of(config)
+    return [(name, part, os.path.join(workdir, name) if name else workdir) for name, part in parts.items()]
 
 
 def stage(config: ConfigDict, workdir: str, name: str = "") -> tuple[ConfigDict, str]:
@@ -351,8 +351,7 @@ def stage(config: ConfigDict, workdir: str, name: str = "") -> tuple[ConfigDict,
     """
     found = {each: (part, folder) for each, part, folder in stages(config, workdir)}
     if name and name not in found:
-        there = ", ".join(found) if "stages" in config else "none: it is a single run"
-        raise ValueError(f"--stage={name}: the stages of this config are {there}")
+        raise ValueError(f"--stage={name}: the stages of this config are {', '.join(filter(None, found)) or 'none, it is a single run'}")
     return found[name] if name else list(found.values())[-1]
 
 

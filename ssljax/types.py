@@ -12,9 +12,11 @@ Pytree = Any
 Batch = Mapping[str, jax.Array]
 """A dict of globally sharded arrays.
 
-    image  uint8 [B, V, H, W, C] (V views cropped on the host) or [B, H, W, C] (cropped on the device, or not at all)
+    image  uint8 [B, H, W, C] (cropped on the device, or not at all), or [B, V, S, S, C], V views of one size cropped on the host;
+           where their sizes differ there is one entry per view name instead, uint8 [B, count, S, S, C]
     label  int32 [B]
     index  int32 [B], the stable id of the example in its split
+    copy   int32 [B], how often the example came before in its epoch, where it comes several times
 """
 
 

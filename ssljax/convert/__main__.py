@@ -12,6 +12,7 @@ classes is that of the file's head or of the run. Of a config with stages the la
 from __future__ import annotations
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax import cli, convert
@@ -36,13 +37,14 @@ def import_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
         ValueError: a name or a shape does not match, the method has parameters that no such file holds, or the folder has a checkpoint.
     """
     state_dict = weights.read(file)
-    family = convert.family(config, state_dict)
-    head = state_dict.get(f"{family.heads['head']}.weight")
-    program = build(config, facts_for(config, config.data.num_classes or (0 if head is None else len(head))))
-    other = [part for part in program.shapes.params if part not in weights.PARTS]
-    if other or jax.tree.leaves(program.shapes.extra):
+    shapes = build(config, facts_for(config, config.data.num_classes or 1)).shapes
+    other = [part for part in shapes.params if part not in weights.PARTS]
+    if other or jax.tree.leaves(shapes.extra):
         raise ValueError(f"method {config.method!r} keeps more than a file can hold ({', '.join(other) or 'a state of its own'}): "
                          "read it with a config of method 'supervised' and start from that folder with --config.init_from=DIR")
+    family = convert.family(config, state_dict)
+    head = state_dict.get(f"{family.heads['head']}.weight", np.zeros(1))
+    program = build(config, facts_for(config, config.data.num_classes or len(head)))
     found = Checkpoints(workdir, read_only=True)
     steps = found.steps()
     found.close()
