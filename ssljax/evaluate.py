@@ -115,27 +115,38 @@ def of_network(network: Evaluated, name: str, source: Source, test: Source, assi
         found = network.method.classify(network.params, network.extra, jax.numpy.asarray(features(split).features))
         return {head: np.asarray(logits) for head, logits in found.items()}
 
-    features = once(lambda split: encoded(network.encode, network.mesh, config, split))
-    return Bench(config=config, name=name, channels=0, train=source, test=test, load=lambda split: sources.load(config.data, split),
-                 features=features, maps=maps, predictions=None if network.method.classify is None else predictions,
-                 assignment=assignment)
+    features = once(lambda split: encoded(network.encode, network.mesh, config, split), source, test)
+    return Bench(config=config, name=name, channels=0, train=source, test=test, load=further(config), features=features, maps=maps,
+                 predictions=None if network.method.classify is None else predictions, assignment=assignment)
 
 
 def of_pixels(config: ConfigDict, source: Source, test: Source) -> Bench:
     """The bench of no network at all."""
     mesh = make_mesh(fsdp=config.sharding.fsdp)
-    return Bench(config=config, name="raw_pixels", channels=config.data.channels, train=source, test=test,
-                 load=lambda split: sources.load(config.data, split), features=once(lambda split: encoded(raw_pixels, mesh, config, split)))
+    features = once(lambda split: encoded(raw_pixels, mesh, config, split), source, test)
+    return Bench(config=config, name="raw_pixels", channels=config.data.channels, train=source, test=test, load=further(config),
+                 features=features)
 
 
-def once(function: Callable[[Source], Features]) -> Callable[[Source], Features]:
-    """The function, which a second time remembers what it gave for a split."""
-    known: dict[int, tuple[Source, Features]] = {}
+def further(config: ConfigDict) -> Callable[..., Source]:
+    """`Bench.load`: (split, settings of `config.data` that are others) -> a source."""
+    def load(split: str, **settings: Any) -> Source:
+        data = config.data.copy_and_resolve_references().unlock()
+        data.update(settings)
+        return sources.load(data, split)
+    return load
+
+
+def once(function: Callable[[Source], Features], *kept: Source) -> Callable[[Source], Features]:
+    """The function, which remembers what it gave for some sources, and for no others: a protocol may look at 75 of them."""
+    known: dict[int, Features] = {}
 
     def call(source: Source) -> Features:
+        if not any(source is one for one in kept):
+            return function(source)
         if id(source) not in known:
-            known[id(source)] = source, function(source)
-        return known[id(source)][1]
+            known[id(source)] = function(source)
+        return known[id(source)]
     return call
 
 

@@ -1,5 +1,6 @@
 """`ssljax evaluate` and then `ssljax report`, the real ones, on digits with a random network's checkpoint."""
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -15,6 +16,7 @@ from ssljax.program import build, encoded, switched_on
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import Features, raw_pixels
+from ssljax.protocols.knn import nearest
 from ssljax.results import read
 from ssljax.run import few_labels
 from ssljax.run.checkpoint import Checkpoints
@@ -139,6 +141,31 @@ def test_protocols_judge_labelled_images_alone(protocol):
     assert found["n"] == 15 and found["top1"] == expected["top1"] > 40 and found["settings"] == expected["settings"]
     with pytest.raises(ValueError, match=f"{protocol} judges by labels, and none of 30 test images has one"):
         judge(train, test._replace(labels=np.full(30, -1, np.int32)))
+
+
+def test_a_protocol_may_load_further_sources_and_each_is_encoded_when_it_is_asked_for():
+    """A protocol of the test's own: targets that are two labels per image, on other sources than the two of the bench."""
+    c = config()
+    source, test = sources.load(c.data, "train"), sources.load(c.data, "test")
+    pixels, asked = evaluate.of_pixels(c, source, test), []
+
+    def seen(split):
+        asked.append(len(split))
+        return pixels.features(split)
+    bench = pixels._replace(features=evaluate.once(seen, source, test))
+
+    def judge(bench):
+        for n in (1, 3):
+            further = bench.load("train", train_per_class=n)
+            two = np.eye(10)[further.labels] + np.eye(10)[(further.labels + 1) % 10]
+            further = dataclasses.replace(further, targets={"two": two}).select(np.arange(10 * n)[::-1])
+            _, near = nearest(bench.features(bench.train).features, bench.features(further).features, 1)
+            hits = (further.targets["two"] * np.eye(10)[bench.train.labels[near[:, 0]]]).sum()
+            yield {"protocol": f"two_{n}", "settings": {}, "hits": 100.0 * hits / len(further), "n": len(further)}
+
+    found = list(judge(bench))
+    assert [(row["protocol"], row["hits"], row["n"]) for row in found] == [("two_1", 100.0, 10), ("two_3", 100.0, 30)]
+    assert asked == [1500, 10, 30]                                           # the training images once, the others as they come
 
 
 def test_a_random_network_has_its_residual_branches_on():

@@ -24,8 +24,9 @@ class Bench(NamedTuple):
         channels: C of raw pixels, whose features are images [H, W, C]; 0 for a network. See `linear.standardise`.
         train: what may be learned from.
         test: what is judged on.
-        load: name of a stored split -> a further source of the same data set.
-        features: a source -> its features, in its order; asked twice for one source, it encodes once.
+        load: ("train" or "test", settings of `config.data` that are others) -> a further source, e.g.
+            load("test", source="tfds:imagenet2012_corrupted/fog_3"); its `targets` hold what is more than one label per image.
+        features: a source -> its features, in its order; `train` and `test` are encoded once.
         maps: (source, layer, reduce) -> what a layer gives for each image, map [B, h, w, C] -> [B, D] by `reduce`, as features.
         predictions: a source -> {name: logits float32 [N, classes]} of the run's own heads, in its order. None: it has none.
         assignment: int32 [ids], the cluster of every training image, -1 for none. None: the method has no clusters, or `train` is not
@@ -37,7 +38,7 @@ class Bench(NamedTuple):
     channels: int
     train: Source
     test: Source
-    load: Callable[[str], Source]
+    load: Callable[..., Source]
     features: Callable[[Source], Features]
     maps: Callable[[Source, str, Reduce], Features] | None = None
     predictions: Callable[[Source], Mapping[str, np.ndarray]] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ssljax.protocols.bench import Bench
+from ssljax.protocols.features import unlabelled
 from ssljax.protocols.linear import accuracies
 from ssljax.types import Measurement, Protocol
 
@@ -20,9 +21,9 @@ def judge(bench: Bench) -> Iterator[Measurement]:
 
 
 def refuse(bench: Bench) -> str:
-    """A network that never saw a label has no head to judge."""
+    """A network that never saw a label has no head to judge, and images without labels judge none."""
     if bench.predictions is not None:
-        return ""
+        return unlabelled(bench.test.labels, "classifier", bench.test.split)
     return (f"classifier judges a network that was trained on labels; {bench.name} has no heads of its own. Use knn, linear or "
             "label_fraction, or evaluate a fine-tuned stage")
 
