@@ -21,8 +21,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax import cli
-from ssljax.config import flat, stages
-from ssljax.data import loader, mixing, policies, recipes, sources, views
+from ssljax.config import flat, stages, view_names
+from ssljax.data import loader, mixing, policies, sources, views
 from ssljax.data.source import Source
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def repeated(config: ConfigDict) -> tuple[ConfigDict, dict[str, str]]:
         an unlocked copy, and the name to show by the name of the view: "" where the config has one view.
     """
     config = config.copy_and_resolve_references().unlock()
-    stated = {name: config.views[name].to_dict() for name in recipes.names(config)}
+    stated = {name: config.views[name].to_dict() for name in view_names(config)}
     names = {name: name if len(stated) > 1 else "" for name in stated}
     shown = sum(view.count for view in views.resolved(config))
     for again in range(2, VIEWS // shown + 1):
@@ -190,7 +190,7 @@ def title(config: ConfigDict) -> str:
     data = config.data
     run = f"{config.method}:{config.preset}, {data.source}, {data.image_size} px, seed {config.seed}"
     lines = [run, f"{crop}, {'flips' if a.flip else 'no flips'}{policy}", color]
-    for name in recipes.names(config):
+    for name in view_names(config):
         own = ", ".join(f"{key} {value}" for key, value in config.views[name].to_dict().items())
         lines += [f"{name}: {own}"] if own else []
     return "\n".join(lines)

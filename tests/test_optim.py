@@ -180,3 +180,26 @@ def test_a_kernel_of_zeros_moves_by_its_plain_gradient():
     tx = optim.lars(0.5, lr_in_momentum=True, weight_decay=0.1, momentum=0.9, trust_coefficient=0.001, mask={"w": True})
     step, = follow(tx, {"w": jnp.zeros((1, 2))}, [{"w": jnp.array([[3.0, 4.0]])}])
     np.testing.assert_allclose(step["w"], [[-1.5, -2.0]], rtol=1e-6)
+
+
+def test_a_layer_wise_rate_is_a_row_of_the_table(monkeypatch):
+    """Block i of L learns at decay^(L + 1 - i) of the rate, what lies before the blocks at decay^(L + 1), the head at the whole one."""
+    def layered(config, run):
+        schedule = run.warmed_up(config.warmup_epochs)
+
+        def depth(path):
+            if path[0].key != "encoder":
+                return config.layers + 1
+            return int(path[1].key.removeprefix("block")) + 1 if path[1].key.startswith("block") else 0
+
+        def scaled(updates, params):
+            return jax.tree.map_with_path(lambda path, u: u * config.decay ** (config.layers + 1 - depth(path)), updates)
+        return optax.chain(optax.stateless(scaled), optax.sgd(schedule)), schedule
+
+    monkeypatch.setitem(optim.OPTIMIZERS, "layered", layered)
+    config = optim.ConfigDict(dict(name="layered", learning_rate=1.0, scaling="none", warmup_epochs=0, layers=2, decay=0.5))
+    tx, _ = optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10)
+    params = {"encoder": {name: {"kernel": jnp.ones(1)} for name in ("patch", "block0", "block1")}, "head": {"kernel": jnp.ones(1)}}
+    updates, _ = tx.update(params, tx.init(params), params)
+    found = {name: -float(leaf[0]) for name, leaf in leaf_names(updates).items()}
+    assert found == {"encoder/patch/kernel": 0.125, "encoder/block0/kernel": 0.25, "encoder/block1/kernel": 0.5, "head/kernel": 1.0}

@@ -43,7 +43,7 @@ RUN = (
         COUNT),
     Key("init_from", "", "an earlier stage's name or a run's folder; empty: random initialisation"),
     Key("init_branches", ("encoder",),
-        "the branches of its parameters to start from, those that this run has too", None,
+        "the branches of its parameters to start from, running statistics included", None,
         other_than("init_from", "")),
     Key("log_every", 100, "steps between two lines of the log", COUNT),
     Key("eval_every_epochs", 10, "epochs between two kNN evaluations while training; 0: never", NATURAL),

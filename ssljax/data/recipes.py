@@ -3,19 +3,19 @@
 A view holds what differs from `config.augment`, its `size` and `count`, and in `of` the view whose crop it
 shares:
 
-    views=dict(one=dict(), two=dict(blur_probability=0.1, solarize_probability=0.2))         # a recipe each
-    views=dict(large=dict(count=2), small=dict(count=6, size=96, max_area=0.14))             # sizes and
-    counts views=dict(patches=dict(size=224), tokens=dict(size=112, of="patches"))                  # one crop
-    at two sizes
+    views=dict(one=dict(), two=dict(blur_probability=0.1, solarize_probability=0.2))       # a recipe each
+    views=dict(large=dict(count=2), small=dict(count=6, size=96, max_area=0.14))           # sizes and counts
+    views=dict(patches=dict(size=224), tokens=dict(size=112, of="patches"))                # one crop, two sizes
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
+
+from ssljax.config import view_names
 
 TAKEN = ("image", "label", "index", "copy", "mask", "boxes")          # entries of a batch that are no view
 GEOMETRY = ("crop", "min_area", "max_area", "aspect", "flip", "rotate", "shift", "zoom", "shear")
@@ -53,7 +53,7 @@ def resolved(config: ConfigDict) -> tuple[View, ...]:
         ValueError: a view that cannot be (named).
     """
     stated = {name: {"size": config.data.image_size, "count": 1, "of": "", **config.views[name].to_dict()}
-              for name in names(config)}
+              for name in view_names(config)}
     if not stated:
         raise ValueError("config.views is empty: name at least one view, e.g. views=dict(one=dict())")
     firsts, drawn = {}, 0
@@ -64,14 +64,6 @@ def resolved(config: ConfigDict) -> tuple[View, ...]:
             drawn += view["count"]
     return tuple(View(name, _recipe(config.augment, stated, name), view["size"], view["count"],
                       firsts[view["of"] or name]) for name, view in stated.items())
-
-
-def names(config: ConfigDict) -> tuple[str, ...]:
-    """The names of the views in the order in which they were stated.
-
-    A ConfigDict iterates over sorted keys; its JSON keeps the order.
-    """
-    return tuple(json.loads(config.views.to_json()))
 
 
 def _check(name: str, view: Mapping[str, Any], stated: Mapping[str, Mapping[str, Any]]) -> None:
