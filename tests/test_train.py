@@ -14,6 +14,7 @@ from ssljax import evaluate, sharding, train
 from ssljax.data import sampler, sources
 from ssljax.program import build, with_seed
 from ssljax.protocols.features import raw_pixels
+from ssljax.results import read
 from ssljax.run import few_labels, monitor
 from ssljax.run.checkpoint import Checkpoints, load_part
 from ssljax.run.folder import RunFolder
@@ -55,9 +56,14 @@ def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, c
     for a, b in zip(*map(jax.tree.leaves, with_learning_rate_zero), strict=True):
         np.testing.assert_array_equal(a, b)
     evaluate.main(argv)
-    rows = {row["metric"]: row for row in map(json.loads, (tmp_path / "finetune" / "results.jsonl").read_text().splitlines())}
+    rows = {row["metric"]: row for row in read(tmp_path / "finetune" / "results.jsonl")}
     assert rows["top1"]["protocol"] == "classifier" and rows["top1"]["n"] == 297
     np.testing.assert_allclose(rows["top1"]["value"], 100 * 27 / 297, atol=1e-3)      # a head of zeros says "0"; 27 zeros are held out
+    evaluate.main([*argv, "--stage=pretrain", "--protocols=knn"])
+    earlier, = (row for row in read(tmp_path / "pretrain" / "results.jsonl") if row["metric"] == "top1")
+    assert (earlier["features"], earlier["protocol"], earlier["n"]) == ("simclr", "knn", 297)
+    with pytest.raises(SystemExit, match="--stage=tune: the stages of this config are pretrain, finetune"):
+        evaluate.main([*argv, "--stage=tune"])
     capsys.readouterr()
     train.main(argv)
     assert "step 1" not in capsys.readouterr().out

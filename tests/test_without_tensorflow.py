@@ -1,6 +1,5 @@
 """Training, evaluating and reporting where TensorFlow, clu and TensorBoard are not installed: one process for all, on one CPU device."""
 
-import json
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ssljax.methods import METHODS
+from ssljax.results import read
 from tests.processes import ROOT, environment, logged
 
 
@@ -34,7 +34,7 @@ def test_every_method_trains_and_is_evaluated(done, method):
     run = root / "runs" / method / ("student" if method == "deit" else "")
     losses = [row["loss"] for row in logged(run) if "loss" in row]
     assert len(losses) >= 2 and np.isfinite(losses).all()
-    found = {row["metric"]: row for row in map(json.loads, (run / "results.jsonl").read_text().splitlines())}
+    found = {row["metric"]: row for row in read(run / "results.jsonl")}
     assert found["top1"]["protocol"] == "knn" and found["top1"]["n"] == (4 if method == "photographs" else 297)
     assert found["top1"]["value"] > 5 and "tensorflow" not in printed.split("imported:")[1]
     assert (run / "metrics.jsonl").exists() and not (run / "tensorboard").exists()
