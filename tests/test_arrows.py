@@ -20,7 +20,7 @@ ROOMS = {
     "protocols": (LIGHT | {"optax", "sklearn"}, {"types", "losses", "data"}),
     "run": (LIGHT | {"orbax", "etils", "tqdm", "clu"}, {"types", "config", "results", "data", "protocols", "program", "sharding"}),
     "compiler": (LIGHT | {"libtpu"}, set()),
-    "pictures": (LIGHT | {"matplotlib", "sklearn", "threadpoolctl"}, {"types", "results", "models", "data", "protocols", "program"}),
+    "pictures": (LIGHT | {"matplotlib", "PIL", "sklearn", "threadpoolctl"}, {"types", "results", "models", "data", "protocols", "program"}),
     "config": ({"ml_collections"}, {"cli"}),
     "convert": (LIGHT | {"flax", "safetensors", "torch"}, {"types", "models", "data", "program", "run", "cli"}),
     "results.py": (set(), {"config"}),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from configs.simclr import PRESETS
 from ssljax import report, results
@@ -209,7 +208,7 @@ def test_names_beside_lines_do_not_overlap_and_stay_in_order():
 def test_an_image_without_a_label_has_no_name_and_is_never_wrong(classes, tmp_path, monkeypatch):
     """-1 would be the last class. `classes` is empty where no image has a label."""
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
     labels = np.array([-1, 0]) if classes else np.array([-1, -1])
     images = np.zeros((2, 3, 4, 4, 1), np.uint8)
     beside = np.where(labels[:, None] < 0, [0, 1, -1], [0, 1, -1]) if classes else np.full((2, 3), -1)
