@@ -76,7 +76,7 @@ class Prototypes(NamedTuple):
 
 def deepcluster(config: ConfigDict, facts: Facts) -> Method:
     """DeepCluster as pure functions, of the version that `clusters.version` says."""
-    _check(config, facts)
+    _check(config)
     return _v1(config, facts) if config.clusters.version == 1 else _v2(config, facts)
 
 
@@ -111,6 +111,7 @@ def _v1(config: ConfigDict, facts: Facts) -> Method:
     @every(c.every)
     def refresh(state: TrainState, run: Any) -> TrainState:
         """Features -> whitening -> unit length -> k-means -> labels; a new head that has no past."""
+        enough(c.k, run)
         keys = jax.random.split(run.key(state), 3)                              # other centroids to start from every time
         found, objective = (_piecewise if c.algorithm == "minibatch" else _at_once)(state, run, keys[0], config)
         if c.shuffled:
@@ -136,10 +137,16 @@ def _assignment(extra: Clusters | Prototypes) -> jax.Array:
 
 
 def every(epochs: int) -> Callable[[Refresh], Refresh]:
-    """A refresh that leaves the state alone but in every so-manieth epoch."""
+    """A refresh that leaves the state alone but in every n-th epoch."""
     def wrapped(refresh: Refresh) -> Refresh:
         return lambda state, run: state if run.epochs_done(state) % epochs else refresh(state, run)
     return wrapped
+
+
+def enough(k: int, run: Any) -> None:
+    """Refuses more clusters than there are training images: asked for before the first step, not of who only looks at the network."""
+    if k > len(run.ids):
+        raise ValueError(f"config.clusters.k={k} clusters of {len(run.ids)} images: choose fewer, about ten times the classes you expect")
 
 
 def with_labels(assignment: jax.Array, run: Any) -> dict[str, jax.Array]:
@@ -240,6 +247,7 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
     @every(c.every)
     def refresh(state: TrainState, run: Any) -> TrainState:
         """Spherical k-means on the last epoch's embeddings, a head at a time; an empty cluster keeps its prototype."""
+        enough(c.k, run)
         extra, first = state.extra, int(state.step) == 0
         if first:
             write = jax.jit(fill)
@@ -261,7 +269,7 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
     return Method(init=init, loss=loss, update=update, refresh=refresh, assignment=_assignment, rows=("assignment", "banks"))
 
 
-def _check(config: ConfigDict, facts: Facts) -> None:
+def _check(config: ConfigDict) -> None:
     """Refuses what the method cannot do.
 
     Raises:
@@ -274,6 +282,3 @@ def _check(config: ConfigDict, facts: Facts) -> None:
     for name, values in valid.items():
         if c[name] not in values:
             raise ValueError(f"config.clusters.{name}={c[name]!r} is unknown. Use {', '.join(map(repr, values))}.")
-    if c.k > facts.num_ids:
-        raise ValueError(f"config.clusters.k={c.k} clusters of {facts.num_ids} images: choose fewer, about ten times the classes you "
-                         "expect")

@@ -69,9 +69,9 @@ def deit(config: ConfigDict, facts: Facts) -> Method:
     def logits(params: Pytree, h: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z and z', float32 [B, classes], of the class token [B, D] or of all tokens [B, N, D]."""
         if not two_tokens:
-            z = head.apply({"params": params["head"]}, h)
+            z = models.logits(params["head"], h)
             return z, z
-        return head.apply({"params": params["head"]}, h[:, 0]), head.apply({"params": params["distillation_head"]}, h[:, 1])
+        return models.logits(params["head"], h[:, 0]), models.logits(params["distillation_head"], h[:, 1])
 
     def loss(params: Pytree, model_state: Pytree, extra: DeitState, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
         # 1. One view of each image, a box of it replaced by noise, then mixed with another's; the labels follow.

@@ -38,6 +38,6 @@ def supervised(config: ConfigDict, facts: Facts) -> Method:
         return jnp.mean(cross_entropy(logits, batch["label"])), Out({"encoder": f_state}, (), metrics)
 
     def classify(params: Pytree, extra: tuple, features: jax.Array) -> dict[str, jax.Array]:
-        return {"classifier": head.apply({"params": params["head"]}, features)}
+        return {"classifier": models.logits(params["head"], features)}
 
     return Method(init=init, loss=loss, classify=classify, num_views=1, needs_labels=True, separable=not models.draws(config.model))

@@ -7,6 +7,7 @@ from ssljax.models.apply import (
     infer,
     initialise,
     initialise_head,
+    logits,
     resizable,
     tokens,
     unit_gains,
@@ -20,5 +21,5 @@ from ssljax.models.vit import ViT, resize_positions
 
 __all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "RegNet", "ResNet", "ViT",
            "activation", "attention", "backbone", "draws", "forward",
-           "infer", "initialise", "initialise_head", "mlp", "projection_head", "resizable",
+           "infer", "initialise", "initialise_head", "logits", "mlp", "projection_head", "resizable",
            "resize_positions", "tokens", "unit_gains"]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ssljax.models.heads import LinearClassifier
 from ssljax.models.placement import along_batch
 from ssljax.models.vit import ViT, resize_positions
 
@@ -59,6 +60,11 @@ def forward(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, *,
     rngs = None if key is None else dict(zip(("drop_path", "dropout"), jax.random.split(key), strict=True))
     y, state = net.apply({"params": params, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"], rngs=rngs, **call)
     return y, state.get("batch_stats", {})
+
+
+def logits(head: Pytree, h: jax.Array) -> jax.Array:
+    """What a LinearClassifier with these parameters says of features [B, D]: float32 [B, classes], as many as it was trained for."""
+    return LinearClassifier(head["dense"]["kernel"].shape[-1]).apply({"params": head}, h)
 
 
 def infer(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, **call: bool) -> jax.Array:

@@ -265,8 +265,11 @@ def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(after.seen)), np.sort(index))
 
 
-def test_wrong_settings_are_refused():
+def test_wrong_settings_are_refused(source):
+    with pytest.raises(ValueError, match="500 clusters of 400 images"):
+        program = build(config_of(clusters__k=500), source.facts)
+        refreshed(program, source, program.init(0), 0, None)
     for name, value, message in (("version", 3, "version=3"), ("sampler", "even", "'uniform', 'weights', 'none'"),
-                                 ("repair", "no", "'faiss'"), ("k", 500, "500 clusters of 400 images")):
+                                 ("repair", "no", "'faiss'")):
         with pytest.raises(ValueError, match=message):
             METHODS["deepcluster"](config_of(**{f"clusters__{name}": value}), FACTS._replace(num_ids=400))
