@@ -286,9 +286,9 @@ ORDER_AND_STATE = [
     Mutation("only_the_encoder_is_taken", PROGRAM, "for name in config.init_branches:", "for name in config.init_branches[:1]:",
              "a projector that starts anew where fine-tuning is to go on from it",
              f"{T_PROGRAM}::test_a_run_starts_from_the_branches_that_it_names"),
-    Mutation("classes_of_the_data_at_hand", "ssljax/run/checkpoint.py", "        if shape == tuple(leaf.shape):\n            return leaf\n",
-             "        if True:\n            return leaf\n", "a run is restored with the shapes of the data that it is judged on",
-             f"{T_PROGRAM}::test_a_network_is_judged_on_data_that_it_was_not_trained_on"),
+    Mutation("clusters_of_other_images", "ssljax/evaluate.py", "own_data = not elsewhere(", "own_data = True or elsewhere(",
+             "labels by id, of images that the run never saw",
+             f"{T_PROGRAM}::test_a_network_is_judged_on_data_that_it_was_not_trained_on[deepcluster-True]"),
     Mutation("stated_sizes_are_believed", "ssljax/data/sources.py", "if stated and stated != there:", "if False:",
              "a schedule of tau for another number of images", f"{T_PROGRAM}::test_facts_are_read_from_the_data"
              "_and_what_a_config_states_is_checked_against_them"),

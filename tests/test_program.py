@@ -108,8 +108,11 @@ def test_a_network_is_judged_on_data_that_it_was_not_trained_on(method, noted, f
     c.model.width = 0.125
     run = tmp_path / "run"
     program = build(c.lock(), FACTS)
+    state = switched_on(program.init(0))
+    if method == "deepcluster":
+        state = state.replace(extra=state.extra._replace(assignment=jnp.arange(1500, dtype=jnp.int32) % 5))
     with RunFolder(str(run), program.config, FACTS if noted else None) as opened:
-        opened.save(switched_on(program.init(0)), {})
+        opened.save(state, {})
     assert facts_of(str(run)) == (FACTS if noted else None)
     argv = [f"--config=configs/{method}.py:digits", width, f"--workdir={run}", f"--config.data.source=folder:{folder}",
             "--config.evaluate.knn_k=3"]
