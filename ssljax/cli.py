@@ -55,9 +55,8 @@ def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) 
                            **{name: values[name].value for name in extra})
 
 
-def load(verb: str, argv: list[str], values: flags.FlagValues | None = None) -> tuple[ConfigDict,
-                                                                                      dict[str, Any],
-                                                                                      list[str]]:
+def load(verb: str, argv: list[str],
+         values: flags.FlagValues | None = None) -> tuple[ConfigDict, dict[str, Any], list[str]]:
     """The config that the words of a command line name, with its overrides.
 
     Args:
@@ -85,9 +84,7 @@ def load(verb: str, argv: list[str], values: flags.FlagValues | None = None) -> 
         given = config_flags.get_override_values(values["config"])
         config, overrides = overridden(preset, given)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        # a KeyError shows the repr of its message
-        text = error.args[0] if isinstance(error,
-                                           KeyError) else error
+        text = error.args[0] if isinstance(error, KeyError) else error    # a KeyError shows its message's repr
         raise SystemExit(f"ssljax {verb}: {text}") from error
     return config, overrides, rest
 
@@ -113,8 +110,8 @@ def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, d
             raise ValueError(reason)
     config = configs.resolve(config)
     after = configs.flat(config)
-    return config.lock(), {key: value for key,
-                           value in given.items() if key not in before or after[key] != before[key]}
+    took = {key: value for key, value in given.items() if key not in before or after[key] != before[key]}
+    return config.lock(), took
 
 
 def preset_of(name: str) -> ConfigDict:

@@ -96,10 +96,9 @@ class Method(NamedTuple):
         probes: branches of `params` that weight decay and layer-wise adaptation leave alone.
         restarted: branches of `params` that `refresh` begins anew: no momentum is kept for them where the optimizer makes a difference.
         num_views: how many views `config.views` must draw; 0: any number.
-        needs_labels: every training image must have a label.
+        needs_labels: every training image must have a label; a source where one has none is refused.
         separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so micro-batches may be averaged.
         two_pass: for a loss that is not; None where neither holds, and `config.accumulate` is refused.
-        needs_labels: every training image must have a label; THE loop refuses a source where one has none.
     """
 
     init: Callable[..., tuple[Pytree, Pytree, Pytree]]
@@ -119,7 +118,6 @@ class Method(NamedTuple):
     needs_labels: bool = False
     separable: bool = False
     two_pass: TwoPass | None = None
-    needs_labels: bool = False
 
 
 @struct.dataclass

@@ -8,8 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from ssljax import config
-from ssljax.config.keys import FACTS, KEYS, row
-from ssljax.config.rules import live
+from ssljax.config.keys import FACTS, KEYS, VIEW_COUNTS, row
+from ssljax.config.rules import live, reader
 
 ROOT = Path(__file__).parent.parent
 PAPERS = [path.stem for path in sorted((ROOT / "configs").glob("*.py"))]
@@ -28,8 +28,7 @@ def digits(**changes) -> ConfigDict:
     return c
 
 
-# ----------------------------------------------------------------------------------------------------------
-# --------- every preset
+# ----------------------------------------------------------------------------------------------- every preset
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_every_preset_is_resolved_locked_and_says_its_name(paper):
@@ -55,8 +54,8 @@ def test_runs_of_older_versions_resume(file):
     changed = new.copy_and_resolve_references().unlock()
     changed.optim.learning_rate = 0.123
     changed.augment.min_area = 0.5  # in the digits' warps nothing reads it
-    assert config.differences(old, config.resolve(changed)) == [("optim.learning_rate",
-                                                                 old["optim"]["learning_rate"], 0.123)]
+    found = config.differences(old, config.resolve(changed))
+    assert found == [("optim.learning_rate", old["optim"]["learning_rate"], 0.123)]
 
 
 def test_all_digits_presets_are_among_the_older_runs():
@@ -66,8 +65,7 @@ def test_all_digits_presets_are_among_the_older_runs():
     assert stages == {file.stem for file in OLD_RUNS}
 
 
-# ----------------------------------------------------------------------------------------------------------
-# -------------- resolve
+# ---------------------------------------------------------------------------------------------------- resolve
 
 def test_resolve_adds_what_is_read_and_drops_what_is_not():
     c = config.resolve(digits(optim__name="lars", augment__jitter_probability=0.0))
@@ -151,8 +149,7 @@ def test_what_only_the_old_run_has_counts_where_nobody_can_say_that_it_did_nothi
     assert not {name for name, *_ in config.differences({}, c)} & set(FACTS)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# ----------- the checks
+# ------------------------------------------------------------------------------------------------- the checks
 
 @pytest.mark.parametrize("key, value, message", [
     ("batch_size", -8, r"config.batch_size=-8 is not valid, it must be at least 1"),
@@ -187,6 +184,19 @@ def test_a_wrong_value_is_named_with_what_is_valid(key, value, message):
         config.check(ConfigDict(tree))
 
 
+def test_the_table_and_the_methods_agree_on_the_number_of_views():
+    """The table says it before JAX is there, the methods where a program is built."""
+    from ssljax.methods import METHODS
+    from ssljax.types import Facts
+
+    for paper in PAPERS:
+        for preset in (name for name in importlib.import_module(f"configs.{paper}").PRESETS if "digits" in name):
+            for stage in config.stages(get(paper, preset)).values():
+                read = reader(config.flat(stage), "")
+                table = [count for when, count in VIEW_COUNTS if when.holds(read)] or [0]
+                assert table == [METHODS[stage.method](stage, Facts(1500, 10, 1500)).num_views], preset
+
+
 def test_a_stage_is_named_with_its_key():
     c = get("simclr", "digits_finetune").unlock()
     c.finetune.batch_size = 0
@@ -200,8 +210,7 @@ def test_a_preset_that_is_not_there_is_answered_with_those_that_are():
         get("moco", "v4")
 
 
-# ----------------------------------------------------------------------------------------------------------
-# ---------- the table
+# -------------------------------------------------------------------------------------------------- the table
 
 def test_the_page_is_written_from_the_table():
     page = (ROOT / "docs" / "config.md").read_text()

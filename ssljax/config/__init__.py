@@ -43,8 +43,7 @@ def base() -> ConfigDict:
     return resolve(ConfigDict())
 
 
-# ----------------------------------------------------------------------------------------------------------
-# --------- data sets
+# -------------------------------------------------------------------------------------------------- data sets
 # With the network, the evaluation and the logging that suit their size.
 
 def imagenet(epochs: int, batch_size: int) -> ConfigDict:
@@ -129,14 +128,13 @@ def digits() -> ConfigDict:
     return c
 
 
-# ----------------------------------------------------------------------------------------------------------
-# ----- shared pieces
+# ---------------------------------------------------------------------------------------------- shared pieces
 
 def vit(name: str, patch: int, dtype: str = "bfloat16") -> ConfigDict:
     """DeiT's vision transformer as a `model` section, without stochastic depth."""
     return ConfigDict(dict(name=name, patch=patch, positions="learned", scheme="deit", frozen_patch=False,
-                           scan=False, distillation=False,
-                           drop_path=0.0, dropout=0.0, dtype=dtype, remat="none"))
+                           scan=False, distillation=False, drop_path=0.0, dropout=0.0, dtype=dtype,
+                           remat="none"))
 
 
 def two_stages(first: str, before: ConfigDict, second: str, after: ConfigDict) -> ConfigDict:
@@ -153,8 +151,7 @@ def finetune(pretrain: ConfigDict) -> ConfigDict:
     c.method, c.init_from = "supervised", "pretrain"
     c.views = dict(one=dict())
     # crop and flip only [P]
-    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0,
-                     blur_probability=0.0)
+    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)
     # [P]
     c.optim = dict(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", weight_decay=0.0,
                    warmup_epochs=0)
@@ -162,8 +159,7 @@ def finetune(pretrain: ConfigDict) -> ConfigDict:
     return two_stages("pretrain", pretrain, "finetune", c)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# --- what presets end in
+# ---------------------------------------------------------------------------------------- what presets end in
 
 def choose(preset: str, presets: Collection[str], file: str) -> None:
     """Refuses a preset that a file of configs does not have.

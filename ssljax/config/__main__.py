@@ -1,9 +1,8 @@
 """`ssljax config`: what a config says, all of it, and how two differ.
 
-    ssljax config --config configs/x.py[:preset] [overrides]               # every key, its value and what it
-    means ssljax config --config configs/x.py[:preset] --diff configs/y.py[:preset]          # the keys in
-    which they differ ssljax config --keys                                                   # the table of
-    all keys, docs/config.md
+    ssljax config --config configs/x.py[:preset] [overrides]        # every key, its value, what it means
+    ssljax config --config configs/x.py[:preset] --diff configs/y.py[:preset]        # where they differ
+    ssljax config --keys                                            # the table of all keys, docs/config.md
 """
 
 from __future__ import annotations

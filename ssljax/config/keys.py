@@ -52,8 +52,6 @@ RUN = (
     Key("checkpoint.best", "knn", "the metric whose best checkpoint stays as well; empty: none"),
 )
 
-
-
 STORED = When("data.source is not digits", lambda read: read("data.source") != "digits")
 FOLDER = When("data.source is folder:PATH", lambda read: read("data.source").startswith("folder:"))
 PART = When("data.label_fraction is below 1", lambda read: read("data.label_fraction") < 1)
@@ -167,7 +165,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
     def of(*families: str) -> When:
         return also & network(section, *families) if also.text else network(section, *families)
 
-    any_norm, unbiased = of("resnet", "plain", "regnet"), of("resnet", "plain")
+    any_norm, unbiased = of("resnet", "alexnet_vgg", "regnet"), of("resnet", "alexnet_vgg")
     if norms is not None:
         any_norm, unbiased = any_norm | norms, unbiased | norms
     return (
@@ -175,14 +173,14 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             None, also),
         Key(f"{section}.dtype", "bfloat16", "of the computation; parameters are float32",
             OneOf(("float32", "bfloat16")), also),
-        Key(f"{section}.width", 1.0, "scales every layer", POSITIVE, of("resnet", "plain")),
+        Key(f"{section}.width", 1.0, "scales every layer", POSITIVE, of("resnet", "alexnet_vgg")),
         Key(f"{section}.stem", "imagenet", "imagenet: 7x7/2 and max-pool; cifar: one 3x3/1",
             OneOf(("imagenet", "cifar")), of("resnet")),
         Key(f"{section}.shortcut", "simclr",
             "simclr: a projection in the first block of every group; torchvision: where shapes change, "
             "and the unbiased running variance", OneOf(("simclr", "torchvision")), unbiased),
         Key(f"{section}.sk_ratio", 0.0, "selective kernels; 0: none", UNIT, of("resnet")),
-        Key(f"{section}.sobel", False, "edges instead of colours", None, of("resnet", "plain")),
+        Key(f"{section}.sobel", False, "edges instead of colours", None, of("resnet", "alexnet_vgg")),
         Key(f"{section}.bn_momentum", 0.9, "of the running statistics", UNIT, any_norm),
         Key(f"{section}.bn_epsilon", 1e-5, "added to the variance", POSITIVE, any_norm),
         Key(f"{section}.remat", "none",
@@ -197,7 +195,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
         Key(f"{section}.drop_path", 0.0, "stochastic depth of the last block", BELOW_ONE,
             of("vit", "regnet")),
         Key(f"{section}.dropout", 0.0, "in the blocks, or before the classifier", BELOW_ONE,
-            of("vit", "plain")),
+            of("vit", "alexnet_vgg")),
     )
 
 
@@ -238,8 +236,7 @@ METHOD = (
     Key("loss.temperature", 0.1, "of the similarities", POSITIVE, method("simclr", "moco")),
     Key("loss.symmetric", False, "both directions, twice the keys", None, QUEUE),
     Key("online_probe", False, "a linear classifier on features without gradient, trained beside the network",
-        None,
-        method("simclr", "byol")),
+        None, method("simclr", "byol")),
     Key("zero_init_residual", True, "the last gain of a residual branch starts from 0", None, TARGET),
     Key("queue.size", 65536, "keys; 0: negatives from the batch", NATURAL, method("moco")),
     Key("target.momentum", 0.99, "of the slow network, at the start", UNIT, TARGET),
@@ -289,8 +286,7 @@ OPTIM = (
         OneOf(("linear", "sqrt", "none"))),
     Key("optim.weight_decay", 0.0, "which parameters: see ssljax/optim.py", NOT_NEGATIVE),
     Key("optim.warmup_epochs", 0, "of a linear warm-up", NATURAL,
-        optimizer("lars", "sgd", "adamw", "torch_adamw", "timm_adamw",
-                                                                             "timm_sgd")),
+        optimizer("lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd")),
     Key("optim.momentum", 0.9, "of the gradients", BELOW_ONE,
         optimizer("lars", "sgd", "torch_sgd", "deepcluster_sgd", "timm_sgd")),
     Key("optim.nesterov", False, "momentum", None, optimizer("sgd")),
@@ -298,8 +294,7 @@ OPTIM = (
     Key("optim.lr_in_momentum", True, "True: SimCLR's released form; False: BYOL's and MoCo v3's", None,
         optimizer("lars")),
     Key("optim.milestones", (), "epochs at which the rate is divided by ten; empty: a cosine by whole epochs",
-        COUNT,
-        optimizer("torch_sgd")),
+        COUNT, optimizer("torch_sgd")),
     Key("optim.start", 0.0, "rate of the first epoch, not scaled", NOT_NEGATIVE, TIMM),
     Key("optim.end", 0.0, "rate that the last epoch approaches, not scaled", NOT_NEGATIVE, TIMM),
     Key("optim.lag", 0, "1: every epoch at the rate of the one before", NATURAL, TIMM),
@@ -336,7 +331,7 @@ def row(name: str) -> Key | None:
     return KEYS.get(name)
 
 
-# How many views a method takes; others take what they are given.
-VIEW_COUNTS = {"simclr": 2, "moco": 2, "byol": 2, "supervised": 1, "deit": 1}
+# How many views a method takes, as its `Method.num_views` says; others take what they are given.
+VIEW_COUNTS = ((method("simclr", "moco", "byol"), 2), (method("supervised", "deit") | V1, 1))
 
 __all__ = ["FACTS", "KEYS", "Key", "VIEW_COUNTS", "row"]

@@ -70,8 +70,8 @@ def changed(config: ConfigDict) -> dict[str, Any]:
 
     Those that the table does not know always do, facts never.
     """
-    return {name: value for name,
-            value in flat(config).items() if name not in FACTS and value != default(name)}
+    leaves = flat(config)
+    return {name: leaves[name] for name in leaves if name not in FACTS and leaves[name] != default(name)}
 
 
 def modern(old: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,11 +105,11 @@ def differences(old: Mapping[str, Any], new: ConfigDict | Mapping[str, Any]) -> 
         new: one stage, resolved.
     """
     before, after = modern(old), flat(new)
-    pairs = [(name, before.get(name, default(name)), value) for name,
-             value in after.items() if name not in FACTS]
-    gone = [name for name in before if name not in after and (row(name) is None or name.startswith("views."))]
-    return sorted([pair for pair in pairs if pair[1] != pair[2]] + [(name, before[name],
-                                                                     ABSENT) for name in gone])
+    pairs = [(name, before.get(name, default(name)), after[name]) for name in after if name not in FACTS]
+    other = [pair for pair in pairs if pair[1] != pair[2]]
+    gone = [(name, before[name], ABSENT) for name in before
+            if name not in after and (row(name) is None or name.startswith("views."))]
+    return sorted(other + gone)
 
 
 def hashed(config: ConfigDict) -> str:

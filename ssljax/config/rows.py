@@ -13,7 +13,8 @@ Read = Callable[[str], Any]           # the value of a key in the config at hand
 # config states them.
 METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
 OPTIMIZERS = ("lars", "sgd", "adamw", "torch_sgd", "torch_adamw", "deepcluster_sgd", "timm_adamw", "timm_sgd")
-FAMILIES = {"resnet": "resnet", "regnety": "regnet", "vit": "vit", "alexnet": "plain", "vgg16": "plain"}
+FAMILIES = {"resnet": "resnet", "regnety": "regnet", "vit": "vit", "alexnet": "alexnet_vgg",
+            "vgg16": "alexnet_vgg"}
 
 
 class Range(NamedTuple):
@@ -55,7 +56,7 @@ class When(NamedTuple):
     Attributes:
         text: the same in words, "" for always.
         holds: True, False, or None where the table cannot know, because it does not know the method, network
-        or optimizer.
+            or optimizer.
     """
 
     text: str
@@ -104,7 +105,7 @@ class Key(NamedTuple):
 
 
 def family(network: str) -> str:
-    """The family of a network: resnet, regnet, vit or plain; "" for one that the table does not know."""
+    """The family of a network: resnet, regnet, vit or alexnet_vgg; "" for one that it does not know."""
     if network in FAMILIES:
         return FAMILIES[network]
     word = network.split("_")[0]

@@ -157,13 +157,12 @@ def _check_views(prefix: str, stage: ConfigDict) -> None:
             raise ValueError(f"config.{prefix}views.{view}.of={overrides.of!r} is no other view: "
                              f"{', '.join(view_names(stage))}")
         total += overrides.count if "count" in overrides else 1
-    wanted = VIEW_COUNTS.get(stage.method, total)
-    if stage.method == "deepcluster" and stage.clusters.version == 1:
-        wanted = 1
-    if total != wanted:
-        names = ", ".join(view_names(stage))
-        raise ValueError(f"config.{prefix}views has {total} views ({names}), but method {stage.method!r} "
-                         f"takes {wanted}: name as many in `views`")
+    read = reader(flat(stage), "")
+    for when, wanted in VIEW_COUNTS:
+        if when.holds(read) and total != wanted:
+            names = ", ".join(view_names(stage))
+            raise ValueError(f"config.{prefix}views has {total} views ({names}), but method {stage.method!r} "
+                             f"takes {wanted}: name as many in `views`")
 
 
 def nearest(name: str, known: Collection[str]) -> list[str]:
