@@ -22,20 +22,20 @@ HEAVY = ("train", "evaluate", "plan", "preview", "convert")         # verbs with
 
 def main() -> None:
     """Calls the verb's main, or lists the verbs; a wrong config is refused before the verb is imported."""
-    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
-        asked = f"no verb {sys.argv[1]!r}\n" if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help",
-                                                                                          "help") else ""
-        print(asked + "usage: ssljax <verb> [flags]\n" + "\n".join(f"  {verb:9} {what}" for verb,
-                                                                   what in VERBS.items()))
-        sys.exit(2 if asked else 0)
-    name, file = f"ssljax.{sys.argv[1]}", Path(__file__).with_name(f"{sys.argv[1]}.py")
+    asked = sys.argv[1] if len(sys.argv) > 1 else "help"
+    if asked not in VERBS:
+        help_wanted = asked in ("-h", "--help", "help")
+        print(*([] if help_wanted else [f"no verb {asked!r}"]), "usage: ssljax <verb> [flags]",
+              *(f"  {verb:9} {what}" for verb, what in VERBS.items()), sep="\n")
+        sys.exit(0 if help_wanted else 2)
+    name, file = f"ssljax.{asked}", Path(__file__).with_name(f"{asked}.py")
     if not file.exists():                                                       # a room with a verb
         name, file = f"{name}.__main__", file.with_suffix("") / "__main__.py"
     if {"-h", "--help", "-help"} & set(sys.argv[2:]):
         print(ast.get_docstring(ast.parse(file.read_text())))  # read, not imported: help in no time
         return
-    if sys.argv[1] in HEAVY:
-        cli.load(sys.argv[1], sys.argv[2:])
+    if asked in HEAVY:
+        cli.load(asked, sys.argv[2:])
     importlib.import_module(name).main(sys.argv[2:])
 
 

@@ -1,8 +1,9 @@
 """Protocols on a checkpoint and on its baselines; every measurement is one line of results.jsonl.
 
-    ssljax evaluate --config configs/simclr.py:digits --workdir runs/digits --protocols knn,linear,label_fraction \
+    ssljax evaluate --config configs/simclr.py:digits --workdir runs/digits --protocols knn,linear,label_fraction \\
         --baselines raw_pixels,random_init,supervised [--results experiments/simclr/results.jsonl]
 
+Any data may be judged on: `--config.data.source=folder:PATH`. Of a config with stages the last one is meant, or `--stage NAME`.
 The checkpoint is the last one, never the best over the test split. Beside the results lies gallery-PRESET.npz: a few hundred test features
 and some nearest neighbours, for the figures of `ssljax report`.
 """

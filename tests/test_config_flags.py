@@ -19,11 +19,10 @@ def parse(*words: str):
 
 def test_overrides_take_the_type_of_their_key():
     flags = parse("--config.optim.learning_rate=1", "--config.augment.mean=(0.5,)", "--noconfig.online_probe",
-                  "--config.seed", "7",
-                  "--config.epochs=40")
+                  "--config.seed", "7", "--config.epochs=40")
     c = flags.config
-    assert (c.optim.learning_rate, c.augment.mean, c.online_probe, c.seed, flags.workdir) == (1.0, (0.5,),
-                                                                                              False, 7, "x")
+    found = (c.optim.learning_rate, c.augment.mean, c.online_probe, c.seed, flags.workdir)
+    assert found == (1.0, (0.5,), False, 7, "x")
     assert isinstance(c.optim.learning_rate, float) and c.is_locked
     # 40 it was
     assert flags.overrides == {"optim.learning_rate": 1.0, "augment.mean": (0.5,), "online_probe": False,
@@ -40,8 +39,8 @@ def test_keys_that_the_preset_does_not_read_come_with_what_reads_them():
 def test_stages_are_overridden_by_name():
     flags = cli.parse("train", ["--config=configs/simclr.py:digits_finetune", "--workdir=x",
                                 "--config.finetune.optim.learning_rate=0.5"])
-    assert (flags.config.finetune.optim.learning_rate, flags.config.pretrain.optim.learning_rate) == (0.5,
-                                                                                                      0.3)
+    c = flags.config
+    assert (c.finetune.optim.learning_rate, c.pretrain.optim.learning_rate) == (0.5, 0.3)
     assert flags.overrides == {"finetune.optim.learning_rate": 0.5}
 
 

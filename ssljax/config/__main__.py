@@ -1,8 +1,10 @@
 """`ssljax config`: what a config says, all of it, and how two differ.
 
-    ssljax config --config configs/x.py[:preset] [overrides]        # every key, its value, what it means
+    ssljax config --config configs/x.py[:preset] [overrides]         # every key, its value, what it means
     ssljax config --config configs/x.py[:preset] --diff configs/y.py[:preset]        # where they differ
-    ssljax config --keys                                            # the table of all keys, docs/config.md
+    ssljax config --keys                                             # the table of all keys, docs/config.md
+
+Only what the recipe reads is shown. Nothing is run and JAX is not loaded.
 """
 
 from __future__ import annotations
