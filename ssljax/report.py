@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ssljax import results
+from ssljax.config import flat
 from ssljax.pictures import figures
 from ssljax.pictures.page import Block, markdown, page, renew, terminal
 from ssljax.pictures.paper import paper_blocks
@@ -110,14 +111,6 @@ def training_runs(folder: Path) -> list[Training]:
             config = flat(json.loads(file.with_name("config.json").read_text()))
             rows = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
             found.append(Training(str(file.parent.relative_to(folder)), config, rows))
-    return found
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted key -> value."""
-    found = {}
-    for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from configs.simclr import PRESETS
 from ssljax import report, results
+from ssljax.config import leaves
 from ssljax.pictures import figures, gallery, page, paper, tables
 
 ROOT = Path(__file__).parent.parent
@@ -368,7 +369,7 @@ def test_a_papers_row_asks_for_what_its_command_changes(experiment):
     for table in json.loads((ROOT / "experiments" / experiment / "paper.json").read_text()):
         for row in (row for row in table["rows"] if "match" in row and "command" in row):
             for config, given in overrides(row["command"]):
-                flat = report.flat(config.to_dict())
+                flat = leaves.flat(config)
                 real = {key: value_of(text, flat[key]) for key, text in given.items() if key in flat}
                 real = {key: value for key, value in real.items() if value != flat[key]}
                 assert row.get("changed", {}) == results.changed(real, flat.get("stages", ())), row["name"]
