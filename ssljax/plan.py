@@ -27,7 +27,7 @@ from ssljax import cli, sharding
 from ssljax.compiler import ahead, flops, hlo, slices
 from ssljax.compiler.slices import GIB, Slice
 from ssljax.config import flat
-from ssljax.data import views
+from ssljax.data import recipes
 from ssljax.program import AHEAD, Program, build, stages
 from ssljax.results import commit, versions
 from ssljax.types import Facts
@@ -143,7 +143,7 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the global batch that `loader.train_batches` delivers."""
     b, data, split = program.config.batch_size, program.config.data, sharding.batch_sharding(program.mesh)
     whole = {"image": (data.image_size, data.image_size, data.channels)}
-    pixels = views.host_shapes(program.config) if data.crop_on == "host" else whole
+    pixels = recipes.host_shapes(program.config) if data.crop_on == "host" else whole
     numbers = ["label", "index", *(["copy"] if data.repeats > 1 or program.method.balance else [])]
     shapes = {**{name: ((b, *shape), jnp.uint8) for name, shape in pixels.items()}, **{name: ((b,), jnp.int32) for name in numbers}}
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in shapes.items()}

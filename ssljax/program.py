@@ -22,7 +22,7 @@ from ssljax.data import loader, views
 from ssljax.data.source import Source
 from ssljax.methods import METHODS
 from ssljax.protocols.features import Encode, Features, extract
-from ssljax.run.checkpoint import Checkpoints, load_part, load_weights
+from ssljax.run.checkpoint import load_part, load_weights
 from ssljax.step import make_train_step
 from ssljax.types import Facts, Method, Pytree, TrainState
 
@@ -322,20 +322,6 @@ def encoded(encode: Encode, mesh: Mesh, config: ConfigDict, source: Source) -> F
 
 
 # ------------------------------------------------------------------------------------------------------------------------- stages
-
-def restore(program: Program, workdir: str) -> TrainState:
-    """The whole state of a run's newest checkpoint.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    checkpoints = Checkpoints(workdir, read_only=True)
-    state = checkpoints.restore(program.shapes)
-    checkpoints.close()
-    if state is None:
-        raise FileNotFoundError(f"no checkpoint in {workdir}: run `ssljax train` with the same --config and --workdir first")
-    return state
-
 
 def stages(config: ConfigDict, workdir: str) -> list[tuple[str, ConfigDict, str]]:
     """(name, config, folder) of every stage; a config without stages is one, in workdir itself."""

@@ -134,7 +134,7 @@ def training_views(image: tf.Tensor, key: tf.Tensor, config: ConfigDict,
         copy: which coming of the image in this epoch, from 0.
 
     Returns:
-        uint8, in the entries and of the shapes that `views.host_shapes` says.
+        uint8, in the entries and of the shapes that `recipes.host_shapes` says.
 
     Raises:
         ValueError: a view's `crop` cannot be done here.

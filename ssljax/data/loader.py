@@ -57,7 +57,7 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
 
     Returns:
         dicts of numpy arrays, b = batch_size / process_count:
-        image uint8 [b, H, W, C] (data.crop_on="device") or what `views.host_shapes` says ("host"); label int32 [b]; index int32 [b];
+        image uint8 [b, H, W, C] (data.crop_on="device") or what `recipes.host_shapes` says ("host"); label int32 [b]; index int32 [b];
         with data.repeats > 1 or a balance also copy int32 [b], how often the image came before in this epoch (for `views.make`).
 
     Raises:

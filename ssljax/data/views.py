@@ -33,7 +33,6 @@ from ssljax.data.augment import (
 )
 from ssljax.data.mixing import random_erasing
 from ssljax.data.recipes import View, resolved, total
-from ssljax.data.recipes import host_shapes as host_shapes
 
 # ------------------------------------------------------------------------------------------------- one view
 
@@ -186,7 +185,7 @@ def make(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) -> 
     Args:
         batch: index int32 [B], the stable ids of the examples; copy int32 [B] where an image comes several
             times an epoch, for views of its own each time; and the pixels, uint8: image [B, H, W, C], to crop
-            here, or what `host_shapes` says, [B, ...], cropped and flipped.
+            here, or what `recipes.host_shapes` says, [B, ...], cropped and flipped.
         key: the step's key; a view's own is fold_in(fold_in(key, index), copy * V + number), V =
             `total(config)`.
         config: reads `views`, `augment` and `data.image_size`.

@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 
 BEGIN, END = "<!-- report: written by `ssljax report`, do not edit -->", "<!-- /report -->"
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222
-} div { overflow-x: auto } table { border-collapse: collapse; font-size: 14px } td, th { padding: .3rem .7rem;
-border-bottom: 1px solid #ddd; text-align: right } td:first-child, th:first-child { text-align: left } img {
-max-width: 100% } figure { margin: 1.5rem 0 } figcaption { color: #666; font-size: 14px } pre { background:
-#f5f5f5; padding: .7rem; overflow-x: auto; font-size: 12px }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+div { overflow-x: auto }
+table { border-collapse: collapse; font-size: 14px }
+td, th { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+td:first-child, th:first-child { text-align: left }
+img { max-width: 100% }
+figure { margin: 1.5rem 0 }
+figcaption { color: #666; font-size: 14px }
+pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: 12px }
 """
 
 

@@ -94,14 +94,14 @@ class Checkpoints:
         for step in self._newest_first():
             try:
                 folder = self.directory / str(step) / "default"
-                stored = _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+                stored = _stored(folder)
             except Exception as error:     # as in `restore`
                 self._set_aside(step, error)
                 continue
             self._refuse_other_backbone(step, stored, wanted)
             try:
                 return TrainState(**_read(folder, _in_shape(wanted, stored)), opt_state=())
-            except Exception as error:
+            except Exception as error:     # as in `restore`
                 self._set_aside(step, error)
         return None
 
@@ -203,7 +203,7 @@ def load_part(workdir: str, like: Pytree, part: str,
         return like
     # Only this branch is read: the optimizer state of the earlier stage is of another shape.
     folder = checkpoints.directory / str(steps[-1]) / "default"
-    stored = _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+    stored = _stored(folder)
     if not any(name.startswith(f"{part}/") for name in stored):
         branches = sorted({"/".join(name.split("/")[:2]) for name in stored})
         raise ValueError(f"the checkpoint in {workdir} has no {part!r}, but {', '.join(branches)}")
@@ -239,6 +239,11 @@ def _read(folder: epath.Path, like: Pytree) -> Pytree:
     with ocp.PyTreeCheckpointer() as reader:
         return reader.restore(folder, args=ocp.args.PyTreeRestore(
             like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True))
+
+
+def _stored(folder: epath.Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a checkpoint's leaves, without reading them."""
+    return _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
 
 
 def _shapes(tree: Pytree) -> dict[str, tuple[int, ...]]:

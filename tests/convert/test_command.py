@@ -16,7 +16,8 @@ from ssljax import convert, models, sharding
 from ssljax.config import resolve
 from ssljax.convert import regnet, weights
 from ssljax.convert.__main__ import export_weights, import_weights, main
-from ssljax.program import build, restore, start_from
+from ssljax.program import build, start_from
+from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder
 from tests.convert.foreign import like
 from tests.methods.small import FACTS
@@ -74,7 +75,7 @@ def imported(tmp_path_factory):
 def test_a_file_becomes_a_checkpoint_that_predicts(imported):
     folder, config, _, tree = imported
     program = build(config, FACTS)
-    state = restore(program, str(folder / "run"))
+    state = Checkpoints(str(folder / "run"), read_only=True).restore(program.shapes)
     assert int(state.step) == 0 and (folder / "run" / "run.json").exists()
     assert_equal({"params": state.params, "model_state": state.model_state}, tree)
     image = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 16, 16, 1)).astype(np.uint8))

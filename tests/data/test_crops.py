@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs.simclr import get_config
-from ssljax.data import crops, policies, views
+from ssljax.data import crops, policies, recipes
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_views_have_sizes_and_recipes_of_their_own(photograph):
     alone = made(photograph, [2, 5], config).numpy()
     config.views = dict(large=dict(flip=False), small=dict(count=2, size=8, crop="torchvision", max_area=0.3))
     found = crops.training_views(photograph, np.int64([2, 5]), config)
-    assert {name: tuple(leaf.shape) for name, leaf in found.items()} == views.host_shapes(config)
+    assert {name: tuple(leaf.shape) for name, leaf in found.items()} == recipes.host_shapes(config)
     large = found["large"].numpy()[0]
     assert (large == alone[0]).all() or (large == alone[0][:, ::-1]).all()            # view 0: the same box
     config.views = dict(any=dict(), small=dict(count=2, size=8, crop="torchvision", max_area=0.3))

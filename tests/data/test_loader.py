@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs.simclr import get_config
 from ssljax.config import resolve
-from ssljax.data import crops, loader, sampler, sources, views
+from ssljax.data import crops, loader, recipes, sampler, sources
 
 
 def take(batches, n):
@@ -104,7 +104,7 @@ def test_views_of_several_sizes_come_under_their_names(host):
     source, config = host
     config.views = dict(large=dict(count=2), small=dict(size=8, max_area=0.3), again=dict(of="large", count=2, size=4))
     whole = take(loader.train_batches(source, config), 4)
-    shapes = {name: (6, *shape) for name, shape in views.host_shapes(config).items()}
+    shapes = {name: (6, *shape) for name, shape in recipes.host_shapes(config).items()}
     assert {name: leaf.shape for name, leaf in whole[0].items()} == {**shapes, "label": (6,), "index": (6,)}
     image = crops.decode(source.read([whole[3]["index"][2]])[0], 3)
     expected = crops.training_views(image, np.int64([1, whole[3]["index"][2]]), config)

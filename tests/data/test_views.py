@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from ssljax.data import augment, geometry, views
+from ssljax.data import augment, geometry, recipes, views
 
 PLAIN = dict(crop="tf", min_area=0.08, max_area=1.0, aspect=(3 / 4, 4 / 3), interpolation="bicubic", antialias=False, flip=True,
              jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, solarize_probability=0.0, policy="none",
@@ -68,7 +68,7 @@ def test_a_view_that_shares_a_crop_starts_from_its_partners_recipe():
     (dict(one=dict(), two=dict(count=2, flip=False), three=dict(of="one")), {"image": (4, 16, 16, 3)}),
     (dict(one=dict(count=2, size=8), two=dict(count=3)), {"one": (2, 8, 8, 3), "two": (3, 16, 16, 3)})])
 def test_host_shapes(named, shapes):
-    assert views.host_shapes(a_config(**named)) == shapes
+    assert recipes.host_shapes(a_config(**named)) == shapes
 
 
 @pytest.mark.parametrize("named, message", [
@@ -164,7 +164,7 @@ def test_sizes_and_counts_from_the_host_and_from_whole_images():
     found = made(config, a_batch(2, 24, 24, 3))
     assert {name: leaf.shape for name, leaf in found.items()} == {"large": (2, 2, 16, 16, 3), "small": (2, 3, 8, 8, 3)}
     rng = np.random.default_rng(0)
-    crops = {name: jnp.asarray(rng.integers(0, 256, (2, *shape)), jnp.uint8) for name, shape in views.host_shapes(config).items()}
+    crops = {name: jnp.asarray(rng.integers(0, 256, (2, *shape)), jnp.uint8) for name, shape in recipes.host_shapes(config).items()}
     found, drawn = made(config, {**crops, "index": INDEX}), views.draws(INDEX, KEY, config)
     for view in views.resolved(config):
         close(found[view.name], coloured(view, crops[view.name], drawn[view.name]))
