@@ -26,9 +26,9 @@ from ssljax.config.rows import METHODS
 from ssljax.config.rules import check, nearest, put, resolve, unknown, unread, widen
 
 __all__ = ["CIFAR10", "IMAGENET", "KEYS", "METHODS", "base", "changed", "check", "choose", "cifar10",
-           "cifar10_small", "differences", "digits", "fashion_mnist", "finetune", "flat", "folder", "hashed",
-           "imagenet", "modern", "named", "nearest", "public", "put", "reference", "resolve", "stages",
-           "two_stages", "unknown", "unread", "view_names", "vit", "widen"]
+           "cifar10_small", "crops_alone", "differences", "digits", "fashion_mnist", "finetune", "flat",
+           "folder", "hashed", "imagenet", "modern", "named", "nearest", "public", "put", "reference",
+           "resolve", "stages", "two_stages", "unknown", "unread", "view_names", "vit", "widen"]
 
 # Mean and standard deviation per channel, of pixels in [0, 1].
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -137,6 +137,13 @@ def vit(name: str, patch: int, dtype: str = "bfloat16") -> ConfigDict:
                            remat="none"))
 
 
+def crops_alone(c: ConfigDict) -> None:
+    """Leaves one view by crops and flips: no other colours, no blur."""
+    c.views = dict(one=dict())
+    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0,
+                     solarize_probability=0.0)
+
+
 def two_stages(first: str, before: ConfigDict, second: str, after: ConfigDict) -> ConfigDict:
     """A config of two stages, by name and in this order."""
     return ConfigDict({"stages": (first, second), first: before, second: after})
@@ -149,9 +156,7 @@ def finetune(pretrain: ConfigDict) -> ConfigDict:
     """
     c = pretrain.copy_and_resolve_references()
     c.method, c.init_from = "supervised", "pretrain"
-    c.views = dict(one=dict())
-    # crop and flip only [P]
-    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)
+    crops_alone(c)  # [P]
     # [P]
     c.optim = dict(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", weight_decay=0.0,
                    warmup_epochs=0)

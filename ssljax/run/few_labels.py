@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.config import resolve
+from ssljax.config import crops_alone, resolve
 from ssljax.data import sampler
 from ssljax.data.source import Source
 from ssljax.program import build, encoded
@@ -63,8 +63,7 @@ def supervised_config(config: ConfigDict, batch_size: int, epochs: int) -> Confi
     """The run's config turned supervised: same network, data and crops, no colour changes, SGD with Nesterov momentum and a cosine."""
     c = config.copy_and_resolve_references().unlock()
     c.method, c.batch_size, c.epochs, c.init_from = "supervised", batch_size, epochs, ""
-    c.views = {"one": {}}
-    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0)
+    crops_alone(c)
     c.optim = dict(name="sgd", learning_rate=SUPERVISED_RATE, scaling="none", momentum=0.9, nesterov=True, weight_decay=5e-4,
                    warmup_epochs=0)
     return resolve(c).lock()
