@@ -45,20 +45,27 @@ EVENTS = (
 
 def main() -> None:
     """Prints one row an event and round."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--workdir", default="", help='"" = a temporary folder')
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(flags.workdir or folder) / "run"
-        print("| event | the other: exit code | seconds until it had ended | last step logged | the same command went on from | it said |")
+        print(
+            "| event | the other: exit code | seconds until it had ended | last step logged | the same command went on from | it said |"
+        )
         print("|---|---|---|---|---|---|")
         processes = train(workdir)
         for event in EVENTS * flags.rounds:
             code, seconds, said = happens(event, processes)
             reached = logged(workdir)[-1]["step"]
             processes = train(workdir)
-            print(f"| {event.name} | {code} | {seconds:.1f} | {reached} | {resumed(processes[0], workdir)} | {said} |", flush=True)
+            print(
+                f"| {event.name} | {code} | {seconds:.1f} | {reached} | {resumed(processes[0], workdir)} | {said} |",
+                flush=True,
+            )
         for process in processes:
             process.kill()
 
@@ -66,8 +73,14 @@ def main() -> None:
 def train(workdir: Path) -> list[subprocess.Popen]:
     """Starts the run, or goes on with it; returns when it has written a checkpoint."""
     before = checkpoints(workdir)[-1:] or [0]
-    processes = start_two("train", *SMALL, "--config.epochs=500", "--config.checkpoint.every_steps=10", f"--workdir={workdir}",
-                          cache=workdir.parent / "xla")
+    processes = start_two(
+        "train",
+        *SMALL,
+        "--config.epochs=500",
+        "--config.checkpoint.every_steps=10",
+        f"--workdir={workdir}",
+        cache=workdir.parent / "xla",
+    )
     wait_for(lambda: checkpoints(workdir)[-1:] > before, processes[0], seconds=300)
     return processes
 

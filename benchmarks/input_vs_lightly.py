@@ -49,21 +49,36 @@ def child(folder: str, size: int, n: int) -> None:
     from PIL import Image
 
     encoded = [path.read_bytes() for path in photographs(folder)]
-    pictures = [np.asarray(Image.open(io.BytesIO(e)).convert("RGB").resize((32, 32), Image.BICUBIC)) for e in encoded] if size == 32 else []
+    pictures = (
+        [
+            np.asarray(Image.open(io.BytesIO(e)).convert("RGB").resize((32, 32), Image.BICUBIC))
+            for e in encoded
+        ]
+        if size == 32
+        else []
+    )
 
     class Views(torch.utils.data.Dataset):
-        transform = SimCLRTransform(input_size=size, gaussian_blur=0.0 if size == 32 else 0.5, cj_strength=0.5 if size == 32 else 1.0)
+        transform = SimCLRTransform(
+            input_size=size, gaussian_blur=0.0 if size == 32 else 0.5, cj_strength=0.5 if size == 32 else 1.0
+        )
 
         def __len__(self) -> int:
             return n
 
         def __getitem__(self, i: int) -> list[torch.Tensor]:
             i %= len(encoded)
-            return self.transform(Image.fromarray(pictures[i]) if size == 32 else Image.open(io.BytesIO(encoded[i])).convert("RGB"))
+            return self.transform(
+                Image.fromarray(pictures[i])
+                if size == 32
+                else Image.open(io.BytesIO(encoded[i])).convert("RGB")
+            )
 
     torch.set_num_threads(1)
-    batches = torch.utils.data.DataLoader(Views(), BATCH[size], num_workers=2, persistent_workers=True, drop_last=True)
-    list(batches)                                         # start the workers
+    batches = torch.utils.data.DataLoader(
+        Views(), BATCH[size], num_workers=2, persistent_workers=True, drop_last=True
+    )
+    list(batches)  # start the workers
     print("ready", flush=True)
     for _ in sys.stdin:
         start, seen = time.perf_counter(), 0
@@ -85,11 +100,13 @@ def ours(folder: str, size: int, n: int, *, device: bool) -> Callable[[], float]
     config = resolve(config)
     source = sources.load(config.data, "train")
     source = source.select([i % len(source) for i in range(max(n, BATCH[size]))])
-    make = jax.jit(lambda batch, step: views.stacked(batch, jax.random.fold_in(jax.random.key(0), step), config))
+    make = jax.jit(
+        lambda batch, step: views.stacked(batch, jax.random.fold_in(jax.random.key(0), step), config)
+    )
 
     def run() -> float:
         batches = loader.train_batches(source, config)
-        for step in range(4):                             # compile, and use up what was prepared before the clock starts
+        for step in range(4):  # compile, and use up what was prepared before the clock starts
             batch = next(batches)
             if device:
                 make(batch, step).block_until_ready()
@@ -113,13 +130,26 @@ def alternate(contestants: dict[str, Callable[[], float]], rounds: int, size: in
     for number in range(rounds):
         for name, run in contestants.items():
             rates[name].append(run())
-        print(f"{size:3d} px, round {number + 1}: " + ", ".join(f"{name} {r[-1]:.0f}" for name, r in rates.items()), file=sys.stderr)
+        print(
+            f"{size:3d} px, round {number + 1}: "
+            + ", ".join(f"{name} {r[-1]:.0f}" for name, r in rates.items()),
+            file=sys.stderr,
+        )
     peer = next(iter(rates.values()))
     rows = []
     for name, r in rates.items():
         ratios = [a / b for a, b in zip(r, peer, strict=True)]
-        rows.append({"size": size, "pipeline": name, "img_per_s": round(statistics.median(r), 1), "rounds": rounds,
-                     "ratio": round(statistics.median(ratios), 2), "ratio_min": round(min(ratios), 2), "ratio_max": round(max(ratios), 2)})
+        rows.append(
+            {
+                "size": size,
+                "pipeline": name,
+                "img_per_s": round(statistics.median(r), 1),
+                "rounds": rounds,
+                "ratio": round(statistics.median(ratios), 2),
+                "ratio_min": round(min(ratios), 2),
+                "ratio_max": round(max(ratios), 2),
+            }
+        )
     return rows
 
 
@@ -127,9 +157,13 @@ def main() -> None:
     """Both sizes; a table on stdout and, with --json, one line a row in a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", required=True, help="a folder with JPEG files")
-    parser.add_argument("--torch-python", default=sys.executable, help="a Python with torch, torchvision and lightly")
+    parser.add_argument(
+        "--torch-python", default=sys.executable, help="a Python with torch, torchvision and lightly"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--n", type=int, default=0, help="images a run; default 512 at 224 pixels, 4096 at 32")
+    parser.add_argument(
+        "--n", type=int, default=0, help="images a run; default 512 at 224 pixels, 4096 at 32"
+    )
     parser.add_argument("--json", default="", help="append the rows to this file")
     parser.add_argument("--child", type=int, default=0, help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -138,13 +172,15 @@ def main() -> None:
     from benchmarks.torch_process import TorchProcess
 
     rows = []
-    with tempfile.TemporaryDirectory() as root:           # one class, so that any folder of photographs will do
+    with tempfile.TemporaryDirectory() as root:  # one class, so that any folder of photographs will do
         for split in ("train", "test"):
             (Path(root) / split / "all").mkdir(parents=True)
         for i, path in enumerate(photographs(flags.photos)):
             os.symlink(path.resolve(), Path(root) / "train" / "all" / f"{i}.jpg")
         for size, device_only, n in ((224, False, flags.n or 512), (32, True, flags.n or 4096)):
-            lightly = TorchProcess(flags.torch_python, __file__, "--photos", flags.photos, "--child", str(size), "--n", str(n))
+            lightly = TorchProcess(
+                flags.torch_python, __file__, "--photos", flags.photos, "--child", str(size), "--n", str(n)
+            )
             contestants = {"lightly": lambda lightly=lightly: lightly.ask()[0]}
             if not device_only:
                 contestants["host"] = ours(root, size, n, device=False)
@@ -153,7 +189,11 @@ def main() -> None:
             lightly.close()
     print(f"{'pixels':>6}  {'pipeline':14} {'images/s':>9} {'x lightly, median (range)':>28}")
     for row in rows:
-        print("{size:6d}  {pipeline:14} {img_per_s:9.0f} {ratio:12.2f} ({ratio_min:.2f}-{ratio_max:.2f})".format(**row))
+        print(
+            "{size:6d}  {pipeline:14} {img_per_s:9.0f} {ratio:12.2f} ({ratio_min:.2f}-{ratio_max:.2f})".format(
+                **row
+            )
+        )
     if flags.json:
         with open(flags.json, "a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -25,7 +25,9 @@ def data(rows: int) -> np.ndarray:
     """The same rows in both processes."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2 * CLUSTERS, DIM)).astype(np.float32)
-    return centres[rng.integers(0, len(centres), rows)] + np.float32(0.7) * rng.standard_normal((rows, DIM)).astype(np.float32)
+    return centres[rng.integers(0, len(centres), rows)] + np.float32(0.7) * rng.standard_normal(
+        (rows, DIM)
+    ).astype(np.float32)
 
 
 def child(rows: int, threads: int) -> None:
@@ -40,7 +42,12 @@ def child(rows: int, threads: int) -> None:
         kmeans = faiss.Kmeans(DIM, CLUSTERS, niter=ITERATIONS, seed=int(seed), max_points_per_centroid=10**9)
         kmeans.train(x)
         distance, _ = kmeans.index.search(x, 1)
-        print(time.perf_counter() - begin, time.process_time() - cpu, float(distance.sum(dtype=np.float64)) / rows, flush=True)
+        print(
+            time.perf_counter() - begin,
+            time.process_time() - cpu,
+            float(distance.sum(dtype=np.float64)) / rows,
+            flush=True,
+        )
 
 
 def ours(rows: int) -> Callable[[int], tuple[float, ...]]:
@@ -54,7 +61,11 @@ def ours(rows: int) -> Callable[[int], tuple[float, ...]]:
     def run(seed: int) -> tuple[float, ...]:
         begin, cpu = time.perf_counter(), time.process_time()
         found = jax.block_until_ready(kmeans.fit(x, CLUSTERS, jax.random.key(seed), iterations=ITERATIONS))
-        return time.perf_counter() - begin, time.process_time() - cpu, float(kmeans.objective(x, found)) / rows
+        return (
+            time.perf_counter() - begin,
+            time.process_time() - cpu,
+            float(kmeans.objective(x, found)) / rows,
+        )
 
     run(0)
     return run
@@ -74,18 +85,25 @@ def main() -> None:
 
     from benchmarks.torch_process import TorchProcess
 
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:flags.threads])
-    faiss = TorchProcess(flags.faiss_python, __file__, "--child", "--rows", str(flags.rows), "--threads", str(flags.threads))
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
+    faiss = TorchProcess(
+        flags.faiss_python, __file__, "--child", "--rows", str(flags.rows), "--threads", str(flags.threads)
+    )
     run, rounds = ours(flags.rows), []
     for number in range(1, flags.rounds + 1):
         rounds.append((faiss.ask(str(number)), run(number)))
         (clock1, cpu1, objective1), (clock2, cpu2, objective2) = rounds[-1]
-        print(f"round {number}: faiss {clock1:.2f} s ({cpu1:.2f} s CPU), objective a row {objective1:.2f}; "
-              f"ssljax {clock2:.2f} s ({cpu2:.2f} s CPU), {objective2:.2f}", flush=True)
+        print(
+            f"round {number}: faiss {clock1:.2f} s ({cpu1:.2f} s CPU), objective a row {objective1:.2f}; "
+            f"ssljax {clock2:.2f} s ({cpu2:.2f} s CPU), {objective2:.2f}",
+            flush=True,
+        )
     faiss.close()
     clock, cpu, objective = ([b[i] / a[i] for a, b in rounds] for i in range(3))
-    print(f"ssljax / faiss: {spread(clock)} by the clock, {spread(cpu)} in CPU time, objective {statistics.median(objective):.4f}; "
-          f"{flags.rows:,} rows, {flags.threads} threads")
+    print(
+        f"ssljax / faiss: {spread(clock)} by the clock, {spread(cpu)} in CPU time, objective {statistics.median(objective):.4f}; "
+        f"{flags.rows:,} rows, {flags.threads} threads"
+    )
 
 
 def spread(ratios: list[float]) -> str:

@@ -24,7 +24,9 @@ from ssljax.run.loop import fit
 
 def main() -> None:
     """Prints one line a round."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
@@ -50,7 +52,7 @@ def main() -> None:
     def loop() -> float:
         with tempfile.TemporaryDirectory() as folder:
             run = RunFolder(folder, config, program.facts)
-            run.save = lambda state, metrics: None            # the last step's checkpoint is not what is measured
+            run.save = lambda state, metrics: None  # the last step's checkpoint is not what is measured
             state = program.init(0)
             jax.block_until_ready(state.params)
             begin = time.perf_counter()
@@ -66,8 +68,10 @@ def main() -> None:
         a, b = bare(), loop()
         ratios.append(b / a)
         print(f"round {number}: bare {a:.0f} images/s, loop {b:.0f} images/s, ratio {b / a:.3f}", flush=True)
-    print(f"median ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), "
-          f"preset {flags.preset}, {flags.steps} steps")
+    print(
+        f"median ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), "
+        f"preset {flags.preset}, {flags.steps} steps"
+    )
 
 
 if __name__ == "__main__":

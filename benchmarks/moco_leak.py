@@ -34,7 +34,7 @@ def run(groups: int, shuffle: bool) -> tuple[float, float, float]:
         state, metrics = program.step(state, next(batches), key)
         pretext.append(metrics["pretext_accuracy"])
     batches.close()
-    last = 100 * float(np.mean(jax.device_get(pretext[-program.steps_per_epoch:])))
+    last = 100 * float(np.mean(jax.device_get(pretext[-program.steps_per_epoch :])))
     return last, online_knn(program, state, source, test), time.perf_counter() - begin
 
 
@@ -44,7 +44,9 @@ def main() -> None:
     for groups in [int(word) for word in sys.argv[1:]] or [4, 32]:
         for shuffle in (True, False):
             pretext, knn, seconds = run(groups, shuffle)
-            row = f"{groups:6d}  {128 // groups:6d}  {shuffle!s:8}  {pretext:10.1f}  {knn:6.1f}  {seconds:7.1f}"
+            row = (
+                f"{groups:6d}  {128 // groups:6d}  {shuffle!s:8}  {pretext:10.1f}  {knn:6.1f}  {seconds:7.1f}"
+            )
             print(row, flush=True)
 
 

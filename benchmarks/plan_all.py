@@ -29,11 +29,37 @@ from ssljax.program import stages
 ROOT = Path(__file__).parent.parent
 LINES, PAGE = ROOT / "experiments" / "plans.jsonl", ROOT / "experiments" / "plans.md"
 # Settings that change numbers in a step, or when it is run, and not what is compiled.
-SAME_STEP = ("seed", "epochs", "name", "preset", "init_from", "evaluate", "checkpoint", "log_every", "eval_every_epochs",
-             "data.label_fraction", "data.labels_per_class", "data.subset_seed", "data.data_dir", "data.train_split", "data.test_split",
-             "optim.learning_rate", "optim.warmup_epochs", "optim.weight_decay", "optim.scaling", "optim.start", "optim.end", "optim.lag",
-             "init_branches", "inference", "augment.policy", "augment.policy_magnitude", "augment.policy_std", "augment.policy_ops",
-             "augment.antialias")
+SAME_STEP = (
+    "seed",
+    "epochs",
+    "name",
+    "preset",
+    "init_from",
+    "evaluate",
+    "checkpoint",
+    "log_every",
+    "eval_every_epochs",
+    "data.label_fraction",
+    "data.labels_per_class",
+    "data.subset_seed",
+    "data.data_dir",
+    "data.train_split",
+    "data.test_split",
+    "optim.learning_rate",
+    "optim.warmup_epochs",
+    "optim.weight_decay",
+    "optim.scaling",
+    "optim.start",
+    "optim.end",
+    "optim.lag",
+    "init_branches",
+    "inference",
+    "augment.policy",
+    "augment.policy_magnitude",
+    "augment.policy_std",
+    "augment.policy_ops",
+    "augment.antialias",
+)
 
 # What the figures have led to. Same slice, batch and effort before and after; relative figures of one compiler.
 CHANGES = """
@@ -74,8 +100,11 @@ def presets() -> Iterator[tuple[str, ConfigDict]]:
 
 def key(config: ConfigDict, topology: str) -> str:
     """The same for two configs exactly when their compiled steps are the same but for constants."""
-    settings = {name: value for name, value in changed(config).items()
-                if name not in SAME_STEP and name.split(".")[0] not in SAME_STEP}
+    settings = {
+        name: value
+        for name, value in changed(config).items()
+        if name not in SAME_STEP and name.split(".")[0] not in SAME_STEP
+    }
     return hashlib.sha256(json.dumps([settings, topology], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -106,18 +135,44 @@ def page() -> str:
             if line:
                 images = len(plan.known_split(config, 0))
                 rows.append(cells(name, line, optim.train_steps(images, config.epochs, config.batch_size)))
-    made = sorted({f"jax {line['versions']['jax']}, libtpu {line['versions'].get('libtpu', '?')}" for line in lines.values()})
-    header = ("preset", "slice", "batch", "fits", "peak GiB of", "GFLOP an image", "collectives MB", "at least ms a step", "static ms",
-              "steps", "at least h", "expected h", "commit")
-    return "\n".join([
-        "# Plans: what the compiler says before anything runs", "",
-        f"Made by `python -m benchmarks.plan_all` on a machine without a TPU ({'; '.join(made)}). **Nothing here was measured on a TPU.**",
-        "Memory, FLOPs and bytes are the compiler's own; the peak differs by about 2 % between its two efforts. *At least* is the time",
-        "of the matrix products at the chip's peak, which no step beats. *Static* is the sum of the compiler's cycle estimates at full",
-        "effort, without collectives, host and input; *expected* divides it by 0.5 to 1.4, the spread of such figures against six public",
-        "runs on v3; on other chips nothing is calibrated. A device is a core on v2 and v3, else a chip; memory and collectives are a",
-        "device's.", "",
-        "| " + " | ".join(header) + " |", "|" + "---|" * len(header), *("| " + " | ".join(row) + " |" for row in rows), CHANGES])
+    made = sorted(
+        {
+            f"jax {line['versions']['jax']}, libtpu {line['versions'].get('libtpu', '?')}"
+            for line in lines.values()
+        }
+    )
+    header = (
+        "preset",
+        "slice",
+        "batch",
+        "fits",
+        "peak GiB of",
+        "GFLOP an image",
+        "collectives MB",
+        "at least ms a step",
+        "static ms",
+        "steps",
+        "at least h",
+        "expected h",
+        "commit",
+    )
+    return "\n".join(
+        [
+            "# Plans: what the compiler says before anything runs",
+            "",
+            f"Made by `python -m benchmarks.plan_all` on a machine without a TPU ({'; '.join(made)}). **Nothing here was measured on a TPU.**",
+            "Memory, FLOPs and bytes are the compiler's own; the peak differs by about 2 % between its two efforts. *At least* is the time",
+            "of the matrix products at the chip's peak, which no step beats. *Static* is the sum of the compiler's cycle estimates at full",
+            "effort, without collectives, host and input; *expected* divides it by 0.5 to 1.4, the spread of such figures against six public",
+            "runs on v3; on other chips nothing is calibrated. A device is a core on v2 and v3, else a chip; memory and collectives are a",
+            "device's.",
+            "",
+            "| " + " | ".join(header) + " |",
+            "|" + "---|" * len(header),
+            *("| " + " | ".join(row) + " |" for row in rows),
+            CHANGES,
+        ]
+    )
 
 
 def cells(name: str, line: dict[str, Any], steps: int) -> tuple[str, ...]:
@@ -125,15 +180,28 @@ def cells(name: str, line: dict[str, Any], steps: int) -> tuple[str, ...]:
     memory, static = line["memory"], line["static_ms"]
     gib = f"{memory['peak'] / slices.GIB:.2f} of {memory['available'] / slices.GIB:.0f}"
     hours = [static / c * steps / 3.6e6 for c in plan.CALIBRATION[::-1]]
-    return (name, line["topology"], str(line["batch_size"]), "yes" if line["fits"] else f"**no**; {line['advice']}", gib,
-            f"{line['flops'] / line['batch_size'] / 1e9:.1f}", f"{sum(c['bytes'] for c in line['collectives']) / 1e6:.1f}",
-            f"{line['matmul_ms']:.1f}", f"{static:.0f}" if static else "-", f"{steps:,}", f"{line['matmul_ms'] * steps / 3.6e6:.2g}",
-            f"{hours[0]:.1f} to {hours[1]:.1f}" if static else "-", line["commit"])
+    return (
+        name,
+        line["topology"],
+        str(line["batch_size"]),
+        "yes" if line["fits"] else f"**no**; {line['advice']}",
+        gib,
+        f"{line['flops'] / line['batch_size'] / 1e9:.1f}",
+        f"{sum(c['bytes'] for c in line['collectives']) / 1e6:.1f}",
+        f"{line['matmul_ms']:.1f}",
+        f"{static:.0f}" if static else "-",
+        f"{steps:,}",
+        f"{line['matmul_ms'] * steps / 3.6e6:.2g}",
+        f"{hours[0]:.1f} to {hours[1]:.1f}" if static else "-",
+        line["commit"],
+    )
 
 
 def main() -> None:
     """Compiles what is missing, then writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--topology", default="v3:8x8")
     parser.add_argument("--only", default="")
     parser.add_argument("--full", action="store_true")

@@ -24,20 +24,27 @@ from ssljax.config import resolve
 from ssljax.data import loader, sources
 
 BATCH = {224: 64, 32: 512}
-PIPELINES = {"plain": dict(antialias=False, policy="none"), "antialiased": dict(antialias=True, policy="none"),
-             "+ randaugment": dict(antialias=True, policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=2),
-             "+ autoaugment_original": dict(antialias=True, policy="autoaugment_original")}
+PIPELINES = {
+    "plain": dict(antialias=False, policy="none"),
+    "antialiased": dict(antialias=True, policy="none"),
+    "+ randaugment": dict(
+        antialias=True, policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=2
+    ),
+    "+ autoaugment_original": dict(antialias=True, policy="autoaugment_original"),
+}
 
 
 def run(folder: str, size: int, pipeline: dict, seconds: float) -> tuple[float, float]:
     """One run of `train_batches` after its first four batches: images a second, and milliseconds of processor time an image."""
     config = get_config("imagenet_r50").unlock()
     config.batch_size = BATCH[size]
-    config.data.update(source=f"folder:{folder}", image_size=size, crop_on="host" if size == 224 else "device")
+    config.data.update(
+        source=f"folder:{folder}", image_size=size, crop_on="host" if size == 224 else "device"
+    )
     config.views = dict(one=dict())
     config.augment.update(crop="torchvision", jitter_probability=0.0, **pipeline)
     config = resolve(config)
-    source = sources.load(config.data, "train")              # crop_on="device": decoded into memory
+    source = sources.load(config.data, "train")  # crop_on="device": decoded into memory
     source = source.select([i % len(source) for i in range(max(len(source), BATCH[size]))])
     config.data.crop_on = "host"
     batches = loader.train_batches(source, config)
@@ -58,9 +65,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
     flags = parser.parse_args()
-    print(f"{len(os.sched_getaffinity(0))} cores\n{'pixels':>6}  {'pipeline':24} {'images/s':>9} {'of the first, median (range)':>30} "
-          f"{'CPU ms/image':>13}")
-    with tempfile.TemporaryDirectory() as root:               # one class, so that any folder of photographs will do
+    print(
+        f"{len(os.sched_getaffinity(0))} cores\n{'pixels':>6}  {'pipeline':24} {'images/s':>9} {'of the first, median (range)':>30} "
+        f"{'CPU ms/image':>13}"
+    )
+    with tempfile.TemporaryDirectory() as root:  # one class, so that any folder of photographs will do
         (Path(root) / "train" / "all").mkdir(parents=True)
         for path in sorted(Path(flags.photos).rglob("*")):
             if path.suffix.lower() in (".jpg", ".jpeg"):
@@ -72,8 +81,11 @@ def main() -> None:
                     runs[name].append(run(root, size, pipeline, flags.seconds))
             for name, found in runs.items():
                 ratios = [a / b for (a, _), (b, _) in zip(found, runs["plain"], strict=True)]
-                print(f"{size:6d}  {name:24} {statistics.median(rate for rate, _ in found):9.0f} {statistics.median(ratios):16.2f} "
-                      f"({min(ratios):.2f}-{max(ratios):.2f}) {statistics.median(cpu for _, cpu in found):13.2f}", flush=True)
+                print(
+                    f"{size:6d}  {name:24} {statistics.median(rate for rate, _ in found):9.0f} {statistics.median(ratios):16.2f} "
+                    f"({min(ratios):.2f}-{max(ratios):.2f}) {statistics.median(cpu for _, cpu in found):13.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 BATCH, WIDTH, PER_CLASS = 256, 16, 2000
-WARM = 5              # steps before the clock of each turn starts: prepared batches are used up, memory is back
+WARM = 5  # steps before the clock of each turn starts: prepared batches are used up, memory is back
 
 
 def child(folder: str, steps: int) -> None:
@@ -53,13 +53,21 @@ def child(folder: str, steps: int) -> None:
             self.conv1, self.bn1 = nn.Conv2d(3, WIDTH, 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTH)
             self.maxpool = self.fc = nn.Identity()
             for group in range(4):
-                setattr(self, f"layer{group + 1}", self._make_layer(BasicBlock, WIDTH * 2**group, 2, 1 if group == 0 else 2))
+                setattr(
+                    self,
+                    f"layer{group + 1}",
+                    self._make_layer(BasicBlock, WIDTH * 2**group, 2, 1 if group == 0 else 2),
+                )
 
     net, head, criterion = Small(), SimCLRProjectionHead(8 * WIDTH, 8 * WIDTH, 128), NTXentLoss(0.5)
-    optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=0.12, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        [*net.parameters(), *head.parameters()], lr=0.12, momentum=0.9, weight_decay=5e-4
+    )
 
     def batches():
-        loader = torch.utils.data.DataLoader(Views(), BATCH, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
+        loader = torch.utils.data.DataLoader(
+            Views(), BATCH, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
+        )
         while True:
             yield from loader
 
@@ -111,6 +119,7 @@ def ours(folder: str, steps: int) -> Callable[[], float]:
     def warm_run() -> float:
         run(WARM)
         return run(steps)
+
     return warm_run
 
 
@@ -118,7 +127,9 @@ def main() -> None:
     """Prints every round and the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", required=True, help="CIFAR-10 as a folder of images")
-    parser.add_argument("--torch-python", default=sys.executable, help="a Python with torch, torchvision and lightly")
+    parser.add_argument(
+        "--torch-python", default=sys.executable, help="a Python with torch, torchvision and lightly"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=39, help="of each side a round; 78 are an epoch")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -128,16 +139,23 @@ def main() -> None:
 
     from benchmarks.torch_process import TorchProcess
 
-    lightly = TorchProcess(flags.torch_python, __file__, "--child", "--images", flags.images, "--steps", str(flags.steps))
+    lightly = TorchProcess(
+        flags.torch_python, __file__, "--child", "--images", flags.images, "--steps", str(flags.steps)
+    )
     run, rates = ours(flags.images, flags.steps), []
     for number in range(flags.rounds):
         rates.append((lightly.ask()[0], run()))
         peer, own = rates[-1]
-        print(f"round {number + 1}: lightly {peer:.0f}, ssljax {own:.0f} images/s, ratio {own / peer:.2f}", flush=True)
+        print(
+            f"round {number + 1}: lightly {peer:.0f}, ssljax {own:.0f} images/s, ratio {own / peer:.2f}",
+            flush=True,
+        )
     lightly.close()
     ratios = [b / a for a, b in rates]
-    print(f"median: lightly {statistics.median(a for a, _ in rates):.0f}, ssljax {statistics.median(b for _, b in rates):.0f} images/s, "
-          f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+    print(
+        f"median: lightly {statistics.median(a for a, _ in rates):.0f}, ssljax {statistics.median(b for _, b in rates):.0f} images/s, "
+        f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    )
 
 
 if __name__ == "__main__":

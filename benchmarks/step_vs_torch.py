@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 CLASSES, SIDE, RATE, MOMENTUM = 10, 32, 0.01, 0.9
 BATCH = {"resnet18": 16, "small_cnn": 128, "vit": 16}
-SECONDS = 3.0          # of one turn
-WARM = 2               # steps before the clock of each turn starts
+SECONDS = 3.0  # of one turn
+WARM = 2  # steps before the clock of each turn starts
 VIT = SimpleNamespace(width=192, depth=12, heads=3, patch=4)
 
 
@@ -58,9 +58,17 @@ def torch_network(name: str) -> nn.Module:
         def __init__(self, layers: list[int], width: int) -> None:
             super().__init__(BasicBlock, layers)
             self.inplanes = width
-            self.conv1, self.bn1, self.maxpool = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.Identity()
+            self.conv1, self.bn1, self.maxpool = (
+                nn.Conv2d(3, width, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.Identity(),
+            )
             for group, blocks in enumerate(layers):
-                setattr(self, f"layer{group + 1}", self._make_layer(BasicBlock, width * 2**group, blocks, 1 if group == 0 else 2))
+                setattr(
+                    self,
+                    f"layer{group + 1}",
+                    self._make_layer(BasicBlock, width * 2**group, blocks, 1 if group == 0 else 2),
+                )
             self.fc = nn.Linear(8 * width, CLASSES)
 
     class Layer(nn.Module):
@@ -78,8 +86,11 @@ def torch_network(name: str) -> nn.Module:
     class Transformer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.patch, self.token = nn.Conv2d(3, VIT.width, VIT.patch, VIT.patch), nn.Parameter(torch.zeros(1, 1, VIT.width))
-            self.positions = nn.Parameter(0.02 * torch.randn(1, (SIDE // VIT.patch)**2 + 1, VIT.width))
+            self.patch, self.token = (
+                nn.Conv2d(3, VIT.width, VIT.patch, VIT.patch),
+                nn.Parameter(torch.zeros(1, 1, VIT.width)),
+            )
+            self.positions = nn.Parameter(0.02 * torch.randn(1, (SIDE // VIT.patch) ** 2 + 1, VIT.width))
             self.layers = nn.Sequential(*(Layer() for _ in range(VIT.depth)))
             self.norm, self.fc = nn.LayerNorm(VIT.width, 1e-6), nn.Linear(VIT.width, CLASSES)
 
@@ -89,7 +100,11 @@ def torch_network(name: str) -> nn.Module:
             return self.fc(self.norm(self.layers(x))[:, 0])
 
     torch.manual_seed(0)
-    return {"resnet18": lambda: Cifar([2, 2, 2, 2], 64), "small_cnn": lambda: Cifar([1, 1, 1, 1], 16), "vit": Transformer}[name]()
+    return {
+        "resnet18": lambda: Cifar([2, 2, 2, 2], 64),
+        "small_cnn": lambda: Cifar([1, 1, 1, 1], 16),
+        "vit": Transformer,
+    }[name]()
 
 
 def child() -> None:
@@ -109,6 +124,7 @@ def child() -> None:
             loss.backward()
             optimizer.step()
             loss.item()
+
         return step, sum(p.numel() for p in net.parameters())
 
     torch.set_num_threads(1)
@@ -135,16 +151,31 @@ def ours(name: str) -> tuple[Callable[[], None], int]:
     if name == "vit":
         encoder = ViT(VIT.width, VIT.depth, VIT.heads, VIT.patch)
     else:
-        (block, layers), width = BACKBONES["resnet18" if name == "resnet18" else "resnet10"], 64 if name == "resnet18" else 16
-        encoder = ResNet(block, layers, tuple(width * 2**group for group in range(4)), width, "cifar", "torchvision", unbiased=True)
+        (block, layers), width = (
+            BACKBONES["resnet18" if name == "resnet18" else "resnet10"],
+            64 if name == "resnet18" else 16,
+        )
+        encoder = ResNet(
+            block,
+            layers,
+            tuple(width * 2**group for group in range(4)),
+            width,
+            "cifar",
+            "torchvision",
+            unbiased=True,
+        )
     head, tx, keys = nn.Dense(CLASSES), optax.sgd(RATE, MOMENTUM), jax.random.split(jax.random.key(0), 4)
     image = jax.random.normal(keys[0], (BATCH[name], SIDE, SIDE, 3))
     label = jax.random.randint(keys[1], (BATCH[name],), 0, CLASSES)
 
     def loss(params: dict, stats: dict, image: jax.Array, label: jax.Array) -> tuple[jax.Array, dict]:
-        h, new = encoder.apply({"params": params["encoder"], "batch_stats": stats}, image, train=True, mutable=["batch_stats"])
+        h, new = encoder.apply(
+            {"params": params["encoder"], "batch_stats": stats}, image, train=True, mutable=["batch_stats"]
+        )
         logits = head.apply({"params": params["head"]}, h)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), new.get("batch_stats", {})
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), new.get(
+            "batch_stats", {}
+        )
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: tuple, image: jax.Array, label: jax.Array) -> tuple[tuple, jax.Array]:
@@ -167,12 +198,15 @@ def ours(name: str) -> tuple[Callable[[], None], int]:
         nonlocal state
         state, value = update(state, image, label)
         float(value)
+
     return step, size
 
 
 def main() -> None:
     """Prints every round, then the medians and ranges."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--torch-python", default=sys.executable, help="a Python with torch and torchvision")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--nets", default=",".join(BATCH))
@@ -181,10 +215,14 @@ def main() -> None:
     if flags.child:
         return child()
 
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})            # before JAX counts its threads; the child inherits it
+    os.sched_setaffinity(
+        0, {max(os.sched_getaffinity(0))}
+    )  # before JAX counts its threads; the child inherits it
     names = flags.nets.split(",")
     if unknown := set(names) - set(BATCH):
-        raise SystemExit(f"--nets {flags.nets}: no network {', '.join(sorted(unknown))}; there are {', '.join(BATCH)}")
+        raise SystemExit(
+            f"--nets {flags.nets}: no network {', '.join(sorted(unknown))}; there are {', '.join(BATCH)}"
+        )
     from benchmarks.torch_process import TorchProcess
 
     torch = TorchProcess(flags.torch_python, __file__, "--child")
@@ -205,16 +243,26 @@ def main() -> None:
             print(f"round {number + 1}, {name}: {_milliseconds(row)}", flush=True)
     torch.close()
     for name, rows in times.items():
-        print(f"median, {name}: {_milliseconds([statistics.median(column) for column in zip(*rows, strict=True)], ratio=False)}; ssljax / "
-              + " / ".join(f"{peer} {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" for peer, ratios in zip(
-                  ("PyTorch", "channels_last"), ([row[0] / row[i] for row in rows] for i in range(1, len(rows[0]))), strict=False)))
+        print(
+            f"median, {name}: {_milliseconds([statistics.median(column) for column in zip(*rows, strict=True)], ratio=False)}; ssljax / "
+            + " / ".join(
+                f"{peer} {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+                for peer, ratios in zip(
+                    ("PyTorch", "channels_last"),
+                    ([row[0] / row[i] for row in rows] for i in range(1, len(rows[0]))),
+                    strict=False,
+                )
+            )
+        )
 
 
 def _milliseconds(row: list[float] | tuple[float, ...], *, ratio: bool = True) -> str:
-    """"ssljax 10.0, PyTorch 20.0 (0.50) ms"."""
+    """ "ssljax 10.0, PyTorch 20.0 (0.50) ms"."""
     parts = [f"ssljax {1e3 * row[0]:.1f}"]
-    parts += [f"{name} {1e3 * t:.1f}" + (f" (ratio {row[0] / t:.2f})" if ratio else "")
-              for name, t in zip(("PyTorch", "channels_last"), row[1:], strict=False)]
+    parts += [
+        f"{name} {1e3 * t:.1f}" + (f" (ratio {row[0] / t:.2f})" if ratio else "")
+        for name, t in zip(("PyTorch", "channels_last"), row[1:], strict=False)
+    ]
     return ", ".join(parts) + " ms"
 
 

@@ -17,10 +17,14 @@ class TorchProcess:
     """
 
     def __init__(self, python: str, *arguments: str):
-        self.process = subprocess.Popen([python, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [python, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         if self.process.stdout.readline() != "ready\n":
-            raise SystemExit(f"--torch-python {python}: the child failed, its message is above; torch, torchvision and, against lightly, "
-                             "lightly and Pillow are needed there")
+            raise SystemExit(
+                f"--torch-python {python}: the child failed, its message is above; torch, torchvision and, against lightly, "
+                "lightly and Pillow are needed there"
+            )
 
     def ask(self, line: str = "go") -> list[float]:
         """The numbers with which the script answers."""

@@ -12,37 +12,57 @@ FOLDER = Path(__file__).parent
 
 # A paper's title line and what its method does with two views.
 PAPERS = {
-    "simclr": ("SimCLR", """
+    "simclr": (
+        "SimCLR",
+        """
 [SimCLR](https://arxiv.org/abs/2002.05709) shows the network two random views of each image and asks which two belong together.
-"""),
-    "moco": ("MoCo", """
+""",
+    ),
+    "moco": (
+        "MoCo",
+        """
 [MoCo](https://arxiv.org/abs/1911.05722) shows the network one random view of each image and a slowly moving copy of it another, and asks
 which key of the copy belongs to which query, among a queue of the keys of earlier steps.
-"""),
-    "byol": ("BYOL", """
+""",
+    ),
+    "byol": (
+        "BYOL",
+        """
 [BYOL](https://arxiv.org/abs/2006.07733) shows the network one random view of each image and a slowly moving copy of it another, and asks
 to predict what the copy makes of it. There are no negatives: only the predictor and the slow copy keep all images from looking alike.
-"""),
-    "deit": ("DeiT", """
+""",
+    ),
+    "deit": (
+        "DeiT",
+        """
 [DeiT](https://arxiv.org/abs/2012.12877) trains a vision transformer on labels alone, with strong augmentation, mixed images and a
 convolutional teacher. A token of its own learns what the teacher decides, beside the token that learns the label.
-"""),
-    "deepcluster": ("DeepCluster", """
+""",
+    ),
+    "deepcluster": (
+        "DeepCluster",
+        """
 [DeepCluster](https://arxiv.org/abs/1807.05520) gives the images labels itself: it groups them by k-means on the network's own features,
 trains the network to tell the groups apart, and groups them again.
-"""),
+""",
+    ),
 }
 
 CELLS = [
-    ("title", """
+    (
+        "title",
+        """
 # {title} on handwritten digits
 
 A small network learns from scikit-learn's 1,797 scanned digits without their labels. Then the labels come: how many of them are needed?
 
 {idea}
 The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
-"""),
-    ("install", """
+""",
+    ),
+    (
+        "install",
+        """
 import importlib.util
 import os
 import sys
@@ -58,59 +78,87 @@ if importlib.util.find_spec("ssljax") is None:
         os.chdir("ssljax")
     %pip install --quiet --editable .
     sys.path.insert(0, os.getcwd())
-"""),
-    ("settings", """
+""",
+    ),
+    (
+        "settings",
+        """
 RUN = os.environ.get("SSLJAX_RUN", "runs/{name}-digits")
 CHANGES = os.environ.get("SSLJAX_CHANGES", "").split()      # e.g. ["--config.epochs=20", "--config.seed=1"]
 
 ARGUMENTS = ["--config=configs/{name}.py:digits", f"--workdir={{RUN}}", *CHANGES]
-"""),
-    ("preview_text", """
+""",
+    ),
+    (
+        "preview_text",
+        """
 ## What the network sees
 
 Each row is one digit, as it is stored and in six of its views.
-"""),
-    ("preview", """
+""",
+    ),
+    (
+        "preview",
+        """
 from IPython.display import Image
 
 from ssljax import preview
 
 preview.main(ARGUMENTS)
 Image(f"{{RUN}}/preview.png", width=700)
-"""),
-    ("train_text", """
+""",
+    ),
+    (
+        "train_text",
+        """
 ## Train
 
 No label is used, but by a probe that only watches, where there is one. Interrupted? Run the cell again: it goes on from the
 last checkpoint.
-"""),
-    ("train", """
+""",
+    ),
+    (
+        "train",
+        """
 from ssljax import train
 
 train.main(ARGUMENTS)
-"""),
-    ("evaluate_text", """
+""",
+    ),
+    (
+        "evaluate_text",
+        """
 ## Evaluate
 
 The network stays as it is. A kNN vote and linear classifiers, with all labels and with few, on its features; beside them the same
 on raw pixels and on the features of the network before training.
-"""),
-    ("evaluate", """
+""",
+    ),
+    (
+        "evaluate",
+        """
 from ssljax import evaluate
 
 evaluate.main([*ARGUMENTS, "--protocols=knn,linear,label_fraction", "--baselines=raw_pixels,random_init"])
-"""),
-    ("report_text", """
+""",
+    ),
+    (
+        "report_text",
+        """
 ## Report
 
 Accuracy on held-out digits. The report with all pictures is `report.html` in the run's folder.
-"""),
-    ("report", """
+""",
+    ),
+    (
+        "report",
+        """
 from ssljax import report
 
 report.main([RUN])
 Image(f"{{RUN}}/labels-digits.png", width=700)
-"""),
+""",
+    ),
 ]
 
 
@@ -209,7 +257,10 @@ def notebook(name: str) -> str:
     for cell, text in [(cell, OTHERS.get(name, {}).get(cell, text)) for cell, text in CELLS]:
         new = new_markdown_cell if cell == "title" or cell.endswith("_text") else new_code_cell
         cells.append(new(text.format(name=name, title=title, idea=idea.strip()).strip(), id=cell))
-    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+    metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     book = new_notebook(cells=cells, metadata=metadata)
     book.nbformat_minor = 5
     nbformat.validate(book)

@@ -27,19 +27,39 @@ IMAGENET_TABLE = {
     "imagenet_r50_e1000_b512": (1000, 512, 0.4, 1.5e-6, 0.9995),
 }
 # [P] 1000 epochs with a linear probe: 77.4, 78.2, 78.6; 76.4, 77.3, 77.8; 79.6.
-LARGER = {"imagenet_r50_x2": ("resnet50", 2.0), "imagenet_r50_x3": ("resnet50", 3.0),
-          "imagenet_r50_x4": ("resnet50", 4.0), "imagenet_r101": ("resnet101", 1.0),
-          "imagenet_r152": ("resnet152", 1.0), "imagenet_r200": ("resnet200", 1.0),
-          "imagenet_r200_x2": ("resnet200", 2.0)}
-ABLATIONS = {"imagenet_r50_e300_no_predictor": "predictor", "imagenet_r50_e300_tau_0": 0.0,
-             "imagenet_r50_e300_tau_1": 1.0}
+LARGER = {
+    "imagenet_r50_x2": ("resnet50", 2.0),
+    "imagenet_r50_x3": ("resnet50", 3.0),
+    "imagenet_r50_x4": ("resnet50", 4.0),
+    "imagenet_r101": ("resnet101", 1.0),
+    "imagenet_r152": ("resnet152", 1.0),
+    "imagenet_r200": ("resnet200", 1.0),
+    "imagenet_r200_x2": ("resnet200", 2.0),
+}
+ABLATIONS = {
+    "imagenet_r50_e300_no_predictor": "predictor",
+    "imagenet_r50_e300_tau_0": 0.0,
+    "imagenet_r50_e300_tau_1": 1.0,
+}
 
 FINETUNED = ("imagenet_r50", "imagenet_r50_x2", "imagenet_r50_x4", "imagenet_r200_x2")
-FINETUNE = {f"{name}_finetune_{percent}pct": (name, percent / 100)
-            for name in FINETUNED for percent in (1, 10)}
+FINETUNE = {
+    f"{name}_finetune_{percent}pct": (name, percent / 100) for name in FINETUNED for percent in (1, 10)
+}
 
-PRESETS = ("digits", "digits_collapse", "fashion_mnist", "cifar10_r18", "cifar10_small", "folder",
-           "imagenette_r18", *IMAGENET_TABLE, *LARGER, *ABLATIONS, *FINETUNE)
+PRESETS = (
+    "digits",
+    "digits_collapse",
+    "fashion_mnist",
+    "cifar10_r18",
+    "cifar10_small",
+    "folder",
+    "imagenette_r18",
+    *IMAGENET_TABLE,
+    *LARGER,
+    *ABLATIONS,
+    *FINETUNE,
+)
 
 
 def byol(c: ConfigDict) -> ConfigDict:
@@ -47,35 +67,70 @@ def byol(c: ConfigDict) -> ConfigDict:
     c.method = c.name = "byol"
     c.views = dict(one=dict(), two=dict())
     # [C]
-    c.augment.update(crop="torchvision", min_area=0.08, jitter_probability=0.8, jitter_strength=0.5,
-                     brightness="add", grayscale_probability=0.2, blur_probability=0.5)
-    c.zero_init_residual = True              # False: the last gain of a residual branch starts from 1
+    c.augment.update(
+        crop="torchvision",
+        min_area=0.08,
+        jitter_probability=0.8,
+        jitter_strength=0.5,
+        brightness="add",
+        grayscale_probability=0.2,
+        blur_probability=0.5,
+    )
+    c.zero_init_residual = True  # False: the last gain of a residual branch starts from 1
     # [C]
-    c.head = dict(layers=2, hidden=4096, dim=256, hidden_bias=True, last_bias=False, norm=True,
-                  last_norm=False, scheme="truncated_normal")
+    c.head = dict(
+        layers=2,
+        hidden=4096,
+        dim=256,
+        hidden_bias=True,
+        last_bias=False,
+        norm=True,
+        last_norm=False,
+        scheme="truncated_normal",
+    )
     # 0: an ablation
-    c.predictor = dict(layers=2, hidden=4096, hidden_bias=True, last_bias=False, norm=True, last_norm=False,
-                       scheme="truncated_normal")
-    c.target = dict(momentum=0.996, schedule="cosine",        # tau; schedule="constant" for the ablations
-                    init="independent")      # independent [C] | copy
-    c.online_probe = True                    # a linear classifier on stop-gradient features of view 1 [C]
+    c.predictor = dict(
+        layers=2,
+        hidden=4096,
+        hidden_bias=True,
+        last_bias=False,
+        norm=True,
+        last_norm=False,
+        scheme="truncated_normal",
+    )
+    c.target = dict(
+        momentum=0.996,
+        schedule="cosine",  # tau; schedule="constant" for the ablations
+        init="independent",
+    )  # independent [C] | copy
+    c.online_probe = True  # a linear classifier on stop-gradient features of view 1 [C]
     return c
 
 
 def lars(learning_rate: float, weight_decay: float) -> ConfigDict:
     """LARS as the released code has it, ten epochs of warm-up [C]."""
-    return ConfigDict(dict(name="lars", learning_rate=learning_rate, scaling="linear", lr_in_momentum=False,
-                           momentum=0.9, trust_coefficient=0.001, weight_decay=weight_decay,
-                           warmup_epochs=10))
+    return ConfigDict(
+        dict(
+            name="lars",
+            learning_rate=learning_rate,
+            scaling="linear",
+            lr_in_momentum=False,
+            momentum=0.9,
+            trust_coefficient=0.001,
+            weight_decay=weight_decay,
+            warmup_epochs=10,
+        )
+    )
 
 
-def imagenet(epochs: int = 1000, batch: int = 4096, rate: float = 0.2, decay: float = 1.5e-6,
-             tau: float = 0.996) -> ConfigDict:
+def imagenet(
+    epochs: int = 1000, batch: int = 4096, rate: float = 0.2, decay: float = 1.5e-6, tau: float = 0.996
+) -> ConfigDict:
     """The paper's recipe; the defaults are its headline."""
     c = byol(config.imagenet(epochs, batch))
     c.augment.update(config.IMAGENET)  # [C]
     c.optim = lars(rate, decay)
-    c.zero_init_residual = False             # the paper's results had it so [C]
+    c.zero_init_residual = False  # the paper's results had it so [C]
     c.target.momentum = tau
     return c
 
@@ -140,8 +195,9 @@ def short(c: ConfigDict, hidden: int) -> ConfigDict:
     own = c.augment.copy_and_resolve_references()
     c = byol(c)
     c.augment = own
-    c.augment.update(jitter_probability=0.8, jitter_strength=0.5, brightness="multiply",
-                     grayscale_probability=0.2)
+    c.augment.update(
+        jitter_probability=0.8, jitter_strength=0.5, brightness="multiply", grayscale_probability=0.2
+    )
     c.head.hidden = c.predictor.hidden = hidden
     c.zero_init_residual, c.target.momentum, c.batch_size = False, 0.8, 128
     return c

@@ -15,14 +15,28 @@ from ml_collections import ConfigDict
 
 from ssljax import config
 
-VARIANTS = {"": {}, "_shuffled": {"shuffled": True}, "_weights": {"sampler": "weights"},
-            "_plain": {"sampler": "none"}, "_repaired": {"distinct": 10}}
+VARIANTS = {
+    "": {},
+    "_shuffled": {"shuffled": True},
+    "_weights": {"sampler": "weights"},
+    "_plain": {"sampler": "none"},
+    "_repaired": {"distinct": 10},
+}
 # epochs between two clusterings: an epoch of CIFAR-10's is 78 steps
 EVERY = {"fashion_mnist": 1, "cifar10_small": 2}
 SMALL = {f"{data}{variant}": (data, variant) for data in EVERY for variant in VARIANTS}
 
-PRESETS = ("digits", "digits_v2", *SMALL, "folder", "imagenet_alexnet", "imagenet_alexnet_rgb",
-           "imagenet_vgg16", "imagenet_r50", "imagenet_r50_v2_e400")
+PRESETS = (
+    "digits",
+    "digits_v2",
+    *SMALL,
+    "folder",
+    "imagenet_alexnet",
+    "imagenet_alexnet_rgb",
+    "imagenet_vgg16",
+    "imagenet_r50",
+    "imagenet_r50_v2_e400",
+)
 
 
 def deepcluster(c: ConfigDict, k: int, dim: int) -> ConfigDict:
@@ -33,20 +47,21 @@ def deepcluster(c: ConfigDict, k: int, dim: int) -> ConfigDict:
     c.model.update(shortcut="torchvision", sobel=True, dropout=0.0)
     c.clusters = dict(
         version=1,
-        k=k,                                 # clusters; about ten times the classes one expects [P]
-        dim=dim,                             # components after whitening [P] 256
-        every=1,                             # epochs between two clusterings [C]
-        iterations=20,                       # of k-means [C]
+        k=k,  # clusters; about ten times the classes one expects [P]
+        dim=dim,  # components after whitening [P] 256
+        every=1,  # epochs between two clusterings [C]
+        iterations=20,  # of k-means [C]
         # lloyd | minibatch, for features that do not fit: the network sees the data three times
         algorithm="lloyd",
-        repair="faiss",                      # of empty clusters: faiss [C] | additive | none
+        repair="faiss",  # of empty clusters: faiss [C] | additive | none
         sampler="uniform",  # evenly over clusters [P] | weights in the loss instead [P] | none
         distinct=0,  # only so many first centroids differ, the rest start empty; 0: all differ
-        shuffled=False,                      # True: the control
+        shuffled=False,  # True: the control
     )
     # [C]
-    c.optim = dict(name="deepcluster_sgd", learning_rate=0.05, scaling="none", momentum=0.9,
-                   weight_decay=1e-5)
+    c.optim = dict(
+        name="deepcluster_sgd", learning_rate=0.05, scaling="none", momentum=0.9, weight_decay=1e-5
+    )
     return c
 
 
@@ -59,8 +74,16 @@ def second(c: ConfigDict, k: int) -> ConfigDict:
     c.views = dict(one=dict(), two=dict())
     c.augment.update(jitter_probability=0.8, jitter_strength=1.0, grayscale_probability=0.2)
     c.model.shortcut = "torchvision"
-    c.head = dict(layers=2, hidden=0, dim=128, hidden_bias=True, last_bias=True, norm=True, last_norm=False,
-                  scheme="uniform")
+    c.head = dict(
+        layers=2,
+        hidden=0,
+        dim=128,
+        hidden_bias=True,
+        last_bias=True,
+        norm=True,
+        last_norm=False,
+        scheme="uniform",
+    )
     c.clusters = dict(version=2, k=k, every=1, iterations=10, heads=3, temperature=0.1)
     return c
 
@@ -107,10 +130,23 @@ def imagenet_r50_v2_e400() -> ConfigDict:
     The code warms up from 0.3 to 4.8 [C]; here from 0 [X].
     """
     c = second(config.imagenet(epochs=400, batch_size=4096), 3_000)
-    c.augment.update(crop="torchvision", min_area=0.08, blur_probability=0.5, mean=(0.485, 0.456, 0.406),
-                     std=(0.228, 0.224, 0.225))
-    c.optim = dict(name="lars", learning_rate=0.3, scaling="linear", lr_in_momentum=False, momentum=0.9,
-                   trust_coefficient=0.001, weight_decay=1e-6, warmup_epochs=10)
+    c.augment.update(
+        crop="torchvision",
+        min_area=0.08,
+        blur_probability=0.5,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.228, 0.224, 0.225),
+    )
+    c.optim = dict(
+        name="lars",
+        learning_rate=0.3,
+        scaling="linear",
+        lr_in_momentum=False,
+        momentum=0.9,
+        trust_coefficient=0.001,
+        weight_decay=1e-6,
+        warmup_epochs=10,
+    )
     return c
 
 
@@ -122,8 +158,9 @@ def small(data: str, variant: str) -> ConfigDict:
     the first epoch 0.32 and kNN at the end 69.9, below a random network's 72.1. With 0.2 the NMI is 0.45
     after the first epoch.
     """
-    c = deepcluster({"fashion_mnist": config.fashion_mnist, "cifar10_small": config.cifar10_small}[data](),
-                    100, 64)
+    c = deepcluster(
+        {"fashion_mnist": config.fashion_mnist, "cifar10_small": config.cifar10_small}[data](), 100, 64
+    )
     c.augment.min_area = 0.2
     c.evaluate.update(layers=("stem", "group1", "group2", "group3", "group4"), layer_dim=1024)
     c.clusters.update(every=EVERY[data], **VARIANTS[variant])
@@ -135,7 +172,7 @@ def digits() -> ConfigDict:
     """scikit-learn's digits with SimCLR's small warps; fifty clusters [X]."""
     c = deepcluster(config.digits(), 50, 32)
     c.augment.crop = "affine"
-    c.clusters.every = 5                     # an epoch is eleven steps: too few for a new head
+    c.clusters.every = 5  # an epoch is eleven steps: too few for a new head
     c.optim.learning_rate = 0.1
     c.evaluate.update(layers=("stem", "group1", "group2", "group3"), layer_dim=1024)
     return c
@@ -146,8 +183,9 @@ def digits_v2() -> ConfigDict:
     c = second(config.digits(), 50)
     c.augment.update(jitter_strength=0.5, grayscale_probability=0.0)
     c.head.dim = 64
-    c.optim = dict(name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4,
-                   warmup_epochs=2)
+    c.optim = dict(
+        name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4, warmup_epochs=2
+    )
     return c
 
 

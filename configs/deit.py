@@ -21,8 +21,12 @@ from ssljax import config
 
 MODELS = {"ti": "vit_ti", "s": "vit_s", "b": "vit_b"}
 # Distillation, and whether there is a token for it.
-KINDS = {"": ("none", False), "_soft": ("soft", False), "_hard": ("hard", False),
-         "_distilled": ("hard", True)}
+KINDS = {
+    "": ("none", False),
+    "_soft": ("soft", False),
+    "_hard": ("hard", False),
+    "_distilled": ("hard", True),
+}
 TEACHERS = ("regnety_4gf", "regnety_8gf", "regnety_12gf", "regnety_16gf")
 RESOLUTIONS = (160, 320, 384)
 
@@ -51,8 +55,17 @@ ABLATED = {f"imagenet_b_ablation_{name}": name for name in ABLATIONS}
 SMALL = {f"cifar10_small{kind}": kind for kind in KINDS}
 SMALL_ABLATED = {f"cifar10_small_{name}": name for name in ABLATIONS if name != "sgd_finetune"}
 
-PRESETS = ("digits", "cifar10_teacher", *SMALL, *SMALL_ABLATED, *IMAGENET, *LONG, *FINETUNED, *ABLATED,
-           *(f"imagenet_{name}" for name in TEACHERS))
+PRESETS = (
+    "digits",
+    "cifar10_teacher",
+    *SMALL,
+    *SMALL_ABLATED,
+    *IMAGENET,
+    *LONG,
+    *FINETUNED,
+    *ABLATED,
+    *(f"imagenet_{name}" for name in TEACHERS),
+)
 
 
 def deit(c: ConfigDict) -> ConfigDict:
@@ -60,25 +73,29 @@ def deit(c: ConfigDict) -> ConfigDict:
     c.method = c.name = "deit"
     c.views = dict(one=dict())
     c.mix = dict(
-        mixup_alpha=0.8,                     # of Beta(alpha, alpha); 0 = never [P]
-        cutmix_alpha=1.0,                    # both on: either, by a fair coin [C]
-        label_smoothing=0.1,                 # [P]
+        mixup_alpha=0.8,  # of Beta(alpha, alpha); 0 = never [P]
+        cutmix_alpha=1.0,  # both on: either, by a fair coin [C]
+        label_smoothing=0.1,  # [P]
     )
     c.distill = dict(
-        name="none",                         # none | soft | hard
+        name="none",  # none | soft | hard
         teacher="",  # an earlier stage's name or the folder of a run of `supervised` or `deit`
-        alpha=0.5,                           # weight of the teacher: hard 1/2 [P], soft 0.1 [P]
-        temperature=3.0,                     # soft only [P]
-        normalization="code",                # soft only: code divides the KL by the classes too | paper
+        alpha=0.5,  # weight of the teacher: hard 1/2 [P], soft 0.1 [P]
+        temperature=3.0,  # soft only [P]
+        normalization="code",  # soft only: code divides the KL by the classes too | paper
     )
     c.inference = "code"  # of two heads: code averages logits | paper averages probabilities
-    c.ema = dict(decay=0.0)                  # of the weights, then evaluated instead of them; 0 = none [P]
+    c.ema = dict(decay=0.0)  # of the weights, then evaluated instead of them; 0 = none [P]
     c.optim = dict(
-        name="timm_adamw", learning_rate=2.5e-4, scaling="linear",     # 5e-4 B/512 [P]
-        weight_decay=0.05, warmup_epochs=5,                            # [P]
-        start=1e-6, end=1e-5,                # not scaled [C]
-        lag=0,                               # 1: every epoch at the rate of the one before [C]
-        decay_distillation_token=True,       # [C]
+        name="timm_adamw",
+        learning_rate=2.5e-4,
+        scaling="linear",  # 5e-4 B/512 [P]
+        weight_decay=0.05,
+        warmup_epochs=5,  # [P]
+        start=1e-6,
+        end=1e-5,  # not scaled [C]
+        lag=0,  # 1: every epoch at the rate of the one before [C]
+        decay_distillation_token=True,  # [C]
     )
     c.evaluate.protocols = ("classifier",)
     return c
@@ -86,12 +103,18 @@ def deit(c: ConfigDict) -> ConfigDict:
 
 def augmented(c: ConfigDict) -> ConfigDict:
     """Repeated augmentation, RandAugment and erasing."""
-    c.data.repeats = 3                       # every image three times an epoch, of a third of the images [C]
-    c.augment.update(crop="torchvision", min_area=0.08, antialias=True,
-                     # Where there is jitter, without a policy: +-0.3 and no hue [C].
-                     jitter_strength=0.375, jitter_hue=0.0,
-                     policy="randaugment", erasing_probability=0.25,    # [P]
-                     **config.IMAGENET)                                 # [C]
+    c.data.repeats = 3  # every image three times an epoch, of a third of the images [C]
+    c.augment.update(
+        crop="torchvision",
+        min_area=0.08,
+        antialias=True,
+        # Where there is jitter, without a policy: +-0.3 and no hue [C].
+        jitter_strength=0.375,
+        jitter_hue=0.0,
+        policy="randaugment",
+        erasing_probability=0.25,  # [P]
+        **config.IMAGENET,
+    )  # [C]
     return c
 
 
@@ -121,7 +144,10 @@ def teacher(name: str) -> ConfigDict:
 def at_resolution(train: ConfigDict, side: int) -> ConfigDict:
     """Two stages: `train`, then 30 epochs at another resolution, positions resized (section 3, and [C])."""
     c = train.copy_and_resolve_references()
-    c.init_from, c.init_branches = "train", ("encoder", "head", *(("distillation_head",) if c.model.distillation else ()))
+    c.init_from, c.init_branches = (
+        "train",
+        ("encoder", "head", *(("distillation_head",) if c.model.distillation else ())),
+    )
     c.epochs, c.batch_size, c.data.image_size = 30, 512, side
     # a constant 5e-6 behind the warm-up [C]
     c.optim.update(learning_rate=2.5e-6, end=5e-6, weight_decay=1e-8)
@@ -142,8 +168,15 @@ def cifar10_teacher() -> ConfigDict:
     c = deit(config.cifar10_small())
     c.augment.update(crop="torchvision", min_area=0.25, antialias=True, **config.IMAGENET)
     c.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
-    c.optim = dict(name="sgd", nesterov=True, learning_rate=0.1, scaling="linear", momentum=0.9,
-                   weight_decay=5e-4, warmup_epochs=1)
+    c.optim = dict(
+        name="sgd",
+        nesterov=True,
+        learning_rate=0.1,
+        scaling="linear",
+        momentum=0.9,
+        weight_decay=5e-4,
+        warmup_epochs=1,
+    )
     c.epochs, c.eval_every_epochs = 15, 5
     return c
 
@@ -156,7 +189,7 @@ def cifar10_small(kind: str = "") -> ConfigDict:
     c = augmented(deit(config.cifar10_small()))
     c.teacher = c.model
     c = student(c, "vit_xs", 4, kind)
-    c.data.crop_on = "host"                                                   # RandAugment works on the host
+    c.data.crop_on = "host"  # RandAugment works on the host
     c.augment.min_area = 0.25
     c.optim.update(learning_rate=1e-3, start=1e-5, end=1e-5, warmup_epochs=2)
     c.epochs, c.eval_every_epochs, c.checkpoint.every_steps = 10, 5, 200
@@ -175,8 +208,15 @@ def digits() -> ConfigDict:
     second.distill.teacher = "teacher"
     first.epochs = 20
     first.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
-    first.optim = dict(name="sgd", nesterov=True, learning_rate=0.1, scaling="none", momentum=0.9,
-                       weight_decay=1e-4, warmup_epochs=2)
+    first.optim = dict(
+        name="sgd",
+        nesterov=True,
+        learning_rate=0.1,
+        scaling="none",
+        momentum=0.9,
+        weight_decay=1e-4,
+        warmup_epochs=2,
+    )
     return config.two_stages("teacher", first, "student", second)
 
 
@@ -191,7 +231,9 @@ def get_config(preset: str = "digits") -> ConfigDict:
         (IMAGENET, lambda at: imagenet(*at)),
         (LONG, lambda size: imagenet(size, "_distilled", 1000)),
         (SMALL, cifar10_small),
-        (FINETUNED, lambda at: at_resolution(imagenet("b", at[0]), at[1])), (ABLATED, ablation)]
+        (FINETUNED, lambda at: at_resolution(imagenet("b", at[0]), at[1])),
+        (ABLATED, ablation),
+    ]
     c = next((build(table[preset]) for table, build in builders if preset in table), None)
     if c is None and preset in SMALL_ABLATED:
         c = cifar10_small()

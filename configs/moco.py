@@ -20,35 +20,72 @@ from ssljax import config
 
 # v3 on a ResNet-50 [C]: epochs -> base learning rate, weight decay, momentum at the start.
 V3_RESNET = {100: (0.6, 1e-6, 0.99), 300: (0.3, 1e-6, 0.99), 1000: (0.3, 1.5e-6, 0.996)}
-V3_VIT = {"imagenet_vit_s_v3": "vit_s_h12", "imagenet_vit_b_v3": "vit_b", "imagenet_vit_l_v3": "vit_l",
-          "imagenet_vit_h_v3": "vit_h"}
+V3_VIT = {
+    "imagenet_vit_s_v3": "vit_s_h12",
+    "imagenet_vit_b_v3": "vit_b",
+    "imagenet_vit_l_v3": "vit_l",
+    "imagenet_vit_h_v3": "vit_h",
+}
 # MLP head, v2's views; none has v2's cosine.
-V1_ABLATION = {"imagenet_r50_v1": (False, False), "imagenet_r50_v1_mlp": (True, False),
-               "imagenet_r50_v1_aug": (False, True), "imagenet_r50_v1_mlp_aug": (True, True)}
+V1_ABLATION = {
+    "imagenet_r50_v1": (False, False),
+    "imagenet_r50_v1_mlp": (True, False),
+    "imagenet_r50_v1_aug": (False, True),
+    "imagenet_r50_v1_mlp_aug": (True, True),
+}
 V2 = {"imagenet_r50_v2_e200": 200, "imagenet_r50_v2_e800": 800}
-DEMO = {f"cifar10_r18_{kind}_e{epochs}": (kind == "sym", epochs)
-        for kind in ("asym", "sym") for epochs in (200, 400, 800)}
+DEMO = {
+    f"cifar10_r18_{kind}_e{epochs}": (kind == "sym", epochs)
+    for kind in ("asym", "sym")
+    for epochs in (200, 400, 800)
+}
 
-PRESETS = ("digits", "digits_v3", "digits_vit_v3", "fashion_mnist", "cifar10_small", "folder", *DEMO,
-           *V1_ABLATION, *V2,
-           *(f"imagenet_r50_v3_e{epochs}" for epochs in V3_RESNET), *V3_VIT)
+PRESETS = (
+    "digits",
+    "digits_v3",
+    "digits_vit_v3",
+    "fashion_mnist",
+    "cifar10_small",
+    "folder",
+    *DEMO,
+    *V1_ABLATION,
+    *V2,
+    *(f"imagenet_r50_v3_e{epochs}" for epochs in V3_RESNET),
+    *V3_VIT,
+)
 
 
 def moco(c: ConfigDict) -> ConfigDict:
     """MoCo v2 on a data set, with the views of photographs; the optimizer is each preset's own."""
     c.method = c.name = "moco"
     c.views = dict(one=dict(), two=dict())
-    c.augment.update(crop="torchvision", min_area=0.2, jitter_probability=0.8, jitter_strength=0.5,  # v2 [C]
-                     grayscale_probability=0.2, blur_probability=0.5)
-    c.zero_init_residual = True              # False: the last gain of a residual branch starts from 1
+    c.augment.update(
+        crop="torchvision",
+        min_area=0.2,
+        jitter_probability=0.8,
+        jitter_strength=0.5,  # v2 [C]
+        grayscale_probability=0.2,
+        blur_probability=0.5,
+    )
+    c.zero_init_residual = True  # False: the last gain of a residual branch starts from 1
     # v2 [C]; v1 has one layer.
-    c.head = dict(layers=2, hidden=0, dim=128, hidden_bias=True, last_bias=True, norm=False, last_norm=False,
-                  scheme="uniform")
-    c.predictor = dict(layers=0)             # v3 alone has one
-    c.loss = dict(temperature=0.2,           # v2 [P]; v1 0.07
-                  symmetric=False)           # the CIFAR-10 demo's option: both directions, twice the keys [C]
-    c.queue = dict(size=65536)               # [P]; 0: negatives from the batch (v3)
-    c.target = dict(momentum=0.999, schedule="constant")      # [P]; v3: cosine, up to 1
+    c.head = dict(
+        layers=2,
+        hidden=0,
+        dim=128,
+        hidden_bias=True,
+        last_bias=True,
+        norm=False,
+        last_norm=False,
+        scheme="uniform",
+    )
+    c.predictor = dict(layers=0)  # v3 alone has one
+    c.loss = dict(
+        temperature=0.2,  # v2 [P]; v1 0.07
+        symmetric=False,
+    )  # the CIFAR-10 demo's option: both directions, twice the keys [C]
+    c.queue = dict(size=65536)  # [P]; 0: negatives from the batch (v3)
+    c.target = dict(momentum=0.999, schedule="constant")  # [P]; v3: cosine, up to 1
     # 8 groups of 32 images [P]; 1 group: statistics of the whole batch (v3)
     c.bn = dict(groups=8, shuffle=True)
     return c
@@ -56,10 +93,11 @@ def moco(c: ConfigDict) -> ConfigDict:
 
 def released(c: ConfigDict) -> ConfigDict:
     """The released code's network and optimizer, v1 and v2 [C]."""
-    c.model.shortcut = "torchvision"         # and the unbiased running variance
+    c.model.shortcut = "torchvision"  # and the unbiased running variance
     c.zero_init_residual = False
-    c.optim = dict(name="torch_sgd", learning_rate=0.03, scaling="linear", momentum=0.9, weight_decay=1e-4,
-                   milestones=())            # none: a cosine by whole epochs (v2); v1 divides by ten at each
+    c.optim = dict(
+        name="torch_sgd", learning_rate=0.03, scaling="linear", momentum=0.9, weight_decay=1e-4, milestones=()
+    )  # none: a cosine by whole epochs (v2); v1 divides by ten at each
     return c
 
 
@@ -87,11 +125,19 @@ def v3(c: ConfigDict) -> ConfigDict:
     c.queue = dict(size=0)
     c.bn = dict(groups=1)
     # [C]
-    c.head.update(layers=2, hidden=4096, dim=256, hidden_bias=False, last_bias=False, norm=True,
-                  last_norm=True)
+    c.head.update(
+        layers=2, hidden=4096, dim=256, hidden_bias=False, last_bias=False, norm=True, last_norm=True
+    )
     # [C]
-    c.predictor = dict(layers=2, hidden=4096, hidden_bias=False, last_bias=False, norm=True, last_norm=False,
-                       scheme="uniform")
+    c.predictor = dict(
+        layers=2,
+        hidden=4096,
+        hidden_bias=False,
+        last_bias=False,
+        norm=True,
+        last_norm=False,
+        scheme="uniform",
+    )
     c.target.update(momentum=0.99, schedule="cosine")  # [C]
     return c
 
@@ -101,8 +147,16 @@ def imagenet_v3_resnet(epochs: int) -> ConfigDict:
     rate, decay, m = V3_RESNET[epochs]
     c = v3(imagenet_v2(epochs))
     c.batch_size, c.loss.temperature, c.target.momentum = 4096, 1.0, m
-    c.optim = dict(name="lars", learning_rate=rate, scaling="linear", lr_in_momentum=False, momentum=0.9,
-                   trust_coefficient=0.001, weight_decay=decay, warmup_epochs=10)
+    c.optim = dict(
+        name="lars",
+        learning_rate=rate,
+        scaling="linear",
+        lr_in_momentum=False,
+        momentum=0.9,
+        trust_coefficient=0.001,
+        weight_decay=decay,
+        warmup_epochs=10,
+    )
     return c
 
 
@@ -112,8 +166,17 @@ def with_vit(c: ConfigDict, name: str, patch: int) -> ConfigDict:
     The blocks of S and B are unrolled: 353 ms a step against 421 in a loop by the compiler's estimate
     (experiments/plans.md). L, H and the small one are looped, or they compile for many minutes.
     """
-    c.model.update(name=name, patch=patch, positions="sincos", scheme="moco_v3", frozen_patch=True,
-                   distillation=False, drop_path=0.0, dropout=0.0, scan=name not in ("vit_s_h12", "vit_b"))
+    c.model.update(
+        name=name,
+        patch=patch,
+        positions="sincos",
+        scheme="moco_v3",
+        frozen_patch=True,
+        distillation=False,
+        drop_path=0.0,
+        dropout=0.0,
+        scan=name not in ("vit_s_h12", "vit_b"),
+    )
     c.head.layers, c.predictor.last_norm = 3, True
     return c
 
@@ -126,8 +189,9 @@ def imagenet_v3_vit(name: str) -> ConfigDict:
     c = with_vit(v3(imagenet_v2(300)), name, 14 if name == "vit_h" else 16)
     c.model.remat = {"vit_l": "dots", "vit_h": "blocks"}.get(name, "none")
     c.batch_size, c.augment.min_area = 4096, 0.08
-    c.optim = dict(name="torch_adamw", learning_rate=1.5e-4, scaling="linear", weight_decay=0.1,
-                   warmup_epochs=40)
+    c.optim = dict(
+        name="torch_adamw", learning_rate=1.5e-4, scaling="linear", weight_decay=0.1, warmup_epochs=40
+    )
     return c
 
 
@@ -165,16 +229,18 @@ def cifar10_small() -> ConfigDict:
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
     c = few_steps(config.cifar10_small(), 0.97)
-    c.optim = dict(name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4,
-                   warmup_epochs=1)
+    c.optim = dict(
+        name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1
+    )
     return c
 
 
 def fashion_mnist() -> ConfigDict:
     """Network, batch and budget of configs/simclr.py:fashion_mnist [X]."""
     c = few_steps(config.fashion_mnist(), 0.97)
-    c.optim = dict(name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4,
-                   warmup_epochs=0)
+    c.optim = dict(
+        name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=0
+    )
     return c
 
 
@@ -188,8 +254,9 @@ def digits() -> ConfigDict:
     c = few_steps(config.digits(), 0.95)
     c.augment.update(crop="affine", grayscale_probability=0.0)
     c.head.dim, c.loss.temperature, c.queue.size, c.bn.groups = 64, 0.35, 256, 4
-    c.optim = dict(name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4,
-                   warmup_epochs=2)
+    c.optim = dict(
+        name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4, warmup_epochs=2
+    )
     return c
 
 

@@ -16,14 +16,24 @@ from ssljax import config
 # The paper's table of batch sizes and epochs (appendix): ResNet-50, square-root learning-rate scaling.
 EPOCHS = (100, 200, 400, 800, 1000)
 BATCHES = (256, 512, 1024, 2048, 4096, 8192)
-IMAGENET_TABLE = {f"imagenet_r50_e{epochs}_b{batch}": (epochs, batch)
-                  for epochs in EPOCHS for batch in BATCHES}
+IMAGENET_TABLE = {
+    f"imagenet_r50_e{epochs}_b{batch}": (epochs, batch) for epochs in EPOCHS for batch in BATCHES
+}
 WIDTHS = {"imagenet_r50": 1.0, "imagenet_r50_x2": 2.0, "imagenet_r50_x4": 4.0}
 # The share of the labels and the epochs of the second stage [P].
 FINETUNED = {"imagenet_r50_finetune_1pct": (0.01, 60), "imagenet_r50_finetune_10pct": (0.1, 30)}
 
-PRESETS = ("digits", "digits_finetune", "fashion_mnist", "cifar10_r18", "cifar10_small", "folder", *WIDTHS,
-           *FINETUNED, *IMAGENET_TABLE)
+PRESETS = (
+    "digits",
+    "digits_finetune",
+    "fashion_mnist",
+    "cifar10_r18",
+    "cifar10_small",
+    "folder",
+    *WIDTHS,
+    *FINETUNED,
+    *IMAGENET_TABLE,
+)
 
 
 def simclr(c: ConfigDict) -> ConfigDict:
@@ -31,21 +41,25 @@ def simclr(c: ConfigDict) -> ConfigDict:
     c.method = c.name = "simclr"
     c.views = dict(one=dict(), two=dict())
     c.augment.update(
-        jitter_probability=0.8,              # [P] appendix A
+        jitter_probability=0.8,  # [P] appendix A
         # [P] ImageNet 1.0, CIFAR-10 0.5; times 0.8 for brightness, contrast and saturation
         jitter_strength=1.0,
-        jitter_hue=0.2,                      # and times this for the hue [P]
-        brightness="multiply",               # multiply [C] | add [P]
-        grayscale_probability=0.2,           # [P]
+        jitter_hue=0.2,  # and times this for the hue [P]
+        brightness="multiply",  # multiply [C] | add [P]
+        grayscale_probability=0.2,  # [P]
     )
     # hidden 0 = as wide as the features [C]; 2 layers [P], 128 [C]
     c.head = dict(layers=2, hidden=0, dim=128)
-    c.loss = dict(temperature=0.1)           # [P] table of temperatures
+    c.loss = dict(temperature=0.1)  # [P] table of temperatures
     c.optim = dict(
-        name="lars", learning_rate=0.075, scaling="sqrt",    # 0.075 sqrt(B) = 4.8 at 4096 [P] appendix B.1
-        momentum=0.9, trust_coefficient=0.001, lr_in_momentum=True,   # [C]
-        weight_decay=1e-6,                   # [P]; the README's 1e-4 is SimCLRv2's
-        warmup_epochs=10,                    # [P]
+        name="lars",
+        learning_rate=0.075,
+        scaling="sqrt",  # 0.075 sqrt(B) = 4.8 at 4096 [P] appendix B.1
+        momentum=0.9,
+        trust_coefficient=0.001,
+        lr_in_momentum=True,  # [C]
+        weight_decay=1e-6,  # [P]; the README's 1e-4 is SimCLRv2's
+        warmup_epochs=10,  # [P]
     )
     c.online_probe = True  # a linear classifier on stop-gradient features, trained beside the network [C]
     return c
@@ -54,11 +68,11 @@ def simclr(c: ConfigDict) -> ConfigDict:
 def photographs(c: ConfigDict) -> ConfigDict:
     """Crops and blur as the released code has them; pixels stay in [0, 1], none normalised [C]."""
     c.augment.update(
-        crop="tf",                           # sample_distorted_bounding_box [C]
+        crop="tf",  # sample_distorted_bounding_box [C]
         min_area=0.08,  # [P] appendix A; the TF op's min_object_covered makes 0.10 of it [C]
-        blur_probability=0.5,                # [P]
-        blur_sigma=(0.1, 2.0),               # [P]
-        blur_sigma_per="image",              # image [P] | batch [C]
+        blur_probability=0.5,  # [P]
+        blur_sigma=(0.1, 2.0),  # [P]
+        blur_sigma_per="image",  # image [P] | batch [C]
     )
     return c
 
@@ -108,8 +122,9 @@ def cifar10_small() -> ConfigDict:
     """
     c = small_images(config.cifar10_small())
     c.loss.temperature = 0.2
-    c.optim = dict(name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4,
-                   warmup_epochs=1)
+    c.optim = dict(
+        name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1
+    )
     return c
 
 
@@ -117,8 +132,9 @@ def fashion_mnist() -> ConfigDict:
     """Fashion-MNIST on a CPU: grey, so the colour jitter is brightness and contrast alone [X]."""
     c = small_images(config.fashion_mnist())
     c.loss.temperature = 0.2
-    c.optim = dict(name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4,
-                   warmup_epochs=0)
+    c.optim = dict(
+        name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=0
+    )
     return c
 
 
@@ -128,8 +144,9 @@ def digits() -> ConfigDict:
     c.augment.update(jitter_strength=0.5, grayscale_probability=0.0)
     c.head.dim = 64
     c.loss.temperature = 0.35
-    c.optim = dict(name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4,
-                   warmup_epochs=2)
+    c.optim = dict(
+        name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4, warmup_epochs=2
+    )
     return c
 
 

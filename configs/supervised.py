@@ -14,13 +14,25 @@ from ml_collections import ConfigDict
 
 from ssljax import config
 
-RESNETS = ("digits", "fashion_mnist", "cifar10_r18", "cifar10_small", "imagenet_r50", "imagenet_r50_1pct",
-           "imagenet_r50_10pct")
+RESNETS = (
+    "digits",
+    "fashion_mnist",
+    "cifar10_r18",
+    "cifar10_small",
+    "imagenet_r50",
+    "imagenet_r50_1pct",
+    "imagenet_r50_10pct",
+)
 # The DeiT preset whose network, optimizer and crops each has, without stochastic depth and the rest of the
 # recipe.
-VITS = {"digits_vit": "digits", "cifar10_small_vit": "cifar10_small", "imagenet_vit_s": "imagenet_s",
-        "imagenet_vit_s_1pct": "imagenet_s", "imagenet_vit_s_10pct": "imagenet_s",
-        "imagenet_vit_b": "imagenet_b"}
+VITS = {
+    "digits_vit": "digits",
+    "cifar10_small_vit": "cifar10_small",
+    "imagenet_vit_s": "imagenet_s",
+    "imagenet_vit_s_1pct": "imagenet_s",
+    "imagenet_vit_s_10pct": "imagenet_s",
+    "imagenet_vit_b": "imagenet_b",
+}
 FRACTIONS = {"1pct": 0.01, "10pct": 0.1}
 
 PRESETS = (*RESNETS, *VITS)
@@ -39,16 +51,33 @@ def resnet(c: ConfigDict, fraction: float) -> ConfigDict:
     c = supervised(c)
     c.data.label_fraction = fraction
     c.augment.crop = "affine" if c.data.source == "digits" else "tf"
-    c.optim = dict(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", momentum=0.9,
-                   warmup_epochs=5, weight_decay=0.0 if fraction < 1 else 1e-4)
+    c.optim = dict(
+        name="sgd",
+        nesterov=True,
+        learning_rate=0.05,
+        scaling="linear",
+        momentum=0.9,
+        warmup_epochs=5,
+        weight_decay=0.0 if fraction < 1 else 1e-4,
+    )
     return c
 
 
 def timm_adamw(learning_rate: float, scaling: str, warmup_epochs: int, start: float) -> ConfigDict:
     """DeiT's optimizer."""
-    return ConfigDict(dict(name="timm_adamw", learning_rate=learning_rate, scaling=scaling, weight_decay=0.05,
-                           warmup_epochs=warmup_epochs, start=start, end=1e-5, lag=0,
-                           decay_distillation_token=True))
+    return ConfigDict(
+        dict(
+            name="timm_adamw",
+            learning_rate=learning_rate,
+            scaling=scaling,
+            weight_decay=0.05,
+            warmup_epochs=warmup_epochs,
+            start=start,
+            end=1e-5,
+            lag=0,
+            decay_distillation_token=True,
+        )
+    )
 
 
 def imagenet(fraction: float) -> ConfigDict:
@@ -101,6 +130,12 @@ def get_config(preset: str = "digits") -> ConfigDict:
     elif preset == "cifar10_r18":
         c = resnet(config.cifar10(epochs=1000, batch_size=512), fraction)
     else:
-        c = resnet({"digits": config.digits, "fashion_mnist": config.fashion_mnist,
-                    "cifar10_small": config.cifar10_small}[preset](), fraction)
+        c = resnet(
+            {
+                "digits": config.digits,
+                "fashion_mnist": config.fashion_mnist,
+                "cifar10_small": config.cifar10_small,
+            }[preset](),
+            fraction,
+        )
     return config.named(c, preset)

@@ -17,7 +17,7 @@ VERBS = {
     "config": "what a config says, all of it, and how two differ",
     "convert": "weights of timm and torchvision as a checkpoint, and back",
 }
-HEAVY = ("train", "evaluate", "plan", "preview", "convert")         # verbs with --config that import JAX
+HEAVY = ("train", "evaluate", "plan", "preview", "convert")  # verbs with --config that import JAX
 
 
 def main() -> None:
@@ -25,11 +25,15 @@ def main() -> None:
     asked = sys.argv[1] if len(sys.argv) > 1 else "help"
     if asked not in VERBS:
         help_wanted = asked in ("-h", "--help", "help")
-        print(*([] if help_wanted else [f"no verb {asked!r}"]), "usage: ssljax <verb> [flags]",
-              *(f"  {verb:9} {what}" for verb, what in VERBS.items()), sep="\n")
+        print(
+            *([] if help_wanted else [f"no verb {asked!r}"]),
+            "usage: ssljax <verb> [flags]",
+            *(f"  {verb:9} {what}" for verb, what in VERBS.items()),
+            sep="\n",
+        )
         sys.exit(0 if help_wanted else 2)
     name, file = f"ssljax.{asked}", Path(__file__).with_name(f"{asked}.py")
-    if not file.exists():                                                       # a room with a verb
+    if not file.exists():  # a room with a verb
         name, file = f"{name}.__main__", file.with_suffix("") / "__main__.py"
     if {"-h", "--help", "-help"} & set(sys.argv[2:]):
         print(ast.get_docstring(ast.parse(file.read_text())))  # read, not imported: help in no time

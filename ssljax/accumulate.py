@@ -38,44 +38,60 @@ def make_gradient(method: Method, accumulate: int) -> Gradient:
         return _cached(method, accumulate)
     if method.separable:
         return _averaged(method, accumulate)
-    raise ValueError(f"accumulate={accumulate}: this method's loss needs its whole batch at once (its state follows the batch); use "
-                     "config.model.remat, config.sharding.fsdp, more devices or a smaller batch_size")
+    raise ValueError(
+        f"accumulate={accumulate}: this method's loss needs its whole batch at once (its state follows the batch); use "
+        "config.model.remat, config.sharding.fsdp, more devices or a smaller batch_size"
+    )
 
 
 def _averaged(method: Method, accumulate: int) -> Gradient:
-    def gradient(params: Pytree, model_state: Pytree, extra: Pytree, batch: Batch, key: jax.Array, step: jax.Array) -> tuple:
+    def gradient(
+        params: Pytree, model_state: Pytree, extra: Pytree, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple:
         def one(micro: Batch) -> tuple[jax.Array, Out, Pytree]:
-            (loss, out), grads = jax.value_and_grad(method.loss, has_aux=True)(params, model_state, extra, micro, key, step)
+            (loss, out), grads = jax.value_and_grad(method.loss, has_aux=True)(
+                params, model_state, extra, micro, key, step
+            )
             return loss, out, grads
 
         pieces = split(batch, accumulate)
         shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], pieces))
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total, _ = jax.lax.scan(lambda total, micro: (jax.tree.map(jnp.add, total, one(micro)), None), nothing, pieces)
+        total, _ = jax.lax.scan(
+            lambda total, micro: (jax.tree.map(jnp.add, total, one(micro)), None), nothing, pieces
+        )
         loss, out, grads = jax.tree.map(lambda leaf: leaf / accumulate, total)
         return (loss, out), grads
+
     return gradient
 
 
 def _cached(method: Method, accumulate: int) -> Gradient:
     embed, objective = method.two_pass
 
-    def gradient(params: Pytree, model_state: Pytree, extra: Pytree, batch: Batch, key: jax.Array, step: jax.Array) -> tuple:
+    def gradient(
+        params: Pytree, model_state: Pytree, extra: Pytree, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple:
         pieces = split(batch, accumulate)
 
         # 1. Embeddings of every micro-batch, nothing kept for a backward pass.
-        _, (embeddings, states) = jax.lax.scan(lambda _, micro: (None, embed(params, model_state, extra, micro, key, step)), None, pieces)
+        _, (embeddings, states) = jax.lax.scan(
+            lambda _, micro: (None, embed(params, model_state, extra, micro, key, step)), None, pieces
+        )
         # 2. The loss of the whole batch, and its gradient with respect to the embeddings and to what stands behind them.
         (loss, metrics), (direct, cotangents) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(
-            params, jax.tree.map(join, embeddings), batch, step)
+            params, jax.tree.map(join, embeddings), batch, step
+        )
 
         # 3. Each micro-batch again, to carry its share of that gradient back.
         def back(total: Pytree, piece: tuple[Batch, Pytree]) -> tuple[Pytree, None]:
             micro, cotangent = piece
             _, pull = jax.vjp(lambda params: embed(params, model_state, extra, micro, key, step)[0], params)
             return jax.tree.map(jnp.add, total, pull(cotangent)[0]), None
+
         grads, _ = jax.lax.scan(back, direct, (pieces, split(cotangents, accumulate)))
         return (loss, Out(jax.tree.map(lambda leaf: leaf.mean(0), states), (), metrics)), grads
+
     return gradient
 
 
@@ -85,10 +101,12 @@ def split(batch: Pytree, pieces: int) -> Pytree:
     Raises:
         ValueError: B is not a multiple of `pieces`.
     """
+
     def cut(leaf: jax.Array) -> jax.Array:
         if leaf.shape[0] % pieces:
             raise ValueError(f"accumulate={pieces} does not divide the batch of {leaf.shape[0]}")
         return jnp.swapaxes(leaf.reshape(-1, pieces, *leaf.shape[1:]), 0, 1)
+
     return jax.tree.map(cut, batch)
 
 

@@ -41,22 +41,33 @@ def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) 
     argv = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
-    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float,
-              bool: flags.DEFINE_bool}
+    define = {
+        str: flags.DEFINE_string,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        bool: flags.DEFINE_bool,
+    }
     for name, default in extra.items():
         define[type(default)](name, default, "", flag_values=values)
     config, overrides, rest = load(verb, argv, values)
     if not values.workdir:
-        raise SystemExit(f"ssljax {verb}: --workdir is missing: the folder that this run writes to, "
-                         "e.g. --workdir runs/digits")
+        raise SystemExit(
+            f"ssljax {verb}: --workdir is missing: the folder that this run writes to, "
+            "e.g. --workdir runs/digits"
+        )
     if rest:
         raise SystemExit(f"ssljax {verb}: {rest[0]!r} is no flag; overrides look like --config.seed=1")
-    return SimpleNamespace(config=config, overrides=overrides, workdir=values.workdir,
-                           **{name: values[name].value for name in extra})
+    return SimpleNamespace(
+        config=config,
+        overrides=overrides,
+        workdir=values.workdir,
+        **{name: values[name].value for name in extra},
+    )
 
 
-def load(verb: str, argv: list[str],
-         values: flags.FlagValues | None = None) -> tuple[ConfigDict, dict[str, Any], list[str]]:
+def load(
+    verb: str, argv: list[str], values: flags.FlagValues | None = None
+) -> tuple[ConfigDict, dict[str, Any], list[str]]:
     """The config that the words of a command line name, with its overrides.
 
     Args:
@@ -78,13 +89,14 @@ def load(verb: str, argv: list[str],
         wide = configs.widen(preset)
         _check_names(argv, wide)
         known_only, values = values is None, values or flags.FlagValues()
-        config_flags.DEFINE_config_dict("config", wide, flag_values=values,
-                                        sys_argv=[f"ssljax {verb}", *argv])
+        config_flags.DEFINE_config_dict(
+            "config", wide, flag_values=values, sys_argv=[f"ssljax {verb}", *argv]
+        )
         rest = values([f"ssljax {verb}", *argv], known_only=known_only)[1:]
         given = config_flags.get_override_values(values["config"])
         config, overrides = overridden(preset, given)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error    # a KeyError shows its message's repr
+        text = error.args[0] if isinstance(error, KeyError) else error  # a KeyError shows its message's repr
         raise SystemExit(f"ssljax {verb}: {text}") from error
     return config, overrides, rest
 
@@ -100,8 +112,10 @@ def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, d
     for key, value in given.items():
         if key.rpartition(".")[2] == "method" and value != before[key]:
             paper = value if value in configs.METHODS else "byol"
-            raise ValueError(f"--config.{key}={value}: a method's settings come with its own presets, "
-                             f"e.g. --config configs/{paper}.py:digits")
+            raise ValueError(
+                f"--config.{key}={value}: a method's settings come with its own presets, "
+                f"e.g. --config configs/{paper}.py:digits"
+            )
         configs.put(config, key, value)
     configs.check(configs.resolve(config))
     for key in given:

@@ -48,8 +48,15 @@ BASELINES = ("raw_pixels", "random_init", "supervised")
 ONE_THREAD = 10_000_000
 
 
-def measure(config: ConfigDict, workdir: str, protocols: Sequence[str], baselines: Sequence[str], figures: Path,
-            command: str, changed: Mapping[str, Any]) -> Iterator[tuple[results.Run, dict[str, Any]]]:
+def measure(
+    config: ConfigDict,
+    workdir: str,
+    protocols: Sequence[str],
+    baselines: Sequence[str],
+    figures: Path,
+    command: str,
+    changed: Mapping[str, Any],
+) -> Iterator[tuple[results.Run, dict[str, Any]]]:
     """Runs the protocols on the checkpoint in `workdir` and on the baselines.
 
     Args:
@@ -105,7 +112,9 @@ def judged(bench: Bench, reads: str, method: str) -> bool:
     return bench.name == method
 
 
-def of_network(network: Evaluated, name: str, source: Source, test: Source, assignment: np.ndarray | None = None) -> Bench:
+def of_network(
+    network: Evaluated, name: str, source: Source, test: Source, assignment: np.ndarray | None = None
+) -> Bench:
     """The bench of a run's network, or of the untrained one; `assignment` as in Bench."""
     config = network.config
 
@@ -113,28 +122,49 @@ def of_network(network: Evaluated, name: str, source: Source, test: Source, assi
         return encoded(lambda image: reduce(network.maps(image, layer)), network.mesh, config, split)
 
     def predictions(split: Source) -> Mapping[str, np.ndarray]:
-        found = network.method.classify(network.params, network.extra, jax.numpy.asarray(features(split).features))
+        found = network.method.classify(
+            network.params, network.extra, jax.numpy.asarray(features(split).features)
+        )
         return {head: np.asarray(logits) for head, logits in found.items()}
 
     features = once(lambda split: encoded(network.encode, network.mesh, config, split), source, test)
-    return Bench(config=config, name=name, channels=0, train=source, test=test, load=further(config), features=features, maps=maps,
-                 predictions=None if network.method.classify is None else predictions, assignment=assignment)
+    return Bench(
+        config=config,
+        name=name,
+        channels=0,
+        train=source,
+        test=test,
+        load=further(config),
+        features=features,
+        maps=maps,
+        predictions=None if network.method.classify is None else predictions,
+        assignment=assignment,
+    )
 
 
 def of_pixels(config: ConfigDict, source: Source, test: Source) -> Bench:
     """The bench of no network at all."""
     mesh = make_mesh(fsdp=config.sharding.fsdp)
     features = once(lambda split: encoded(raw_pixels, mesh, config, split), source, test)
-    return Bench(config=config, name="raw_pixels", channels=config.data.channels, train=source, test=test, load=further(config),
-                 features=features)
+    return Bench(
+        config=config,
+        name="raw_pixels",
+        channels=config.data.channels,
+        train=source,
+        test=test,
+        load=further(config),
+        features=features,
+    )
 
 
 def further(config: ConfigDict) -> Callable[..., Source]:
     """`Bench.load`: (split, settings of `config.data` that are others) -> a source."""
+
     def load(split: str, **settings: Any) -> Source:
         data = config.data.copy_and_resolve_references().unlock()
         data.update(settings)
         return sources.load(data, split)
+
     return load
 
 
@@ -148,6 +178,7 @@ def once(function: Callable[[Source], Features], *kept: Source) -> Callable[[Sou
         if id(source) not in known:
             known[id(source)] = function(source)
         return known[id(source)]
+
     return call
 
 
@@ -178,19 +209,32 @@ def same_run(config: ConfigDict, file: epath.Path) -> None:
     found = differences(json.loads(file.read_text()), json.loads(config.to_json()))
     differ = [f"{key} was {old!r}, here {new!r}" for key, old, new in found if key.split(".")[0] not in free]
     if differ:
-        raise ValueError(f"{file.parent} was trained with another config: {'; '.join(differ[:3])}. Give evaluate the settings of the run, "
-                         "or its --workdir; only config.data and config.evaluate may differ")
+        raise ValueError(
+            f"{file.parent} was trained with another config: {'; '.join(differ[:3])}. Give evaluate the settings of the run, "
+            "or its --workdir; only config.data and config.evaluate may differ"
+        )
 
 
-def provenance(config: ConfigDict, source: Source, test: Source, step: int, command: str,
-               changed: Mapping[str, Any]) -> results.Run:
+def provenance(
+    config: ConfigDict, source: Source, test: Source, step: int, command: str, changed: Mapping[str, Any]
+) -> results.Run:
     """What all measurements of one evaluation share."""
     checksum = hashlib.sha256(f"{source.checksum} {test.checksum}".encode()).hexdigest()[:16]
     return results.Run(
-        experiment=config.name, preset=config.preset, seed=config.seed, epochs=config.epochs, step=step,
-        data=public(config.data.source), train_images=len(source), data_checksum=checksum,
-        config_hash=hashed(config), changed=dict(changed), commit=results.commit(), versions=results.versions(),
-        command=public(command))
+        experiment=config.name,
+        preset=config.preset,
+        seed=config.seed,
+        epochs=config.epochs,
+        step=step,
+        data=public(config.data.source),
+        train_images=len(source),
+        data_checksum=checksum,
+        config_hash=hashed(config),
+        changed=dict(changed),
+        commit=results.commit(),
+        versions=results.versions(),
+        command=public(command),
+    )
 
 
 def record(run: results.Run, features: str, result: dict[str, Any]) -> tuple[results.Run, dict[str, Any]]:
@@ -208,7 +252,9 @@ def chosen(flag: str, text: str, default: Sequence[str], valid: Sequence[str]) -
     for word in words:
         if word not in valid:
             near = difflib.get_close_matches(word, valid, 1, 0.4)
-            raise ValueError(f"--{flag}: {word!r} is unknown{f', did you mean {near[0]!r}' if near else ''}; valid: {', '.join(valid)}")
+            raise ValueError(
+                f"--{flag}: {word!r} is unknown{f', did you mean {near[0]!r}' if near else ''}; valid: {', '.join(valid)}"
+            )
     return words
 
 
@@ -241,10 +287,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def say(first: results.Measurement) -> None:
     """A measurement on the terminal."""
-    labels = f" {first['labels_per_class']} per class, draw {first['draw']}" if first["labels_per_class"] else ""
+    labels = (
+        f" {first['labels_per_class']} per class, draw {first['draw']}" if first["labels_per_class"] else ""
+    )
     metric = "NMI" if first["metric"] == "nmi" else "top-1"
-    print(f"{first['features']:12} {first['protocol']}{labels}: {metric} {first['value']:.1f} % of {first['n']}",
-          flush=True)
+    print(
+        f"{first['features']:12} {first['protocol']}{labels}: {metric} {first['value']:.1f} % of {first['n']}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,15 @@ from ssljax.types import Pytree
 Schedule = Callable[[jax.Array], jax.Array]
 
 
-def warmup_cosine(peak: float, *, warmup_steps: int, total_steps: int, start: float = 0.0, end: float = 0.0,
-                  shift: bool = True) -> Schedule:
+def warmup_cosine(
+    peak: float,
+    *,
+    warmup_steps: int,
+    total_steps: int,
+    start: float = 0.0,
+    end: float = 0.0,
+    shift: bool = True,
+) -> Schedule:
     """Linear warm-up, then half a cosine down to `end`.
 
     Step 0 gives `start`, step `warmup_steps` gives `peak`, `total_steps` and later give `end`.
@@ -34,8 +41,10 @@ def warmup_cosine(peak: float, *, warmup_steps: int, total_steps: int, start: fl
         ValueError: the warm-up is longer than the run.
     """
     if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(f"warm-up of {warmup_steps} steps does not fit a run of {total_steps}: "
-                         "lower optim.warmup_epochs, train for more epochs, or use a smaller batch")
+        raise ValueError(
+            f"warm-up of {warmup_steps} steps does not fit a run of {total_steps}: "
+            "lower optim.warmup_epochs, train for more epochs, or use a smaller batch"
+        )
     begin = warmup_steps if shift else 0
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -67,9 +76,11 @@ def decayed(params: Pytree, probes: Collection[str] = ()) -> Pytree:
     Left out are biases, the scales and offsets of normalisation, and the supervised head (google-research/simclr: the names
     batch_normalization, bias, head_supervised; here the leaf is not called `kernel`, or lies in a branch of `probes`).
     """
+
     def rule(path: tuple, leaf: jax.Array) -> bool:
         names = [getattr(entry, "key", getattr(entry, "name", "")) for entry in path]
         return names[-1] == "kernel" and names[0] not in probes
+
     return jax.tree_util.tree_map_with_path(rule, params)
 
 
@@ -78,13 +89,22 @@ def timm_decayed(params: Pytree, *, distillation_token: bool) -> Pytree:
 
     Biases, gains, positions and the class token are left out. Newer timm leaves out the distillation token too (False).
     """
+
     def rule(path: tuple, leaf: jax.Array) -> bool:
         return path[-1].key == "kernel" or (distillation_token and path[-1].key == "distillation_token")
+
     return jax.tree_util.tree_map_with_path(rule, params)
 
 
-def lars(learning_rate: float | Schedule, *, lr_in_momentum: bool, weight_decay: float, momentum: float, trust_coefficient: float,
-         mask: Pytree | Callable[[Pytree], Pytree]) -> optax.GradientTransformation:
+def lars(
+    learning_rate: float | Schedule,
+    *,
+    lr_in_momentum: bool,
+    weight_decay: float,
+    momentum: float,
+    trust_coefficient: float,
+    mask: Pytree | Callable[[Pytree], Pytree],
+) -> optax.GradientTransformation:
     """LARS (You et al., arXiv 1708.03888), in the two forms that papers shipped under one name.
 
         g     <- g + weight_decay * w                                    where mask
@@ -114,8 +134,11 @@ def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tupl
     Epoch e = step // steps_per_epoch, counted from 0. With milestones the peak is divided by ten at each of them (MoCo v1: 120 and 160 of
     200); without, it is peak * (1 + cos(pi e / epochs)) / 2 (v2), so the last epoch is not at 0.
     """
+
     def schedule(step: jax.Array) -> jax.Array:
-        epoch = jnp.minimum(jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1), epochs).astype(jnp.float32)
+        epoch = jnp.minimum(jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1), epochs).astype(
+            jnp.float32
+        )
         if milestones:
             return jnp.float32(peak) * 0.1 ** sum((epoch >= at).astype(jnp.float32) for at in milestones)
         return 0.5 * peak * (1.0 + jnp.cos(jnp.float32(math.pi) * epoch / max(epochs, 1)))
@@ -123,7 +146,9 @@ def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tupl
     return schedule
 
 
-def timm_cosine(peak: float, *, steps_per_epoch: int, epochs: int, warmup_epochs: int, start: float, end: float, lag: int) -> Schedule:
+def timm_cosine(
+    peak: float, *, steps_per_epoch: int, epochs: int, warmup_epochs: int, start: float, end: float, lag: int
+) -> Schedule:
     """timm's cosine as DeiT calls it: constant within an epoch, the cosine running under the warm-up.
 
     Args:
@@ -132,7 +157,9 @@ def timm_cosine(peak: float, *, steps_per_epoch: int, epochs: int, warmup_epochs
         end: approached by the last.
         lag: 1 = every epoch uses the value of the one before, as the released code does: its first two epochs both train at `start`.
     """
-    value = warmup_cosine(peak, warmup_steps=warmup_epochs, total_steps=epochs, start=start, end=end, shift=False)
+    value = warmup_cosine(
+        peak, warmup_steps=warmup_epochs, total_steps=epochs, start=start, end=end, shift=False
+    )
 
     def schedule(step: jax.Array) -> jax.Array:
         return value(jnp.maximum(jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1) - lag, 0))
@@ -141,6 +168,7 @@ def timm_cosine(peak: float, *, steps_per_epoch: int, epochs: int, warmup_epochs
 
 
 # ------------------------------------------------------------------------------------------------------------- by their names
+
 
 class Horizon(NamedTuple):
     """What an optimizer is told of the run beside its own settings.
@@ -172,7 +200,9 @@ class Horizon(NamedTuple):
     def warmed_up(self, epochs: float) -> Schedule:
         """`warmup_cosine` over the run; the warm-up is examples * epochs // batch steps (google-research/simclr)."""
         # The small term keeps 0.1 * 10 epochs from being floored to 0 by a float that is one ulp short.
-        return warmup_cosine(self.peak, warmup_steps=int(self.steps_per_epoch * epochs + 1e-9), total_steps=self.total_steps)
+        return warmup_cosine(
+            self.peak, warmup_steps=int(self.steps_per_epoch * epochs + 1e-9), total_steps=self.total_steps
+        )
 
     def mask(self) -> Callable[[Pytree], Pytree]:
         """`decayed` with the run's probes."""
@@ -185,8 +215,14 @@ Optimizer = tuple[optax.GradientTransformation, Schedule]
 def _lars(optim: ConfigDict, run: Horizon) -> Optimizer:
     """SimCLR, BYOL, MoCo v3."""
     schedule = run.warmed_up(optim.warmup_epochs)
-    return lars(schedule, lr_in_momentum=optim.lr_in_momentum, weight_decay=optim.weight_decay, momentum=optim.momentum,
-                trust_coefficient=optim.trust_coefficient, mask=run.mask()), schedule
+    return lars(
+        schedule,
+        lr_in_momentum=optim.lr_in_momentum,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        trust_coefficient=optim.trust_coefficient,
+        mask=run.mask(),
+    ), schedule
 
 
 def _sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
@@ -204,7 +240,9 @@ def _adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
 
 def _torch_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
     """Decays every parameter, biases and norms too, as PyTorch does unless told otherwise (MoCo v1, v2)."""
-    schedule = by_epoch(run.peak, steps_per_epoch=run.whole_steps, epochs=run.epochs, milestones=tuple(optim.milestones))
+    schedule = by_epoch(
+        run.peak, steps_per_epoch=run.whole_steps, epochs=run.epochs, milestones=tuple(optim.milestones)
+    )
     decay = optax.add_decayed_weights(optim.weight_decay)
     return optax.chain(decay, optax.sgd(learning_rate=schedule, momentum=optim.momentum)), schedule
 
@@ -220,14 +258,28 @@ def _deepcluster_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
     schedule = optax.constant_schedule(run.peak)
 
     def lasting(params: Pytree) -> Pytree:
-        return {name: jax.tree.map(lambda _, old=name not in run.restarted: old, branch) for name, branch in params.items()}
-    return optax.chain(optax.add_decayed_weights(optim.weight_decay), optax.masked(optax.trace(optim.momentum), lasting),
-                       optax.scale_by_learning_rate(schedule)), schedule
+        return {
+            name: jax.tree.map(lambda _, old=name not in run.restarted: old, branch)
+            for name, branch in params.items()
+        }
+
+    return optax.chain(
+        optax.add_decayed_weights(optim.weight_decay),
+        optax.masked(optax.trace(optim.momentum), lasting),
+        optax.scale_by_learning_rate(schedule),
+    ), schedule
 
 
 def _timm_schedule(optim: ConfigDict, run: Horizon) -> Schedule:
-    return timm_cosine(run.peak, steps_per_epoch=run.whole_steps, epochs=run.epochs, warmup_epochs=optim.warmup_epochs,
-                       start=optim.start, end=optim.end, lag=optim.lag)
+    return timm_cosine(
+        run.peak,
+        steps_per_epoch=run.whole_steps,
+        epochs=run.epochs,
+        warmup_epochs=optim.warmup_epochs,
+        start=optim.start,
+        end=optim.end,
+        lag=optim.lag,
+    )
 
 
 def _timm_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
@@ -257,8 +309,15 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
 }
 
 
-def make_optimizer(optim: ConfigDict, *, batch_size: int, steps_per_epoch: float, total_steps: int, probes: tuple[str, ...] = (),
-                   restarted: tuple[str, ...] = ()) -> Optimizer:
+def make_optimizer(
+    optim: ConfigDict,
+    *,
+    batch_size: int,
+    steps_per_epoch: float,
+    total_steps: int,
+    probes: tuple[str, ...] = (),
+    restarted: tuple[str, ...] = (),
+) -> Optimizer:
     """The optimizer of a config's `optim`, and its learning-rate schedule (for the logs).
 
     Args:

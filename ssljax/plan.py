@@ -44,7 +44,11 @@ DATA_SETS = {
 # Static estimate / reported step time of six public v3 runs (ResNet-50, BiT, SimCLR, ViT-S/16): how far a full-effort estimate may be off.
 CALIBRATION = (0.5, 1.4)
 # What may make a step fit, in the order in which it is tried; what the method or network refuses is passed over.
-EDITS = (("model.remat", ("dots", "blocks")), ("accumulate", (2, 4, 8, 16)), ("sharding.fsdp", (8, 16, 32, 64)))
+EDITS = (
+    ("model.remat", ("dots", "blocks")),
+    ("accumulate", (2, 4, 8, 16)),
+    ("sharding.fsdp", (8, 16, 32, 64)),
+)
 
 
 class Memory(NamedTuple):
@@ -126,8 +130,10 @@ def known_facts(config: ConfigDict, images: int) -> Facts:
     total, classes = known or (0, 0)
     total, classes = images or total, data.num_classes or classes
     if not total or not classes:
-        raise ValueError(f"how many images data.source={data.source!r} has in {split!r} is not known here: add --images N"
-                         + ("" if classes else " and --config.data.num_classes=C"))
+        raise ValueError(
+            f"how many images data.source={data.source!r} has in {split!r} is not known here: add --images N"
+            + ("" if classes else " and --config.data.num_classes=C")
+        )
     if images:
         return Facts(images, classes, images)
     if data.train_per_class:
@@ -145,8 +151,13 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     whole = {"image": (data.image_size, data.image_size, data.channels)}
     pixels = recipes.host_shapes(program.config) if data.crop_on == "host" else whole
     numbers = ["label", "index", *(["copy"] if data.repeats > 1 or program.method.balance else [])]
-    shapes = {**{name: ((b, *shape), jnp.uint8) for name, shape in pixels.items()}, **{name: ((b,), jnp.int32) for name in numbers}}
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in shapes.items()}
+    shapes = {
+        **{name: ((b, *shape), jnp.uint8) for name, shape in pixels.items()},
+        **{name: ((b,), jnp.int32) for name in numbers},
+    }
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in shapes.items()
+    }
 
 
 def arguments(program: Program) -> tuple[Any, ...]:
@@ -166,7 +177,11 @@ def program_on(slice_: Slice, config: ConfigDict, images: int = 0) -> Program:
         ValueError: the batch does not split over the devices, libtpu refuses the shape, the size of the data is not known.
         ModuleNotFoundError: libtpu is not installed.
     """
-    return build(config, known_facts(config, images), sharding.mesh_of(ahead.topology_devices(slice_), config.sharding.fsdp))
+    return build(
+        config,
+        known_facts(config, images),
+        sharding.mesh_of(ahead.topology_devices(slice_), config.sharding.fsdp),
+    )
 
 
 def plan(config: ConfigDict, slice_: Slice, *, full: bool = False, images: int = 0) -> Plan:
@@ -179,49 +194,87 @@ def plan(config: ConfigDict, slice_: Slice, *, full: bool = False, images: int =
         images: see `known_facts`.
     """
     program = program_on(slice_, config, images)
-    return describe(program, slice_, ahead.compile_step(program.step, arguments(program), full=full), full=full)
+    return describe(
+        program, slice_, ahead.compile_step(program.step, arguments(program), full=full), full=full
+    )
 
 
 def describe(program: Program, slice_: Slice, compiled: ahead.Compiled, *, full: bool) -> Plan:
     """The figures of a compiled step."""
     config, devices, generation = program.config, program.mesh.devices.size, slice_.generation
-    share = devices / slice_.chips                       # devices a chip: 2 where a device is a core
+    share = devices / slice_.chips  # devices a chip: 2 where a device is a core
     written = flops.count(program.step, *arguments(program))
     found = read(compiled, int(generation.hbm_bytes / share))
     matmul_ms = 1e3 * written.on_mxu / devices / (generation.peak_flops / share)
     hbm_ms = 0.0 if found["loops"] else 1e3 * found["hbm_bytes"] / (generation.hbm_bandwidth / share)
     to_ms = 1e3 / generation.clock if full else 0.0
     return Plan(
-        config=f"{config.name}:{config.preset}", topology=slice_.topology, kind=program.mesh.devices.flat[0].device_kind,
-        chips=slice_.chips, devices=devices, effort="full" if full else "low", compile_seconds=round(compiled.seconds, 1),
-        batch_size=config.batch_size, dtype=config.model.dtype,
+        config=f"{config.name}:{config.preset}",
+        topology=slice_.topology,
+        kind=program.mesh.devices.flat[0].device_kind,
+        chips=slice_.chips,
+        devices=devices,
+        effort="full" if full else "low",
+        compile_seconds=round(compiled.seconds, 1),
+        batch_size=config.batch_size,
+        dtype=config.model.dtype,
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.shapes.params)),
-        flops=written.written, flops_xla=found["flops"] * devices, loops=found["loops"], hbm_bytes=found["hbm_bytes"], matmul_ms=matmul_ms,
-        hbm_ms=hbm_ms, bound_by="unknown" if found["loops"] else "memory" if hbm_ms > matmul_ms else "compute",
+        flops=written.written,
+        flops_xla=found["flops"] * devices,
+        loops=found["loops"],
+        hbm_bytes=found["hbm_bytes"],
+        matmul_ms=matmul_ms,
+        hbm_ms=hbm_ms,
+        bound_by="unknown" if found["loops"] else "memory" if hbm_ms > matmul_ms else "compute",
         static_ms=found["cycles"] * to_ms,
-        fits=compiled.executable is not None, problem=compiled.problem, memory=found["memory"], collectives=found["collectives"],
-        buffers=compiled.buffers, costliest=[(cycles * to_ms, i.shape, i.op_name) for cycles, i in found["costliest"] if full],
-        steps=program.total_steps, epochs=config.epochs)
+        fits=compiled.executable is not None,
+        problem=compiled.problem,
+        memory=found["memory"],
+        collectives=found["collectives"],
+        buffers=compiled.buffers,
+        costliest=[(cycles * to_ms, i.shape, i.op_name) for cycles, i in found["costliest"] if full],
+        steps=program.total_steps,
+        epochs=config.epochs,
+    )
 
 
 def read(compiled: ahead.Compiled, available: int) -> dict[str, Any]:
     """The figures of a compiled step, a device's; `available` is its memory."""
     if compiled.executable is None:
-        return {"memory": Memory(0, 0, ahead.needed_bytes(compiled.problem), available), "flops": 0.0, "hbm_bytes": 0.0, "loops": 0,
-                "cycles": 0, "collectives": [], "costliest": []}
-    memory, cost, module = compiled.executable.memory_analysis(), compiled.executable.cost_analysis(), hlo.parse(compiled.text)
-    return {"memory": Memory(memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.peak_memory_in_bytes, available),
-            "flops": cost["flops"], "hbm_bytes": cost["bytes accessed"], "loops": hlo.loops(module), "cycles": hlo.static_cycles(module),
-            "collectives": hlo.collectives(module), "costliest": hlo.costliest(module, 8)}
+        return {
+            "memory": Memory(0, 0, ahead.needed_bytes(compiled.problem), available),
+            "flops": 0.0,
+            "hbm_bytes": 0.0,
+            "loops": 0,
+            "cycles": 0,
+            "collectives": [],
+            "costliest": [],
+        }
+    memory, cost, module = (
+        compiled.executable.memory_analysis(),
+        compiled.executable.cost_analysis(),
+        hlo.parse(compiled.text),
+    )
+    return {
+        "memory": Memory(
+            memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.peak_memory_in_bytes, available
+        ),
+        "flops": cost["flops"],
+        "hbm_bytes": cost["bytes accessed"],
+        "loops": hlo.loops(module),
+        "cycles": hlo.static_cycles(module),
+        "collectives": hlo.collectives(module),
+        "costliest": hlo.costliest(module, 8),
+    }
 
 
 def candidates(config: ConfigDict, slice_: Slice) -> Iterator[tuple[str, ConfigDict, Slice]]:
     """What may make a step fit: (what to change, config, slice), the cheapest first."""
-    there = flat(config)                                         # a plain network has no remat
+    there = flat(config)  # a plain network has no remat
     for path, values in EDITS:
         section, _, name = path.rpartition(".")
         for value in values if path in there else ():
-            edited = config.copy_and_resolve_references()        # ConfigDict(config) would share its sections
+            edited = config.copy_and_resolve_references()  # ConfigDict(config) would share its sections
             (edited[section] if section else edited)[name] = value
             yield f"--config.{path}={value}", edited.lock(), slice_
     for bigger in slices.larger(slice_):
@@ -234,7 +287,7 @@ def advise(config: ConfigDict, slice_: Slice, images: int) -> str:
     for text, edited, where in candidates(config, slice_):
         try:
             found = plan(edited, where, images=images)
-        except ValueError:                    # the batch does not split so, or the setting is not for this method
+        except ValueError:  # the batch does not split so, or the setting is not for this method
             continue
         if found.fits:
             return f"{text} fits: {size(found.memory.peak)} of {size(found.memory.available)} a device (compiled too)"
@@ -250,24 +303,35 @@ def size(count: float) -> str:
 def show(p: Plan) -> str:
     """The plan as the terminal shows it."""
     device, m = "chip" if p.devices == p.chips else "core", p.memory
-    head = (f"{p.config} on {p.topology}: {p.chips} chips, {p.devices} devices ({p.kind}, a device is a {device}), batch {p.batch_size}, "
-            f"{p.dtype}, {p.parameters / 1e6:.1f} M parameters; compiled at {p.effort} effort in {p.compile_seconds:.0f} s")
+    head = (
+        f"{p.config} on {p.topology}: {p.chips} chips, {p.devices} devices ({p.kind}, a device is a {device}), batch {p.batch_size}, "
+        f"{p.dtype}, {p.parameters / 1e6:.1f} M parameters; compiled at {p.effort} effort in {p.compile_seconds:.0f} s"
+    )
     if not p.fits:
         needed = f"needs {size(m.peak)}" if m.peak else "needs more"
         return f"{head}\nmemory        DOES NOT FIT: {needed}, a {device} has {size(m.available)}\nadvice        {p.advice}"
     xla, traffic = "XLA's own count says nothing, the step has loops", "not known, the step has loops"
     if not p.loops:
         xla = f"XLA counts {p.flops_xla / p.flops:.2f} of it"
-        traffic = f"{p.hbm_bytes / 1e9:.4g} GB a {device} and step by XLA's count (rough; depends on the effort)"
-    lines = [head, f"memory        fits: peak {size(m.peak)} of {size(m.available)} a {device} (arguments {size(m.arguments)}, temporaries "
-             f"{size(m.temporaries)}); {AHEAD} batches on their way come on top",
-             f"compute       {p.flops / 1e12:.4g} TFLOP a step as written, {p.flops / p.batch_size / 1e9:.4g} GFLOP an image; {xla}",
-             f"HBM traffic   {traffic}"]
-    lines += [f"collectives   {c.kind} {c.dtype}: {c.count}, {c.bytes / 1e6:.2f} MB a {device} and step, largest {c.largest}"
-              for c in p.collectives] or ["collectives   none"]
+        traffic = (
+            f"{p.hbm_bytes / 1e9:.4g} GB a {device} and step by XLA's count (rough; depends on the effort)"
+        )
+    lines = [
+        head,
+        f"memory        fits: peak {size(m.peak)} of {size(m.available)} a {device} (arguments {size(m.arguments)}, temporaries "
+        f"{size(m.temporaries)}); {AHEAD} batches on their way come on top",
+        f"compute       {p.flops / 1e12:.4g} TFLOP a step as written, {p.flops / p.batch_size / 1e9:.4g} GFLOP an image; {xla}",
+        f"HBM traffic   {traffic}",
+    ]
+    lines += [
+        f"collectives   {c.kind} {c.dtype}: {c.count}, {c.bytes / 1e6:.2f} MB a {device} and step, largest {c.largest}"
+        for c in p.collectives
+    ] or ["collectives   none"]
     roof = f"; {p.hbm_ms:.4g} ms if the HBM traffic is right: bound by {p.bound_by}" if p.hbm_ms else ""
     lines += [f"lower bound   {p.matmul_ms:.4g} ms a step, matrix products at peak{roof}", *run_lines(p)]
-    lines += [f"long          {ms:7.2f} ms  {shape[:50]}  {origin[-80:]}" for ms, shape, origin in p.costliest]
+    lines += [
+        f"long          {ms:7.2f} ms  {shape[:50]}  {origin[-80:]}" for ms, shape, origin in p.costliest
+    ]
     return "\n".join([*lines, *(f"buffer        {text[:120]}" for text in p.buffers)])
 
 
@@ -278,33 +342,60 @@ def expected_ms(p: Plan) -> tuple[float, float]:
 
 def run_lines(p: Plan) -> list[str]:
     """How long the run takes: at least, and, at full effort, the range."""
+
     def speed(ms: float) -> str:
         return f"{1e3 * p.batch_size / ms:,.0f} images/s, {p.steps * ms / 3.6e6:.3g} h"
+
     lines = [f"run           {p.steps:,} steps for {p.epochs} epochs: at most {speed(p.matmul_ms)}"]
     if p.static_ms:
         fast, slow = expected_ms(p)
-        lines += [f"estimate      {fast:.3g} to {slow:.3g} ms a step: {speed(fast)} to {speed(slow)}",
-                  f"              A compiler's estimate, not a measurement: its static schedule has {p.static_ms:.3g} ms, without",
-                  f"              collectives, host and input; such figures were {CALIBRATION[0]} to {CALIBRATION[1]} times the step",
-                  "              times reported of six public runs, all on v3. Nothing is calibrated elsewhere."]
+        lines += [
+            f"estimate      {fast:.3g} to {slow:.3g} ms a step: {speed(fast)} to {speed(slow)}",
+            f"              A compiler's estimate, not a measurement: its static schedule has {p.static_ms:.3g} ms, without",
+            f"              collectives, host and input; such figures were {CALIBRATION[0]} to {CALIBRATION[1]} times the step",
+            "              times reported of six public runs, all on v3. Nothing is calibrated elsewhere.",
+        ]
     return lines
 
 
-COLUMNS = ("config", "topology", "devices", "fits", "peak GiB", "TFLOP/step", "collectives MB", "bound ms", "static ms", "images/s at most")
+COLUMNS = (
+    "config",
+    "topology",
+    "devices",
+    "fits",
+    "peak GiB",
+    "TFLOP/step",
+    "collectives MB",
+    "bound ms",
+    "static ms",
+    "images/s at most",
+)
 
 
 def row(p: Plan) -> list[str]:
     """The cells of a plan under COLUMNS; bytes and GiB are a device's."""
-    return [p.config, p.topology, str(p.devices), "yes" if p.fits else "NO", f"{p.memory.peak / GIB:.2f} of {p.memory.available / GIB:.0f}",
-            f"{p.flops / 1e12:.4g}", f"{sum(c.bytes for c in p.collectives) / 1e6:.4g}", f"{p.matmul_ms:.4g}",
-            f"{p.static_ms:.3g}" if p.static_ms else "-", f"{1e3 * p.batch_size / p.matmul_ms:,.0f}"]
+    return [
+        p.config,
+        p.topology,
+        str(p.devices),
+        "yes" if p.fits else "NO",
+        f"{p.memory.peak / GIB:.2f} of {p.memory.available / GIB:.0f}",
+        f"{p.flops / 1e12:.4g}",
+        f"{sum(c.bytes for c in p.collectives) / 1e6:.4g}",
+        f"{p.matmul_ms:.4g}",
+        f"{p.static_ms:.3g}" if p.static_ms else "-",
+        f"{1e3 * p.batch_size / p.matmul_ms:,.0f}",
+    ]
 
 
 def table(plans: list[Plan]) -> str:
     """One row a plan, in columns."""
     rows = [COLUMNS, *map(row, plans)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in rows
+    )
 
 
 def made_by() -> dict[str, Any]:
@@ -314,10 +405,17 @@ def made_by() -> dict[str, Any]:
 
 def plain(p: Plan) -> dict[str, Any]:
     """The plan as JSON knows it."""
-    estimate = {"step_ms": expected_ms(p), "hours": [p.steps * ms / 3.6e6 for ms in expected_ms(p)],
-                "note": "a compiler's estimate, not a measurement; calibrated on six runs, all on v3"}
-    return {**p._asdict(), "memory": p.memory._asdict(), "collectives": [c._asdict() for c in p.collectives],
-            "estimate": estimate if p.static_ms else {}}
+    estimate = {
+        "step_ms": expected_ms(p),
+        "hours": [p.steps * ms / 3.6e6 for ms in expected_ms(p)],
+        "note": "a compiler's estimate, not a measurement; calibrated on six runs, all on v3",
+    }
+    return {
+        **p._asdict(),
+        "memory": p.memory._asdict(),
+        "collectives": [c._asdict() for c in p.collectives],
+        "estimate": estimate if p.static_ms else {},
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -329,10 +427,14 @@ def main(argv: list[str] | None = None) -> None:
     plans = []
     try:
         if not flags.topology and not flags.sweep:
-            raise ValueError(f"--topology is missing, e.g. --topology v5e:8x8, or --sweep for {', '.join(slices.SWEEP)}")
+            raise ValueError(
+                f"--topology is missing, e.g. --topology v5e:8x8, or --sweep for {', '.join(slices.SWEEP)}"
+            )
         wanted = [slices.parse(topology) for topology in (slices.SWEEP if flags.sweep else (flags.topology,))]
         for (stage, config, _), slice_ in itertools.product(stages(flags.config, ""), wanted):
-            print(f"compiling {config.name}:{config.preset} for {slice_.topology}", file=sys.stderr, flush=True)
+            print(
+                f"compiling {config.name}:{config.preset} for {slice_.topology}", file=sys.stderr, flush=True
+            )
             found = plan(config, slice_, full=flags.full, images=flags.images)
             found = found._replace(config=f"{found.config} {stage}".strip())
             if not found.fits and not flags.sweep:

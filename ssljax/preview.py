@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROWS, VIEWS = 8, 6
-OPERATIONS = "bcsh"         # brightness, contrast, saturation, hue
+OPERATIONS = "bcsh"  # brightness, contrast, saturation, hue
 
 
 class Column(NamedTuple):
@@ -66,7 +66,7 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
     batch = next(batches)
     batches.close()
 
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)           # of step 0, as ssljax/step.py folds it
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)  # of step 0, as ssljax/step.py folds it
     index = jax.numpy.asarray(batch["index"])
     made = views.make({name: jax.numpy.asarray(value) for name, value in batch.items()}, key, config)
     drawn = jax.tree.map(np.asarray, views.draws(index, key, config))
@@ -80,7 +80,7 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
         return Column(heading(view, i, names[view.name]), pixels(made[view.name][:, i], view.augment), rows)
 
     order = [(view, i) for view in views.resolved(config) for i in range(view.count)]
-    order.sort(key=lambda place: place[0].first + place[1])       # a view beside the one whose crop it shares
+    order.sort(key=lambda place: place[0].first + place[1])  # a view beside the one whose crop it shares
     columns = [column(view, i) for view, i in order]
     if "mix.mixup_alpha" in flat(config) and source.class_names:
         columns += mixtures(made[order[0][0].name][:, 0], batch["label"], source.class_names, key, config)
@@ -117,8 +117,9 @@ def pixels(images: jax.Array, augment: ConfigDict) -> np.ndarray:
     return np.clip(np.asarray(images) * np.float32(augment.std) + np.float32(augment.mean), 0.0, 1.0)
 
 
-def mixtures(first: jax.Array, labels: np.ndarray, class_names: tuple[str, ...], key: jax.Array,
-             config: ConfigDict) -> list[Column]:
+def mixtures(
+    first: jax.Array, labels: np.ndarray, class_names: tuple[str, ...], key: jax.Array, config: ConfigDict
+) -> list[Column]:
     """By mixup and by CutMix, those that are on, of the first views [B, S, S, C].
 
     Captions are the two heaviest labels of each row.
@@ -141,12 +142,14 @@ def original(source: Source, index: int) -> np.ndarray:
     if source.images is not None:
         return source.images[position]
     from ssljax.data import crops
+
     # in colour even where the network sees grey
     return np.asarray(crops.decode(source.read([position])[0], 3))
 
 
-def caption(drawn: views.Draw, augment: ConfigDict, channels: int,
-            policy: Sequence[policies.Step] = ()) -> str:
+def caption(
+    drawn: views.Draw, augment: ConfigDict, channels: int, policy: Sequence[policies.Step] = ()
+) -> str:
     """What was drawn for one view.
 
     E.g. `c1.32 b0.77 h-0.05 s1.20` (the jitter in its order) over `grey blur 0.8 solarize`. With a policy its
@@ -196,8 +199,9 @@ def title(config: ConfigDict) -> str:
     return "\n".join(lines)
 
 
-def sheet(path: Path, heading: str, originals: list[np.ndarray], columns: list[Column],
-          labels: list[str]) -> None:
+def sheet(
+    path: Path, heading: str, originals: list[np.ndarray], columns: list[Column], labels: list[str]
+) -> None:
     """Draws the contact sheet; views share one scale, originals have their own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -205,14 +209,18 @@ def sheet(path: Path, heading: str, originals: list[np.ndarray], columns: list[C
     named = any(column.name for column in columns)
     figure = Figure(figsize=(2.1 * (len(columns) + 1), 2.2 * len(labels) + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(labels) + named, len(columns) + 1, squeeze=False,
-                           height_ratios=[0.12] * named + [1.0] * len(labels))
+    grid = figure.subplots(
+        len(labels) + named,
+        len(columns) + 1,
+        squeeze=False,
+        height_ratios=[0.12] * named + [1.0] * len(labels),
+    )
     if named:
         for axes, name in zip(grid[0], ["", *(column.name for column in columns)], strict=True):
             axes.text(0.5, 0.5, name, fontsize=10, weight="bold", ha="center", va="center")
             axes.set_axis_off()
     largest = max(column.images.shape[1] for column in columns)
-    for b, row in enumerate(grid[int(named):]):
+    for b, row in enumerate(grid[int(named) :]):
         _show(row[0], originals[b], labels[b])
         for axes, column in zip(row[1:], columns, strict=True):
             _show(axes, column.images[b], column.captions[b])

@@ -26,7 +26,7 @@ from ssljax.run.checkpoint import load_part, load_weights
 from ssljax.step import make_train_step
 from ssljax.types import Facts, Method, Pytree, TrainState
 
-AHEAD = 2                 # batches on their way to the devices
+AHEAD = 2  # batches on their way to the devices
 
 
 class Program(NamedTuple):
@@ -77,21 +77,48 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
     sharding.check_batch(mesh, config.batch_size, config.accumulate)
     steps_per_epoch = loader.steps_per_epoch(facts.num_examples, config.batch_size)
     total_steps = optim.train_steps(facts.num_examples, config.epochs, config.batch_size)
-    tx, schedule = optim.make_optimizer(config.optim, batch_size=config.batch_size, total_steps=total_steps, probes=method.probes,
-                                        steps_per_epoch=facts.num_examples / config.batch_size, restarted=method.restarted)
+    tx, schedule = optim.make_optimizer(
+        config.optim,
+        batch_size=config.batch_size,
+        total_steps=total_steps,
+        probes=method.probes,
+        steps_per_epoch=facts.num_examples / config.batch_size,
+        restarted=method.restarted,
+    )
 
     def new_state(key: jax.Array) -> TrainState:
         params, model_state, extra = method.init(key, {})
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, model_state=model_state, opt_state=tx.init(params), extra=extra)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state=model_state,
+            opt_state=tx.init(params),
+            extra=extra,
+        )
 
     shapes, places = placed(mesh, jax.eval_shape(new_state, jax.random.key(0)), method)
     split = sharding.batch_sharding(mesh)
     init = jax.jit(new_state, out_shardings=places)
-    step = jax.jit(sharding.on_mesh(mesh, make_train_step(method, tx, config.accumulate)), in_shardings=(places, split, None),
-                   out_shardings=(places, None), donate_argnums=0)
-    return Program(config=config, facts=facts, method=method, tx=tx, schedule=schedule, mesh=mesh, shapes=shapes,
-                   init=lambda seed: init(jax.random.key(seed)), step=step, encode=jax.jit(encoder(method, config)),
-                   total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    step = jax.jit(
+        sharding.on_mesh(mesh, make_train_step(method, tx, config.accumulate)),
+        in_shardings=(places, split, None),
+        out_shardings=(places, None),
+        donate_argnums=0,
+    )
+    return Program(
+        config=config,
+        facts=facts,
+        method=method,
+        tx=tx,
+        schedule=schedule,
+        mesh=mesh,
+        shapes=shapes,
+        init=lambda seed: init(jax.random.key(seed)),
+        step=step,
+        encode=jax.jit(encoder(method, config)),
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+    )
 
 
 def method_of(config: ConfigDict, facts: Facts) -> Method:
@@ -105,35 +132,50 @@ def method_of(config: ConfigDict, facts: Facts) -> Method:
     method = METHODS[config.method](config, facts)
     found = sum(view.count for view in views.resolved(config))
     if method.num_views and found != method.num_views:
-        raise ValueError(f"config.views draws {found} views of each image, and {config.method} takes {method.num_views}: name as many "
-                         "in config.views")
+        raise ValueError(
+            f"config.views draws {found} views of each image, and {config.method} takes {method.num_views}: name as many "
+            "in config.views"
+        )
     if method.needs_labels and not facts.num_classes:
-        raise ValueError(f"{config.method} learns from labels, and data.source={config.data.source!r} has none: use labelled images, or a "
-                         "method that needs no labels")
+        raise ValueError(
+            f"{config.method} learns from labels, and data.source={config.data.source!r} has none: use labelled images, or a "
+            "method that needs no labels"
+        )
     return method
 
 
 def placed(mesh: Mesh, shapes: TrainState, method: Method) -> tuple[TrainState, TrainState]:
     """A state of shapes with their places on the mesh, and the places alone."""
     places = sharding.state_sharding(mesh, shapes, method.rows)
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places), places
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+    ), places
 
 
 # ----------------------------------------------------------------------------------------------------------------- while training
 
+
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
     """The config of a run with another seed; the program is the same."""
-    config = config.copy_and_resolve_references()                # ConfigDict(config) would share its sections
+    config = config.copy_and_resolve_references()  # ConfigDict(config) would share its sections
     with config.unlocked():
         config.seed = seed
     return config
 
 
-def device_batches(program: Program, source: Source, seed: int, start_step: int, balance: np.ndarray | None = None) -> Iterator[Pytree]:
+def device_batches(
+    program: Program, source: Source, seed: int, start_step: int, balance: np.ndarray | None = None
+) -> Iterator[Pytree]:
     """The training stream as global arrays, AHEAD batches in flight; `balance` as in `loader.train_batches`."""
     split = sharding.batch_sharding(program.mesh)
-    host = loader.train_batches(source, with_seed(program.config, seed), start_step=start_step, process_index=jax.process_index(),
-                                process_count=jax.process_count(), balance=balance)
+    host = loader.train_batches(
+        source,
+        with_seed(program.config, seed),
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        balance=balance,
+    )
     flying: deque[Pytree] = deque()
     for batch in host:
         flying.append(sharding.put_batch(batch, split))
@@ -145,7 +187,9 @@ def balance_of(program: Program, source: Source, state: TrainState) -> np.ndarra
     """What epochs are to be balanced over, int32 [N] by position, on every host; None where the method asks for nothing."""
     if program.method.balance is None:
         return None
-    return np.asarray(jax.device_put(program.method.balance(state.extra), sharding.whole(program.mesh)))[source.index]
+    return np.asarray(jax.device_put(program.method.balance(state.extra), sharding.whole(program.mesh)))[
+        source.index
+    ]
 
 
 def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainState], TrainState]:
@@ -157,13 +201,16 @@ def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainS
     """
     config, method = program.config, program.method
 
-    def load(run: str, like: Pytree, part: str, resize: Mapping[str, Callable] = types.MappingProxyType({})) -> Pytree:
+    def load(
+        run: str, like: Pytree, part: str, resize: Mapping[str, Callable] = types.MappingProxyType({})
+    ) -> Pytree:
         return load_part(earlier.get(run, run), like, part, resize)
 
     def start(state: TrainState) -> TrainState:
         if config.init_from:
             state = with_branches(state, functools.partial(load, config.init_from), config)
         return state if method.adopt is None else method.adopt(state, load)
+
     return start
 
 
@@ -182,7 +229,9 @@ def with_branches(state: TrainState, load: Callable[..., Pytree], config: Config
     params, model_state = dict(state.params), dict(state.model_state)
     for name in config.init_branches:
         if name not in params:
-            raise ValueError(f"config.init_branches names {name!r}, and this network has {', '.join(params)}: take some of these")
+            raise ValueError(
+                f"config.init_branches names {name!r}, and this network has {', '.join(params)}: take some of these"
+            )
         params[name] = load(params[name], f"params/{name}", resize)
         if name in model_state:
             model_state[name] = load(model_state[name], f"model_state/{name}")
@@ -190,6 +239,7 @@ def with_branches(state: TrainState, load: Callable[..., Pytree], config: Config
 
 
 # -------------------------------------------------------------------------------------------------------------- looking at networks
+
 
 def encoder(method: Method, config: ConfigDict) -> Callable[..., jax.Array]:
     """(params, model_state, extra, image uint8 [B, H, W, C], resized) -> float32 [B, D]: the method's own, or its evaluated backbone."""
@@ -200,6 +250,7 @@ def encoder(method: Method, config: ConfigDict) -> Callable[..., jax.Array]:
     def encode(params: Pytree, model_state: Pytree, extra: Pytree, image: jax.Array) -> jax.Array:
         weights, statistics = method.evaluated(params, model_state, extra)
         return models.infer(net, weights, statistics, views.for_network(image, config.augment))
+
     return encode
 
 
@@ -247,6 +298,7 @@ def evaluated(config: ConfigDict, facts: Facts, state: TrainState, mesh: Mesh) -
         @jax.jit
         def look(weights: Pytree, statistics: Pytree, image: jax.Array) -> jax.Array:
             return function(net, weights, statistics, views.for_network(image, config.augment), **how)
+
         return functools.partial(look, weights, statistics)
 
     @functools.cache
@@ -254,9 +306,19 @@ def evaluated(config: ConfigDict, facts: Facts, state: TrainState, mesh: Mesh) -
         return looking(models.activation, layer=layer)
 
     encode = functools.partial(jax.jit(encoder(method, config)), state.params, state.model_state, state.extra)
-    return Evaluated(config=config, method=method, mesh=mesh, step=int(state.step), params=state.params, model_state=state.model_state,
-                     extra=state.extra, encode=encode, maps=lambda image, layer: of_layer(layer)(image),
-                     tokens=looking(models.tokens), attention=looking(models.attention))
+    return Evaluated(
+        config=config,
+        method=method,
+        mesh=mesh,
+        step=int(state.step),
+        params=state.params,
+        model_state=state.model_state,
+        extra=state.extra,
+        encode=encode,
+        maps=lambda image, layer: of_layer(layer)(image),
+        tokens=looking(models.tokens),
+        attention=looking(models.attention),
+    )
 
 
 def open_run(config: ConfigDict, facts: Facts, workdir: str) -> Evaluated:
@@ -292,7 +354,9 @@ def untrained(config: ConfigDict, facts: Facts) -> Evaluated:
 def fresh(method: Method, key: jax.Array) -> TrainState:
     """A state before any step, without an optimizer."""
     params, model_state, extra = method.init(key, {})
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, model_state=model_state, opt_state=(), extra=extra)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, model_state=model_state, opt_state=(), extra=extra
+    )
 
 
 def switched_on(state: TrainState) -> TrainState:
@@ -311,6 +375,7 @@ def spread(function: Encode, mesh: Mesh) -> Encode:
     def over_devices(image: np.ndarray) -> jax.Array:
         found = function(jax.make_array_from_callback(image.shape, rows, lambda part: image[part]))
         return jax.device_put(found, everywhere)
+
     return over_devices
 
 
@@ -322,6 +387,7 @@ def encoded(encode: Encode, mesh: Mesh, config: ConfigDict, source: Source) -> F
 
 
 # ------------------------------------------------------------------------------------------------------------------------- stages
+
 
 def stages(config: ConfigDict, workdir: str) -> list[tuple[str, ConfigDict, str]]:
     """(name, config, folder) of every stage; a config without stages is one, in workdir itself."""
@@ -337,7 +403,9 @@ def stage(config: ConfigDict, workdir: str, name: str = "") -> tuple[ConfigDict,
     """
     found = {each: (part, folder) for each, part, folder in stages(config, workdir)}
     if name and name not in found:
-        raise ValueError(f"--stage={name}: the stages of this config are {', '.join(filter(None, found)) or 'none, it is a single run'}")
+        raise ValueError(
+            f"--stage={name}: the stages of this config are {', '.join(filter(None, found)) or 'none, it is a single run'}"
+        )
     return found[name] if name else list(found.values())[-1]
 
 
@@ -349,5 +417,8 @@ def use_compilation_cache(workdir: str) -> None:
     if jax.default_backend() == "cpu" and sharding.make_mesh().devices.size > 1:
         jax.config.update("jax_enable_compilation_cache", False)
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(workdir.rstrip("/")) or ".", ".xla_cache"))
+        jax.config.update(
+            "jax_compilation_cache_dir",
+            os.path.join(os.path.dirname(workdir.rstrip("/")) or ".", ".xla_cache"),
+        )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -45,15 +45,19 @@ class Training(NamedTuple):
 
 def group_blocks(group: Group, folder: Path, runs: Sequence[Training]) -> list[Block]:
     """Table, caption, commands and figures of one group."""
-    blocks = [Block("h2", group.title), Block("table", main_table(group.rows)), Block("p", caption(group)),
-              Block("pre", sorted({row["command"] for row in group.rows}))]
+    blocks = [
+        Block("h2", group.title),
+        Block("table", main_table(group.rows)),
+        Block("p", caption(group)),
+        Block("pre", sorted({row["command"] for row in group.rows})),
+    ]
     few = pick(group.rows, metric="top1", protocol="label_fraction")
     if few:
         blocks.append(label_block(group, few, folder))
     if runs:
         blocks.append(training_block(group.slug, group.preset, runs, folder))
     gallery = folder / f"gallery-{group.preset}.npz"
-    if group.slug == group.preset and gallery.exists():       # of the last evaluation, so the newest group's
+    if group.slug == group.preset and gallery.exists():  # of the last evaluation, so the newest group's
         blocks += gallery_blocks(gallery, group, folder)
     return blocks
 
@@ -81,24 +85,41 @@ def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
     chosen = [k for k in ("raw_pixels", *map(str, g["kinds"])) if f"points/{k}" in g]
     shown = {k: g[f"points/{k}"] for k in dict.fromkeys(chosen) if k != "random_init"}
     figures.feature_map(folder / f"features-{slug}.png", shown, g["labels"], names, preset)
-    figures.neighbours(folder / f"neighbours-{slug}.png", g["query"], g["query_labels"], g["neighbour"],
-                       g["neighbour_labels"], names,
-                       f"{preset}: nearest neighbours by {figures.name(str(g['kinds'][0]))} features")
+    figures.neighbours(
+        folder / f"neighbours-{slug}.png",
+        g["query"],
+        g["query_labels"],
+        g["neighbour"],
+        g["neighbour_labels"],
+        names,
+        f"{preset}: nearest neighbours by {figures.name(str(g['kinds'][0]))} features",
+    )
     text = f"t-SNE of held-out images' features, seed {g['seed']}; the projection saw no label"
     blocks = [Block("img", (f"features-{slug}.png", text))]
     text = "Nearest training images of held-out images; a frame marks another class"
     blocks.append(Block("img", (f"neighbours-{slug}.png", text)))
     if "attention" in g:
-        figures.attention(folder / f"attention-{slug}.png", g["query"], g["query_labels"], g["attention"],
-                          names, preset)
-        text = ("Where the class token, and the distillation token if there is one, look in the last block; "
-                "the mean over its heads")
+        figures.attention(
+            folder / f"attention-{slug}.png", g["query"], g["query_labels"], g["attention"], names, preset
+        )
+        text = (
+            "Where the class token, and the distillation token if there is one, look in the last block; "
+            "the mean over its heads"
+        )
         blocks.append(Block("img", (f"attention-{slug}.png", text)))
     if "cluster" in g:
-        figures.clusters(folder / f"clusters-{slug}.png", g["cluster"], g["cluster_labels"],
-                         g["cluster_size"], names, f"{preset}: training images of some clusters")
-        text = (f"Members of clusters, the largest to the smallest, seed {g['seed']}; a frame marks "
-                "another class than the row's commonest")
+        figures.clusters(
+            folder / f"clusters-{slug}.png",
+            g["cluster"],
+            g["cluster_labels"],
+            g["cluster_size"],
+            names,
+            f"{preset}: training images of some clusters",
+        )
+        text = (
+            f"Members of clusters, the largest to the smallest, seed {g['seed']}; a frame marks "
+            "another class than the row's commonest"
+        )
         blocks.append(Block("img", (f"clusters-{slug}.png", text)))
     return blocks
 
@@ -136,8 +157,12 @@ def run_names(runs: Sequence[Training]) -> dict[str, list[dict[str, float]]]:
 
     A setting that a run is older than tells it apart from no other.
     """
-    keys = dict.fromkeys(key for run in runs for key in run.config
-                         if not any(key == name or key.startswith(name + ".") for name in UNNAMED))
+    keys = dict.fromkeys(
+        key
+        for run in runs
+        for key in run.config
+        if not any(key == name or key.startswith(name + ".") for name in UNNAMED)
+    )
     differ, names = [], []
     for key in keys:
         if len({json.dumps(run.config[key]) for run in runs if key in run.config}) > 1:
@@ -145,8 +170,10 @@ def run_names(runs: Sequence[Training]) -> dict[str, list[dict[str, float]]]:
     for run in runs:
         settings = [f"{key}={run.config[key]}" for key in differ if key in run.config]
         names.append(", ".join([f"seed {run.config['seed']}", *settings]))
-    return {name if names.count(name) == 1 else f"{name} ({run.folder})": run.rows
-            for name, run in zip(names, runs, strict=True)}
+    return {
+        name if names.count(name) == 1 else f"{name} ({run.folder})": run.rows
+        for name, run in zip(names, runs, strict=True)
+    }
 
 
 def training_block(slug: str, preset: str, runs: Sequence[Training], folder: Path) -> Block:
@@ -162,8 +189,10 @@ def unjudged_blocks(runs: Sequence[Training], folder: Path) -> list[Block]:
         presets[run.config["name"], run.config["preset"], run.config["epochs"]].append(run)
     blocks = []
     for (experiment, preset, epochs), own in presets.items():
-        blocks += [Block("h2", f"{experiment}: {preset} ({epochs} epochs), trained and not evaluated here"),
-                   training_block(f"{experiment}-{preset}-{epochs}ep", preset, own, folder)]
+        blocks += [
+            Block("h2", f"{experiment}: {preset} ({epochs} epochs), trained and not evaluated here"),
+            training_block(f"{experiment}-{preset}-{epochs}ep", preset, own, folder),
+        ]
     return blocks
 
 
@@ -194,8 +223,10 @@ def main(argv: list[str] | None = None) -> None:
     """`ssljax report DIR`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if len(words) != 1 or words[0].startswith("-"):
-        raise SystemExit("usage: ssljax report DIR, where DIR holds the results.jsonl of `ssljax evaluate`, "
-                         "e.g. experiments/simclr")
+        raise SystemExit(
+            "usage: ssljax report DIR, where DIR holds the results.jsonl of `ssljax evaluate`, "
+            "e.g. experiments/simclr"
+        )
     try:
         files = report(Path(words[0]))
     except (FileNotFoundError, ValueError) as error:

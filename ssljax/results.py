@@ -18,14 +18,37 @@ from typing import Any, TypedDict, cast
 
 from ssljax.config import public
 
-PACKAGES = ("ssljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu",
-            "tensorflow-datasets", "numpy", "scikit-learn")
+PACKAGES = (
+    "ssljax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow",
+    "tensorflow-cpu",
+    "tensorflow-datasets",
+    "numpy",
+    "scikit-learn",
+)
 
 # Settings that are not named where two runs are told apart: the seed, the data and the preset have fields of
 # their own, a folder is a place and no setting, and the rest says how a run is watched or who judges it.
-UNSAID = ("seed", "name", "preset", "log_every", "eval_every_epochs", "checkpoint", "data.source",
-          "data.data_dir", "data.num_examples", "data.num_classes", "data.num_ids", "distill.teacher",
-          "evaluate.protocols")
+UNSAID = (
+    "seed",
+    "name",
+    "preset",
+    "log_every",
+    "eval_every_epochs",
+    "checkpoint",
+    "data.source",
+    "data.data_dir",
+    "data.num_examples",
+    "data.num_classes",
+    "data.num_ids",
+    "distill.teacher",
+    "evaluate.protocols",
+)
 
 
 class Run(TypedDict):
@@ -99,8 +122,21 @@ class Row(Run, Measurement):
 RUN, MEASUREMENT = tuple(Run.__annotations__), tuple(Measurement.__annotations__)
 
 # Two rows with these alike measure the same thing.
-SAME = ("experiment", "preset", "data", "data_checksum", "epochs", "train_images", "config_hash", "protocol",
-        "features", "metric", "labels_per_class", "draw", "seed")
+SAME = (
+    "experiment",
+    "preset",
+    "data",
+    "data_checksum",
+    "epochs",
+    "train_images",
+    "config_hash",
+    "protocol",
+    "features",
+    "metric",
+    "labels_per_class",
+    "draw",
+    "seed",
+)
 
 
 def read(path: Path) -> list[Row]:
@@ -125,8 +161,10 @@ def read(path: Path) -> list[Row]:
             else:
                 runs[record["run"]] = cast(Run, {name: record[name] for name in RUN})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no run and no measurement of a run before "
-                             f"it ({error!r}): delete it, or evaluate again into a new file") from error
+            raise ValueError(
+                f"{path}, line {number} is no run and no measurement of a run before "
+                f"it ({error!r}): delete it, or evaluate again into a new file"
+            ) from error
     if not rows:
         raise ValueError(f"{path} is empty: run `ssljax evaluate` first")
     return rows
@@ -169,8 +207,10 @@ def lines(result: Mapping[str, Any], metrics: Sequence[str]) -> list[Measurement
     rest = {name: value for name, value in result.items() if name not in metrics}
     strange = [name for name in rest if name not in MEASUREMENT]
     if strange:
-        raise ValueError(f"a result of protocol {rest['protocol']!r} has {', '.join(strange)}, for which "
-                         "results.jsonl has no field: put it into its `settings`")
+        raise ValueError(
+            f"a result of protocol {rest['protocol']!r} has {', '.join(strange)}, for which "
+            "results.jsonl has no field: put it into its `settings`"
+        )
     rest["seconds"] = round(rest["seconds"], 3)
     found = [name for name in metrics if name in result]
     return [cast(Measurement, {**rest, "metric": name, "value": round(result[name], 4)}) for name in found]
@@ -185,7 +225,7 @@ def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
     """Adds measurements to a results.jsonl, and before them the line of their run unless the file has it."""
     name = identity(run)
     line = json.dumps({"run": name, **{field: run[field] for field in RUN}, "time": now()}) + "\n"
-    start = line[:line.index('"preset"')]                      # no measurement begins like this
+    start = line[: line.index('"preset"')]  # no measurement begins like this
     path.parent.mkdir(parents=True, exist_ok=True)
     known = path.exists() and any(old.startswith(start) for old in path.read_text().splitlines())
     with path.open("a") as out:
@@ -230,9 +270,11 @@ def commit(where: Path = Path(__file__).parent) -> str:
     Args:
         where: a folder of the checkout.
     """
+
     def git(*words: str) -> str:
         command = ["git", "-C", str(where), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
     try:
         # ":/" is the root of the checkout; other paths would be looked for below `where`.
         edited = git("status", "--porcelain", "--untracked-files=no", "--", ":/ssljax", ":/configs")

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ssljax.types import Pytree
 
 AXES = ("data", "fsdp")
-BIG = 2**14               # elements; smaller leaves (norms, biases) cost more to gather than to keep
+BIG = 2**14  # elements; smaller leaves (norms, biases) cost more to gather than to keep
 
 
 def make_mesh(devices: int = 0, fsdp: int = 1) -> Mesh:
@@ -25,7 +25,7 @@ def make_mesh(devices: int = 0, fsdp: int = 1) -> Mesh:
     Raises:
         ValueError: `fsdp` does not divide the number of devices.
     """
-    return mesh_of(jax.devices()[:devices or None], fsdp)
+    return mesh_of(jax.devices()[: devices or None], fsdp)
 
 
 def mesh_of(devices: list[jax.Device], fsdp: int = 1) -> Mesh:
@@ -67,21 +67,29 @@ def state_sharding(mesh: Mesh, state: Pytree, rows: tuple[str, ...] = ()) -> Pyt
 
     def rule(path: tuple, leaf: jax.Array) -> NamedSharding:
         names = [getattr(entry, "name", getattr(entry, "key", "")) for entry in path]
-        if "extra" in names and any(name in rows for name in names) and leaf.ndim and leaf.shape[0] % devices == 0:
+        if (
+            "extra" in names
+            and any(name in rows for name in names)
+            and leaf.ndim
+            and leaf.shape[0] % devices == 0
+        ):
             return NamedSharding(mesh, PartitionSpec(AXES))
         divisible = [size if size % fsdp == 0 else 0 for size in leaf.shape]
         if fsdp == 1 or leaf.size < BIG or not any(divisible):
             return whole(mesh)
         axis = leaf.ndim - 1 - int(np.argmax(divisible[::-1]))
         return NamedSharding(mesh, PartitionSpec(*("fsdp" if i == axis else None for i in range(leaf.ndim))))
+
     return jax.tree_util.tree_map_with_path(rule, state)
 
 
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:
     """The function, traced with the mesh in sight, so that `models.placement.along_batch` can name its axes."""
+
     def traced(*arguments: Pytree) -> Pytree:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*arguments)
+
     return traced
 
 
@@ -96,7 +104,9 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     if accumulate < 1 or batch_size % pieces:
         below = batch_size // max(pieces, 1) * pieces
         micro = f" in {accumulate} micro-batches" if accumulate != 1 else ""
-        raise ValueError(f"batch_size={batch_size} does not split over {devices} devices{micro}: use {below or pieces} or {below + pieces}")
+        raise ValueError(
+            f"batch_size={batch_size} does not split over {devices} devices{micro}: use {below or pieces} or {below + pieces}"
+        )
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> Pytree:

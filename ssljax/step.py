@@ -24,14 +24,23 @@ def make_train_step(method: Method, tx: optax.GradientTransformation, accumulate
     """
     gradient = make_gradient(method, accumulate)
 
-    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(
+        state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
         (loss, out), grads = gradient(state.params, state.model_state, state.extra, batch, key, state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         extra = method.update(state.extra, params, out.carry, state.step)
-        metrics = {**out.metrics, "loss": loss, "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
-                   "param_norm": optax.tree.norm(params)}
-        return TrainState(step=state.step + 1, params=params, model_state=out.model_state, opt_state=opt_state, extra=extra), metrics
+        metrics = {
+            **out.metrics,
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
+        }
+        return TrainState(
+            step=state.step + 1, params=params, model_state=out.model_state, opt_state=opt_state, extra=extra
+        ), metrics
 
     return train_step

@@ -33,7 +33,9 @@ def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, prof
 
     with RunFolder(workdir, config, program.facts) as folder:
         if profile_steps:
-            program = program._replace(step=profile.recorded(program.step, profile_steps, workdir, left=program.total_steps))
+            program = program._replace(
+                step=profile.recorded(program.step, profile_steps, workdir, left=program.total_steps)
+            )
         fit(program, source, seed=config.seed, folder=folder, test=test, start=start_from(program, earlier))
 
 

@@ -6,7 +6,9 @@ import os
 from tests.processes import QUICK
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" {QUICK} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + f" {QUICK} --xla_force_host_platform_device_count=8"
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from pathlib import Path
@@ -37,7 +39,7 @@ class Golden:
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """All fields below `prefix/`, keyed by the rest of their name."""
-        return {k[len(prefix) + 1:]: self.arrays[k] for k in self.arrays.files if k.startswith(prefix + "/")}
+        return {k[len(prefix) + 1 :]: self.arrays[k] for k in self.arrays.files if k.startswith(prefix + "/")}
 
 
 @pytest.fixture(scope="session")

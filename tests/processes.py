@@ -15,25 +15,47 @@ QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 ROOT = Path(__file__).parent.parent
 
 # SimCLR on the digits with a network of 8 channels: about 300 steps of a few milliseconds.
-SMALL = ["--config=configs/simclr.py:digits", "--config.model.width=0.125", "--config.model.stem=imagenet", "--config.batch_size=32",
-         "--config.epochs=6", "--config.log_every=5", "--config.checkpoint.every_steps=40", "--config.eval_every_epochs=0",
-         "--config.checkpoint.best=", "--config.head.dim=16"]
+SMALL = [
+    "--config=configs/simclr.py:digits",
+    "--config.model.width=0.125",
+    "--config.model.stem=imagenet",
+    "--config.batch_size=32",
+    "--config.epochs=6",
+    "--config.log_every=5",
+    "--config.checkpoint.every_steps=40",
+    "--config.eval_every_epochs=0",
+    "--config.checkpoint.best=",
+    "--config.head.dim=16",
+]
 
 
 def environment(cache: Path, devices: int = 1) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
-            "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def start(verb: str, *flags: str, cache: Path, devices: int = 1) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", f"ssljax.{verb}", *flags], cwd=ROOT, env=environment(cache, devices), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, "-m", f"ssljax.{verb}", *flags],
+        cwd=ROOT,
+        env=environment(cache, devices),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def start_two(verb: str, *flags: str, cache: Path) -> list[subprocess.Popen]:
     """Two processes of four devices each."""
     here = f"--coordinator=localhost:{free_port()}"
-    return [start(verb, *flags, here, "--processes=2", f"--process={i}", cache=cache, devices=4) for i in range(2)]
+    return [
+        start(verb, *flags, here, "--processes=2", f"--process={i}", cache=cache, devices=4) for i in range(2)
+    ]
 
 
 def free_port() -> int:
@@ -56,7 +78,11 @@ def run(verb: str, *flags: str, cache: Path, devices: int = 1) -> tuple[int, str
 def logged(workdir: Path) -> list[dict]:
     """The rows of metrics.jsonl so far."""
     file = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
+    return (
+        [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+        if file.exists()
+        else []
+    )
 
 
 def checkpoints(workdir: Path) -> list[int]:

@@ -28,7 +28,9 @@ def embed(params, model_state, extra, batch, key, step):
 def objective(params, embeddings, batch, step):
     z = embeddings["z"]
     rows = params["scale"] * nt_xent(z[:, 0], z[:, 1], temperature=0.5)
-    return rows.mean() + (z[:, 0] * batch["index"].astype(jnp.float32)[:, None]).mean(), {"largest": rows.max()}
+    return rows.mean() + (z[:, 0] * batch["index"].astype(jnp.float32)[:, None]).mean(), {
+        "largest": rows.max()
+    }
 
 
 def contrastive(params, model_state, extra, batch, key, step):
@@ -51,14 +53,24 @@ def test_pieces_interleave_the_rows_and_join_puts_them_back():
         split(x, 4)
 
 
-@pytest.mark.parametrize("method", [Method(None, squares, None, separable=True),
-                                    Method(None, contrastive, None, two_pass=TwoPass(embed, objective))], ids=["mean", "two_pass"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        Method(None, squares, None, separable=True),
+        Method(None, contrastive, None, two_pass=TwoPass(embed, objective)),
+    ],
+    ids=["mean", "two_pass"],
+)
 def test_micro_batches_give_the_whole_batch(method):
     (loss, out), grads = jax.jit(make_gradient(method, 1))(*ARGUMENTS)
     (micro_loss, micro_out), micro_grads = jax.jit(make_gradient(method, 3))(*ARGUMENTS)
-    for whole, pieces in zip(jax.tree.leaves((loss, out, grads)), jax.tree.leaves((micro_loss, micro_out, micro_grads)), strict=True):
+    for whole, pieces in zip(
+        jax.tree.leaves((loss, out, grads)),
+        jax.tree.leaves((micro_loss, micro_out, micro_grads)),
+        strict=True,
+    ):
         np.testing.assert_allclose(pieces, whole, rtol=2e-6, atol=1e-6)
-    assert micro_out.model_state["seen"] == 5.5                         # of all twelve rows, once
+    assert micro_out.model_state["seen"] == 5.5  # of all twelve rows, once
 
 
 def test_averaging_a_loss_over_the_whole_batch_would_be_wrong():
@@ -80,11 +92,19 @@ def test_simclr_in_micro_batches_is_its_loss_over_all_their_embeddings():
     two_pass = program.method.two_pass
 
     def side_by_side(params):
-        pieces = [two_pass.embed(params, state.model_state, (), {k: v[a::2] for k, v in batch.items()}, key, state.step)[0] for a in (0, 1)]
+        pieces = [
+            two_pass.embed(
+                params, state.model_state, (), {k: v[a::2] for k, v in batch.items()}, key, state.step
+            )[0]
+            for a in (0, 1)
+        ]
         together = jax.tree.map(lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:]), *pieces)
         return two_pass.objective(params, together, batch, state.step)[0]
+
     loss, grads = jax.jit(jax.value_and_grad(side_by_side))(state.params)
-    (micro_loss, _), micro_grads = jax.jit(make_gradient(program.method, 2))(state.params, state.model_state, (), batch, key, state.step)
+    (micro_loss, _), micro_grads = jax.jit(make_gradient(program.method, 2))(
+        state.params, state.model_state, (), batch, key, state.step
+    )
     np.testing.assert_allclose(micro_loss, loss, rtol=1e-6)
     for (name, a), (_, b) in zip(leaves(micro_grads), leaves(grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(np.abs(b).max(), 1e-3), err_msg=name)

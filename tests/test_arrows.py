@@ -15,14 +15,26 @@ ROOMS = {
     "losses": ({"jax", "optax"}, set()),
     "targets": ({"jax", "optax"}, {"losses"}),
     "models": ({"jax", "flax", "ml_collections"}, set()),
-    "data": (LIGHT | {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "PIL", "tqdm"}, {"types", "config"}),
+    "data": (
+        LIGHT | {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "PIL", "tqdm"},
+        {"types", "config"},
+    ),
     "methods": ({"jax", "ml_collections", "optax"}, {"types", "losses", "targets", "models", "data"}),
     "protocols": (LIGHT | {"optax", "sklearn"}, {"types", "losses", "data"}),
-    "run": (LIGHT | {"orbax", "etils", "tqdm", "clu"}, {"types", "config", "results", "data", "protocols", "program", "sharding"}),
+    "run": (
+        LIGHT | {"orbax", "etils", "tqdm", "clu"},
+        {"types", "config", "results", "data", "protocols", "program", "sharding"},
+    ),
     "compiler": (LIGHT | {"libtpu"}, set()),
-    "pictures": (LIGHT | {"matplotlib", "PIL", "sklearn", "threadpoolctl"}, {"types", "results", "models", "data", "protocols", "program"}),
+    "pictures": (
+        LIGHT | {"matplotlib", "PIL", "sklearn", "threadpoolctl"},
+        {"types", "results", "models", "data", "protocols", "program"},
+    ),
     "config": ({"ml_collections"}, {"cli"}),
-    "convert": (LIGHT | {"flax", "safetensors", "torch"}, {"types", "models", "data", "program", "run", "cli"}),
+    "convert": (
+        LIGHT | {"flax", "safetensors", "torch"},
+        {"types", "models", "data", "program", "run", "cli"},
+    ),
     "results.py": (set(), {"config"}),
     "step.py": (LIGHT | {"optax"}, {"types", "accumulate"}),
     "types.py": (LIGHT | {"flax"}, set()),
@@ -53,13 +65,18 @@ def test_imports_follow_the_arrows(file):
     outside = {name.split(".")[0] for name in names} - STANDARD - {"ssljax"}
     room = file.relative_to(PACKAGE).parts[0]
     assert "torch" not in outside or room == "convert"
-    assert not any(name.startswith(("flax.linen", "flax.nnx")) or name == "flax.linen" for name in names) or room == "models"
+    assert (
+        not any(name.startswith(("flax.linen", "flax.nnx")) or name == "flax.linen" for name in names)
+        or room == "models"
+    )
     assert not outside & {"tensorflow", "tensorflow_datasets"} or room in ("data", "prepare.py")
     assert not ours(names) & VERBS, "nothing imports a verb"
     if room in ROOMS:
         packages, rooms = ROOMS[room]
         assert outside <= packages, f"{outside - packages} may not be imported in {room}/"
-        assert ours(names) <= rooms | {room}, f"{room}/ may import {rooms}, not {ours(names) - rooms - {room}}"
+        assert ours(names) <= rooms | {room}, (
+            f"{room}/ may import {rooms}, not {ours(names) - rooms - {room}}"
+        )
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "methods").glob("*.py")), ids=lambda f: f.name)

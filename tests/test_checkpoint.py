@@ -11,11 +11,16 @@ from ssljax.types import TrainState
 
 def state_at(step: int) -> TrainState:
     keys = iter(jax.random.split(jax.random.key(step), 5))
-    params = {"encoder": {"kernel": jax.random.normal(next(keys), (3, 2))}, "head": {"bias": jax.random.normal(next(keys), (2,))}}
+    params = {
+        "encoder": {"kernel": jax.random.normal(next(keys), (3, 2))},
+        "head": {"bias": jax.random.normal(next(keys), (2,))},
+    }
     tx = optax.trace(decay=0.9)
     momentum = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), tx.init(params))
     statistics = {"mean": jax.random.normal(next(keys), (2,))}
-    return TrainState(step=jnp.int32(step), params=params, model_state=statistics, opt_state=momentum, extra=())
+    return TrainState(
+        step=jnp.int32(step), params=params, model_state=statistics, opt_state=momentum, extra=()
+    )
 
 
 def test_looking_into_a_live_run_touches_nothing(tmp_path):
@@ -30,7 +35,9 @@ def test_looking_into_a_live_run_touches_nothing(tmp_path):
     unfinished = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
     unfinished.mkdir()
     before = sorted(tmp_path.rglob("*"))
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0))
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0)
+    )
     reader = Checkpoints(str(tmp_path), read_only=True)
     jax.tree.map(np.testing.assert_array_equal, reader.restore(like), state_at(1))
     reader.close()
@@ -46,7 +53,9 @@ def test_the_newest_state_is_restored_whole_and_old_ones_are_dropped_unless_best
     checkpoints.close()
     checkpoints = Checkpoints(str(tmp_path), keep_last=2, best="knn")
     assert checkpoints.steps() == [2, 3, 4]
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0))
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0)
+    )
     restored = checkpoints.restore(like)
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored, state_at(4))

@@ -11,8 +11,18 @@ from nbclient import NotebookClient
 from tests.processes import QUICK, ROOT
 
 # Half a minute instead of a few: a network of 8 channels, one epoch, one and two labels per class.
-SMALL = ("epochs=1", "batch_size=64", "optim.warmup_epochs=0", "model.width=0.125", "model.stem=imagenet", "eval_every_epochs=0",
-         "checkpoint.best=", "evaluate.label_counts=(1,2)", "evaluate.label_draws=2", "evaluate.linear_l2=0.01")
+SMALL = (
+    "epochs=1",
+    "batch_size=64",
+    "optim.warmup_epochs=0",
+    "model.width=0.125",
+    "model.stem=imagenet",
+    "eval_every_epochs=0",
+    "checkpoint.best=",
+    "evaluate.label_counts=(1,2)",
+    "evaluate.label_draws=2",
+    "evaluate.linear_l2=0.01",
+)
 CHANGES = " ".join(f"--config.{change}" for change in (*SMALL, "head.dim=16"))
 
 
@@ -31,11 +41,17 @@ def test_the_notebook_is_the_generators(generator, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "title", "changes"), (
-    ("simclr", "SimCLR", ""), ("moco", "MoCo", ""), ("byol", "BYOL", "--config.head.hidden=32 --config.predictor.hidden=32")))
+@pytest.mark.parametrize(
+    ("name", "title", "changes"),
+    (
+        ("simclr", "SimCLR", ""),
+        ("moco", "MoCo", ""),
+        ("byol", "BYOL", "--config.head.hidden=32 --config.predictor.hidden=32"),
+    ),
+)
 def test_from_the_first_cell_to_the_figure(generator, tmp_path, name, title, changes):
     outputs, printed = executed(generator, tmp_path, name, f"{CHANGES} {changes}")
-    assert "step 24/24" in printed["train"]                                     # 1,500 // 64 + 1
+    assert "step 24/24" in printed["train"]  # 1,500 // 64 + 1
     assert "random_init  knn: top-1" in printed["evaluate"]
     for text in ("raw pixels", "random network", title, "1 label per class", "2 labels per class"):
         assert text in printed["report"]
@@ -44,7 +60,9 @@ def test_from_the_first_cell_to_the_figure(generator, tmp_path, name, title, cha
 
 @pytest.mark.slow
 def test_labels_that_the_network_gives_itself(generator, tmp_path):
-    changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)      # its optimizer has none
+    changes = " ".join(
+        f"--config.{change}" for change in SMALL if "warmup" not in change
+    )  # its optimizer has none
     outputs, printed = executed(generator, tmp_path, "deepcluster", changes)
     assert "refresh at step 0  kmeans_objective" in printed["train"] and "step 24/24" in printed["train"]
     assert "deepcluster  clusters: NMI" in printed["evaluate"]
@@ -54,9 +72,13 @@ def test_labels_that_the_network_gives_itself(generator, tmp_path):
 
 @pytest.mark.slow
 def test_a_teacher_and_its_student(generator, tmp_path):
-    network = ("model.width=0.125", "model.stem=imagenet")                      # a ViT has neither
-    changes = " ".join(f"--config.{stage}.{change}" for stage in ("teacher", "student") for change in SMALL
-                       if stage == "teacher" or change not in network)
+    network = ("model.width=0.125", "model.stem=imagenet")  # a ViT has neither
+    changes = " ".join(
+        f"--config.{stage}.{change}"
+        for stage in ("teacher", "student")
+        for change in SMALL
+        if stage == "teacher" or change not in network
+    )
     changes += " --config.student.teacher.width=0.125 --config.student.model.scan=True"
     outputs, printed = executed(generator, tmp_path, "deit", changes)
     assert printed["train"].count("step 24/24") == 2
@@ -69,18 +91,32 @@ def test_a_teacher_and_its_student(generator, tmp_path):
 def executed(generator, folder, name, changes):
     """Outputs of every cell, and what it printed."""
     book = nbformat.reads(generator.notebook(name), as_version=4)
-    environment = {**os.environ, "SSLJAX_RUN": str(folder / "run"), "SSLJAX_CHANGES": changes, "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu",
-                   "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"), "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
-    client = NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "colabs")}})
+    environment = {
+        **os.environ,
+        "SSLJAX_RUN": str(folder / "run"),
+        "SSLJAX_CHANGES": changes,
+        "XLA_FLAGS": QUICK,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
+        "PYTHONPATH": str(ROOT),
+        "IPYTHONDIR": str(folder / "ipython"),
+    }
+    client = NotebookClient(
+        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "colabs")}}
+    )
     client.execute(env=environment)
     outputs = {cell.id: cell.get("outputs", []) for cell in book.cells}
     printed = {name: "".join(out.get("text", "") for out in found) for name, found in outputs.items()}
-    assert printed["install"] == ""                                             # ssljax is importable: nothing was installed
+    assert printed["install"] == ""  # ssljax is importable: nothing was installed
     return outputs, printed
 
 
 def shows(outputs, folder, **files):
     """Each cell displays the picture that its verb wrote."""
     for cell, file in files.items():
-        shown = [base64.b64decode(out["data"]["image/png"]) for out in outputs[cell] if "image/png" in out.get("data", {})]
+        shown = [
+            base64.b64decode(out["data"]["image/png"])
+            for out in outputs[cell]
+            if "image/png" in out.get("data", {})
+        ]
         assert shown[0] == (folder / "run" / file).read_bytes() and len(shown[0]) > 10_000

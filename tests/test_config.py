@@ -30,6 +30,7 @@ def digits(**changes) -> ConfigDict:
 
 # ----------------------------------------------------------------------------------------------- every preset
 
+
 @pytest.mark.parametrize("paper", PAPERS)
 def test_every_preset_is_resolved_locked_and_says_its_name(paper):
     for preset in importlib.import_module(f"configs.{paper}").PRESETS:
@@ -59,13 +60,18 @@ def test_runs_of_older_versions_resume(file):
 
 
 def test_all_digits_presets_are_among_the_older_runs():
-    stages = {f"{paper}-{preset}{'-' * bool(stage)}{stage}" for paper in PAPERS
-              for preset in importlib.import_module(f"configs.{paper}").PRESETS if preset.startswith("digits")
-              for stage in config.stages(get(paper, preset))}
+    stages = {
+        f"{paper}-{preset}{'-' * bool(stage)}{stage}"
+        for paper in PAPERS
+        for preset in importlib.import_module(f"configs.{paper}").PRESETS
+        if preset.startswith("digits")
+        for stage in config.stages(get(paper, preset))
+    }
     assert stages == {file.stem for file in OLD_RUNS}
 
 
 # ---------------------------------------------------------------------------------------------------- resolve
+
 
 def test_resolve_adds_what_is_read_and_drops_what_is_not():
     c = config.resolve(digits(optim__name="lars", augment__jitter_probability=0.0))
@@ -76,21 +82,30 @@ def test_resolve_adds_what_is_read_and_drops_what_is_not():
 def test_a_view_alone_may_switch_on_what_is_off_for_the_others():
     c = digits(views={"one": {}, "two": {"blur_probability": 0.1, "solarize_threshold": 0.3}})
     c = config.resolve(c)
-    assert c.augment.blur_sigma == (0.1, 2.0)                                   # view two blurs, with these
-    assert c.views.to_dict() == {"one": {}, "two": {"blur_probability": 0.1}}   # and does not solarise
+    assert c.augment.blur_sigma == (0.1, 2.0)  # view two blurs, with these
+    assert c.views.to_dict() == {"one": {}, "two": {"blur_probability": 0.1}}  # and does not solarise
 
 
 def test_what_the_table_does_not_know_stays_as_it_is():
     """A new method, network and optimizer need no rows: neither their own sections nor known keys change."""
-    c = digits(method="new", bank={"size": 7}, head={"layers": 1, "mine": 2},
-               model={"name": "convnext", "width": 2.0, "kernel": 7},
-               optim={"name": "shampoo", "momentum": 0.5, "block": 128})
+    c = digits(
+        method="new",
+        bank={"size": 7},
+        head={"layers": 1, "mine": 2},
+        model={"name": "convnext", "width": 2.0, "kernel": 7},
+        optim={"name": "shampoo", "momentum": 0.5, "block": 128},
+    )
     c = config.resolve(c)
     assert c.bank.to_dict() == {"size": 7} and c.head.to_dict() == {"layers": 1, "mine": 2}
     assert c.model.to_dict() == {"name": "convnext", "width": 2.0, "kernel": 7, "dtype": "bfloat16"}
-    assert c.optim.to_dict() == {"name": "shampoo", "momentum": 0.5, "block": 128, "learning_rate": 0.1,
-                                 "scaling": "linear",
-                                 "weight_decay": 0.0}
+    assert c.optim.to_dict() == {
+        "name": "shampoo",
+        "momentum": 0.5,
+        "block": 128,
+        "learning_rate": 0.1,
+        "scaling": "linear",
+        "weight_decay": 0.0,
+    }
     config.check(c)
 
 
@@ -108,6 +123,7 @@ def test_views_keep_their_order_through_copies_and_json():
 # -------------------------------------------------------------------------------------------------------
 # differences and the hash
 
+
 def test_a_new_option_at_its_default_orphans_nothing(monkeypatch):
     c = get("simclr", "digits")
     old, before = json.loads(c.to_json()), config.hashed(c)
@@ -120,19 +136,35 @@ def test_a_new_option_at_its_default_orphans_nothing(monkeypatch):
 
 def test_the_hash_sees_what_numbers_depend_on():
     before = config.hashed(digits())
-    for same in (dict(seed=3), dict(log_every=7), dict(data__data_dir="/x"), dict(data__num_classes=10),
-                 dict(checkpoint__keep=9)):
+    for same in (
+        dict(seed=3),
+        dict(log_every=7),
+        dict(data__data_dir="/x"),
+        dict(data__num_classes=10),
+        dict(checkpoint__keep=9),
+    ):
         assert config.hashed(digits(**same)) == before, same
-    for other in (dict(epochs=41), dict(data__source="folder:/a/b"), dict(own={"key": 1}),
-                  dict(views={"one": {}})):
+    for other in (
+        dict(epochs=41),
+        dict(data__source="folder:/a/b"),
+        dict(own={"key": 1}),
+        dict(views={"one": {}}),
+    ):
         assert config.hashed(digits(**other)) != before, other
     here, there = (digits(data__source=f"folder:/{place}/photos") for place in "ab")
     assert config.hashed(here) == config.hashed(there)
 
 
 def test_keys_of_older_versions_are_translated():
-    old = {"data": {"views": 2, "num_ids": 9, "num_classes": 10, "num_examples": 5, "source": "digits"}, "init_head": True}
-    assert config.modern(old) == {"data.source": "digits", "views": ["one", "two"], "init_branches": ["encoder", "head"]}
+    old = {
+        "data": {"views": 2, "num_ids": 9, "num_classes": 10, "num_examples": 5, "source": "digits"},
+        "init_head": True,
+    }
+    assert config.modern(old) == {
+        "data.source": "digits",
+        "views": ["one", "two"],
+        "init_branches": ["encoder", "head"],
+    }
     student = {"init_head": True, "model": {"distillation": True}}
     assert config.modern(student)["init_branches"] == ["encoder", "head", "distillation_head"]
     assert config.modern({"init_head": False}) == {"init_branches": ["encoder"]}
@@ -141,7 +173,7 @@ def test_keys_of_older_versions_are_translated():
 def test_what_only_the_old_run_has_counts_where_nobody_can_say_that_it_did_nothing():
     c = config.resolve(digits())
     old = json.loads(c.to_json())
-    old["optim"]["trust_coefficient"] = 0.5                                     # of another optimizer
+    old["optim"]["trust_coefficient"] = 0.5  # of another optimizer
     assert config.differences(old, c) == []
     old["bank"] = {"size": 4}
     old["views"]["two"]["min_area"] = 0.2
@@ -151,29 +183,36 @@ def test_what_only_the_old_run_has_counts_where_nobody_can_say_that_it_did_nothi
 
 # ------------------------------------------------------------------------------------------------- the checks
 
-@pytest.mark.parametrize("key, value, message", [
-    ("batch_size", -8, r"config.batch_size=-8 is not valid, it must be at least 1"),
-    ("batch_size", 0, r"batch_size=0 is not valid"),
-    ("epochs", -3, r"epochs=-3 .* at least 1 \(passes over the training images\)"),
-    ("epochs", 2.5, r"epochs=2.5 is of type float, but it must be a whole number"),
-    ("accumulate", 0, r"accumulate=0 .* at least 1"),
-    ("loss.temperature", -1.0, r"loss.temperature=-1.0 .* above 0"),
-    ("data.label_fraction", 10.0, r"label_fraction=10.0 .* in \(0, 1\]"),
-    ("data.channels", 2, r"channels=2 .* one of 1, 3"),
-    ("model.dtype", "fp16", r"model.dtype='fp16' .* one of float32, bfloat16; did you mean bfloat16\?"),
-    ("augment.flip", 1, r"augment.flip=1 is of type int, but it must be True or False"),
-    ("augment.grayscale_probability", 1.5, r"grayscale_probability=1.5 .* in \[0, 1\]"),
-    ("augment.std", (1.0, 0.0), r"augment.std=\[1.0, 0.0\] .* above 0 in every entry"),
-    ("augment.jitter_strength", float("nan"), r"jitter_strength=nan is not valid"),
-    ("seed", True, r"seed=True is of type bool"),
-    ("evaluate.linear", "lbgfs", r"did you mean lbfgs\?"),
-    ("views.three", {}, r"config.views has 3 views \(one, two, three\), but method 'simclr' takes 2"),
-    ("views.two.count", 2, r"has 3 views .* takes 2"),
-    ("views.two.blur_probabilty", 0.5,
-     r"views.two.blur_probabilty: a view has no such setting; did you mean blur_probability\?"),
-    ("views.two.of", "three", r"views.two.of='three' is no other view: one, two"),
-    ("views.two.min_area", 2.0, r"views.two.min_area=2.0 .* in \(0, 1\]"),
-])
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("batch_size", -8, r"config.batch_size=-8 is not valid, it must be at least 1"),
+        ("batch_size", 0, r"batch_size=0 is not valid"),
+        ("epochs", -3, r"epochs=-3 .* at least 1 \(passes over the training images\)"),
+        ("epochs", 2.5, r"epochs=2.5 is of type float, but it must be a whole number"),
+        ("accumulate", 0, r"accumulate=0 .* at least 1"),
+        ("loss.temperature", -1.0, r"loss.temperature=-1.0 .* above 0"),
+        ("data.label_fraction", 10.0, r"label_fraction=10.0 .* in \(0, 1\]"),
+        ("data.channels", 2, r"channels=2 .* one of 1, 3"),
+        ("model.dtype", "fp16", r"model.dtype='fp16' .* one of float32, bfloat16; did you mean bfloat16\?"),
+        ("augment.flip", 1, r"augment.flip=1 is of type int, but it must be True or False"),
+        ("augment.grayscale_probability", 1.5, r"grayscale_probability=1.5 .* in \[0, 1\]"),
+        ("augment.std", (1.0, 0.0), r"augment.std=\[1.0, 0.0\] .* above 0 in every entry"),
+        ("augment.jitter_strength", float("nan"), r"jitter_strength=nan is not valid"),
+        ("seed", True, r"seed=True is of type bool"),
+        ("evaluate.linear", "lbgfs", r"did you mean lbfgs\?"),
+        ("views.three", {}, r"config.views has 3 views \(one, two, three\), but method 'simclr' takes 2"),
+        ("views.two.count", 2, r"has 3 views .* takes 2"),
+        (
+            "views.two.blur_probabilty",
+            0.5,
+            r"views.two.blur_probabilty: a view has no such setting; did you mean blur_probability\?",
+        ),
+        ("views.two.of", "three", r"views.two.of='three' is no other view: one, two"),
+        ("views.two.min_area", 2.0, r"views.two.min_area=2.0 .* in \(0, 1\]"),
+    ],
+)
 def test_a_wrong_value_is_named_with_what_is_valid(key, value, message):
     *sections, last = key.split(".")
     tree = section = json.loads(digits().to_json())  # a ConfigDict itself refuses some types
@@ -190,7 +229,9 @@ def test_the_table_and_the_methods_agree_on_the_number_of_views():
     from ssljax.types import Facts
 
     for paper in PAPERS:
-        for preset in (name for name in importlib.import_module(f"configs.{paper}").PRESETS if "digits" in name):
+        for preset in (
+            name for name in importlib.import_module(f"configs.{paper}").PRESETS if "digits" in name
+        ):
             for stage in config.stages(get(paper, preset)).values():
                 read = reader(config.flat(stage), "")
                 table = [count for when, count in VIEW_COUNTS if when.holds(read)] or [0]
@@ -205,12 +246,14 @@ def test_a_stage_is_named_with_its_key():
 
 
 def test_a_preset_that_is_not_there_is_answered_with_those_that_are():
-    with pytest.raises(ValueError,
-                       match=r"configs/moco.py has no preset 'v4'. Valid presets: digits, digits_v3"):
+    with pytest.raises(
+        ValueError, match=r"configs/moco.py has no preset 'v4'. Valid presets: digits, digits_v3"
+    ):
         get("moco", "v4")
 
 
 # -------------------------------------------------------------------------------------------------- the table
+
 
 def test_the_page_is_written_from_the_table():
     page = (ROOT / "docs" / "config.md").read_text()
@@ -223,5 +266,5 @@ def test_the_base_is_what_every_config_has():
     assert always <= set(config.flat(c)) and config.resolve(c).to_json() == c.to_json()
     assert config.changed(c) == {}
     for name, key in KEYS.items():
-        if not name.startswith("views") and key.valid is not None:              # a default is itself valid
+        if not name.startswith("views") and key.valid is not None:  # a default is itself valid
             config.check(digits(**{name.replace(".", "__"): key.default}))

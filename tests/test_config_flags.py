@@ -18,49 +18,82 @@ def parse(*words: str):
 
 
 def test_overrides_take_the_type_of_their_key():
-    flags = parse("--config.optim.learning_rate=1", "--config.augment.mean=(0.5,)", "--noconfig.online_probe",
-                  "--config.seed", "7", "--config.epochs=40")
+    flags = parse(
+        "--config.optim.learning_rate=1",
+        "--config.augment.mean=(0.5,)",
+        "--noconfig.online_probe",
+        "--config.seed",
+        "7",
+        "--config.epochs=40",
+    )
     c = flags.config
     found = (c.optim.learning_rate, c.augment.mean, c.online_probe, c.seed, flags.workdir)
     assert found == (1.0, (0.5,), False, 7, "x")
     assert isinstance(c.optim.learning_rate, float) and c.is_locked
     # 40 it was
-    assert flags.overrides == {"optim.learning_rate": 1.0, "augment.mean": (0.5,), "online_probe": False,
-                               "seed": 7}
+    assert flags.overrides == {
+        "optim.learning_rate": 1.0,
+        "augment.mean": (0.5,),
+        "online_probe": False,
+        "seed": 7,
+    }
 
 
 def test_keys_that_the_preset_does_not_read_come_with_what_reads_them():
-    c = parse("--config.optim.name=lars", "--config.optim.trust_coefficient=0.01",
-              "--config.views.two.blur_probability=0.5").config
+    c = parse(
+        "--config.optim.name=lars",
+        "--config.optim.trust_coefficient=0.01",
+        "--config.views.two.blur_probability=0.5",
+    ).config
     assert (c.optim.trust_coefficient, c.optim.lr_in_momentum) == (0.01, True) and "nesterov" not in c.optim
     assert c.views.two.blur_probability == 0.5 and c.augment.blur_sigma == (0.1, 2.0)
 
 
 def test_stages_are_overridden_by_name():
-    flags = cli.parse("train", ["--config=configs/simclr.py:digits_finetune", "--workdir=x",
-                                "--config.finetune.optim.learning_rate=0.5"])
+    flags = cli.parse(
+        "train",
+        [
+            "--config=configs/simclr.py:digits_finetune",
+            "--workdir=x",
+            "--config.finetune.optim.learning_rate=0.5",
+        ],
+    )
     c = flags.config
     assert (c.finetune.optim.learning_rate, c.pretrain.optim.learning_rate) == (0.5, 0.3)
     assert flags.overrides == {"finetune.optim.learning_rate": 0.5}
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--config.optim.learning_rte=1"],
-     r"--config.optim.learning_rte: no such setting; did you mean optim.learning_rate\?"),
-    (["--config.learning_rate=1"], r"did you mean optim.learning_rate\?"),
-    (["--config.optim=1"], r"--config.optim is a section: set its keys one by one, e.g. --config.optim.name"),
-    (["--config.data.views=3"], r"--config.data.views: no such setting any more; views have names now"),
-    (["--config.data.num_ids=3"], r"no such setting any more; it is read from the data"),
-    (["--config.method=byol"],
-     r"--config.method=byol: a method's settings come with its own presets, e.g. --config configs/byol.py"),
-    (["--config.optim.trust_coefficient=0.1"],
-     r"nothing reads it in this recipe; it is read when optim.name is lars"),
-    (["--config.views.one.min_area=0.1"],
-     r"nothing reads it in this recipe; it is read when augment.crop is tf or torchvision"),
-    (["--config.epochs=x"], r"--config.epochs=x: invalid literal"),
-    (["--config.batch_size=0"], r"config.batch_size=0 is not valid, it must be at least 1"),
-    (["seed=1"], r"'seed=1' is no flag; overrides look like --config.seed=1"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            ["--config.optim.learning_rte=1"],
+            r"--config.optim.learning_rte: no such setting; did you mean optim.learning_rate\?",
+        ),
+        (["--config.learning_rate=1"], r"did you mean optim.learning_rate\?"),
+        (
+            ["--config.optim=1"],
+            r"--config.optim is a section: set its keys one by one, e.g. --config.optim.name",
+        ),
+        (["--config.data.views=3"], r"--config.data.views: no such setting any more; views have names now"),
+        (["--config.data.num_ids=3"], r"no such setting any more; it is read from the data"),
+        (
+            ["--config.method=byol"],
+            r"--config.method=byol: a method's settings come with its own presets, e.g. --config configs/byol.py",
+        ),
+        (
+            ["--config.optim.trust_coefficient=0.1"],
+            r"nothing reads it in this recipe; it is read when optim.name is lars",
+        ),
+        (
+            ["--config.views.one.min_area=0.1"],
+            r"nothing reads it in this recipe; it is read when augment.crop is tf or torchvision",
+        ),
+        (["--config.epochs=x"], r"--config.epochs=x: invalid literal"),
+        (["--config.batch_size=0"], r"config.batch_size=0 is not valid, it must be at least 1"),
+        (["seed=1"], r"'seed=1' is no flag; overrides look like --config.seed=1"),
+    ],
+)
 def test_a_wrong_word_says_what_is_right(words, message):
     with pytest.raises(SystemExit, match=message):
         parse(*words)
@@ -76,8 +109,10 @@ def test_a_missing_file_preset_or_flag_says_what_is_there():
     with pytest.raises(SystemExit, match="--workdir is missing"):
         cli.parse("train", DIGITS[:2])
     with pytest.raises(SystemExit, match="did you mean pretrain.optim.nesterov or finetune.optim.nesterov"):
-        cli.parse("train", ["--config=configs/simclr.py:digits_finetune", "--workdir=x",
-                            "--config.optim.nesterov=True"])
+        cli.parse(
+            "train",
+            ["--config=configs/simclr.py:digits_finetune", "--workdir=x", "--config.optim.nesterov=True"],
+        )
 
 
 # No module that takes its time may be looked for before the answer is there.
@@ -96,11 +131,18 @@ main()
 @pytest.mark.parametrize("name", ["train", "evaluate", "plan", "preview", "convert", "config"])
 def test_a_wrong_value_is_answered_before_anything_heavy_is_imported(name):
     words = [name, *DIGITS, "--config.batch_size=-8"]
-    done = subprocess.run([sys.executable, "-c", BLOCKED, *words], cwd=ROOT, text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, *words],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 1
-    assert done.stderr.strip() == (f"ssljax {name}: config.batch_size=-8 is not valid, it must be at least 1 "
-                                   "(images a step, over all devices)")
+    assert done.stderr.strip() == (
+        f"ssljax {name}: config.batch_size=-8 is not valid, it must be at least 1 "
+        "(images a step, over all devices)"
+    )
 
 
 def test_the_verb_prints_every_leaf_with_its_meaning(capsys):
@@ -114,8 +156,13 @@ def test_the_verb_prints_every_leaf_with_its_meaning(capsys):
 
 
 def test_the_verb_shows_how_two_configs_differ(capsys):
-    verb(["--config=configs/simclr.py:digits", "--diff=configs/simclr.py:digits_finetune",
-          "--config.batch_size=50"])
+    verb(
+        [
+            "--config=configs/simclr.py:digits",
+            "--diff=configs/simclr.py:digits_finetune",
+            "--config.batch_size=50",
+        ]
+    )
     out = capsys.readouterr().out.splitlines()
     assert "epochs: 40 | 20" in out and "init_branches: absent | ('encoder',)" in out
     assert not any(line.startswith(("batch_size", "seed")) for line in out)

@@ -12,12 +12,32 @@ from ssljax.data import crops, loader, policies, sources
 from ssljax.types import TrainState
 
 # Read by the verbs around a step: logging, checkpoints, evaluation (which crops on the host), and names.
-AROUND = ("name", "preset", "log_every", "eval_every_epochs", "checkpoint.", "evaluate.", "data.eval_crop",
-          "augment.antialias")
+AROUND = (
+    "name",
+    "preset",
+    "log_every",
+    "eval_every_epochs",
+    "checkpoint.",
+    "evaluate.",
+    "data.eval_crop",
+    "augment.antialias",
+)
 # What says where the images are: of a data set that is not on this machine.
-WHERE = ("data.source", "data.data_dir", "data.train_split", "data.test_split", "data.on_bad_image",
-         "data.labels", "data.train_per_class", "data.label_fraction", "data.labels_per_class", "data.subset_seed",
-         "data.num_classes", "data.num_examples")
+WHERE = (
+    "data.source",
+    "data.data_dir",
+    "data.train_split",
+    "data.test_split",
+    "data.on_bad_image",
+    "data.labels",
+    "data.train_per_class",
+    "data.label_fraction",
+    "data.labels_per_class",
+    "data.subset_seed",
+    "data.num_classes",
+    "data.num_examples",
+)
+
 
 class Recording(ConfigDict):
     """A ConfigDict that notes what is read, and whose copies do."""
@@ -52,7 +72,7 @@ def stage_of(paper: str, preset: str, stage: str) -> ConfigDict:
 def traced(built: program.Program) -> None:
     """A step, the features and the classifier, from shapes alone."""
     state = built.shapes
-    with jax.numpy_dtype_promotion("standard"):                                 # optax's Adam
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam
         jax.eval_shape(built.step, *plan.arguments(built))
     c = built.config
     image = jax.ShapeDtypeStruct((2, c.data.image_size, c.data.image_size, c.data.channels), np.uint8)
@@ -72,13 +92,18 @@ def unread(c: ConfigDict, seen: set[str], exempt: tuple[str, ...]) -> set[str]:
     return {name for name in config.flat(c) if name not in seen and not name.startswith(exempt)}
 
 
-DIGITS = [(paper, preset, stage) for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
-          for preset in importlib.import_module(f"configs.{paper}").PRESETS if preset.startswith("digits")
-          for stage in config.stages(importlib.import_module(f"configs.{paper}").get_config(preset))]
+DIGITS = [
+    (paper, preset, stage)
+    for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
+    for preset in importlib.import_module(f"configs.{paper}").PRESETS
+    if preset.startswith("digits")
+    for stage in config.stages(importlib.import_module(f"configs.{paper}").get_config(preset))
+]
 
 
-@pytest.mark.parametrize("paper, preset, stage", DIGITS,
-                         ids=["-".join(filter(None, case)) for case in DIGITS])
+@pytest.mark.parametrize(
+    "paper, preset, stage", DIGITS, ids=["-".join(filter(None, case)) for case in DIGITS]
+)
 def test_every_leaf_of_a_small_preset_is_read(paper, preset, stage, monkeypatch):
     plain, seen = stage_of(paper, preset, stage), set()
     c = recording(plain.copy_and_resolve_references(), seen).lock()
@@ -91,19 +116,29 @@ def test_every_leaf_of_a_small_preset_is_read(paper, preset, stage, monkeypatch)
     next(loader.eval_batches(test, c, batch_size=8))
     refreshed = ()
     if built.method.refresh is not None:  # k-means itself: tests/methods/test_deepcluster.py
-        refreshed = ("clusters.iterations", "clusters.algorithm", "clusters.repair", "clusters.distinct",
-                     "clusters.shuffled")
+        refreshed = (
+            "clusters.iterations",
+            "clusters.algorithm",
+            "clusters.repair",
+            "clusters.distinct",
+            "clusters.shuffled",
+        )
     assert unread(plain, seen, (*AROUND, *refreshed)) == set()
 
 
-IMAGENET = [("deit", "imagenet_b", ""), ("deit", "imagenet_s_distilled", ""),
-            ("moco", "imagenet_vit_b_v3", ""),
-            ("byol", "imagenet_r50_e300", ""), ("deepcluster", "imagenet_alexnet", ""),
-            ("moco", "imagenet_r50_v1", "")]
+IMAGENET = [
+    ("deit", "imagenet_b", ""),
+    ("deit", "imagenet_s_distilled", ""),
+    ("moco", "imagenet_vit_b_v3", ""),
+    ("byol", "imagenet_r50_e300", ""),
+    ("deepcluster", "imagenet_alexnet", ""),
+    ("moco", "imagenet_r50_v1", ""),
+]
 
 
-@pytest.mark.parametrize("paper, preset, stage", IMAGENET,
-                         ids=[f"{paper}-{preset}" for paper, preset, _ in IMAGENET])
+@pytest.mark.parametrize(
+    "paper, preset, stage", IMAGENET, ids=[f"{paper}-{preset}" for paper, preset, _ in IMAGENET]
+)
 def test_every_leaf_of_a_large_preset_is_read(paper, preset, stage, monkeypatch):
     plain, seen = stage_of(paper, preset, stage), set()
     if "distill" in plain and plain.distill.name != "none":
@@ -114,9 +149,14 @@ def test_every_leaf_of_a_large_preset_is_read(paper, preset, stage, monkeypatch)
     adopted(built, monkeypatch)
     policies.check(c)
     crops.training_views(np.zeros((240, 250, 3), np.uint8), np.int64([0, 5]), c)
-    refreshed = ("clusters.iterations", "clusters.algorithm", "clusters.repair", "clusters.distinct",
-                 "clusters.shuffled",
-                 "data.repeats")
+    refreshed = (
+        "clusters.iterations",
+        "clusters.algorithm",
+        "clusters.repair",
+        "clusters.distinct",
+        "clusters.shuffled",
+        "data.repeats",
+    )
     assert unread(plain, seen, (*AROUND, *WHERE, *refreshed)) == set()
 
 

@@ -39,15 +39,23 @@ def test_every_trainable_leaf_moves(case):
 
 def test_one_device_computes_what_eight_and_four_by_two_compute(case):
     """Loss and every gradient leaf, on the same batch and from the same parameters after a step; 4 x 2 with its parameters split."""
+
     def gradient(program):
         places = jax.tree.map(lambda leaf: leaf.sharding, program.shapes)
         state = jax.device_put(jax.tree.map(np.asarray, case.states[1]), places)
-        batch = jax.device_put(jax.tree.map(np.asarray, case.batches[1]), sharding.batch_sharding(program.mesh))
+        batch = jax.device_put(
+            jax.tree.map(np.asarray, case.batches[1]), sharding.batch_sharding(program.mesh)
+        )
         key = jax.random.fold_in(case.key, 1)
+
         def f(params):
             return program.method.loss(params, state.model_state, state.extra, batch, key, state.step)[0]
-        grad = jax.jit(sharding.on_mesh(program.mesh, jax.value_and_grad(f)), out_shardings=(None, places.params))
+
+        grad = jax.jit(
+            sharding.on_mesh(program.mesh, jax.value_and_grad(f)), out_shardings=(None, places.params)
+        )
         return *grad(state.params), state.params
+
     loss1, grad1, _ = gradient(case.one)
     for program in (case.eight, case.four_by_two):
         loss, grad, params = gradient(program)
@@ -55,8 +63,12 @@ def test_one_device_computes_what_eight_and_four_by_two_compute(case):
         assert bool(split) == (program is case.four_by_two), split
         np.testing.assert_allclose(loss, loss1, rtol=1e-5)
         for (name, a), (_, b) in zip(leaves(grad), leaves(grad1), strict=True):
-            scale = max(np.abs(np.asarray(b)).max(), 1e-2)              # the gradient of a bias before a norm is nothing but rounding
-            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=3e-5 * scale, err_msg=name)
+            scale = max(
+                np.abs(np.asarray(b)).max(), 1e-2
+            )  # the gradient of a bias before a norm is nothing but rounding
+            np.testing.assert_allclose(
+                np.asarray(a), np.asarray(b), rtol=1e-4, atol=3e-5 * scale, err_msg=name
+            )
 
 
 def test_stopping_and_resuming_changes_no_bit(case, tmp_path):
@@ -78,7 +90,9 @@ def test_nothing_is_traced_again_after_the_second_step(case):
 def test_extra_follows_its_numpy_oracle(case):
     if jax.tree.leaves(case.initial.extra):
         oracle = own(case.name).oracle
-        assert oracle is not None, f"{case.name} has extra state: give it an independent NumPy version in tests/contract/{case.name}.py"
+        assert oracle is not None, (
+            f"{case.name} has extra state: give it an independent NumPy version in tests/contract/{case.name}.py"
+        )
         oracle(case)
     else:
         assert case.states[-1].extra == case.initial.extra == ()
@@ -90,12 +104,14 @@ def test_the_loss_falls_on_one_small_batch(case):
     extra = state.extra
     batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[0].items()}
     losses = []
-    with jax.numpy_dtype_promotion("standard"):        # optax's Adam mixes its integer count with floats
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its integer count with floats
         tx = optax.adam(3e-3)
         step = jax.jit(make_train_step(case.one.method, tx))
         state = state.replace(opt_state=tx.init(state.params))
         for _ in range(40):
-            state, metrics = step(state.replace(step=jnp.zeros((), jnp.int32), extra=extra), batch, case.key)      # step 0: the same views
+            state, metrics = step(
+                state.replace(step=jnp.zeros((), jnp.int32), extra=extra), batch, case.key
+            )  # step 0: the same views
             losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.75 * losses[0], losses
 

@@ -22,8 +22,14 @@ from ssljax.run import few_labels
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
 
-SMALL = ["--config.model.width=0.125", "--config.evaluate.label_counts=(1, 2)", "--config.evaluate.label_draws=2",
-         "--config.evaluate.knn_k=5", "--config.evaluate.linear_l2=0.01", "--config.evaluate.batch_size=250"]
+SMALL = [
+    "--config.model.width=0.125",
+    "--config.evaluate.label_counts=(1, 2)",
+    "--config.evaluate.label_draws=2",
+    "--config.evaluate.knn_k=5",
+    "--config.evaluate.linear_l2=0.01",
+    "--config.evaluate.batch_size=250",
+]
 
 
 def config():
@@ -39,31 +45,56 @@ def results(tmp_path_factory):
     c = config()
     with pytest.MonkeyPatch.context() as patch:
         one = sharding.make_mesh(1)
-        patch.setattr(sharding, "make_mesh", lambda fsdp=1: one)                    # compiles sooner than for eight
+        patch.setattr(sharding, "make_mesh", lambda fsdp=1: one)  # compiles sooner than for eight
         patch.setattr(few_labels, "SUPERVISED_STEPS", 2)
         program = build(c, sources.load(c.data, "train").facts)
         checkpoints = Checkpoints(str(folder / "run"), keep_last=1)
         checkpoints.save(switched_on(program.init(0)), {"loss": 1.0})
         checkpoints.close()
-        evaluate.main(["--config", "configs/simclr.py:digits", f"--workdir={folder}/run", *SMALL, "--protocols=knn,linear,label_fraction",
-                       "--baselines=raw_pixels,random_init,supervised", f"--results={folder}/out/results.jsonl"])
+        evaluate.main(
+            [
+                "--config",
+                "configs/simclr.py:digits",
+                f"--workdir={folder}/run",
+                *SMALL,
+                "--protocols=knn,linear,label_fraction",
+                "--baselines=raw_pixels,random_init,supervised",
+                f"--results={folder}/out/results.jsonl",
+            ]
+        )
     return folder / "out"
 
 
 def test_every_measurement_is_there_with_all_that_is_known(results):
     rows = read(results / "results.jsonl")
-    assert (results / "results.jsonl").read_text().count('"versions"') == 1   # one evaluation is one run, said once
+    assert (results / "results.jsonl").read_text().count(
+        '"versions"'
+    ) == 1  # one evaluation is one run, said once
     top1 = [r for r in rows if r["metric"] == "top1"]
-    assert len(rows) == 2 * len(top1)                                        # ten classes: a top-5 beside each
+    assert len(rows) == 2 * len(top1)  # ten classes: a top-5 beside each
     counts = Counter((r["features"], r["protocol"]) for r in top1)
     networks = ("simclr", "raw_pixels", "random_init")
-    assert counts == {**{(f, "knn"): 1 for f in networks}, **{(f, "linear_lbfgs"): 1 for f in networks},
-                      **{(f, "label_fraction"): 4 for f in (*networks, "supervised")}}
+    assert counts == {
+        **{(f, "knn"): 1 for f in networks},
+        **{(f, "linear_lbfgs"): 1 for f in networks},
+        **{(f, "label_fraction"): 4 for f in (*networks, "supervised")},
+    }
     for r in rows:
-        assert r["n"] == 297 and 0 <= r["value"] <= 100                      # in batches of 250: padding is not counted
-        assert (r["experiment"], r["preset"], r["data"], r["seed"], r["step"]) == ("simclr", "digits", "digits", 0, 0)
-        assert r["versions"]["jax"] and r["commit"] and len(r["config_hash"]) == 12 and r["command"].startswith("ssljax evaluate --config")
-        assert str(results.parent) not in json.dumps(r)                      # no folder of this machine
+        assert r["n"] == 297 and 0 <= r["value"] <= 100  # in batches of 250: padding is not counted
+        assert (r["experiment"], r["preset"], r["data"], r["seed"], r["step"]) == (
+            "simclr",
+            "digits",
+            "digits",
+            0,
+            0,
+        )
+        assert (
+            r["versions"]["jax"]
+            and r["commit"]
+            and len(r["config_hash"]) == 12
+            and r["command"].startswith("ssljax evaluate --config")
+        )
+        assert str(results.parent) not in json.dumps(r)  # no folder of this machine
     value = {(r["features"], r["protocol"], r["labels_per_class"], r["draw"]): r["value"] for r in top1}
     assert value["raw_pixels", "knn", 0, 0] > 85 and value["raw_pixels", "linear_lbfgs", 0, 0] > 85
     # the checkpoint IS the random network of this seed
@@ -74,12 +105,28 @@ def test_every_measurement_is_there_with_all_that_is_known(results):
 def test_report_of_the_real_results(results, capsys):
     report.main([str(results)])
     table = capsys.readouterr().out
-    for text in ("raw pixels", "random network", "labels alone", "SimCLR", "kNN", "linear", "1 label per class", "2 labels per class", "±"):
+    for text in (
+        "raw pixels",
+        "random network",
+        "labels alone",
+        "SimCLR",
+        "kNN",
+        "linear",
+        "1 label per class",
+        "2 labels per class",
+        "±",
+    ):
         assert text in table
     assert (results / "report.html").stat().st_size > 50_000
     size = config().data.image_size
     gallery = np.load(results / "gallery-digits.npz")
-    assert gallery["query"].shape == (8, size, size, 1) and gallery["neighbour"].shape == (8, 7, size, size, 1)
+    assert gallery["query"].shape == (8, size, size, 1) and gallery["neighbour"].shape == (
+        8,
+        7,
+        size,
+        size,
+        1,
+    )
     assert gallery["points/simclr"].shape[0] == gallery["labels"].shape[0] == 297
 
 
@@ -105,12 +152,13 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
     def fit(program, labelled, *, seed):
         seen.append((labelled.index, labelled.labels, labelled.images))
         return program.init(seed)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(few_labels, "fit", fit)
         found = list(few_labels.supervised(c.lock(), source, test))
-    (index, labels, images), = seen
+    ((index, labels, images),) = seen
     assert len(found) == 1 and found[0]["n"] == 297
-    assert len(np.unique(index)) == len(index) == 32                         # each copy has views of its own
+    assert len(np.unique(index)) == len(index) == 32  # each copy has views of its own
     np.testing.assert_array_equal(labels, source.labels[np.resize(kept, 32)])
     np.testing.assert_array_equal(images, source.images[np.resize(kept, 32)])
 
@@ -131,14 +179,25 @@ def test_protocols_judge_labelled_images_alone(protocol):
         """Of two splits that are told apart by their length."""
         known = {len(found.labels): found for found in (train, test)}
         split = {n: digits.select(np.arange(n)) for n in known}
-        bench = Bench(config=c, name="simclr", channels=0, train=split[len(train.labels)], test=split[len(test.labels)], load=None,
-                      features=lambda source: known[len(source)])
+        bench = Bench(
+            config=c,
+            name="simclr",
+            channels=0,
+            train=split[len(train.labels)],
+            test=split[len(test.labels)],
+            load=None,
+            features=lambda source: known[len(source)],
+        )
         return next(PROTOCOLS[protocol].judge(bench))
 
     train, test = features(60, np.arange(60) % 3 > 0), features(30, np.arange(30) % 2 > 0)
     found = judge(train, test)
     expected = judge(*(Features(*(x[split.labels >= 0] for x in split)) for split in (train, test)))
-    assert found["n"] == 15 and found["top1"] == expected["top1"] > 40 and found["settings"] == expected["settings"]
+    assert (
+        found["n"] == 15
+        and found["top1"] == expected["top1"] > 40
+        and found["settings"] == expected["settings"]
+    )
     with pytest.raises(ValueError, match=f"{protocol} judges by labels, and none of 30 test images has one"):
         judge(train, test._replace(labels=np.full(30, -1, np.int32)))
 
@@ -152,6 +211,7 @@ def test_a_protocol_may_load_further_sources_and_each_is_encoded_when_it_is_aske
     def seen(split):
         asked.append(len(split))
         return pixels.features(split)
+
     bench = pixels._replace(features=evaluate.once(seen, source, test))
 
     def judge(bench):
@@ -161,16 +221,29 @@ def test_a_protocol_may_load_further_sources_and_each_is_encoded_when_it_is_aske
             further = dataclasses.replace(further, targets={"two": two}).select(np.arange(10 * n)[::-1])
             _, near = nearest(bench.features(bench.train).features, bench.features(further).features, 1)
             hits = (further.targets["two"] * np.eye(10)[bench.train.labels[near[:, 0]]]).sum()
-            yield {"protocol": f"two_{n}", "settings": {}, "hits": 100.0 * hits / len(further), "n": len(further)}
+            yield {
+                "protocol": f"two_{n}",
+                "settings": {},
+                "hits": 100.0 * hits / len(further),
+                "n": len(further),
+            }
 
     found = list(judge(bench))
-    assert [(row["protocol"], row["hits"], row["n"]) for row in found] == [("two_1", 100.0, 10), ("two_3", 100.0, 30)]
-    assert asked == [1500, 10, 30]                                           # the training images once, the others as they come
+    assert [(row["protocol"], row["hits"], row["n"]) for row in found] == [
+        ("two_1", 100.0, 10),
+        ("two_3", 100.0, 30),
+    ]
+    assert asked == [1500, 10, 30]  # the training images once, the others as they come
 
 
 def test_a_random_network_has_its_residual_branches_on():
-    state = TrainState(step=0, params={"encoder": {"norm": {"scale": jax.numpy.zeros(3)}, "conv": {"kernel": jax.numpy.zeros(2)}}},
-                       model_state={}, opt_state=(), extra=())
+    state = TrainState(
+        step=0,
+        params={"encoder": {"norm": {"scale": jax.numpy.zeros(3)}, "conv": {"kernel": jax.numpy.zeros(2)}}},
+        model_state={},
+        opt_state=(),
+        extra=(),
+    )
     params = switched_on(state).params["encoder"]
     np.testing.assert_array_equal(params["norm"]["scale"], np.ones(3))
     np.testing.assert_array_equal(params["conv"]["kernel"], np.zeros(2))
@@ -179,9 +252,9 @@ def test_a_random_network_has_its_residual_branches_on():
 def test_results_of_a_run_cannot_be_filed_under_other_settings(tmp_path):
     trained, other = config(), config().unlock()
     file = tmp_path / "config.json"
-    evaluate.same_run(trained, file)                                         # a folder of another origin has no such file
+    evaluate.same_run(trained, file)  # a folder of another origin has no such file
     stored = json.loads(trained.to_json())
-    del stored["augment"]["solarize_probability"]                            # a setting that the run is older than
+    del stored["augment"]["solarize_probability"]  # a setting that the run is older than
     file.write_text(json.dumps(stored))
     other.evaluate.knn_k, other.data.labels_per_class, other.log_every = 3, 5, 7
     evaluate.same_run(other, file)
@@ -198,11 +271,22 @@ def test_config_hash_changes_with_what_matters_only():
     assert hashed(a) == hashed(b) == hashed(d) != hashed(c)
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("digits", "digits"), ("folder:/home/me/photos", "folder:PATH/photos"), ("folder:/home/me/photos/", "folder:PATH/photos"),
-    ("ssljax evaluate --workdir /tmp/a/b --results=~/r.jsonl", "ssljax evaluate --workdir PATH/b --results=PATH/r.jsonl"),
-    ("--config configs/simclr.py:digits --results experiments/simclr/results.jsonl",
-     "--config configs/simclr.py:digits --results experiments/simclr/results.jsonl")])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("digits", "digits"),
+        ("folder:/home/me/photos", "folder:PATH/photos"),
+        ("folder:/home/me/photos/", "folder:PATH/photos"),
+        (
+            "ssljax evaluate --workdir /tmp/a/b --results=~/r.jsonl",
+            "ssljax evaluate --workdir PATH/b --results=PATH/r.jsonl",
+        ),
+        (
+            "--config configs/simclr.py:digits --results experiments/simclr/results.jsonl",
+            "--config configs/simclr.py:digits --results experiments/simclr/results.jsonl",
+        ),
+    ],
+)
 def test_folders_of_this_machine_stay_here(text, expected):
     assert public(text) == expected
 

@@ -24,15 +24,35 @@ from ssljax.program import build, device_batches
 from ssljax.run import hosts
 from ssljax.run.checkpoint import Checkpoints, load_part
 from ssljax.types import Pytree
-from tests.processes import ROOT, SMALL, checkpoints, environment, finish, free_port, logged, run, start_two, wait_for
+from tests.processes import (
+    ROOT,
+    SMALL,
+    checkpoints,
+    environment,
+    finish,
+    free_port,
+    logged,
+    run,
+    start_two,
+    wait_for,
+)
 
 # 320 images: eleven steps. Without weight decay the first momentum is the gradient, and a small learning rate keeps rounding small: with
 # the preset's 0.3 a difference of 1e-7 in the first losses has grown to 1e-2 after ten.
-SHORT = [*SMALL, "--config.epochs=1", "--config.data.train_per_class=32", "--config.optim.warmup_epochs=0",
-         "--config.optim.weight_decay=0.0", "--config.optim.learning_rate=0.03", "--config.log_every=1", "--config.eval_every_epochs=1",
-         "--config.checkpoint.every_steps=1", "--config.checkpoint.keep=20"]
+SHORT = [
+    *SMALL,
+    "--config.epochs=1",
+    "--config.data.train_per_class=32",
+    "--config.optim.warmup_epochs=0",
+    "--config.optim.weight_decay=0.0",
+    "--config.optim.learning_rate=0.03",
+    "--config.log_every=1",
+    "--config.eval_every_epochs=1",
+    "--config.checkpoint.every_steps=1",
+    "--config.checkpoint.keep=20",
+]
 STEPS = 11
-STOPS_WITHIN = 30       # seconds; HEARTBEAT_SECONDS and a busy machine
+STOPS_WITHIN = 30  # seconds; HEARTBEAT_SECONDS and a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +73,9 @@ def two_processes(tmp_path_factory, cache) -> Path:
     workdir = tmp_path_factory.mktemp("two")
     first, second = [finish(p) for p in start_two("train", *SHORT, f"--workdir={workdir}", cache=cache)]
     assert first[0] == second[0] == 0, first[1] + second[1]
-    assert f"step {STEPS}/{STEPS}" in first[1] and "step" not in second[1], "the first host speaks, the others are silent"
+    assert f"step {STEPS}/{STEPS}" in first[1] and "step" not in second[1], (
+        "the first host speaks, the others are silent"
+    )
     return workdir
 
 
@@ -71,13 +93,18 @@ def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Every leaf of a checkpoint, by its path."""
     folder = workdir / "checkpoints" / str(step) / "default"
     with ocp.PyTreeCheckpointer() as reader:
-        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+        plain = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            ocp.PyTreeCheckpointHandler().metadata(folder).tree,
+        )
         return by_path(reader.restore(folder, restore_args=plain))
 
 
 def by_path(tree: Pytree) -> dict[str, np.ndarray]:
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def assert_close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], tolerance: float) -> None:
@@ -97,8 +124,13 @@ def losses(workdir: Path) -> dict[int, float]:
 def test_two_processes_take_the_first_step_of_one_to_rounding(one_process, two_processes):
     one, two = losses(one_process), losses(two_processes)
     np.testing.assert_allclose(two[1], one[1], rtol=1e-6)
-    one, two = ({name: leaf for name, leaf in saved(w, 1).items() if "trace" in name} for w in (one_process, two_processes))
-    assert len(one) > 20 and np.mean([np.any(leaf != 0) for leaf in one.values()]) > 0.6        # a branch's last scale starts at zero
+    one, two = (
+        {name: leaf for name, leaf in saved(w, 1).items() if "trace" in name}
+        for w in (one_process, two_processes)
+    )
+    assert (
+        len(one) > 20 and np.mean([np.any(leaf != 0) for leaf in one.values()]) > 0.6
+    )  # a branch's last scale starts at zero
     assert_close(two, one, 2e-5)
 
 
@@ -131,16 +163,30 @@ def test_each_process_reads_its_rows_of_the_batches_of_one(cache):
     """Four steps across the end of the first epoch."""
     config, source = data()
     program = build(config, source.facts)
-    want = [np.asarray(batch["index"]) for _, batch in zip(range(4), device_batches(program, source, 0, 8), strict=False)]
+    want = [
+        np.asarray(batch["index"])
+        for _, batch in zip(range(4), device_batches(program, source, 0, 8), strict=False)
+    ]
     assert not np.array_equal(want[0], want[2])
     address = f"localhost:{free_port()}"
-    processes = [subprocess.Popen([sys.executable, "-c", READER, address, str(i)], cwd=ROOT, env=environment(cache, 4), text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, address, str(i)],
+            cwd=ROOT,
+            env=environment(cache, 4),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]
     for i, (code, output) in enumerate(map(finish, processes)):
         assert code == 0, output
         rows = [line.split(" of ") for line in output.splitlines() if line.startswith("rows")]
         assert [[int(n) for n in of.split()] for _, of in rows] == [list(w) for w in want]
-        assert [[int(n) for n in mine.split()[1:]] for mine, _ in rows] == [list(w[16 * i:16 * (i + 1)]) for w in want]
+        assert [[int(n) for n in mine.split()[1:]] for mine, _ in rows] == [
+            list(w[16 * i : 16 * (i + 1)]) for w in want
+        ]
 
 
 @pytest.mark.parametrize("devices", [8, 4, 2, 1])
@@ -157,8 +203,10 @@ def test_a_checkpoint_of_two_processes_goes_on_on_fewer_devices(two_processes, t
     assert_close(by_path(state), saved(two_processes, STEPS - 1), 0.0)
     encoder = load_part(str(tmp_path), state.params["encoder"], "params/encoder")
     jax.tree.map(np.testing.assert_array_equal, encoder, state.params["encoder"])
-    if devices < 8:               # eight devices are trained on in one process below
-        _, metrics = program.step(state, next(device_batches(program, source, 0, STEPS - 1)), jax.random.key(0))
+    if devices < 8:  # eight devices are trained on in one process below
+        _, metrics = program.step(
+            state, next(device_batches(program, source, 0, STEPS - 1)), jax.random.key(0)
+        )
         np.testing.assert_allclose(float(metrics["loss"]), losses(two_processes)[STEPS], rtol=1e-4)
 
 
@@ -177,9 +225,13 @@ def test_either_resumes_the_checkpoint_of_the_other(one_process, two_processes, 
     outputs = [finish(p) for p in processes]
     outputs.append(run("train", *SHORT, f"--workdir={tmp_path / 'to_one'}", cache=cache, devices=8))
     assert [code for code, _ in outputs] == [0, 0, 0], outputs
-    for (_, output), name, workdir in zip(outputs[::2], ("to_two", "to_one"), (one_process, two_processes), strict=True):
+    for (_, output), name, workdir in zip(
+        outputs[::2], ("to_two", "to_one"), (one_process, two_processes), strict=True
+    ):
         assert f"resuming {tmp_path / name} at step 6" in output
-        np.testing.assert_allclose(list(losses(tmp_path / name).values()), list(losses(workdir).values()), rtol=1e-4)
+        np.testing.assert_allclose(
+            list(losses(tmp_path / name).values()), list(losses(workdir).values()), rtol=1e-4
+        )
 
 
 @pytest.mark.slow
@@ -229,31 +281,47 @@ def test_signals_and_deaths_are_shared_and_survived(tmp_path, cache):
 
 
 def test_alone_nothing_is_started(monkeypatch):
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("a single process must not wait for others"))
+    monkeypatch.setattr(
+        jax.distributed,
+        "initialize",
+        lambda *_, **__: pytest.fail("a single process must not wait for others"),
+    )
     hosts.start()
     hosts.meet("alone")
     with hosts.together("train", "", 1, 0):
         pass
 
 
-@pytest.mark.parametrize("environment, expected", [
-    ({}, False),
-    ({"TPU_ML_PLATFORM": "JAX"}, True),
-    ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "tpu,cpu"}, True),
-    ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "cpu"}, False),
-    ({"TPU_ML_PLATFORM": "Tensorflow"}, False),
-    ({"SLURM_STEP_NUM_TASKS": "4"}, True),
-    ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, False),
-])
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, False),
+        ({"TPU_ML_PLATFORM": "JAX"}, True),
+        ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "tpu,cpu"}, True),
+        ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "cpu"}, False),
+        ({"TPU_ML_PLATFORM": "Tensorflow"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, False),
+    ],
+)
 def test_the_environment_says_whether_there_are_others(environment, expected):
     assert hosts.several(environment) == expected
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--coordinator=10.0.0.1", "--processes=2"], "--coordinator=10.0.0.1 has no port: write 10.0.0.1:8476"),
-    (["--coordinator=10.0.0.1:8476", "--processes=2", "--process=2"], "processes are numbered from 0 to 1"),
-    (["--processes=2"], "without --coordinator: say where process 0 listens"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            ["--coordinator=10.0.0.1", "--processes=2"],
+            "--coordinator=10.0.0.1 has no port: write 10.0.0.1:8476",
+        ),
+        (
+            ["--coordinator=10.0.0.1:8476", "--processes=2", "--process=2"],
+            "processes are numbered from 0 to 1",
+        ),
+        (["--processes=2"], "without --coordinator: say where process 0 listens"),
+    ],
+)
 def test_flags_that_do_not_fit_together_are_refused(tmp_path, flags, message):
     with pytest.raises(SystemExit, match=f"ssljax train: .*{message}"):
         train.main([*SHORT, f"--workdir={tmp_path}", *flags])

@@ -8,7 +8,13 @@ import pytest
 
 from tests import mutations
 
-CHEAP = ("positive_is_the_next_row", "local_negatives", "gathered_side_without_gradient", "weight_decay_after_the_ratio", "seed_plus_epoch")
+CHEAP = (
+    "positive_is_the_next_row",
+    "local_negatives",
+    "gathered_side_without_gradient",
+    "weight_decay_after_the_ratio",
+    "seed_plus_epoch",
+)
 
 
 @pytest.mark.parametrize("mutation", mutations.MUTATIONS, ids=lambda m: m.name)
@@ -17,7 +23,9 @@ def test_a_mutation_changes_the_source_and_names_tests_that_exist(mutation):
     for test in mutation.tests.split():
         file, _, function = test.partition("::")
         text = (mutations.ROOT / file).read_text()
-        assert not function or re.search(rf"^def {re.escape(function.partition('[')[0])}\(", text, re.MULTILINE), test
+        assert not function or re.search(
+            rf"^def {re.escape(function.partition('[')[0])}\(", text, re.MULTILINE
+        ), test
 
 
 def test_names_are_unique():
@@ -35,7 +43,7 @@ def test_an_edit_that_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_caught(name):
-    mutation, = (m for m in mutations.MUTATIONS if m.name == name)
+    (mutation,) = (m for m in mutations.MUTATIONS if m.name == name)
     assert mutations.survivor(mutation) == ""
 
 
@@ -47,5 +55,10 @@ def test_a_survivor_and_a_crash_are_told_apart():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    done = subprocess.run([sys.executable, "tests/mutations.py", "--only=typo"], cwd=mutations.ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "tests/mutations.py", "--only=typo"],
+        cwd=mutations.ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and "no mutation 'typo'" in done.stderr and "mean_for_sum" in done.stderr

@@ -38,9 +38,22 @@ def test_simclr_lars(golden):
     rates = jnp.asarray(g[f"{c}/lr_per_step"], jnp.float32)
 
     def tx(mask):
-        return optim.lars(lambda count: rates[count], lr_in_momentum=True, momentum=float(g[f"{c}/momentum"]),
-                          weight_decay=float(g[f"{c}/weight_decay"]), trust_coefficient=float(g[f"{c}/eeta"]), mask=mask)
-    run_golden(g, c, tx, lambda k, v: any(name in k for name in ("batch_normalization", "bias", "head_supervised")), int(g[f"{c}/steps"]))
+        return optim.lars(
+            lambda count: rates[count],
+            lr_in_momentum=True,
+            momentum=float(g[f"{c}/momentum"]),
+            weight_decay=float(g[f"{c}/weight_decay"]),
+            trust_coefficient=float(g[f"{c}/eeta"]),
+            mask=mask,
+        )
+
+    run_golden(
+        g,
+        c,
+        tx,
+        lambda k, v: any(name in k for name in ("batch_normalization", "bias", "head_supervised")),
+        int(g[f"{c}/steps"]),
+    )
 
 
 @pytest.mark.parametrize("case", range(3))
@@ -49,10 +62,23 @@ def test_byol_lars(golden, case):
     c = f"byol{case}"
 
     def tx(mask):
-        return optim.lars(float(g[f"{c}/learning_rate"]), lr_in_momentum=False, momentum=float(g[f"{c}/momentum"]),
-                          weight_decay=float(g[f"{c}/weight_decay"]), trust_coefficient=float(g[f"{c}/eta"]), mask=mask)
+        return optim.lars(
+            float(g[f"{c}/learning_rate"]),
+            lr_in_momentum=False,
+            momentum=float(g[f"{c}/momentum"]),
+            weight_decay=float(g[f"{c}/weight_decay"]),
+            trust_coefficient=float(g[f"{c}/eta"]),
+            mask=mask,
+        )
+
     excludes = bool(g[f"{c}/exclude_bias_and_norm"])
-    run_golden(g, c, tx, lambda k, v: excludes and (k.endswith(("/b", "/scale", "/offset")) or v.ndim <= 1), int(g[f"{c}/steps"]))
+    run_golden(
+        g,
+        c,
+        tx,
+        lambda k, v: excludes and (k.endswith(("/b", "/scale", "/offset")) or v.ndim <= 1),
+        int(g[f"{c}/steps"]),
+    )
 
 
 def test_mocov3_lars(golden):
@@ -60,18 +86,33 @@ def test_mocov3_lars(golden):
     c = "mocov3_0"
 
     def tx(mask):
-        return optim.lars(float(g[f"{c}/learning_rate"]), lr_in_momentum=False, momentum=float(g[f"{c}/momentum"]),
-                          weight_decay=float(g[f"{c}/weight_decay"]), trust_coefficient=float(g[f"{c}/trust_coefficient"]), mask=mask)
+        return optim.lars(
+            float(g[f"{c}/learning_rate"]),
+            lr_in_momentum=False,
+            momentum=float(g[f"{c}/momentum"]),
+            weight_decay=float(g[f"{c}/weight_decay"]),
+            trust_coefficient=float(g[f"{c}/trust_coefficient"]),
+            mask=mask,
+        )
+
     run_golden(g, c, tx, lambda k, v: v.ndim <= 1, int(g[f"{c}/steps"]))
 
 
-@pytest.mark.parametrize("inside, want", [(True, [2.99884525, 3.99877706]), (False, [2.99875096, 3.99833705])])
+@pytest.mark.parametrize(
+    "inside, want", [(True, [2.99884525, 3.99877706]), (False, [2.99875096, 3.99833705])]
+)
 def test_the_two_forms_part_when_the_learning_rate_moves(inside, want):
     rates = jnp.array([0.1, 0.2], jnp.float32)
-    tx = optim.lars(lambda count: rates[count], lr_in_momentum=inside, weight_decay=0.1, momentum=0.9, trust_coefficient=0.001,
-                    mask={"w": True})
-    grads = [{"w": jnp.array([[0., 1.]], jnp.float32)}, {"w": jnp.array([[1., 0.]], jnp.float32)}]
-    got = follow(tx, {"w": jnp.array([[3., 4.]], jnp.float32)}, grads)[-1]["w"]
+    tx = optim.lars(
+        lambda count: rates[count],
+        lr_in_momentum=inside,
+        weight_decay=0.1,
+        momentum=0.9,
+        trust_coefficient=0.001,
+        mask={"w": True},
+    )
+    grads = [{"w": jnp.array([[0.0, 1.0]], jnp.float32)}, {"w": jnp.array([[1.0, 0.0]], jnp.float32)}]
+    got = follow(tx, {"w": jnp.array([[3.0, 4.0]], jnp.float32)}, grads)[-1]["w"]
     np.testing.assert_allclose(got, [want], rtol=1e-7)
 
 
@@ -81,8 +122,17 @@ def test_simclr_schedule(golden, case):
     n, epochs, batch = int(g["num_examples"]), int(g["train_epochs"]), int(g["train_batch_size"])
     total = int(g["train_steps_flag"]) or optim.train_steps(n, epochs, batch)
     assert total == int(g["total_steps"])
-    config = optim.ConfigDict(dict(name="sgd", nesterov=False, momentum=0.9, weight_decay=0.0, learning_rate=float(g["base_learning_rate"]),
-                                   scaling={"linear": "linear", "sqrt": "sqrt"}[str(g["scaling"])], warmup_epochs=int(g["warmup_epochs"])))
+    config = optim.ConfigDict(
+        dict(
+            name="sgd",
+            nesterov=False,
+            momentum=0.9,
+            weight_decay=0.0,
+            learning_rate=float(g["base_learning_rate"]),
+            scaling={"linear": "linear", "sqrt": "sqrt"}[str(g["scaling"])],
+            warmup_epochs=int(g["warmup_epochs"]),
+        )
+    )
     _, schedule = optim.make_optimizer(config, batch_size=batch, steps_per_epoch=n / batch, total_steps=total)
     np.testing.assert_allclose(schedule(jnp.asarray(g["step"])), g["lr"], rtol=1e-5, atol=1e-6)
 
@@ -91,8 +141,13 @@ def test_simclr_schedule(golden, case):
 def test_timm_schedule_runs_its_cosine_under_the_warmup(golden, case):
     """The value of each epoch, in all of its steps; with the released code's lag that of the epoch before."""
     g = golden("schedules").under(f"deit{case}")
-    settings = dict(steps_per_epoch=3, epochs=int(g["epochs"]), warmup_epochs=int(g["warmup_epochs"]), start=float(g["warmup_lr"]),
-                    end=float(g["min_lr"]))
+    settings = dict(
+        steps_per_epoch=3,
+        epochs=int(g["epochs"]),
+        warmup_epochs=int(g["warmup_epochs"]),
+        start=float(g["warmup_lr"]),
+        end=float(g["min_lr"]),
+    )
     epochs = jnp.arange(len(g["lr_after_step_epoch"]))
     for first in (0, 2):
         schedule = optim.timm_cosine(float(g["lr"]), **settings, lag=0)
@@ -105,27 +160,52 @@ def test_timm_schedule_runs_its_cosine_under_the_warmup(golden, case):
 def test_deit_schedule_and_decayed_leaves_by_hand():
     """Six values of the recipe at batch 1024; kernels decay, and the distillation token where the flag says so."""
     c = deit_config("imagenet_ti_distilled")
-    tx, schedule = optim.make_optimizer(c.optim, batch_size=1024, steps_per_epoch=1_281_167 / 1024, total_steps=1_281_167 * 300 // 1024 + 1)
+    tx, schedule = optim.make_optimizer(
+        c.optim, batch_size=1024, steps_per_epoch=1_281_167 / 1024, total_steps=1_281_167 * 300 // 1024 + 1
+    )
     epochs = jnp.array([0, 1, 4, 5, 150, 299])
-    np.testing.assert_allclose(schedule(epochs * 1251), [1e-6, 2.008e-4, 8.002e-4, 9.993216e-4, 5.05e-4, 1.002714e-5], rtol=2e-5)
+    np.testing.assert_allclose(
+        schedule(epochs * 1251), [1e-6, 2.008e-4, 8.002e-4, 9.993216e-4, 5.05e-4, 1.002714e-5], rtol=2e-5
+    )
 
     params = jax.eval_shape(lambda key: METHODS["deit"](c, FACTS).init(key, {})[0], jax.random.key(0))
     moved = {}
     for flag in (True, False):
         mask = optim.timm_decayed(params, distillation_token=flag)
-        named = ((jax.tree_util.keystr(path, simple=True, separator="/"), on) for path, on in jax.tree_util.tree_leaves_with_path(mask))
+        named = (
+            (jax.tree_util.keystr(path, simple=True, separator="/"), on)
+            for path, on in jax.tree_util.tree_leaves_with_path(mask)
+        )
         moved[flag] = {name for name, on in named if on}
     assert moved[True] - moved[False] == {"encoder/distillation_token"}
-    assert len(moved[False]) == 1 + 12 * 4 + 2 and not any("position" in name or "class_token" in name for name in moved[True])
+    assert len(moved[False]) == 1 + 12 * 4 + 2 and not any(
+        "position" in name or "class_token" in name for name in moved[True]
+    )
 
 
 def test_imagenet_schedule_by_hand():
     total = optim.train_steps(1_281_167, 1000, 4096)
-    config = optim.ConfigDict(dict(name="sgd", nesterov=False, momentum=0.9, weight_decay=0.0, learning_rate=0.3, scaling="linear",
-                                   warmup_epochs=10))
-    _, schedule = optim.make_optimizer(config, batch_size=4096, steps_per_epoch=1_281_167 / 4096, total_steps=total)
+    config = optim.ConfigDict(
+        dict(
+            name="sgd",
+            nesterov=False,
+            momentum=0.9,
+            weight_decay=0.0,
+            learning_rate=0.3,
+            scaling="linear",
+            warmup_epochs=10,
+        )
+    )
+    _, schedule = optim.make_optimizer(
+        config, batch_size=4096, steps_per_epoch=1_281_167 / 4096, total_steps=total
+    )
     assert total == 312_785
-    np.testing.assert_allclose([schedule(s) for s in (0, 1, 3127, 157_956, 312_785)], [0, 0.00153502, 4.8, 2.4, 0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        [schedule(s) for s in (0, 1, 3127, 157_956, 312_785)],
+        [0, 0.00153502, 4.8, 2.4, 0],
+        rtol=1e-5,
+        atol=1e-7,
+    )
 
 
 def test_scaling_rules_agree_at_4096_and_a_typo_is_named():
@@ -141,34 +221,61 @@ def test_a_warmup_longer_than_the_run_is_refused():
 
 
 def leaf_names(tree):
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def test_biases_norms_and_the_probe_are_neither_decayed_nor_adapted():
     config = get_config("digits")
     params = jax.eval_shape(lambda key: METHODS["simclr"](config, FACTS).init(key, {})[0], jax.random.key(0))
     mask = leaf_names(optim.decayed(params, ("probe",)))
-    blocks = {f"encoder/group{g}_block1/{place}" for g in (1, 2, 3) for place in ("norm1", "norm2", "shortcut/norm")}
+    blocks = {
+        f"encoder/group{g}_block1/{place}" for g in (1, 2, 3) for place in ("norm1", "norm2", "shortcut/norm")
+    }
     norms = {*blocks, "encoder/stem_norm1", "projector/norm1"}
     excluded = {f"{norm}/{leaf}" for norm in norms for leaf in ("scale", "bias")}
     excluded |= {"projector/norm2/scale", "probe/dense/kernel", "probe/dense/bias"}
-    convs = {f"encoder/group{g}_block1/{place}" for g in (1, 2, 3) for place in ("conv1", "conv2", "shortcut/conv")}
+    convs = {
+        f"encoder/group{g}_block1/{place}" for g in (1, 2, 3) for place in ("conv1", "conv2", "shortcut/conv")
+    }
     assert {name for name, adapted in mask.items() if not adapted} == excluded
     assert {name for name, adapted in mask.items() if adapted} == {
-        f"{layer}/kernel" for layer in {*convs, "encoder/stem_conv1", "projector/dense1", "projector/dense2"}}
+        f"{layer}/kernel" for layer in {*convs, "encoder/stem_conv1", "projector/dense1", "projector/dense2"}
+    }
 
 
 def made(name):
     """The optimizer of a run of 10 steps, 4 of them warm-up to 0.4, with weight decay 0.1."""
-    config = optim.ConfigDict(dict(name=name, nesterov=False, momentum=0.9, weight_decay=0.1, learning_rate=0.4, scaling="none",
-                                   warmup_epochs=2, trust_coefficient=0.001, lr_in_momentum=True))
-    return optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10, probes=("probe",))[0]
+    config = optim.ConfigDict(
+        dict(
+            name=name,
+            nesterov=False,
+            momentum=0.9,
+            weight_decay=0.1,
+            learning_rate=0.4,
+            scaling="none",
+            warmup_epochs=2,
+            trust_coefficient=0.001,
+            lr_in_momentum=True,
+        )
+    )
+    return optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10, probes=("probe",))[
+        0
+    ]
 
 
-@pytest.mark.parametrize("name, moved", [("lars", 0.001 * 2), ("sgd", 0.1 * 2 * (1 + 0.9)), ("adamw", 0.1 * 2)])
+@pytest.mark.parametrize(
+    "name, moved", [("lars", 0.001 * 2), ("sgd", 0.1 * 2 * (1 + 0.9)), ("adamw", 0.1 * 2)]
+)
 def test_a_warmup_starts_at_zero_and_only_kernels_decay(name, moved):
-    init = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0), "probe": {"kernel": jnp.full((2, 2), 2.0)}}
-    with jax.numpy_dtype_promotion("standard"):        # optax's Adam mixes its integer count with floats
+    init = {
+        "kernel": jnp.full((2, 2), 2.0),
+        "bias": jnp.full(2, 2.0),
+        "probe": {"kernel": jnp.full((2, 2), 2.0)},
+    }
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its integer count with floats
         first, second = follow(made(name), init, [jax.tree.map(jnp.zeros_like, init)] * 2)
     jax.tree.map(np.testing.assert_array_equal, first, init)
     np.testing.assert_array_equal([*second["bias"], *second["probe"]["kernel"].ravel()], np.full(6, 2.0))
@@ -177,13 +284,16 @@ def test_a_warmup_starts_at_zero_and_only_kernels_decay(name, moved):
 
 
 def test_a_kernel_of_zeros_moves_by_its_plain_gradient():
-    tx = optim.lars(0.5, lr_in_momentum=True, weight_decay=0.1, momentum=0.9, trust_coefficient=0.001, mask={"w": True})
-    step, = follow(tx, {"w": jnp.zeros((1, 2))}, [{"w": jnp.array([[3.0, 4.0]])}])
+    tx = optim.lars(
+        0.5, lr_in_momentum=True, weight_decay=0.1, momentum=0.9, trust_coefficient=0.001, mask={"w": True}
+    )
+    (step,) = follow(tx, {"w": jnp.zeros((1, 2))}, [{"w": jnp.array([[3.0, 4.0]])}])
     np.testing.assert_allclose(step["w"], [[-1.5, -2.0]], rtol=1e-6)
 
 
 def test_a_layer_wise_rate_is_a_row_of_the_table(monkeypatch):
     """Block i of L learns at decay^(L + 1 - i) of the rate, what lies before the blocks at decay^(L + 1), the head at the whole one."""
+
     def layered(config, run):
         schedule = run.warmed_up(config.warmup_epochs)
 
@@ -193,13 +303,26 @@ def test_a_layer_wise_rate_is_a_row_of_the_table(monkeypatch):
             return int(path[1].key.removeprefix("block")) + 1 if path[1].key.startswith("block") else 0
 
         def scaled(updates, params):
-            return jax.tree.map_with_path(lambda path, u: u * config.decay ** (config.layers + 1 - depth(path)), updates)
+            return jax.tree.map_with_path(
+                lambda path, u: u * config.decay ** (config.layers + 1 - depth(path)), updates
+            )
+
         return optax.chain(optax.stateless(scaled), optax.sgd(schedule)), schedule
 
     monkeypatch.setitem(optim.OPTIMIZERS, "layered", layered)
-    config = optim.ConfigDict(dict(name="layered", learning_rate=1.0, scaling="none", warmup_epochs=0, layers=2, decay=0.5))
+    config = optim.ConfigDict(
+        dict(name="layered", learning_rate=1.0, scaling="none", warmup_epochs=0, layers=2, decay=0.5)
+    )
     tx, _ = optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10)
-    params = {"encoder": {name: {"kernel": jnp.ones(1)} for name in ("patch", "block0", "block1")}, "head": {"kernel": jnp.ones(1)}}
+    params = {
+        "encoder": {name: {"kernel": jnp.ones(1)} for name in ("patch", "block0", "block1")},
+        "head": {"kernel": jnp.ones(1)},
+    }
     updates, _ = tx.update(params, tx.init(params), params)
     found = {name: -float(leaf[0]) for name, leaf in leaf_names(updates).items()}
-    assert found == {"encoder/patch/kernel": 0.125, "encoder/block0/kernel": 0.25, "encoder/block1/kernel": 0.5, "head/kernel": 1.0}
+    assert found == {
+        "encoder/patch/kernel": 0.125,
+        "encoder/block0/kernel": 0.25,
+        "encoder/block1/kernel": 0.5,
+        "head/kernel": 1.0,
+    }

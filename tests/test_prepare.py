@@ -18,14 +18,23 @@ def store(images, data_dir, file_format, name="tiny", version="1.0.0", labelled=
     crops.tensorflow()
     import tensorflow_datasets as tfds
 
-    features = {"image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png"),
-                "label": tfds.features.ClassLabel(names=["a", "b", "c", "d"])}
+    features = {
+        "image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png"),
+        "label": tfds.features.ClassLabel(names=["a", "b", "c", "d"]),
+    }
     kept = ("image", "label") if labelled else ("image",)
     features = tfds.features.FeaturesDict({key: features[key] for key in kept})
     whole = [{"image": image, "label": i % 4} for i, image in enumerate(images)]
     examples = [(i, {key: example[key] for key in kept}) for i, example in enumerate(whole)]
-    tfds.dataset_builders.store_as_tfds_dataset(name, version=version, features=features, data_dir=data_dir, file_format=file_format,
-                                                split_datasets={"train": examples[:20], "test": examples[20:]}, disable_shuffling=True)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name,
+        version=version,
+        features=features,
+        data_dir=data_dir,
+        file_format=file_format,
+        split_datasets={"train": examples[:20], "test": examples[20:]},
+        disable_shuffling=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +75,13 @@ def test_images_of_a_set_that_has_no_labels(images, tmp_path, file_format):
     source = sources.load(config_of(str(tmp_path), labels="none").data, "train")
     np.testing.assert_array_equal(source.images, images[:20])
     assert source.labels.tolist() == [-1] * 20 and source.num_classes == 0
-    assert not list(tmp_path.rglob("ssljax-labels*"))             # nothing that a labelled set would read
+    assert not list(tmp_path.rglob("ssljax-labels*"))  # nothing that a labelled set would read
 
 
 def test_both_formats_give_the_same_batches(stored):
     configs = [config_of(stored[f], crop_on="host") for f in ("array_record", "tfrecord")]
     streams = [loader.train_batches(sources.load(c.data, "train"), c) for c in configs]
-    for _ in range(6):                                            # over the end of the epoch
+    for _ in range(6):  # over the end of the epoch
         a, b = next(streams[0]), next(streams[1])
         assert all(np.array_equal(a[k], b[k]) for k in a) and a["image"].shape == (5, 2, 8, 8, 3)
 
@@ -83,7 +92,7 @@ def test_labels_are_kept_beside_the_data(images, tmp_path):
     first = sources.load(data, "train")
     kept = tmp_path / "tiny" / "1.0.0" / "ssljax-labels-train-20.npy"
     assert np.load(kept).tolist() == first.labels.tolist()
-    np.save(kept, np.full(20, 3, np.int32))                       # it is this file that is read the next time
+    np.save(kept, np.full(20, 3, np.int32))  # it is this file that is read the next time
     assert sources.load(data, "train").labels.tolist() == [3] * 20
 
 
@@ -91,24 +100,32 @@ def test_prepare_converts_tfrecord_in_place(images, tmp_path, capsys, monkeypatc
     store(images, str(tmp_path), "tfrecord")
     prepare.main(["tfds:tiny", "--data_dir", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "train 20, test 10" in printed and f"--config.data.source=tfds:tiny --config.data.data_dir={tmp_path}" in printed
-    monkeypatch.setattr(records, "_into_memory", None)            # random access from now on
+    assert (
+        "train 20, test 10" in printed
+        and f"--config.data.source=tfds:tiny --config.data.data_dir={tmp_path}" in printed
+    )
+    monkeypatch.setattr(records, "_into_memory", None)  # random access from now on
     data = config_of(str(tmp_path), crop_on="host").data
     source = sources.load(data, "train")
     np.testing.assert_array_equal([decode.decode(b, 8, 3) for b in source.read([13, 4])], images[[13, 4]])
-    prepare.main(["tfds:tiny", "--data_dir", str(tmp_path)])      # again: nothing to do
+    prepare.main(["tfds:tiny", "--data_dir", str(tmp_path)])  # again: nothing to do
 
 
 def test_tfrecord_too_large_for_memory_says_how_to_convert(stored, monkeypatch):
     monkeypatch.setattr(decode, "MEMORY_LIMIT", 1000)
-    with pytest.raises(MemoryError, match="stored as tfrecord.*ssljax prepare tfds:tiny --file_format array_record"):
+    with pytest.raises(
+        MemoryError, match="stored as tfrecord.*ssljax prepare tfds:tiny --file_format array_record"
+    ):
         sources.load(config_of(stored["tfrecord"], crop_on="host").data, "train")
 
 
 def test_unprepared_names_the_command(tmp_path):
     data = config_of(str(tmp_path)).data
     data.source = "tfds:cifar10"
-    with pytest.raises(FileNotFoundError, match=f"not prepared in {tmp_path}: run `ssljax prepare tfds:cifar10 --data_dir {tmp_path}`"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"not prepared in {tmp_path}: run `ssljax prepare tfds:cifar10 --data_dir {tmp_path}`",
+    ):
         sources.load(data, "train")
     data.source = "tfds:cifar11"
     with pytest.raises(FileNotFoundError, match="did you mean .*cifar10"):
@@ -127,11 +144,19 @@ def test_a_set_without_labels_is_refused(images, tmp_path):
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(8, 8, 3))})
-    tfds.dataset_builders.store_as_tfds_dataset("bare", version="1.0.0", features=features, data_dir=str(tmp_path),
-                                                split_datasets={"train": [(0, {"image": images[0]})]}, file_format="array_record")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "bare",
+        version="1.0.0",
+        features=features,
+        data_dir=str(tmp_path),
+        split_datasets={"train": [(0, {"image": images[0]})]},
+        file_format="array_record",
+    )
     data = config_of(str(tmp_path)).data
     data.source = "tfds:bare"
-    with pytest.raises(ValueError, match="tfds:bare has features image; an `image` and a class `label` are needed"):
+    with pytest.raises(
+        ValueError, match="tfds:bare has features image; an `image` and a class `label` are needed"
+    ):
         sources.load(data, "train")
 
 
@@ -148,7 +173,9 @@ def test_prepare_of_an_unknown_set_gives_the_nearest(tmp_path):
 
 
 def test_prepare_asks_for_archives_that_need_a_registration(tmp_path):
-    with pytest.raises(SystemExit, match="(?s)imagenet2012 cannot be downloaded automatically.*ILSVRC2012_img_train.tar"):
+    with pytest.raises(
+        SystemExit, match="(?s)imagenet2012 cannot be downloaded automatically.*ILSVRC2012_img_train.tar"
+    ):
         prepare.main(["tfds:imagenet2012", "--data_dir", str(tmp_path)])
 
 

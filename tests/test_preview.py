@@ -12,13 +12,16 @@ from ssljax.data import augment, loader, policies, sources, views
 
 def test_preview_writes_a_picture(tmp_path, capsys):
     from PIL import Image
+
     preview.main(["--config", "configs/simclr.py:digits", "--workdir", str(tmp_path / "run")])
     path = tmp_path / "run" / "preview.png"
     assert capsys.readouterr().out.strip() == str(path)
     pixels = np.asarray(Image.open(path).convert("L"))
     assert pixels.shape[0] > 1000 and pixels.shape[1] > 1000
     tiles = pixels[::4, ::4]
-    assert (tiles < 20).mean() > 0.2 and len(np.unique(tiles)) > 100          # black backgrounds, many greys: digits, not an empty page
+    assert (tiles < 20).mean() > 0.2 and len(
+        np.unique(tiles)
+    ) > 100  # black backgrounds, many greys: digits, not an empty page
 
 
 def test_views_are_those_of_the_first_step():
@@ -28,9 +31,9 @@ def test_views_are_those_of_the_first_step():
     batch = next(loader.train_batches(source, config))
     first = views.stacked(batch, jax.random.fold_in(jax.random.key(config.seed), 0), config)
     for v in range(2):
-        np.testing.assert_allclose(columns[v].images, first[:preview.ROWS, v], rtol=0, atol=2e-6)
-    np.testing.assert_array_equal(np.stack(originals), batch["image"][:preview.ROWS])
-    assert labels == [source.class_names[i] for i in batch["label"][:preview.ROWS]]
+        np.testing.assert_allclose(columns[v].images, first[: preview.ROWS, v], rtol=0, atol=2e-6)
+    np.testing.assert_array_equal(np.stack(originals), batch["image"][: preview.ROWS])
+    assert labels == [source.class_names[i] for i in batch["label"][: preview.ROWS]]
     assert [column.name for column in columns] == ["one, 16 px", "two, 16 px"] * 3
     assert all(len(column.captions) == preview.ROWS for column in columns)
     assert len({column.images.tobytes() for column in columns}) == preview.VIEWS
@@ -42,7 +45,7 @@ def test_one_named_view_is_drawn_six_times_without_a_heading():
     config.views = dict(one=dict())
     columns = preview.examples(config)[1]
     assert [column.name for column in columns] == [""] * preview.VIEWS
-    for found, expected in zip(columns, both, strict=True):                # the numbers 0 to 5 either way
+    for found, expected in zip(columns, both, strict=True):  # the numbers 0 to 5 either way
         np.testing.assert_allclose(found.images, expected.images, rtol=0, atol=2e-6)
         assert found.captions == expected.captions
 
@@ -51,14 +54,27 @@ def test_each_view_has_its_size_and_stands_beside_its_partner(tmp_path):
     """Two large views, a smaller one of another recipe, and the large ones again at half their side."""
     config = simclr.get_config("digits").unlock()
     config.augment.update(rotate=0.0, shift=0.0, zoom=0.0, shear=0.0, jitter_probability=0.0)
-    config.views = dict(large=dict(count=2), other=dict(size=12, solarize_probability=1.0, solarize_threshold=0.0),
-                        half=dict(of="large", count=2, size=8))
+    config.views = dict(
+        large=dict(count=2),
+        other=dict(size=12, solarize_probability=1.0, solarize_threshold=0.0),
+        half=dict(of="large", count=2, size=8),
+    )
     originals, columns, labels = preview.examples(config)
     assert [column.name for column in columns] == [
-        "large 1, 16 px", "half 1, 8 px", "large 2, 16 px", "half 2, 8 px", "other, 12 px"]
+        "large 1, 16 px",
+        "half 1, 8 px",
+        "large 2, 16 px",
+        "half 2, 8 px",
+        "other, 12 px",
+    ]
     assert [column.images.shape[1] for column in columns] == [16, 8, 16, 8, 12]
-    assert columns[4].captions == ["solarize"] * preview.ROWS and columns[0].captions == ["affine only"] * preview.ROWS
-    np.testing.assert_allclose(columns[0].images, np.stack(originals) / 255, atol=1e-5)           # nothing is left to chance
+    assert (
+        columns[4].captions == ["solarize"] * preview.ROWS
+        and columns[0].captions == ["affine only"] * preview.ROWS
+    )
+    np.testing.assert_allclose(
+        columns[0].images, np.stack(originals) / 255, atol=1e-5
+    )  # nothing is left to chance
     assert "other: size 12, solarize_probability 1.0, solarize_threshold 0.0" in preview.title(config)
     preview.sheet(tmp_path / "sheet.png", preview.title(config), originals, columns, labels)
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
@@ -78,9 +94,12 @@ def test_mixtures_show_the_weights_of_their_labels():
     config.augment.update(mean=(0.0,), std=(1.0,))
     mixup, cutmix = preview.mixtures(images, np.array([0, 2]), ("a", "b", "c"), jax.random.key(3), config)
     for _, image, caption in (mixup, cutmix):
-        weights = [{name: float(share) for share, name in (line.split() for line in row.split("\n"))} for row in caption]
+        weights = [
+            {name: float(share) for share, name in (line.split() for line in row.split("\n"))}
+            for row in caption
+        ]
         for row, own in enumerate("ac"):
-            share = float(image[row].mean())                               # of the second image, in either mixture
+            share = float(image[row].mean())  # of the second image, in either mixture
             assert weights[row].get("c", 0.0) == pytest.approx(share, abs=0.006) and "b" not in weights[row]
             assert weights[row].get("a", 0.0) == pytest.approx(1 - share, abs=0.006), own
     np.testing.assert_array_equal(np.unique(cutmix.images), [0.0, 1.0])
@@ -89,7 +108,9 @@ def test_mixtures_show_the_weights_of_their_labels():
 
 def test_caption_names_what_was_drawn():
     recipe = simclr.get_config("cifar10_r18").augment
-    jitter = augment.Jitter(np.float32(1.5), np.float32(0.5), np.float32(1.2), np.float32(-0.1), np.array([2, 0, 3, 1]))
+    jitter = augment.Jitter(
+        np.float32(1.5), np.float32(0.5), np.float32(1.2), np.float32(-0.1), np.array([2, 0, 3, 1])
+    )
     yes, no = np.bool_(True), np.bool_(False)
     drawn = views.Draw(jitter, yes, yes, yes, np.float32(1.25), yes)
     assert preview.caption(drawn, recipe, 3) == "c0.50 h-0.10 b1.50 s1.20\ngrey blur 1.2 solarize"

@@ -10,8 +10,16 @@ from tests.test_train import flags, one_device, xla_cache  # noqa: F401  (fixtur
 def test_operations_are_added_up_by_kind_and_others_left_out():
     def event(name, dur, **args):
         return {"ph": "X", "name": name, "dur": dur, "args": args}
-    trace = {"traceEvents": [event("a", 2e6, hlo_op="dot.1", hlo_module="m"), event("b", 1e6, hlo_op="dot.22"),
-                             event("c", 5e5, hlo_op="add"), event("python", 9e6), {"ph": "M", "name": "thread_name"}]}
+
+    trace = {
+        "traceEvents": [
+            event("a", 2e6, hlo_op="dot.1", hlo_module="m"),
+            event("b", 1e6, hlo_op="dot.22"),
+            event("c", 5e5, hlo_op="add"),
+            event("python", 9e6),
+            {"ph": "M", "name": "thread_name"},
+        ]
+    }
     found = operations(trace)
     assert found == [Operation("dot", 2, 3.0), Operation("add", 1, 0.5)]
     assert summary(found, 2).splitlines()[1].split() == ["1500.00", "85.7%", "1", "dot"]

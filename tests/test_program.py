@@ -35,34 +35,49 @@ def saved(folder, state):
 
 # ---------------------------------------------------------------------------------------------------------------------------- facts
 
+
 def test_facts_are_read_from_the_data_and_what_a_config_states_is_checked_against_them():
     data = simclr.get_config("digits").unlock().data
     source = sources.load(data, "train")
     assert sources.facts(data, source) == Facts(num_examples=1500, num_classes=10, num_ids=1500)
-    part = source.select([0, 1, 1, 900])                                     # zeros, ones and a repeat: ids keep their gaps
+    part = source.select([0, 1, 1, 900])  # zeros, ones and a repeat: ids keep their gaps
     assert part.facts == Facts(num_examples=4, num_classes=10, num_ids=901)
     data.num_examples, data.num_classes = 1500, 10
     assert sources.facts(data, source) == source.facts
     data.num_examples = 1400
-    with pytest.raises(ValueError, match="data.num_examples=1400, but digits has 1500 examples: leave it at 0"):
+    with pytest.raises(
+        ValueError, match="data.num_examples=1400, but digits has 1500 examples: leave it at 0"
+    ):
         sources.facts(data, source)
     data.num_examples, data.num_classes = 0, 7
     with pytest.raises(ValueError, match="data.num_classes=7, but digits has 10 classes"):
         sources.facts(data, source)
 
 
-@pytest.mark.parametrize("method, count, takes", [("simclr", 3, 2), ("moco", 1, 2), ("byol", 3, 2), ("supervised", 2, 1), ("deit", 2, 1),
-                                                  ("deepcluster", 2, 1)])
+@pytest.mark.parametrize(
+    "method, count, takes",
+    [
+        ("simclr", 3, 2),
+        ("moco", 1, 2),
+        ("byol", 3, 2),
+        ("supervised", 2, 1),
+        ("deit", 2, 1),
+        ("deepcluster", 2, 1),
+    ],
+)
 def test_a_view_too_many_or_too_few_is_refused(method, count, takes):
     with one_block():
         c = config_of(method) if method != "deit" else deit.get_config("digits").student
         c = c.copy_and_resolve_references().unlock()
         c.views = {f"view{i}": {} for i in range(count)}
-        with pytest.raises(ValueError, match=f"config.views draws {count} views of each image, and {method} takes {takes}"):
+        with pytest.raises(
+            ValueError, match=f"config.views draws {count} views of each image, and {method} takes {takes}"
+        ):
             method_of(c, FACTS)
 
 
 # ------------------------------------------------------------------------------------------------------------------- earlier runs
+
 
 def test_a_run_starts_from_the_branches_that_it_names(tmp_path):
     """Encoder and projector with their statistics; the probe, which is not named, keeps its own start."""
@@ -80,11 +95,15 @@ def test_a_run_starts_from_the_branches_that_it_names(tmp_path):
         assert_close(state.params["probe"], fresh.params["probe"], rtol=0)
         assert int(state.step) == 0 and old.model == new.model
         typo = config_of("simclr", init_from=str(tmp_path), init_branches=("encoder", "projecter"))
-        with pytest.raises(ValueError, match="init_branches names 'projecter', and this network has encoder, probe, projector"):
+        with pytest.raises(
+            ValueError,
+            match="init_branches names 'projecter', and this network has encoder, probe, projector",
+        ):
             start_from(build(typo, FACTS), {})(fresh)
 
 
 # ------------------------------------------------------------------------------------------------------------- networks opened again
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -99,12 +118,18 @@ def folder(tmp_path):
     return tmp_path / "photos"
 
 
-@pytest.mark.parametrize("method, noted", [("simclr", True), ("deepcluster", True), ("deepcluster", False), ("supervised", False)])
+@pytest.mark.parametrize(
+    "method, noted", [("simclr", True), ("deepcluster", True), ("deepcluster", False), ("supervised", False)]
+)
 def test_a_network_is_judged_on_data_that_it_was_not_trained_on(method, noted, folder, tmp_path):
     """Heads of ten classes and labels of 1500 ids stay as they are in the checkpoint, in a folder of before facts were noted too; what
     belongs to the old data refuses."""
     width = "--config.model.width=0.125"
-    c = {"simclr": simclr, "deepcluster": deepcluster, "supervised": supervised}[method].get_config("digits").unlock()
+    c = (
+        {"simclr": simclr, "deepcluster": deepcluster, "supervised": supervised}[method]
+        .get_config("digits")
+        .unlock()
+    )
     c.model.width = 0.125
     run = tmp_path / "run"
     program = build(c.lock(), FACTS)
@@ -114,14 +139,26 @@ def test_a_network_is_judged_on_data_that_it_was_not_trained_on(method, noted, f
     with RunFolder(str(run), program.config, FACTS if noted else None) as opened:
         opened.save(state, {})
     assert facts_of(str(run)) == (FACTS if noted else None)
-    argv = [f"--config=configs/{method}.py:digits", width, f"--workdir={run}", f"--config.data.source=folder:{folder}",
-            "--config.evaluate.knn_k=3"]
+    argv = [
+        f"--config=configs/{method}.py:digits",
+        width,
+        f"--workdir={run}",
+        f"--config.data.source=folder:{folder}",
+        "--config.evaluate.knn_k=3",
+    ]
     evaluate.main([*argv, "--protocols=knn,linear", "--config.evaluate.linear_l2=0.01"])
     found = {row["protocol"]: row for row in read(run / "results.jsonl") if row["metric"] == "top1"}
-    assert found["knn"]["n"] == 14 and found["linear_lbfgs"]["n"] == 14 and found["knn"]["data"] == "folder:PATH/photos"
-    assert found["knn"]["value"] > 40                                          # even a random network tells dark from light
-    refused = {"supervised": ("classifier", "tells 10 classes apart, folder:.* has 7"), "simclr": ("classifier", "no heads of its own"),
-               "deepcluster": ("clusters", "folder:.* is not what it was trained on")}
+    assert (
+        found["knn"]["n"] == 14
+        and found["linear_lbfgs"]["n"] == 14
+        and found["knn"]["data"] == "folder:PATH/photos"
+    )
+    assert found["knn"]["value"] > 40  # even a random network tells dark from light
+    refused = {
+        "supervised": ("classifier", "tells 10 classes apart, folder:.* has 7"),
+        "simclr": ("classifier", "no heads of its own"),
+        "deepcluster": ("clusters", "folder:.* is not what it was trained on"),
+    }
     protocol, message = refused[method]
     with pytest.raises(SystemExit, match=message):
         evaluate.main([*argv, f"--protocols={protocol}"])
@@ -131,7 +168,9 @@ def test_a_checkpoint_of_another_backbone_is_refused(tmp_path):
     with one_block():
         saved(tmp_path, build(config_of("simclr"), FACTS).init(0))
         wider = config_of("simclr", model__width=8 / 64)
-        with pytest.raises(ValueError, match="is of another network: model_state/encoder/.* is .4,. there and .8,. here"):
+        with pytest.raises(
+            ValueError, match="is of another network: model_state/encoder/.* is .4,. there and .8,. here"
+        ):
             open_run(wider, FACTS, str(tmp_path))
 
 
@@ -151,7 +190,13 @@ def test_maps_tokens_and_attention_are_those_of_the_average(tmp_path):
     look = (net, average["encoder"], model_state["encoder"], x)
     np.testing.assert_allclose(run.attention(image), models.attention(*look), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(run.tokens(image), models.tokens(*look), rtol=1e-4, atol=1e-5)
-    assert np.abs(np.asarray(run.tokens(image)) - np.asarray(models.tokens(net, raw["encoder"], model_state["encoder"], x))).max() > 0.1
+    assert (
+        np.abs(
+            np.asarray(run.tokens(image))
+            - np.asarray(models.tokens(net, raw["encoder"], model_state["encoder"], x))
+        ).max()
+        > 0.1
+    )
     assert run.encode(image).shape == (2, 128)
 
 
@@ -170,5 +215,7 @@ def test_only_the_networks_are_read_from_a_checkpoint(tmp_path):
 
 def test_a_folder_that_says_nothing_of_its_data_has_no_facts(tmp_path):
     assert facts_of(str(tmp_path)) is None
-    (tmp_path / "run.json").write_text(json.dumps({"command": ["ssljax", "train"]}) + "\n")         # of a run before facts were noted
+    (tmp_path / "run.json").write_text(
+        json.dumps({"command": ["ssljax", "train"]}) + "\n"
+    )  # of a run before facts were noted
     assert facts_of(str(tmp_path)) is None

@@ -17,11 +17,32 @@ ROOT = Path(__file__).parent.parent
 
 
 def line(**changes):
-    row = dict(run="r", experiment="simclr", preset="digits", protocol="knn", features="simclr",
-               metric="top1", value=50.0, n=297, settings={}, labels_per_class=0, draw=0, seed=0, step=10,
-               epochs=2, data="digits", train_images=1500, data_checksum="d1", config_hash="c1", changed={},
-               commit="abc", versions={"jax": "1", "flax": "2"}, seconds=0.1, time="t",
-               command="ssljax evaluate --config configs/simclr.py:digits")
+    row = dict(
+        run="r",
+        experiment="simclr",
+        preset="digits",
+        protocol="knn",
+        features="simclr",
+        metric="top1",
+        value=50.0,
+        n=297,
+        settings={},
+        labels_per_class=0,
+        draw=0,
+        seed=0,
+        step=10,
+        epochs=2,
+        data="digits",
+        train_images=1500,
+        data_checksum="d1",
+        config_hash="c1",
+        changed={},
+        commit="abc",
+        versions={"jax": "1", "flax": "2"},
+        seconds=0.1,
+        time="t",
+        command="ssljax evaluate --config configs/simclr.py:digits",
+    )
     return {**row, **changes}
 
 
@@ -47,8 +68,10 @@ def test_runs_with_other_settings_have_a_table_of_their_own_titled_by_what_diffe
     found = tables.groups([line(value=10.0), line(value=20.0, **hot), line(value=22.0, seed=1, **hot)])
     budget = "(digits, 1,500 training images, 2 epochs)"
     assert [(group.title, [row["value"] for row in group.rows]) for group in found] == [
-        (f"digits, loss.temperature=0.5 {budget}", [20.0, 22.0]), (f"digits {budget}", [10.0])]
-    assert [group.slug for group in found] == ["digits", "digits-c1"]          # the newest has the plain name
+        (f"digits, loss.temperature=0.5 {budget}", [20.0, 22.0]),
+        (f"digits {budget}", [10.0]),
+    ]
+    assert [group.slug for group in found] == ["digits", "digits-c1"]  # the newest has the plain name
     assert found[0].changed == {"loss.temperature": 0.5, "epochs": 2}
 
 
@@ -56,11 +79,12 @@ def test_a_preset_that_was_another_at_times_is_told_apart_by_its_hash_and_commit
     old = line(config_hash="old", value=10.0, commit="aaa", time="s")
     new = line(config_hash="new", value=20.0, commit="bbb")
     longer = line(config_hash="x", epochs=9, value=30.0)
-    found = tables.groups([new, longer, old])                           # by time, not by place in the file
+    found = tables.groups([new, longer, old])  # by time, not by place in the file
     assert [(group.title, [row["value"] for row in group.rows]) for group in found] == [
         ("digits (digits, 1,500 training images, 9 epochs)", [30.0]),
         ("digits (digits, 1,500 training images, 2 epochs), config new, commit bbb", [20.0]),
-        ("digits (digits, 1,500 training images, 2 epochs), config old, commit aaa", [10.0])]
+        ("digits (digits, 1,500 training images, 2 epochs), config old, commit aaa", [10.0]),
+    ]
     data = tables.groups([line(), line(data_checksum="d2")])
     said = [group.title.partition("), ")[2] for group in data]
     assert said == ["data d2, commit abc", "data d1, commit abc"]
@@ -77,10 +101,16 @@ def test_the_same_settings_are_one_group_whether_typed_or_in_the_preset():
 
 
 def test_presets_stay_in_their_order_and_each_keeps_its_groups_together():
-    rows = [line(preset="a", time="1"), line(preset="b", time="2"),
-            line(preset="a", config_hash="c2", time="3")]
+    rows = [
+        line(preset="a", time="1"),
+        line(preset="b", time="2"),
+        line(preset="a", config_hash="c2", time="3"),
+    ]
     assert [(group.preset, group.rows[0]["config_hash"]) for group in tables.groups(rows)] == [
-        ("a", "c2"), ("a", "c1"), ("b", "c1")]
+        ("a", "c2"),
+        ("a", "c1"),
+        ("b", "c1"),
+    ]
 
 
 def test_what_a_later_measurement_replaces_is_counted():
@@ -89,24 +119,35 @@ def test_what_a_later_measurement_replaces_is_counted():
     assert [row["value"] for row in group.rows] == [12.0, 20.0]
     said = tables.caption(group)
     assert said.endswith(
-        "jax 1, flax 2; 2 earlier measurements (SimCLR) replaced by later ones, 1 of another value.")
+        "jax 1, flax 2; 2 earlier measurements (SimCLR) replaced by later ones, 1 of another value."
+    )
     (group,) = tables.groups([line(), line(seed=1, versions={"jax": "3"})])
     assert tables.caption(group) == (
         "Mean ± standard deviation over seeds 0, 1; 297 held-out images; last checkpoint (step 10); "
-        "commit abc; config c1; data d1; jax 1 and 3, flax 2.")
+        "commit abc; config c1; data d1; jax 1 and 3, flax 2."
+    )
 
 
 def test_main_table_by_hand():
-    rows = [line(value=90.0), line(value=92.0, seed=1), line(metric="top5", value=99.0),
-            line(protocol="linear_lbfgs", value=95.0), line(features="raw_pixels", value=70.0)]
-    rows += [line(protocol="label_fraction", labels_per_class=k, draw=d, value=50.0 + k + d)
-             for k in (10, 1) for d in (0, 2)]
+    rows = [
+        line(value=90.0),
+        line(value=92.0, seed=1),
+        line(metric="top5", value=99.0),
+        line(protocol="linear_lbfgs", value=95.0),
+        line(features="raw_pixels", value=70.0),
+    ]
+    rows += [
+        line(protocol="label_fraction", labels_per_class=k, draw=d, value=50.0 + k + d)
+        for k in (10, 1)
+        for d in (0, 2)
+    ]
     rows += [line(protocol="label_fraction", labels_per_class=1, features="supervised", value=40.0)]
     assert tables.main_table(rows) == [
         ["held-out top-1, %", "kNN", "linear", "1 label per class", "10 labels per class"],
         ["raw pixels", "70.0", "–", "–", "–"],
         ["labels alone", "–", "–", "40.0", "–"],
-        ["SimCLR", "91.0 ± 1.4", "95.0", "52.0 ± 1.4", "61.0 ± 1.4"]]
+        ["SimCLR", "91.0 ± 1.4", "95.0", "52.0 ± 1.4", "61.0 ± 1.4"],
+    ]
 
 
 TOP1 = dict(protocol="linear_sgd_cached", features="simclr", metric="top1", labels_per_class=0)
@@ -118,72 +159,148 @@ def table(*rows, **changes):
 
 def test_paper_tables_show_paper_and_here_or_the_command():
     known = tables.groups([line(preset="r50", protocol="linear_sgd_cached", value=68.9)])
-    _, _, body, commands = paper.paper_blocks([table(
-        dict(name="ours", paper=[69.3], preset="r50", match=[TOP1], command="run r50"),
-        dict(name="ours too", paper=[76.5], preset="r50_x4", match=[TOP1], command="run x4"),
-        dict(name="theirs", paper=[None]))], known, Path())
-    assert body.content == [["", "top-1 %, paper", "here", "how"], ["ours", "69.3", "68.9", "[1]"],
-                            ["ours too", "76.5", "–", "needs a TPU: [2]"], ["theirs", "–", "–", "quoted"]]
+    _, _, body, commands = paper.paper_blocks(
+        [
+            table(
+                dict(name="ours", paper=[69.3], preset="r50", match=[TOP1], command="run r50"),
+                dict(name="ours too", paper=[76.5], preset="r50_x4", match=[TOP1], command="run x4"),
+                dict(name="theirs", paper=[None]),
+            )
+        ],
+        known,
+        Path(),
+    )
+    assert body.content == [
+        ["", "top-1 %, paper", "here", "how"],
+        ["ours", "69.3", "68.9", "[1]"],
+        ["ours too", "76.5", "–", "needs a TPU: [2]"],
+        ["theirs", "–", "–", "quoted"],
+    ]
     assert commands.content == ["[1] run r50", "[2] run x4"]
 
 
 def test_a_papers_row_takes_the_plain_preset_or_the_changes_it_asks_for_and_says_which_of_several():
-    rows = [line(protocol="linear_sgd_cached", **changes) for changes in (
-        dict(value=60.0, config_hash="new", time="3"), dict(value=61.0, config_hash="new", time="3", seed=1),
-        dict(value=10.0, config_hash="old", time="2"),
-        dict(value=70.0, config_hash="hot", time="4", changed={"loss.temperature": 0.5}),
-        dict(value=80.0, config_hash="both", time="5", changed={"loss.temperature": 0.5, "epochs": 9}))]
+    rows = [
+        line(protocol="linear_sgd_cached", **changes)
+        for changes in (
+            dict(value=60.0, config_hash="new", time="3"),
+            dict(value=61.0, config_hash="new", time="3", seed=1),
+            dict(value=10.0, config_hash="old", time="2"),
+            dict(value=70.0, config_hash="hot", time="4", changed={"loss.temperature": 0.5}),
+            dict(value=80.0, config_hash="both", time="5", changed={"loss.temperature": 0.5, "epochs": 9}),
+        )
+    ]
     ask = dict(paper=[1.0], preset="digits", match=[TOP1], command="run")
-    _, _, body, _ = paper.paper_blocks([table(
-        dict(name="plain", **ask), dict(name="hot", changed={"loss.temperature": 0.5}, **ask),
-        dict(name="cold", changed={"loss.temperature": 0.1}, **ask))], tables.groups(rows), Path())
+    _, _, body, _ = paper.paper_blocks(
+        [
+            table(
+                dict(name="plain", **ask),
+                dict(name="hot", changed={"loss.temperature": 0.5}, **ask),
+                dict(name="cold", changed={"loss.temperature": 0.1}, **ask),
+            )
+        ],
+        tables.groups(rows),
+        Path(),
+    )
     assert [row[2:] for row in body.content[1:]] == [
-        ["60.5 ± 0.7", "[1]; config new, the newest of 2"], ["70.0", "[1]"], ["–", "needs a TPU: [1]"]]
+        ["60.5 ± 0.7", "[1]; config new, the newest of 2"],
+        ["70.0", "[1]"],
+        ["–", "needs a TPU: [1]"],
+    ]
 
 
 def test_a_wide_table_has_the_paper_above_what_was_measured_here():
     columns = list("abcdef")
     known = tables.groups([line(protocol="linear_sgd_cached", value=7.0)])
-    _, _, body, _ = paper.paper_blocks([table(
-        dict(name="ours", paper=[1, 2, 3, 4, 5, None], preset="digits", match=[TOP1], command="run"),
-        dict(name="theirs", paper=[6, 5, 4, 3, 2, 1]), columns=columns)], known, Path())
-    assert body.content == [["", *columns, "how"],
-                            ["ours, paper", "1.0", "2.0", "3.0", "4.0", "5.0", "–", ""],
-                            ["ours, here", "7.0", "–", "–", "–", "–", "–", "[1]"],
-                            ["theirs, paper", "6.0", "5.0", "4.0", "3.0", "2.0", "1.0", "quoted"]]
+    _, _, body, _ = paper.paper_blocks(
+        [
+            table(
+                dict(name="ours", paper=[1, 2, 3, 4, 5, None], preset="digits", match=[TOP1], command="run"),
+                dict(name="theirs", paper=[6, 5, 4, 3, 2, 1]),
+                columns=columns,
+            )
+        ],
+        known,
+        Path(),
+    )
+    assert body.content == [
+        ["", *columns, "how"],
+        ["ours, paper", "1.0", "2.0", "3.0", "4.0", "5.0", "–", ""],
+        ["ours, here", "7.0", "–", "–", "–", "–", "–", "[1]"],
+        ["theirs, paper", "6.0", "5.0", "4.0", "3.0", "2.0", "1.0", "quoted"],
+    ]
 
 
 def test_our_own_tables_compare_runs_made_here_and_elsewhere(tmp_path):
     (tmp_path / "moco").mkdir(), (tmp_path / "simclr").mkdir()
     write(tmp_path / "simclr", [line(value=81.0), line(value=83.0, seed=1)])
     knn = dict(protocol="knn", metric="top1")
-    asked = dict(id="t", title="T", columns=["kNN", "NMI"], note="Beside each other.", ours=True, rows=[
-        {"name": "SimCLR", "from": "simclr", "preset": "digits", "match": [{**knn, "features": "simclr"}]},
-        {"name": "MoCo", "preset": "digits", "command": "a",
-         "match": [{**knn, "features": "moco"}, dict(protocol="clusters", metric="nmi")]},
-        {"name": "later", "preset": "later", "match": [knn], "command": "b"},
-        {"name": "by its other head", "preset": "digits", "match": [dict(protocol="head", metric="top1")],
-         "command": "a"}])
-    rows = [line(features="moco", value=70.0),
-            line(features="moco", protocol="clusters", metric="nmi", value=55.0),
-            line(features="moco", protocol="head", value=60.0)]
+    asked = dict(
+        id="t",
+        title="T",
+        columns=["kNN", "NMI"],
+        note="Beside each other.",
+        ours=True,
+        rows=[
+            {
+                "name": "SimCLR",
+                "from": "simclr",
+                "preset": "digits",
+                "match": [{**knn, "features": "simclr"}],
+            },
+            {
+                "name": "MoCo",
+                "preset": "digits",
+                "command": "a",
+                "match": [{**knn, "features": "moco"}, dict(protocol="clusters", metric="nmi")],
+            },
+            {"name": "later", "preset": "later", "match": [knn], "command": "b"},
+            {
+                "name": "by its other head",
+                "preset": "digits",
+                "match": [dict(protocol="head", metric="top1")],
+                "command": "a",
+            },
+        ],
+    )
+    rows = [
+        line(features="moco", value=70.0),
+        line(features="moco", protocol="clusters", metric="nmi", value=55.0),
+        line(features="moco", protocol="head", value=60.0),
+    ]
     _, text, body, commands = paper.paper_blocks([asked], tables.groups(rows), tmp_path / "moco")
     assert text.content == "Beside each other." and commands.content == ["[1] a", "[2] b"]
-    assert body.content == [["", "kNN", "NMI", "how"], ["SimCLR", "82.0 ± 1.4", "–", "quoted"],
-                            ["MoCo", "70.0", "55.0", "[1]"], ["later", "–", "–", "not run: [2]"],
-                            ["by its other head", "60.0", "–", "[1]"]]
+    assert body.content == [
+        ["", "kNN", "NMI", "how"],
+        ["SimCLR", "82.0 ± 1.4", "–", "quoted"],
+        ["MoCo", "70.0", "55.0", "[1]"],
+        ["later", "–", "–", "not run: [2]"],
+        ["by its other head", "60.0", "–", "[1]"],
+    ]
 
 
 def test_every_protocol_and_metric_has_a_column():
-    rows = [line(protocol="layer_conv1", value=30.0), line(protocol="layer_conv2", value=40.0),
-            line(protocol="layer_conv2", value=20.0, features="random_init"), line(value=90.0),
-            line(protocol="clusters", metric="nmi", value=60.0)]
+    rows = [
+        line(protocol="layer_conv1", value=30.0),
+        line(protocol="layer_conv2", value=40.0),
+        line(protocol="layer_conv2", value=20.0, features="random_init"),
+        line(value=90.0),
+        line(protocol="clusters", metric="nmi", value=60.0),
+    ]
     rows += [line(protocol="retrieval", metric="map", value=33.0), line(protocol="voc", value=11.0)]
     assert tables.main_table(rows) == [
-        ["held-out top-1, %", "kNN", "conv1", "conv2", "voc", "NMI of clusters with labels",
-         "retrieval, map"],
+        [
+            "held-out top-1, %",
+            "kNN",
+            "conv1",
+            "conv2",
+            "voc",
+            "NMI of clusters with labels",
+            "retrieval, map",
+        ],
         ["random network", "–", "–", "20.0", "–", "–", "–"],
-        ["SimCLR", "90.0", "30.0", "40.0", "11.0", "60.0", "33.0"]]
+        ["SimCLR", "90.0", "30.0", "40.0", "11.0", "60.0", "33.0"],
+    ]
 
 
 def test_bad_results_are_named(tmp_path):
@@ -222,6 +339,7 @@ def test_an_image_without_a_label_has_no_name_and_is_never_wrong(classes, tmp_pa
 
     def framed(figure):
         return [axis.spines["left"].get_visible() for axis in figure.axes]
+
     assert [near.axes[i].get_ylabel() for i in (0, 4)] == (["", "cat"] if classes else ["", ""])
     assert framed(near) == [False] * 4 + ([False, False, True, False] if classes else [False] * 4)
     common = "cat\n" if classes else ""
@@ -240,18 +358,30 @@ def test_queries_are_of_labelled_images_where_there_are_any():
 def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys):
     rng = np.random.default_rng(0)
     rows = [line(seed=s, value=80.0 + s) for s in (0, 1)]
-    rows += [line(protocol="label_fraction", labels_per_class=k, draw=d, value=50.0 + k, features=f)
-             for k in (1, 5) for d in (0, 1) for f in ("simclr", "raw_pixels")]
+    rows += [
+        line(protocol="label_fraction", labels_per_class=k, draw=d, value=50.0 + k, features=f)
+        for k in (1, 5)
+        for d in (0, 1)
+        for f in ("simclr", "raw_pixels")
+    ]
     write(tmp_path, rows)
     points = {f"points/{kind}": rng.normal(size=(30, 8)) for kind in ("simclr", "raw_pixels")}
-    np.savez(tmp_path / "gallery-digits.npz", **points, kinds=np.array(["simclr", "raw_pixels"]),
-             labels=np.arange(30) % 3, class_names=np.array(["a", "b", "c"]),
-             query=rng.integers(0, 255, (2, 8, 8, 1), np.uint8), query_labels=np.array([0, 1]),
-             neighbour=rng.integers(0, 255, (2, 3, 8, 8, 1), np.uint8),
-             neighbour_labels=np.array([[0, 0, 1], [1, 1, 1]]),
-             cluster=rng.integers(0, 255, (2, 3, 8, 8, 1), np.uint8),
-             cluster_labels=np.array([[0, 0, 1], [2, 2, 2]]),
-             cluster_size=np.array([9, 3]), preset="digits", seed=0)
+    np.savez(
+        tmp_path / "gallery-digits.npz",
+        **points,
+        kinds=np.array(["simclr", "raw_pixels"]),
+        labels=np.arange(30) % 3,
+        class_names=np.array(["a", "b", "c"]),
+        query=rng.integers(0, 255, (2, 8, 8, 1), np.uint8),
+        query_labels=np.array([0, 1]),
+        neighbour=rng.integers(0, 255, (2, 3, 8, 8, 1), np.uint8),
+        neighbour_labels=np.array([[0, 0, 1], [1, 1, 1]]),
+        cluster=rng.integers(0, 255, (2, 3, 8, 8, 1), np.uint8),
+        cluster_labels=np.array([[0, 0, 1], [2, 2, 2]]),
+        cluster_size=np.array([9, 3]),
+        preset="digits",
+        seed=0,
+    )
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
     config = {"name": "simclr", "preset": "digits", "epochs": 2, "seed": 0}
@@ -284,8 +414,11 @@ def training(folder="a", seed=0, epochs=2, rows=(), **settings):
 def test_curves_of_a_seed_with_other_settings_have_other_names():
     hot, cold = {"loss.temperature": 0.5}, {"loss.temperature": 0.1}
     names = report.run_names([training("a", **hot), training("b", **cold), training("c", seed=1, **cold)])
-    assert list(names) == ["seed 0, loss.temperature=0.5", "seed 0, loss.temperature=0.1",
-                           "seed 1, loss.temperature=0.1"]
+    assert list(names) == [
+        "seed 0, loss.temperature=0.5",
+        "seed 0, loss.temperature=0.1",
+        "seed 1, loss.temperature=0.1",
+    ]
     assert list(report.run_names([training("a"), training("b", seed=1)])) == ["seed 0", "seed 1"]
     assert list(report.run_names([training("a"), training("b")])) == ["seed 0 (a)", "seed 0 (b)"]
     # a setting that one run is older than tells it apart from no other
@@ -293,8 +426,11 @@ def test_curves_of_a_seed_with_other_settings_have_other_names():
 
 
 def test_curves_go_to_the_group_with_their_settings():
-    rows = [line(time="3"), line(config_hash="c2", changed={"loss.temperature": 0.5}, time="2"),
-            line(config_hash="c3", time="1")]
+    rows = [
+        line(time="3"),
+        line(config_hash="c2", changed={"loss.temperature": 0.5}, time="2"),
+        line(config_hash="c3", time="1"),
+    ]
     newest, hot, old = tables.groups(rows)
     assert (newest.changed, hot.changed, old.changed) == ({}, {"loss.temperature": 0.5}, {})
     known = [newest, hot, old]
@@ -312,7 +448,9 @@ def test_runs_that_nothing_was_measured_on_are_shown_too(tmp_path):
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "los')
     runs = report.training_runs(tmp_path)
     assert [(run.folder, run.rows) for run in runs] == [
-        ("one", [{"step": 1, "loss": 3.0}]), ("two", [{"step": 1, "loss": 3.0}])]
+        ("one", [{"step": 1, "loss": 3.0}]),
+        ("two", [{"step": 1, "loss": 3.0}]),
+    ]
     assert runs[0].config["loss.temperature"] == 0.5
     report.main([str(tmp_path)])
     written = (tmp_path / "report.md").read_text()
@@ -330,8 +468,14 @@ def test_a_readme_without_a_place_is_an_error(tmp_path):
 def test_the_papers_tables_are_complete():
     """Every row of SimCLR's paper.json has as many numbers as columns; its own rows say how to run them."""
     tables = json.loads((ROOT / "experiments/simclr/paper.json").read_text())
-    wanted = {"linear_imagenet", "semi_supervised", "transfer_linear", "transfer_finetuned", "epochs_batch",
-              "cifar10"}
+    wanted = {
+        "linear_imagenet",
+        "semi_supervised",
+        "transfer_linear",
+        "transfer_finetuned",
+        "epochs_batch",
+        "cifar10",
+    }
     assert {table["id"] for table in tables} >= wanted
     for table in tables:
         for row in table["rows"]:

@@ -9,12 +9,33 @@ import pytest
 from ssljax import results
 from ssljax.config import public
 
-RUN = results.Run(experiment="simclr", preset="digits", seed=0, epochs=2, step=10, data="digits",
-                  train_images=1500, data_checksum="d1", config_hash="c1",
-                  changed={"loss.temperature": 0.5}, commit="abc", versions={"jax": "1"},
-                  command="ssljax evaluate")
-RESULT = dict(features="simclr", protocol="knn", settings={"k": 5}, labels_per_class=0, draw=0, top1=51.23456,
-              top5=80.0, n=297, seconds=0.12345, time="t")
+RUN = results.Run(
+    experiment="simclr",
+    preset="digits",
+    seed=0,
+    epochs=2,
+    step=10,
+    data="digits",
+    train_images=1500,
+    data_checksum="d1",
+    config_hash="c1",
+    changed={"loss.temperature": 0.5},
+    commit="abc",
+    versions={"jax": "1"},
+    command="ssljax evaluate",
+)
+RESULT = dict(
+    features="simclr",
+    protocol="knn",
+    settings={"k": 5},
+    labels_per_class=0,
+    draw=0,
+    top1=51.23456,
+    top5=80.0,
+    n=297,
+    seconds=0.12345,
+    time="t",
+)
 METRICS = ("top1", "top5", "nmi")
 
 
@@ -32,17 +53,23 @@ def test_what_is_appended_is_read_and_the_run_is_said_once(tmp_path):
     found = results.lines(RESULT, METRICS)
     results.append(file, RUN, found[:1])
     results.append(file, {**RUN, "seed": 1}, found[:1])
-    results.append(file, RUN, found[1:])                                # evaluated again, at the same commit
+    results.append(file, RUN, found[1:])  # evaluated again, at the same commit
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert [("commit" in record, record["run"]) for record in records] == [
-        (True, results.identity(RUN)), (False, results.identity(RUN)),
-        (True, results.identity({**RUN, "seed": 1})), (False, results.identity({**RUN, "seed": 1})),
-        (False, results.identity(RUN))]
+        (True, results.identity(RUN)),
+        (False, results.identity(RUN)),
+        (True, results.identity({**RUN, "seed": 1})),
+        (False, results.identity({**RUN, "seed": 1})),
+        (False, results.identity(RUN)),
+    ]
     rows = results.read(file)
     assert [(row["seed"], row["metric"], row["value"]) for row in rows] == [
-        (0, "top1", 51.2346), (1, "top1", 51.2346), (0, "top5", 80.0)]
+        (0, "top1", 51.2346),
+        (1, "top1", 51.2346),
+        (0, "top5", 80.0),
+    ]
     assert rows[0] == {"run": results.identity(RUN), **RUN, **found[0]}
-    results.append(file, {**RUN, "commit": "def"}, found)               # other source, another run
+    results.append(file, {**RUN, "commit": "def"}, found)  # other source, another run
     assert sum("commit" in line for line in file.read_text().splitlines()) == 3
 
 
@@ -56,15 +83,23 @@ def test_an_id_depends_on_everything_but_the_order_of_the_fields():
 
 def test_of_the_same_measurement_the_last_counts_and_pixels_have_no_seed(tmp_path):
     file = tmp_path / "results.jsonl"
-    for value, changes, features in ((1.0, {}, "simclr"), (2.0, {"seed": 1}, "simclr"),
-                                     (3.0, {"commit": "later"}, "simclr"), (4.0, {}, "raw_pixels"),
-                                     (4.0, {"seed": 1}, "raw_pixels"),
-                                     (5.0, {"config_hash": "c2"}, "simclr")):
+    for value, changes, features in (
+        (1.0, {}, "simclr"),
+        (2.0, {"seed": 1}, "simclr"),
+        (3.0, {"commit": "later"}, "simclr"),
+        (4.0, {}, "raw_pixels"),
+        (4.0, {"seed": 1}, "raw_pixels"),
+        (5.0, {"config_hash": "c2"}, "simclr"),
+    ):
         found = results.lines({**RESULT, "top1": value, "features": features}, METRICS)
         results.append(file, {**RUN, **changes}, found[:1])
     kept, replaced = results.latest(results.read(file))
     assert [(row["features"], row["seed"], row["value"]) for row in kept] == [
-        ("simclr", 1, 2.0), ("simclr", 0, 3.0), ("raw_pixels", 1, 4.0), ("simclr", 0, 5.0)]
+        ("simclr", 1, 2.0),
+        ("simclr", 0, 3.0),
+        ("raw_pixels", 1, 4.0),
+        ("simclr", 0, 5.0),
+    ]
     assert [(row["features"], row["value"]) for row in replaced] == [("simclr", 1.0), ("raw_pixels", 4.0)]
 
 
@@ -78,38 +113,69 @@ def test_wrong_lines_are_named(tmp_path):
     results.append(file, RUN, results.lines(RESULT, METRICS))
     good = file.read_text()
     _, run, measurement, *_ = good.splitlines()
-    for wrong in ('{"run": "x"', '{"preset": "digits"}', "[]", "null",
-                  measurement.replace(results.identity(RUN), "y"),
-                  measurement.replace('"value"', '"valu"'), run.replace('"changed"', '"change"')):
+    for wrong in (
+        '{"run": "x"',
+        '{"preset": "digits"}',
+        "[]",
+        "null",
+        measurement.replace(results.identity(RUN), "y"),
+        measurement.replace('"value"', '"valu"'),
+        run.replace('"changed"', '"change"'),
+    ):
         file.write_text(good + wrong + "\n")
         with pytest.raises(ValueError, match="line 5 is no run and no measurement of a run before it"):
             results.read(file)
-    file.write_text("\n".join([measurement, run]))                     # before its run
+    file.write_text("\n".join([measurement, run]))  # before its run
     with pytest.raises(ValueError, match="line 1 is no run"):
         results.read(file)
 
 
 def test_what_was_changed_is_what_tells_two_runs_apart():
-    overrides = {"seed": 3, "loss.temperature": 0.5, "data.source": "folder:/home/me/photos", "log_every": 5,
-                 "checkpoint.keep": 3, "data.train_per_class": 2000, "distill.teacher": "runs/t",
-                 "evaluate.protocols": ("knn",), "evaluate.label_counts": (1, 2), "epochs": 18,
-                 "init_from": "/home/me/runs/x", "preset": "mine", "seeds": 1}
+    overrides = {
+        "seed": 3,
+        "loss.temperature": 0.5,
+        "data.source": "folder:/home/me/photos",
+        "log_every": 5,
+        "checkpoint.keep": 3,
+        "data.train_per_class": 2000,
+        "distill.teacher": "runs/t",
+        "evaluate.protocols": ("knn",),
+        "evaluate.label_counts": (1, 2),
+        "epochs": 18,
+        "init_from": "/home/me/runs/x",
+        "preset": "mine",
+        "seeds": 1,
+    }
     assert results.changed(overrides) == {
-        "data.train_per_class": 2000, "epochs": 18, "evaluate.label_counts": [1, 2], "init_from": "PATH/x",
-        "loss.temperature": 0.5, "seeds": 1}
+        "data.train_per_class": 2000,
+        "epochs": 18,
+        "evaluate.label_counts": [1, 2],
+        "init_from": "PATH/x",
+        "loss.temperature": 0.5,
+        "seeds": 1,
+    }
     staged = {"teacher.seed": 1, "teacher.optim.learning_rate": 0.1, "student.seed": 1, "student.epochs": 3}
     found = results.changed(staged, ["teacher", "student"])
     assert found == {"epochs": 3, "teacher.optim.learning_rate": 0.1}
     assert results.changed({}) == {}
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("digits", "digits"), ("folder:/home/me/photos", "folder:PATH/photos"),
-    ("folder:/home/me/photos/", "folder:PATH/photos"),
-    ("ssljax evaluate --workdir /tmp/a/b --results=~/r.jsonl",
-     "ssljax evaluate --workdir PATH/b --results=PATH/r.jsonl"),
-    ("--config configs/simclr.py:digits --results experiments/simclr/results.jsonl",
-     "--config configs/simclr.py:digits --results experiments/simclr/results.jsonl")])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("digits", "digits"),
+        ("folder:/home/me/photos", "folder:PATH/photos"),
+        ("folder:/home/me/photos/", "folder:PATH/photos"),
+        (
+            "ssljax evaluate --workdir /tmp/a/b --results=~/r.jsonl",
+            "ssljax evaluate --workdir PATH/b --results=PATH/r.jsonl",
+        ),
+        (
+            "--config configs/simclr.py:digits --results experiments/simclr/results.jsonl",
+            "--config configs/simclr.py:digits --results experiments/simclr/results.jsonl",
+        ),
+    ],
+)
 def test_folders_of_this_machine_stay_here(text, expected):
     assert public(text) == expected
 
@@ -118,6 +184,7 @@ def test_a_commit_says_whether_the_source_was_changed(tmp_path):
     def git(*words):
         command = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
     assert results.commit(tmp_path) == "unknown"
     (tmp_path / "ssljax" / "run").mkdir(parents=True)
     (tmp_path / "README.md").write_text("a")
@@ -126,7 +193,7 @@ def test_a_commit_says_whether_the_source_was_changed(tmp_path):
     git("add", ".")
     git("commit", "-qm", "one")
     clean = git("rev-parse", "HEAD")[:12]
-    (tmp_path / "README.md").write_text("b")                            # changes no result
+    (tmp_path / "README.md").write_text("b")  # changes no result
     assert results.commit(tmp_path / "ssljax") == clean
     (tmp_path / "ssljax" / "run" / "x.py").write_text("b")
     assert results.commit(tmp_path / "ssljax") == clean + "-dirty"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.processes import SMALL, checkpoints, kill, logged, run, start, wait_for
 
-TOTAL = 282      # 1,500 * 6 // 32 + 1
+TOTAL = 282  # 1,500 * 6 // 32 + 1
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,10 @@ def test_four_accidents_change_no_bit(uninterrupted, tmp_path, cache):
 
     # 1. kill -9 between two checkpoints.
     process = start("train", *flags, cache=cache)
-    wait_for(lambda: checkpoints(tmp_path) and logged(tmp_path)[-1]["step"] > checkpoints(tmp_path)[-1] + 5, process)
+    wait_for(
+        lambda: checkpoints(tmp_path) and logged(tmp_path)[-1]["step"] > checkpoints(tmp_path)[-1] + 5,
+        process,
+    )
     kill(process)
     after_first = checkpoints(tmp_path)[-1]
 
@@ -61,7 +64,9 @@ def test_four_accidents_change_no_bit(uninterrupted, tmp_path, cache):
     # 3. SIGTERM: exit code 0 and a checkpoint of the very step it stopped at.
     process = start("train", *flags, cache=cache)
     resumed = len(logged(tmp_path))
-    wait_for(lambda: len(logged(tmp_path)) > resumed + 2 or checkpoints(tmp_path)[-1] > after_first + 80, process)
+    wait_for(
+        lambda: len(logged(tmp_path)) > resumed + 2 or checkpoints(tmp_path)[-1] > after_first + 80, process
+    )
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
@@ -95,5 +100,7 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(uninterrupted, 
     code, output = run("train", *SMALL, f"--workdir={uninterrupted}", cache=cache)
     assert code == 0 and "step" not in output.replace(f"at step {TOTAL}", ""), output
     assert (uninterrupted / "checkpoints" / str(TOTAL)).stat().st_mtime_ns == newest
-    code, output = run("train", *SMALL, f"--workdir={uninterrupted}", "--config.optim.learning_rate=0.1", cache=cache)
+    code, output = run(
+        "train", *SMALL, f"--workdir={uninterrupted}", "--config.optim.learning_rate=0.1", cache=cache
+    )
     assert code == 1 and "optim.learning_rate was 0.3, now 0.1" in output, output

@@ -30,9 +30,14 @@ def test_every_leaf_has_its_place():
     }
     placed = jax.tree.map(lambda place: place.spec, sharding.state_sharding(mesh, state, ("queue",)))
     assert placed == {
-        "longest": P(None, None, None, "fsdp"), "first_is_longest": P("fsdp", None), "last_of_equals": P(None, "fsdp"),
-        "odd_longest": P(None, "fsdp"), "small": P(), "nothing_divides": P(),
-        "extra": {"queue": P(("data", "fsdp")), "pointer": P()}}
+        "longest": P(None, None, None, "fsdp"),
+        "first_is_longest": P("fsdp", None),
+        "last_of_equals": P(None, "fsdp"),
+        "odd_longest": P(None, "fsdp"),
+        "small": P(),
+        "nothing_divides": P(),
+        "extra": {"queue": P(("data", "fsdp")), "pointer": P()},
+    }
     alone = sharding.state_sharding(sharding.make_mesh(8), state, ("queue",))
     assert alone["longest"].spec == P() and alone["extra"]["queue"].spec == P(("data", "fsdp"))
 
@@ -44,11 +49,13 @@ def test_activations_keep_their_rows_where_the_mesh_is_in_sight():
     w = jax.device_put(np.ones((32, 64), np.float32), jax.sharding.NamedSharding(mesh, P(None, "fsdp")))
     y = jax.jit(sharding.on_mesh(mesh, lambda x, w: along_batch(x @ w)))(x, w)
     assert y.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 2)
-    np.testing.assert_array_equal(along_batch(x), x)                  # no mesh, no change
+    np.testing.assert_array_equal(along_batch(x), x)  # no mesh, no change
 
 
 def test_a_batch_must_divide_into_devices_and_micro_batches():
     mesh = sharding.make_mesh(8)
     sharding.check_batch(mesh, 32, accumulate=2)
-    with pytest.raises(ValueError, match="batch_size=24 does not split over 8 devices in 2 micro-batches: use 16 or 32"):
+    with pytest.raises(
+        ValueError, match="batch_size=24 does not split over 8 devices in 2 micro-batches: use 16 or 32"
+    ):
         sharding.check_batch(mesh, 24, accumulate=2)

@@ -44,11 +44,23 @@ def xla_cache(tmp_path_factory):
 
 
 def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, capsys):
-    stage = ["model.width=0.125", "model.stem=imagenet", "epochs=1", "optim.warmup_epochs=0", "eval_every_epochs=0", "log_every=5"]
-    argv = ["--config=configs/simclr.py:digits_finetune", f"--workdir={tmp_path}",
-            "--config.pretrain.batch_size=48", "--config.finetune.batch_size=48",
-            "--config.finetune.optim.learning_rate=0.0", "--config.pretrain.head.dim=16",
-            *[f"--config.{name}.{setting}" for name in ("pretrain", "finetune") for setting in stage]]
+    stage = [
+        "model.width=0.125",
+        "model.stem=imagenet",
+        "epochs=1",
+        "optim.warmup_epochs=0",
+        "eval_every_epochs=0",
+        "log_every=5",
+    ]
+    argv = [
+        "--config=configs/simclr.py:digits_finetune",
+        f"--workdir={tmp_path}",
+        "--config.pretrain.batch_size=48",
+        "--config.finetune.batch_size=48",
+        "--config.finetune.optim.learning_rate=0.0",
+        "--config.pretrain.head.dim=16",
+        *[f"--config.{name}.{setting}" for name in ("pretrain", "finetune") for setting in stage],
+    ]
     train.main(argv)
     config = simclr.get_config("digits_finetune")
     assert config.finetune.init_from == "pretrain"
@@ -58,9 +70,11 @@ def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, c
     evaluate.main(argv)
     rows = {row["metric"]: row for row in read(tmp_path / "finetune" / "results.jsonl")}
     assert rows["top1"]["protocol"] == "classifier" and rows["top1"]["n"] == 297
-    np.testing.assert_allclose(rows["top1"]["value"], 100 * 27 / 297, atol=1e-3)      # a head of zeros says "0"; 27 zeros are held out
+    np.testing.assert_allclose(
+        rows["top1"]["value"], 100 * 27 / 297, atol=1e-3
+    )  # a head of zeros says "0"; 27 zeros are held out
     evaluate.main([*argv, "--stage=pretrain", "--protocols=knn"])
-    earlier, = (row for row in read(tmp_path / "pretrain" / "results.jsonl") if row["metric"] == "top1")
+    (earlier,) = (row for row in read(tmp_path / "pretrain" / "results.jsonl") if row["metric"] == "top1")
     assert (earlier["features"], earlier["protocol"], earlier["n"]) == ("simclr", "knn", 297)
     with pytest.raises(SystemExit, match="--stage=tune: the stages of this config are pretrain, finetune"):
         evaluate.main([*argv, "--stage=tune"])
@@ -69,14 +83,22 @@ def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, c
     assert "step 1" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("preset, alone", [("digits_finetune", "digits"), ("imagenet_r50_finetune_1pct", "imagenet_r50")])
+@pytest.mark.parametrize(
+    "preset, alone", [("digits_finetune", "digits"), ("imagenet_r50_finetune_1pct", "imagenet_r50")]
+)
 def test_fine_tuning_leaves_the_settings_of_pretraining_alone(preset, alone):
     config = simclr.get_config(preset)
     assert config.pretrain.to_dict() == simclr.get_config(alone).to_dict() | {"preset": preset}
-    assert (len(config.finetune.views), config.finetune.augment.jitter_probability, config.finetune.optim.nesterov) == (1, 0.0, True)
+    assert (
+        len(config.finetune.views),
+        config.finetune.augment.jitter_probability,
+        config.finetune.optim.nesterov,
+    ) == (1, 0.0, True)
 
 
-@pytest.mark.parametrize("derive", [lambda c: with_seed(c, 3), lambda c: few_labels.supervised_config(c, 32, 5)])
+@pytest.mark.parametrize(
+    "derive", [lambda c: with_seed(c, 3), lambda c: few_labels.supervised_config(c, 32, 5)]
+)
 def test_a_derived_config_shares_nothing_with_its_own(derive):
     config = simclr.get_config("digits")
     before = config.to_dict()
@@ -86,6 +108,7 @@ def test_a_derived_config_shares_nothing_with_its_own(derive):
 
 def read_encoder(workdir):
     import orbax.checkpoint as ocp
+
     checkpoints = Checkpoints(str(workdir))
     newest = checkpoints.steps()[-1]
     checkpoints.close()
@@ -101,7 +124,9 @@ def test_a_part_of_another_network_is_refused_by_name(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(state, {})
     checkpoints.close()
-    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], x.shape[-1] + 1), x.dtype), state.params["encoder"])
+    wider = jax.tree.map(
+        lambda x: jnp.zeros((*x.shape[:-1], x.shape[-1] + 1), x.dtype), state.params["encoder"]
+    )
     with pytest.raises(ValueError, match="params/encoder.*the two runs must have the same model settings"):
         load_part(str(tmp_path), wider, "params/encoder")
     with pytest.raises(FileNotFoundError, match="train that run first"):
@@ -129,10 +154,11 @@ def test_the_loop_goes_on_where_its_state_stands(seed):
     def step(state, batch, key):
         seen.append(np.asarray(batch["index"]))
         return state.replace(step=state.step + 1), {"loss": jnp.float32(0.0)}
+
     begun = TrainState(step=jnp.int32(40), params={}, model_state={}, opt_state=(), extra=())
     program = build(config, source.facts)._replace(init=lambda seed: begun, step=step)
     assert int(fit(program, source, seed=seed).step) == program.total_steps == 47
-    expected = [sampler.order(seed, s // 46, 1500)[s % 46 * 32:][:32] for s in range(40, 47)]
+    expected = [sampler.order(seed, s // 46, 1500)[s % 46 * 32 :][:32] for s in range(40, 47)]
     np.testing.assert_array_equal(seen, expected)
 
 
@@ -146,7 +172,9 @@ def test_knn_while_training_looks_at_labelled_images_alone():
     """On pixels, which need no network. A label of the wrong images would show: half of both splits has none."""
     config = small_config()
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
-    program = build(config, source.facts)._replace(encode=lambda params, model_state, extra, image: raw_pixels(image))
+    program = build(config, source.facts)._replace(
+        encode=lambda params, model_state, extra, image: raw_pixels(image)
+    )
     state = TrainState(step=jnp.int32(0), params={}, model_state={}, opt_state=(), extra=())
     half = [unlabelled(split, np.arange(1, len(split), 2)) for split in (source, test)]
     kept = [split.select(np.arange(0, len(split), 2)) for split in (source, test)]
@@ -157,13 +185,18 @@ def test_a_method_that_learns_from_labels_names_the_image_that_has_none():
     config = supervised.get_config("digits")
     source = unlabelled(sources.load(config.data, "train"), [7, 900])
     program = build(config, source.facts)
-    with pytest.raises(ValueError, match="method 'supervised' needs labels, and 2 of 1500 train images of digits have none "
-                                         ".first: image 7 of digits, train"):
+    with pytest.raises(
+        ValueError,
+        match="method 'supervised' needs labels, and 2 of 1500 train images of digits have none "
+        ".first: image 7 of digits, train",
+    ):
         fit(program, source, seed=0)
     for method in ("supervised", "deit"):
         config = importlib.import_module(f"configs.{method}").get_config("digits")
         config = config.student if method == "deit" else config
-        with pytest.raises(ValueError, match=f"{method} learns from labels, and data.source='digits' has none"):
+        with pytest.raises(
+            ValueError, match=f"{method} learns from labels, and data.source='digits' has none"
+        ):
             build(config, unlabelled(source, slice(None)).facts)
 
 
@@ -171,7 +204,9 @@ def test_a_run_that_leaves_the_real_numbers_stops_and_keeps_its_checkpoint(tmp_p
     train.main(flags(tmp_path, "--config.checkpoint.every_steps=10"))
     good = Checkpoints(str(tmp_path)).steps()
     with pytest.raises(SystemExit, match=r"step \d+: .*loss = nan.*last good checkpoint is untouched"):
-        train.main(flags(tmp_path / "nan", "--config.optim.learning_rate=1e30", "--config.checkpoint.every_steps=10"))
+        train.main(
+            flags(tmp_path / "nan", "--config.optim.learning_rate=1e30", "--config.checkpoint.every_steps=10")
+        )
     assert good[-1] == 47 and 10 not in Checkpoints(str(tmp_path / "nan")).steps()
 
 
@@ -183,6 +218,7 @@ def test_the_monitor_calls_a_collapse(tmp_path, capsys, monkeypatch):
         params = jax.tree.map(lambda x: x, state.params)
         params["projector"]["norm2"]["scale"] = jnp.zeros_like(params["projector"]["norm2"]["scale"])
         return state.replace(params=params)
+
     config = small_config()
     source = sources.load(config.data, "train")
     program = build(config, source.facts)
@@ -197,32 +233,52 @@ def test_a_healthy_run_is_left_in_peace(tmp_path, capsys, monkeypatch):
     train.main(flags(tmp_path))
     assert "WARNING" not in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss", "embedding_std", "alignment", "uniformity", "effective_rank", "grad_norm", "update_norm",
-            "learning_rate"} <= set(rows[0])
+    assert {
+        "loss",
+        "embedding_std",
+        "alignment",
+        "uniformity",
+        "effective_rank",
+        "grad_norm",
+        "update_norm",
+        "learning_rate",
+    } <= set(rows[0])
     assert list((tmp_path / "tensorboard").iterdir())
     run = json.loads((tmp_path / "run.json").read_text().splitlines()[0])
     assert run["commit"] and run["versions"]["jax"] == jax.__version__
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--config=configs/simclr.py:digit", "--workdir=x"], "no preset 'digit'"),
-    (["--config=configs/simclr.py:digits", "--workdir=x", "--config.optim.learning_rat=0.1"], "learning_rat"),
-    (["--config=configs/simclr.py:digits"], "--workdir is missing"),
-    (["--workdir=x"], "--config is missing"),
-    (["--config=configs/simclrr.py:digits", "--workdir=x"], "did you mean configs/simclr.py"),
-    (["--config=configs/simclr.py:digits", "--workdir=x", "seed=1"], "'seed=1' is no flag"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--config=configs/simclr.py:digit", "--workdir=x"], "no preset 'digit'"),
+        (
+            ["--config=configs/simclr.py:digits", "--workdir=x", "--config.optim.learning_rat=0.1"],
+            "learning_rat",
+        ),
+        (["--config=configs/simclr.py:digits"], "--workdir is missing"),
+        (["--workdir=x"], "--config is missing"),
+        (["--config=configs/simclrr.py:digits", "--workdir=x"], "did you mean configs/simclr.py"),
+        (["--config=configs/simclr.py:digits", "--workdir=x", "seed=1"], "'seed=1' is no flag"),
+    ],
+)
 def test_wrong_commands_are_answered(argv, message):
     with pytest.raises(SystemExit, match=message):
         train.main(argv)
 
 
-@pytest.mark.parametrize("change, message", [
-    ("--config.batch_size=1504", "1500 examples do not fill one batch of 1504"),
-    ("--config.method=simclrr", "a method's settings come with its own presets, e.g. --config configs/byol.py:digits"),
-    ("--config.data.num_classes=7", "data.num_classes=7, but digits has 10 classes"),
-    ("--config.model.name=resnet19", "resnet19"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("--config.batch_size=1504", "1500 examples do not fill one batch of 1504"),
+        (
+            "--config.method=simclrr",
+            "a method's settings come with its own presets, e.g. --config configs/byol.py:digits",
+        ),
+        ("--config.data.num_classes=7", "data.num_classes=7, but digits has 10 classes"),
+        ("--config.model.name=resnet19", "resnet19"),
+    ],
+)
 def test_wrong_settings_are_answered(tmp_path, change, message):
     with pytest.raises(SystemExit, match=message):
         train.main(flags(tmp_path, change))

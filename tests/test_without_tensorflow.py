@@ -21,9 +21,15 @@ def done(tmp_path_factory):
         for path in (root / "sorted" / ("dark", "light")[i % 2], root / "loose" / ("", "2019/summer")[i % 2]):
             path.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(path / f"{i:02}.png")
-    process = subprocess.run([sys.executable, "-m", "tests.without_tensorflow", str(root)], cwd=ROOT,
-                             env=environment(root / "xla"), text=True, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, check=False)
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.without_tensorflow", str(root)],
+        cwd=ROOT,
+        env=environment(root / "xla"),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
     assert process.returncode == 0, process.stdout
     return root, process.stdout
 
@@ -35,7 +41,9 @@ def test_every_method_trains_and_is_evaluated(done, method):
     losses = [row["loss"] for row in logged(run) if "loss" in row]
     assert len(losses) >= 2 and np.isfinite(losses).all()
     found = {row["metric"]: row for row in read(run / "results.jsonl")}
-    assert found["top1"]["protocol"] == "knn" and found["top1"]["n"] == (4 if method == "photographs" else 297)
+    assert found["top1"]["protocol"] == "knn" and found["top1"]["n"] == (
+        4 if method == "photographs" else 297
+    )
     assert found["top1"]["value"] > 5 and "tensorflow" not in printed.split("imported:")[1]
     assert (run / "metrics.jsonl").exists() and not (run / "tensorboard").exists()
 
@@ -44,7 +52,9 @@ def test_images_without_labels_train_and_are_not_judged(done):
     root, _ = done
     run = root / "runs" / "photographs"
     rows = logged(run)
-    assert len(rows) >= 2 and not any("knn" in row for row in rows)       # config.checkpoint.best="knn" keeps the last all the same
+    assert len(rows) >= 2 and not any(
+        "knn" in row for row in rows
+    )  # config.checkpoint.best="knn" keeps the last all the same
     assert (run / "checkpoints" / "2").is_dir() and (run / "preview.png").exists()
 
 
@@ -54,7 +64,11 @@ def test_what_lacks_labels_or_tensorflow_says_so(done):
     assert "knn judges by labels, and none of 36 train images has one" in refused[0]
     assert "supervised learns from labels" in refused[1] and "has none" in refused[1]
     for line in refused[2:]:
-        assert "TensorFlow cannot be imported" in line and "pip install" in line and "data.crop_on='device'" in line
+        assert (
+            "TensorFlow cannot be imported" in line
+            and "pip install" in line
+            and "data.crop_on='device'" in line
+        )
 
 
 def test_a_report_needs_none(done):

@@ -21,8 +21,8 @@ from jax.experimental import topologies
 
 from ssljax.compiler.slices import Slice
 
-WAIT = 600.0              # seconds for which another process's libtpu is waited for
-_held: list[int] = []     # the file that says so while this process has libtpu
+WAIT = 600.0  # seconds for which another process's libtpu is waited for
+_held: list[int] = []  # the file that says so while this process has libtpu
 
 
 def offline() -> None:
@@ -35,7 +35,9 @@ def offline() -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
-    jax.config.update("jax_enable_compilation_cache", False)      # what it would read back is loaded into the CPU's client, and fails
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # what it would read back is loaded into the CPU's client, and fails
 
 
 def take_libtpu() -> None:
@@ -45,14 +47,20 @@ def take_libtpu() -> None:
         ModuleNotFoundError: it is not installed.
     """
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
-        raise ModuleNotFoundError("compiling for a TPU needs libtpu, also where there is no TPU: pip install 'ssljax[plan]'")
+        raise ModuleNotFoundError(
+            "compiling for a TPU needs libtpu, also where there is no TPU: pip install 'ssljax[plan]'"
+        )
     if _held:
         return
     lock = os.open(os.path.join(tempfile.gettempdir(), "ssljax-libtpu.lock"), os.O_RDONLY | os.O_CREAT, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("waiting: another plan on this machine is using libtpu, which serves one process at a time", file=sys.stderr, flush=True)
+        print(
+            "waiting: another plan on this machine is using libtpu, which serves one process at a time",
+            file=sys.stderr,
+            flush=True,
+        )
         fcntl.flock(lock, fcntl.LOCK_EX)
     _held.append(lock)
 
@@ -67,8 +75,12 @@ def patiently(call: Callable[[], Any]) -> Any:
             if "lockfile" not in str(error) or time.monotonic() > begin + WAIT:
                 raise
             if not said:
-                print("waiting: another process on this machine has libtpu. Where it is installed any JAX program takes it, unless "
-                      "started with JAX_PLATFORMS=cpu", file=sys.stderr, flush=True)
+                print(
+                    "waiting: another process on this machine has libtpu. Where it is installed any JAX program takes it, unless "
+                    "started with JAX_PLATFORMS=cpu",
+                    file=sys.stderr,
+                    flush=True,
+                )
             said = True
             time.sleep(5)
 
@@ -82,11 +94,17 @@ def topology_devices(slice_: Slice) -> list[jax.Device]:
     """
     take_libtpu()
     try:
-        return patiently(lambda: topologies.get_topology_desc(platform="tpu", topology_name=slice_.topology, **slice_.options)).devices
+        return patiently(
+            lambda: topologies.get_topology_desc(
+                platform="tpu", topology_name=slice_.topology, **slice_.options
+            )
+        ).devices
     except (RuntimeError, ValueError) as error:
         valid = ", ".join(f"{slice_.generation.name}:{shape}" for shape in slice_.generation.shapes)
-        raise ValueError(f"libtpu refuses topology {slice_.topology}: {str(error).splitlines()[0]}\n"
-                         f"Slices that can be rented: {valid}") from error
+        raise ValueError(
+            f"libtpu refuses topology {slice_.topology}: {str(error).splitlines()[0]}\n"
+            f"Slices that can be rented: {valid}"
+        ) from error
 
 
 class Compiled(NamedTuple):

@@ -43,7 +43,9 @@ def of_jaxpr(jaxpr: Any) -> Flops:
     total = Flops()
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if eqn.primitive.name == "cond":
-            total = total.plus(max((of_jaxpr(branch) for branch in eqn.params["branches"]), key=lambda f: f.on_mxu))
+            total = total.plus(
+                max((of_jaxpr(branch) for branch in eqn.params["branches"]), key=lambda f: f.on_mxu)
+            )
         elif eqn.primitive.name in ("dot_general", "conv_general_dilated"):
             total = total.plus(_product(eqn))
         else:
@@ -61,7 +63,9 @@ def _product(eqn: Any) -> Flops:
         flops = 2 * outputs * math.prod(left[axis] for axis in contracted)
     else:
         features = right[eqn.params["dimension_numbers"].rhs_spec[0]]
-        dilation = math.prod(eqn.params["lhs_dilation"])           # the zeros between the rows of a strided layer's gradient
+        dilation = math.prod(
+            eqn.params["lhs_dilation"]
+        )  # the zeros between the rows of a strided layer's gradient
         flops = 2 * outputs * (math.prod(right) // features) // dilation
     precision = eqn.params["precision"]
     precision = precision[0] if isinstance(precision, tuple) else precision

@@ -10,9 +10,34 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64, "u64": 64, "bf16": 16,
-        "f16": 16, "f32": 32, "f64": 64, "c64": 64, "f8e4m3fn": 8, "f8e5m2": 8}
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+BITS = {
+    "pred": 8,
+    "s4": 4,
+    "u4": 4,
+    "s8": 8,
+    "u8": 8,
+    "s16": 16,
+    "u16": 16,
+    "s32": 32,
+    "u32": 32,
+    "s64": 64,
+    "u64": 64,
+    "bf16": 16,
+    "f16": 16,
+    "f32": 32,
+    "f64": 64,
+    "c64": 64,
+    "f8e4m3fn": 8,
+    "f8e5m2": 8,
+}
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+)
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -100,7 +125,11 @@ class Product(NamedTuple):
 
 def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
     """(dtype, dimensions) of every array in a printed shape."""
-    return [(dtype, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d)) for dtype, dims in _ARRAY.findall(shape) if dtype in BITS]
+    return [
+        (dtype, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d))
+        for dtype, dims in _ARRAY.findall(shape)
+        if dtype in BITS
+    ]
 
 
 def shape_bytes(shape: str) -> int:
@@ -126,10 +155,14 @@ def parse(text: str) -> Module:
         elif name and (instruction := _instruction(line)):
             lines.append(instruction)
     if not entry:
-        raise ValueError(f"no ENTRY computation in this text of {len(text)} characters: not the HLO of a compiled program?")
-    header = text[:text.find("\n")]
+        raise ValueError(
+            f"no ENTRY computation in this text of {len(text)} characters: not the HLO of a compiled program?"
+        )
+    header = text[: text.find("\n")]
     aliases = re.findall(r"\{(\d*)\}: \((\d+), \{[\d,]*\}", _braces(header, "input_output_alias="))
-    return Module(entry, computations, tuple((int(output or 0), int(parameter)) for output, parameter in aliases))
+    return Module(
+        entry, computations, tuple((int(output or 0), int(parameter)) for output, parameter in aliases)
+    )
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -142,7 +175,9 @@ def _instruction(line: str) -> Instruction | None:
     opened = rest.find("(")
     closed = _closing(rest, opened)
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[opened:closed]))
-    return Instruction(match[1], shape, rest[:opened], operands, rest[opened if rest.startswith("constant(") else closed:])
+    return Instruction(
+        match[1], shape, rest[:opened], operands, rest[opened if rest.startswith("constant(") else closed :]
+    )
 
 
 def _closing(text: str, start: int) -> int:
@@ -162,7 +197,7 @@ def _braces(text: str, key: str) -> str:
     for i in range(start + len(key), len(text) if start >= 0 else 0):
         depth += (text[i] == "{") - (text[i] == "}")
         if depth == 0:
-            return text[start + len(key):i + 1]
+            return text[start + len(key) : i + 1]
     return ""
 
 
@@ -177,15 +212,19 @@ def executed(module: Module) -> Iterator[tuple[Instruction, int]]:
     Of a condition's branches the cheapest runs: the library's conditions are for what is measured at logged steps only. A loop whose
     length the text does not tell counts once.
     """
+
     def walk(name: str, times: int) -> Iterator[tuple[Instruction, int]]:
         for instruction in module.computations.get(name, ()):
             yield instruction, times
             if instruction.opcode == "while":
                 yield from walk(instruction.called, times * (trips(module, instruction) or 1))
             elif instruction.opcode == "conditional":
-                yield from walk(min(branches(instruction), key=lambda b: len(module.computations.get(b, ()))), times)
+                yield from walk(
+                    min(branches(instruction), key=lambda b: len(module.computations.get(b, ()))), times
+                )
             elif instruction.opcode in ("call", "async-start"):
                 yield from walk(instruction.called, times)
+
     yield from walk(module.entry, 1)
 
 
@@ -195,15 +234,23 @@ def trips(module: Module, loop: Instruction) -> int:
     if known:
         return int(known)
     condition = module.computations.get(_first(r"condition=%?([\w.\-]+)", loop.attributes), ())
-    bounds = [int(n) for i in condition if i.opcode == "constant" and i.shape.startswith("s32[]")
-              for n in re.findall(r"^\((\d+)\)", i.attributes)]
+    bounds = [
+        int(n)
+        for i in condition
+        if i.opcode == "constant" and i.shape.startswith("s32[]")
+        for n in re.findall(r"^\((\d+)\)", i.attributes)
+    ]
     return bounds[0] if len(bounds) == 1 else 0
 
 
 def branches(conditional: Instruction) -> list[str]:
     """The computations of a `conditional`."""
     listed = _first(r"branch_computations=\{([^}]*)\}", conditional.attributes)
-    names = listed.split(",") if listed else re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", conditional.attributes)
+    names = (
+        listed.split(",")
+        if listed
+        else re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", conditional.attributes)
+    )
     return [name.strip().lstrip("%") for name in names]
 
 
@@ -231,8 +278,13 @@ def collectives(module: Module) -> list[Collective]:
             results = _results(i)
             dtype, size = results[0][0], sum(_bytes(*result) for result in results)
             before = found.get((kind, dtype), Collective(kind, dtype, 0, 0, 0, ""))
-            found[kind, dtype] = Collective(kind, dtype, before.count + times, before.bytes + times * size,
-                                            *max((before.largest_bytes, before.largest), (size, _text(results))))
+            found[kind, dtype] = Collective(
+                kind,
+                dtype,
+                before.count + times,
+                before.bytes + times * size,
+                *max((before.largest_bytes, before.largest), (size, _text(results))),
+            )
     return sorted(found.values(), key=lambda c: -c.bytes)
 
 
@@ -240,8 +292,8 @@ def _results(i: Instruction) -> list[tuple[str, tuple[int, ...]]]:
     """The arrays a collective gives: the `-start` of a gather or a permutation prints its operands before them."""
     shapes = arrays(i.shape)
     if i.opcode in ("all-gather-start", "reduce-scatter-start", "collective-permute-start"):
-        shapes = [s for s in shapes if s[1] or s[0] != "u32"]        # a permutation's two context words
-        return shapes[len(shapes) // 2:]
+        shapes = [s for s in shapes if s[1] or s[0] != "u32"]  # a permutation's two context words
+        return shapes[len(shapes) // 2 :]
     return shapes
 
 

@@ -38,16 +38,31 @@ class Generation(NamedTuple):
 
 
 PLANE = ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16")
-SPACE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+SPACE = (
+    "2x2x1",
+    "2x2x2",
+    "2x2x4",
+    "2x4x4",
+    "4x4x4",
+    "4x4x8",
+    "4x8x8",
+    "8x8x8",
+    "8x8x16",
+    "8x16x16",
+    "16x16x16",
+)
 
-GENERATIONS = {g.name: g for g in (
-    Generation("v2", 46e12, 16 * GIB, 700e9, 2, 0.70e9, PLANE),
-    Generation("v3", 123e12, 32 * GIB, 900e9, 2, 0.94e9, (*PLANE, "16x32", "32x32")),
-    Generation("v4", 275e12, 32 * GIB, 1228e9, 2, 1.05e9, SPACE),
-    Generation("v5e", 197e12, 16 * GIB, 819e9, 1, 1.50e9, PLANE),
-    Generation("v5p", 459e12, 95 * GIB, 2765e9, 2, 1.75e9, SPACE),
-    Generation("v6e", 918e12, 32 * GIB, 1638e9, 1, 1.75e9, PLANE),
-)}
+GENERATIONS = {
+    g.name: g
+    for g in (
+        Generation("v2", 46e12, 16 * GIB, 700e9, 2, 0.70e9, PLANE),
+        Generation("v3", 123e12, 32 * GIB, 900e9, 2, 0.94e9, (*PLANE, "16x32", "32x32")),
+        Generation("v4", 275e12, 32 * GIB, 1228e9, 2, 1.05e9, SPACE),
+        Generation("v5e", 197e12, 16 * GIB, 819e9, 1, 1.50e9, PLANE),
+        Generation("v5p", 459e12, 95 * GIB, 2765e9, 2, 1.75e9, SPACE),
+        Generation("v6e", 918e12, 32 * GIB, 1638e9, 1, 1.75e9, PLANE),
+    )
+}
 
 SWEEP = ("v2:8x8", "v3:8x8", "v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 
@@ -89,11 +104,15 @@ def parse(topology: str) -> Slice:
     generation = GENERATIONS.get(match[1]) if match else None
     if generation is None:
         known = "\n".join(f"  {g.name}:{', '.join(g.shapes)}" for g in GENERATIONS.values())
-        raise ValueError(f"topology {topology!r} is unknown. It is a generation and the chips along each axis, e.g. v5e:8x8:\n{known}")
+        raise ValueError(
+            f"topology {topology!r} is unknown. It is a generation and the chips along each axis, e.g. v5e:8x8:\n{known}"
+        )
     shape = tuple(int(side) for side in match[2].split("x"))
     if len(shape) != generation.shapes[0].count("x") + 1 or 0 in shape:
-        raise ValueError(f"topology {topology!r}: a {generation.name} slice has {generation.shapes[0].count('x') + 1} axes, e.g. "
-                         f"{', '.join(f'{generation.name}:{s}' for s in generation.shapes)}")
+        raise ValueError(
+            f"topology {topology!r}: a {generation.name} slice has {generation.shapes[0].count('x') + 1} axes, e.g. "
+            f"{', '.join(f'{generation.name}:{s}' for s in generation.shapes)}"
+        )
     return Slice(generation, shape)
 
 

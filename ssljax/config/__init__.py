@@ -25,17 +25,48 @@ from ssljax.config.reference import reference
 from ssljax.config.rows import METHODS
 from ssljax.config.rules import check, nearest, put, resolve, unknown, unread, widen
 
-__all__ = ["CIFAR10", "IMAGENET", "KEYS", "METHODS", "base", "changed", "check", "choose", "cifar10",
-           "cifar10_small", "crops_alone", "differences", "digits", "fashion_mnist", "finetune", "flat",
-           "folder", "hashed", "imagenet", "modern", "named", "nearest", "public", "put", "reference",
-           "resolve", "stages", "two_stages", "unknown", "unread", "view_names", "vit", "widen"]
+__all__ = [
+    "CIFAR10",
+    "IMAGENET",
+    "KEYS",
+    "METHODS",
+    "base",
+    "changed",
+    "check",
+    "choose",
+    "cifar10",
+    "cifar10_small",
+    "crops_alone",
+    "differences",
+    "digits",
+    "fashion_mnist",
+    "finetune",
+    "flat",
+    "folder",
+    "hashed",
+    "imagenet",
+    "modern",
+    "named",
+    "nearest",
+    "public",
+    "put",
+    "reference",
+    "resolve",
+    "stages",
+    "two_stages",
+    "unknown",
+    "unread",
+    "view_names",
+    "vit",
+    "widen",
+]
 
 # Mean and standard deviation per channel, of pixels in [0, 1].
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR10 = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
 GREY = dict(mean=(0.0,), std=(1.0,))
 
-ALL_FEATURES = ("knn", "linear", "label_fraction")        # the protocols that small data sets have time for
+ALL_FEATURES = ("knn", "linear", "label_fraction")  # the protocols that small data sets have time for
 
 
 def base() -> ConfigDict:
@@ -45,6 +76,7 @@ def base() -> ConfigDict:
 
 # -------------------------------------------------------------------------------------------------- data sets
 # With the network, the evaluation and the logging that suit their size.
+
 
 def imagenet(epochs: int, batch_size: int) -> ConfigDict:
     """ImageNet at 224 pixels, decoded and cropped on the host; a ResNet-50 in bfloat16."""
@@ -130,18 +162,32 @@ def digits() -> ConfigDict:
 
 # ---------------------------------------------------------------------------------------------- shared pieces
 
+
 def vit(name: str, patch: int, dtype: str = "bfloat16") -> ConfigDict:
     """DeiT's vision transformer as a `model` section, without stochastic depth."""
-    return ConfigDict(dict(name=name, patch=patch, positions="learned", scheme="deit", frozen_patch=False,
-                           scan=False, distillation=False, drop_path=0.0, dropout=0.0, dtype=dtype,
-                           remat="none"))
+    return ConfigDict(
+        dict(
+            name=name,
+            patch=patch,
+            positions="learned",
+            scheme="deit",
+            frozen_patch=False,
+            scan=False,
+            distillation=False,
+            drop_path=0.0,
+            dropout=0.0,
+            dtype=dtype,
+            remat="none",
+        )
+    )
 
 
 def crops_alone(c: ConfigDict) -> None:
     """Leaves one view by crops and flips: no other colours, no blur."""
     c.views = dict(one=dict())
-    c.augment.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0,
-                     solarize_probability=0.0)
+    c.augment.update(
+        jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, solarize_probability=0.0
+    )
 
 
 def two_stages(first: str, before: ConfigDict, second: str, after: ConfigDict) -> ConfigDict:
@@ -158,13 +204,15 @@ def finetune(pretrain: ConfigDict) -> ConfigDict:
     c.method, c.init_from = "supervised", "pretrain"
     crops_alone(c)  # [P]
     # [P]
-    c.optim = dict(name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", weight_decay=0.0,
-                   warmup_epochs=0)
+    c.optim = dict(
+        name="sgd", nesterov=True, learning_rate=0.05, scaling="linear", weight_decay=0.0, warmup_epochs=0
+    )
     c.evaluate.protocols = ("classifier",)
     return two_stages("pretrain", pretrain, "finetune", c)
 
 
 # ---------------------------------------------------------------------------------------- what presets end in
+
 
 def choose(preset: str, presets: Collection[str], file: str) -> None:
     """Refuses a preset that a file of configs does not have.

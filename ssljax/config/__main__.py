@@ -31,6 +31,7 @@ def ordered(leaves: dict[str, Any]) -> list[str]:
     def place(name: str) -> tuple[int, str]:
         key = row(name)
         return (places[key.name] if key else len(places), name)
+
     return sorted(leaves, key=place)
 
 
@@ -49,8 +50,12 @@ def compared(first: ConfigDict, second: ConfigDict) -> list[str]:
 
     def side(leaves: dict[str, Any], name: str) -> str:
         return value(leaves[name]) if name in leaves else ABSENT
-    return [f"{name}: {side(a, name)} | {side(b, name)}" for name in ordered(a | b)
-            if name not in a or name not in b or a[name] != b[name]]
+
+    return [
+        f"{name}: {side(a, name)} | {side(b, name)}"
+        for name in ordered(a | b)
+        if name not in a or name not in b or a[name] != b[name]
+    ]
 
 
 def show(first: ConfigDict) -> list[str]:

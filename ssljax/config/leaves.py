@@ -84,7 +84,7 @@ def modern(old: Mapping[str, Any]) -> dict[str, Any]:
     for name in FACTS:
         leaves.pop(name, None)
     if "data.views" in leaves:
-        leaves["views"] = list(VIEW_NAMES[:leaves.pop("data.views")])
+        leaves["views"] = list(VIEW_NAMES[: leaves.pop("data.views")])
     if "init_head" in leaves:
         heads = ["head", "distillation_head"] if leaves.get("model.distillation") else ["head"]
         leaves["init_branches"] = ["encoder", *heads] if leaves.pop("init_head") else ["encoder"]
@@ -107,8 +107,11 @@ def differences(old: Mapping[str, Any], new: ConfigDict | Mapping[str, Any]) -> 
     before, after = modern(old), flat(new)
     pairs = [(name, before.get(name, default(name)), after[name]) for name in after if name not in FACTS]
     other = [pair for pair in pairs if pair[1] != pair[2]]
-    gone = [(name, before[name], ABSENT) for name in before
-            if name not in after and (row(name) is None or name.startswith("views."))]
+    gone = [
+        (name, before[name], ABSENT)
+        for name in before
+        if name not in after and (row(name) is None or name.startswith("views."))
+    ]
     return sorted(other + gone)
 
 

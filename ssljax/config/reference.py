@@ -24,8 +24,18 @@ def reference() -> str:
     for section, keys in sections.items():
         title = "Of the run" if section == "run" else f"`{section}`"
         rows = [_line(key) for key in keys if not _repeats(key)]
-        pages.append("\n".join([f"## {title}", "", "| key | default | valid | meaning | read when |",
-                                "|---|---|---|---|---|", *rows, ""]))
+        pages.append(
+            "\n".join(
+                [
+                    f"## {title}",
+                    "",
+                    "| key | default | valid | meaning | read when |",
+                    "|---|---|---|---|---|",
+                    *rows,
+                    "",
+                ]
+            )
+        )
     return "\n".join(pages)
 
 

@@ -7,14 +7,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Value = bool | int | float | str | tuple
-Read = Callable[[str], Any]           # the value of a key in the config at hand, or its default
+Read = Callable[[str], Any]  # the value of a key in the config at hand, or its default
 
 # What the `when`s of the table know of: keys of other methods, networks and optimizers are taken as a
 # config states them.
 METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
 OPTIMIZERS = ("lars", "sgd", "adamw", "torch_sgd", "torch_adamw", "deepcluster_sgd", "timm_adamw", "timm_sgd")
-FAMILIES = {"resnet": "resnet", "regnety": "regnet", "vit": "vit", "alexnet": "alexnet_vgg",
-            "vgg16": "alexnet_vgg"}
+FAMILIES = {
+    "resnet": "resnet",
+    "regnety": "regnet",
+    "vit": "vit",
+    "alexnet": "alexnet_vgg",
+    "vgg16": "alexnet_vgg",
+}
 
 
 class Range(NamedTuple):
@@ -68,6 +73,7 @@ class When(NamedTuple):
             if False in found:
                 return False
             return None if None in found else True
+
         return When(f"{_bracketed(self.text)} and {_bracketed(other.text)}", both)
 
     def __or__(self, other: When) -> When:
@@ -76,6 +82,7 @@ class When(NamedTuple):
             if True in found:
                 return True
             return None if None in found else False
+
         return When(f"{self.text}, or {other.text}", either)
 
 
@@ -114,22 +121,28 @@ def family(network: str) -> str:
 
 def method(*names: str) -> When:
     """The method is one of these."""
+
     def holds(read: Read) -> bool | None:
         return read("method") in names if read("method") in METHODS else None
+
     return When(f"method is {' or '.join(names)}", holds)
 
 
 def optimizer(*names: str) -> When:
     """The optimizer is one of these."""
+
     def holds(read: Read) -> bool | None:
         return read("optim.name") in names if read("optim.name") in OPTIMIZERS else None
+
     return When(f"optim.name is {' or '.join(names)}", holds)
 
 
 def network(section: str, *families: str) -> When:
     """The network of this section is of one of these families."""
+
     def holds(read: Read) -> bool | None:
         return family(read(f"{section}.name")) in families if family(read(f"{section}.name")) else None
+
     return When(f"{section}.name is of the family {' or '.join(families)}", holds)
 
 

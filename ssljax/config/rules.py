@@ -13,18 +13,22 @@ from ssljax.config.leaves import flat, stages, view_names
 from ssljax.config.rows import Key, Read
 
 # Keys of older versions, and what says the same today.
-RETIRED = {"data.views": "views have names now and overrides of their own: a config's `views`",
-           "data.num_ids": "it is read from the data",
-           "init_head": "it is init_branches now, the branches to start from"}
+RETIRED = {
+    "data.views": "views have names now and overrides of their own: a config's `views`",
+    "data.num_ids": "it is read from the data",
+    "init_head": "it is init_branches now, the branches to start from",
+}
 
 
 def reader(leaves: Mapping[str, Any], view: str) -> Read:
     """What `when` asks: the value of a key, as `view` overrides it, or the key's default."""
+
     def read(name: str) -> Any:
         own = name.replace("augment.", f"views.{view}.", 1)
         if name.startswith("augment.") and own in leaves:
             return leaves[own]
         return leaves[name] if name in leaves else KEYS[name].default
+
     return read
 
 
@@ -125,15 +129,19 @@ def _check(name: str, value: Any, key: Key) -> None:
     kind = type(key.default)
     fits = {bool: (bool,), int: (int,), float: (int, float), str: (str,), tuple: (list, tuple)}[kind]
     if not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"config.{name}={value!r} is of type {type(value).__name__}, but it must be "
-                         f"{KINDS[kind]}: {key.meaning}")
+        raise ValueError(
+            f"config.{name}={value!r} is of type {type(value).__name__}, but it must be "
+            f"{KINDS[kind]}: {key.meaning}"
+        )
     for entry in value if kind is tuple else (value,):
         if key.valid is not None and not key.valid.holds(entry):
-            near = difflib.get_close_matches(str(entry), [str(v) for v in getattr(key.valid, "values", ())],
-                                             1, 0.5)
+            near = difflib.get_close_matches(
+                str(entry), [str(v) for v in getattr(key.valid, "values", ())], 1, 0.5
+            )
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"config.{name}={value!r} is not valid, it must be {_valid(key)}{hint} "
-                             f"({key.meaning})")
+            raise ValueError(
+                f"config.{name}={value!r} is not valid, it must be {_valid(key)}{hint} ({key.meaning})"
+            )
 
 
 def _valid(key: Key) -> str:
@@ -151,18 +159,24 @@ def _check_views(prefix: str, stage: ConfigDict) -> None:
         for key in overrides:
             if row(f"views.{view}.{key}") is None:
                 known = [name.removeprefix("views.*.") for name in KEYS if name.startswith("views.*.")]
-                raise ValueError(f"config.{prefix}views.{view}.{key}: a view has no such setting"
-                                 + _mean(nearest(key, known)))
+                raise ValueError(
+                    f"config.{prefix}views.{view}.{key}: a view has no such setting"
+                    + _mean(nearest(key, known))
+                )
         if "of" in overrides and overrides.of not in set(view_names(stage)) - {view}:
-            raise ValueError(f"config.{prefix}views.{view}.of={overrides.of!r} is no other view: "
-                             f"{', '.join(view_names(stage))}")
+            raise ValueError(
+                f"config.{prefix}views.{view}.of={overrides.of!r} is no other view: "
+                f"{', '.join(view_names(stage))}"
+            )
         total += overrides.count if "count" in overrides else 1
     read = reader(flat(stage), "")
     for when, wanted in VIEW_COUNTS:
         if when.holds(read) and total != wanted:
             names = ", ".join(view_names(stage))
-            raise ValueError(f"config.{prefix}views has {total} views ({names}), but method {stage.method!r} "
-                             f"takes {wanted}: name as many in `views`")
+            raise ValueError(
+                f"config.{prefix}views has {total} views ({names}), but method {stage.method!r} "
+                f"takes {wanted}: name as many in `views`"
+            )
 
 
 def nearest(name: str, known: Collection[str]) -> list[str]:

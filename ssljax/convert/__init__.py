@@ -28,7 +28,9 @@ def family(config: ConfigDict, names: Collection[str] = ()) -> Family:
     if model.name not in BACKBONES and model.name not in TABLES:
         return vit.family(model, config.data.image_size)
     if model.bn_epsilon != 1e-5:
-        raise ValueError(f"config.model.bn_epsilon is {model.bn_epsilon}; torchvision and timm have 1e-5, and weights files do not say")
+        raise ValueError(
+            f"config.model.bn_epsilon is {model.bn_epsilon}; torchvision and timm have 1e-5, and weights files do not say"
+        )
     if model.name in TABLES:
         return regnet.TIMM if regnet.TIMM_ONLY in names else regnet.TORCHVISION
     return resnet.family(model)

@@ -40,8 +40,10 @@ def import_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
     shapes = build(config, facts_for(config, config.data.num_classes or 1)).shapes
     other = [part for part in shapes.params if part not in weights.PARTS]
     if other or jax.tree.leaves(shapes.extra):
-        raise ValueError(f"method {config.method!r} keeps more than a file can hold ({', '.join(other) or 'a state of its own'}): "
-                         "read it with a config of method 'supervised' and start from that folder with --config.init_from=DIR")
+        raise ValueError(
+            f"method {config.method!r} keeps more than a file can hold ({', '.join(other) or 'a state of its own'}): "
+            "read it with a config of method 'supervised' and start from that folder with --config.init_from=DIR"
+        )
     family = convert.family(config, state_dict)
     head = state_dict.get(f"{family.heads['head']}.weight", np.zeros(1))
     program = build(config, facts_for(config, config.data.num_classes or len(head)))
@@ -49,9 +51,13 @@ def import_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
     steps = found.steps()
     found.close()
     if steps:
-        raise ValueError(f"--workdir={workdir} already has a checkpoint, of step {steps[-1]}: use another folder")
+        raise ValueError(
+            f"--workdir={workdir} already has a checkpoint, of step {steps[-1]}: use another folder"
+        )
     like = {"params": program.shapes.params, "model_state": program.shapes.model_state}
-    tree = jax.device_put(weights.load(state_dict, like, family), jax.tree.map(lambda leaf: leaf.sharding, like))
+    tree = jax.device_put(
+        weights.load(state_dict, like, family), jax.tree.map(lambda leaf: leaf.sharding, like)
+    )
     with RunFolder(workdir, config, None) as folder:
         folder.save(program.init(config.seed).replace(**tree), {})
     return weights.places(like, family)
@@ -69,8 +75,10 @@ def export_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
     if facts is None and config.data.num_classes:
         facts = facts_for(config, config.data.num_classes)
     run = open_run(config, facts or sources.load(config.data, "train").facts, workdir)
-    tree = {name: {part: branch for part, branch in getattr(run, name).items() if part in weights.PARTS}
-            for name in ("params", "model_state")}
+    tree = {
+        name: {part: branch for part, branch in getattr(run, name).items() if part in weights.PARTS}
+        for name in ("params", "model_state")
+    }
     weights.write(weights.dump(tree, family), file)
     return weights.places(tree, family)
 
@@ -78,9 +86,11 @@ def export_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
 def main(argv: list[str] | None = None) -> None:
     """`ssljax convert`."""
     flags = cli.parse("convert", argv, **{"from": "", "to": "", "stage": ""})
-    source, target = getattr(flags, "from"), flags.to          # "from" is a keyword
+    source, target = getattr(flags, "from"), flags.to  # "from" is a keyword
     if bool(source) == bool(target):
-        raise SystemExit("ssljax convert: say either --from=FILE.safetensors, to read weights into --workdir, or --to=FILE.safetensors")
+        raise SystemExit(
+            "ssljax convert: say either --from=FILE.safetensors, to read weights into --workdir, or --to=FILE.safetensors"
+        )
     try:
         config, workdir = stage(flags.config, flags.workdir, flags.stage)
         found = import_weights(config, workdir, source) if source else export_weights(config, workdir, target)

@@ -10,7 +10,7 @@ from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Reorder
 
 
 def rename(path: str) -> tuple[str, Reorder]:
-    """"group2_block1/shortcut/norm/var" -> "layer2.0.downsample.1.running_var"."""
+    """ "group2_block1/shortcut/norm/var" -> "layer2.0.downsample.1.running_var"."""
     *place, layer, leaf = path.split("/")
     layer = layer.removeprefix("stem_").replace("norm", "bn")
     if place:
@@ -32,6 +32,8 @@ def family(model: ConfigDict) -> Family:
     """
     for key, needed in (("shortcut", "torchvision"), ("sk_ratio", 0.0)):
         if model[key] != needed:
-            raise ValueError(f"config.model.{key} is {model[key]!r}: no network of torchvision or timm computes that. Their weights need "
-                             f"--config.model.{key}={needed}; a network trained otherwise cannot be written in their form")
+            raise ValueError(
+                f"config.model.{key} is {model[key]!r}: no network of torchvision or timm computes that. Their weights need "
+                f"--config.model.{key}={needed}; a network trained otherwise cannot be written in their form"
+            )
     return RESNET

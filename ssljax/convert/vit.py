@@ -11,11 +11,19 @@ from ssljax.convert.weights import LEAVES, LINEAR, SAME, Family, Reorder, patche
 from ssljax.models.vit import SIZES, sincos
 
 WHOLE = {"class_token": "cls_token", "distillation_token": "dist_token", "positions": "pos_embed"}
-LAYERS = {"norm1": "norm1", "norm2": "norm2", "attn/qkv": "attn.qkv", "attn/proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+LAYERS = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn/qkv": "attn.qkv",
+    "attn/proj": "attn.proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
 
 
 def family(model: ConfigDict, image_size: int) -> Family:
     """Of a ViT for images [image_size, image_size, C]; fixed positions have no leaf here and an array there."""
+
     def rename(path: str) -> tuple[str, Reorder]:
         if path in WHOLE:
             return WHOLE[path], SAME
@@ -31,5 +39,7 @@ def family(model: ConfigDict, image_size: int) -> Family:
     fixed = {}
     if model.positions == "sincos":
         side = image_size // model.patch
-        fixed["pos_embed"] = np.asarray(sincos(SIZES[model.name][0], side, side, extra_tokens=1 + model.distillation))
+        fixed["pos_embed"] = np.asarray(
+            sincos(SIZES[model.name][0], side, side, extra_tokens=1 + model.distillation)
+        )
     return Family(rename, {"head": "head", "distillation_head": "head_dist"}, fixed)

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 Pytree = Any
 Arrays = Mapping[str, np.ndarray]
-PARTS = ("encoder", "head", "distillation_head")        # of `params` that another framework's file can hold
+PARTS = ("encoder", "head", "distillation_head")  # of `params` that another framework's file can hold
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -29,13 +29,18 @@ class Reorder(NamedTuple):
 
 
 SAME = Reorder(lambda x: x, lambda x: x)
-LINEAR = Reorder(np.transpose, np.transpose)                                                  # [out, in] -> [in, out]
-CONV = Reorder(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))          # [out, in, h, w] -> [h, w, in, out]
+LINEAR = Reorder(np.transpose, np.transpose)  # [out, in] -> [in, out]
+CONV = Reorder(
+    lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)
+)  # [out, in, h, w] -> [h, w, in, out]
 
 
 def patches(side: int) -> Reorder:
     """A convolution [D, C, side, side] as the matrix [side * side * C, D] that multiplies a patch read row by row, channels innermost."""
-    return Reorder(lambda w: CONV.ours(w).reshape(-1, w.shape[0]), lambda w: CONV.theirs(w.reshape(side, side, -1, w.shape[-1])))
+    return Reorder(
+        lambda w: CONV.ours(w).reshape(-1, w.shape[0]),
+        lambda w: CONV.theirs(w.reshape(side, side, -1, w.shape[-1])),
+    )
 
 
 class Family(NamedTuple):
@@ -117,11 +122,15 @@ def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
             raise ValueError(_shape_error(place, state[place.theirs].shape, family))
     for name, values in family.fixed.items():
         if state[name].shape != values.shape or not np.allclose(state[name], values, rtol=0, atol=1e-6):
-            raise ValueError(f"{name} in the file is not what config.model.positions='sincos' computes (MoCo v3's released networks have "
-                             "rows and columns the other way round): read it with --config.model.positions=learned")
+            raise ValueError(
+                f"{name} in the file is not what config.model.positions='sincos' computes (MoCo v3's released networks have "
+                "rows and columns the other way round): read it with --config.model.positions=learned"
+            )
     rows: dict[str, list[np.ndarray]] = {}
     for place in wanted:
-        rows.setdefault(place.ours, []).append(place.reorder.ours(np.asarray(state[place.theirs], np.float32)))
+        rows.setdefault(place.ours, []).append(
+            place.reorder.ours(np.asarray(state[place.theirs], np.float32))
+        )
     stacked = {place.ours for place in wanted if place.row >= 0}
     ours = {path: np.stack(arrays) if path in stacked else arrays[0] for path, arrays in rows.items()}
     return unflatten_dict(flatten_dict(like, keep_empty_nodes=True, sep="/") | ours, sep="/")
@@ -130,9 +139,13 @@ def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
 def dump(tree: Pytree, family: Family) -> dict[str, np.ndarray]:
     """Our tree as their state dict, float32."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
-    state = {place.theirs: place.reorder.theirs(flat[place.ours] if place.row < 0 else flat[place.ours][place.row])
-             for place in places(tree, family)}
-    return {name: np.ascontiguousarray(array) for name, array in {**state, **family.fixed}.items()}    # safetensors #825
+    state = {
+        place.theirs: place.reorder.theirs(flat[place.ours] if place.row < 0 else flat[place.ours][place.row])
+        for place in places(tree, family)
+    }
+    return {
+        name: np.ascontiguousarray(array) for name, array in {**state, **family.fixed}.items()
+    }  # safetensors #825
 
 
 def _check_names(found: Arrays, wanted: Sequence[str]) -> None:
@@ -140,8 +153,10 @@ def _check_names(found: Arrays, wanted: Sequence[str]) -> None:
     cause = "config.model (name, distillation, ...) describes another network, or the names are those of another program"
     if missing:
         near = difflib.get_close_matches(missing[0], left, 1, 0.5)
-        raise ValueError(f"the file has no {missing[0]!r} ({len(missing)} of {len(wanted)} names are missing"
-                         f"{f'; the nearest there is {near[0]!r}' if near else ''}): {cause}")
+        raise ValueError(
+            f"the file has no {missing[0]!r} ({len(missing)} of {len(wanted)} names are missing"
+            f"{f'; the nearest there is {near[0]!r}' if near else ''}): {cause}"
+        )
     if left:
         raise ValueError(f"{left[0]!r} of the file has no place here ({len(left)} such names): {cause}")
 
@@ -149,8 +164,10 @@ def _check_names(found: Arrays, wanted: Sequence[str]) -> None:
 def _shape_error(place: Place, shape: tuple[int, ...], family: Family) -> str:
     text = f"{place.theirs} is {list(shape)} in the file and {list(place.shape)} here"
     if place.theirs.rpartition(".")[0] in family.heads.values() and shape[1:] == place.shape[1:]:
-        return (f"{text}: its head has {shape[0]} classes, this configuration {place.shape[0]}. Read it into a folder of its own with "
-                f"--config.data.num_classes={shape[0]} and start from that with init_from, which takes the encoder alone")
+        return (
+            f"{text}: its head has {shape[0]} classes, this configuration {place.shape[0]}. Read it into a folder of its own with "
+            f"--config.data.num_classes={shape[0]} and start from that with init_from, which takes the encoder alone"
+        )
     return f"{text}: config.model or config.data.image_size describes another network"
 
 
@@ -178,11 +195,14 @@ def _pytorch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise ValueError(
             f"{path} is PyTorch's format, which PyTorch alone reads, and it is not installed. Where it is: python -c \"import torch, "
             f"safetensors.torch as s; d = torch.load('{path.name}', map_location='cpu'); d = d.get('model', d); "
-            f"s.save_file({{k: v.contiguous() for k, v in d.items()}}, '{path.stem}.safetensors')\"") from error
+            f"s.save_file({{k: v.contiguous() for k, v in d.items()}}, '{path.stem}.safetensors')\""
+        ) from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than arrays, and reading it might run what is in it: save its state dict alone") from error
+        raise ValueError(
+            f"{path} holds more than arrays, and reading it might run what is in it: save its state dict alone"
+        ) from error
     for wrapper in ("model", "state_dict"):
         state = state.get(wrapper, state)
     for name, tensor in state.items():
@@ -206,5 +226,7 @@ def _safetensors() -> Any:
     try:
         from safetensors import numpy
     except ImportError as error:
-        raise ValueError("reading and writing .safetensors needs a package: pip install 'ssljax[convert]'") from error
+        raise ValueError(
+            "reading and writing .safetensors needs a package: pip install 'ssljax[convert]'"
+        ) from error
     return numpy

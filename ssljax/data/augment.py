@@ -11,10 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-LUMA = (0.2989, 0.5870, 0.1140)   # tf.image.rgb_to_grayscale; they add up to 0.9999
+LUMA = (0.2989, 0.5870, 0.1140)  # tf.image.rgb_to_grayscale; they add up to 0.9999
 
 
 # ---------------------------------------------------------------------------------------------------------------- operations
+
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
     """Multiplies: the released code's `simclrv2` form, and torchvision's."""
@@ -59,7 +60,9 @@ def grayscale(image: jax.Array) -> jax.Array:
     return jnp.broadcast_to(luma(r, g, b)[..., None], image.shape)
 
 
-def gaussian_blur(image: jax.Array, sigma: jax.Array, *, kernel_size: int, padding: str = "zero") -> jax.Array:
+def gaussian_blur(
+    image: jax.Array, sigma: jax.Array, *, kernel_size: int, padding: str = "zero"
+) -> jax.Array:
     """Separable Gaussian blur with 2*(kernel_size//2)+1 taps, `sigma` in pixels.
 
     `padding="zero"` is SimCLR's: the kernel keeps its sum and borders darken. `padding="reflect"` is torchvision's.
@@ -78,7 +81,9 @@ def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
 def normalize(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
     """Subtracts the mean and divides by the standard deviation of each channel."""
     shape = (1, 1, image.shape[-1])
-    return (image - jnp.asarray(mean, jnp.float32).reshape(shape)) / jnp.asarray(std, jnp.float32).reshape(shape)
+    return (image - jnp.asarray(mean, jnp.float32).reshape(shape)) / jnp.asarray(std, jnp.float32).reshape(
+        shape
+    )
 
 
 def clip(image: jax.Array) -> jax.Array:
@@ -87,6 +92,7 @@ def clip(image: jax.Array) -> jax.Array:
 
 
 # --------------------------------------------------------------------------------------------------- what they are made of
+
 
 def planes(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Red, green and blue [H, W]: arithmetic on planes fills vector registers, on interleaved channels it does not."""
@@ -98,7 +104,9 @@ def luma(r: jax.Array, g: jax.Array, b: jax.Array) -> jax.Array:
     return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
 
 
-def hsv_shift(r: jax.Array, g: jax.Array, b: jax.Array, *, factor: jax.Array | float, delta: jax.Array | float) -> tuple[jax.Array, ...]:
+def hsv_shift(
+    r: jax.Array, g: jax.Array, b: jax.Array, *, factor: jax.Array | float, delta: jax.Array | float
+) -> tuple[jax.Array, ...]:
     """RGB -> HSV -> (H + delta mod 1, S * factor clipped to [0, 1]) -> RGB, without the division of S by V.
 
     With the chroma C = V S = max - min, S f clipped at 1 is C' = min(C f, V).
@@ -106,14 +114,18 @@ def hsv_shift(r: jax.Array, g: jax.Array, b: jax.Array, *, factor: jax.Array | f
     value = jnp.maximum(jnp.maximum(r, g), b)
     chroma = value - jnp.minimum(jnp.minimum(r, g), b)
     over = 1.0 / jnp.where(chroma > 0.0, chroma, 1.0)
-    sixth = jnp.where(r == value, (g - b) * over, jnp.where(g == value, 2.0 + (b - r) * over, 4.0 + (r - g) * over))
+    sixth = jnp.where(
+        r == value, (g - b) * over, jnp.where(g == value, 2.0 + (b - r) * over, 4.0 + (r - g) * over)
+    )
     sixth = sixth + 6.0 * delta
     sixth = sixth - 6.0 * jnp.floor(sixth / 6.0)
     chroma = jnp.clip(chroma * factor, 0.0, value)
     low = value - chroma
-    return (low + chroma * clip(jnp.abs(sixth - 3.0) - 1.0),
-            low + chroma * clip(2.0 - jnp.abs(sixth - 2.0)),
-            low + chroma * clip(2.0 - jnp.abs(sixth - 4.0)))
+    return (
+        low + chroma * clip(jnp.abs(sixth - 3.0) - 1.0),
+        low + chroma * clip(2.0 - jnp.abs(sixth - 2.0)),
+        low + chroma * clip(2.0 - jnp.abs(sixth - 4.0)),
+    )
 
 
 def blur_matrix(side: int, sigma: jax.Array, kernel_size: int, padding: str) -> jax.Array:
@@ -128,12 +140,20 @@ def blur_matrix(side: int, sigma: jax.Array, kernel_size: int, padding: str) -> 
     if padding == "zero":
         return band(to - of)
     if padding != "reflect":
-        raise ValueError(f"gaussian_blur: padding={padding!r} is unknown. Use 'zero' (SimCLR) or 'reflect' (torchvision).")
+        raise ValueError(
+            f"gaussian_blur: padding={padding!r} is unknown. Use 'zero' (SimCLR) or 'reflect' (torchvision)."
+        )
     if radius >= side:
-        raise ValueError(f"gaussian_blur: kernel_size={kernel_size} reaches {radius} pixels, too far to reflect at a side of {side}. "
-                         "Use a smaller kernel or padding='zero'.")
-    first, last = of == 0, of == side - 1                 # a border pixel is its own mirror image: not counted twice
-    return band(to - of) + jnp.where(first, 0.0, band(to + of)) + jnp.where(last, 0.0, band(to - (2 * (side - 1) - of)))
+        raise ValueError(
+            f"gaussian_blur: kernel_size={kernel_size} reaches {radius} pixels, too far to reflect at a side of {side}. "
+            "Use a smaller kernel or padding='zero'."
+        )
+    first, last = of == 0, of == side - 1  # a border pixel is its own mirror image: not counted twice
+    return (
+        band(to - of)
+        + jnp.where(first, 0.0, band(to + of))
+        + jnp.where(last, 0.0, band(to - (2 * (side - 1) - of)))
+    )
 
 
 def gaussian(distance: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -152,6 +172,7 @@ def to_float(image: jax.Array) -> jax.Array:
 
 
 # ------------------------------------------------------------------------------------------------------------- the colour jitter
+
 
 class Jitter(NamedTuple):
     """The colour jitter's parameters, float32 scalars; `rank int32 [4]` is each operation's place in the order, as listed here."""
@@ -177,7 +198,11 @@ def color_jitter(image: jax.Array, jitter: Jitter, *, additive: bool = False) ->
         add, multiply = (light, scale) if additive else (0.0, light * scale)
         x = tuple(clip(c * multiply + (c.mean() * (1.0 - scale) + add)) for c in x)
         if len(x) == 3:
-            x = hsv_shift(*x, factor=jnp.where(turn[2], jitter.saturation, 1.0), delta=jnp.where(turn[3], jitter.hue, 0.0))
+            x = hsv_shift(
+                *x,
+                factor=jnp.where(turn[2], jitter.saturation, 1.0),
+                delta=jnp.where(turn[3], jitter.hue, 0.0),
+            )
     return jnp.stack(x, axis=-1)
 
 

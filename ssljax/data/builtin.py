@@ -1,7 +1,7 @@
 """`digits` and `fashion_mnist`: small data sets that are held in memory.
 
-    digits          scikit-learn's 8x8 digits: 1,500 train, 297 test
-    fashion_mnist   Debian's `dataset-fashion-mnist`, the same four files in data.data_dir, or a prepared TFDS copy
+digits          scikit-learn's 8x8 digits: 1,500 train, 297 test
+fashion_mnist   Debian's `dataset-fashion-mnist`, the same four files in data.data_dir, or a prepared TFDS copy
 """
 
 from __future__ import annotations
@@ -18,8 +18,19 @@ from ml_collections import ConfigDict
 from ssljax.data import records
 from ssljax.data.source import Source, digest
 
-FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"      # where Debian's package puts the four IDX files
-FASHION_MNIST_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"  # where Debian's package puts the four IDX files
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
 
 def digits(data: ConfigDict, split: str) -> Source:
@@ -40,14 +51,17 @@ def fashion_mnist(data: ConfigDict, split: str) -> Source:
     if all(p.is_file() for p in paths):
         images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
         if len(images) != len(labels):
-            raise ValueError(f"{paths[0]} holds {len(images)} images, {paths[1].name} {len(labels)} labels: they do not belong together")
+            raise ValueError(
+                f"{paths[0]} holds {len(images)} images, {paths[1].name} {len(labels)} labels: they do not belong together"
+            )
         return in_memory(data, split, images[..., None], labels, FASHION_MNIST_CLASSES)
     try:
         return records.load(data, "fashion_mnist", split, decoded=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"Fashion-MNIST: no {paths[0].name} in {folder} and no prepared TFDS copy. Either `apt-get install dataset-fashion-mnist`, or "
-            "name a folder with the four gzip IDX files as data.data_dir, or run `ssljax prepare fashion_mnist`") from error
+            "name a folder with the four gzip IDX files as data.data_dir, or run `ssljax prepare fashion_mnist`"
+        ) from error
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
@@ -64,7 +78,9 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         raise ValueError(f"{path} is not a whole gzip file ({error}): copy it again") from error
     header = 4 + 4 * ndim
     if content[:4] != bytes((0, 0, 8, ndim)) or len(content) < header:
-        raise ValueError(f"{path} starts with {content[:4].hex()}, not with 000008{ndim:02x} (IDX, {ndim}-d bytes): wrong file?")
+        raise ValueError(
+            f"{path} starts with {content[:4].hex()}, not with 000008{ndim:02x} (IDX, {ndim}-d bytes): wrong file?"
+        )
     shape = struct.unpack(f">{ndim}I", content[4:header])
     promised, found = math.prod(shape), len(content) - header
     if found != promised:
@@ -72,16 +88,27 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def in_memory(data: ConfigDict, split: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Source:
+def in_memory(
+    data: ConfigDict, split: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> Source:
     """A source of stored pixels uint8 [N, H, W, 1], resized (bilinear) to `image_size` and repeated to `channels`."""
+
     def no_bytes(ids: np.ndarray) -> list[bytes]:
         raise ValueError(f"{data.source} is held in memory: read `images`, not encoded bytes")
 
     labels = labels.astype(np.int32)
     name = data.source
-    return Source(name=name, split=split, labels=labels, index=np.arange(len(labels), dtype=np.int32), class_names=tuple(class_names),
-                  checksum=digest(labels.tobytes(), images.tobytes()), images=_fit(images, data.image_size, data.channels),
-                  encoded=no_bytes, name_of=lambda i: f"image {i} of {name}, {split}")
+    return Source(
+        name=name,
+        split=split,
+        labels=labels,
+        index=np.arange(len(labels), dtype=np.int32),
+        class_names=tuple(class_names),
+        checksum=digest(labels.tobytes(), images.tobytes()),
+        images=_fit(images, data.image_size, data.channels),
+        encoded=no_bytes,
+        name_of=lambda i: f"image {i} of {name}, {split}",
+    )
 
 
 def _fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
@@ -89,5 +116,7 @@ def _fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
 
     if images.shape[1:3] != (size, size):
         bilinear = Image.Resampling.BILINEAR
-        images = np.stack([np.asarray(Image.fromarray(x[..., 0]).resize((size, size), bilinear)) for x in images])[..., None]
+        images = np.stack(
+            [np.asarray(Image.fromarray(x[..., 0]).resize((size, size), bilinear)) for x in images]
+        )[..., None]
     return np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:3], channels)))

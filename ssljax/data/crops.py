@@ -41,7 +41,8 @@ def tensorflow() -> Any:
         raise ImportError(
             f"TensorFlow cannot be imported ({error}), but data.crop_on='host' and tfds: sources are read "
             "with it: pip install tensorflow (tensorflow-cpu on Linux). Digits, Fashion-MNIST and a folder "
-            "with data.crop_on='device' do without") from error
+            "with data.crop_on='device' do without"
+        ) from error
 
     tf.config.set_visible_devices([], "GPU")
     return tf
@@ -53,12 +54,19 @@ def decode(encoded: tf.Tensor, channels: int) -> tf.Tensor:
     One channel is the ITU-R 601 grey level.
     """
     tf = tensorflow()
-    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")   # the op reads PNG as well
+    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # the op reads PNG as well
     return image if channels == 3 else tf.image.rgb_to_grayscale(image)
 
 
-def box_tf(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, min_area: float, max_area: float = 1.0,
-           aspect: tuple[float, float] = (3 / 4, 4 / 3)) -> tf.Tensor:
+def box_tf(
+    height: tf.Tensor,
+    width: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    min_area: float,
+    max_area: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tf.Tensor:
     """The Inception crop as google-research/simclr draws it (data_util.py, distorted_bounding_box_crop).
 
     The op draws the aspect ratio and the integer height uniformly, and rejects crops that cover less than 10
@@ -78,13 +86,27 @@ def box_tf(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, min_area: fl
     tf = tensorflow()
     whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.stack([height, width, 3]), whole, seed=seed, min_object_covered=0.1, aspect_ratio_range=aspect,
-        area_range=(min_area, max_area), max_attempts=ATTEMPTS_TF, use_image_if_no_bounding_boxes=True)
+        tf.stack([height, width, 3]),
+        whole,
+        seed=seed,
+        min_object_covered=0.1,
+        aspect_ratio_range=aspect,
+        area_range=(min_area, max_area),
+        max_attempts=ATTEMPTS_TF,
+        use_image_if_no_bounding_boxes=True,
+    )
     return tf.concat([begin[:2], size[:2]], 0)
 
 
-def box_torchvision(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, min_area: float,
-                    max_area: float = 1.0, aspect: tuple[float, float] = (3 / 4, 4 / 3)) -> tf.Tensor:
+def box_torchvision(
+    height: tf.Tensor,
+    width: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    min_area: float,
+    max_area: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tf.Tensor:
     """torchvision's RandomResizedCrop.get_params.
 
     The area is uniform, the aspect ratio log-uniform; after 10 attempts a central crop. Arguments and result
@@ -107,8 +129,9 @@ def box_torchvision(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, min
     return tf.cast(tf.where(tf.reduce_any(fits), first, central), tf.int32)
 
 
-def resize(image: tf.Tensor, height: int, width: int, method: str = "bicubic", *,
-           antialias: bool = False) -> tf.Tensor:
+def resize(
+    image: tf.Tensor, height: int, width: int, method: str = "bicubic", *, antialias: bool = False
+) -> tf.Tensor:
     """[H, W, C] -> float32 [height, width, C] by tf.image.resize; bicubic may overshoot the input's range."""
     return tensorflow().image.resize(image, (height, width), method, antialias=antialias)
 
@@ -119,8 +142,9 @@ def to_uint8(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
 
 
-def training_views(image: tf.Tensor, key: tf.Tensor, config: ConfigDict,
-                   copy: tf.Tensor | int = 0) -> dict[str, tf.Tensor]:
+def training_views(
+    image: tf.Tensor, key: tf.Tensor, config: ConfigDict, copy: tf.Tensor | int = 0
+) -> dict[str, tf.Tensor]:
     """All training views of one image.
 
     An image that comes several times in an epoch (`data.repeats`) has views 0..V-1 at its first coming,
@@ -159,8 +183,9 @@ def training_views(image: tf.Tensor, key: tf.Tensor, config: ConfigDict,
     return {"image": tf.concat(list(made.values()), 0)}
 
 
-def _view(image: tf.Tensor, crop_seed: tf.Tensor, flip_seed: tf.Tensor, view: recipes.View,
-          channels: int) -> tf.Tensor:
+def _view(
+    image: tf.Tensor, crop_seed: tf.Tensor, flip_seed: tf.Tensor, view: recipes.View, channels: int
+) -> tf.Tensor:
     """One crop, uint8 [size, size, C]."""
     tf = tensorflow()
     size, augment = view.size, view.augment
@@ -169,14 +194,22 @@ def _view(image: tf.Tensor, crop_seed: tf.Tensor, flip_seed: tf.Tensor, view: re
         crop = central_crop(image, size, size, 1.0, augment.interpolation, antialias=augment.antialias)
     elif augment.crop in ("tf", "torchvision"):
         draw = box_tf if augment.crop == "tf" else box_torchvision
-        box = draw(shape[0], shape[1], crop_seed, min_area=augment.min_area, max_area=augment.max_area,
-                   aspect=augment.aspect)
+        box = draw(
+            shape[0],
+            shape[1],
+            crop_seed,
+            min_area=augment.min_area,
+            max_area=augment.max_area,
+            aspect=augment.aspect,
+        )
         top, left, height, width = tf.unstack(box)
-        crop = image[top:top + height, left:left + width]
+        crop = image[top : top + height, left : left + width]
         crop = resize(crop, size, size, augment.interpolation, antialias=augment.antialias)
     else:
-        raise ValueError(f"augment.crop={augment.crop!r} cannot be done with data.crop_on='host': use 'tf', "
-                         "'torchvision' or 'none', or crop on the device")
+        raise ValueError(
+            f"augment.crop={augment.crop!r} cannot be done with data.crop_on='host': use 'tf', "
+            "'torchvision' or 'none', or crop on the device"
+        )
     crop = to_uint8(crop)
     if augment.flip:
         # tf.reverse: a strided slice of -1 was measured to cost as much as the resize
@@ -198,8 +231,15 @@ def _policy(crop: tf.Tensor, place: tf.Tensor, seed: int, augment: ConfigDict) -
     return out
 
 
-def central_crop(image: tf.Tensor, height: int, width: int, proportion: float, method: str = "bicubic", *,
-                 antialias: bool = False) -> tf.Tensor:
+def central_crop(
+    image: tf.Tensor,
+    height: int,
+    width: int,
+    proportion: float,
+    method: str = "bicubic",
+    *,
+    antialias: bool = False,
+) -> tf.Tensor:
     """The central crop of google-research/simclr (data_util.py, center_crop).
 
     The largest box with the result's aspect ratio, its sides times `proportion` and rounded (to even at .5);
@@ -222,7 +262,7 @@ def central_crop(image: tf.Tensor, height: int, width: int, proportion: float, m
     crop_h = tf.cast(tf.where(wide, tf.round(proportion / aspect * w), tf.round(proportion * h)), tf.int32)
     crop_w = tf.cast(tf.where(wide, tf.round(proportion * w), tf.round(proportion * aspect * h)), tf.int32)
     top, left = (shape[0] - crop_h + 1) // 2, (shape[1] - crop_w + 1) // 2
-    return resize(image[top:top + crop_h, left:left + crop_w], height, width, method, antialias=antialias)
+    return resize(image[top : top + crop_h, left : left + crop_w], height, width, method, antialias=antialias)
 
 
 def eval_image(image: tf.Tensor, config: ConfigDict) -> tf.Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-MEMORY_LIMIT = 8 * 2**30       # bytes of pixels (or of encoded records) held in memory
+MEMORY_LIMIT = 8 * 2**30  # bytes of pixels (or of encoded records) held in memory
 
 
 def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
@@ -28,7 +28,7 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
     image = Image.open(io.BytesIO(encoded))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.mode.startswith("I"):                        # 16-bit grey: Pillow would clip instead of scale
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip instead of scale
         image = Image.fromarray((np.asarray(image, np.int64) >> 8).astype(np.uint8))
     image = image.convert("RGB")
     if channels == 1:
@@ -36,18 +36,29 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
     side = min(image.size)
     left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
     if image.size != (size, size):
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+        image = image.crop((left, top, left + side, top + side)).resize(
+            (size, size), Image.Resampling.BICUBIC
+        )
     return np.asarray(image).reshape(size, size, channels)
 
 
 def require_memory(wanted: int, what: str, fix: str) -> None:
     """Raises MemoryError when `wanted` bytes pass MEMORY_LIMIT."""
     if wanted > MEMORY_LIMIT:
-        raise MemoryError(f"{what} would take {wanted / 2**30:.1f} GiB of memory, the limit is {MEMORY_LIMIT / 2**30:.0f} GiB: {fix}")
+        raise MemoryError(
+            f"{what} would take {wanted / 2**30:.1f} GiB of memory, the limit is {MEMORY_LIMIT / 2**30:.0f} GiB: {fix}"
+        )
 
 
-def decode_all(read: Callable[[int], bytes], name_of: Callable[[int], str], n: int, *, size: int, channels: int,
-               on_bad: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def decode_all(
+    read: Callable[[int], bytes],
+    name_of: Callable[[int], str],
+    n: int,
+    *,
+    size: int,
+    channels: int,
+    on_bad: str,
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Decodes images 0..n-1.
 
     Args:
@@ -65,14 +76,17 @@ def decode_all(read: Callable[[int], bytes], name_of: Callable[[int], str], n: i
         MemoryError: more than MEMORY_LIMIT bytes.
         ValueError: an unreadable image with on_bad="error".
     """
-    require_memory(n * size * size * channels, f"{n} decoded images of {size}x{size}x{channels}",
-                   "set data.crop_on='host' (images are then decoded as they come), or a smaller data.image_size")
+    require_memory(
+        n * size * size * channels,
+        f"{n} decoded images of {size}x{size}x{channels}",
+        "set data.crop_on='host' (images are then decoded as they come), or a smaller data.image_size",
+    )
     images = np.empty((n, size, size, channels), np.uint8)
 
     def one(i: int) -> str:
         try:
             images[i] = decode(read(i), size, channels)
-        except Exception as error:                        # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
             return str(error) or type(error).__name__
         return ""
 
@@ -88,7 +102,9 @@ def threaded(problem: Callable[[int], str], n: int, threads: int) -> Iterator[tu
             yield from zip(chunk, found, strict=True)
 
 
-def settle(problems: Iterable[tuple[int, str]], name_of: Callable[[int], str], on_bad: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def settle(
+    problems: Iterable[tuple[int, str]], name_of: Callable[[int], str], on_bad: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Splits images into good ones (int64 numbers) and the names of the unreadable, or raises at the first of these.
 
     Args:
@@ -106,12 +122,19 @@ def settle(problems: Iterable[tuple[int, str]], name_of: Callable[[int], str], o
         if not problem:
             good.append(i)
         elif on_bad == "error":
-            raise ValueError(f"{name_of(i)} cannot be read as an image ({problem}): replace or delete it, or set "
-                             "data.on_bad_image='skip' to leave out such images")
+            raise ValueError(
+                f"{name_of(i)} cannot be read as an image ({problem}): replace or delete it, or set "
+                "data.on_bad_image='skip' to leave out such images"
+            )
         else:
             skipped.append(name_of(i))
     if skipped:
-        log.warning("%d unreadable image%s left out: %s", len(skipped), "s" * (len(skipped) > 1), ", ".join(skipped[:20]))
+        log.warning(
+            "%d unreadable image%s left out: %s",
+            len(skipped),
+            "s" * (len(skipped) > 1),
+            ", ".join(skipped[:20]),
+        )
     return np.array(good, np.int64), tuple(skipped)
 
 
@@ -125,10 +148,12 @@ def problem_with(path: str) -> str:
             head = file.read(8)
             file.seek(max(0, os.fstat(file.fileno()).st_size - 64))
             tail = file.read()
-        whole = (head[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in tail) or (head == b"\x89PNG\r\n\x1a\n" and b"IEND" in tail)
+        whole = (head[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in tail) or (
+            head == b"\x89PNG\r\n\x1a\n" and b"IEND" in tail
+        )
         if not whole:
             with open(path, "rb") as file:
                 decode(file.read(), 8, 3)
-    except Exception as error:                            # as in decode_all
+    except Exception as error:  # as in decode_all
         return str(error) or type(error).__name__
     return ""

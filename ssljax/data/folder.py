@@ -55,17 +55,32 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
 
     images = None
     if data.crop_on == "device":
-        images, good, skipped = decode.decode_all(read_file, name_of, len(files), size=data.image_size, channels=data.channels,
-                                                  on_bad=data.on_bad_image)
+        images, good, skipped = decode.decode_all(
+            read_file,
+            name_of,
+            len(files),
+            size=data.image_size,
+            channels=data.channels,
+            on_bad=data.on_bad_image,
+        )
     else:
         look = decode.threaded(lambda i: decode.problem_with(files[i]), len(files), threads=16)
         good, skipped = decode.settle(look, name_of, data.on_bad_image)
-    files[:], labels = _only(good, files, labels)                  # read_file and name_of see the good ones
+    files[:], labels = _only(good, files, labels)  # read_file and name_of see the good ones
     sizes = np.array([os.path.getsize(f) for f in files], np.int64)
     relative = "\n".join(os.path.relpath(f, root) for f in files)
-    return Source(name=data.source, split=split, labels=labels, index=np.arange(len(files), dtype=np.int32), class_names=tuple(classes),
-                  checksum=digest(relative.encode(), sizes.tobytes(), labels.tobytes()), images=images,
-                  encoded=lambda ids: [read_file(i) for i in ids], name_of=name_of, skipped=skipped)
+    return Source(
+        name=data.source,
+        split=split,
+        labels=labels,
+        index=np.arange(len(files), dtype=np.int32),
+        class_names=tuple(classes),
+        checksum=digest(relative.encode(), sizes.tobytes(), labels.tobytes()),
+        images=images,
+        encoded=lambda ids: [read_file(i) for i in ids],
+        name_of=name_of,
+        skipped=skipped,
+    )
 
 
 def list_split(data: ConfigDict, root: Path, split: str) -> tuple[list[str], np.ndarray, list[str]]:
@@ -75,14 +90,21 @@ def list_split(data: ConfigDict, root: Path, split: str) -> tuple[list[str], np.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"data.source=folder:{root}: there is no folder {root}{_nearest(root)}")
-    train, test = _stored(root, data.train_split, "train"), _stored(root, data.test_split, "test", "val", "validation")
+    train, test = (
+        _stored(root, data.train_split, "train"),
+        _stored(root, data.test_split, "test", "val", "validation"),
+    )
     if test and not train:
-        raise FileNotFoundError(f"{root} has a folder {test.name}, but no folder {data.train_split} to train on")
+        raise FileNotFoundError(
+            f"{root} has a folder {test.name}, but no folder {data.train_split} to train on"
+        )
     here = train or root
     by_class = data.labels == "folders" and has_classes(here)
     if data.labels == "folders" and not by_class and split == "train":
-        log.warning("%s has images but no class folders: they are taken without labels, as with "
-                    "data.labels='none'", here)
+        log.warning(
+            "%s has images but no class folders: they are taken without labels, as with data.labels='none'",
+            here,
+        )
     listed = list_classes if by_class else list_loose
     if test:
         if data.labels == "folders":
@@ -103,34 +125,42 @@ def has_classes(folder: Path) -> bool:
     """
     loose = sorted(name for name in os.listdir(folder) if _is_image(name) and (folder / name).is_file())
     if not loose:
-        return True                            # or there are no images at all, which is said elsewhere
+        return True  # or there are no images at all, which is said elsewhere
     filled = next((name for name in class_folders(folder) if any(_images(folder / name))), None)
     if filled is None:
         return False
-    raise ValueError(f"{folder / loose[0]} lies loose beside class folders such as {folder / filled} (loose "
-                     f"images: {len(loose)}): move it into the folder of its class, or set "
-                     "data.labels='none' to take every image below the folder without a label")
+    raise ValueError(
+        f"{folder / loose[0]} lies loose beside class folders such as {folder / filled} (loose "
+        f"images: {len(loose)}): move it into the folder of its class, or set "
+        "data.labels='none' to take every image below the folder without a label"
+    )
 
 
 def class_folders(folder: Path) -> list[str]:
     """The names of the visible sub-folders, sorted."""
-    return sorted(name for name in os.listdir(folder) if (folder / name).is_dir() and not name.startswith("."))
+    return sorted(
+        name for name in os.listdir(folder) if (folder / name).is_dir() and not name.startswith(".")
+    )
 
 
 def _same_classes(train: Path, test: Path, by_class: bool) -> None:
     """Raises ValueError where train and test are not labelled alike; `by_class`: train has class folders."""
     if by_class != has_classes(test):
         with_classes, without = (train, test) if by_class else (test, train)
-        raise ValueError(f"{with_classes} has class folders ({', '.join(class_folders(with_classes)[:10])}), "
-                         f"but the images in {without} lie loose: sort them into the same class folders, or "
-                         "set data.labels='none' to take all images without labels")
+        raise ValueError(
+            f"{with_classes} has class folders ({', '.join(class_folders(with_classes)[:10])}), "
+            f"but the images in {without} lie loose: sort them into the same class folders, or "
+            "set data.labels='none' to take all images without labels"
+        )
     if not by_class:
         return
     here, there = class_folders(train), class_folders(test)
     if here != there:
-        raise ValueError(f"{train} has {len(here)} classes, {test} {len(there)}; only one of them has "
-                         f"{', '.join(sorted(set(here) ^ set(there))[:10])}. Labels are places in the sorted "
-                         "list of class folders: both splits need the same")
+        raise ValueError(
+            f"{train} has {len(here)} classes, {test} {len(there)}; only one of them has "
+            f"{', '.join(sorted(set(here) ^ set(there))[:10])}. Labels are places in the sorted "
+            "list of class folders: both splits need the same"
+        )
 
 
 def list_classes(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
@@ -140,11 +170,15 @@ def list_classes(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
     empty = [name for name, files in zip(classes, found, strict=True) if not files]
     wanted = ", ".join(SUFFIXES)
     if len(empty) == len(classes):
-        raise FileNotFoundError(f"{folder} holds no images ({wanted}), neither loose nor in sub-folders, one "
-                                f"per class; its sub-folders: {', '.join(empty[:10]) or 'none'}")
+        raise FileNotFoundError(
+            f"{folder} holds no images ({wanted}), neither loose nor in sub-folders, one "
+            f"per class; its sub-folders: {', '.join(empty[:10]) or 'none'}"
+        )
     if empty:
-        raise ValueError(f"class folder {folder / empty[0]} has no images ({wanted}): fill or delete it"
-                         + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""))
+        raise ValueError(
+            f"class folder {folder / empty[0]} has no images ({wanted}): fill or delete it"
+            + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else "")
+        )
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found])
     return [f for files in found for f in files], labels, classes
 
@@ -185,8 +219,9 @@ def held_out(labels: np.ndarray, groups: list[str], share: float) -> np.ndarray:
         ValueError: the share is not between 0 and 1, or a group has fewer than two images.
     """
     if not 0 < share < 1:
-        raise ValueError(f"data.holdout={share}: without a test folder it must lie between 0 and 1 "
-                         "(exclusive)")
+        raise ValueError(
+            f"data.holdout={share}: without a test folder it must lie between 0 and 1 (exclusive)"
+        )
     held = np.zeros(len(labels), bool)
     for label, name in enumerate(groups):
         rows = np.flatnonzero(labels == label)
@@ -211,5 +246,7 @@ def _nearest(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f" (nor {parent})"
-    near = difflib.get_close_matches(path.name, [name for name in os.listdir(parent) if (parent / name).is_dir()], 1, 0.5)
+    near = difflib.get_close_matches(
+        path.name, [name for name in os.listdir(parent) if (parent / name).is_dir()], 1, 0.5
+    )
     return f"; did you mean {parent / near[0]}?" if near else f"; {parent} exists"

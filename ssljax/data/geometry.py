@@ -20,7 +20,9 @@ METHODS = ("bicubic", "bilinear")
 
 def first_that_fits(fits: jax.Array, candidates: jax.Array, fallback: jax.Array) -> jax.Array:
     """The row of `candidates [T, D]` of the first True in `fits [T]`, or `fallback [D]`: a rejection loop unrolled sideways."""
-    first = jax.nn.one_hot(jnp.argmax(fits), fits.shape[0], dtype=jnp.int32)     # a sum, not a gather: the same on every backend
+    first = jax.nn.one_hot(
+        jnp.argmax(fits), fits.shape[0], dtype=jnp.int32
+    )  # a sum, not a gather: the same on every backend
     return jnp.where(fits.any(), (first[:, None] * candidates).sum(0, dtype=jnp.int32), fallback)
 
 
@@ -29,8 +31,17 @@ def uniform_integer(u: jax.Array, n: jax.Array) -> jax.Array:
     return jnp.clip(jnp.floor(u * n.astype(jnp.float32)).astype(jnp.int32), 0, jnp.maximum(n - 1, 0))
 
 
-def crop_box_tf(key: jax.Array, height: int, width: int, *, min_area: float = 0.08, max_area: float = 1.0,
-                aspect: tuple[float, float] = (3 / 4, 4 / 3), min_object_covered: float = 0.1, attempts: int = 100) -> jax.Array:
+def crop_box_tf(
+    key: jax.Array,
+    height: int,
+    width: int,
+    *,
+    min_area: float = 0.08,
+    max_area: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    min_object_covered: float = 0.1,
+    attempts: int = 100,
+) -> jax.Array:
     """A box of the Inception crop as SimCLR's released code draws it, int32 [4] (top, left, height, width).
 
     The aspect is uniform, the INTEGER height is uniform between those of the smallest and the largest area, so small areas are
@@ -58,20 +69,41 @@ def crop_box_tf(key: jax.Array, height: int, width: int, *, min_area: float = 0.
     h = h - ((h * width_of(h)).astype(jnp.float32) > high).astype(jnp.int32)
     w = width_of(h)
     area = (h * w).astype(jnp.float32)
-    fits = (area >= max(low, min_object_covered * height * width)) & (area <= high) & (w <= width) & (h <= height) & (w > 0) & (h > 0)
+    fits = (
+        (area >= max(low, min_object_covered * height * width))
+        & (area <= high)
+        & (w <= width)
+        & (h <= height)
+        & (w > 0)
+        & (h > 0)
+    )
 
     h, w = first_that_fits(fits, jnp.stack([h, w], 1), jnp.array([height, width], jnp.int32))
-    top, left = uniform_integer(u[-1, 0], height - h), uniform_integer(u[-1, 1], width - w)      # upper end excluded, as in the op
+    top, left = (
+        uniform_integer(u[-1, 0], height - h),
+        uniform_integer(u[-1, 1], width - w),
+    )  # upper end excluded, as in the op
     return jnp.stack([top, left, h, w])
 
 
-def crop_box_torchvision(key: jax.Array, height: int, width: int, *, min_area: float = 0.08, max_area: float = 1.0,
-                         aspect: tuple[float, float] = (3 / 4, 4 / 3), attempts: int = 10) -> jax.Array:
+def crop_box_torchvision(
+    key: jax.Array,
+    height: int,
+    width: int,
+    *,
+    min_area: float = 0.08,
+    max_area: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    attempts: int = 10,
+) -> jax.Array:
     """A box of torchvision's RandomResizedCrop, int32 [4]: uniform area, log-uniform aspect, else the largest central crop."""
     u = jax.random.uniform(key, (attempts + 1, 2), jnp.float32)
     area = (min_area + u[:-1, 0] * (max_area - min_area)) * (height * width)
     ratio = jnp.exp(math.log(aspect[0]) + u[:-1, 1] * (math.log(aspect[1]) - math.log(aspect[0])))
-    h, w = jnp.rint(jnp.sqrt(area / ratio)).astype(jnp.int32), jnp.rint(jnp.sqrt(area * ratio)).astype(jnp.int32)
+    h, w = (
+        jnp.rint(jnp.sqrt(area / ratio)).astype(jnp.int32),
+        jnp.rint(jnp.sqrt(area * ratio)).astype(jnp.int32),
+    )
     fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
 
     central = (min(height, round(width / aspect[0])), min(width, round(height * aspect[1])))
@@ -91,7 +123,9 @@ def kernel(distance: jax.Array, method: str) -> jax.Array:
     return jnp.where(x <= 1.0, near, jnp.where(x < 2.0, far, 0.0))
 
 
-def interpolation(start: jax.Array, length: jax.Array, side: int, size: int, *, method: str, antialias: bool) -> jax.Array:
+def interpolation(
+    start: jax.Array, length: jax.Array, side: int, size: int, *, method: str, antialias: bool
+) -> jax.Array:
     """The matrix [size, side] that resizes pixels [start, start + length) of an axis of `side` pixels to `size` pixels.
 
     Half-pixel centres. Weights of pixels outside the box are dropped and the rest renormalised, as if the box had been cut out first.
@@ -106,15 +140,24 @@ def interpolation(start: jax.Array, length: jax.Array, side: int, size: int, *, 
     return weight / weight.sum(1, keepdims=True)
 
 
-def crop_resize(image: jax.Array, box: jax.Array, size: int | tuple[int, int], *, method: str = "bicubic", antialias: bool = False,
-                flip: jax.Array | bool = False) -> jax.Array:
+def crop_resize(
+    image: jax.Array,
+    box: jax.Array,
+    size: int | tuple[int, int],
+    *,
+    method: str = "bicubic",
+    antialias: bool = False,
+    flip: jax.Array | bool = False,
+) -> jax.Array:
     """Cuts `box` out of `image [H, W, C]` and resizes it to [size, size, C], mirrored where `flip`.
 
     `method="bicubic"` is `tf.image.resize(method="bicubic")`; with `antialias` it is torchvision's and Pillow's.
     Bicubic weights overshoot [0, 1]; clipping is the caller's.
     """
     if method not in METHODS:
-        raise ValueError(f"crop_resize: method={method!r} is not an interpolation known here. Choose one of {', '.join(METHODS)}.")
+        raise ValueError(
+            f"crop_resize: method={method!r} is not an interpolation known here. Choose one of {', '.join(METHODS)}."
+        )
     rows, columns = (size, size) if isinstance(size, int) else size
     top, left, height, width = box
     y = interpolation(top, height, image.shape[0], rows, method=method, antialias=antialias)
@@ -129,7 +172,9 @@ def affine_matrix(rotation: jax.Array, shift: jax.Array, zoom: jax.Array, shear:
     angle, slope = jnp.deg2rad(rotation), jnp.tan(jnp.deg2rad(shear))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     turn = jnp.stack([jnp.stack([cos, sin]), jnp.stack([-sin, cos])])
-    lean = jnp.stack([jnp.stack([jnp.ones_like(slope), jnp.zeros_like(slope)]), jnp.stack([slope, jnp.ones_like(slope)])])
+    lean = jnp.stack(
+        [jnp.stack([jnp.ones_like(slope), jnp.zeros_like(slope)]), jnp.stack([slope, jnp.ones_like(slope)])]
+    )
     linear = jnp.matmul(turn, lean, precision="highest") / zoom
     return jnp.concatenate([linear, -jnp.matmul(linear, shift[:, None], precision="highest")], axis=1)
 

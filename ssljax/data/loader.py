@@ -27,8 +27,8 @@ from ssljax.data.source import Source
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PREFETCH = 2            # batches made ahead of the consumer
-READ_AT_ONCE = 32       # records fetched by one call of Source.read
+PREFETCH = 2  # batches made ahead of the consumer
+READ_AT_ONCE = 32  # records fetched by one call of Source.read
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -38,13 +38,22 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
         ValueError: fewer examples than one batch.
     """
     if n < batch_size:
-        raise ValueError(f"{n} examples do not fill one batch of {batch_size}: set batch_size to at most {n}, or use more data "
-                         "(data.train_per_class, data.labels_per_class, data.label_fraction)")
+        raise ValueError(
+            f"{n} examples do not fill one batch of {batch_size}: set batch_size to at most {n}, or use more data "
+            "(data.train_per_class, data.labels_per_class, data.label_fraction)"
+        )
     return n // batch_size
 
 
-def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, process_index: int = 0,
-                  process_count: int = 1, balance: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
+def train_batches(
+    source: Source,
+    config: ConfigDict,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    balance: np.ndarray | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
     """This process's share of every global batch, from `start_step` on, without end.
 
     Args:
@@ -69,12 +78,21 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
     n, batch_size = len(source), config.batch_size
     spe = steps_per_epoch(n, batch_size)
     if batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size} does not divide over {process_count} processes: choose a multiple")
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over {process_count} processes: choose a multiple"
+        )
     share = batch_size // process_count
     if repeats > 1 and balance is not None:
-        raise ValueError(f"data.repeats={repeats} and drawing evenly over clusters do not go together: set data.repeats=1")
-    epoch_order = functools.lru_cache(maxsize=2)(lambda epoch: (
-        sampler.repeated(config.seed, epoch, n, repeats) if balance is None else sampler.balanced(config.seed, epoch, balance)))
+        raise ValueError(
+            f"data.repeats={repeats} and drawing evenly over clusters do not go together: set data.repeats=1"
+        )
+    epoch_order = functools.lru_cache(maxsize=2)(
+        lambda epoch: (
+            sampler.repeated(config.seed, epoch, n, repeats)
+            if balance is None
+            else sampler.balanced(config.seed, epoch, balance)
+        )
+    )
 
     def places(step: int) -> np.ndarray:
         return np.arange(share) + ((step % spe) * batch_size + process_index * share)
@@ -90,7 +108,9 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
     if config.data.crop_on not in ("host", "device"):
         raise ValueError(f"data.crop_on={config.data.crop_on!r} is neither 'host' nor 'device'")
     if config.data.crop_on == "device" and source.images is None:
-        raise ValueError(f"{source.name} is not in memory, so it cannot be cropped on the device: load it with data.crop_on='device' too")
+        raise ValueError(
+            f"{source.name} is not in memory, so it cannot be cropped on the device: load it with data.crop_on='device' too"
+        )
     if config.data.crop_on == "host":
         batches = _host_crops(source, config, rows, copies, spe, start_step)
     else:
@@ -98,16 +118,20 @@ def train_batches(source: Source, config: ConfigDict, *, start_step: int = 0, pr
     return batches if repeats == 1 and balance is None else _with_copies(batches, copies, start_step)
 
 
-def _with_copies(batches: Iterator[dict[str, np.ndarray]], copies: Callable[[int], np.ndarray],
-                 start_step: int) -> Iterator[dict[str, np.ndarray]]:
+def _with_copies(
+    batches: Iterator[dict[str, np.ndarray]], copies: Callable[[int], np.ndarray], start_step: int
+) -> Iterator[dict[str, np.ndarray]]:
     """The same batches, with the number of each row's copy."""
     with contextlib.closing(batches):
         for step, batch in zip(itertools.count(start_step), batches, strict=False):
             yield {**batch, "copy": copies(step)}
 
 
-def _in_memory(source: Source, rows: Callable[[int], np.ndarray], start_step: int) -> Iterator[dict[str, np.ndarray]]:
+def _in_memory(
+    source: Source, rows: Callable[[int], np.ndarray], start_step: int
+) -> Iterator[dict[str, np.ndarray]]:
     """A plain take from the arrays; one thread stays PREFETCH batches ahead."""
+
     def batch(step: int) -> dict[str, np.ndarray]:
         r = rows(step)
         return {"image": source.images[r], "label": source.labels[r], "index": source.index[r]}
@@ -120,24 +144,37 @@ def _in_memory(source: Source, rows: Callable[[int], np.ndarray], start_step: in
             yield ahead.popleft().result()
 
 
-def _host_crops(source: Source, config: ConfigDict, rows: Callable[[int], np.ndarray], copies: Callable[[int], np.ndarray],
-                spe: int, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+def _host_crops(
+    source: Source,
+    config: ConfigDict,
+    rows: Callable[[int], np.ndarray],
+    copies: Callable[[int], np.ndarray],
+    spe: int,
+    start_step: int,
+) -> Iterator[dict[str, np.ndarray]]:
     """One tf.data pipeline over all steps and epochs, in order: rows of a step -> images -> views -> batch."""
     from ssljax.data import crops
+
     tf = crops.tensorflow()
     share = len(rows(start_step))
 
     def plan(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.stack([np.full(share, step // spe, np.int64), copies(int(step))], axis=1), rows(int(step))
 
-    def views(number: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    def views(
+        number: tf.Tensor, position: tf.Tensor, image: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         epoch, copy = number[0], number[1]
         index = tf.gather(tf.constant(source.index), position)
-        return crops.training_views(image, tf.stack([epoch, tf.cast(index, tf.int64)]), config, copy), position
+        return crops.training_views(
+            image, tf.stack([epoch, tf.cast(index, tf.int64)]), config, copy
+        ), position
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     dataset = steps.map(lambda s: tf.numpy_function(plan, [s], (tf.int64, tf.int64))).unbatch()
-    dataset = _read(tf, source, dataset, config.data.channels).map(views, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = _read(tf, source, dataset, config.data.channels).map(
+        views, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
     batches = iter(dataset.batch(share, drop_remainder=True).prefetch(PREFETCH).as_numpy_iterator())
     for step in itertools.count(start_step):
         try:
@@ -157,18 +194,29 @@ def _read(tf: Any, source: Source, dataset: tf.data.Dataset, channels: int) -> t
     from ssljax.data import crops
 
     def read(positions: np.ndarray) -> np.ndarray:
-        return source.images[positions] if source.images is not None else np.array(source.read(positions), object)
+        return (
+            source.images[positions]
+            if source.images is not None
+            else np.array(source.read(positions), object)
+        )
 
     def fetch(number: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         content = tf.numpy_function(read, [position], tf.string if source.images is None else tf.uint8)
         content.set_shape([None] if source.images is None else [None, *source.images.shape[1:]])
         return number, position, content
 
-    dataset = dataset.batch(READ_AT_ONCE).map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
+    dataset = (
+        dataset.batch(READ_AT_ONCE)
+        .map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .unbatch()
+    )
     if source.images is not None:
         return dataset
-    return dataset.map(lambda number, position, content: (number, position, crops.decode(content, channels)),
-                       num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.map(
+        lambda number, position, content: (number, position, crops.decode(content, channels)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
 
 
 def _unreadable(source: Source, positions: np.ndarray, channels: int) -> ValueError | None:
@@ -179,8 +227,10 @@ def _unreadable(source: Source, positions: np.ndarray, channels: int) -> ValueEr
         try:
             crops.decode(source.read([i])[0], channels)
         except Exception as error:
-            return ValueError(f"{source.describe(i)} cannot be read as an image ({error}): its first and last bytes looked whole when "
-                              "training began. Replace or delete it")
+            return ValueError(
+                f"{source.describe(i)} cannot be read as an image ({error}): its first and last bytes looked whole when "
+                "training began. Replace or delete it"
+            )
     return None
 
 
@@ -205,12 +255,21 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
     for first in range(0, n, batch_size):
         rows = np.arange(first, min(first + batch_size, n))
         image = source.images[rows] if images is None else next(images)
-        batch = {"image": image, "label": source.labels[rows], "index": source.index[rows], "mask": np.ones(len(rows), bool)}
+        batch = {
+            "image": image,
+            "label": source.labels[rows],
+            "index": source.index[rows],
+            "mask": np.ones(len(rows), bool),
+        }
         missing = batch_size - len(rows)
         if missing:
-            batch = {k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
+            batch = {
+                k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) for k, v in batch.items()
+            }
         if images is None:
-            batch["image"] = _central(batch["image"], config)            # behind the padding: one shape, one compilation
+            batch["image"] = _central(
+                batch["image"], config
+            )  # behind the padding: one shape, one compilation
         yield batch
 
 
@@ -238,11 +297,15 @@ def _central_squares(images: jax.Array, *, side: int, size: int, method: str, an
 def _host_eval(source: Source, config: ConfigDict, batch_size: int) -> Iterator[np.ndarray]:
     """uint8 [<= batch_size, S, S, C], in order."""
     from ssljax.data import crops
+
     tf = crops.tensorflow()
 
     dataset = tf.data.Dataset.range(len(source)).map(lambda i: (i, i))
     dataset = _read(tf, source, dataset, config.data.channels).map(
-        lambda _, position, image: crops.eval_image(image, config), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        lambda _, position, image: crops.eval_image(image, config),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
     batches = iter(dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator())
     for first in range(0, len(source), batch_size):
         try:

@@ -15,13 +15,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-MIX = 2**32 - 2               # folded into the step's key: no example's index is so large; 2**32 - 1 is views.batch_sigma's
+MIX = (
+    2**32 - 2
+)  # folded into the step's key: no example's index is so large; 2**32 - 1 is views.batch_sigma's
 TRIES = 10
-AREA = (0.02, 1 / 3)          # of the image, what erasing takes away
+AREA = (0.02, 1 / 3)  # of the image, what erasing takes away
 ASPECT = (0.3, 1 / 0.3)
 
 
 # ------------------------------------------------------------------------------------------------------------- mixup and CutMix
+
 
 def smoothed_one_hot(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
     """1 - eps + eps/C for the label, eps/C for every other class: int [B] -> float32 [B, C]. A loss must not smooth them again."""
@@ -42,7 +45,9 @@ def mixup(image: jax.Array, target: jax.Array, lam: jax.Array | float) -> tuple[
     return blend(image, lam), blend(target, lam)
 
 
-def cutmix(image: jax.Array, target: jax.Array, box: jax.Array | tuple[int, int, int, int]) -> tuple[jax.Array, jax.Array]:
+def cutmix(
+    image: jax.Array, target: jax.Array, box: jax.Array | tuple[int, int, int, int]
+) -> tuple[jax.Array, jax.Array]:
     """Row b shows row B-1-b inside the box, and the targets are mixed by the area that it covers.
 
     Args:
@@ -80,12 +85,25 @@ def cutmix_box(key: jax.Array, lam: jax.Array, height: int, width: int) -> jax.A
     ratio = jnp.sqrt(1.0 - lam)
     half_y, half_x = (height * ratio).astype(jnp.int32) // 2, (width * ratio).astype(jnp.int32) // 2
     y, x = jax.random.randint(y_key, (), 0, height), jax.random.randint(x_key, (), 0, width)
-    return jnp.stack([jnp.clip(y - half_y, 0, height), jnp.clip(y + half_y, 0, height),
-                      jnp.clip(x - half_x, 0, width), jnp.clip(x + half_x, 0, width)])
+    return jnp.stack(
+        [
+            jnp.clip(y - half_y, 0, height),
+            jnp.clip(y + half_y, 0, height),
+            jnp.clip(x - half_x, 0, width),
+            jnp.clip(x + half_x, 0, width),
+        ]
+    )
 
 
-def mix(images: jax.Array, targets: jax.Array, key: jax.Array, *, mixup_alpha: float, cutmix_alpha: float,
-        switch: float = 0.5) -> tuple[jax.Array, jax.Array]:
+def mix(
+    images: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    switch: float = 0.5,
+) -> tuple[jax.Array, jax.Array]:
     """Mixes a whole batch by mixup or CutMix, lambda ~ Beta(alpha, alpha).
 
     Args:
@@ -103,8 +121,10 @@ def mix(images: jax.Array, targets: jax.Array, key: jax.Array, *, mixup_alpha: f
         ValueError: an odd batch, whose middle row has no partner.
     """
     if len(images) % 2:
-        raise ValueError(f"mix: the batch has {len(images)} rows, and row b is mixed with row B-1-b: use an even batch_size (and, with "
-                         "accumulate > 1, even micro-batches)")
+        raise ValueError(
+            f"mix: the batch has {len(images)} rows, and row b is mixed with row B-1-b: use an even batch_size (and, with "
+            "accumulate > 1, even micro-batches)"
+        )
     which, lam_key, box_key = jax.random.split(jax.random.fold_in(key, jnp.uint32(MIX)), 3)
 
     def by_mixup() -> tuple[jax.Array, jax.Array]:
@@ -122,6 +142,7 @@ def mix(images: jax.Array, targets: jax.Array, key: jax.Array, *, mixup_alpha: f
 
 
 # -------------------------------------------------------------------------------------------------------------- random erasing
+
 
 def random_erasing(image: jax.Array, key: jax.Array, *, probability: float) -> jax.Array:
     """With `probability`, noise N(0, 1) for every pixel and channel of a random box (timm's mode "pixel", one box).

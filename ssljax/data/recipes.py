@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from ssljax.config import view_names
 
-TAKEN = ("image", "label", "index", "copy", "mask", "boxes")          # entries of a batch that are no view
+TAKEN = ("image", "label", "index", "copy", "mask", "boxes")  # entries of a batch that are no view
 GEOMETRY = ("crop", "min_area", "max_area", "aspect", "flip", "rotate", "shift", "zoom", "shear")
 
 
@@ -52,8 +52,10 @@ def resolved(config: ConfigDict) -> tuple[View, ...]:
     Raises:
         ValueError: a view that cannot be (named).
     """
-    stated = {name: {"size": config.data.image_size, "count": 1, "of": "", **config.views[name].to_dict()}
-              for name in view_names(config)}
+    stated = {
+        name: {"size": config.data.image_size, "count": 1, "of": "", **config.views[name].to_dict()}
+        for name in view_names(config)
+    }
     if not stated:
         raise ValueError("config.views is empty: name at least one view, e.g. views=dict(one=dict())")
     firsts, drawn = {}, 0
@@ -62,33 +64,50 @@ def resolved(config: ConfigDict) -> tuple[View, ...]:
         if not view["of"]:
             firsts[name] = drawn
             drawn += view["count"]
-    return tuple(View(name, _recipe(config.augment, stated, name), view["size"], view["count"],
-                      firsts[view["of"] or name]) for name, view in stated.items())
+    return tuple(
+        View(
+            name,
+            _recipe(config.augment, stated, name),
+            view["size"],
+            view["count"],
+            firsts[view["of"] or name],
+        )
+        for name, view in stated.items()
+    )
 
 
 def _check(name: str, view: Mapping[str, Any], stated: Mapping[str, Mapping[str, Any]]) -> None:
     place = f"config.views.{name}"
     if name in TAKEN:
-        raise ValueError(f"{place}: a batch has another entry of that name; call the view something other "
-                         f"than {', '.join(TAKEN)}")
+        raise ValueError(
+            f"{place}: a batch has another entry of that name; call the view something other "
+            f"than {', '.join(TAKEN)}"
+        )
     for key in ("size", "count"):
         if view[key] < 1:
-            raise ValueError(f"{place}.{key}={view[key]}: it must be at least 1; leave the view out if it is "
-                             "not wanted")
+            raise ValueError(
+                f"{place}.{key}={view[key]}: it must be at least 1; leave the view out if it is not wanted"
+            )
     if not view["of"]:
         return
     partners = [other for other, values in stated.items() if not values["of"]]
     if view["of"] not in partners:
-        raise ValueError(f"{place}.of={view['of']!r} is not a view with a crop of its own. Use one of: "
-                         f"{', '.join(partners) or '(there is none)'}")
+        raise ValueError(
+            f"{place}.of={view['of']!r} is not a view with a crop of its own. Use one of: "
+            f"{', '.join(partners) or '(there is none)'}"
+        )
     count = stated[view["of"]]["count"]
     if view["count"] != count:
-        raise ValueError(f"{place}.count={view['count']}, but {view['of']!r}, whose crops it shares, has "
-                         f"count {count}: set {place}.count={count}")
+        raise ValueError(
+            f"{place}.count={view['count']}, but {view['of']!r}, whose crops it shares, has "
+            f"count {count}: set {place}.count={count}"
+        )
     own = [key for key in GEOMETRY if key in view]
     if own:
-        raise ValueError(f"{place}.{own[0]}={view[own[0]]!r} does not go with of={view['of']!r}: a shared "
-                         f"crop is that view's. Set config.views.{view['of']}.{own[0]}, or leave `of` out")
+        raise ValueError(
+            f"{place}.{own[0]}={view[own[0]]!r} does not go with of={view['of']!r}: a shared "
+            f"crop is that view's. Set config.views.{view['of']}.{own[0]}, or leave `of` out"
+        )
 
 
 def _recipe(augment: ConfigDict, stated: Mapping[str, Mapping[str, Any]], name: str) -> ConfigDict:

@@ -51,12 +51,27 @@ def load(data: ConfigDict, name: str, split: str, *, decoded: bool = False) -> S
 
     images, good, skipped = None, np.arange(count), ()
     if decoded or data.crop_on == "device":
-        images, good, skipped = decode.decode_all(lambda i: read(np.array([i]))[0], name_of, count, size=data.image_size,
-                                                  channels=data.channels, on_bad=data.on_bad_image)
+        images, good, skipped = decode.decode_all(
+            lambda i: read(np.array([i]))[0],
+            name_of,
+            count,
+            size=data.image_size,
+            channels=data.channels,
+            on_bad=data.on_bad_image,
+        )
     facts = f"{builder.info.full_name} {stored} {count} {builder.info.dataset_size}"
-    return Source(name=data.source, split=split, labels=labels[good], index=np.arange(len(good), dtype=np.int32), class_names=classes,
-                  checksum=digest(facts.encode(), labels[good].tobytes()), images=images, encoded=lambda ids: read(good[ids]),
-                  name_of=lambda i: name_of(int(good[i])), skipped=skipped)
+    return Source(
+        name=data.source,
+        split=split,
+        labels=labels[good],
+        index=np.arange(len(good), dtype=np.int32),
+        class_names=classes,
+        checksum=digest(facts.encode(), labels[good].tobytes()),
+        images=images,
+        encoded=lambda ids: read(good[ids]),
+        name_of=lambda i: name_of(int(good[i])),
+        skipped=skipped,
+    )
 
 
 def prepared(name: str, data_dir: str) -> Any:
@@ -73,12 +88,16 @@ def prepared(name: str, data_dir: str) -> Any:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:
         near = difflib.get_close_matches(name.split("/")[0], tfds.list_builders(), 3)
-        raise FileNotFoundError(f"data.source=tfds:{name}: TFDS knows no data set of that name and {where} holds none"
-                                + (f"; did you mean {', '.join(near)}?" if near else "")) from error
+        raise FileNotFoundError(
+            f"data.source=tfds:{name}: TFDS knows no data set of that name and {where} holds none"
+            + (f"; did you mean {', '.join(near)}?" if near else "")
+        ) from error
     if not builder.info.splits:
         flag = f" --data_dir {data_dir}" if data_dir else ""
-        raise FileNotFoundError(f"data.source=tfds:{name} is not prepared in {where}: run `ssljax prepare tfds:{name}{flag}` once, or "
-                                "set data.data_dir to the folder that holds it. Training never downloads")
+        raise FileNotFoundError(
+            f"data.source=tfds:{name} is not prepared in {where}: run `ssljax prepare tfds:{name}{flag}` once, or "
+            "set data.data_dir to the folder that holds it. Training never downloads"
+        )
     return builder
 
 
@@ -90,14 +109,18 @@ def class_names(builder: Any, labelled: bool) -> tuple[str, ...]:
     """
     features = builder.info.features
     if "image" not in features:
-        raise ValueError(f"tfds:{builder.name} has features {', '.join(features)}, but no `image`: write "
-                         "the set as a folder of images and use folder:PATH")
+        raise ValueError(
+            f"tfds:{builder.name} has features {', '.join(features)}, but no `image`: write "
+            "the set as a folder of images and use folder:PATH"
+        )
     if not labelled:
         return ()
     if "label" not in features or not hasattr(features["label"], "names"):
-        raise ValueError(f"tfds:{builder.name} has features {', '.join(features)}; an `image` and a class `label` are needed. "
-                         "Set data.labels='none' to use its images alone, or write the set as a folder of "
-                         "images, one sub-folder per class, and use folder:PATH")
+        raise ValueError(
+            f"tfds:{builder.name} has features {', '.join(features)}; an `image` and a class `label` are needed. "
+            "Set data.labels='none' to use its images alone, or write the set as a folder of "
+            "images, one sub-folder per class, and use folder:PATH"
+        )
     return tuple(features["label"].names)
 
 
@@ -105,12 +128,15 @@ def _count(builder: Any, stored: str) -> int:
     try:
         return builder.info.splits[stored].num_examples
     except (ValueError, KeyError) as error:
-        raise FileNotFoundError(f"tfds:{builder.name} has no split {stored!r}, but {', '.join(builder.info.splits)}: set data.train_split "
-                                "and data.test_split (a part of one split works too: 'train[:90%]', 'train[90%:]')") from error
+        raise FileNotFoundError(
+            f"tfds:{builder.name} has no split {stored!r}, but {', '.join(builder.info.splits)}: set data.train_split "
+            "and data.test_split (a part of one split works too: 'train[:90%]', 'train[90%:]')"
+        ) from error
 
 
-def _open(builder: Any, stored: str, count: int,
-          labelled: bool) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
+def _open(
+    builder: Any, stored: str, count: int, labelled: bool
+) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
     """A function from record numbers to encoded images, and all labels, int32 [count].
 
     Labels are not read, but -1, where not `labelled`.
@@ -120,10 +146,13 @@ def _open(builder: Any, stored: str, count: int,
     skip = {"image": tfds.decode.SkipDecoding()}
     if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
         return _into_memory(builder, stored, skip, labelled)
-    records = builder.as_data_source(stored, decoders=skip).data_source          # serialised examples, by index
+    records = builder.as_data_source(stored, decoders=skip).data_source  # serialised examples, by index
 
     def read(ids: np.ndarray) -> list[bytes]:
-        return [_features(record)["image"].bytes_list.value[0] for record in records.__getitems__(np.asarray(ids).tolist())]
+        return [
+            _features(record)["image"].bytes_list.value[0]
+            for record in records.__getitems__(np.asarray(ids).tolist())
+        ]
 
     return read, _labels(builder, stored, records, count) if labelled else np.full(count, -1, np.int32)
 
@@ -141,23 +170,26 @@ def _labels(builder: Any, stored: str, records: Any, count: int) -> np.ndarray:
     labels = np.empty(count, np.int32)
     for first in range(0, count, 1024):
         rows = list(range(first, min(first + 1024, count)))
-        labels[rows] = [_features(record)["label"].int64_list.value[0] for record in records.__getitems__(rows)]
+        labels[rows] = [
+            _features(record)["label"].int64_list.value[0] for record in records.__getitems__(rows)
+        ]
     content = io.BytesIO()
     np.save(content, labels)
     try:
         unfinished = path.with_name(f"{path.name}.{os.getpid()}")
         unfinished.write_bytes(content.getvalue())
         unfinished.replace(path)
-    except OSError as error:                              # a read-only copy of the data: read again next time
+    except OSError as error:  # a read-only copy of the data: read again next time
         log.info("cannot keep the labels in %s (%s)", path, error)
     return labels
 
 
-def _into_memory(builder: Any, stored: str, skip: dict,
-                 labelled: bool) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
+def _into_memory(
+    builder: Any, stored: str, skip: dict, labelled: bool
+) -> tuple[Callable[[np.ndarray], list[bytes]], np.ndarray]:
     import tensorflow_datasets as tfds
 
-    whole = builder.info.splits.get(stored)               # its size is known beforehand, that of a slice is not
+    whole = builder.info.splits.get(stored)  # its size is known beforehand, that of a slice is not
     fix = f"convert it to random access with `ssljax prepare tfds:{builder.name} --file_format array_record`"
     what = f"tfds:{builder.name}, {stored}, stored as {builder.info.file_format.value},"
     decode.require_memory(int(whole.num_bytes) if whole else 0, what, fix)

@@ -55,8 +55,10 @@ def repeated(seed: int, epoch: int, n: int, repeats: int) -> np.ndarray:
         ValueError: a negative argument, or no repeats.
     """
     if repeats < 1:
-        raise ValueError(f"repeated(repeats={repeats}): data.repeats must be at least 1, which is every example once")
-    return np.repeat(order(seed, epoch, n)[:-(-n // repeats)], repeats)[:n]
+        raise ValueError(
+            f"repeated(repeats={repeats}): data.repeats must be at least 1, which is every example once"
+        )
+    return np.repeat(order(seed, epoch, n)[: -(-n // repeats)], repeats)[:n]
 
 
 def balanced(seed: int, epoch: int, assignment: np.ndarray) -> np.ndarray:
@@ -81,17 +83,21 @@ def balanced(seed: int, epoch: int, assignment: np.ndarray) -> np.ndarray:
         raise ValueError(f"balanced(seed={seed}, epoch={epoch}): neither may be negative")
     random = words_of(seed, epoch)
     words = random(len(assignment))
-    members = np.lexsort((words, assignment))                    # by cluster, in a random order within each
-    members = members[np.searchsorted(assignment[members], 0):]
+    members = np.lexsort((words, assignment))  # by cluster, in a random order within each
+    members = members[np.searchsorted(assignment[members], 0) :]
     sizes = np.unique(assignment[members], return_counts=True)[1]
     if not len(sizes):
-        raise ValueError(f"none of {len(assignment)} examples is in a cluster: nothing can be drawn. Was the data clustered?")
+        raise ValueError(
+            f"none of {len(assignment)} examples is in a cluster: nothing can be drawn. Was the data clustered?"
+        )
     quota = len(assignment) // len(sizes) + 1
     start, turn = np.cumsum(sizes) - sizes, np.arange(quota)[None]
-    share = (random(len(sizes) * quota) >> np.uint64(32)).astype(np.float64).reshape(len(sizes), quota) / 2**32
+    share = (random(len(sizes) * quota) >> np.uint64(32)).astype(np.float64).reshape(
+        len(sizes), quota
+    ) / 2**32
     place = np.where(sizes[:, None] > quota, turn, np.floor(share * sizes[:, None])).astype(np.int64)
     drawn = members[(start[:, None] + place).ravel()]
-    return drawn[np.argsort(random(len(drawn)), kind="stable")][:len(assignment)].astype(np.int64)
+    return drawn[np.argsort(random(len(drawn)), kind="stable")][: len(assignment)].astype(np.int64)
 
 
 def turns(order: np.ndarray) -> np.ndarray:
@@ -125,16 +131,18 @@ def subset(labels: np.ndarray, *, fraction: float = 1.0, per_class: int = 0, see
             has no label.
     """
     if per_class < 0 or (per_class == 0 and not 0 < fraction <= 1):
-        raise ValueError(f"subset(fraction={fraction}, per_class={per_class}): the fraction must lie in (0, 1], per_class must be >= 0")
+        raise ValueError(
+            f"subset(fraction={fraction}, per_class={per_class}): the fraction must lie in (0, 1], per_class must be >= 0"
+        )
     labels = _all_labelled(labels)
     shuffled = order(seed, 0, len(labels))
-    rank = np.empty(len(labels), np.int64)                       # place of an example among those of its class
+    rank = np.empty(len(labels), np.int64)  # place of an example among those of its class
     rank[shuffled] = _rank_in_class(labels[shuffled])
     if per_class:
         _require(labels, per_class)
         return np.flatnonzero(rank < per_class)
     classes, inverse = np.unique(labels, return_inverse=True)
-    turn = order(seed, 1, len(classes))[inverse]                 # which classes get the odd one out
+    turn = order(seed, 1, len(classes))[inverse]  # which classes get the odd one out
     total = max(math.floor(fraction * len(labels) + 1e-6), len(classes))
     return np.sort(np.lexsort((turn, rank))[:total]).astype(np.int64)
 
@@ -155,9 +163,11 @@ def _all_labelled(labels: np.ndarray) -> np.ndarray:
     labels = np.asarray(labels)
     without = np.flatnonzero(labels < 0)
     if len(without):
-        raise ValueError(f"{len(without)} of {len(labels)} examples have no label (-1), the first at "
-                         f"position {without[0]}: a subset by label is chosen among labelled "
-                         "examples; leave the others out first")
+        raise ValueError(
+            f"{len(without)} of {len(labels)} examples have no label (-1), the first at "
+            f"position {without[0]}: a subset by label is chosen among labelled "
+            "examples; leave the others out first"
+        )
     return labels
 
 
@@ -173,5 +183,7 @@ def _rank_in_class(labels: np.ndarray) -> np.ndarray:
 def _require(labels: np.ndarray, n: int) -> None:
     classes, counts = np.unique(labels, return_counts=True)
     if len(counts) and counts.min() < n:
-        raise ValueError(f"class {classes[counts.argmin()]} has {counts.min()} examples, {n} a class were asked for: "
-                         f"ask for at most {counts.min()}, or add examples of that class")
+        raise ValueError(
+            f"class {classes[counts.argmin()]} has {counts.min()} examples, {n} a class were asked for: "
+            f"ask for at most {counts.min()}, or add examples of that class"
+        )

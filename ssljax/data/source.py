@@ -10,8 +10,10 @@ import numpy as np
 
 from ssljax.types import Facts
 
-FIX = ("Give every image a label (a folder: one sub-folder per class, data.labels='folders'), or use what needs none: methods like simclr, "
-       "moco, byol or deepcluster, without data.train_per_class, data.labels_per_class and data.label_fraction")
+FIX = (
+    "Give every image a label (a folder: one sub-folder per class, data.labels='folders'), or use what needs none: methods like simclr, "
+    "moco, byol or deepcluster, without data.train_per_class, data.labels_per_class and data.label_fraction"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +82,13 @@ class Source:
         """The examples at these positions (repeats allowed), with their stable ids."""
         rows = np.asarray(indices, np.int64)
         return dataclasses.replace(
-            self, labels=self.labels[rows], index=self.index[rows], images=None if self.images is None else self.images[rows],
+            self,
+            labels=self.labels[rows],
+            index=self.index[rows],
+            images=None if self.images is None else self.images[rows],
             targets={name: values[rows] for name, values in self.targets.items()},
-            checksum=digest(self.checksum.encode(), self.index[rows].tobytes()))
+            checksum=digest(self.checksum.encode(), self.index[rows].tobytes()),
+        )
 
     def with_labels(self, needs: str) -> Source:
         """The labelled examples alone; the source itself where that is all of them.
@@ -119,7 +125,9 @@ def require_labels(labels: np.ndarray, describe: Callable[[int], str], needs: st
     without = np.flatnonzero(labels < 0)
     if len(without):
         first = describe(int(without[0]))
-        raise ValueError(f"{needs} needs labels, and {len(without)} of {len(labels)} {what} have none (first: {first}). {FIX}")
+        raise ValueError(
+            f"{needs} needs labels, and {len(without)} of {len(labels)} {what} have none (first: {first}). {FIX}"
+        )
 
 
 def digest(*parts: bytes) -> str:

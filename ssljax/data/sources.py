@@ -43,10 +43,14 @@ def load(data: ConfigDict, split: str) -> Source:
         FileNotFoundError: the data is not where it should be; the message says how to get it.
     """
     if split not in ("train", "test"):
-        raise ValueError(f"split {split!r} is neither 'train' nor 'test'; data.train_split and data.test_split name the stored splits")
+        raise ValueError(
+            f"split {split!r} is neither 'train' nor 'test'; data.train_split and data.test_split name the stored splits"
+        )
     if data.labels not in LABELS:
-        raise ValueError(f"data.labels={data.labels!r} is unknown: 'folders' (a folder's sub-folders are its "
-                         "classes, other sources have their own labels) or 'none' (no image has a label)")
+        raise ValueError(
+            f"data.labels={data.labels!r} is unknown: 'folders' (a folder's sub-folders are its "
+            "classes, other sources have their own labels) or 'none' (no image has a label)"
+        )
     kind, _, argument = data.source.partition(":")
     if data.source == "digits":
         source = builtin.digits(data, split)
@@ -79,8 +83,14 @@ def subset(source: Source, data: ConfigDict) -> Source:
     if data.labels_per_class or data.label_fraction < 1:
         asked = "labels_per_class" if data.labels_per_class else "label_fraction"
         source.require_labels(f"data.{asked}={data[asked]}")
-        source = source.select(sampler.subset(source.labels, fraction=data.label_fraction, per_class=data.labels_per_class,
-                                              seed=data.subset_seed))
+        source = source.select(
+            sampler.subset(
+                source.labels,
+                fraction=data.label_fraction,
+                per_class=data.labels_per_class,
+                seed=data.subset_seed,
+            )
+        )
     return source
 
 
@@ -95,8 +105,10 @@ def facts(data: ConfigDict, source: Source) -> Facts:
         stated, there = data[key], getattr(found, key)
         if stated and stated != there:
             what = key.removeprefix("num_")
-            raise ValueError(f"data.{key}={stated}, but {data.source} has {there} {what}: leave it at 0, which reads it from the data, or "
-                             "look whether these are the data you meant")
+            raise ValueError(
+                f"data.{key}={stated}, but {data.source} has {there} {what}: leave it at 0, which reads it from the data, or "
+                "look whether these are the data you meant"
+            )
     return found
 
 
@@ -105,7 +117,9 @@ def check_labels(source: Source) -> None:
     classes = len(source.class_names)
     bad = np.flatnonzero((source.labels < -1) | (source.labels >= classes))
     if len(bad):
-        raise ValueError(f"{source.name}, {source.split}: {source.describe(bad[0])} has label "
-                         f"{source.labels[bad[0]]}, outside 0..{classes - 1} ({len(bad)} such); only -1, for "
-                         "no label, may be. The data are damaged, or belong to other class names: prepare or "
-                         "copy them again, or set data.labels='none' to use the images alone")
+        raise ValueError(
+            f"{source.name}, {source.split}: {source.describe(bad[0])} has label "
+            f"{source.labels[bad[0]]}, outside 0..{classes - 1} ({len(bad)} such); only -1, for "
+            "no label, may be. The data are damaged, or belong to other class names: prepare or "
+            "copy them again, or set data.labels='none' to use the images alone"
+        )

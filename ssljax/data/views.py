@@ -36,6 +36,7 @@ from ssljax.data.recipes import View, resolved, total
 
 # ------------------------------------------------------------------------------------------------- one view
 
+
 class Draw(NamedTuple):
     """All that is random in a view after the crop, neutral where an operation is off.
 
@@ -62,7 +63,7 @@ def draw(key: jax.Array, augment: ConfigDict) -> Draw:
     if augment.blur_probability > 0.0:
         sigma = between(u[7], *augment.blur_sigma)
     solarized = jnp.bool_(False)
-    if augment.solarize_probability > 0.0:                 # a number of its own: the twelve are as without it
+    if augment.solarize_probability > 0.0:  # a number of its own: the twelve are as without it
         u = jax.random.uniform(jax.random.fold_in(key, 12), (), jnp.float32)
         solarized = u < augment.solarize_probability
     return Draw(jitter, jittered, grey, blurred, sigma, solarized)
@@ -74,8 +75,9 @@ def draw_jitter(u: jax.Array, augment: ConfigDict) -> Jitter:
         return Jitter(*map(jnp.float32, (1.0, 1.0, 1.0, 0.0)), jnp.arange(4, dtype=jnp.int32))
     for name, valid in (("jitter", ("tensorflow", "torchvision")), ("jitter_order", ("random", "fixed"))):
         if augment[name] not in valid:
-            raise ValueError(f"config.augment.{name}={augment[name]!r} is unknown. Use {valid[0]!r} or "
-                             f"{valid[1]!r}.")
+            raise ValueError(
+                f"config.augment.{name}={augment[name]!r} is unknown. Use {valid[0]!r} or {valid[1]!r}."
+            )
     s, hue = augment.jitter_strength, augment.jitter_hue * augment.jitter_strength
     low, high = 1.0 - 0.8 * s, 1.0 + 0.8 * s
     grey, vivid = 1.0 - augment.jitter_saturation * s, 1.0 + augment.jitter_saturation * s
@@ -84,12 +86,16 @@ def draw_jitter(u: jax.Array, augment: ConfigDict) -> Jitter:
     elif augment.brightness == "add" and augment.jitter == "tensorflow":
         light = between(u[0], -0.8 * s, 0.8 * s)
     elif augment.brightness == "add":
-        raise ValueError("config.augment.brightness='add' does not go with jitter='torchvision', which "
-                         "multiplies: set brightness='multiply'")
+        raise ValueError(
+            "config.augment.brightness='add' does not go with jitter='torchvision', which "
+            "multiplies: set brightness='multiply'"
+        )
     else:
-        raise ValueError(f"config.augment.brightness={augment.brightness!r} is unknown. Use 'multiply' "
-                         "(released code) or 'add' (paper).")
-    if augment.jitter == "torchvision":              # its factors are not negative, however strong the jitter
+        raise ValueError(
+            f"config.augment.brightness={augment.brightness!r} is unknown. Use 'multiply' "
+            "(released code) or 'add' (paper)."
+        )
+    if augment.jitter == "torchvision":  # its factors are not negative, however strong the jitter
         low, grey = max(low, 0.0), max(grey, 0.0)
     # The order of four uniforms: every permutation is equally likely.
     rank = (u[8:, None] > u[None, 8:]).sum(1, dtype=jnp.int32)
@@ -113,23 +119,46 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
     flip = jax.random.bernoulli(flip_key) if augment.flip else False
     if augment.crop in ("tf", "torchvision"):
         draw_box = geometry.crop_box_tf if augment.crop == "tf" else geometry.crop_box_torchvision
-        box = draw_box(box_key, height, width, min_area=augment.min_area, max_area=augment.max_area,
-                       aspect=augment.aspect)
-        return clip(geometry.crop_resize(image, box, size, method=augment.interpolation,
-                                         antialias=augment.crop == "torchvision", flip=flip))
+        box = draw_box(
+            box_key,
+            height,
+            width,
+            min_area=augment.min_area,
+            max_area=augment.max_area,
+            aspect=augment.aspect,
+        )
+        return clip(
+            geometry.crop_resize(
+                image,
+                box,
+                size,
+                method=augment.interpolation,
+                antialias=augment.crop == "torchvision",
+                flip=flip,
+            )
+        )
     if augment.crop == "affine":
         u = jax.random.uniform(box_key, (5,), jnp.float32, -1.0, 1.0)
-        matrix = geometry.affine_matrix(u[0] * augment.rotate, u[1:3] * augment.shift,
-                                        1.0 + u[3] * augment.zoom, u[4] * augment.shear)
+        matrix = geometry.affine_matrix(
+            u[0] * augment.rotate, u[1:3] * augment.shift, 1.0 + u[3] * augment.zoom, u[4] * augment.shear
+        )
         image = geometry.affine(image, matrix, size)
     elif augment.crop != "none":
-        raise ValueError(f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', "
-                         "'affine' or 'none'.")
+        raise ValueError(
+            f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', 'affine' or 'none'."
+        )
     return jnp.where(flip, image[:, ::-1], image)
 
 
-def view(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int, crop: bool,
-         sigma: jax.Array | None = None) -> jax.Array:
+def view(
+    image: jax.Array,
+    key: jax.Array,
+    augment: ConfigDict,
+    *,
+    size: int,
+    crop: bool,
+    sigma: jax.Array | None = None,
+) -> jax.Array:
     """One random view of one image.
 
     Args:
@@ -143,16 +172,18 @@ def view(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int, cr
     Returns:
         float32 [size, size, C], in [0, 1] before the normalisation and the erasing.
     """
-    crop_key, color_key = jax.random.split(key)              # `draws` reads the second in the same way
+    crop_key, color_key = jax.random.split(key)  # `draws` reads the second in the same way
     image = to_float(image)
     if crop:
         image = random_crop(image, crop_key, augment, size=size)
     if image.shape[:2] != (size, size):
-        raise ValueError(f"view: the image is {image.shape[0]}x{image.shape[1]} and the view's size={size} "
-                         "(config.data.image_size, or `size` in config.views). Host crops must have that "
-                         "size; on the device augment.crop='none' does not resize, the other crops do.")
+        raise ValueError(
+            f"view: the image is {image.shape[0]}x{image.shape[1]} and the view's size={size} "
+            "(config.data.image_size, or `size` in config.views). Host crops must have that "
+            "size; on the device augment.crop='none' does not resize, the other crops do."
+        )
     image = color(image, draw(color_key, augment), augment, sigma=sigma)
-    if augment.erasing_probability > 0.0:              # fold_in(key, 0) and (key, 1) are the split's two keys
+    if augment.erasing_probability > 0.0:  # fold_in(key, 0) and (key, 1) are the split's two keys
         image = random_erasing(image, jax.random.fold_in(key, 2), probability=augment.erasing_probability)
     return image
 
@@ -179,6 +210,7 @@ def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Arra
 
 # ----------------------------------------------------------------------------------------- views of a batch
 
+
 def make(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) -> dict[str, jax.Array]:
     """The views of every image of a batch.
 
@@ -200,7 +232,7 @@ def make(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) -> 
     for group, images in _made(batch, key, config):
         place = 0
         for member in group:
-            made[member.name] = images[:, place:place + member.count]
+            made[member.name] = images[:, place : place + member.count]
             place += member.count
     return made
 
@@ -216,8 +248,10 @@ def stacked(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) 
     sizes = {member.name: member.size for member in resolved(config)}
     if len(set(sizes.values())) > 1:
         stated = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ValueError(f"config.views have the sizes {stated}, and this method works on views of one size: "
-                         "leave `size` out")
+        raise ValueError(
+            f"config.views have the sizes {stated}, and this method works on views of one size: "
+            "leave `size` out"
+        )
     parts = [images for _, images in _made(batch, key, config)]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
@@ -229,8 +263,10 @@ def draws(index: jax.Array, key: jax.Array, config: ConfigDict) -> dict[str, Dra
     """
     made = {}
     for member in resolved(config):
-        def one(index: jax.Array, number: jax.Array, sigma: jax.Array | None,
-                augment: ConfigDict = member.augment) -> Draw:
+
+        def one(
+            index: jax.Array, number: jax.Array, sigma: jax.Array | None, augment: ConfigDict = member.augment
+        ) -> Draw:
             _, color_key = jax.random.split(view_key(key, index, number))
             drawn = draw(color_key, augment)
             return drawn if sigma is None else drawn._replace(sigma=sigma)
@@ -241,8 +277,9 @@ def draws(index: jax.Array, key: jax.Array, config: ConfigDict) -> dict[str, Dra
     return made
 
 
-def _made(batch: Mapping[str, jax.Array], key: jax.Array,
-          config: ConfigDict) -> Iterator[tuple[tuple[View, ...], jax.Array]]:
+def _made(
+    batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict
+) -> Iterator[tuple[tuple[View, ...], jax.Array]]:
     """The views in groups that can be made at once, float32 [B, views of the group, S, S, C]."""
     views, drawn = resolved(config), total(config)
     copy = batch.get("copy")
@@ -279,13 +316,21 @@ def _pixels(batch: Mapping[str, jax.Array], group: tuple[View, ...], part: slice
     if image.ndim == 4:
         return image
     if image.shape[1] != places:
-        raise ValueError(f"the batch holds {image.shape[1]} views of each image and config.views has "
-                         f"{places}. The loader and the method must read the same config.")
+        raise ValueError(
+            f"the batch holds {image.shape[1]} views of each image and config.views has "
+            f"{places}. The loader and the method must read the same config."
+        )
     return image if part == slice(0, places) else image[:, part]
 
 
-def _random_views(image: jax.Array, index: jax.Array, copy: jax.Array | None, key: jax.Array,
-                  group: tuple[View, ...], drawn: int) -> jax.Array:
+def _random_views(
+    image: jax.Array,
+    index: jax.Array,
+    copy: jax.Array | None,
+    key: jax.Array,
+    group: tuple[View, ...],
+    drawn: int,
+) -> jax.Array:
     """One group of views, float32 [B, views of the group, S, S, C].
 
     `drawn` is how many views an image has.
@@ -295,8 +340,9 @@ def _random_views(image: jax.Array, index: jax.Array, copy: jax.Array | None, ke
     shared = _shared_sigma(key, group, drawn)
     first = jnp.zeros_like(index) if copy is None else copy * drawn
 
-    def one(image: jax.Array, index: jax.Array, first: jax.Array, number: jax.Array,
-            sigma: jax.Array | None) -> jax.Array:
+    def one(
+        image: jax.Array, index: jax.Array, first: jax.Array, number: jax.Array, sigma: jax.Array | None
+    ) -> jax.Array:
         return view(image, view_key(key, index, first + number), augment, size=size, crop=crop, sigma=sigma)
 
     over_views = jax.vmap(one, in_axes=(None if crop else 0, None, None, 0, None if shared is None else 0))
@@ -313,8 +359,10 @@ def _shared_sigma(key: jax.Array, group: tuple[View, ...], drawn: int) -> jax.Ar
     if augment.blur_probability <= 0.0 or augment.blur_sigma_per == "image":
         return None
     if augment.blur_sigma_per != "batch":
-        raise ValueError(f"config.augment.blur_sigma_per={augment.blur_sigma_per!r} is unknown. Use 'image' "
-                         "(paper) or 'batch' (released code).")
+        raise ValueError(
+            f"config.augment.blur_sigma_per={augment.blur_sigma_per!r} is unknown. Use 'image' "
+            "(paper) or 'batch' (released code)."
+        )
     sigma = batch_sigma(key, augment, drawn)
     return sigma if numbers == slice(0, drawn) else sigma[numbers]
 
@@ -329,7 +377,7 @@ def batch_sigma(key: jax.Array, augment: ConfigDict, num_views: int) -> jax.Arra
 
     The released code blurs a whole batch with one kernel.
     """
-    no_example = jnp.uint32(2**32 - 1)               # indices are not negative, so no example shares this key
+    no_example = jnp.uint32(2**32 - 1)  # indices are not negative, so no example shares this key
     key = jax.random.fold_in(key, no_example)
     return jax.random.uniform(key, (num_views,), jnp.float32, *augment.blur_sigma)
 

@@ -25,11 +25,13 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
     elif labels.shape == logits.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer):
         targets = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
     else:
-        raise ValueError(f"labels must be integers {logits.shape[:-1]} or probabilities {logits.shape}, "
-                         f"got {labels.dtype} {labels.shape}")
+        raise ValueError(
+            f"labels must be integers {logits.shape[:-1]} or probabilities {logits.shape}, "
+            f"got {labels.dtype} {labels.shape}"
+        )
     if label_smoothing and labels.ndim < logits.ndim:
         smoothed = (1.0 - label_smoothing) * targets + label_smoothing / classes
-        targets = jnp.where((labels >= 0)[..., None], smoothed, 0.0)           # no label, no smoothing
+        targets = jnp.where((labels >= 0)[..., None], smoothed, 0.0)  # no label, no smoothing
     else:
         targets = (1.0 - label_smoothing) * targets + label_smoothing / classes
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)

@@ -29,7 +29,9 @@ def nt_xent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
         ValueError: the two views do not have the same [B, D] shape.
     """
     if z1.shape != z2.shape or z1.ndim != 2:
-        raise ValueError(f"nt_xent pairs row i of z1 with row i of z2: both must be [B, D], got {z1.shape} and {z2.shape}")
+        raise ValueError(
+            f"nt_xent pairs row i of z1 with row i of z2: both must be [B, D], got {z1.shape} and {z2.shape}"
+        )
     z1, z2 = l2_normalize(z1), l2_normalize(z2)
     tau = jnp.float32(temperature)
     itself = MASKED * jnp.eye(z1.shape[0], dtype=jnp.float32)
@@ -75,8 +77,10 @@ def info_nce(q: jax.Array, k: jax.Array, queue: jax.Array, *, temperature: float
         ValueError: queries and keys differ in shape, or the queue in width.
     """
     if q.shape != k.shape or q.ndim != 2 or queue.shape[1:] != q.shape[1:]:
-        raise ValueError(f"info_nce compares row i of q [B, D] with row i of k [B, D] and all rows of queue [K, D], got {q.shape}, "
-                         f"{k.shape} and {queue.shape}")
+        raise ValueError(
+            f"info_nce compares row i of q [B, D] with row i of k [B, D] and all rows of queue [K, D], got {q.shape}, "
+            f"{k.shape} and {queue.shape}"
+        )
     positive, negatives = queue_similarities(q, k, queue)
     logits = jnp.concatenate([positive[:, None], negatives], axis=1) / temperature
     return jax.nn.logsumexp(logits, axis=1) - logits[:, 0]
@@ -84,7 +88,11 @@ def info_nce(q: jax.Array, k: jax.Array, queue: jax.Array, *, temperature: float
 
 def queue_similarities(q: jax.Array, k: jax.Array, queue: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines of q [B, D] with its own key [B] and with the queue [B, K], float32; only q is differentiated."""
-    q, k, queue = l2_normalize(q), jax.lax.stop_gradient(l2_normalize(k)), jax.lax.stop_gradient(l2_normalize(queue))
+    q, k, queue = (
+        l2_normalize(q),
+        jax.lax.stop_gradient(l2_normalize(k)),
+        jax.lax.stop_gradient(l2_normalize(queue)),
+    )
     return jnp.einsum("bd,bd->b", q, k, precision=jax.lax.Precision.HIGHEST), dot(q, queue)
 
 
@@ -113,6 +121,8 @@ def in_batch_info_nce(q: jax.Array, k: jax.Array, *, temperature: float) -> jax.
         ValueError: the two shapes differ.
     """
     if q.shape != k.shape or q.ndim != 2:
-        raise ValueError(f"in_batch_info_nce pairs row i of q with row i of k: both must be [B, D], got {q.shape} and {k.shape}")
+        raise ValueError(
+            f"in_batch_info_nce pairs row i of q with row i of k: both must be [B, D], got {q.shape} and {k.shape}"
+        )
     logits = dot(l2_normalize(q), l2_normalize(k)) / temperature
     return jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)

@@ -16,8 +16,16 @@ from ssljax.losses.classification import cross_entropy
 NORMALIZATIONS = ("paper", "code")
 
 
-def soft(logits: tuple[jax.Array, jax.Array], teacher_logits: jax.Array, labels: jax.Array, *, alpha: float, temperature: float,
-         normalization: str = "paper", label_smoothing: float = 0.0) -> jax.Array:
+def soft(
+    logits: tuple[jax.Array, jax.Array],
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    alpha: float,
+    temperature: float,
+    normalization: str = "paper",
+    label_smoothing: float = 0.0,
+) -> jax.Array:
     """Soft distillation, one value an example.
 
     Args:
@@ -37,27 +45,41 @@ def soft(logits: tuple[jax.Array, jax.Array], teacher_logits: jax.Array, labels:
         ValueError: shapes that differ, or an unknown normalization.
     """
     if normalization not in NORMALIZATIONS:
-        raise ValueError(f"config.distill.normalization={normalization!r} is unknown. Use 'paper' (sum over classes) or 'code' (mean).")
+        raise ValueError(
+            f"config.distill.normalization={normalization!r} is unknown. Use 'paper' (sum over classes) or 'code' (mean)."
+        )
     student, token = _matching(logits, teacher_logits)
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32) / temperature)
     pupil = jax.nn.log_softmax(token.astype(jnp.float32) / temperature)
     divergence = jnp.sum(jnp.exp(teacher) * (teacher - pupil), axis=-1)
     if normalization == "code":
         divergence = divergence / token.shape[-1]
-    return (1.0 - alpha) * cross_entropy(student, labels, label_smoothing=label_smoothing) + alpha * temperature**2 * divergence
+    return (1.0 - alpha) * cross_entropy(
+        student, labels, label_smoothing=label_smoothing
+    ) + alpha * temperature**2 * divergence
 
 
-def hard(logits: tuple[jax.Array, jax.Array], teacher_logits: jax.Array, labels: jax.Array, *, alpha: float = 0.5,
-         label_smoothing: float = 0.0) -> jax.Array:
+def hard(
+    logits: tuple[jax.Array, jax.Array],
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    alpha: float = 0.5,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
     """Hard distillation: the teacher's decision is a second label, never smoothed. Arguments and result as for `soft`."""
     student, token = _matching(logits, teacher_logits)
     decision = jnp.argmax(teacher_logits, axis=-1)
-    return (1.0 - alpha) * cross_entropy(student, labels, label_smoothing=label_smoothing) + alpha * cross_entropy(token, decision)
+    return (1.0 - alpha) * cross_entropy(
+        student, labels, label_smoothing=label_smoothing
+    ) + alpha * cross_entropy(token, decision)
 
 
 def _matching(logits: tuple[jax.Array, jax.Array], teacher_logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     student, token = logits
     if not student.shape == token.shape == teacher_logits.shape:
-        raise ValueError(f"logits of the class token {student.shape}, of the distillation token {token.shape} and of the teacher "
-                         f"{teacher_logits.shape} must be alike: the teacher must know the same classes")
+        raise ValueError(
+            f"logits of the class token {student.shape}, of the distillation token {token.shape} and of the teacher "
+            f"{teacher_logits.shape} must be alike: the teacher must know the same classes"
+        )
     return student, token

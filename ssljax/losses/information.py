@@ -15,7 +15,11 @@ def nmi(a: jax.Array, b: jax.Array) -> jax.Array:
     """
     ha, hb, hab = _entropy(a, a), _entropy(b, b), _entropy(a, b)
     scale = jnp.sqrt(ha * hb)
-    return jnp.where(scale > 0, jnp.clip((ha + hb - hab) / jnp.where(scale > 0, scale, 1.0), 0.0, 1.0), jnp.float32(ha == hb))
+    return jnp.where(
+        scale > 0,
+        jnp.clip((ha + hb - hab) / jnp.where(scale > 0, scale, 1.0), 0.0, 1.0),
+        jnp.float32(ha == hb),
+    )
 
 
 def _entropy(a: jax.Array, b: jax.Array) -> jax.Array:

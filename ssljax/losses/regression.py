@@ -21,6 +21,8 @@ def byol(prediction: jax.Array, target: jax.Array) -> jax.Array:
         ValueError: the two shapes differ.
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"byol compares row i of the prediction with row i of the target: both must be [B, D], got {prediction.shape} "
-                         f"and {target.shape}")
+        raise ValueError(
+            f"byol compares row i of the prediction with row i of the target: both must be [B, D], got {prediction.shape} "
+            f"and {target.shape}"
+        )
     return jnp.sum((l2_normalize(prediction) - l2_normalize(jax.lax.stop_gradient(target))) ** 2, axis=-1)

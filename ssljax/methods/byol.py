@@ -45,17 +45,25 @@ class ByolState(NamedTuple):
 
 def byol(config: ConfigDict, facts: Facts) -> Method:
     """BYOL as pure functions. params: encoder, projector, predictor and, with `online_probe`, classifier; extra: ByolState."""
-    size, channels, classes, dim = config.data.image_size, config.data.channels, facts.num_classes, config.head.dim
+    size, channels, classes, dim = (
+        config.data.image_size,
+        config.data.channels,
+        facts.num_classes,
+        config.head.dim,
+    )
     encoder = models.backbone(config.model)
     projector = models.mlp(config.head, config.model, dim)
-    predictor = models.mlp(config.predictor, config.model, dim) if config.predictor.layers else None     # 0 layers: an ablation
+    predictor = (
+        models.mlp(config.predictor, config.model, dim) if config.predictor.layers else None
+    )  # 0 layers: an ablation
     classifier = models.LinearClassifier(classes) if config.online_probe and classes else None
 
     def tau(step: jax.Array | int) -> jax.Array:
         """From `target.momentum` up to 1 on half a cosine, or constant (ablations)."""
         total = facts.num_examples * config.epochs // config.batch_size
         return ema.decay(step, schedule=config.target.schedule, base=config.target.momentum, total=total)
-    tau(0)                                                              # refuses a wrong setting now
+
+    tau(0)  # refuses a wrong setting now
 
     def network(keys: jax.Array) -> tuple[Pytree, Pytree, jax.Array, jax.Array]:
         """A fresh encoder and projector: parameters, running statistics, and zeros like features and projections."""
@@ -69,8 +77,12 @@ def byol(config: ConfigDict, facts: Facts) -> Method:
         keys = jax.random.split(key, 6)
         params, model_state, h, z = network(keys[:2])
         if config.target.init not in ("independent", "copy"):
-            raise ValueError(f"config.target.init={config.target.init!r} is unknown. Use 'independent' (released code) or 'copy'.")
-        target_params, target_stats, _, _ = network(keys[2:4] if config.target.init == "independent" else keys[:2])
+            raise ValueError(
+                f"config.target.init={config.target.init!r} is unknown. Use 'independent' (released code) or 'copy'."
+            )
+        target_params, target_stats, _, _ = network(
+            keys[2:4] if config.target.init == "independent" else keys[:2]
+        )
         if predictor is not None:
             params["predictor"], model_state["predictor"], _ = models.initialise_head(predictor, keys[4], z)
         if classifier is not None:
@@ -91,7 +103,9 @@ def byol(config: ConfigDict, facts: Facts) -> Method:
         p, q_state = models.forward(predictor, params["predictor"], state["predictor"], z)
         return h, z, p, {**state, "predictor": q_state}
 
-    def loss(params: Pytree, model_state: Pytree, extra: ByolState, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
+    def loss(
+        params: Pytree, model_state: Pytree, extra: ByolState, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Out]:
         # 1. v ~ t(x), v' ~ t'(x)
         v = views.stacked(batch, key, config)
         # 2. Online: predictions of both views, view 1 first.
@@ -102,7 +116,11 @@ def byol(config: ConfigDict, facts: Facts) -> Method:
         _, t2, stats = project(extra.target_params, stats, v[:, 1])
         # 4. Each prediction against the target's projection of the other view: a sum, not a mean, of the two directions.
         total = jnp.mean(regression(p1, t2) + regression(p2, t1))
-        metrics = {"repr_loss": total, "tau": tau(step), **health(z1, z2, logged=(step + 1) % config.log_every == 0)}
+        metrics = {
+            "repr_loss": total,
+            "tau": tau(step),
+            **health(z1, z2, logged=(step + 1) % config.log_every == 0),
+        }
         # 5. The online probe, fed by features that carry no gradient.
         if classifier is not None:
             logits = classifier.apply({"params": params["classifier"]}, jax.lax.stop_gradient(h1))

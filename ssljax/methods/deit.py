@@ -46,9 +46,17 @@ class DeitState(NamedTuple):
 
 def deit(config: ConfigDict, facts: Facts) -> Method:
     """DeiT as pure functions. params: encoder, head and, with a distillation token, distillation_head; extra: DeitState."""
-    size, channels, classes, distill = config.data.image_size, config.data.channels, facts.num_classes, config.distill
+    size, channels, classes, distill = (
+        config.data.image_size,
+        config.data.channels,
+        facts.num_classes,
+        config.distill,
+    )
     encoder, head = models.backbone(config.model), models.LinearClassifier(classes, std=0.02)
-    teacher, averaged = models.backbone(config.teacher) if distill.name != "none" else None, config.ema.decay > 0
+    teacher, averaged = (
+        models.backbone(config.teacher) if distill.name != "none" else None,
+        config.ema.decay > 0,
+    )
     two_tokens = isinstance(encoder, models.ViT) and encoder.distillation
     tokens = {"tokens": True} if two_tokens else {}
     _check(config, two_tokens)
@@ -73,20 +81,26 @@ def deit(config: ConfigDict, facts: Facts) -> Method:
             return z, z
         return models.logits(params["head"], h[:, 0]), models.logits(params["distillation_head"], h[:, 1])
 
-    def loss(params: Pytree, model_state: Pytree, extra: DeitState, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
+    def loss(
+        params: Pytree, model_state: Pytree, extra: DeitState, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Out]:
         # 1. One view of each image, a box of it replaced by noise, then mixed with another's; the labels follow.
         x = views.stacked(batch, key, config)[:, 0]
         y = mixing.smoothed_one_hot(batch["label"], classes, config.mix.label_smoothing)
         x, y = mixing.mix(x, y, key, mixup_alpha=config.mix.mixup_alpha, cutmix_alpha=config.mix.cutmix_alpha)
         # 2. One pass of the student: z from the class token, z' from the distillation token.
-        h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1), **tokens)
+        h, f_state = models.forward(
+            encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1), **tokens
+        )
         z, token = logits(params, h)
         metrics = {"accuracy": jnp.mean(accuracy(z, batch["label"]))}
         # 3. The teacher looks at the very same x.
         if teacher is None:
             rows = cross_entropy(z, y)
         else:
-            t = models.infer(teacher, extra.teacher.params["encoder"], extra.teacher.model_state["encoder"], x)
+            t = models.infer(
+                teacher, extra.teacher.params["encoder"], extra.teacher.model_state["encoder"], x
+            )
             t = head.apply({"params": extra.teacher.params["head"]}, t)
             rows = distilled((z, token), t, y)
             metrics["teacher_accuracy"] = jnp.mean(accuracy(t, batch["label"]))
@@ -97,11 +111,17 @@ def deit(config: ConfigDict, facts: Facts) -> Method:
     def distilled(z: tuple[jax.Array, jax.Array], t: jax.Array, y: jax.Array) -> jax.Array:
         if distill.name == "hard":
             return hard(z, t, y, alpha=distill.alpha)
-        return soft(z, t, y, alpha=distill.alpha, temperature=distill.temperature, normalization=distill.normalization)
+        return soft(
+            z, t, y, alpha=distill.alpha, temperature=distill.temperature, normalization=distill.normalization
+        )
 
     def update(extra: DeitState, params: Pytree, carry: Pytree, step: jax.Array) -> DeitState:
         # 4. The moving average, towards what the optimizer has just made.
-        return extra._replace(ema=ema.update(extra.ema, Ema(params, carry), config.ema.decay)) if averaged else extra
+        return (
+            extra._replace(ema=ema.update(extra.ema, Ema(params, carry), config.ema.decay))
+            if averaged
+            else extra
+        )
 
     def evaluated(params: Pytree, model_state: Pytree, extra: DeitState) -> tuple[Pytree, Pytree]:
         """The average, if one is kept."""
@@ -120,7 +140,11 @@ def deit(config: ConfigDict, facts: Facts) -> Method:
         if not two_tokens:
             return {"classifier": logits(params, features)[0]}
         z, token = logits(params, features.reshape(len(features), 2, -1))
-        return {"classifier": joint(z, token, config.inference), "classifier_class_token": z, "classifier_distillation_token": token}
+        return {
+            "classifier": joint(z, token, config.inference),
+            "classifier_class_token": z,
+            "classifier_distillation_token": token,
+        }
 
     def adopt(state: TrainState, load: Callable[..., Pytree]) -> TrainState:
         """The teacher's weights; an average begins at what the network starts from."""
@@ -131,8 +155,18 @@ def deit(config: ConfigDict, facts: Facts) -> Method:
         return state.replace(extra=DeitState(teacher_of, follower))
 
     repeatable = not (config.mix.mixup_alpha or config.mix.cutmix_alpha or models.draws(config.model))
-    return Method(init=init, loss=loss, update=update, evaluated=evaluated, encode=encode if two_tokens else None, classify=classify,
-                  adopt=adopt, num_views=1, needs_labels=True, separable=repeatable)
+    return Method(
+        init=init,
+        loss=loss,
+        update=update,
+        evaluated=evaluated,
+        encode=encode if two_tokens else None,
+        classify=classify,
+        adopt=adopt,
+        num_views=1,
+        needs_labels=True,
+        separable=repeatable,
+    )
 
 
 def joint(z: jax.Array, token: jax.Array, inference: str) -> jax.Array:
@@ -149,6 +183,8 @@ def _check(config: ConfigDict, two_tokens: bool) -> None:
         ValueError: names the setting and what it may be.
     """
     if config.distill.name not in ("none", "soft", "hard"):
-        raise ValueError(f"config.distill.name={config.distill.name!r} is unknown. Use 'none', 'soft', 'hard'.")
+        raise ValueError(
+            f"config.distill.name={config.distill.name!r} is unknown. Use 'none', 'soft', 'hard'."
+        )
     if two_tokens and config.inference not in ("code", "paper"):
         raise ValueError(f"config.inference={config.inference!r} is unknown. Use 'code', 'paper'.")

@@ -45,7 +45,7 @@ from ssljax.targets import queue as queues
 from ssljax.targets.queue import Queue
 from ssljax.types import Batch, Facts, Method, Out, Pytree
 
-SHUFFLE = 2**32 - 2      # folded into the step's key; an example's own number is below 2^31
+SHUFFLE = 2**32 - 2  # folded into the step's key; an example's own number is below 2^31
 
 
 class MocoState(NamedTuple):
@@ -82,7 +82,8 @@ def moco(config: ConfigDict, facts: Facts) -> Method:
         """Constant in v1 and v2; in v3 from `target.momentum` up to 1 on half a cosine."""
         total = facts.num_examples * config.epochs // config.batch_size
         return ema.decay(step, schedule=config.target.schedule, base=config.target.momentum, total=total)
-    m(0)                                                                # refuses a wrong setting now
+
+    m(0)  # refuses a wrong setting now
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, MocoState]:
         del batch
@@ -93,7 +94,9 @@ def moco(config: ConfigDict, facts: Facts) -> Method:
         if not config.zero_init_residual:
             params["encoder"] = models.unit_gains(params["encoder"])
         # f_k starts as a copy of f_q.
-        extra = MocoState(dict(params), dict(model_state), () if in_batch else queues.init(keys[3], config.queue.size, dim))
+        extra = MocoState(
+            dict(params), dict(model_state), () if in_batch else queues.init(keys[3], config.queue.size, dim)
+        )
         if predictor is not None:
             params["predictor"], model_state["predictor"], _ = models.initialise_head(predictor, keys[2], z)
         return params, model_state, extra
@@ -113,8 +116,9 @@ def moco(config: ConfigDict, facts: Facts) -> Method:
         k, state = f(params, state, x[order])
         return l2_normalize(k[jnp.argsort(order)]), state
 
-    def loss_with_queue(params: Pytree, model_state: Pytree, extra: MocoState, batch: Batch, key: jax.Array,
-                        step: jax.Array) -> tuple[jax.Array, Out]:
+    def loss_with_queue(
+        params: Pytree, model_state: Pytree, extra: MocoState, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Out]:
         """Algorithm 1 of v1; with `loss.symmetric` in both directions, the first view's keys enqueued first."""
         # 1. x_q = aug(x), x_k = aug(x)
         x = views.stacked(batch, key, config)
@@ -122,17 +126,27 @@ def moco(config: ConfigDict, facts: Facts) -> Method:
         for number, (one, other) in enumerate(((0, 1), (1, 0)) if config.loss.symmetric else ((0, 1),)):
             # 2. q = f_q.forward(x_q), k = f_k.forward(x_k), no gradient to keys
             q, state = f(params, state, x[:, one])
-            k, key_stats = f_k(extra.key_params, key_stats, x[:, other], jax.random.fold_in(key, jnp.uint32(SHUFFLE - number)))
+            k, key_stats = f_k(
+                extra.key_params,
+                key_stats,
+                x[:, other],
+                jax.random.fold_in(key, jnp.uint32(SHUFFLE - number)),
+            )
             # 3. the positive against the queue as it stands: this batch's keys are not in it yet
             rows.append(info_nce(q, k, queue, temperature=tau))
             keys.insert(0, k)
         total = jnp.mean(sum(rows))
-        metrics = {"pretext_accuracy": jnp.mean(queue_accuracy(q, k, queue)), **bounds(len(rows)), **health(q, k, logged=logged(step))}
+        metrics = {
+            "pretext_accuracy": jnp.mean(queue_accuracy(q, k, queue)),
+            **bounds(len(rows)),
+            **health(q, k, logged=logged(step)),
+        }
         # 4. what the update needs: momentum for f_k, the keys for the queue
         return total, Out(state, Carry(jnp.concatenate(keys), key_stats), metrics)
 
-    def loss_in_batch(params: Pytree, model_state: Pytree, extra: MocoState, batch: Batch, key: jax.Array,
-                      step: jax.Array) -> tuple[jax.Array, Out]:
+    def loss_in_batch(
+        params: Pytree, model_state: Pytree, extra: MocoState, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Out]:
         """Algorithm 1 of v3: each view is a pass of its own, with statistics of its own."""
         # 1. x1, x2 = aug(x), aug(x)
         x = views.stacked(batch, key, config)
@@ -144,7 +158,11 @@ def moco(config: ConfigDict, facts: Facts) -> Method:
         k2, key_stats = f(extra.key_params, key_stats, x[:, 1])
         # 4. loss = ctr(q1, k2) + ctr(q2, k1)
         total = ctr(q1, k2) + ctr(q2, k1)
-        metrics = {"contrast_accuracy": jnp.mean(contrast_accuracy(q1, k2)), **bounds(2), **health(q1, k2, logged=logged(step))}
+        metrics = {
+            "contrast_accuracy": jnp.mean(contrast_accuracy(q1, k2)),
+            **bounds(2),
+            **health(q1, k2, logged=logged(step)),
+        }
         return total, Out(state, Carry((), key_stats), metrics)
 
     def query(params: Pytree, state: Pytree, x: jax.Array) -> tuple[jax.Array, Pytree]:
@@ -159,9 +177,15 @@ def moco(config: ConfigDict, facts: Facts) -> Method:
 
     def bounds(directions: int) -> dict[str, jax.Array]:
         """The loss of opposite negatives and perfect positives, and the loss of equal embeddings."""
-        negatives, scale = (config.batch_size - 1, 2.0 * tau * directions) if in_batch else (config.queue.size, 1.0 * directions)
-        return {"loss_floor": jnp.float32(scale * math.log1p(negatives * math.exp(-2.0 / tau))),
-                "loss_at_collapse": jnp.float32(scale * math.log1p(negatives))}
+        negatives, scale = (
+            (config.batch_size - 1, 2.0 * tau * directions)
+            if in_batch
+            else (config.queue.size, 1.0 * directions)
+        )
+        return {
+            "loss_floor": jnp.float32(scale * math.log1p(negatives * math.exp(-2.0 / tau))),
+            "loss_at_collapse": jnp.float32(scale * math.log1p(negatives)),
+        }
 
     def logged(step: jax.Array) -> jax.Array:
         return (step + 1) % config.log_every == 0
@@ -174,7 +198,13 @@ def moco(config: ConfigDict, facts: Facts) -> Method:
         queue = () if in_batch else queues.enqueue(extra.queue, carry.keys)
         return MocoState(key_params, carry.key_stats, queue)
 
-    return Method(init=init, loss=loss_in_batch if in_batch else loss_with_queue, update=update, rows=("queue",), num_views=2)
+    return Method(
+        init=init,
+        loss=loss_in_batch if in_batch else loss_with_queue,
+        update=update,
+        rows=("queue",),
+        num_views=2,
+    )
 
 
 def check(config: ConfigDict) -> None:
@@ -184,10 +214,14 @@ def check(config: ConfigDict) -> None:
         ValueError: names the setting, and what fits.
     """
     if config.batch_size % config.bn.groups:
-        raise ValueError(f"config.bn.groups={config.bn.groups} does not divide batch_size={config.batch_size}: every group normalises "
-                         "batch_size / groups images; choose a divisor, or 1 for statistics over the whole batch")
+        raise ValueError(
+            f"config.bn.groups={config.bn.groups} does not divide batch_size={config.batch_size}: every group normalises "
+            "batch_size / groups images; choose a divisor, or 1 for statistics over the whole batch"
+        )
     if config.queue.size:
         queues.check(config.queue.size, config.batch_size * (2 if config.loss.symmetric else 1))
         if config.predictor.layers:
-            raise ValueError(f"config.predictor.layers={config.predictor.layers} with a queue of K={config.queue.size}: only v3, without a "
-                             "queue, has a predictor; set predictor.layers or queue.size to 0")
+            raise ValueError(
+                f"config.predictor.layers={config.predictor.layers} with a queue of K={config.queue.size}: only v3, without a "
+                "queue, has a predictor; set predictor.layers or queue.size to 0"
+            )

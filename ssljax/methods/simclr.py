@@ -42,7 +42,9 @@ def simclr(config: ConfigDict, facts: Facts) -> Method:
             params["probe"] = probe.init(keys[2], h)["params"]
         return params, {"encoder": f_state, "projector": g["batch_stats"]}, ()
 
-    def embed(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Pytree, Pytree]:
+    def embed(
+        params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[Pytree, Pytree]:
         # 1. Two views of each image: [B, 2, S, S, C]. A view's draw follows from (key, index of the image, view).
         x = views.stacked(batch, key, config)
         # 2. One pass over the 2B views, so that batch statistics are theirs together. Views stay beside their image, so that
@@ -50,23 +52,35 @@ def simclr(config: ConfigDict, facts: Facts) -> Method:
         x = x.reshape(-1, *x.shape[2:])
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
         z, g_state = models.forward(projector, params["projector"], model_state["projector"], h)
-        return {"h": h.reshape(-1, 2, h.shape[1]), "z": z.reshape(-1, 2, z.shape[1])}, {"encoder": f_state, "projector": g_state}
+        return {"h": h.reshape(-1, 2, h.shape[1]), "z": z.reshape(-1, 2, z.shape[1])}, {
+            "encoder": f_state,
+            "projector": g_state,
+        }
 
-    def objective(params: Pytree, embeddings: Pytree, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def objective(
+        params: Pytree, embeddings: Pytree, batch: Batch, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         # 3. Equation 1 for every row, both directions.
         h, z1, z2 = embeddings["h"], embeddings["z"][:, 0], embeddings["z"][:, 1]
         rows = nt_xent(z1, z2, temperature=config.loss.temperature)
         total = 2.0 * jnp.mean(rows)
-        metrics = {"loss_per_view": jnp.mean(rows), "contrast_accuracy": jnp.mean(contrast_accuracy(z1, z2)),
-                   **health(z1, z2, logged=(step + 1) % config.log_every == 0)}
+        metrics = {
+            "loss_per_view": jnp.mean(rows),
+            "contrast_accuracy": jnp.mean(contrast_accuracy(z1, z2)),
+            **health(z1, z2, logged=(step + 1) % config.log_every == 0),
+        }
         # 4. The online probe, fed by features that carry no gradient.
         if probe is not None:
             features = jax.lax.stop_gradient(h.reshape(-1, h.shape[2]))
-            probe_loss, metrics["probe_accuracy"] = probing(params["probe"], features, jnp.repeat(batch["label"], 2))
+            probe_loss, metrics["probe_accuracy"] = probing(
+                params["probe"], features, jnp.repeat(batch["label"], 2)
+            )
             total += probe_loss
         return total, metrics
 
-    def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
+    def loss(
+        params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Out]:
         embeddings, model_state = embed(params, model_state, extra, batch, key, step)
         total, metrics = objective(params, embeddings, batch, step)
         return total, Out(model_state, (), metrics)

@@ -30,9 +30,13 @@ def supervised(config: ConfigDict, facts: Facts) -> Method:
         f, f_state, h = models.initialise(encoder, keys[0], (size, size, channels))
         return {"encoder": f, "head": head.init(keys[1], h)["params"]}, {"encoder": f_state}, ()
 
-    def loss(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, Out]:
+    def loss(
+        params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Out]:
         x = views.stacked(batch, key, config)[:, 0]
-        h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1))
+        h, f_state = models.forward(
+            encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1)
+        )
         logits = head.apply({"params": params["head"]}, h)
         metrics = {"accuracy": jnp.mean(accuracy(logits, batch["label"]))}
         return jnp.mean(cross_entropy(logits, batch["label"])), Out({"encoder": f_state}, (), metrics)
@@ -40,4 +44,11 @@ def supervised(config: ConfigDict, facts: Facts) -> Method:
     def classify(params: Pytree, extra: tuple, features: jax.Array) -> dict[str, jax.Array]:
         return {"classifier": models.logits(params["head"], features)}
 
-    return Method(init=init, loss=loss, classify=classify, num_views=1, needs_labels=True, separable=not models.draws(config.model))
+    return Method(
+        init=init,
+        loss=loss,
+        classify=classify,
+        num_views=1,
+        needs_labels=True,
+        separable=not models.draws(config.model),
+    )

@@ -19,7 +19,27 @@ from ssljax.models.regnet import RegNet
 from ssljax.models.resnet import ResNet
 from ssljax.models.vit import ViT, resize_positions
 
-__all__ = ["BACKBONES", "BatchNorm", "LinearClassifier", "MLP", "RegNet", "ResNet", "ViT",
-           "activation", "attention", "backbone", "draws", "forward",
-           "infer", "initialise", "initialise_head", "logits", "mlp", "projection_head", "resizable",
-           "resize_positions", "tokens", "unit_gains"]
+__all__ = [
+    "BACKBONES",
+    "BatchNorm",
+    "LinearClassifier",
+    "MLP",
+    "RegNet",
+    "ResNet",
+    "ViT",
+    "activation",
+    "attention",
+    "backbone",
+    "draws",
+    "forward",
+    "infer",
+    "initialise",
+    "initialise_head",
+    "logits",
+    "mlp",
+    "projection_head",
+    "resizable",
+    "resize_positions",
+    "tokens",
+    "unit_gains",
+]

@@ -40,11 +40,24 @@ class Architecture(NamedTuple):
     drops_first: bool
 
 
-ALEXNET = Architecture((Conv("conv1", 96, 11, 4, 2, (3, 2)), Conv("conv2", 256, 5, 1, 2, (3, 2)), Conv("conv3", 384), Conv("conv4", 384),
-                  Conv("conv5", 256, pool=(3, 2))), drops_first=True)
-VGG16 = Architecture(tuple(Conv(f"conv{group}_{i}", features, pool=(2, 2) if i == count else (0, 0))
-                     for group, (features, count) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1)
-                     for i in range(1, count + 1)), drops_first=False)
+ALEXNET = Architecture(
+    (
+        Conv("conv1", 96, 11, 4, 2, (3, 2)),
+        Conv("conv2", 256, 5, 1, 2, (3, 2)),
+        Conv("conv3", 384),
+        Conv("conv4", 384),
+        Conv("conv5", 256, pool=(3, 2)),
+    ),
+    drops_first=True,
+)
+VGG16 = Architecture(
+    tuple(
+        Conv(f"conv{group}_{i}", features, pool=(2, 2) if i == count else (0, 0))
+        for group, (features, count) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1)
+        for i in range(1, count + 1)
+    ),
+    drops_first=False,
+)
 ARCHITECTURES = {"alexnet_bn": ALEXNET, "vgg16_bn": VGG16}
 
 
@@ -82,7 +95,9 @@ class ConvNet(nn.Module):
             self.sow("intermediates", f"after_{layer.name}", x)
             if layer.pool[0]:
                 x = self._pool(layer, x)
-        full = partial(nn.Dense, round(FULL * self.width), dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
+        full = partial(
+            nn.Dense, round(FULL * self.width), dtype=self.dtype, kernel_init=nn.initializers.normal(0.01)
+        )
         drop = partial(nn.Dropout(self.dropout, name="dropout"), deterministic=not train)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(full(name="fc6")(drop(x) if self.architecture.drops_first else x))
@@ -90,15 +105,30 @@ class ConvNet(nn.Module):
         return full(name="fc7")(drop(x)).astype(jnp.float32)
 
     def _conv(self, layer: Conv, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.Conv(round(layer.features * self.width), (layer.size,) * 2, layer.stride, padding=((layer.padding,) * 2,) * 2,
-                    dtype=self.dtype, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-                    conv_general_dilated=conv2d if jax.device_count() == 1 else None, name=layer.name)(x)
-        norm = BatchNorm(self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype, name=layer.name.replace("conv", "norm"))
+        x = nn.Conv(
+            round(layer.features * self.width),
+            (layer.size,) * 2,
+            layer.stride,
+            padding=((layer.padding,) * 2,) * 2,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            conv_general_dilated=conv2d if jax.device_count() == 1 else None,
+            name=layer.name,
+        )(x)
+        norm = BatchNorm(
+            self.bn_momentum,
+            self.bn_epsilon,
+            self.unbiased,
+            dtype=self.dtype,
+            name=layer.name.replace("conv", "norm"),
+        )
         return nn.relu(norm(x, train=train))
 
     def _pool(self, layer: Conv, x: jax.Array) -> jax.Array:
         window, stride = layer.pool
         if min(x.shape[1:3]) < window:
-            raise ValueError(f"behind {layer.name} the image is {x.shape[1]}x{x.shape[2]}, smaller than the {window}x{window} pool: "
-                             "config.data.image_size is too small for this network (AlexNet needs 63, VGG-16 32); use a ResNet")
+            raise ValueError(
+                f"behind {layer.name} the image is {x.shape[1]}x{x.shape[2]}, smaller than the {window}x{window} pool: "
+                "config.data.image_size is too small for this network (AlexNet needs 63, VGG-16 32); use a ResNet"
+            )
         return nn.max_pool(x, (window, window), (stride, stride))

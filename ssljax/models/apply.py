@@ -25,10 +25,14 @@ def initialise_head(head: nn.Module, key: jax.Array, h: jax.Array) -> tuple[Pytr
 
 def unit_gains(params: Pytree) -> Pytree:
     """Fresh parameters with every gain of a norm at 1, those that start a residual branch from zero too (zero_init_residual=False)."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.ones_like(leaf) if path[-1].key == "scale" else leaf, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.ones_like(leaf) if path[-1].key == "scale" else leaf, params
+    )
 
 
-def initialise(encoder: nn.Module, key: jax.Array, shape: tuple[int, int, int]) -> tuple[Pytree, Pytree, jax.Array]:
+def initialise(
+    encoder: nn.Module, key: jax.Array, shape: tuple[int, int, int]
+) -> tuple[Pytree, Pytree, jax.Array]:
     """Fresh parameters and running statistics of a backbone for images [H, W, C], and zeros shaped like its features of two of them."""
     image = jnp.zeros((2, *shape), jnp.float32)
     variables = encoder.init(key, image, train=False)
@@ -36,8 +40,16 @@ def initialise(encoder: nn.Module, key: jax.Array, shape: tuple[int, int, int]) 
     return variables["params"], variables.get("batch_stats", {}), jnp.zeros(features.shape, features.dtype)
 
 
-def forward(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, *, groups: int = 1, key: jax.Array | None = None,
-            **call: bool) -> tuple[jax.Array, Pytree]:
+def forward(
+    net: nn.Module,
+    params: Pytree,
+    statistics: Pytree,
+    x: jax.Array,
+    *,
+    groups: int = 1,
+    key: jax.Array | None = None,
+    **call: bool,
+) -> tuple[jax.Array, Pytree]:
     """A training pass, normalised by the batch's own statistics -> (output, the running statistics after it).
 
     Args:
@@ -53,12 +65,21 @@ def forward(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, *,
     if groups > 1:
         x, mesh = x.reshape(groups, -1, *x.shape[1:]), jax.sharding.get_abstract_mesh()
         if not mesh.empty and groups % mesh.size == 0:
-            x = along_batch(x)                                     # whole groups on a device: their statistics need no exchange
-        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):     # inside, rows of one group are no batch to split
+            x = along_batch(x)  # whole groups on a device: their statistics need no exchange
+        with jax.sharding.use_abstract_mesh(
+            jax.sharding.AbstractMesh((), ())
+        ):  # inside, rows of one group are no batch to split
             y, after = jax.vmap(lambda rows: forward(net, params, statistics, rows))(x)
         return y.reshape(-1, *y.shape[2:]), jax.tree.map(lambda leaf: leaf.mean(0), after)
     rngs = None if key is None else dict(zip(("drop_path", "dropout"), jax.random.split(key), strict=True))
-    y, state = net.apply({"params": params, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"], rngs=rngs, **call)
+    y, state = net.apply(
+        {"params": params, "batch_stats": statistics},
+        x,
+        train=True,
+        mutable=["batch_stats"],
+        rngs=rngs,
+        **call,
+    )
     return y, state.get("batch_stats", {})
 
 
@@ -83,11 +104,15 @@ def tokens(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> 
 
 def _transformer(net: nn.Module) -> ViT:
     if not isinstance(net, ViT):
-        raise ValueError(f"{type(net).__name__} is no vision transformer: it has neither tokens nor attention")
+        raise ValueError(
+            f"{type(net).__name__} is no vision transformer: it has neither tokens nor attention"
+        )
     return net
 
 
-def resizable(net: nn.Module, image_size: int) -> dict[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]]:
+def resizable(
+    net: nn.Module, image_size: int
+) -> dict[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]]:
     """Leaves that may have another shape in a run with images of another size: name -> (stored array, wanted shape) -> array."""
     if not isinstance(net, ViT):
         return {}
@@ -96,6 +121,7 @@ def resizable(net: nn.Module, image_size: int) -> dict[str, Callable[[jax.Array,
     def positions(stored: jax.Array, wanted: tuple[int, ...]) -> jax.Array:
         del wanted
         return resize_positions(stored, (side, side), extra_tokens=1 + net.distillation)
+
     return {"positions": positions}
 
 
@@ -106,7 +132,9 @@ def attention(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) 
         ValueError: the network is no vision transformer.
     """
     net = _transformer(net)
-    _, found = net.apply({"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"])
+    _, found = net.apply(
+        {"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"]
+    )
     blocks = found["intermediates"]
     if net.scan:
         return blocks["blocks"]["attn"]["attention"][0][-1]
@@ -119,9 +147,15 @@ def activation(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array,
     Raises:
         ValueError: the network has no such layer; lists those it has.
     """
-    _, state = net.apply({"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"])
-    sown = {name: value[0] for name, value in state.get("intermediates", {}).items() if isinstance(value, tuple)}
-    found = {name.removeprefix("after_"): value for name, value in sown.items()}           # a layer of parameters has the name without
+    _, state = net.apply(
+        {"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"]
+    )
+    sown = {
+        name: value[0] for name, value in state.get("intermediates", {}).items() if isinstance(value, tuple)
+    }
+    found = {
+        name.removeprefix("after_"): value for name, value in sown.items()
+    }  # a layer of parameters has the name without
     if layer not in found:
         raise ValueError(f"this network has no layer {layer!r}; it names {', '.join(found)}")
     return found[layer].astype(jnp.float32)

@@ -15,7 +15,7 @@ from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
 # Kind and number of blocks of each group; a group is twice as wide as the one before.
 BACKBONES = {
-    "resnet8": (Basic, (1, 1, 1)),                  # three groups: small images on a CPU
+    "resnet8": (Basic, (1, 1, 1)),  # three groups: small images on a CPU
     "resnet10": (Basic, (1, 1, 1, 1)),
     "resnet18": (Basic, (2, 2, 2, 2)),
     "resnet34": (Basic, (3, 4, 6, 3)),
@@ -47,8 +47,15 @@ def backbone(model: ConfigDict) -> nn.Module:
         return _vit(model)
     if model.name in TABLES:
         _one_of("remat", model.remat, REMAT)
-        return RegNet(TABLES[model.name], drop_path=model.drop_path, remat=model.remat, bn_momentum=model.bn_momentum,
-                      bn_epsilon=model.bn_epsilon, unbiased=True, dtype=jnp.dtype(model.dtype))
+        return RegNet(
+            TABLES[model.name],
+            drop_path=model.drop_path,
+            remat=model.remat,
+            bn_momentum=model.bn_momentum,
+            bn_epsilon=model.bn_epsilon,
+            unbiased=True,
+            dtype=jnp.dtype(model.dtype),
+        )
     if model.name in ARCHITECTURES:
         return ConvNet(ARCHITECTURES[model.name], model.width, model.sobel, model.dropout, **_norm(model))
     _one_of("stem", model.stem, STEMS)
@@ -56,15 +63,27 @@ def backbone(model: ConfigDict) -> nn.Module:
     _one_of("remat", model.remat, REMAT)
     block, layers = BACKBONES[model.name]
     if model.sk_ratio > 0 and block is Basic:
-        raise ValueError(f"config.model.sk_ratio is {model.sk_ratio}, but {model.name} has basic blocks and selective kernels replace the "
-                         "3x3 convolution of a bottleneck: set sk_ratio to 0, or name to resnet50, resnet101, resnet152 or resnet200")
+        raise ValueError(
+            f"config.model.sk_ratio is {model.sk_ratio}, but {model.name} has basic blocks and selective kernels replace the "
+            "3x3 convolution of a bottleneck: set sk_ratio to 0, or name to resnet50, resnet101, resnet152 or resnet200"
+        )
     base = round(64 * model.width)
     if base < 2:
-        raise ValueError(f"config.model.width is {model.width}, which leaves {base} channels in the stem: 64 * width must be 2 or more")
+        raise ValueError(
+            f"config.model.width is {model.width}, which leaves {base} channels in the stem: 64 * width must be 2 or more"
+        )
     return ResNet(
-        block, layers, widths=tuple(base * 2**group for group in range(len(layers))), stem_width=base,
-        stem=model.stem, shortcut=model.shortcut, sk_ratio=model.sk_ratio, remat=model.remat, sobel=model.sobel,
-        **_norm(model))
+        block,
+        layers,
+        widths=tuple(base * 2**group for group in range(len(layers))),
+        stem_width=base,
+        stem=model.stem,
+        shortcut=model.shortcut,
+        sk_ratio=model.sk_ratio,
+        remat=model.remat,
+        sobel=model.sobel,
+        **_norm(model),
+    )
 
 
 def _vit(model: ConfigDict) -> ViT:
@@ -72,9 +91,21 @@ def _vit(model: ConfigDict) -> ViT:
     _one_of("scheme", model.scheme, VIT_SCHEMES)
     _one_of("remat", model.remat, REMATS)
     width, depth, heads = SIZES[model.name]
-    return ViT(width, depth, heads, model.patch, positions=model.positions, scheme=model.scheme, distillation=model.distillation,
-               drop_path=model.drop_path, dropout=model.dropout, frozen_patch=model.frozen_patch, remat=model.remat, scan=model.scan,
-               dtype=jnp.dtype(model.dtype))
+    return ViT(
+        width,
+        depth,
+        heads,
+        model.patch,
+        positions=model.positions,
+        scheme=model.scheme,
+        distillation=model.distillation,
+        drop_path=model.drop_path,
+        dropout=model.dropout,
+        frozen_patch=model.frozen_patch,
+        remat=model.remat,
+        scan=model.scan,
+        dtype=jnp.dtype(model.dtype),
+    )
 
 
 def draws(model: ConfigDict) -> bool:
@@ -88,8 +119,18 @@ def draws(model: ConfigDict) -> bool:
 
 def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:
     """SimCLR's projector of `config.head` on the backbone of `config.model`, whose norms and dtype it shares."""
-    return MLP(head.layers, head.hidden, head.dim, hidden_bias=False, last_bias=False, norm=True, last_norm=True, last_gain=True,
-               scheme="normal_0.01", **_norm(model))
+    return MLP(
+        head.layers,
+        head.hidden,
+        head.dim,
+        hidden_bias=False,
+        last_bias=False,
+        norm=True,
+        last_norm=True,
+        last_gain=True,
+        scheme="normal_0.01",
+        **_norm(model),
+    )
 
 
 def mlp(head: ConfigDict, model: ConfigDict, dim: int) -> MLP:
@@ -101,10 +142,23 @@ def mlp(head: ConfigDict, model: ConfigDict, dim: int) -> MLP:
     if head.scheme not in SCHEMES:
         raise ValueError(f"a head's scheme is {head.scheme!r}; it must be one of: {', '.join(SCHEMES)}")
     norms = _norm(model) if head.norm or head.last_norm else {"dtype": jnp.dtype(model.dtype)}
-    return MLP(head.layers, head.hidden, dim, hidden_bias=head.hidden_bias, last_bias=head.last_bias, norm=head.norm,
-               last_norm=head.last_norm, scheme=head.scheme, **norms)
+    return MLP(
+        head.layers,
+        head.hidden,
+        dim,
+        hidden_bias=head.hidden_bias,
+        last_bias=head.last_bias,
+        norm=head.norm,
+        last_norm=head.last_norm,
+        scheme=head.scheme,
+        **norms,
+    )
 
 
 def _norm(model: ConfigDict) -> dict:
-    return dict(bn_momentum=model.bn_momentum, bn_epsilon=model.bn_epsilon, unbiased=model.shortcut == "torchvision",
-                dtype=jnp.dtype(model.dtype))
+    return dict(
+        bn_momentum=model.bn_momentum,
+        bn_epsilon=model.bn_epsilon,
+        unbiased=model.shortcut == "torchvision",
+        dtype=jnp.dtype(model.dtype),
+    )

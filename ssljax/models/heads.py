@@ -10,8 +10,11 @@ from ssljax.models.norm import BatchNorm
 
 # What the papers' code starts a linear layer from: PyTorch's U(+-1/sqrt(fan_in)), Haiku's normal of 1/sqrt(fan_in) cut at two sigma, and
 # SimCLR's N(0, 0.01^2).
-SCHEMES = {"uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), "truncated_normal": nn.initializers.lecun_normal(),
-           "normal_0.01": nn.initializers.normal(0.01)}
+SCHEMES = {
+    "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "truncated_normal": nn.initializers.lecun_normal(),
+    "normal_0.01": nn.initializers.normal(0.01),
+}
 
 
 class MLP(nn.Module):
@@ -55,7 +58,9 @@ class MLP(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, h: jax.Array, *, train: bool, every_layer: bool = False) -> jax.Array | list[jax.Array]:
+    def __call__(
+        self, h: jax.Array, *, train: bool, every_layer: bool = False
+    ) -> jax.Array | list[jax.Array]:
         """Features `[B, D]` -> float32 `[B, dim]`.
 
         Args:
@@ -66,21 +71,37 @@ class MLP(nn.Module):
         outputs = [h]
         for layer in range(1, self.layers + 1):
             last = layer == self.layers
-            x = nn.Dense(self.dim if last else self.hidden or h.shape[-1], use_bias=self.last_bias if last else self.hidden_bias,
-                         dtype=self.dtype, kernel_init=SCHEMES[self.scheme], name=f"dense{layer}")(outputs[-1])
+            x = nn.Dense(
+                self.dim if last else self.hidden or h.shape[-1],
+                use_bias=self.last_bias if last else self.hidden_bias,
+                dtype=self.dtype,
+                kernel_init=SCHEMES[self.scheme],
+                name=f"dense{layer}",
+            )(outputs[-1])
             if last and self.last_norm and not self.last_gain:
                 x = self._standardize(x, f"norm{layer}", train)
             elif self.last_norm if last else self.norm:
-                x = BatchNorm(self.bn_momentum, self.bn_epsilon, self.unbiased, use_bias=not last, dtype=self.dtype,
-                              name=f"norm{layer}")(x, train=train)
+                x = BatchNorm(
+                    self.bn_momentum,
+                    self.bn_epsilon,
+                    self.unbiased,
+                    use_bias=not last,
+                    dtype=self.dtype,
+                    name=f"norm{layer}",
+                )(x, train=train)
             outputs.append(x if last else nn.relu(x))
         outputs = [x.astype(jnp.float32) for x in outputs]
         return outputs if every_layer else outputs[-1]
 
     def _standardize(self, x: jax.Array, name: str, train: bool) -> jax.Array:
         """BatchNorm with the constant gain 1 and no offset: PyTorch's `affine=False`."""
-        norm = BatchNorm(self.bn_momentum, self.bn_epsilon, self.unbiased, use_bias=False, dtype=self.dtype, parent=None)
-        fresh = lambda: {"mean": jnp.zeros(x.shape[-1], jnp.float32), "var": jnp.ones(x.shape[-1], jnp.float32)}
+        norm = BatchNorm(
+            self.bn_momentum, self.bn_epsilon, self.unbiased, use_bias=False, dtype=self.dtype, parent=None
+        )
+        fresh = lambda: {
+            "mean": jnp.zeros(x.shape[-1], jnp.float32),
+            "var": jnp.ones(x.shape[-1], jnp.float32),
+        }
         running = self.variable("batch_stats", name, fresh)
         variables = {"params": {"scale": jnp.ones(x.shape[-1], jnp.float32)}, "batch_stats": running.value}
         y, after = norm.apply(variables, x, train=train, mutable=["batch_stats"])
@@ -98,5 +119,9 @@ class LinearClassifier(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         """Features `[B, D]` -> logits `[B, num_classes]`."""
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(self.std), precision=jax.lax.Precision.HIGHEST,
-                        name="dense")(h.astype(jnp.float32))
+        return nn.Dense(
+            self.num_classes,
+            kernel_init=nn.initializers.normal(self.std),
+            precision=jax.lax.Precision.HIGHEST,
+            name="dense",
+        )(h.astype(jnp.float32))

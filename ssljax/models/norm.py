@@ -38,13 +38,19 @@ class BatchNorm(nn.Module):
         """Normalises `[..., C]`: with the batch's statistics, which it also accumulates, if `train`, else with the running ones."""
         channels = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32) if self.use_bias else jnp.zeros(channels)
+        bias = (
+            self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+            if self.use_bias
+            else jnp.zeros(channels)
+        )
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
 
         if not train:
             x = x.astype(jnp.float32)
-            y = (x - _rows(running_mean.value, x)) * _rows(jax.lax.rsqrt(running_var.value + self.epsilon) * scale, x) + _rows(bias, x)
+            y = (x - _rows(running_mean.value, x)) * _rows(
+                jax.lax.rsqrt(running_var.value + self.epsilon) * scale, x
+            ) + _rows(bias, x)
             return y.astype(self.dtype)
         y, mean, var = normalize_batch(x, scale, bias, running_mean.value, self.epsilon)
         if not self.is_initializing():
@@ -56,8 +62,9 @@ class BatchNorm(nn.Module):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def normalize_batch(x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array,
-                    epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def normalize_batch(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises `[..., C]` by its own statistics -> (y, mean [C], biased variance [C]), all float32.
 
     The gradient is the closed form of Ioffe & Szegedy (arXiv 1502.03167, section 3), one reduction and one pass where automatic
@@ -90,15 +97,18 @@ def _statistics(x: jax.Array, near: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, var
 
 
-def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array,
-                       epsilon: float) -> tuple[tuple[jax.Array, ...], tuple]:
+def _normalize_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float
+) -> tuple[tuple[jax.Array, ...], tuple]:
     mean, var = _statistics(x, near)
     inverse = jax.lax.rsqrt(var + epsilon)
     y = (x.astype(jnp.float32) - _rows(mean, x)) * _rows(inverse * scale, x) + _rows(bias, x)
     return (y, mean, var), (x, mean, inverse, scale)
 
 
-def _normalize_backward(epsilon: float, saved: tuple, cotangents: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _normalize_backward(
+    epsilon: float, saved: tuple, cotangents: tuple
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     del epsilon
     x, mean, inverse, scale = saved
     dy, _, _ = cotangents
@@ -108,7 +118,9 @@ def _normalize_backward(epsilon: float, saved: tuple, cotangents: tuple) -> tupl
     dscale = (dy * (x - _rows(mean, x))).sum(axes) * inverse
     # dx = scale / std * (dy - mean(dy) - x_hat * mean(dy * x_hat))
     gain = scale * inverse
-    dx = (dy - _rows(dbias / n, x)) * _rows(gain, x) - (x - _rows(mean, x)) * _rows(gain * inverse * dscale / n, x)
+    dx = (dy - _rows(dbias / n, x)) * _rows(gain, x) - (x - _rows(mean, x)) * _rows(
+        gain * inverse * dscale / n, x
+    )
     return dx.astype(dtype), dscale, dbias, jnp.zeros_like(mean)
 
 

@@ -52,11 +52,13 @@ def table(w0: int, wa: float, wm: float, depth: int, group: int) -> Table:
     powers = [round(math.log((w0 + wa * block) / w0, wm)) for block in range(depth)]
     widths = [8 * round(w0 * wm**power / 8) for power in powers]
     stages = sorted(set(widths))
-    return Table(tuple(map(widths.count, stages)), tuple(group * round(width / group) for width in stages), group)
+    return Table(
+        tuple(map(widths.count, stages)), tuple(group * round(width / group) for width in stages), group
+    )
 
 
 TABLES = {
-    "regnety_xs": Table((1, 2), (16, 32), 8, stem=16),      # no paper's: small images on a CPU
+    "regnety_xs": Table((1, 2), (16, 32), 8, stem=16),  # no paper's: small images on a CPU
     "regnety_4gf": table(96, 31.41, 2.24, 22, 64),
     "regnety_8gf": table(192, 76.82, 2.19, 17, 56),
     "regnety_12gf": table(168, 73.36, 2.37, 19, 112),
@@ -77,7 +79,7 @@ class SqueezeExcitation(nn.Module):
         return x * nn.sigmoid(self._dense(x.shape[-1], "fc2", gate))[:, None, None]
 
     def _dense(self, features: int, name: str, x: jax.Array) -> jax.Array:
-        bound = x.shape[-1] ** -0.5                                               # PyTorch's rule for a bias
+        bound = x.shape[-1] ** -0.5  # PyTorch's rule for a bias
         uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
         return nn.Dense(features, dtype=self.dtype, kernel_init=FAN_OUT, bias_init=uniform, name=name)(x)
 
@@ -98,7 +100,9 @@ class Block(nn.Module):
         """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
         shortcut, squeeze = x, round(x.shape[-1] / 4)
         if self.stride > 1 or x.shape[-1] != self.features:
-            shortcut = Shortcut(self.features, self.stride, False, self.conv, self.norm, name="shortcut")(x, train=train)
+            shortcut = Shortcut(self.features, self.stride, False, self.conv, self.norm, name="shortcut")(
+                x, train=train
+            )
         x = nn.relu(self.norm(name="norm1")(self.conv(self.features, 1, name="conv1")(x), train=train))
         x = self.conv(self.features, 3, self.stride, groups=self.features // self.group, name="conv2")(x)
         x = nn.relu(self.norm(name="norm2")(x, train=train))
@@ -134,16 +138,32 @@ class RegNet(nn.Module):
 
         The activations `stem`, `stage1`, ... are sown in the collection "intermediates".
         """
-        layer = dict(conv=partial(conv, kernel_init=FAN_OUT, dtype=self.dtype),
-                     norm=partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype))
+        layer = dict(
+            conv=partial(conv, kernel_init=FAN_OUT, dtype=self.dtype),
+            norm=partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype),
+        )
         block = nn.remat(Block, static_argnums=(2,)) if self.remat == "blocks" else Block
-        x = layer["norm"](name="stem_norm")(layer["conv"](self.table.stem, 3, 2, name="stem_conv")(x), train=train)
+        x = layer["norm"](name="stem_norm")(
+            layer["conv"](self.table.stem, 3, 2, name="stem_conv")(x), train=train
+        )
         x = along_batch(nn.relu(x))
         self.sow("intermediates", "stem", x)
         drop = iter(rates(self.drop_path, sum(self.table.depths)))
-        for stage, (depth, features) in enumerate(zip(self.table.depths, self.table.widths, strict=True), start=1):
+        for stage, (depth, features) in enumerate(
+            zip(self.table.depths, self.table.widths, strict=True), start=1
+        ):
             for index in range(1, depth + 1):
                 stride, name = 2 if index == 1 else 1, f"stage{stage}_block{index}"
-                x = along_batch(block(features, stride, self.table.group, **layer, dtype=self.dtype, drop=next(drop), name=name)(x, train))
+                x = along_batch(
+                    block(
+                        features,
+                        stride,
+                        self.table.group,
+                        **layer,
+                        dtype=self.dtype,
+                        drop=next(drop),
+                        name=name,
+                    )(x, train)
+                )
             self.sow("intermediates", f"stage{stage}", x)
         return x.astype(jnp.float32).mean((1, 2))

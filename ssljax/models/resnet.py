@@ -34,13 +34,31 @@ REMAT = ("none", "blocks")
 FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
-def conv(features: int, size: int, stride: int = 1, *, groups: int = 1, kernel_init: Callable = FAN_IN, dtype: jnp.dtype,
-         name: str) -> nn.Conv:
+def conv(
+    features: int,
+    size: int,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    kernel_init: Callable = FAN_IN,
+    dtype: jnp.dtype,
+    name: str,
+) -> nn.Conv:
     """A convolution without bias, padded by (size-1)//2 before and the rest behind whatever the stride (not TensorFlow's SAME)."""
     before = (size - 1) // 2
     # conv2d scans along the batch: fine on a laptop's CPU, wrong where a batch is sharded over several devices.
-    return nn.Conv(features, (size, size), stride, padding=((before, size - 1 - before),) * 2, feature_group_count=groups, use_bias=False,
-                   dtype=dtype, name=name, kernel_init=kernel_init, conv_general_dilated=conv2d if jax.device_count() == 1 else None)
+    return nn.Conv(
+        features,
+        (size, size),
+        stride,
+        padding=((before, size - 1 - before),) * 2,
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        name=name,
+        kernel_init=kernel_init,
+        conv_general_dilated=conv2d if jax.device_count() == 1 else None,
+    )
 
 
 def average_pool(x: jax.Array, stride: int) -> jax.Array:
@@ -48,8 +66,19 @@ def average_pool(x: jax.Array, stride: int) -> jax.Array:
 
     As released: at stride 1 the pool is SAME and padding is not counted; at stride 2 an odd side gets a zero, which is.
     """
-    window = partial(nn.pool, init=0.0, reduce_fn=jax.lax.add, window_shape=(2, 2), strides=(stride, stride), padding=((0, 1), (0, 1)))
-    counted = window(jnp.ones((1, *x.shape[1:3], 1), x.dtype)) if stride == 1 else jnp.full((1, 1, 1, 1), 4, x.dtype)
+    window = partial(
+        nn.pool,
+        init=0.0,
+        reduce_fn=jax.lax.add,
+        window_shape=(2, 2),
+        strides=(stride, stride),
+        padding=((0, 1), (0, 1)),
+    )
+    counted = (
+        window(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+        if stride == 1
+        else jnp.full((1, 1, 1, 1), 4, x.dtype)
+    )
     return window(x) / counted
 
 
@@ -73,12 +102,12 @@ class SelectiveKernel(nn.Module):
         """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
         x = self.conv(2 * self.features, 3, self.stride, name="conv")(x)
         x = nn.relu(self.norm(name="norm")(x, train=train))
-        streams = jnp.stack(jnp.split(x, 2, axis=-1))                           # [2, B, H, W, C]
-        gate = streams.sum(0).mean((1, 2), keepdims=True)                       # [B, 1, 1, C]
+        streams = jnp.stack(jnp.split(x, 2, axis=-1))  # [2, B, H, W, C]
+        gate = streams.sum(0).mean((1, 2), keepdims=True)  # [B, 1, 1, C]
         gate = self.conv(max(int(self.features * self.ratio), 32), 1, name="gate_conv1")(gate)
         gate = nn.relu(self.norm(name="gate_norm")(gate, train=train))
         gate = self.conv(2 * self.features, 1, name="gate_conv2")(gate)
-        gate = nn.softmax(jnp.stack(jnp.split(gate, 2, axis=-1)), axis=0)       # [2, B, 1, 1, C]
+        gate = nn.softmax(jnp.stack(jnp.split(gate, 2, axis=-1)), axis=0)  # [2, B, 1, 1, C]
         return (streams * gate).sum(0)
 
 
@@ -117,7 +146,9 @@ class Basic(nn.Module):
         """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
         shortcut = x
         if self.project:
-            shortcut = Shortcut(self.features, self.stride, self.sk_ratio > 0, self.conv, self.norm, name="shortcut")(x, train=train)
+            shortcut = Shortcut(
+                self.features, self.stride, self.sk_ratio > 0, self.conv, self.norm, name="shortcut"
+            )(x, train=train)
         x = self.conv(self.features, 3, self.stride, name="conv1")(x)
         x = nn.relu(self.norm(name="norm1")(x, train=train))
         x = self.conv(self.features, 3, name="conv2")(x)
@@ -142,11 +173,15 @@ class Bottleneck(nn.Module):
         wide = self.expansion * self.features
         shortcut = x
         if self.project:
-            shortcut = Shortcut(wide, self.stride, self.sk_ratio > 0, self.conv, self.norm, name="shortcut")(x, train=train)
+            shortcut = Shortcut(wide, self.stride, self.sk_ratio > 0, self.conv, self.norm, name="shortcut")(
+                x, train=train
+            )
         x = self.conv(self.features, 1, name="conv1")(x)
         x = nn.relu(self.norm(name="norm1")(x, train=train))
         if self.sk_ratio > 0:
-            x = SelectiveKernel(self.features, self.stride, self.sk_ratio, self.conv, self.norm, name="sk")(x, train=train)
+            x = SelectiveKernel(self.features, self.stride, self.sk_ratio, self.conv, self.norm, name="sk")(
+                x, train=train
+            )
         else:
             x = self.conv(self.features, 3, self.stride, name="conv2")(x)
             x = nn.relu(self.norm(name="norm2")(x, train=train))
@@ -205,7 +240,11 @@ class ResNet(nn.Module):
                 stride = 2 if index == 1 and group > 1 else 1
                 changes = stride > 1 or x.shape[-1] != features * self.block.expansion
                 project = index == 1 and (self.shortcut == "simclr" or changes)
-                x = along_batch(block(features, stride, project, self.sk_ratio, **layer, name=f"group{group}_block{index}")(x, train))
+                x = along_batch(
+                    block(
+                        features, stride, project, self.sk_ratio, **layer, name=f"group{group}_block{index}"
+                    )(x, train)
+                )
             self.sow("intermediates", f"group{group}", x)
         return x.astype(jnp.float32).mean((1, 2))
 

@@ -26,7 +26,7 @@ from ssljax.models.placement import along_batch
 
 # Width, depth and heads; MoCo v3's small network has twelve heads, DeiT's six.
 SIZES = {
-    "vit_xs": (64, 4, 4),                           # no paper's: small images on a CPU
+    "vit_xs": (64, 4, 4),  # no paper's: small images on a CPU
     "vit_ti": (192, 12, 3),
     "vit_s": (384, 12, 6),
     "vit_s_h12": (384, 12, 12),
@@ -46,6 +46,7 @@ def kernel_init(scheme: str, split: int = 1) -> Callable:
     def xavier(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         bound = math.sqrt(6.0 / (shape[0] + shape[1] // split))
         return jax.random.uniform(key, shape, dtype, -bound, bound)
+
     return xavier
 
 
@@ -61,11 +62,17 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, N, D] -> [B, N, D]`; sows where each of the `extra` first tokens looks, `attention [B, heads, extra, N]`."""
         width = x.shape[-1]
-        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=kernel_init(self.scheme, split=3), name="qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, self.heads, width // self.heads), 2, 0)          # [B, N, heads, d] each
-        logits = jnp.einsum("bnhd,bmhd->bhnm", q * (width // self.heads) ** -0.5, k, preferred_element_type=jnp.float32)
+        qkv = nn.Dense(
+            3 * width, dtype=self.dtype, kernel_init=kernel_init(self.scheme, split=3), name="qkv"
+        )(x)
+        q, k, v = jnp.moveaxis(
+            qkv.reshape(*x.shape[:2], 3, self.heads, width // self.heads), 2, 0
+        )  # [B, N, heads, d] each
+        logits = jnp.einsum(
+            "bnhd,bmhd->bhnm", q * (width // self.heads) ** -0.5, k, preferred_element_type=jnp.float32
+        )
         weights = jax.nn.softmax(logits, axis=-1)
-        self.sow("intermediates", "attention", weights[:, :, :self.extra])
+        self.sow("intermediates", "attention", weights[:, :, : self.extra])
         mixed = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v).reshape(x.shape)
         return nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="proj")(mixed)
 
@@ -84,11 +91,17 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rate: jax.Array) -> jax.Array:
         """`[B, N, D] -> [B, N, D]`; `rate` float32 scalar. `drops`: stochastic depth is on; `dropout` 0 in inference."""
-        norm = lambda name, x: nn.LayerNorm(EPSILON, dtype=jnp.float32, name=name)(x.astype(jnp.float32)).astype(self.dtype)
+        norm = lambda name, x: nn.LayerNorm(EPSILON, dtype=jnp.float32, name=name)(
+            x.astype(jnp.float32)
+        ).astype(self.dtype)
         branch = Attention(self.heads, self.scheme, self.dtype, self.extra, name="attn")(norm("norm1", x))
         x = x + self._kept(dropout(self, branch), rate)
-        y = nn.Dense(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="fc1")(
-            norm("norm2", x))
+        y = nn.Dense(
+            int(x.shape[-1] * self.mlp_ratio),
+            dtype=self.dtype,
+            kernel_init=kernel_init(self.scheme),
+            name="fc1",
+        )(norm("norm2", x))
         y = dropout(self, jax.nn.gelu(y, approximate=False))
         y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="fc2")(y)
         return along_batch(x + self._kept(dropout(self, y), rate))
@@ -140,11 +153,21 @@ class ViT(nn.Module):
         rows, columns = image.shape[1] // self.patch, image.shape[2] // self.patch
         x = self._patches(image)
         std = 0.02 if self.scheme == "deit" else 1e-6
-        extra = [self.param(name, initializers.normal(std), (1, 1, self.width), jnp.float32)
-                 for name in ("class_token", "distillation_token")[:1 + self.distillation]]
-        x = jnp.concatenate([*(jnp.broadcast_to(token, (x.shape[0], 1, self.width)) for token in extra), x.astype(jnp.float32)], axis=1)
+        extra = [
+            self.param(name, initializers.normal(std), (1, 1, self.width), jnp.float32)
+            for name in ("class_token", "distillation_token")[: 1 + self.distillation]
+        ]
+        x = jnp.concatenate(
+            [
+                *(jnp.broadcast_to(token, (x.shape[0], 1, self.width)) for token in extra),
+                x.astype(jnp.float32),
+            ],
+            axis=1,
+        )
         if self.positions == "learned":
-            x = x + self.param("positions", initializers.normal(0.02), (1, x.shape[1], self.width), jnp.float32)
+            x = x + self.param(
+                "positions", initializers.normal(0.02), (1, x.shape[1], self.width), jnp.float32
+            )
         else:
             x = x + sincos(self.width, rows, columns, extra_tokens=len(extra))
         x = dropout(self, x.astype(self.dtype)) if train else x.astype(self.dtype)
@@ -157,31 +180,59 @@ class ViT(nn.Module):
         batch, height, width, channels = image.shape
         p, fan_in = self.patch, self.patch**2 * channels
         if height % p or width % p:
-            raise ValueError(f"config.model.patch is {p}, which does not divide an image of {height}x{width}: choose a divisor of "
-                             "config.data.image_size")
-        x = image.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3).reshape(batch, -1, fan_in)
+            raise ValueError(
+                f"config.model.patch is {p}, which does not divide an image of {height}x{width}: choose a divisor of "
+                "config.data.image_size"
+            )
+        x = (
+            image.reshape(batch, height // p, p, width // p, p, channels)
+            .swapaxes(2, 3)
+            .reshape(batch, -1, fan_in)
+        )
         bound = math.sqrt(1.0 / fan_in if self.scheme == "deit" else 6.0 / (fan_in + self.width))
 
         def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
             return jax.random.uniform(key, shape, dtype, -bound, bound)
+
         bias_init = uniform if self.scheme == "deit" else initializers.zeros
         if not self.frozen_patch:
-            return nn.Dense(self.width, dtype=self.dtype, kernel_init=uniform, bias_init=bias_init, name="patch")(x)
-        frozen = self.variable("batch_stats", "patch", lambda: {
-            "kernel": uniform(self.make_rng("params"), (fan_in, self.width)), "bias": bias_init(self.make_rng("params"), (self.width,))})
+            return nn.Dense(
+                self.width, dtype=self.dtype, kernel_init=uniform, bias_init=bias_init, name="patch"
+            )(x)
+        frozen = self.variable(
+            "batch_stats",
+            "patch",
+            lambda: {
+                "kernel": uniform(self.make_rng("params"), (fan_in, self.width)),
+                "bias": bias_init(self.make_rng("params"), (self.width,)),
+            },
+        )
         return nn.Dense(self.width, dtype=self.dtype, parent=None).apply({"params": frozen.value}, x)
 
     def _blocks(self, x: jax.Array, train: bool) -> jax.Array:
         each = jnp.array(rates(self.drop_path, self.depth), jnp.float32)
         block = Block
         if self.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+            policy = (
+                jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+            )
             block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
-        settings = dict(heads=self.heads, mlp_ratio=self.mlp_ratio, scheme=self.scheme, dtype=self.dtype,
-                        drops=train and self.drop_path > 0, dropout=self.dropout if train else 0.0, extra=1 + self.distillation)
+        settings = dict(
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            scheme=self.scheme,
+            dtype=self.dtype,
+            drops=train and self.drop_path > 0,
+            dropout=self.dropout if train else 0.0,
+            extra=1 + self.distillation,
+        )
         if self.scan:
-            body = nn.scan(lambda block, x, rate: (block(x, rate), ()), length=self.depth, variable_axes={"params": 0, "intermediates": 0},
-                           split_rngs={"params": True, "drop_path": True, "dropout": True})
+            body = nn.scan(
+                lambda block, x, rate: (block(x, rate), ()),
+                length=self.depth,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True, "drop_path": True, "dropout": True},
+            )
             return body(block(**settings, name="blocks"), x, each)[0]
         for i in range(self.depth):
             x = block(**settings, name=f"block{i}")(x, each[i])
@@ -199,7 +250,9 @@ def sincos(width: int, rows: int, columns: int, *, extra_tokens: int) -> jax.Arr
         ValueError: the width is no multiple of 4.
     """
     if width % 4:
-        raise ValueError(f"positions='sincos' need a width that is a multiple of 4, not {width}; use 'learned'")
+        raise ValueError(
+            f"positions='sincos' need a width that is a multiple of 4, not {width}; use 'learned'"
+        )
     omega = 10_000.0 ** (-jnp.arange(width // 4, dtype=jnp.float32) / (width // 4))
     angle = lambda places: places.astype(jnp.float32)[:, None] * omega[None]
     column, row = angle(jnp.tile(jnp.arange(columns), rows)), angle(jnp.repeat(jnp.arange(rows), columns))
@@ -227,12 +280,19 @@ def resize_positions(positions: jax.Array, grid: tuple[int, int], *, extra_token
     tokens, width = positions.shape[-2] - extra_tokens, positions.shape[-1]
     side = math.isqrt(max(tokens, 0))
     if side < 1 or side * side != tokens:
-        raise ValueError(f"positions of {positions.shape[-2]} tokens, {extra_tokens} of them extra, leave {tokens}, which is no square: "
-                         "extra_tokens is 1, or 2 with a distillation token")
+        raise ValueError(
+            f"positions of {positions.shape[-2]} tokens, {extra_tokens} of them extra, leave {tokens}, which is no square: "
+            "extra_tokens is 1, or 2 with a distillation token"
+        )
     extra, old = positions[..., :extra_tokens, :], positions[..., extra_tokens:, :].astype(jnp.float32)
     old = old.reshape(*positions.shape[:-2], side, side, width)
-    new = jnp.einsum("rj,ck,...jkd->...rcd", cubic_matrix(side, grid[0]), cubic_matrix(side, grid[1]), old,
-                     precision=jax.lax.Precision.HIGHEST)
+    new = jnp.einsum(
+        "rj,ck,...jkd->...rcd",
+        cubic_matrix(side, grid[0]),
+        cubic_matrix(side, grid[1]),
+        old,
+        precision=jax.lax.Precision.HIGHEST,
+    )
     new = new.reshape(*positions.shape[:-2], grid[0] * grid[1], width).astype(positions.dtype)
     return jnp.concatenate([extra, new], axis=-2)
 
@@ -242,7 +302,7 @@ def cubic_matrix(old: int, new: int) -> jax.Array:
     a = -0.75
     source = (jnp.arange(new, dtype=jnp.float32) + 0.5) * (old / new) - 0.5
     first = jnp.floor(source)
-    places = first[:, None] + jnp.arange(-1.0, 3.0, dtype=jnp.float32)[None]                   # the four neighbours
+    places = first[:, None] + jnp.arange(-1.0, 3.0, dtype=jnp.float32)[None]  # the four neighbours
     d = jnp.abs(source[:, None] - places)
     near = ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0
     far = ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a

@@ -11,13 +11,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-NAMES = {"raw_pixels": "raw pixels", "random_init": "random network", "supervised": "labels alone",
-         "simclr": "SimCLR", "moco": "MoCo", "byol": "BYOL", "deit": "DeiT", "deepcluster": "DeepCluster"}
+NAMES = {
+    "raw_pixels": "raw pixels",
+    "random_init": "random network",
+    "supervised": "labels alone",
+    "simclr": "SimCLR",
+    "moco": "MoCo",
+    "byol": "BYOL",
+    "deit": "DeiT",
+    "deepcluster": "DeepCluster",
+}
 # Of the baselines; a method, of which there is one a figure, has the first colour and marker.
 COLOURS = {"supervised": "#D55E00", "raw_pixels": "#555555", "random_init": "#999999"}
 MARKERS = {"supervised": "s", "raw_pixels": "^", "random_init": "v"}
-CLASSES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#000000", "#999999",
-           "#7A3E9D")
+CLASSES = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#8C8C00",
+    "#000000",
+    "#999999",
+    "#7A3E9D",
+)
 GREY, NO_LABEL = "#444444", "#cccccc"
 
 
@@ -52,8 +70,9 @@ def save(figure: Figure, path: Path) -> None:
     colours.save(path, optimize=True)
 
 
-def label_efficiency(path: Path, curves: Mapping[str, Mapping[int, tuple[float, float]]],
-                     full: Mapping[str, float], title: str) -> None:
+def label_efficiency(
+    path: Path, curves: Mapping[str, Mapping[int, tuple[float, float]]], full: Mapping[str, float], title: str
+) -> None:
     """Accuracy against labels per class.
 
     Args:
@@ -65,27 +84,38 @@ def label_efficiency(path: Path, curves: Mapping[str, Mapping[int, tuple[float, 
     figure, (axis,) = blank(6.4, 4.0)
     counts = sorted({k for curve in curves.values() for k in curve})
     place = {k: i for i, k in enumerate(counts)}
-    ends = {True: {}, False: {}}        # where the names stand: behind the point of all labels, or the most
+    ends = {True: {}, False: {}}  # where the names stand: behind the point of all labels, or the most
     for features, curve in curves.items():
         x = np.array([place[k] for k in sorted(curve)], float)
         mean, std = np.array([curve[k] for k in sorted(curve)]).T
         colour = COLOURS.get(features, CLASSES[0])
         axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
         marker = MARKERS.get(features, "o")
-        axis.plot(x, mean, color=colour, marker=marker, markersize=5,
-                  linewidth=1.4 if features in COLOURS else 2.2)
+        axis.plot(
+            x, mean, color=colour, marker=marker, markersize=5, linewidth=1.4 if features in COLOURS else 2.2
+        )
         ends[features in full][features] = full.get(features, mean[-1])
         if features in full:
-            axis.plot([len(counts)], [full[features]], color=colour, marker=marker, markersize=5,
-                      clip_on=False)
-            axis.plot([x[-1], len(counts)], [mean[-1], full[features]], color=colour, linewidth=0.9,
-                      linestyle=":")
+            axis.plot(
+                [len(counts)], [full[features]], color=colour, marker=marker, markersize=5, clip_on=False
+            )
+            axis.plot(
+                [x[-1], len(counts)], [mean[-1], full[features]], color=colour, linewidth=0.9, linestyle=":"
+            )
     last = len(counts) - (0 if full else 1)
     low, high = axis.get_ylim()
     for at, names in ((last, ends[True]), (len(counts) - 1, ends[False])):
         for features, y in spread_out(names, 0.06 * (high - low)).items():
-            axis.annotate(name(features), (at, y), (10, 0), textcoords="offset points", va="center",
-                          fontsize=10, color=COLOURS.get(features, CLASSES[0]), annotation_clip=False)
+            axis.annotate(
+                name(features),
+                (at, y),
+                (10, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10,
+                color=COLOURS.get(features, CLASSES[0]),
+                annotation_clip=False,
+            )
     axis.set_xticks(range(last + 1), [*map(str, counts), *(["all"] if full else [])])
     axis.set_xlim(-0.15, last + 0.05)
     axis.set_xlabel("labelled images per class", color=GREY)
@@ -110,9 +140,12 @@ def spread_out(values: Mapping[str, float], gap: float) -> dict[str, float]:
 
 
 # What a training figure shows where a run has measured it, and what it is called.
-CURVES = {"loss": "training loss", "knn": "held-out kNN while training, %",
-          "nmi_labels": "NMI of clusters with the labels",
-          "nmi_previous": "NMI of clusters with those before"}
+CURVES = {
+    "loss": "training loss",
+    "knn": "held-out kNN while training, %",
+    "nmi_labels": "NMI of clusters with the labels",
+    "nmi_previous": "NMI of clusters with those before",
+}
 
 
 def training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> None:
@@ -131,21 +164,35 @@ def training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], titl
         for i, (run, rows) in enumerate(runs.items()):
             points = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
             if points:
-                axis.plot(*zip(*points, strict=True), color=CLASSES[i % len(CLASSES)], linewidth=1.4,
-                          markersize=4, marker="" if metric == "loss" else "o")
+                axis.plot(
+                    *zip(*points, strict=True),
+                    color=CLASSES[i % len(CLASSES)],
+                    linewidth=1.4,
+                    markersize=4,
+                    marker="" if metric == "loss" else "o",
+                )
                 ends[run] = points[-1][1]
         low, high = axis.get_ylim()
         for run, y in spread_out(ends, 0.07 * (high - low)).items():
-            axis.annotate(run, (1, y), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                          va="center", fontsize=9, annotation_clip=False,
-                          color=CLASSES[list(runs).index(run) % len(CLASSES)])
+            axis.annotate(
+                run,
+                (1, y),
+                (4, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                annotation_clip=False,
+                color=CLASSES[list(runs).index(run) % len(CLASSES)],
+            )
         axis.set_xlabel("step", color=GREY)
         axis.set_title(f"{title}: {CURVES[metric]}", loc="left", fontsize=10)
     save(figure, path)
 
 
-def feature_map(path: Path, points: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str],
-                title: str) -> None:
+def feature_map(
+    path: Path, points: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], title: str
+) -> None:
     """Test images as t-SNE places them, a panel per kind of features, each class named at its median.
 
     Images without a label are light grey.
@@ -163,7 +210,7 @@ def feature_map(path: Path, points: Mapping[str, np.ndarray], labels: np.ndarray
     figure, axes = blank(4.4 * len(points), 4.4, len(points))
     for axis, (features, x) in zip(axes, points.items(), strict=True):
         perplexity = min(30.0, max(2.0, (len(x) - 1) / 4))
-        with threadpool_limits(1):          # so few points are faster on one core
+        with threadpool_limits(1):  # so few points are faster on one core
             projection = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
             flat = projection.fit_transform(x.astype(np.float32))
         for c in np.unique(labels):
@@ -171,9 +218,16 @@ def feature_map(path: Path, points: Mapping[str, np.ndarray], labels: np.ndarray
             colour = CLASSES[c % len(CLASSES)] if c >= 0 else NO_LABEL
             axis.scatter(*own.T, s=9, color=colour, alpha=0.75, linewidths=0)
             if c >= 0 and len(np.unique(labels)) <= 20:
-                axis.text(*np.median(own, axis=0), class_names[c], fontsize=11, weight="bold", ha="center",
-                          va="center", color=colour,
-                          bbox={"facecolor": "white", "alpha": 0.75, "pad": 1, "linewidth": 0})
+                axis.text(
+                    *np.median(own, axis=0),
+                    class_names[c],
+                    fontsize=11,
+                    weight="bold",
+                    ha="center",
+                    va="center",
+                    color=colour,
+                    bbox={"facecolor": "white", "alpha": 0.75, "pad": 1, "linewidth": 0},
+                )
         axis.set_title(f"{title}: {name(features)}", loc="left", fontsize=10)
         axis.grid(False)
         axis.set(xticks=[], yticks=[])
@@ -189,8 +243,13 @@ def tiles(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
 
 def draw(axis: Axes, image: np.ndarray) -> None:
     """An image, uint8 [S, S, C], pixel by pixel."""
-    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255,
-                interpolation="nearest")
+    axis.imshow(
+        image[..., 0] if image.shape[-1] == 1 else image,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+    )
     axis.set(xticks=[], yticks=[])
 
 
@@ -205,8 +264,15 @@ def beside(axis: Axes, text: str) -> None:
     axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9, color=GREY)
 
 
-def neighbours(path: Path, query: np.ndarray, query_labels: np.ndarray, neighbour: np.ndarray,
-               neighbour_labels: np.ndarray, class_names: Sequence[str], title: str) -> None:
+def neighbours(
+    path: Path,
+    query: np.ndarray,
+    query_labels: np.ndarray,
+    neighbour: np.ndarray,
+    neighbour_labels: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> None:
     """Each row: a test image, then its nearest training images by cosine; a wrong class is framed.
 
     Args:
@@ -232,8 +298,14 @@ def neighbours(path: Path, query: np.ndarray, query_labels: np.ndarray, neighbou
     save(figure, path)
 
 
-def attention(path: Path, query: np.ndarray, query_labels: np.ndarray, maps: np.ndarray,
-              class_names: Sequence[str], title: str) -> None:
+def attention(
+    path: Path,
+    query: np.ndarray,
+    query_labels: np.ndarray,
+    maps: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> None:
     """Each column: a test image, and below it the patches that each token looks at.
 
     Args:
@@ -250,8 +322,9 @@ def attention(path: Path, query: np.ndarray, query_labels: np.ndarray, maps: np.
         draw(axes[0, c], image)
         axes[0, c].set_title(class_name(class_names, query_labels[c]), fontsize=9, color=GREY)
         for t in range(tokens):
-            axes[1 + t, c].imshow(maps[c, t].astype(np.float32), cmap="magma", vmin=0,
-                                  interpolation="nearest")
+            axes[1 + t, c].imshow(
+                maps[c, t].astype(np.float32), cmap="magma", vmin=0, interpolation="nearest"
+            )
     for row, label in zip(axes, ("test", "class", "distillation"), strict=False):
         beside(row[0], label)
     for axis in axes.flat:
@@ -261,8 +334,14 @@ def attention(path: Path, query: np.ndarray, query_labels: np.ndarray, maps: np.
     save(figure, path)
 
 
-def clusters(path: Path, members: np.ndarray, labels: np.ndarray, sizes: np.ndarray,
-             class_names: Sequence[str], title: str) -> None:
+def clusters(
+    path: Path,
+    members: np.ndarray,
+    labels: np.ndarray,
+    sizes: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> None:
     """Each row: training images of one cluster, the largest first; a frame marks another class.
 
     Args:

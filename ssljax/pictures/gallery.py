@@ -16,9 +16,9 @@ from ssljax.program import Evaluated
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.knn import nearest
 
-POINTS, DIM = 600, 32      # test features kept for the figures, and their principal components
+POINTS, DIM = 600, 32  # test features kept for the figures, and their principal components
 QUERIES, NEIGHBOURS, THUMBNAIL = 8, 7, 48
-CLUSTERS, MEMBERS = 10, 12                 # of a method that clusters: so many clusters, and so many training images of each
+CLUSTERS, MEMBERS = 10, 12  # of a method that clusters: so many clusters, and so many training images of each
 
 
 def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
@@ -31,18 +31,32 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
     config, source, test = run.config, benches[0].train, benches[0].test
     rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), POINTS)).astype(np.int64))
     queries = queries_of(test.labels)
-    _, near = nearest(benches[0].features(source).features, benches[0].features(test).features[queries], NEIGHBOURS)
+    _, near = nearest(
+        benches[0].features(source).features, benches[0].features(test).features[queries], NEIGHBOURS
+    )
     neighbours = thumbnails(source, near.ravel(), config)
-    fields = {f"points/{bench.name}": principal(bench.features(test).features[rows]).astype(np.float16) for bench in benches}
+    fields = {
+        f"points/{bench.name}": principal(bench.features(test).features[rows]).astype(np.float16)
+        for bench in benches
+    }
     if isinstance(models.backbone(config.model), models.ViT):
         fields["attention"] = attention(run, test, queries)
     if benches[0].assignment is not None:
         fields |= contact_sheet(benches[0].assignment[source.index], source, config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **fields, kinds=np.array([bench.name for bench in benches]), labels=test.labels[rows],
-                        class_names=np.array(test.class_names), query=thumbnails(test, queries, config), query_labels=test.labels[queries],
-                        neighbour=neighbours.reshape(*near.shape, *neighbours.shape[1:]), neighbour_labels=source.labels[near],
-                        preset=config.preset, seed=config.seed)
+    np.savez_compressed(
+        path,
+        **fields,
+        kinds=np.array([bench.name for bench in benches]),
+        labels=test.labels[rows],
+        class_names=np.array(test.class_names),
+        query=thumbnails(test, queries, config),
+        query_labels=test.labels[queries],
+        neighbour=neighbours.reshape(*near.shape, *neighbours.shape[1:]),
+        neighbour_labels=source.labels[near],
+        preset=config.preset,
+        seed=config.seed,
+    )
 
 
 def queries_of(labels: np.ndarray) -> np.ndarray:
@@ -68,14 +82,25 @@ def contact_sheet(assignment: np.ndarray, source: Source, config: ConfigDict) ->
     order = np.argsort(-sizes, kind="stable")
     order = order[sizes[order] >= members]
     order = order[np.unique(np.linspace(0, len(order) - 1, CLUSTERS).astype(np.int64))]
-    rows = np.stack([np.flatnonzero(assignment == ids[k])[np.linspace(0, sizes[k] - 1, members).astype(np.int64)] for k in order])
+    rows = np.stack(
+        [
+            np.flatnonzero(assignment == ids[k])[np.linspace(0, sizes[k] - 1, members).astype(np.int64)]
+            for k in order
+        ]
+    )
     images = thumbnails(source, rows.ravel(), config)
-    return {"cluster": images.reshape(*rows.shape, *images.shape[1:]), "cluster_labels": source.labels[rows], "cluster_size": sizes[order]}
+    return {
+        "cluster": images.reshape(*rows.shape, *images.shape[1:]),
+        "cluster_labels": source.labels[rows],
+        "cluster_size": sizes[order],
+    }
 
 
 def attention(run: Evaluated, test: Source, queries: np.ndarray) -> np.ndarray:
     """Where the class token (and the distillation token) look in the last block, the mean over heads: float16 [Q, 1 or 2, r, c]."""
-    images = next(iter(loader.eval_batches(test.select(queries), run.config, batch_size=len(queries))))["image"]
+    images = next(iter(loader.eval_batches(test.select(queries), run.config, batch_size=len(queries))))[
+        "image"
+    ]
     weights = run.attention(jnp.asarray(images))
     tokens, side = weights.shape[2], images.shape[1] // run.config.model.patch
     return np.asarray(weights[..., tokens:].mean(1).reshape(len(queries), tokens, side, side), np.float16)

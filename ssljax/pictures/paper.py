@@ -10,7 +10,7 @@ from ssljax import results
 from ssljax.pictures.page import Block
 from ssljax.pictures.tables import Group, cell, groups, measured
 
-Table = Mapping[str, Any]        # or a row of one, as paper.json has it
+Table = Mapping[str, Any]  # or a row of one, as paper.json has it
 
 
 def paper_blocks(tables: Sequence[Table], own: Sequence[Group], folder: Path) -> list[Block]:
@@ -63,7 +63,7 @@ def lines(table: Table, row: Table, known: Sequence[Group], commands: list[str])
     here += ["–"] * (len(paper) - len(here))
     how = "quoted"
     if "command" in row:
-        if row["command"] not in commands:                     # several rows may come from one run
+        if row["command"] not in commands:  # several rows may come from one run
             commands.append(row["command"])
         number = f"[{commands.index(row['command']) + 1}]"
         missing = row.get("missing", "not run: " if table.get("ours", False) else "needs a TPU: ")

@@ -11,10 +11,15 @@ from ssljax import results
 from ssljax.pictures.figures import name
 from ssljax.results import Row
 
-ORDER = ("raw_pixels", "random_init", "supervised")         # and then the methods themselves
-TITLES = {"classifier": "own head", "classifier_class_token": "class token's head",
-          "classifier_distillation_token": "distillation token's head",
-          "knn": "kNN", "linear_lbfgs": "linear", "linear_sgd_cached": "linear (SGD, cached)"}
+ORDER = ("raw_pixels", "random_init", "supervised")  # and then the methods themselves
+TITLES = {
+    "classifier": "own head",
+    "classifier_class_token": "class token's head",
+    "classifier_distillation_token": "distillation token's head",
+    "knn": "kNN",
+    "linear_lbfgs": "linear",
+    "linear_sgd_cached": "linear (SGD, cached)",
+}
 GROUP = ("experiment", "preset", "data", "epochs", "train_images", "config_hash", "data_checksum")
 # What tells groups apart whose presets, changes and sizes are alike, and how readers call it.
 APART = {"experiment": "experiment", "config_hash": "config", "data_checksum": "data"}
@@ -86,8 +91,10 @@ def title(rows: Sequence[Row]) -> str:
     row = last(rows)
     # The epochs are said at the end.
     changes = [f"{key}={value}" for key, value in row["changed"].items() if key != "epochs"]
-    return (f"{', '.join([row['preset'], *changes])} "
-            f"({row['data']}, {row['train_images']:,} training images, {row['epochs']} epochs)")
+    return (
+        f"{', '.join([row['preset'], *changes])} "
+        f"({row['data']}, {row['train_images']:,} training images, {row['epochs']} epochs)"
+    )
 
 
 def told_apart(rows: Sequence[Row], alike: Sequence[Sequence[Row]]) -> str:
@@ -158,17 +165,20 @@ def caption(group: Group) -> str:
 
     def values(key: str, form: str = "", of: Sequence[Row] = rows) -> str:
         return ", ".join(format(value, form) for value in sorted({row[key] for row in of}))
+
     draws = len({row["draw"] for row in rows if row["labels_per_class"]})
     few = f", {draws} draws of the labels" if draws else ""
     packages = []
     for package in ("jax", "flax"):
         found = sorted({row["versions"][package] for row in rows if package in row["versions"]})
         packages += [f"{package} {' and '.join(found)}"] if found else []
-    judged = pick(rows, metric="top1") or rows                 # clusters are judged on the training images
-    return (f"Mean ± standard deviation over seeds {values('seed')}{few}; {values('n', ',', judged)} "
-            f"held-out images; last checkpoint (step {values('step', ',')}); commit {values('commit')}; "
-            f"config {values('config_hash')}; data {values('data_checksum')}; {', '.join(packages)}"
-            f"{repeated(group)}.")
+    judged = pick(rows, metric="top1") or rows  # clusters are judged on the training images
+    return (
+        f"Mean ± standard deviation over seeds {values('seed')}{few}; {values('n', ',', judged)} "
+        f"held-out images; last checkpoint (step {values('step', ',')}); commit {values('commit')}; "
+        f"config {values('config_hash')}; data {values('data_checksum')}; {', '.join(packages)}"
+        f"{repeated(group)}."
+    )
 
 
 def repeated(group: Group) -> str:
@@ -178,12 +188,15 @@ def repeated(group: Group) -> str:
     what = ", ".join(name(kind) for kind in kinds(group.replaced))
     shown = {results.same(row): row["value"] for row in group.rows}
     other = sum(shown[results.same(row)] != row["value"] for row in group.replaced)
-    return (f"; {len(group.replaced)} earlier measurements ({what}) replaced by later ones, "
-            f"{other} of another value")
+    return (
+        f"; {len(group.replaced)} earlier measurements ({what}) replaced by later ones, "
+        f"{other} of another value"
+    )
 
 
-def measured(known: Sequence[Group], match: Mapping[str, Any],
-             row: Mapping[str, Any]) -> tuple[list[Row], str]:
+def measured(
+    known: Sequence[Group], match: Mapping[str, Any], row: Mapping[str, Any]
+) -> tuple[list[Row], str]:
     """The rows that fill one cell of a paper's table, and what is to be said of the choice.
 
     Only runs of the preset with exactly the changes that the table's row asks for count, none where it asks

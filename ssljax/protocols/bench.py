@@ -51,7 +51,9 @@ class Bench(NamedTuple):
 
     def unlabelled(self, protocol: str) -> str:
         """Why a protocol that judges by labels cannot judge these splits; "" where it can."""
-        return (unlabelled(self.train.labels, protocol, self.train.split) or unlabelled(self.test.labels, protocol, self.test.split))
+        return unlabelled(self.train.labels, protocol, self.train.split) or unlabelled(
+            self.test.labels, protocol, self.test.split
+        )
 
     def labelled(self, protocol: str) -> tuple[Features, Features]:
         """Features of the labelled images of the training and of the test split.
@@ -59,4 +61,7 @@ class Bench(NamedTuple):
         Raises:
             ValueError: a split has no labelled image; names `protocol`.
         """
-        return (labelled(self.features(self.train), protocol, "train"), labelled(self.features(self.test), protocol, "test"))
+        return (
+            labelled(self.features(self.train), protocol, "train"),
+            labelled(self.features(self.test), protocol, "test"),
+        )

@@ -15,8 +15,10 @@ def judge(bench: Bench) -> Iterator[Measurement]:
     test = bench.test.with_labels("--protocols: classifier")
     for name, logits in bench.predictions(test).items():
         if logits.shape[1] != bench.num_classes:
-            raise ValueError(f"--protocols: classifier: the run's head {name} tells {logits.shape[1]} classes apart, {bench.test.name} has "
-                             f"{bench.num_classes}: use knn or linear, which learn the classes of these data")
+            raise ValueError(
+                f"--protocols: classifier: the run's head {name} tells {logits.shape[1]} classes apart, {bench.test.name} has "
+                f"{bench.num_classes}: use knn or linear, which learn the classes of these data"
+            )
         yield {"protocol": name, "settings": {}, **accuracies(logits, test.labels)}
 
 
@@ -24,8 +26,10 @@ def refuse(bench: Bench) -> str:
     """A network that never saw a label has no head to judge, and images without labels judge none."""
     if bench.predictions is not None:
         return unlabelled(bench.test.labels, "classifier", bench.test.split)
-    return (f"classifier judges a network that was trained on labels; {bench.name} has no heads of its own. Use knn, linear or "
-            "label_fraction, or evaluate a fine-tuned stage")
+    return (
+        f"classifier judges a network that was trained on labels; {bench.name} has no heads of its own. Use knn, linear or "
+        "label_fraction, or evaluate a fine-tuned stage"
+    )
 
 
 PROTOCOL = Protocol(reads="predictions", metrics=("top1", "top5"), judge=judge, refuse=refuse)

@@ -26,8 +26,10 @@ def refuse(bench: Bench) -> str:
     """Only for a method that clusters, and on the images that it was trained on."""
     if bench.assignment is not None:
         return ""
-    return (f"clusters judges the labels that a network gave to its own training images: {bench.name} gives none, or "
-            f"{bench.train.name} is not what it was trained on")
+    return (
+        f"clusters judges the labels that a network gave to its own training images: {bench.name} gives none, or "
+        f"{bench.train.name} is not what it was trained on"
+    )
 
 
 PROTOCOL = Protocol(reads="state", metrics=("nmi",), judge=judge, refuse=refuse)

@@ -44,11 +44,13 @@ def extract(encode: Encode, batches: Iterable[Mapping[str, np.ndarray]]) -> Feat
     pending = None
     for batch in batches:
         current = (encode(batch["image"]), batch)
-        if pending is not None:              # fetched while the device works on the next batch
+        if pending is not None:  # fetched while the device works on the next batch
             _collect(*pending, features, labels, indices)
         pending = current
     if pending is None:
-        raise ValueError("no images to encode: the split is empty. Check config.data (source, splits, labels_per_class).")
+        raise ValueError(
+            "no images to encode: the split is empty. Check config.data (source, splits, labels_per_class)."
+        )
     _collect(*pending, features, labels, indices)
     return Features(np.concatenate(features), np.concatenate(labels), np.concatenate(indices))
 
@@ -75,19 +77,25 @@ def unlabelled(labels: np.ndarray, protocol: str, split: str) -> str:
     """Why a protocol cannot judge where all labels, int [N], are -1; "" where it can. Arguments as for `labelled`."""
     if (labels >= 0).any():
         return ""
-    return (f"{protocol} judges by labels, and none of {len(labels)} {split} images has one: judge the network on labelled images "
-            "(--config.data.source=folder:PATH with one sub-folder per class, or another source)")
+    return (
+        f"{protocol} judges by labels, and none of {len(labels)} {split} images has one: judge the network on labelled images "
+        "(--config.data.source=folder:PATH with one sub-folder per class, or another source)"
+    )
 
 
-def _collect(encoded: jax.Array, batch: Mapping[str, np.ndarray], features: list, labels: list, indices: list) -> None:
+def _collect(
+    encoded: jax.Array, batch: Mapping[str, np.ndarray], features: list, labels: list, indices: list
+) -> None:
     """Appends the rows of one batch that are images, not padding."""
     mask = np.asarray(batch["mask"], bool)
     rows = np.asarray(encoded, np.float32)[mask]
     index = np.asarray(batch["index"], np.int32)[mask]
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
-        raise ValueError(f"the features of image {index[bad][0]} are not finite ({int(bad.sum())} such images in this batch). "
-                         "The run has diverged or its checkpoint is damaged: look at its loss, evaluate an earlier checkpoint.")
+        raise ValueError(
+            f"the features of image {index[bad][0]} are not finite ({int(bad.sum())} such images in this batch). "
+            "The run has diverged or its checkpoint is damaged: look at its loss, evaluate an earlier checkpoint."
+        )
     features.append(rows)
     labels.append(np.asarray(batch["label"], np.int32)[mask])
     indices.append(index)
@@ -99,19 +107,27 @@ def raw_pixels(image: jax.Array) -> jax.Array:
     return image.reshape(image.shape[0], -1).astype(jnp.float32) / 255.0
 
 
-def check(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, num_classes: int) -> None:
+def check(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, num_classes: int
+) -> None:
     """Raises a ValueError where features and labels of a protocol do not fit together."""
     for name, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if features.ndim != 2 or labels.shape != features.shape[:1]:
-            raise ValueError(f"{name}: features {features.shape} and labels {labels.shape}; expected [N, D] and [N], one label a row.")
+            raise ValueError(
+                f"{name}: features {features.shape} and labels {labels.shape}; expected [N, D] and [N], one label a row."
+            )
         if not len(labels):
             raise ValueError(f"{name}: no images. Check config.data (source, splits, labels_per_class).")
         if labels.min() < 0 or labels.max() >= num_classes:
             wrong = labels[(labels < 0) | (labels >= num_classes)][0]
-            raise ValueError(f"{name}: label {wrong} is outside 0..{num_classes - 1}. Do train and test have the same classes?")
+            raise ValueError(
+                f"{name}: label {wrong} is outside 0..{num_classes - 1}. Do train and test have the same classes?"
+            )
     if train.shape[1] != test.shape[1]:
-        raise ValueError(f"train features have {train.shape[1]} dimensions, test features {test.shape[1]}: "
-                         "both must come from the same encoder and image size.")
+        raise ValueError(
+            f"train features have {train.shape[1]} dimensions, test features {test.shape[1]}: "
+            "both must come from the same encoder and image size."
+        )
 
 
 def top_k_percent(scores: np.ndarray, labels: np.ndarray, k: int) -> float:

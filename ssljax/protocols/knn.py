@@ -20,11 +20,19 @@ from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import check
 from ssljax.types import Measurement, Protocol
 
-SIMILARITIES = 2**26    # so many similarities at once (256 MB) on a device
+SIMILARITIES = 2**26  # so many similarities at once (256 MB) on a device
 
 
-def knn(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, *,
-        k: int, temperature: float, num_classes: int) -> dict[str, float]:
+def knn(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    k: int,
+    temperature: float,
+    num_classes: int,
+) -> dict[str, float]:
     """Accuracy of the weighted vote of the k nearest training images.
 
     Args:
@@ -40,7 +48,9 @@ def knn(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.
     """
     check(train_features, train_labels, test_features, test_labels, num_classes)
     if k < 1 or not temperature > 0:
-        raise ValueError(f"knn: k={k}, temperature={temperature}; both must be positive (config.evaluate.knn_k, knn_temperature).")
+        raise ValueError(
+            f"knn: k={k}, temperature={temperature}; both must be positive (config.evaluate.knn_k, knn_temperature)."
+        )
     similarity, neighbours = nearest(train_features, test_features, k)
     k = neighbours.shape[1]
     hits1 = hits5 = 0
@@ -50,7 +60,7 @@ def knn(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.
         ranked = np.asarray(_vote(similarity[rows], train_labels[neighbours[rows]], temperature, num_classes))
         hit = ranked == test_labels[rows, None]
         hits1 += int(hit[:, 0].sum())
-        hits5 += int(hit[:, :min(5, k)].any(axis=1).sum())
+        hits5 += int(hit[:, : min(5, k)].any(axis=1).sum())
     n = len(test_labels)
     return {"top1": 100.0 * hits1 / n, **({"top5": 100.0 * hits5 / n} if num_classes > 5 else {}), "n": n}
 
@@ -74,9 +84,11 @@ def nearest(train_features: np.ndarray, test_features: np.ndarray, k: int) -> tu
     search = _search(mesh, n, k)
     found = []
     for start in range(0, len(queries), chunk):
-        part = queries[start:start + chunk]
-        scores, index = search(bank, np.pad(part, ((0, chunk - len(part)), (0, 0))))     # one shape, one compilation
-        found.append((np.asarray(scores)[:len(part)], np.asarray(index)[:len(part)]))
+        part = queries[start : start + chunk]
+        scores, index = search(
+            bank, np.pad(part, ((0, chunk - len(part)), (0, 0)))
+        )  # one shape, one compilation
+        found.append((np.asarray(scores)[: len(part)], np.asarray(index)[: len(part)]))
     return np.concatenate([s for s, _ in found]), np.concatenate([i for _, i in found])
 
 
@@ -95,10 +107,12 @@ def _search(mesh: Mesh, n: int, k: int):
         rows = bank.shape[0]
         index = jax.lax.axis_index("bank") * rows + jnp.arange(rows, dtype=jnp.int32)
         scores = jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST)
-        scores = jnp.where((index < n)[None, :], scores, -jnp.inf)                  # padding is nobody's neighbour
-        best, where = jax.lax.top_k(scores, min(k, rows))                           # of equals, the lowest index
-        best = jax.lax.all_gather(best, "bank", axis=1, tiled=True)                 # devices in the order of their rows:
-        where = jax.lax.all_gather(index[where], "bank", axis=1, tiled=True)        # ties still go to the lowest index
+        scores = jnp.where((index < n)[None, :], scores, -jnp.inf)  # padding is nobody's neighbour
+        best, where = jax.lax.top_k(scores, min(k, rows))  # of equals, the lowest index
+        best = jax.lax.all_gather(best, "bank", axis=1, tiled=True)  # devices in the order of their rows:
+        where = jax.lax.all_gather(
+            index[where], "bank", axis=1, tiled=True
+        )  # ties still go to the lowest index
         best, column = jax.lax.top_k(best, k)
         return best, jnp.take_along_axis(where, column, axis=1)
 
@@ -120,8 +134,15 @@ def judge(bench: Bench) -> Iterator[Measurement]:
     e = bench.config.evaluate
     train, test = bench.labelled("knn")
     settings = {"k": min(e.knn_k, len(train.labels)), "temperature": e.knn_temperature}
-    found = knn(train.features, train.labels, test.features, test.labels, k=e.knn_k, temperature=e.knn_temperature,
-                num_classes=bench.num_classes)
+    found = knn(
+        train.features,
+        train.labels,
+        test.features,
+        test.labels,
+        k=e.knn_k,
+        temperature=e.knn_temperature,
+        num_classes=bench.num_classes,
+    )
     yield {"protocol": "knn", "settings": settings, **found}
 
 

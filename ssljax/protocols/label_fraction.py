@@ -19,11 +19,20 @@ from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import check
 from ssljax.types import Measurement, Protocol
 
-L2 = 0.01    # lambda of mean loss + lambda/2 |W|^2
+L2 = 0.01  # lambda of mean loss + lambda/2 |W|^2
 
 
-def label_fraction(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, *,
-                   num_classes: int, counts: Sequence[int], draws: int, channels: int = 0) -> Iterator[dict[str, Any]]:
+def label_fraction(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    num_classes: int,
+    counts: Sequence[int],
+    draws: int,
+    channels: int = 0,
+) -> Iterator[dict[str, Any]]:
     """Accuracy with k labels a class, for each k of `counts` and each draw.
 
     Draw d labels the images `sampler.subset(labels, per_class=k, seed=d)`: the same images for every kind of feature and every run, and
@@ -43,15 +52,27 @@ def label_fraction(train_features: np.ndarray, train_labels: np.ndarray, test_fe
         for draw in range(draws):
             rows = sampler.subset(train_labels, per_class=k, seed=draw)
             model, _ = linear.fit(train[rows], train_labels[rows], L2)
-            yield {"labels_per_class": k, "draw": draw, **linear.accuracies(linear.scores(model, test, num_classes), test_labels)}
+            yield {
+                "labels_per_class": k,
+                "draw": draw,
+                **linear.accuracies(linear.scores(model, test, num_classes), test_labels),
+            }
 
 
 def judge(bench: Bench) -> Iterator[Measurement]:
     """`config.evaluate.label_draws` draws of each number in `label_counts`."""
     e, settings = bench.config.evaluate, {"l2": L2, "standardised": True}
     train, test = bench.labelled("label_fraction")
-    for found in label_fraction(train.features, train.labels, test.features, test.labels, num_classes=bench.num_classes,
-                                counts=e.label_counts, draws=e.label_draws, channels=bench.channels):
+    for found in label_fraction(
+        train.features,
+        train.labels,
+        test.features,
+        test.labels,
+        num_classes=bench.num_classes,
+        counts=e.label_counts,
+        draws=e.label_draws,
+        channels=bench.channels,
+    ):
         yield {"protocol": "label_fraction", "settings": settings, **found}
 
 

@@ -38,7 +38,9 @@ def pool(side: int, channels: int, dim: int) -> Pool:
         ValueError: there are more channels than `dim`.
     """
     if dim < channels:
-        raise ValueError(f"config.evaluate.layer_dim={dim}: the layer has {channels} channels, fewer numbers than that cannot be left")
+        raise ValueError(
+            f"config.evaluate.layer_dim={dim}: the layer has {channels} channels, fewer numbers than that cannot be left"
+        )
     most = min(side, math.isqrt(dim // channels))
     size = round(side / most)
     size += side // size > most
@@ -50,7 +52,9 @@ def pooled(activation: jax.Array, dim: int) -> jax.Array:
     """A map `[B, H, W, C]`, H = W, as at most `dim` numbers an image: float32 `[B, D]`, rows then columns then channels."""
     batch, side, _, channels = activation.shape
     size, padding, places = pool(side, channels, dim)
-    x = jnp.pad(activation.astype(jnp.float32), ((0, 0), (padding, padding), (padding, padding), (0, 0)))[:, :places * size, :places * size]
+    x = jnp.pad(activation.astype(jnp.float32), ((0, 0), (padding, padding), (padding, padding), (0, 0)))[
+        :, : places * size, : places * size
+    ]
     return x.reshape(batch, places, size, places, size, channels).mean((2, 4)).reshape(batch, -1)
 
 
@@ -69,8 +73,10 @@ def refuse(bench: Bench) -> str:
     """The layers must be named, and both splits need labels."""
     if bench.config.evaluate.layers:
         return bench.unlabelled("layers")
-    return ("layers needs config.evaluate.layers, the names of the layers to probe, e.g. ('group1', 'group2') of a ResNet; "
-            "a wrong name is answered with those that the network has")
+    return (
+        "layers needs config.evaluate.layers, the names of the layers to probe, e.g. ('group1', 'group2') of a ResNet; "
+        "a wrong name is answered with those that the network has"
+    )
 
 
 PROTOCOL = Protocol(reads="maps", metrics=("top1", "top5"), judge=judge, refuse=refuse)

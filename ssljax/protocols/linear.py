@@ -30,17 +30,28 @@ from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import Features, check, top_k_percent
 from ssljax.types import Measurement, Protocol
 
-if TYPE_CHECKING:                                  # a second to import, only where it fits
+if TYPE_CHECKING:  # a second to import, only where it fits
     from sklearn.linear_model import LogisticRegression
 
-GRID = tuple(10.0**e for e in range(5, -7, -1))    # every fourth of the 45 values 1e-6 ... 1e5 of the paper, from strong to weak
-HELD_OUT = 0.1                                     # share of the training images that lambda is chosen on
-SELECTION = 10_000                                 # lambda is chosen with at most so many training images: it belongs to a mean loss
+GRID = tuple(
+    10.0**e for e in range(5, -7, -1)
+)  # every fourth of the 45 values 1e-6 ... 1e5 of the paper, from strong to weak
+HELD_OUT = 0.1  # share of the training images that lambda is chosen on
+SELECTION = 10_000  # lambda is chosen with at most so many training images: it belongs to a mean loss
 MAX_ITERATIONS = 2000
 
 
-def lbfgs(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, *,
-          num_classes: int, channels: int = 0, l2: float = 0.0, seed: int = 0) -> dict[str, Any]:
+def lbfgs(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    num_classes: int,
+    channels: int = 0,
+    l2: float = 0.0,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Logistic regression on features.
 
     Args:
@@ -74,7 +85,7 @@ def standardise(features: np.ndarray, reference: np.ndarray, channels: int = 0) 
     variance = reference.var(axis=0, dtype=np.float64)
     if channels:
         variance = np.tile(variance.reshape(-1, channels).mean(axis=0), len(variance) // channels)
-    floor = max(1e-4 * variance.mean(), 1e-24)                      # a dead unit is not blown up to noise
+    floor = max(1e-4 * variance.mean(), 1e-24)  # a dead unit is not blown up to noise
     return (features - reference.mean(axis=0, dtype=np.float64)) / np.sqrt(np.maximum(variance, floor))
 
 
@@ -87,7 +98,9 @@ def choose_l2(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
     held = max(1, round(HELD_OUT * len(rows)))
     held, kept = rows[:held], rows[held:]
     if len(np.unique(labels[kept])) < 2:
-        raise ValueError(f"{len(labels)} training images are too few to choose lambda on: set config.evaluate.linear_l2, e.g. 0.01")
+        raise ValueError(
+            f"{len(labels)} training images are too few to choose lambda on: set config.evaluate.linear_l2, e.g. 0.01"
+        )
     best, best_l2, worse, model = -1.0, GRID[0], 0, None
     for l2 in GRID:
         model, _ = fit(features[kept], labels[kept], l2, warm=model, iterations=300)
@@ -100,8 +113,13 @@ def choose_l2(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
     return best_l2
 
 
-def fit(features: np.ndarray, labels: np.ndarray, l2: float, warm: LogisticRegression | None = None,
-        iterations: int = MAX_ITERATIONS) -> tuple[LogisticRegression, bool]:
+def fit(
+    features: np.ndarray,
+    labels: np.ndarray,
+    l2: float,
+    warm: LogisticRegression | None = None,
+    iterations: int = MAX_ITERATIONS,
+) -> tuple[LogisticRegression, bool]:
     """scikit-learn's L-BFGS on mean loss + l2/2 |W|^2: its C multiplies the SUM of losses, so C = 1 / (n l2).
 
     Args:
@@ -114,12 +132,18 @@ def fit(features: np.ndarray, labels: np.ndarray, l2: float, warm: LogisticRegre
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(labels)) < 2:
-        raise ValueError(f"logistic regression needs two classes, all {len(labels)} training images have label {labels[0]}: "
-                         "check config.data (source, labels_per_class)")
+        raise ValueError(
+            f"logistic regression needs two classes, all {len(labels)} training images have label {labels[0]}: "
+            "check config.data (source, labels_per_class)"
+        )
     c = 1.0 / (len(labels) * l2)
-    model = LogisticRegression(C=c, solver="lbfgs", max_iter=iterations, warm_start=True) if warm is None else warm.set_params(C=c)
+    model = (
+        LogisticRegression(C=c, solver="lbfgs", max_iter=iterations, warm_start=True)
+        if warm is None
+        else warm.set_params(C=c)
+    )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)         # returned, not printed
+        warnings.simplefilter("ignore", ConvergenceWarning)  # returned, not printed
         model.fit(features, labels)
     return model, bool(model.n_iter_.max() < iterations)
 
@@ -137,8 +161,17 @@ def accuracies(class_scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {"top1": top_k_percent(class_scores, labels, 1), **top5, "n": len(labels)}
 
 
-def sgd(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, *,
-        num_classes: int, batch_size: int = 256, epochs: int = 90, seed: int = 0) -> dict[str, Any]:
+def sgd(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    num_classes: int,
+    batch_size: int = 256,
+    epochs: int = 90,
+    seed: int = 0,
+) -> dict[str, Any]:
     """The paper's linear classifier, on cached features, at the last epoch.
 
     Args:
@@ -158,29 +191,50 @@ def sgd(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.
     steps = n // batch_size
     learning_rate = 0.1 * batch_size / 256
     total = steps * epochs
-    tx = optax.sgd(lambda t: 0.5 * learning_rate * (1 + jnp.cos(jnp.pi * t.astype(jnp.float32) / total)), momentum=0.9, nesterov=True)
-    kernel = 0.01 * jax.random.normal(jax.random.key(seed), (train_features.shape[1], num_classes), jnp.float32)
+    tx = optax.sgd(
+        lambda t: 0.5 * learning_rate * (1 + jnp.cos(jnp.pi * t.astype(jnp.float32) / total)),
+        momentum=0.9,
+        nesterov=True,
+    )
+    kernel = 0.01 * jax.random.normal(
+        jax.random.key(seed), (train_features.shape[1], num_classes), jnp.float32
+    )
     layer = {"kernel": kernel, "bias": jnp.zeros((num_classes,), jnp.float32)}
     state = tx.init(layer)
     step = partial(jax.jit(_sgd_step, static_argnums=0), tx)
     for epoch in range(epochs):
         order = sampler.order(seed, epoch, n)
-        for rows in order[:steps * batch_size].reshape(steps, batch_size):
+        for rows in order[: steps * batch_size].reshape(steps, batch_size):
             layer, state = step(layer, state, train_features[rows], train_labels[rows])
-    logits = np.asarray(test_features, np.float64) @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+    logits = np.asarray(test_features, np.float64) @ np.asarray(layer["kernel"], np.float64) + np.asarray(
+        layer["bias"], np.float64
+    )
     return {**accuracies(logits, test_labels), "learning_rate": learning_rate}
 
 
-def _sgd_step(tx: optax.GradientTransformation, layer: dict, state: optax.OptState, features: jax.Array, labels: jax.Array):
+def _sgd_step(
+    tx: optax.GradientTransformation,
+    layer: dict,
+    state: optax.OptState,
+    features: jax.Array,
+    labels: jax.Array,
+):
     """One update of the linear layer on a batch [B, D]."""
+
     def loss(layer: dict) -> jax.Array:
-        logits = jnp.matmul(features, layer["kernel"], precision=jax.lax.Precision.HIGHEST) + layer["bias"][None, :]
+        logits = (
+            jnp.matmul(features, layer["kernel"], precision=jax.lax.Precision.HIGHEST)
+            + layer["bias"][None, :]
+        )
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
     updates, state = tx.update(jax.grad(loss)(layer), state)
     return optax.apply_updates(layer, updates), state
 
 
-def probe(train: Features, test: Features, config: ConfigDict, *, num_classes: int, channels: int = 0) -> Measurement:
+def probe(
+    train: Features, test: Features, config: ConfigDict, *, num_classes: int, channels: int = 0
+) -> Measurement:
     """A probe of the kind that `config.evaluate.linear` names, with its settings.
 
     Raises:
@@ -189,7 +243,12 @@ def probe(train: Features, test: Features, config: ConfigDict, *, num_classes: i
     e, arrays = config.evaluate, (train.features, train.labels, test.features, test.labels)
     if e.linear == "lbfgs":
         found = lbfgs(*arrays, num_classes=num_classes, channels=channels, l2=e.linear_l2, seed=config.seed)
-        settings = {"l2": found.pop("l2"), "l2_chosen": e.linear_l2 <= 0, "standardised": True, "converged": found.pop("converged")}
+        settings = {
+            "l2": found.pop("l2"),
+            "l2_chosen": e.linear_l2 <= 0,
+            "standardised": True,
+            "converged": found.pop("converged"),
+        }
         return {"protocol": "linear_lbfgs", "settings": settings, **found}
     if e.linear == "sgd":
         found = sgd(*arrays, num_classes=num_classes, batch_size=e.batch_size, seed=config.seed)

@@ -23,7 +23,7 @@ from ssljax.types import Measurement
 # The supervised baseline with few labels, the same rule for every number of labels and every draw. Chosen on held-out TRAINING digits:
 # 89 % with ten labels a class and 44 % with one; 60 steps give 49 % with ten; twice the batch at the rate 0.6, three times as slow,
 # 93 % and 42 %.
-SUPERVISED_STEPS = 100          # at least so many updates
+SUPERVISED_STEPS = 100  # at least so many updates
 SUPERVISED_BATCH = 32
 SUPERVISED_RATE = 0.3
 
@@ -47,16 +47,34 @@ def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[Mea
             state = fit(program, labelled, seed=config.seed)
             encode = functools.partial(program.encode, state.params, state.model_state, state.extra)
             features = encoded(encode, program.mesh, config, test)
-            logits = np.asarray(program.method.classify(state.params, state.extra, jnp.asarray(features.features))["classifier"])
-            settings = {"steps": program.total_steps, "batch_size": batch, "learning_rate": config.optim.learning_rate}
-            yield {"protocol": "label_fraction", "settings": settings, "labels_per_class": k, "draw": draw,
-                   **linear.accuracies(logits, features.labels), "seconds": time.perf_counter() - begin}
+            logits = np.asarray(
+                program.method.classify(state.params, state.extra, jnp.asarray(features.features))[
+                    "classifier"
+                ]
+            )
+            settings = {
+                "steps": program.total_steps,
+                "batch_size": batch,
+                "learning_rate": config.optim.learning_rate,
+            }
+            yield {
+                "protocol": "label_fraction",
+                "settings": settings,
+                "labels_per_class": k,
+                "draw": draw,
+                **linear.accuracies(logits, features.labels),
+                "seconds": time.perf_counter() - begin,
+            }
 
 
 def repeated(source: Source, length: int) -> Source:
     """The source's examples over and over, `length` in all. In memory each copy has an id of its own, and so views of its own."""
     copies = source.select(np.resize(np.arange(len(source)), length))
-    return copies if copies.images is None else dataclasses.replace(copies, index=np.arange(length, dtype=np.int32))
+    return (
+        copies
+        if copies.images is None
+        else dataclasses.replace(copies, index=np.arange(length, dtype=np.int32))
+    )
 
 
 def supervised_config(config: ConfigDict, batch_size: int, epochs: int) -> ConfigDict:
@@ -64,6 +82,13 @@ def supervised_config(config: ConfigDict, batch_size: int, epochs: int) -> Confi
     c = config.copy_and_resolve_references().unlock()
     c.method, c.batch_size, c.epochs, c.init_from = "supervised", batch_size, epochs, ""
     crops_alone(c)
-    c.optim = dict(name="sgd", learning_rate=SUPERVISED_RATE, scaling="none", momentum=0.9, nesterov=True, weight_decay=5e-4,
-                   warmup_epochs=0)
+    c.optim = dict(
+        name="sgd",
+        learning_rate=SUPERVISED_RATE,
+        scaling="none",
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+        warmup_epochs=0,
+    )
     return resolve(c).lock()

@@ -22,10 +22,10 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-FLAGS = {"coordinator": "", "processes": 1, "process": 0}      # for `cli.parse`, with their defaults
-HEARTBEAT_SECONDS = 10            # a host that is silent for so long is dead
-GOODBYE_SECONDS = 60              # how long a host that is done waits for the others
-MEET_SECONDS = 600                # hosts list their images at their own speed: millions of files on a slow disk
+FLAGS = {"coordinator": "", "processes": 1, "process": 0}  # for `cli.parse`, with their defaults
+HEARTBEAT_SECONDS = 10  # a host that is silent for so long is dead
+GOODBYE_SECONDS = 60  # how long a host that is done waits for the others
+MEET_SECONDS = 600  # hosts list their images at their own speed: millions of files on a slow disk
 
 _asked = itertools.count()
 
@@ -37,9 +37,11 @@ def several(environment: Mapping[str, str]) -> bool:
         environment: os.environ, after the import of jax, which puts TPU_ML_PLATFORM there when it finds TPU chips. A single TPU host is
             started like one of many: only Google's metadata server knows how many there are.
     """
-    if (environment.get("JAX_PLATFORMS") or "tpu").startswith("tpu") and environment.get("TPU_ML_PLATFORM") == "JAX":
+    if (environment.get("JAX_PLATFORMS") or "tpu").startswith("tpu") and environment.get(
+        "TPU_ML_PLATFORM"
+    ) == "JAX":
         return True
-    return int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1           # of this `srun`, not of the job around it
+    return int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1  # of this `srun`, not of the job around it
 
 
 def start(coordinator: str = "", processes: int = 1, process: int = 0) -> None:
@@ -56,13 +58,21 @@ def start(coordinator: str = "", processes: int = 1, process: int = 0) -> None:
     patience = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": GOODBYE_SECONDS}
     if coordinator:
         if ":" not in coordinator:
-            raise ValueError(f"--coordinator={coordinator} has no port: write {coordinator}:8476, the same on every host")
+            raise ValueError(
+                f"--coordinator={coordinator} has no port: write {coordinator}:8476, the same on every host"
+            )
         if not 0 <= process < processes:
-            raise ValueError(f"--process={process} with --processes={processes}: processes are numbered from 0 to {processes - 1}")
-        jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate", **patience)
+            raise ValueError(
+                f"--process={process} with --processes={processes}: processes are numbered from 0 to {processes - 1}"
+            )
+        jax.distributed.initialize(
+            coordinator, processes, process, cluster_detection_method="deactivate", **patience
+        )
     elif (processes, process) != (1, 0):
-        raise ValueError(f"--processes={processes} --process={process} without --coordinator: say where process 0 listens, "
-                         "e.g. --coordinator=10.0.0.1:8476")
+        raise ValueError(
+            f"--processes={processes} --process={process} without --coordinator: say where process 0 listens, "
+            "e.g. --coordinator=10.0.0.1:8476"
+        )
     elif several(os.environ):
         jax.distributed.initialize(**patience)
 
@@ -98,8 +108,12 @@ def leave(verb: str, error: BaseException) -> NoReturn:
     cause = ""
     if isinstance(error, jax.errors.JaxRuntimeError):
         cause = ": most likely another host died, see what it printed last"
-    print(f"ssljax {verb}: this host stops after an error{cause}. All others stop too. The same command on every host goes on from the "
-          "last checkpoint", file=sys.stderr, flush=True)
+    print(
+        f"ssljax {verb}: this host stops after an error{cause}. All others stop too. The same command on every host goes on from the "
+        "last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
     sys.stdout.flush()
     os._exit(1)
 

@@ -23,35 +23,51 @@ class Band(NamedTuple):
     above: str = ""
 
 
-COLLAPSED = ("the representations have collapsed: all images get nearly the same embedding. Likely causes: a learning rate too high for "
-             "the batch, views so strong that nothing is shared, weight decay or layer-wise adaptation on normalisation parameters")
-LEAK = ("queries find their own key among the whole queue every time. With batch statistics by groups (bn.groups > 1) that is how a leak "
-        "through them looks: is bn.shuffle on? Otherwise the views are too alike or the queue too short")
+COLLAPSED = (
+    "the representations have collapsed: all images get nearly the same embedding. Likely causes: a learning rate too high for "
+    "the batch, views so strong that nothing is shared, weight decay or layer-wise adaptation on normalisation parameters"
+)
+LEAK = (
+    "queries find their own key among the whole queue every time. With batch statistics by groups (bn.groups > 1) that is how a leak "
+    "through them looks: is bn.shuffle on? Otherwise the views are too alike or the queue too short"
+)
 
 # Quantities of ssljax/losses/health.py. Uniformity is 0 at collapse and about -4 on a well-covered sphere.
 BANDS: dict[str, dict[str, Band]] = {
     "simclr": {
         "embedding_std": Band(0.1, math.inf, below=COLLAPSED),
         "uniformity": Band(-math.inf, -0.1, above=COLLAPSED),
-        "effective_rank": Band(2.0, math.inf, below="the embeddings span fewer than two directions: " + COLLAPSED),
+        "effective_rank": Band(
+            2.0, math.inf, below="the embeddings span fewer than two directions: " + COLLAPSED
+        ),
     },
     # The loss has no band: between random and good lie a few per cent at MoCo v3's temperature 1, and with a queue it first rises, while
     # the random keys it starts with are replaced. `loss_floor` and `loss_at_collapse` are logged beside it.
     "moco": {
         "embedding_std": Band(0.1, math.inf, below=COLLAPSED),
         "uniformity": Band(-math.inf, -0.1, above=COLLAPSED),
-        "effective_rank": Band(2.0, math.inf, below="the embeddings span fewer than two directions: " + COLLAPSED),
+        "effective_rank": Band(
+            2.0, math.inf, below="the embeddings span fewer than two directions: " + COLLAPSED
+        ),
         "pretext_accuracy": Band(0.0, 0.999, above=LEAK),
     },
     # Without negatives nothing pushes embeddings apart, so their spread is all there is to look at; the loss of a collapsed run is 0.
     "byol": {
-        "embedding_std": Band(0.1, math.inf, below=COLLAPSED + ", a target that follows too fast, or a missing predictor"),
+        "embedding_std": Band(
+            0.1, math.inf, below=COLLAPSED + ", a target that follows too fast, or a missing predictor"
+        ),
         "repr_loss": Band(0.01, math.inf, below="predictions match the target almost exactly: " + COLLAPSED),
-        "effective_rank": Band(2.0, math.inf, below="the embeddings span fewer than two directions: " + COLLAPSED),
+        "effective_rank": Band(
+            2.0, math.inf, below="the embeddings span fewer than two directions: " + COLLAPSED
+        ),
     },
     "deepcluster": {
-        "largest_cluster": Band(0.0, 0.5, above="most images are in one cluster, and telling it apart teaches nothing: is clusters.repair "
-                                               "on, the learning rate too high, do the images differ?"),
+        "largest_cluster": Band(
+            0.0,
+            0.5,
+            above="most images are in one cluster, and telling it apart teaches nothing: is clusters.repair "
+            "on, the learning rate too high, do the images differ?",
+        ),
     },
     "supervised": {},
 }
@@ -76,9 +92,13 @@ def warnings(method: str, step: int, metrics: Mapping[str, float]) -> list[str]:
             continue
         value = metrics[name]
         if value < band.low:
-            found.append(f"step {step}: {name} = {value:.3g}, below the {band.low:g} of a healthy {method} run: {band.below}")
+            found.append(
+                f"step {step}: {name} = {value:.3g}, below the {band.low:g} of a healthy {method} run: {band.below}"
+            )
         elif value > band.high:
-            found.append(f"step {step}: {name} = {value:.3g}, above the {band.high:g} of a healthy {method} run: {band.above}")
+            found.append(
+                f"step {step}: {name} = {value:.3g}, above the {band.high:g} of a healthy {method} run: {band.above}"
+            )
     return found
 
 
@@ -94,5 +114,7 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
     """
     bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
-        raise NotFinite(f"step {step}: {', '.join(bad)}. The run stops; its last good checkpoint is untouched. Lower optim.learning_rate, "
-                        "lengthen optim.warmup_epochs, or look at the images with `ssljax preview`; then start the same command again.")
+        raise NotFinite(
+            f"step {step}: {', '.join(bad)}. The run stops; its last good checkpoint is untouched. Lower optim.learning_rate, "
+            "lengthen optim.warmup_epochs, or look at the images with `ssljax preview`; then start the same command again."
+        )

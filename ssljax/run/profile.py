@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-FIRST = 10            # steps left alone: compilation, and the pipeline filling up
+FIRST = 10  # steps left alone: compilation, and the pipeline filling up
 SHOWN = 15
 
 
@@ -37,8 +37,10 @@ def recorded(step: Callable[..., Any], steps: int, workdir: str, *, left: int) -
         ValueError: the run ends before the last of them.
     """
     if left < FIRST + steps:
-        raise ValueError(f"--profile={steps} records steps {FIRST + 1} to {FIRST + steps}, but the run has only {left}: ask for fewer, or "
-                         "train for more epochs")
+        raise ValueError(
+            f"--profile={steps} records steps {FIRST + 1} to {FIRST + steps}, but the run has only {left}: ask for fewer, or "
+            "train for more epochs"
+        )
     folder, calls = os.path.join(workdir, "profile"), 0
 
     def call(*arguments: Any) -> Any:
@@ -52,11 +54,15 @@ def recorded(step: Callable[..., Any], steps: int, workdir: str, *, left: int) -
             jax.profiler.stop_trace()
             if jax.process_index() == 0:
                 print(f"profile of {steps} steps: tensorboard --logdir {folder}")
-                files = sorted(glob.glob(os.path.join(folder, "plugins", "profile", "*", "*.trace.json.gz")), key=os.path.getmtime)
+                files = sorted(
+                    glob.glob(os.path.join(folder, "plugins", "profile", "*", "*.trace.json.gz")),
+                    key=os.path.getmtime,
+                )
                 if files:
                     with gzip.open(files[-1], "rt") as trace:
                         print(summary(operations(json.load(trace)), steps))
         return result
+
     return call
 
 
@@ -68,12 +74,20 @@ def operations(trace: dict[str, Any]) -> list[Operation]:
             entry = totals[event["args"]["hlo_op"].rsplit(".", 1)[0]]
             entry[0] += 1
             entry[1] += event["dur"] / 1e6
-    return sorted((Operation(name, int(count), seconds) for name, (count, seconds) in totals.items()), key=lambda op: -op.seconds)
+    return sorted(
+        (Operation(name, int(count), seconds) for name, (count, seconds) in totals.items()),
+        key=lambda op: -op.seconds,
+    )
 
 
 def summary(found: list[Operation], steps: int) -> str:
     """The longest operations as lines: milliseconds a step, share of all operations' time, calls a step, name."""
     total = sum(op.seconds for op in found)
-    lines = [f"{'ms a step':>10} {'share':>6} {'calls':>6}  operation ({len(found)} kinds, device threads added up)"]
-    lines += [f"{1e3 * op.seconds / steps:10.2f} {op.seconds / total:6.1%} {op.count / steps:6.0f}  {op.name}" for op in found[:SHOWN]]
+    lines = [
+        f"{'ms a step':>10} {'share':>6} {'calls':>6}  operation ({len(found)} kinds, device threads added up)"
+    ]
+    lines += [
+        f"{1e3 * op.seconds / steps:10.2f} {op.seconds / total:6.1%} {op.count / steps:6.0f}  {op.name}"
+        for op in found[:SHOWN]
+    ]
     return "\n".join(lines)

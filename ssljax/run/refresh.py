@@ -19,7 +19,7 @@ from ssljax.data import loader
 from ssljax.data.source import Source
 from ssljax.types import Pytree, TrainState
 
-REFRESH = 2**31 - 1               # in place of a step's number: no run has so many
+REFRESH = 2**31 - 1  # in place of a step's number: no run has so many
 
 
 class Rows(NamedTuple):
@@ -84,7 +84,9 @@ class Run(NamedTuple):
 
     def place(self, state: TrainState) -> TrainState:
         """The state with every leaf where the step wants it."""
-        return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, self.program.shapes)
+        return jax.tree.map(
+            lambda leaf, like: jax.device_put(leaf, like.sharding), state, self.program.shapes
+        )
 
     def encoded(self, state: TrainState, positions: np.ndarray | None = None) -> Iterator[Rows]:
         """`encode` of training images as an evaluator sees them, a batch at a time, in order.
@@ -99,7 +101,7 @@ class Run(NamedTuple):
         count = -(-len(positions) // batch)
         places = np.resize(positions, count * batch).reshape(count, batch)
         share, split = batch // jax.process_count(), sharding.batch_sharding(mesh)
-        own = self.source.select(places[:, share * jax.process_index():][:, :share].ravel())
+        own = self.source.select(places[:, share * jax.process_index() :][:, :share].ravel())
         for number, part in enumerate(loader.eval_batches(own, config, batch_size=share)):
             image = jax.make_array_from_process_local_data(split, part["image"])
             features = self.program.encode(state.params, state.model_state, state.extra, image)

@@ -41,6 +41,7 @@ def update(target: Pytree, online: Pytree, decay: jax.Array | float) -> Pytree:
 
     def one(old: jax.Array, new: jax.Array) -> jax.Array:
         return (decay * old.astype(jnp.float32) + (1.0 - decay) * new.astype(jnp.float32)).astype(old.dtype)
+
     return jax.tree.map(one, target, online)
 
 
@@ -60,7 +61,9 @@ def decay(step: jax.Array | int, *, schedule: str, base: float, total: int) -> j
         return jnp.float32(base)
     if schedule == "cosine":
         return cosine_decay(step, total, base)
-    raise ValueError(f"config.target.schedule={schedule!r} is unknown. Use 'constant' (MoCo v1, v2) or 'cosine' (MoCo v3, BYOL).")
+    raise ValueError(
+        f"config.target.schedule={schedule!r} is unknown. Use 'constant' (MoCo v1, v2) or 'cosine' (MoCo v3, BYOL)."
+    )
 
 
 def cosine_decay(step: jax.Array | int, total: int, base: float) -> jax.Array:
@@ -77,7 +80,9 @@ def cosine_decay(step: jax.Array | int, total: int, base: float) -> jax.Array:
         ValueError: a run without steps.
     """
     if total < 1:
-        raise ValueError(f"cosine_decay: a run of total={total} steps has no schedule: it needs at least one batch of training "
-                         "images, and config.epochs of at least 1")
+        raise ValueError(
+            f"cosine_decay: a run of total={total} steps has no schedule: it needs at least one batch of training "
+            "images, and config.epochs of at least 1"
+        )
     progress = jnp.clip(jnp.asarray(step).astype(jnp.float32) / jnp.float32(total), 0.0, 1.0)
     return 1.0 - (1.0 - jnp.float32(base)) * 0.5 * (1.0 + jnp.cos(jnp.float32(math.pi) * progress))

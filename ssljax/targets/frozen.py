@@ -33,8 +33,12 @@ def adopt(frozen: Frozen, run: str, load: Callable[..., Pytree], *, setting: str
         ValueError: `run` is empty, or the run has no such branches.
     """
     if not run:
-        raise ValueError(f"config.{setting} is empty, but this method looks at a frozen network with {', '.join(frozen.params)}: name the "
-                         "folder of a finished run that has these, or an earlier stage")
+        raise ValueError(
+            f"config.{setting} is empty, but this method looks at a frozen network with {', '.join(frozen.params)}: name the "
+            "folder of a finished run that has these, or an earlier stage"
+        )
     params = {name: load(run, branch, f"params/{name}") for name, branch in frozen.params.items()}
-    model_state = {name: load(run, branch, f"model_state/{name}") for name, branch in frozen.model_state.items()}
+    model_state = {
+        name: load(run, branch, f"model_state/{name}") for name, branch in frozen.model_state.items()
+    }
     return Frozen(params, model_state)

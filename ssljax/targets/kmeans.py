@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from ssljax.losses.similarity import l2_normalize
 
 HIGHEST = jax.lax.Precision.HIGHEST
-BLOCK = 256                       # rows whose distances to all centroids exist at a time: on a CPU they stay in the cache
+BLOCK = 256  # rows whose distances to all centroids exist at a time: on a CPU they stay in the cache
 REPAIRS = ("faiss", "additive", "none")
 Axes = tuple[str, ...]
 
@@ -41,8 +41,18 @@ class Clusters(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------------------------------ k-means
 
-def fit(features: jax.Array, k: int, key: jax.Array, *, iterations: int, present: jax.Array | None = None, repair: str = "faiss",
-        spherical: bool = False, distinct: int = 0) -> Clusters:
+
+def fit(
+    features: jax.Array,
+    k: int,
+    key: jax.Array,
+    *,
+    iterations: int,
+    present: jax.Array | None = None,
+    repair: str = "faiss",
+    spherical: bool = False,
+    distinct: int = 0,
+) -> Clusters:
     """k-means from k of the rows drawn at random, and a last assignment to what it found.
 
     Args:
@@ -61,10 +71,14 @@ def fit(features: jax.Array, k: int, key: jax.Array, *, iterations: int, present
     present = jnp.ones(features.shape[:1], bool) if present is None else present
     rows = int(present.sum())
     if not 1 <= k <= rows:
-        raise ValueError(f"{k} clusters of {rows} rows: config.clusters.k must be at least 1 and at most the number of training images")
+        raise ValueError(
+            f"{k} clusters of {rows} rows: config.clusters.k must be at least 1 and at most the number of training images"
+        )
     first, later = jax.random.split(key)
     centroids = _some_rows(features, present, first, k)[jnp.arange(k) % (distinct or k)]
-    centroids, _ = lloyd(features, centroids, later, iterations=iterations, present=present, repair=repair, spherical=spherical)
+    centroids, _ = lloyd(
+        features, centroids, later, iterations=iterations, present=present, repair=repair, spherical=spherical
+    )
     return clusters(jnp.where(present, assign(features, centroids), -1), centroids)
 
 
@@ -85,8 +99,16 @@ def _some_rows(features: jax.Array, present: jax.Array, key: jax.Array, k: int) 
     return features[jax.lax.top_k(lot, k)[1]]
 
 
-def lloyd(features: jax.Array, centroids: jax.Array, key: jax.Array, *, iterations: int, present: jax.Array | None = None,
-          repair: str = "faiss", spherical: bool = False) -> tuple[jax.Array, jax.Array]:
+def lloyd(
+    features: jax.Array,
+    centroids: jax.Array,
+    key: jax.Array,
+    *,
+    iterations: int,
+    present: jax.Array | None = None,
+    repair: str = "faiss",
+    spherical: bool = False,
+) -> tuple[jax.Array, jax.Array]:
     """Lloyd's iterations from given centroids: assign, take means, give empty clusters half of another.
 
     Args:
@@ -125,7 +147,9 @@ def objective(features: jax.Array, found: Clusters) -> jax.Array:
 
 
 @jax.jit
-def minibatch(centroids: jax.Array, counts: jax.Array, rows: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
+def minibatch(
+    centroids: jax.Array, counts: jax.Array, rows: jax.Array, present: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """One step of mini-batch k-means (Sculley, WWW 2010), for data that is seen in pieces and never held.
 
     Every centroid is the mean of all rows that were ever given to it.
@@ -138,36 +162,50 @@ def minibatch(centroids: jax.Array, counts: jax.Array, rows: jax.Array, present:
     """
     sums, new, _ = _pass(rows, present, centroids)
     total = counts + new
-    step = (sums - new[:, None].astype(jnp.float32) * centroids) / jnp.maximum(total, 1)[:, None].astype(jnp.float32)
+    step = (sums - new[:, None].astype(jnp.float32) * centroids) / jnp.maximum(total, 1)[:, None].astype(
+        jnp.float32
+    )
     return centroids + step, total
 
 
 @partial(jax.jit, static_argnums=3)
-def split_empty(centroids: jax.Array, counts: jax.Array, key: jax.Array, repair: str) -> tuple[jax.Array, jax.Array]:
+def split_empty(
+    centroids: jax.Array, counts: jax.Array, key: jax.Array, repair: str
+) -> tuple[jax.Array, jax.Array]:
     """Every empty cluster takes half the rows of another, as long as one has two: see `lloyd`. Counts are those that are hoped for."""
     even = jnp.arange(centroids.shape[1]) % 2 == 0
 
     def apart(c: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Two points around c: the empty cluster's and the donor's."""
         if repair == "faiss":
-            return c * jnp.where(even, 1 + 1 / 1024, 1 - 1 / 1024), c * jnp.where(even, 1 - 1 / 1024, 1 + 1 / 1024)
+            return c * jnp.where(even, 1 + 1 / 1024, 1 - 1 / 1024), c * jnp.where(
+                even, 1 - 1 / 1024, 1 + 1 / 1024
+            )
         return c + jnp.where(even, -1e-7, 1e-7), c - jnp.where(even, -1e-7, 1e-7)
 
     def one(state: tuple) -> tuple:
         centroids, counts, key = state
         key, draw = jax.random.split(key)
         chance = jnp.maximum(counts - 1, 0).astype(jnp.float32)
-        donor = jax.random.categorical(draw, jnp.log(chance if repair == "faiss" else jnp.minimum(chance, 1.0)))
+        donor = jax.random.categorical(
+            draw, jnp.log(chance if repair == "faiss" else jnp.minimum(chance, 1.0))
+        )
         empty, half = jnp.argmin(counts), counts[donor] // 2
         new, old = apart(centroids[donor])
-        return centroids.at[empty].set(new).at[donor].set(old), counts.at[empty].set(half).at[donor].add(-half), key
+        return (
+            centroids.at[empty].set(new).at[donor].set(old),
+            counts.at[empty].set(half).at[donor].add(-half),
+            key,
+        )
 
     def more(state: tuple) -> jax.Array:
         return (state[1].min() == 0) & (state[1].max() > 1)
+
     return jax.lax.while_loop(more, one, (centroids, counts, key))[:2]
 
 
 # -------------------------------------------------------------------------------------------------------------------------- PCA
+
 
 class Moments(NamedTuple):
     """Of the rows seen so far: their number, mean [D] and scatter [D, D] (sum of outer products around the mean), float32."""
@@ -207,7 +245,9 @@ def merge(a: Moments, b: Moments) -> Moments:
     count = a.count + b.count
     share = b.count / jnp.maximum(count, 1.0)
     apart = b.mean - a.mean
-    return Moments(count, a.mean + share * apart, a.scatter + b.scatter + a.count * share * jnp.outer(apart, apart))
+    return Moments(
+        count, a.mean + share * apart, a.scatter + b.scatter + a.count * share * jnp.outer(apart, apart)
+    )
 
 
 @partial(jax.jit, static_argnums=1)
@@ -220,7 +260,9 @@ def _eigen(m: Moments, dim: int) -> Whitening:
 def whitening(m: Moments, dim: int) -> Whitening:
     """What makes rows of these moments white; variances below 1e-8 of the largest are rounding and not blown up further."""
     if not 1 <= dim <= m.mean.shape[0]:
-        raise ValueError(f"config.clusters.dim={dim} components of {m.mean.shape[0]} features: choose from 1 to {m.mean.shape[0]}")
+        raise ValueError(
+            f"config.clusters.dim={dim} components of {m.mean.shape[0]} features: choose from 1 to {m.mean.shape[0]}"
+        )
     return _eigen(m, dim)
 
 
@@ -231,6 +273,7 @@ def whiten(features: jax.Array, w: Whitening) -> jax.Array:
 
 
 # ------------------------------------------------------------------------------------------------------- rows on their devices
+
 
 def _split(features: jax.Array) -> tuple[Mesh | None, Axes]:
     """The mesh and its axes over which the rows are split; (None, ()) for an array that is whole, or being traced."""
@@ -243,26 +286,35 @@ def _split(features: jax.Array) -> tuple[Mesh | None, Axes]:
 
 def _on(mesh: Mesh | None, local: Callable, arguments: tuple[P, ...], out: P) -> Callable:
     """jit of `local`, run by each device on its own part."""
-    return jax.jit(local if mesh is None else jax.shard_map(local, mesh=mesh, in_specs=arguments, out_specs=out, check_vma=False))
+    return jax.jit(
+        local
+        if mesh is None
+        else jax.shard_map(local, mesh=mesh, in_specs=arguments, out_specs=out, check_vma=False)
+    )
 
 
 @lru_cache(maxsize=8)
 def _lloyd(mesh: Mesh | None, axes: Axes, iterations: int, repair: str, spherical: bool) -> Callable:
-    def local(x: jax.Array, present: jax.Array, centroids: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def local(
+        x: jax.Array, present: jax.Array, centroids: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         def iteration(centroids: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             sums, counts, total = jax.lax.psum(_pass(x, present, centroids), axes)
             means = sums / jnp.maximum(counts, 1)[:, None].astype(jnp.float32)
             means = l2_normalize(means) if spherical else means
             centroids = jnp.where(counts[:, None] > 0, means, centroids)
             return centroids if repair == "none" else split_empty(centroids, counts, key, repair)[0], total
+
         return jax.lax.scan(iteration, centroids, jax.random.split(key, iterations))
+
     return _on(mesh, local, (P(axes), P(axes), P(), P()), P())
 
 
 @lru_cache(maxsize=8)
 def _assign(mesh: Mesh | None, axes: Axes) -> Callable:
     def local(x: jax.Array, centroids: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda block: _nearest(block, centroids)[0], _blocks(x)).reshape(-1)[:x.shape[0]]
+        return jax.lax.map(lambda block: _nearest(block, centroids)[0], _blocks(x)).reshape(-1)[: x.shape[0]]
+
     return _on(mesh, local, (P(axes), P()), P(axes))
 
 
@@ -276,17 +328,23 @@ def _moments(mesh: Mesh | None, axes: Axes) -> Callable:
         return merge(total, Moments(count, mean, jnp.dot(x.T, x, precision=HIGHEST))), None
 
     def local(x: jax.Array, present: jax.Array) -> Moments:
-        nothing = Moments(jnp.float32(0.0), jnp.zeros(x.shape[1:], jnp.float32), jnp.zeros((x.shape[1],) * 2, jnp.float32))
+        nothing = Moments(
+            jnp.float32(0.0), jnp.zeros(x.shape[1:], jnp.float32), jnp.zeros((x.shape[1],) * 2, jnp.float32)
+        )
         m, _ = jax.lax.scan(block, nothing, (_blocks(x), _blocks(present)))
         if mesh is None:
             return m
         count = jax.lax.psum(m.count, axes)
         mean = jax.lax.psum(m.count * m.mean, axes) / count
-        return Moments(count, mean, jax.lax.psum(m.scatter + m.count * jnp.outer(m.mean - mean, m.mean - mean), axes))
+        return Moments(
+            count, mean, jax.lax.psum(m.scatter + m.count * jnp.outer(m.mean - mean, m.mean - mean), axes)
+        )
+
     return _on(mesh, local, (P(axes), P(axes)), P())
 
 
 # -------------------------------------------------------------------------------------------------------------- a block of rows
+
 
 def _blocks(x: jax.Array) -> jax.Array:
     """[N, ...] -> [blocks, <= BLOCK, ...], zeros behind the last row."""
@@ -310,6 +368,7 @@ def _nearest(x: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _pass(x: jax.Array, present: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of the rows nearest to each centroid: their sum [K, D] and number int32 [K]; and the sum of all squared distances."""
+
     def block(total: Any, rows: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         x, here = rows
         nearest, distance = _nearest(x, centroids)
@@ -323,6 +382,7 @@ def _pass(x: jax.Array, present: jax.Array, centroids: jax.Array) -> tuple[jax.A
 
 def _grouped(x: jax.Array, cluster: jax.Array, here: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Sums [K, D] and numbers int32 [K] of the rows of each cluster: scattered on a CPU, a matrix product elsewhere."""
+
     def scattered(x: jax.Array, cluster: jax.Array, here: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = jnp.where(here[:, None], x, 0.0)
         return jax.ops.segment_sum(x, cluster, k), jax.ops.segment_sum(here.astype(jnp.int32), cluster, k)
@@ -330,4 +390,5 @@ def _grouped(x: jax.Array, cluster: jax.Array, here: jax.Array, k: int) -> tuple
     def product(x: jax.Array, cluster: jax.Array, here: jax.Array) -> tuple[jax.Array, jax.Array]:
         member = ((cluster[None] == jnp.arange(k, dtype=jnp.int32)[:, None]) & here[None]).astype(jnp.float32)
         return jnp.dot(member, x, precision=HIGHEST), member.sum(axis=1).astype(jnp.int32)
+
     return jax.lax.platform_dependent(x, cluster, here, cpu=scattered, default=product)

@@ -40,9 +40,11 @@ def check(size: int, batch: int) -> None:
     if batch < 1 or size % batch:
         divisors = [n for n in range(1, size + 1) if size % n == 0]
         near = sorted(sorted(divisors, key=lambda n: abs(n - batch))[:6])
-        raise ValueError(f"a queue of K={size} keys is not filled by whole batches of {batch}: K must be a multiple of the keys a step "
-                         f"adds (the global batch, twice that with a symmetric loss). Of the sizes that divide K, the nearest are "
-                         f"{', '.join(map(str, near))}; or choose another K")
+        raise ValueError(
+            f"a queue of K={size} keys is not filled by whole batches of {batch}: K must be a multiple of the keys a step "
+            f"adds (the global batch, twice that with a symmetric loss). Of the sizes that divide K, the nearest are "
+            f"{', '.join(map(str, near))}; or choose another K"
+        )
 
 
 def enqueue(queue: Queue, keys: jax.Array) -> Queue:
@@ -57,5 +59,7 @@ def enqueue(queue: Queue, keys: jax.Array) -> Queue:
     """
     size, batch = queue.keys.shape[0], keys.shape[0]
     check(size, batch)
-    rows = jax.lax.dynamic_update_slice_in_dim(queue.keys, keys.astype(queue.keys.dtype), queue.pointer, axis=0)
+    rows = jax.lax.dynamic_update_slice_in_dim(
+        queue.keys, keys.astype(queue.keys.dtype), queue.pointer, axis=0
+    )
     return Queue(rows, (queue.pointer + batch) % size)

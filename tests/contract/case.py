@@ -36,7 +36,14 @@ def small_config(method: str, **changes) -> ConfigDict:
     c = c[c.stages[-1]] if "stages" in c else c
     c.batch_size, c.epochs, c.log_every = 16, 2, 2
     c.model.update(name="resnet8", width=0.125, stem="imagenet")
-    c.optim.update(name="lars", learning_rate=0.3, scaling="none", warmup_epochs=0, trust_coefficient=0.02, weight_decay=1e-4)
+    c.optim.update(
+        name="lars",
+        learning_rate=0.3,
+        scaling="none",
+        warmup_epochs=0,
+        trust_coefficient=0.02,
+        weight_decay=1e-4,
+    )
     if "head" in c:
         c.head.dim = 16
     for key, value in changes.items():
@@ -55,7 +62,7 @@ class Case:
         self.eight = build(self.config, self.facts)
         self.one = build(self.config, self.facts, sharding.make_mesh(1))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sharding, "BIG", 256)                         # the small network has no big leaves
+            patch.setattr(sharding, "BIG", 256)  # the small network has no big leaves
             self.four_by_two = build(self.config, self.facts, sharding.make_mesh(8, fsdp=2))
         self.key = jax.random.key(0)
         self.initial = self.eight.init(0)
@@ -89,14 +96,29 @@ def carries(case):
     for step, batch in enumerate(case.batches):
         before, after = case.on_one_device(case.states[step]), case.states[step + 1]
         batch = {k: jnp.asarray(np.asarray(v)) for k, v in batch.items()}
-        _, out = loss(before.params, before.model_state, before.extra, batch, jax.random.fold_in(case.key, step), jnp.int32(step))
-        yield jax.tree.map(np.asarray, before), jax.tree.map(np.asarray, out.carry), jax.tree.map(np.asarray, after)
+        _, out = loss(
+            before.params,
+            before.model_state,
+            before.extra,
+            batch,
+            jax.random.fold_in(case.key, step),
+            jnp.int32(step),
+        )
+        yield (
+            jax.tree.map(np.asarray, before),
+            jax.tree.map(np.asarray, out.carry),
+            jax.tree.map(np.asarray, after),
+        )
 
 
 def follows(target, online, decay, found):
     """`found` is the moving average of the two trees, computed in float64."""
-    for (name, old), (_, new), (_, got) in zip(leaves(target), leaves({k: online[k] for k in target}), leaves(found), strict=True):
-        np.testing.assert_allclose(got, decay * old.astype(np.float64) + (1 - decay) * new, rtol=1e-5, atol=1e-7, err_msg=name)
+    for (name, old), (_, new), (_, got) in zip(
+        leaves(target), leaves({k: online[k] for k in target}), leaves(found), strict=True
+    ):
+        np.testing.assert_allclose(
+            got, decay * old.astype(np.float64) + (1 - decay) * new, rtol=1e-5, atol=1e-7, err_msg=name
+        )
 
 
 def close(tree, other):

@@ -79,7 +79,12 @@ def test_a_file_becomes_a_checkpoint_that_predicts(imported):
     assert int(state.step) == 0 and (folder / "run" / "run.json").exists()
     assert_equal({"params": state.params, "model_state": state.model_state}, tree)
     image = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 16, 16, 1)).astype(np.uint8))
-    h = models.infer(models.backbone(config.model), tree["params"]["encoder"], tree["model_state"]["encoder"], np.float32(image) / 255)
+    h = models.infer(
+        models.backbone(config.model),
+        tree["params"]["encoder"],
+        tree["model_state"]["encoder"],
+        np.float32(image) / 255,
+    )
     head = tree["params"]["head"]["dense"]
     features = program.encode(state.params, state.model_state, state.extra, image)
     found = program.method.classify(state.params, state.extra, features)["classifier"]
@@ -97,7 +102,9 @@ def started(config, folder):
 def test_another_run_starts_with_its_encoder(imported):
     folder, config, _, tree = imported
     fresh, state = started(config, str(folder / "run"))
-    assert_equal((state.params["encoder"], state.model_state), (tree["params"]["encoder"], tree["model_state"]))
+    assert_equal(
+        (state.params["encoder"], state.model_state), (tree["params"]["encoder"], tree["model_state"])
+    )
     assert state.params["head"] is fresh.params["head"]
 
 
@@ -113,18 +120,37 @@ def test_it_goes_out_as_it_came_in_and_the_map_is_printed(imported, capsys):
     assert f"{len(state)} arrays to {folder / 'again.safetensors'}" in printed
 
 
-@pytest.mark.parametrize("more, message", [
-    (["--workdir={run}", "--from={file}"], "run already has a checkpoint, of step 0: use another folder"),
-    (["--workdir={new}", "--from={file}", "--config.data.num_classes=7"], "its head has 10 classes, this configuration 7"),
-    (["--workdir={new}", "--from={file}", "--config.model.name=resnet8", "--config.model.shortcut=torchvision"],
-     "the file has no 'layer1.0.conv1.weight'"),
-    (["--workdir={new}", "--from={file}", "--config.model.name=resnet8"], "config.model.shortcut is 'simclr'"),
-    (["--workdir={new}", "--from={new}.safetensors"], "no file .*new.safetensors"),
-    (["--workdir={new}", "--to={new}.safetensors"], "no checkpoint in"),
-    (["--workdir={new}"], "say either --from=FILE.safetensors"),
-    (["--workdir={new}", "--from={file}", "--to={file}"], "say either --from=FILE.safetensors"),
-    (["--config=configs/simclr.py:digits", "--workdir={new}", "--from={file}"], r"method 'simclr' keeps more .*\(probe, projector\)"),
-])
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--workdir={run}", "--from={file}"], "run already has a checkpoint, of step 0: use another folder"),
+        (
+            ["--workdir={new}", "--from={file}", "--config.data.num_classes=7"],
+            "its head has 10 classes, this configuration 7",
+        ),
+        (
+            [
+                "--workdir={new}",
+                "--from={file}",
+                "--config.model.name=resnet8",
+                "--config.model.shortcut=torchvision",
+            ],
+            "the file has no 'layer1.0.conv1.weight'",
+        ),
+        (
+            ["--workdir={new}", "--from={file}", "--config.model.name=resnet8"],
+            "config.model.shortcut is 'simclr'",
+        ),
+        (["--workdir={new}", "--from={new}.safetensors"], "no file .*new.safetensors"),
+        (["--workdir={new}", "--to={new}.safetensors"], "no checkpoint in"),
+        (["--workdir={new}"], "say either --from=FILE.safetensors"),
+        (["--workdir={new}", "--from={file}", "--to={file}"], "say either --from=FILE.safetensors"),
+        (
+            ["--config=configs/simclr.py:digits", "--workdir={new}", "--from={file}"],
+            r"method 'simclr' keeps more .*\(probe, projector\)",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused_and_nothing_is_written(imported, more, message):
     folder, *_ = imported
     words = {"run": folder / "run", "new": folder / "new", "file": folder / "regnet.safetensors"}
@@ -154,8 +180,13 @@ def test_the_encoder_of_a_self_supervised_run_goes_out_and_comes_back(tmp_path):
         folder.save(state, {})
     export_weights(config, str(tmp_path / "moco"), str(tmp_path / "vit.safetensors"))
     arrays = load_file(tmp_path / "vit.safetensors")
-    assert arrays["pos_embed"].shape == (1, 17, 64) and not [name for name in arrays if "head" in name or "project" in name]
-    tree = {"params": {"encoder": state.params["encoder"]}, "model_state": {"encoder": state.model_state["encoder"]}}
+    assert arrays["pos_embed"].shape == (1, 17, 64) and not [
+        name for name in arrays if "head" in name or "project" in name
+    ]
+    tree = {
+        "params": {"encoder": state.params["encoder"]},
+        "model_state": {"encoder": state.model_state["encoder"]},
+    }
     assert_equal(weights.load(arrays, tree, convert.family(config)), tree)
     flat = flatten_dict(state.model_state["encoder"], sep="/")
     np.testing.assert_array_equal(arrays["patch_embed.proj.bias"], flat["patch/bias"])
@@ -164,7 +195,12 @@ def test_the_encoder_of_a_self_supervised_run_goes_out_and_comes_back(tmp_path):
 def test_the_console_script_knows_a_verb_that_is_a_room(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ssljax", "convert", "--help"])
     console.main()
-    assert "ssljax convert --config configs/x.py[:preset] --workdir DIR --from FILE.safetensors" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["ssljax", "convert", "--config=configs/supervised.py:digits", "--workdir=x"])
+    assert (
+        "ssljax convert --config configs/x.py[:preset] --workdir DIR --from FILE.safetensors"
+        in capsys.readouterr().out
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["ssljax", "convert", "--config=configs/supervised.py:digits", "--workdir=x"]
+    )
     with pytest.raises(SystemExit, match="say either"):
         console.main()

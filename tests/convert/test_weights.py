@@ -30,17 +30,29 @@ def image(size, channels=3):
 def tiny_vit(golden, case="vit", *heads, **settings):
     """timm's state dict of a golden case, and what ours looks like."""
     g = golden("arch_vit")
-    width, depth, number, classes = (int(g[f"{case}/cfg/{name}"]) for name in ("embed_dim", "depth", "num_heads", "num_classes"))
+    width, depth, number, classes = (
+        int(g[f"{case}/cfg/{name}"]) for name in ("embed_dim", "depth", "num_heads", "num_classes")
+    )
     net = ViT(width, depth, number, 4, mlp_ratio=float(g[f"{case}/cfg/mlp_ratio"]), **settings)
     return g.under(f"{case}/state"), like(net, image(16), classes, "head", *heads)
 
 
 def convolutional(golden, name):
     if name == "regnet":
-        return golden("arch_regnet").under("state"), like(RegNet(TABLES["regnety_xs"]), image(12), 5, "head"), regnet.TORCHVISION
+        return (
+            golden("arch_regnet").under("state"),
+            like(RegNet(TABLES["regnety_xs"]), image(12), 5, "head"),
+            regnet.TORCHVISION,
+        )
     case = golden("arch_resnet").under(name)
-    net = ResNet({"BasicBlock": Basic, "Bottleneck": Bottleneck}[str(case["block"])], tuple(case["layers"]), tuple(case["planes"]),
-                 int(case["stem_width"]), stem="cifar" if case["small_stem"] else "imagenet", shortcut="torchvision")
+    net = ResNet(
+        {"BasicBlock": Basic, "Bottleneck": Bottleneck}[str(case["block"])],
+        tuple(case["layers"]),
+        tuple(case["planes"]),
+        int(case["stem_width"]),
+        stem="cifar" if case["small_stem"] else "imagenet",
+        shortcut="torchvision",
+    )
     state = {name.removeprefix("state/"): value for name, value in case.items() if name.startswith("state/")}
     return state, like(net, image(40), int(case["num_classes"]), "head"), resnet.RESNET
 
@@ -57,7 +69,10 @@ def test_a_convolutional_network_goes_round_bit_for_bit(golden, name):
     state, template, family = convolutional(golden, name)
     tree = weights.load(state, template, family)
     assert jax.tree.map(np.shape, tree) == jax.tree.map(np.shape, template)
-    assert_same_arrays(weights.dump(tree, family), {name: a for name, a in state.items() if not name.endswith("num_batches_tracked")})
+    assert_same_arrays(
+        weights.dump(tree, family),
+        {name: a for name, a in state.items() if not name.endswith("num_batches_tracked")},
+    )
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -66,30 +81,49 @@ def test_a_distilled_transformer_goes_round_bit_for_bit(golden, scan):
     tree = weights.load(state, template, VIT)
     assert jax.tree.structure(tree) == jax.tree.structure(template)
     assert_same_arrays(weights.dump(tree, VIT), state)
-    kernel = tree["params"]["encoder"]["blocks"]["fc1"]["kernel"][1] if scan else tree["params"]["encoder"]["block1"]["fc1"]["kernel"]
+    kernel = (
+        tree["params"]["encoder"]["blocks"]["fc1"]["kernel"][1]
+        if scan
+        else tree["params"]["encoder"]["block1"]["fc1"]["kernel"]
+    )
     np.testing.assert_array_equal(kernel, state["blocks.1.mlp.fc1.weight"].T)
     for ours, theirs in (("head", "head"), ("distillation_head", "head_dist")):
         np.testing.assert_array_equal(tree["params"][ours]["dense"]["kernel"], state[f"{theirs}.weight"].T)
 
 
 def test_layouts_by_hand():
-    w = np.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2)                               # [D, C, h, w]
+    w = np.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2)  # [D, C, h, w]
     for d in range(2):
         for c in range(3):
             for i in range(2):
                 for j in range(2):
-                    assert weights.patches(2).ours(w)[(2 * i + j) * 3 + c, d] == weights.CONV.ours(w)[i, j, c, d] == w[d, c, i, j]
+                    assert (
+                        weights.patches(2).ours(w)[(2 * i + j) * 3 + c, d]
+                        == weights.CONV.ours(w)[i, j, c, d]
+                        == w[d, c, i, j]
+                    )
     for reorder in (weights.patches(2), weights.CONV):
         np.testing.assert_array_equal(reorder.theirs(reorder.ours(w)), w)
 
 
-@pytest.mark.parametrize("ours, torchvision, timm", [
-    ("stem_norm/var", "stem.1.running_var", "stem.bn.running_var"),
-    ("stage2_block1/conv2/kernel", "trunk_output.block2.block2-0.f.b.0.weight", "s2.b1.conv2.conv.weight"),
-    ("stage1_block2/norm3/scale", "trunk_output.block1.block1-1.f.c.1.weight", "s1.b2.conv3.bn.weight"),
-    ("stage1_block1/se/fc2/bias", "trunk_output.block1.block1-0.f.se.fc2.bias", "s1.b1.se.fc2.bias"),
-    ("stage1_block1/shortcut/norm/mean", "trunk_output.block1.block1-0.proj.1.running_mean", "s1.b1.downsample.bn.running_mean"),
-])
+@pytest.mark.parametrize(
+    "ours, torchvision, timm",
+    [
+        ("stem_norm/var", "stem.1.running_var", "stem.bn.running_var"),
+        (
+            "stage2_block1/conv2/kernel",
+            "trunk_output.block2.block2-0.f.b.0.weight",
+            "s2.b1.conv2.conv.weight",
+        ),
+        ("stage1_block2/norm3/scale", "trunk_output.block1.block1-1.f.c.1.weight", "s1.b2.conv3.bn.weight"),
+        ("stage1_block1/se/fc2/bias", "trunk_output.block1.block1-0.f.se.fc2.bias", "s1.b1.se.fc2.bias"),
+        (
+            "stage1_block1/shortcut/norm/mean",
+            "trunk_output.block1.block1-0.proj.1.running_mean",
+            "s1.b1.downsample.bn.running_mean",
+        ),
+    ],
+)
 def test_the_two_names_of_a_regnet(ours, torchvision, timm):
     assert (regnet.TORCHVISION.rename(ours)[0], regnet.TIMM.rename(ours)[0]) == (torchvision, timm)
 
@@ -100,19 +134,44 @@ def test_timms_regnet_is_known_by_its_names(golden):
     config = simclr_config("digits").copy_and_resolve_references().unlock()
     config.model.name = "regnety_xs"
     theirs = weights.dump(tree, regnet.TIMM)
-    assert convert.family(config, theirs) is regnet.TIMM and convert.family(config, state) is convert.family(config) is regnet.TORCHVISION
+    assert (
+        convert.family(config, theirs) is regnet.TIMM
+        and convert.family(config, state) is convert.family(config) is regnet.TORCHVISION
+    )
     jax.tree.map(np.testing.assert_array_equal, weights.load(theirs, template, regnet.TIMM), tree)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: s.pop("blocks.1.norm2.bias"), r"the file has no 'blocks.1.norm2.bias' \(1 of 32 names are missing\): config.model"),
-    (lambda s: s.update({"pos_embd": s.pop("pos_embed")}), "the file has no 'pos_embed' .*the nearest there is 'pos_embd'"),
-    (lambda s: s.update(fc_norm=np.ones(3)), r"'fc_norm' of the file has no place here \(1 such names\)"),
-    (lambda s: s.update(pos_embed=np.ones((1, 10, 32))), r"pos_embed is \[1, 10, 32\] in the file and \[1, 17, 32\] here: .*image_size"),
-    (lambda s: s.update({"norm.weight": np.ones(31)}), r"norm.weight is \[31\] in the file and \[32\] here"),
-    (lambda s: s.update({"head.weight": np.ones((7, 32))}), "its head has 7 classes, this configuration 10. .*num_classes=7"),
-    (lambda s: s.update({"head.bias": np.ones(7)}), "its head has 7 classes, this configuration 10. .*init_from"),
-], ids=["missing", "misspelt", "left_over", "grid", "width", "classes", "classes_of_the_bias"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda s: s.pop("blocks.1.norm2.bias"),
+            r"the file has no 'blocks.1.norm2.bias' \(1 of 32 names are missing\): config.model",
+        ),
+        (
+            lambda s: s.update({"pos_embd": s.pop("pos_embed")}),
+            "the file has no 'pos_embed' .*the nearest there is 'pos_embd'",
+        ),
+        (lambda s: s.update(fc_norm=np.ones(3)), r"'fc_norm' of the file has no place here \(1 such names\)"),
+        (
+            lambda s: s.update(pos_embed=np.ones((1, 10, 32))),
+            r"pos_embed is \[1, 10, 32\] in the file and \[1, 17, 32\] here: .*image_size",
+        ),
+        (
+            lambda s: s.update({"norm.weight": np.ones(31)}),
+            r"norm.weight is \[31\] in the file and \[32\] here",
+        ),
+        (
+            lambda s: s.update({"head.weight": np.ones((7, 32))}),
+            "its head has 7 classes, this configuration 10. .*num_classes=7",
+        ),
+        (
+            lambda s: s.update({"head.bias": np.ones(7)}),
+            "its head has 7 classes, this configuration 10. .*init_from",
+        ),
+    ],
+    ids=["missing", "misspelt", "left_over", "grid", "width", "classes", "classes_of_the_bias"],
+)
 def test_what_does_not_match_is_named(golden, change, message):
     state, template = tiny_vit(golden)
     change(state)
@@ -132,18 +191,27 @@ def test_fixed_positions_are_written_and_compared(golden):
     fixed = np.asarray(sincos(32, 4, 4, extra_tokens=1))
     family, state["pos_embed"] = VIT._replace(fixed={"pos_embed": fixed}), fixed
     tree = weights.load(state, template, family)
-    np.testing.assert_array_equal(tree["model_state"]["encoder"]["patch"]["bias"], state["patch_embed.proj.bias"])
+    np.testing.assert_array_equal(
+        tree["model_state"]["encoder"]["patch"]["bias"], state["patch_embed.proj.bias"]
+    )
     assert_same_arrays(weights.dump(tree, family), state)
-    exchanged = np.concatenate([fixed[..., 16:], fixed[..., :16]], axis=-1)                        # as MoCo v3 was released
+    exchanged = np.concatenate([fixed[..., 16:], fixed[..., :16]], axis=-1)  # as MoCo v3 was released
     with pytest.raises(ValueError, match="pos_embed in the file is not what .*positions=learned"):
         weights.load({**state, "pos_embed": exchanged}, template, family)
 
 
-@pytest.mark.parametrize("preset, change, message", [
-    ("imagenet_r50", {}, "config.model.shortcut is 'simclr': no network of torchvision .*--config.model.shortcut=torchvision"),
-    ("imagenet_r50", dict(shortcut="torchvision", sk_ratio=0.0625), "config.model.sk_ratio is 0.0625"),
-    ("imagenet_r50", dict(shortcut="torchvision", bn_epsilon=1e-3), "config.model.bn_epsilon is 0.001"),
-])
+@pytest.mark.parametrize(
+    "preset, change, message",
+    [
+        (
+            "imagenet_r50",
+            {},
+            "config.model.shortcut is 'simclr': no network of torchvision .*--config.model.shortcut=torchvision",
+        ),
+        ("imagenet_r50", dict(shortcut="torchvision", sk_ratio=0.0625), "config.model.sk_ratio is 0.0625"),
+        ("imagenet_r50", dict(shortcut="torchvision", bn_epsilon=1e-3), "config.model.bn_epsilon is 0.001"),
+    ],
+)
 def test_a_network_that_computes_something_else_is_refused(preset, change, message):
     config = simclr_config(preset).copy_and_resolve_references().unlock()
     config.model.update(change)
@@ -161,11 +229,17 @@ def test_the_family_follows_the_config():
 
 def test_half_precision_is_read_exactly_and_transposed_arrays_are_written_whole(tmp_path, golden):
     state, template = tiny_vit(golden)
-    half = {name: array.astype(ml_dtypes.bfloat16 if "norm" in name else np.float16) for name, array in state.items()}
+    half = {
+        name: array.astype(ml_dtypes.bfloat16 if "norm" in name else np.float16)
+        for name, array in state.items()
+    }
     save_file(half, tmp_path / "half.safetensors")
     tree = weights.load(weights.read(str(tmp_path / "half.safetensors")), template, VIT)
     weights.write(weights.dump(tree, VIT), str(tmp_path / "new" / "whole.safetensors"))
-    assert_same_arrays(load_file(tmp_path / "new" / "whole.safetensors"), {name: a.astype(np.float32) for name, a in half.items()})
+    assert_same_arrays(
+        load_file(tmp_path / "new" / "whole.safetensors"),
+        {name: a.astype(np.float32) for name, a in half.items()},
+    )
 
 
 def test_what_cannot_be_read_or_written_says_why(tmp_path, monkeypatch):
@@ -178,7 +252,9 @@ def test_what_cannot_be_read_or_written_says_why(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a.bin does not end in .safetensors"):
         weights.write({}, str(tmp_path / "a.bin"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"it is not installed. Where it is: python -c .*torch.load\('a.pth'"):
+    with pytest.raises(
+        ValueError, match=r"it is not installed. Where it is: python -c .*torch.load\('a.pth'"
+    ):
         weights.read(str(tmp_path / "a.pth"))
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ValueError, match=r"pip install 'ssljax\[convert\]'"):

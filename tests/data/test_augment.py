@@ -29,18 +29,51 @@ def close(actual, expected, atol=1e-5):
 
 # -------------------------------------------------------------------------------------------------------------- operations
 
-@pytest.mark.parametrize("name, parameters, function, expected, atol", [
-    ("simclr/brightness", "simclr/brightness_v2_factors", augment.brightness, "simclr/brightness_v2_unclipped", 1e-5),
-    ("simclr/brightness_v1", "simclr/brightness_v1_deltas", augment.brightness_add, "simclr/brightness_v1_unclipped", 1e-5),
-    ("simclr/contrast", "simclr/contrast_factors", augment.contrast, "simclr/contrast_unclipped", 1e-5),
-    ("simclr/saturation", "simclr/saturation_factors", augment.saturation, "simclr/saturation", 1e-5),
-    ("simclr/hue", "simclr/hue_deltas", augment.hue, "simclr/hue", 1e-4),
-    ("tv/brightness", "tv/brightness_factors", lambda x, f: augment.clip(augment.brightness(x, f)), "tv/brightness_float", 1e-5),
-    ("tv/contrast", "tv/contrast_factors", lambda x, f: augment.clip(augment.contrast_torchvision(x, f)), "tv/contrast_float", 1e-5),
-    ("tv/saturation", "tv/saturation_factors", lambda x, f: augment.clip(augment.saturation_torchvision(x, f)),
-     "tv/saturation_float", 1e-5),
-    ("tv/hue", "tv/hue_factors", augment.hue, "tv/hue_float", 1e-4),
-])
+
+@pytest.mark.parametrize(
+    "name, parameters, function, expected, atol",
+    [
+        (
+            "simclr/brightness",
+            "simclr/brightness_v2_factors",
+            augment.brightness,
+            "simclr/brightness_v2_unclipped",
+            1e-5,
+        ),
+        (
+            "simclr/brightness_v1",
+            "simclr/brightness_v1_deltas",
+            augment.brightness_add,
+            "simclr/brightness_v1_unclipped",
+            1e-5,
+        ),
+        ("simclr/contrast", "simclr/contrast_factors", augment.contrast, "simclr/contrast_unclipped", 1e-5),
+        ("simclr/saturation", "simclr/saturation_factors", augment.saturation, "simclr/saturation", 1e-5),
+        ("simclr/hue", "simclr/hue_deltas", augment.hue, "simclr/hue", 1e-4),
+        (
+            "tv/brightness",
+            "tv/brightness_factors",
+            lambda x, f: augment.clip(augment.brightness(x, f)),
+            "tv/brightness_float",
+            1e-5,
+        ),
+        (
+            "tv/contrast",
+            "tv/contrast_factors",
+            lambda x, f: augment.clip(augment.contrast_torchvision(x, f)),
+            "tv/contrast_float",
+            1e-5,
+        ),
+        (
+            "tv/saturation",
+            "tv/saturation_factors",
+            lambda x, f: augment.clip(augment.saturation_torchvision(x, f)),
+            "tv/saturation_float",
+            1e-5,
+        ),
+        ("tv/hue", "tv/hue_factors", augment.hue, "tv/hue_float", 1e-4),
+    ],
+)
 def test_colour_operation(g, image, name, parameters, function, expected, atol):
     values = jnp.asarray(g[parameters], jnp.float32)
     close(jax.vmap(function, in_axes=(None, 0))(image, values), g[expected], atol)
@@ -67,13 +100,21 @@ def test_solarize_and_normalize(g, image):
 
 @pytest.mark.parametrize("case", range(4))
 def test_blur_with_zero_padding(g, image, case):
-    size, sigma = int(g[f"simclr/blur{case}_kernel_size_argument"]), jnp.float32(g[f"simclr/blur{case}_sigma"])
+    size, sigma = (
+        int(g[f"simclr/blur{case}_kernel_size_argument"]),
+        jnp.float32(g[f"simclr/blur{case}_sigma"]),
+    )
     close(augment.gaussian_blur(image, sigma, kernel_size=size), g[f"simclr/blur{case}"])
 
 
 def test_blur_with_reflection(g, image):
     for sigma, expected in zip(g["tv/blur_sigmas"], g["tv/blur_float"], strict=True):
-        close(augment.gaussian_blur(image, jnp.float32(sigma), kernel_size=int(g["tv/blur_kernel_size"]), padding="reflect"), expected)
+        close(
+            augment.gaussian_blur(
+                image, jnp.float32(sigma), kernel_size=int(g["tv/blur_kernel_size"]), padding="reflect"
+            ),
+            expected,
+        )
 
 
 def test_blur_kernel_follows_the_size():
@@ -89,6 +130,7 @@ def test_blur_refuses_what_it_cannot_do(image):
 
 # -------------------------------------------------------------------------------------------------------------- the recipe
 
+
 @pytest.fixture(scope="module")
 def recipe():
     """The ImageNet recipe; a copy, so that a test may change it."""
@@ -102,6 +144,7 @@ def made(recipe, size, count=2):
     def make(images, index, key, copy=None):
         batch = {"image": images, "index": index, **({} if copy is None else {"copy": copy})}
         return views.stacked(batch, key, config)
+
     return jax.jit(make)
 
 
@@ -129,14 +172,24 @@ def test_jitter_of_strength_zero_is_the_identity(recipe, image):
 def test_draw_has_the_ranges_of_the_paper(recipe):
     n = 4000
     d = jax.vmap(lambda k: views.draw(k, recipe))(jax.random.split(jax.random.key(0), n))
-    for values, low, high in ((d.jitter.brightness, 0.2, 1.8), (d.jitter.contrast, 0.2, 1.8), (d.jitter.saturation, 0.2, 1.8),
-                              (d.jitter.hue, -0.2, 0.2), (d.sigma, 0.1, 2.0)):
-        assert low <= values.min() < low + 0.01 * (high - low) and high - 0.01 * (high - low) < values.max() <= high
+    for values, low, high in (
+        (d.jitter.brightness, 0.2, 1.8),
+        (d.jitter.contrast, 0.2, 1.8),
+        (d.jitter.saturation, 0.2, 1.8),
+        (d.jitter.hue, -0.2, 0.2),
+        (d.sigma, 0.1, 2.0),
+    ):
+        assert (
+            low <= values.min() < low + 0.01 * (high - low)
+            and high - 0.01 * (high - low) < values.max() <= high
+        )
         close(values.mean(), (low + high) / 2, 0.02 * (high - low))
     for applied, probability in ((d.apply_jitter, 0.8), (d.apply_grayscale, 0.2), (d.apply_blur, 0.5)):
         close(applied.mean(), probability, 0.03)
     _, counts = np.unique(np.asarray(d.jitter.rank), axis=0, return_counts=True)
-    assert len(counts) == 24 and counts.min() > n / 24 * 0.65 and counts.max() < n / 24 * 1.4      # every order, about equally often
+    assert (
+        len(counts) == 24 and counts.min() > n / 24 * 0.65 and counts.max() < n / 24 * 1.4
+    )  # every order, about equally often
     assert np.corrcoef(d.apply_jitter, d.apply_grayscale)[0, 1] < 0.05
 
 
@@ -149,10 +202,10 @@ def test_views_depend_on_key_index_and_view_only(recipe):
     all_views = make(images, index, key)
     assert all_views.shape == (4, 2, 16, 16, 3) and all_views.dtype == jnp.float32
     assert all_views.min() >= 0.0 and all_views.max() <= 1.0
-    np.testing.assert_array_equal(make(images[::-1], index[::-1], key)[::-1], all_views)           # place in the batch
-    assert all(abs(v[0] - v[1]).max() > 0.02 for v in all_views)                                   # the views differ,
-    assert abs(make(images, index + 1, key) - all_views).max() > 0.1                               # and follow the index
-    assert abs(make(images, index, jax.random.key(1)) - all_views).max() > 0.1                     # and the key
+    np.testing.assert_array_equal(make(images[::-1], index[::-1], key)[::-1], all_views)  # place in the batch
+    assert all(abs(v[0] - v[1]).max() > 0.02 for v in all_views)  # the views differ,
+    assert abs(make(images, index + 1, key) - all_views).max() > 0.1  # and follow the index
+    assert abs(make(images, index, jax.random.key(1)) - all_views).max() > 0.1  # and the key
 
 
 def test_copies_of_an_image_have_views_of_their_own(recipe):
@@ -171,10 +224,18 @@ def test_copies_of_an_image_have_views_of_their_own(recipe):
 def test_erasing_comes_last_in_normalised_units(recipe):
     """Normalised by a deviation of 0.01, the noise would be a hundred times as large if it came before."""
     recipe = recipe.copy_and_resolve_references()
-    recipe.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, erasing_probability=1.0,
-                  mean=(0.5, 0.5, 0.5), std=(0.01, 0.01, 0.01))
-    image = jnp.full((16, 16, 3), 255, jnp.uint8)                  # 50 once normalised
-    many = jax.jit(jax.vmap(lambda k: views.view(image, k, recipe, size=16, crop=False)))(jax.random.split(jax.random.key(0), 200))
+    recipe.update(
+        jitter_probability=0.0,
+        grayscale_probability=0.0,
+        blur_probability=0.0,
+        erasing_probability=1.0,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.01, 0.01, 0.01),
+    )
+    image = jnp.full((16, 16, 3), 255, jnp.uint8)  # 50 once normalised
+    many = jax.jit(jax.vmap(lambda k: views.view(image, k, recipe, size=16, crop=False)))(
+        jax.random.split(jax.random.key(0), 200)
+    )
     noise = np.asarray(many)[abs(np.asarray(many) - 50.0) > 1e-3]
     assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1.0) < 0.05 and 0.05 < noise.size / many.size < 0.3
 
@@ -188,42 +249,70 @@ def test_eight_devices_make_the_views_of_one(recipe):
     shards = make(jax.device_put(images, rows), jax.device_put(index, rows), key)
     assert shards.sharding.is_equivalent_to(rows, shards.ndim)
     one = np.asarray(make(images, index, key))
-    close(make(images[:2], index[:2], key), one[:2], 2e-6)              # nor does the size of the batch matter
-    close(np.asarray(shards), one, 2e-6)     # compiled for 2 rows a device, not 16: the last bit may differ
+    close(make(images[:2], index[:2], key), one[:2], 2e-6)  # nor does the size of the batch matter
+    close(np.asarray(shards), one, 2e-6)  # compiled for 2 rows a device, not 16: the last bit may differ
 
 
 def test_one_channel(recipe):
     recipe = recipe.copy_and_resolve_references()
-    recipe.update(mean=(0.0,), std=(1.0,), crop="affine", rotate=10.0, shift=0.1, zoom=0.1, shear=5.0, flip=False, blur_probability=0.0)
+    recipe.update(
+        mean=(0.0,),
+        std=(1.0,),
+        crop="affine",
+        rotate=10.0,
+        shift=0.1,
+        zoom=0.1,
+        shear=5.0,
+        flip=False,
+        blur_probability=0.0,
+    )
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)), jnp.uint8)
-    out = made(recipe, 16)(images, jnp.arange(3, dtype=jnp.int32), jax.random.key(0))            # affine resizes
+    out = made(recipe, 16)(images, jnp.arange(3, dtype=jnp.int32), jax.random.key(0))  # affine resizes
     assert out.shape == (3, 2, 16, 16, 1) and out.min() >= 0.0 and out.max() <= 1.0 and out.std() > 0.1
 
 
 def test_nothing_random_is_the_image_normalised(recipe, image):
     recipe = recipe.copy_and_resolve_references()
-    recipe.update(jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    recipe.update(
+        jitter_probability=0.0,
+        grayscale_probability=0.0,
+        blur_probability=0.0,
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.3, 0.4),
+    )
     pixels = jnp.asarray(image[:24, :24] * 255, jnp.uint8)
-    expected = (np.asarray(pixels, np.float32) / 255 - np.float32([0.5, 0.4, 0.3])) / np.float32([0.2, 0.3, 0.4])
+    expected = (np.asarray(pixels, np.float32) / 255 - np.float32([0.5, 0.4, 0.3])) / np.float32(
+        [0.2, 0.3, 0.4]
+    )
     close(views.view(pixels, jax.random.key(0), recipe, size=24, crop=False), expected, 1e-5)
     recipe.update(crop="none", flip=True)
-    crops = jax.vmap(lambda k: views.view(pixels, k, recipe, size=24, crop=True))(jax.random.split(jax.random.key(0), 8))
+    crops = jax.vmap(lambda k: views.view(pixels, k, recipe, size=24, crop=True))(
+        jax.random.split(jax.random.key(0), 8)
+    )
     mirrored = [bool(abs(c - expected[:, ::-1]).max() < 1e-5) for c in crops]
-    assert 0 < sum(mirrored) < 8 and all(m or abs(c - expected).max() < 1e-5 for m, c in zip(mirrored, crops, strict=True))
+    assert 0 < sum(mirrored) < 8 and all(
+        m or abs(c - expected).max() < 1e-5 for m, c in zip(mirrored, crops, strict=True)
+    )
 
 
 def test_gray_blur_and_the_shared_sigma(recipe, image):
     recipe = recipe.copy_and_resolve_references()
-    recipe.update(jitter_probability=0.0, grayscale_probability=1.0, blur_probability=1.0, blur_sigma_per="batch")
+    recipe.update(
+        jitter_probability=0.0, grayscale_probability=1.0, blur_probability=1.0, blur_sigma_per="batch"
+    )
     pixels = jnp.asarray(image[:24, :24] * 255, jnp.uint8)
     batch = jnp.stack([jnp.stack([pixels] * 2)] * 3)
     index, key = jnp.arange(3, dtype=jnp.int32), jax.random.key(5)
     out = made(recipe, 24)(batch, index, key)
-    assert abs(out - out[..., :1]).max() == 0.0                                          # grey: equal channels
-    np.testing.assert_array_equal(out[1:], jnp.broadcast_to(out[:1], out[1:].shape))     # one sigma for the batch
+    assert abs(out - out[..., :1]).max() == 0.0  # grey: equal channels
+    np.testing.assert_array_equal(
+        out[1:], jnp.broadcast_to(out[:1], out[1:].shape)
+    )  # one sigma for the batch
     sigma = views.batch_sigma(key, recipe, 2)
-    for v in range(2):                                                                   # and one for each view
-        expected = augment.gaussian_blur(augment.grayscale(augment.to_float(pixels)), sigma[v], kernel_size=augment.blur_kernel_size(24))
+    for v in range(2):  # and one for each view
+        expected = augment.gaussian_blur(
+            augment.grayscale(augment.to_float(pixels)), sigma[v], kernel_size=augment.blur_kernel_size(24)
+        )
         close(out[0, v], expected)
     assert sigma[0] != sigma[1]
     recipe.blur_sigma_per = "image"
@@ -231,13 +320,23 @@ def test_gray_blur_and_the_shared_sigma(recipe, image):
     assert abs(each[0] - each[1]).max() > 1e-4
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(crop="centre"), "augment.crop='centre'"), (dict(brightness="scale"), "augment.brightness='scale'"),
-    (dict(blur_sigma_per="pixel"), "augment.blur_sigma_per='pixel'"), (dict(crop="none"), "the image is 8x8 and the view's size=6"),
-    (dict(jitter="pillow"), "augment.jitter='pillow' is unknown. Use 'tensorflow' or 'torchvision'"),
-    (dict(jitter_order="sorted"), "augment.jitter_order='sorted' is unknown. Use 'random' or 'fixed'"),
-    (dict(brightness="add", jitter="torchvision"), "brightness='add' does not go with jitter='torchvision'"),
-    (dict(interpolation="nearest"), "method='nearest'.*bicubic, bilinear"), (dict(blur_border="edge"), "padding='edge'")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(crop="centre"), "augment.crop='centre'"),
+        (dict(brightness="scale"), "augment.brightness='scale'"),
+        (dict(blur_sigma_per="pixel"), "augment.blur_sigma_per='pixel'"),
+        (dict(crop="none"), "the image is 8x8 and the view's size=6"),
+        (dict(jitter="pillow"), "augment.jitter='pillow' is unknown. Use 'tensorflow' or 'torchvision'"),
+        (dict(jitter_order="sorted"), "augment.jitter_order='sorted' is unknown. Use 'random' or 'fixed'"),
+        (
+            dict(brightness="add", jitter="torchvision"),
+            "brightness='add' does not go with jitter='torchvision'",
+        ),
+        (dict(interpolation="nearest"), "method='nearest'.*bicubic, bilinear"),
+        (dict(blur_border="edge"), "padding='edge'"),
+    ],
+)
 def test_bad_settings_are_named(recipe, change, message):
     recipe = recipe.copy_and_resolve_references()
     recipe.update(change)
@@ -247,4 +346,6 @@ def test_bad_settings_are_named(recipe, change, message):
 
 def test_wrong_number_of_views(recipe):
     with pytest.raises(ValueError, match="3 views of each image and config.views has 2"):
-        made(recipe, 8)(jnp.zeros((2, 3, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0))
+        made(recipe, 8)(
+            jnp.zeros((2, 3, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0)
+        )

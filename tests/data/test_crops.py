@@ -43,7 +43,7 @@ def test_resize_equals_tensorflow(golden, photograph, case):
 def test_antialiased_resize_is_pillows(golden, photograph):
     """Training and evaluation: within a grey level of torchvision's crop of a PIL image. Without, pixels are off by 8 on average."""
     top, left, height, width, size = golden("augment")["crop/top_left_h_w_size"]
-    box = photograph[top:top + height, left:left + width]
+    box = photograph[top : top + height, left : left + width]
     expected = np.float32(golden("augment")["crop/pil_bicubic_uint8"])
     error = np.abs(np.float32(crops.to_uint8(crops.resize(box, size, size, antialias=True))) - expected)
     assert error.mean() < 0.5 and error.max() <= 1
@@ -51,11 +51,13 @@ def test_antialiased_resize_is_pillows(golden, photograph):
     config = a_config(channels=3, views=1)
     config.data.update(image_size=12)
     config.augment.update(crop="none", flip=False, antialias=True)
-    square = Image.fromarray(photograph[1:25])                    # 26 x 24: what the central crop leaves at either use
+    square = Image.fromarray(photograph[1:25])  # 26 x 24: what the central crop leaves at either use
     expected = np.float32(square.resize((12, 12), Image.Resampling.BICUBIC))
     for found in (made(photograph, [0, 0], config)[0], crops.eval_image(photograph, config)):
         assert np.abs(np.float32(found) - expected).mean() < 0.5
-    config.augment.update(crop="torchvision", min_area=0.999)     # the whole image but for what the aspect ratio takes away
+    config.augment.update(
+        crop="torchvision", min_area=0.999
+    )  # the whole image but for what the aspect ratio takes away
     sharp = made(photograph, [0, 0], config)[0]
     config.augment.antialias = False
     assert np.abs(np.float32(sharp) - np.float32(made(photograph, [0, 0], config)[0])).mean() > 3
@@ -64,16 +66,20 @@ def test_antialiased_resize_is_pillows(golden, photograph):
 @pytest.mark.parametrize("case", ["simclr/center_crop0", "simclr/center_crop1"])
 def test_central_crop_equals_the_released_code(golden, photograph, case):
     height, width, proportion = golden("augment")[f"{case}_h_w_proportion"]
-    got = crops.central_crop(np.float32(photograph) / np.float32(255), int(height), int(width), float(proportion))
+    got = crops.central_crop(
+        np.float32(photograph) / np.float32(255), int(height), int(width), float(proportion)
+    )
     np.testing.assert_allclose(got, golden("augment")[case], atol=1e-5)
 
 
 def test_eval_image_is_the_released_preprocessing_above_32_pixels_and_uncropped_below(golden, photograph):
     config = a_config(channels=3)
     config.data.image_size = 40
-    expected = np.rint(255 * np.clip(crops.central_crop(np.float32(photograph) / np.float32(255), 40, 40, 0.875), 0, 1))
+    expected = np.rint(
+        255 * np.clip(crops.central_crop(np.float32(photograph) / np.float32(255), 40, 40, 0.875), 0, 1)
+    )
     np.testing.assert_allclose(np.float32(crops.eval_image(photograph, config)), expected, atol=1)
-    config.data.image_size = 24                                    # 26 x 24: all columns, rows 1..24, no resize
+    config.data.image_size = 24  # 26 x 24: all columns, rows 1..24, no resize
     np.testing.assert_array_equal(crops.eval_image(photograph, config), photograph[1:25])
 
 
@@ -85,7 +91,11 @@ def test_whole_uncropped_view_is_the_image(photograph):
 
 def draw(tf, box, height, width, n, min_area):
     seeds = np.stack([np.zeros(n, np.int64), np.arange(n)], 1)
-    draws = tf.function(lambda s: tf.map_fn(lambda seed: box(height, width, seed, min_area=min_area), s, fn_output_signature=tf.int32))
+    draws = tf.function(
+        lambda s: tf.map_fn(
+            lambda seed: box(height, width, seed, min_area=min_area), s, fn_output_signature=tf.int32
+        )
+    )
     return draws(seeds).numpy()
 
 
@@ -105,7 +115,9 @@ def test_tf_box_distribution(tf):
     while len(kept) < 20_000:
         aspect = rng.uniform(3 / 4, 4 / 3)
         low = round(math.sqrt(0.08 * height * width / aspect))
-        high = min(round(math.sqrt(height * width / aspect)), height, math.floor((width + 0.5 - 1e-7) / aspect))
+        high = min(
+            round(math.sqrt(height * width / aspect)), height, math.floor((width + 0.5 - 1e-7) / aspect)
+        )
         tall = rng.integers(low, high + 1)
         wide = round(tall * aspect)
         if 0.1 * height * width <= tall * wide <= height * width and wide <= width:
@@ -113,7 +125,9 @@ def test_tf_box_distribution(tf):
     tall, wide = np.array(kept).T
     for got, want in ((h, tall), (w, wide), (area, tall * wide / (height * width)), (w / h, wide / tall)):
         quantiles = np.linspace(0.05, 0.95, 10)
-        assert np.abs(np.searchsorted(np.sort(got), np.quantile(want, quantiles)) / n - quantiles).max() < 0.04   # > 4 s.d. of 3000 draws
+        assert (
+            np.abs(np.searchsorted(np.sort(got), np.quantile(want, quantiles)) / n - quantiles).max() < 0.04
+        )  # > 4 s.d. of 3000 draws
 
 
 def test_torchvision_box_distribution(tf):
@@ -123,9 +137,12 @@ def test_torchvision_box_distribution(tf):
     assert (top >= 0).all() and (left >= 0).all() and (top + h <= 400).all() and (left + w <= 400).all()
     area, log_ratio = h * w / 160_000, np.log(w / h)
     assert area.min() > 0.195
-    small = area < 0.7                                            # below 3/4 every ratio fits: exactly uniform there
+    small = area < 0.7  # below 3/4 every ratio fits: exactly uniform there
     assert abs(np.mean(area[small] < 0.45) - 0.5) < 0.05
-    assert abs(log_ratio.mean()) < 0.02 and abs(log_ratio[small].std() - 2 * math.log(4 / 3) / math.sqrt(12)) < 0.01
+    assert (
+        abs(log_ratio.mean()) < 0.02
+        and abs(log_ratio[small].std() - 2 * math.log(4 / 3) / math.sqrt(12)) < 0.01
+    )
 
 
 def test_torchvision_box_falls_back_to_a_central_crop(tf):
@@ -149,13 +166,17 @@ def test_a_view_depends_on_seed_epoch_index_and_number_alone(photograph):
 
 def test_the_policy_comes_after_crop_and_flip(photograph):
     config = a_config(channels=3, views=2)
-    config.augment.update(crop="torchvision", jitter_probability=0.0, policy_magnitude=9.0, policy_std=0.5, policy_ops=4)
+    config.augment.update(
+        crop="torchvision", jitter_probability=0.0, policy_magnitude=9.0, policy_std=0.5, policy_ops=4
+    )
     plain = [made(photograph, [3, i], config).numpy() for i in range(6)]
     config.augment.policy = "randaugment"
     changed = [made(photograph, [3, i], config).numpy() for i in range(6)]
     for i in range(6):
         for view in range(2):
-            np.testing.assert_array_equal(changed[i][view], policies.policy(plain[i][view], (config.seed, 3, i, view), config.augment))
+            np.testing.assert_array_equal(
+                changed[i][view], policies.policy(plain[i][view], (config.seed, 3, i, view), config.augment)
+            )
     assert sum((a != b).any() for a, b in zip(plain, changed, strict=True)) >= 5
     config.seed = 1
     assert (made(photograph, [3, 0], config).numpy() != changed[0]).any()
@@ -164,7 +185,9 @@ def test_the_policy_comes_after_crop_and_flip(photograph):
 def test_the_next_copy_has_the_next_views(photograph):
     """Copy c has views cV .. cV+V-1 of the example, crops, flips and policy alike."""
     config = a_config(channels=3, views=6)
-    config.augment.update(policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=3, jitter_probability=0.0)
+    config.augment.update(
+        policy="randaugment", policy_magnitude=9.0, policy_std=0.5, policy_ops=3, jitter_probability=0.0
+    )
     six = made(photograph, [2, 5], config).numpy()
     config.views.only.count = 2
     copies = [made(photograph, [2, 5], config, copy).numpy() for copy in range(3)]
@@ -179,13 +202,17 @@ def test_half_the_views_are_flipped(tf, photograph):
 
     @tf.function
     def draw_all(keys):
-        return tf.map_fn(lambda key: crops.training_views(image, key, config)["image"], keys, fn_output_signature=tf.uint8)
+        return tf.map_fn(
+            lambda key: crops.training_views(image, key, config)["image"], keys, fn_output_signature=tf.uint8
+        )
 
     many = draw_all(np.stack([np.zeros(600, np.int64), np.arange(600)], 1)).numpy()
     plain, flipped = photograph[1:25], photograph[1:25, ::-1]
     is_flipped = (many == flipped).all((2, 3, 4))
     assert (is_flipped | (many == plain).all((2, 3, 4))).all()
-    assert abs(is_flipped.mean() - 0.5) < 0.07 and abs((is_flipped[:, 0] == is_flipped[:, 1]).mean() - 0.5) < 0.1
+    assert (
+        abs(is_flipped.mean() - 0.5) < 0.07 and abs((is_flipped[:, 0] == is_flipped[:, 1]).mean() - 0.5) < 0.1
+    )
 
 
 def test_crop_on_host_refuses_affine(photograph):
@@ -195,7 +222,10 @@ def test_crop_on_host_refuses_affine(photograph):
         made(photograph, [0, 0], config)
 
 
-@pytest.mark.parametrize("mode, kind", [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("RGB", "JPEG")])
+@pytest.mark.parametrize(
+    "mode, kind",
+    [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("RGB", "JPEG")],
+)
 def test_every_kind_of_image_becomes_rgb_or_grey(photograph, mode, kind):
     """The same pixels as Pillow's conversion, up to the two JPEG decoders' rounding."""
     image = Image.fromarray(photograph).convert(mode)
@@ -207,15 +237,35 @@ def test_every_kind_of_image_becomes_rgb_or_grey(photograph, mode, kind):
     got = crops.decode(file.getvalue(), 3).numpy()
     assert got.shape == (26, 24, 3) and np.abs(np.int32(got) - np.asarray(reference)).max() <= 3
     grey = crops.decode(file.getvalue(), 1).numpy()
-    assert grey.shape == (26, 24, 1) and np.abs(np.int32(grey[..., 0]) - np.asarray(reference.convert("L"))).max() <= 3
+    assert (
+        grey.shape == (26, 24, 1)
+        and np.abs(np.int32(grey[..., 0]) - np.asarray(reference.convert("L"))).max() <= 3
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ named views
 
-@pytest.mark.parametrize("case, changes", [
-    ("tf", dict()), ("none", dict(crop="none")),
-    ("torchvision", dict(crop="torchvision", min_area=0.2, antialias=True, jitter_probability=0.0, policy="randaugment",
-                         policy_magnitude=9.0, policy_std=0.5, policy_ops=2))])
+
+@pytest.mark.parametrize(
+    "case, changes",
+    [
+        ("tf", dict()),
+        ("none", dict(crop="none")),
+        (
+            "torchvision",
+            dict(
+                crop="torchvision",
+                min_area=0.2,
+                antialias=True,
+                jitter_probability=0.0,
+                policy="randaugment",
+                policy_magnitude=9.0,
+                policy_std=0.5,
+                policy_ops=2,
+            ),
+        ),
+    ],
+)
 def test_crops_without_overrides_are_those_from_before_views_had_names(golden, photograph, case, changes):
     """Two views of the second coming of an image."""
     config = a_config(channels=3)
@@ -223,7 +273,7 @@ def test_crops_without_overrides_are_those_from_before_views_had_names(golden, p
     for named in (dict(one=dict(), two=dict()), dict(all=dict(count=2))):
         config.views = named
         wrong = made(photograph, [2, 5], config, 1).numpy() != golden("views")[f"host/{case}"]
-        assert wrong.mean() < 0.01                          # none here; another processor may round a pixel to its neighbour
+        assert wrong.mean() < 0.01  # none here; another processor may round a pixel to its neighbour
 
 
 def test_views_have_sizes_and_recipes_of_their_own(photograph):
@@ -233,9 +283,11 @@ def test_views_have_sizes_and_recipes_of_their_own(photograph):
     found = crops.training_views(photograph, np.int64([2, 5]), config)
     assert {name: tuple(leaf.shape) for name, leaf in found.items()} == recipes.host_shapes(config)
     large = found["large"].numpy()[0]
-    assert (large == alone[0]).all() or (large == alone[0][:, ::-1]).all()            # view 0: the same box
+    assert (large == alone[0]).all() or (large == alone[0][:, ::-1]).all()  # view 0: the same box
     config.views = dict(any=dict(), small=dict(count=2, size=8, crop="torchvision", max_area=0.3))
-    np.testing.assert_array_equal(crops.training_views(photograph, np.int64([2, 5]), config)["small"], found["small"])
+    np.testing.assert_array_equal(
+        crops.training_views(photograph, np.int64([2, 5]), config)["small"], found["small"]
+    )
     assert (found["small"][0].numpy() != found["small"][1].numpy()).any()
 
 
@@ -243,17 +295,25 @@ def test_a_shared_crop_is_one_box_at_two_sizes(photograph):
     """The small view is the resize of the very box of the large one, mirrored alike: cut by hand here."""
     config = a_config(channels=3)
     config.augment.crop = "torchvision"
-    config.views = dict(patches=dict(count=2, min_area=0.3, size=20),
-                        tokens=dict(of="patches", count=2, size=10, interpolation="bilinear", antialias=True))
+    config.views = dict(
+        patches=dict(count=2, min_area=0.3, size=20),
+        tokens=dict(of="patches", count=2, size=10, interpolation="bilinear", antialias=True),
+    )
     mirrored = set()
     for index in range(4):
         found = crops.training_views(photograph, np.int64([1, index]), config)
         for number in range(2):
-            words = [np.int64([(config.seed << 32) + 1, index * (1 << 16) + 2 * number + purpose]) for purpose in range(2)]
+            words = [
+                np.int64([(config.seed << 32) + 1, index * (1 << 16) + 2 * number + purpose])
+                for purpose in range(2)
+            ]
             top, left, height, width = crops.box_torchvision(26, 24, words[0], min_area=0.3).numpy()
             flip = bool(crops.tensorflow().random.stateless_uniform([], words[1]) < 0.5)
-            box = photograph[top:top + height, left:left + width]
-            for name, size, method, antialias in (("patches", 20, "bicubic", False), ("tokens", 10, "bilinear", True)):
+            box = photograph[top : top + height, left : left + width]
+            for name, size, method, antialias in (
+                ("patches", 20, "bicubic", False),
+                ("tokens", 10, "bilinear", True),
+            ):
                 expected = crops.to_uint8(crops.resize(box, size, size, method, antialias=antialias)).numpy()
                 np.testing.assert_array_equal(found[name][number], expected[:, ::-1] if flip else expected)
             mirrored.add(flip)
@@ -269,7 +329,7 @@ def test_views_of_one_size_come_in_order_and_shared_ones_have_a_place_of_their_o
     config.views.a.interpolation = "bilinear"
     np.testing.assert_array_equal(found[1], made(photograph, [2, 5], config)[0])
     assert (found[0] != found[1]).any()
-    config.views = dict(a=dict(), b=dict(of="a"), c=dict())                  # two numbers an image, not three
+    config.views = dict(a=dict(), b=dict(of="a"), c=dict())  # two numbers an image, not three
     second = made(photograph, [2, 5], config, 1).numpy()
     config.views = dict(a=dict(count=4))
     np.testing.assert_array_equal(second, made(photograph, [2, 5], config).numpy()[[2, 2, 3]])
@@ -295,7 +355,11 @@ def test_evaluation_resizes_as_the_recipe_names_and_beside_a_warp_bicubically(ph
     config = a_config(channels=3)
     config.data.image_size = size
     share = config.data.eval_crop if size > 32 else 1.0
-    for crop, interpolation, method in (("tf", "bilinear", "bilinear"), ("tf", "bicubic", "bicubic"), ("affine", None, "bicubic")):
+    for crop, interpolation, method in (
+        ("tf", "bilinear", "bilinear"),
+        ("tf", "bicubic", "bicubic"),
+        ("affine", None, "bicubic"),
+    ):
         config.augment.crop = crop
         if interpolation is None:
             del config.augment.interpolation
@@ -303,4 +367,7 @@ def test_evaluation_resizes_as_the_recipe_names_and_beside_a_warp_bicubically(ph
             config.augment.interpolation = interpolation
         expected = crops.to_uint8(crops.central_crop(photograph, size, size, share, method))
         np.testing.assert_array_equal(crops.eval_image(photograph, config), expected)
-    assert (crops.to_uint8(crops.central_crop(photograph, size, size, share, "bilinear")).numpy() != expected.numpy()).any()
+    assert (
+        crops.to_uint8(crops.central_crop(photograph, size, size, share, "bilinear")).numpy()
+        != expected.numpy()
+    ).any()

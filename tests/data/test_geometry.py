@@ -23,10 +23,15 @@ def whole(image):
     return jnp.asarray([0, 0, *image.shape[:2]], jnp.int32)
 
 
-@pytest.mark.parametrize("method, shape, atol", [("bicubic", (9, 13), 1e-3), ("bicubic", (31, 40), 1e-3), ("bilinear", (9, 13), 1e-5)])
+@pytest.mark.parametrize(
+    "method, shape, atol",
+    [("bicubic", (9, 13), 1e-3), ("bicubic", (31, 40), 1e-3), ("bilinear", (9, 13), 1e-5)],
+)
 def test_resize_is_tensorflows(g, image, whole, method, shape, atol):
     resized = geometry.crop_resize(image, whole, shape, method=method)
-    np.testing.assert_allclose(resized, g[f"tf/resize_{method}_{shape[0]}x{shape[1]}"], rtol=0, atol=atol)   # the op tabulates its kernel
+    np.testing.assert_allclose(
+        resized, g[f"tf/resize_{method}_{shape[0]}x{shape[1]}"], rtol=0, atol=atol
+    )  # the op tabulates its kernel
 
 
 @pytest.mark.parametrize("method, antialias", [("bilinear", True), ("bicubic", True), ("bilinear", False)])
@@ -36,7 +41,9 @@ def test_crop_is_torchvisions(g, image, method, antialias):
     cut = geometry.crop_resize(image, box, size, method=method, antialias=antialias)
     expected = g[f"crop/tv_tensor_{method}_{'' if antialias else 'no'}antialias"]
     np.testing.assert_allclose(cut, expected, rtol=0, atol=2e-5)
-    mirrored = geometry.crop_resize(image, box, size, method=method, antialias=antialias, flip=jnp.bool_(True))
+    mirrored = geometry.crop_resize(
+        image, box, size, method=method, antialias=antialias, flip=jnp.bool_(True)
+    )
     np.testing.assert_allclose(mirrored, cut[:, ::-1], rtol=0, atol=1e-6)
     if antialias:
         np.testing.assert_allclose(np.clip(cut, 0, 1) * 255, g[f"crop/pil_{method}_uint8"], rtol=0, atol=2.0)
@@ -54,20 +61,32 @@ def test_unknown_interpolation(image, whole):
 
 # ------------------------------------------------------------------------------------------------------------------- warps
 
-SCIPY_CASES = ((0.0, (0.0, 0.0), 1.0, 0.0), (30.0, (0.0, 0.0), 1.0, 0.0), (0.0, (0.25, -0.125), 1.0, 0.0), (-15.0, (0.1, 0.05), 1.2, 10.0))
+SCIPY_CASES = (
+    (0.0, (0.0, 0.0), 1.0, 0.0),
+    (30.0, (0.0, 0.0), 1.0, 0.0),
+    (0.0, (0.25, -0.125), 1.0, 0.0),
+    (-15.0, (0.1, 0.05), 1.2, 10.0),
+)
 
 
 @pytest.mark.parametrize("rotation, shift, zoom, shear", SCIPY_CASES)
 def test_affine_is_scipys(image, rotation, shift, zoom, shear):
     from scipy import ndimage
-    matrix = geometry.affine_matrix(jnp.float32(rotation), jnp.asarray(shift, jnp.float32), jnp.float32(zoom), jnp.float32(shear))
+
+    matrix = geometry.affine_matrix(
+        jnp.float32(rotation), jnp.asarray(shift, jnp.float32), jnp.float32(zoom), jnp.float32(shear)
+    )
     square = image[:24, :24]
     warped = geometry.affine(square, matrix, 24)
     linear, shift_in_pixels = np.asarray(matrix[:, :2], float), np.asarray(matrix[:, 2], float) * 24
-    centre = np.full(2, 12.5)                                              # of the padded image
+    centre = np.full(2, 12.5)  # of the padded image
     for c in range(3):
-        padded = np.pad(np.asarray(square[..., c], float), 1)              # SciPy's constant mode does not blend across the border
-        expected = ndimage.affine_transform(padded, linear, centre + shift_in_pixels - linear @ centre, order=1)[1:-1, 1:-1]
+        padded = np.pad(
+            np.asarray(square[..., c], float), 1
+        )  # SciPy's constant mode does not blend across the border
+        expected = ndimage.affine_transform(
+            padded, linear, centre + shift_in_pixels - linear @ centre, order=1
+        )[1:-1, 1:-1]
         np.testing.assert_allclose(warped[..., c], expected, rtol=0, atol=2e-5)
 
 
@@ -76,7 +95,9 @@ def test_affine_directions():
     image = jnp.arange(16, dtype=jnp.float32).reshape(4, 4, 1) + 1.0
 
     def warp(rotation=0.0, shift=(0.0, 0.0), zoom=1.0):
-        matrix = geometry.affine_matrix(jnp.float32(rotation), jnp.asarray(shift, jnp.float32), jnp.float32(zoom), jnp.float32(0.0))
+        matrix = geometry.affine_matrix(
+            jnp.float32(rotation), jnp.asarray(shift, jnp.float32), jnp.float32(zoom), jnp.float32(0.0)
+        )
         return np.asarray(geometry.affine(image, matrix, 4))[..., 0]
 
     original = np.asarray(image)[..., 0]
@@ -84,15 +105,21 @@ def test_affine_directions():
     down_right = np.zeros((4, 4))
     down_right[1:, 2:] = original[:-1, :-2]
     np.testing.assert_allclose(warp(shift=(0.25, 0.5)), down_right, atol=1e-5)
-    np.testing.assert_allclose(warp(zoom=2.0)[1:3, 1:3], original[1:3, 1:3] * 0.5 + original[1:3, 1:3].mean() * 0.5, atol=1e-4)
+    np.testing.assert_allclose(
+        warp(zoom=2.0)[1:3, 1:3], original[1:3, 1:3] * 0.5 + original[1:3, 1:3].mean() * 0.5, atol=1e-4
+    )
 
 
 def test_affine_resizes():
     """The identity at twice the size is a bilinear resize; only the outermost pixels blend with the 0 outside."""
     image = jnp.asarray(np.random.default_rng(0).random((8, 8, 1)), jnp.float32)
-    still = geometry.affine_matrix(jnp.float32(0.0), jnp.zeros(2, jnp.float32), jnp.float32(1.0), jnp.float32(0.0))
+    still = geometry.affine_matrix(
+        jnp.float32(0.0), jnp.zeros(2, jnp.float32), jnp.float32(1.0), jnp.float32(0.0)
+    )
     resized = geometry.crop_resize(image, jnp.asarray([0, 0, 8, 8], jnp.int32), 16, method="bilinear")
-    np.testing.assert_allclose(geometry.affine(image, still, 16)[1:-1, 1:-1], resized[1:-1, 1:-1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        geometry.affine(image, still, 16)[1:-1, 1:-1], resized[1:-1, 1:-1], rtol=0, atol=1e-5
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- crop boxes
@@ -109,15 +136,26 @@ def compare(ours, theirs, height, width):
     """Mean and quantiles of area, aspect, height and corner agree within sampling error of N boxes each."""
     assert (ours[:, :2] >= 0).all() and (ours[:, 2:] > 0).all()
     assert (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
-    statistics = {"area": lambda b: b[:, 2] * b[:, 3] / (height * width), "aspect": lambda b: b[:, 3] / b[:, 2],
-                  "height": lambda b: b[:, 2] / height, "top": lambda b: b[:, 0] / height, "left": lambda b: b[:, 1] / width}
+    statistics = {
+        "area": lambda b: b[:, 2] * b[:, 3] / (height * width),
+        "aspect": lambda b: b[:, 3] / b[:, 2],
+        "height": lambda b: b[:, 2] / height,
+        "top": lambda b: b[:, 0] / height,
+        "left": lambda b: b[:, 1] / width,
+    }
     for name, f in statistics.items():
         a, b = f(ours), f(theirs)
         quantiles = np.linspace(0.1, 0.9, 9)
         spread = max(b.std(), 1e-3)
         assert abs(a.mean() - b.mean()) < 5 * spread * np.sqrt(2 / N), name
-        step = 2 / min(height, width)                                          # values are integers over the side
-        np.testing.assert_allclose(np.quantile(a, quantiles), np.quantile(b, quantiles), rtol=0, atol=0.12 * spread + step, err_msg=name)
+        step = 2 / min(height, width)  # values are integers over the side
+        np.testing.assert_allclose(
+            np.quantile(a, quantiles),
+            np.quantile(b, quantiles),
+            rtol=0,
+            atol=0.12 * spread + step,
+            err_msg=name,
+        )
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (375, 500), (100, 40)])
@@ -128,14 +166,24 @@ def test_tf_boxes_are_tensorflows(height, width):
     def reference():
         def one(i):
             begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-                [height, width, 3], tf.constant([[[0.0, 0.0, 1.0, 1.0]]]), seed=tf.stack([i, 1]), min_object_covered=0.1,
-                aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), max_attempts=100, use_image_if_no_bounding_boxes=True)
+                [height, width, 3],
+                tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+                seed=tf.stack([i, 1]),
+                min_object_covered=0.1,
+                aspect_ratio_range=(3 / 4, 4 / 3),
+                area_range=(0.08, 1.0),
+                max_attempts=100,
+                use_image_if_no_bounding_boxes=True,
+            )
             return tf.concat([begin[:2], size[:2]], 0)
+
         return tf.map_fn(one, tf.range(N))
 
     ours = boxes(geometry.crop_box_tf, height, width)
     compare(ours, reference().numpy(), height, width)
-    assert (ours[:, 2] * ours[:, 3] >= 0.1 * height * width).all()             # min_object_covered, although min_area is 0.08
+    assert (
+        ours[:, 2] * ours[:, 3] >= 0.1 * height * width
+    ).all()  # min_object_covered, although min_area is 0.08
 
 
 def test_no_tf_box_covers_less_than_a_tenth():
@@ -162,8 +210,12 @@ def torchvision_box(rng, height, width, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
 @pytest.mark.parametrize("height, width", [(32, 32), (375, 500), (20, 60)])
 def test_torchvision_boxes(height, width):
     rng = np.random.default_rng(0)
-    compare(boxes(geometry.crop_box_torchvision, height, width),
-            np.array([torchvision_box(rng, height, width) for _ in range(N)]), height, width)
+    compare(
+        boxes(geometry.crop_box_torchvision, height, width),
+        np.array([torchvision_box(rng, height, width) for _ in range(N)]),
+        height,
+        width,
+    )
 
 
 def test_torchvision_box_that_cannot_fit_is_central():

@@ -56,7 +56,9 @@ def test_steps_per_epoch_and_its_error(memory):
     assert loader.steps_per_epoch(90, 20) == 4 and loader.steps_per_epoch(20, 20) == 1
     source, config = memory
     config.batch_size = 91
-    with pytest.raises(ValueError, match="90 examples do not fill one batch of 91: set batch_size to at most 90"):
+    with pytest.raises(
+        ValueError, match="90 examples do not fill one batch of 91: set batch_size to at most 90"
+    ):
         loader.train_batches(source, config)
 
 
@@ -64,7 +66,7 @@ def test_batches_are_the_rows_of_the_order(memory):
     source, config = memory
     batches = take(loader.train_batches(source, config), 9)
     for step, batch in enumerate(batches):
-        rows = sampler.order(3, step // 4, 90)[20 * (step % 4):][:20]
+        rows = sampler.order(3, step // 4, 90)[20 * (step % 4) :][:20]
         np.testing.assert_array_equal(batch["index"], rows + 50)
         np.testing.assert_array_equal(batch["label"], source.labels[rows])
         np.testing.assert_array_equal(batch["image"], source.images[rows])
@@ -79,7 +81,10 @@ def test_resume_and_processes_give_the_same_stream(kind, request):
     whole = take(loader.train_batches(source, config), 8)
     resumed = take(loader.train_batches(source, config, start_step=5), 3)
     assert all(same(a, b) for a, b in zip(resumed, whole[5:], strict=True))
-    shares = [take(loader.train_batches(source, config, start_step=2, process_index=p, process_count=2), 4) for p in range(2)]
+    shares = [
+        take(loader.train_batches(source, config, start_step=2, process_index=p, process_count=2), 4)
+        for p in range(2)
+    ]
     for step in range(4):
         joined = {k: np.concatenate([shares[0][step][k], shares[1][step][k]]) for k in whole[0]}
         assert same(joined, whole[2 + step])
@@ -90,25 +95,32 @@ def test_resume_and_processes_give_the_same_stream(kind, request):
 def test_host_views_are_those_of_crops(host):
     source, config = host
     for step, batch in enumerate(take(loader.train_batches(source, config), 4)):
-        rows = sampler.order(5, step // 3, 18)[6 * (step % 3):][:6]
+        rows = sampler.order(5, step // 3, 18)[6 * (step % 3) :][:6]
         np.testing.assert_array_equal(batch["index"], rows)
         np.testing.assert_array_equal(batch["label"], source.labels[rows])
         assert batch["image"].shape == (6, 2, 16, 16, 3) and batch["image"].dtype == np.uint8
         for k, row in enumerate(rows):
             image = crops.decode(source.read([row])[0], 3)
-            np.testing.assert_array_equal(batch["image"][k], crops.training_views(image, np.int64([step // 3, row]), config)["image"])
+            np.testing.assert_array_equal(
+                batch["image"][k], crops.training_views(image, np.int64([step // 3, row]), config)["image"]
+            )
 
 
 def test_views_of_several_sizes_come_under_their_names(host):
     """The entries and shapes that `host_shapes` says, resumed too."""
     source, config = host
-    config.views = dict(large=dict(count=2), small=dict(size=8, max_area=0.3), again=dict(of="large", count=2, size=4))
+    config.views = dict(
+        large=dict(count=2), small=dict(size=8, max_area=0.3), again=dict(of="large", count=2, size=4)
+    )
     whole = take(loader.train_batches(source, config), 4)
     shapes = {name: (6, *shape) for name, shape in recipes.host_shapes(config).items()}
     assert {name: leaf.shape for name, leaf in whole[0].items()} == {**shapes, "label": (6,), "index": (6,)}
     image = crops.decode(source.read([whole[3]["index"][2]])[0], 3)
     expected = crops.training_views(image, np.int64([1, whole[3]["index"][2]]), config)
-    assert all((whole[3][name][2] == leaf.numpy()).all() and whole[3][name].dtype == np.uint8 for name, leaf in expected.items())
+    assert all(
+        (whole[3][name][2] == leaf.numpy()).all() and whole[3][name].dtype == np.uint8
+        for name, leaf in expected.items()
+    )
     assert same(take(loader.train_batches(source, config, start_step=3), 1)[0], whole[3])
 
 
@@ -127,9 +139,11 @@ def test_copies_are_neighbours_with_views_of_their_own(kind, request):
     source, config = request.getfixturevalue(kind)
     config.data.repeats = 3
     n, spe = len(source), len(source) // config.batch_size
-    for epoch, batches in enumerate(np.split(np.array(take(loader.train_batches(source, config), 2 * spe), object), 2)):
+    for epoch, batches in enumerate(
+        np.split(np.array(take(loader.train_batches(source, config), 2 * spe), object), 2)
+    ):
         stream = {k: np.concatenate([b[k] for b in batches]) for k in ("image", "index", "label", "copy")}
-        rows = sampler.repeated(config.seed, epoch, n, 3)[:spe * config.batch_size]
+        rows = sampler.repeated(config.seed, epoch, n, 3)[: spe * config.batch_size]
         np.testing.assert_array_equal(stream["index"], source.index[rows])
         np.testing.assert_array_equal(stream["label"], source.labels[rows])
         assert stream["copy"].dtype == np.int32 and (stream["copy"] == np.arange(len(rows)) % 3).all()
@@ -160,13 +174,16 @@ def test_a_policy_is_checked_before_anything_is_read(memory):
 def test_views_of_one_image_differ_between_epochs_and_stay_when_the_batch_changes(host):
     source, config = host
     batches = take(loader.train_batches(source, config), 6)
-    by_epoch = [{i: v for b in batches[3 * e:3 * e + 3] for i, v in zip(b["index"], b["image"], strict=True)} for e in (0, 1)]
+    by_epoch = [
+        {i: v for b in batches[3 * e : 3 * e + 3] for i, v in zip(b["index"], b["image"], strict=True)}
+        for e in (0, 1)
+    ]
     assert all((by_epoch[0][i] != by_epoch[1][i]).any() for i in range(18))
     config.batch_size = 9
     for batch in take(loader.train_batches(source, config), 2):
         assert all((by_epoch[0][i] == v).all() for i, v in zip(batch["index"], batch["image"], strict=True))
     config.batch_size = 6
-    half = source.select(range(0, 18, 2))                         # another position, the same id: the same view
+    half = source.select(range(0, 18, 2))  # another position, the same id: the same view
     batch = take(loader.train_batches(half, config), 1)[0]
     assert set(batch["index"]) <= set(range(0, 18, 2))
     assert all((by_epoch[0][i] == v).all() for i, v in zip(batch["index"], batch["image"], strict=True))
@@ -179,7 +196,9 @@ def test_pixels_in_memory_can_be_cropped_on_the_host(memory):
     batch = take(loader.train_batches(source, config), 1)[0]
     assert batch["image"].shape == (20, 2, 16, 16, 1)
     row = batch["index"][7] - 50
-    np.testing.assert_array_equal(batch["image"][7], crops.training_views(source.images[row], np.int64([0, row + 50]), config)["image"])
+    np.testing.assert_array_equal(
+        batch["image"][7], crops.training_views(source.images[row], np.int64([0, row + 50]), config)["image"]
+    )
 
 
 def test_crop_on_must_be_host_or_device_and_device_needs_pixels(host):
@@ -198,19 +217,25 @@ def test_evaluation_sees_every_example_once_in_order(kind, batch_size, request):
     batches = list(loader.eval_batches(source, config, batch_size=batch_size))
     assert all(len(b[k]) == batch_size for b in batches for k in ("image", "label", "index", "mask"))
     mask = np.concatenate([b["mask"] for b in batches])
-    assert mask.dtype == bool and mask.sum() == len(source) and mask[:len(source)].all()
+    assert mask.dtype == bool and mask.sum() == len(source) and mask[: len(source)].all()
     for field, expected in (("index", source.index), ("label", source.labels)):
         np.testing.assert_array_equal(np.concatenate([b[field] for b in batches])[mask], expected)
     images = np.concatenate([b["image"] for b in batches])
     assert images.shape[1:] == (16, 16, config.data.channels) and not images[~mask].any()
     for i in (0, len(source) - 1):
-        image = source.images[i] if source.images is not None else crops.eval_image(crops.decode(source.read([i])[0], 3), config)
+        image = (
+            source.images[i]
+            if source.images is not None
+            else crops.eval_image(crops.decode(source.read([i])[0], 3), config)
+        )
         np.testing.assert_array_equal(images[i], image)
 
 
 @pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize("stored, size, share", [((40, 40), 40, 0.875), ((64, 50), 40, 0.875),
-                                                 ((45, 70), 33, 0.9), ((20, 23), 16, 0.5)])
+@pytest.mark.parametrize(
+    "stored, size, share",
+    [((40, 40), 40, 0.875), ((64, 50), 40, 0.875), ((45, 70), 33, 0.9), ((20, 23), 16, 0.5)],
+)
 def test_pixels_in_memory_are_cropped_for_evaluation_as_on_the_host(memory, stored, size, share, antialias):
     """Noise: all that a kernel can be wrong about; black and white: what it overshoots.
 
@@ -248,6 +273,6 @@ def test_an_image_that_fails_in_the_pipeline_is_named(tmp_path):
     source = sources.load(config.data, "train")
     spoil(tmp_path / "train" / "a" / source.describe(3)[-6:])
     with pytest.raises(ValueError, match=f"{source.describe(3)} cannot be read as an image"):
-        take(loader.train_batches(source, config), 3)             # somewhere in the first epoch
+        take(loader.train_batches(source, config), 3)  # somewhere in the first epoch
     with pytest.raises(ValueError, match=f"{source.describe(3)} cannot be read as an image"):
         list(loader.eval_batches(source, config, batch_size=4))

@@ -9,8 +9,10 @@ from configs.simclr import get_config
 from ssljax.config import resolve
 from ssljax.data import policies, sampler
 
-BILINEAR, NEAREST = 2, 0                                                      # Pillow's numbers
-OPS = sorted({*policies.RANDAUGMENT["randaugment"], *policies.RANDAUGMENT["randaugment_plain"], "PosterizeOriginal"})
+BILINEAR, NEAREST = 2, 0  # Pillow's numbers
+OPS = sorted(
+    {*policies.RANDAUGMENT["randaugment"], *policies.RANDAUGMENT["randaugment_plain"], "PosterizeOriginal"}
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,35 +37,64 @@ def test_pixels_and_arguments_are_timms(g, image, op):
     assert fill == policies.IMAGENET_FILL
     for i, level in enumerate(g["timm/levels"]):
         value = policies.argument(op, level, negative=False)
-        np.testing.assert_allclose(value, g[f"timm/arg/{op}"][i] if g[f"timm/arg/{op}"].size else 0.0, atol=1e-12)
+        np.testing.assert_allclose(
+            value, g[f"timm/arg/{op}"][i] if g[f"timm/arg/{op}"].size else 0.0, atol=1e-12
+        )
         if g[f"timm/valid/{op}"][i]:
-            np.testing.assert_array_equal(policies.apply(op, image, value, fill=fill, resample=BILINEAR), g[f"timm/img/{op}"][i])
+            np.testing.assert_array_equal(
+                policies.apply(op, image, value, fill=fill, resample=BILINEAR), g[f"timm/img/{op}"][i]
+            )
             if f"timm/img_nearest/{op}" in g:
                 nearest = policies.apply(op, image, value, fill=(128, 128, 128), resample=NEAREST)
                 np.testing.assert_array_equal(nearest, g[f"timm/img_nearest/{op}"][i])
         else:
-            assert (op, value) == ("Posterize", 0.0)             # Pillow refuses to keep no bits; it used to be black
+            assert (op, value) == ("Posterize", 0.0)  # Pillow refuses to keep no bits; it used to be black
             assert not policies.apply(op, image, value).any()
 
 
 def test_tables_are_timms(g):
-    for name, field in (("randaugment", "timm/rand_increasing_transforms"), ("randaugment_plain", "timm/rand_transforms")):
+    for name, field in (
+        ("randaugment", "timm/rand_increasing_transforms"),
+        ("randaugment_plain", "timm/rand_transforms"),
+    ):
         assert list(policies.RANDAUGMENT[name]) == g[field].tolist()
     tables = json.loads(str(g["autoaugment_tables_json"]))
     for name in ("original", "v0"):
-        assert [[list(op) for op in pair] for pair in policies.AUTOAUGMENT[f"autoaugment_{name}"]] == tables[f"timm_{name}"]
+        assert [[list(op) for op in pair] for pair in policies.AUTOAUGMENT[f"autoaugment_{name}"]] == tables[
+            f"timm_{name}"
+        ]
 
 
 def test_negative_arguments_by_hand():
-    expected = {"Rotate": -27.0, "ShearX": -0.27, "TranslateYRel": -0.405, "ColorIncreasing": 0.19, "Color": 1.72, "SolarizeAdd": 99}
+    expected = {
+        "Rotate": -27.0,
+        "ShearX": -0.27,
+        "TranslateYRel": -0.405,
+        "ColorIncreasing": 0.19,
+        "Color": 1.72,
+        "SolarizeAdd": 99,
+    }
     assert {op: policies.argument(op, 9.0, negative=True) for op in expected} == pytest.approx(expected)
     assert policies.argument("ContrastIncreasing", 10.0, negative=True) == 0.1
-    assert [policies.argument(op, 10.0, negative=False) for op in ("PosterizeIncreasing", "SolarizeIncreasing")] == [0.0, 0.0]
+    assert [
+        policies.argument(op, 10.0, negative=False) for op in ("PosterizeIncreasing", "SolarizeIncreasing")
+    ] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("op, argument", [
-    ("PosterizeOriginal", 8), ("Solarize", 256), ("SolarizeAdd", 0), ("TranslateXRel", 0.0), ("TranslateYRel", 0.0), ("Rotate", 0.0),
-    ("ShearX", 0.0), ("ColorIncreasing", 1.0), ("SharpnessIncreasing", 1.0)])
+@pytest.mark.parametrize(
+    "op, argument",
+    [
+        ("PosterizeOriginal", 8),
+        ("Solarize", 256),
+        ("SolarizeAdd", 0),
+        ("TranslateXRel", 0.0),
+        ("TranslateYRel", 0.0),
+        ("Rotate", 0.0),
+        ("ShearX", 0.0),
+        ("ColorIncreasing", 1.0),
+        ("SharpnessIncreasing", 1.0),
+    ],
+)
 def test_identities(image, op, argument):
     np.testing.assert_array_equal(policies.apply(op, image, argument), image)
 
@@ -82,34 +113,46 @@ def test_uniforms_are_the_documented_stream_and_not_that_of_the_order():
     first = policies.uniforms((7, 2, 0, 0), 50)
     for other in ((8, 2, 0, 0), (7, 3, 0, 0), (7, 2, 1, 0), (7, 2, 0, 1), (2, 7, 0, 0)):
         assert not set(first) & set(policies.uniforms(other, 50))
-    order = np.random.Philox(key=[7, 2]).random_raw(50)                        # what `sampler.order(7, 2, 50)` sorts
-    assert not set(first) & {int(w) // 2**11 / 2**53 for w in order} and sampler.order(7, 2, 50)[0] == order.argmin()
+    order = np.random.Philox(key=[7, 2]).random_raw(50)  # what `sampler.order(7, 2, 50)` sorts
+    assert (
+        not set(first) & {int(w) // 2**11 / 2**53 for w in order}
+        and sampler.order(7, 2, 50)[0] == order.argmin()
+    )
 
 
 def test_randaugment_draws_as_timm_does():
     n, augment = 6000, a_config("randaugment").augment
     drawn = [policies.draw((0, 0, i, 0), augment) for i in range(n)]
     counts = np.bincount([len(steps) for steps in drawn], minlength=3)
-    np.testing.assert_allclose(counts / n, [0.25, 0.5, 0.25], atol=0.03)     # two draws, each carried out with probability a half
+    np.testing.assert_allclose(
+        counts / n, [0.25, 0.5, 0.25], atol=0.03
+    )  # two draws, each carried out with probability a half
     steps = [step for view in drawn for step in view]
     for op in policies.RANDAUGMENT["randaugment"]:
         assert abs(sum(step.op == op for step in steps) / len(steps) - 1 / 15) < 0.015
     twice = [a.op == b.op for a, b in (view for view in drawn if len(view) == 2)]
-    assert abs(np.mean(twice) - 1 / 15) < 0.03                                  # with replacement
+    assert abs(np.mean(twice) - 1 / 15) < 0.03  # with replacement
     degrees = np.array([step.argument for step in steps if step.op == "Rotate"])
-    assert abs((degrees < 0).mean() - 0.5) < 0.12                               # a fair coin
+    assert abs((degrees < 0).mean() - 0.5) < 0.12  # a fair coin
     magnitude = np.abs(degrees) / 3
     assert abs(magnitude.mean() - 9.0) < 0.1 and abs(magnitude.std() - 0.5) < 0.1 and magnitude.max() <= 10.0
     augment.policy_magnitude, augment.policy_std, augment.policy_ops = 10.0, 0.0, 40
     strongest = policies.draw((0, 0, 0, 0), augment)
-    assert 8 < len(strongest) < 32 and all(step.argument in (30.0, -30.0) for step in strongest if step.op == "Rotate")
+    assert 8 < len(strongest) < 32 and all(
+        step.argument in (30.0, -30.0) for step in strongest if step.op == "Rotate"
+    )
     augment.policy_std = 100.0
-    assert {abs(step.argument) for i in range(60) for step in policies.draw((0, 0, i, 0), augment) if step.op == "ShearX"} >= {0.0, 0.3}
+    assert {
+        abs(step.argument)
+        for i in range(60)
+        for step in policies.draw((0, 0, i, 0), augment)
+        if step.op == "ShearX"
+    } >= {0.0, 0.3}
 
 
 def test_normal_by_hand():
     assert policies.normal(0.0, 0.3, 4.0, 1.0) == 4.0
-    assert policies.normal(1 - np.exp(-2.0), 0.0, 4.0, 1.5) == pytest.approx(7.0)       # two deviations
+    assert policies.normal(1 - np.exp(-2.0), 0.0, 4.0, 1.5) == pytest.approx(7.0)  # two deviations
     assert policies.normal(1 - np.exp(-2.0), 0.5, 4.0, 1.5) == pytest.approx(1.0)
     assert (policies.normal(0.99, 0.0, 9.0, 5.0), policies.normal(0.99, 0.5, 1.0, 5.0)) == (10.0, 0.0)
 
@@ -120,7 +163,12 @@ def test_autoaugment_draws_one_pair_with_its_probabilities(name):
     drawn = [tuple(step.op for step in policies.draw((1, 0, i, 0), augment)) for i in range(n)]
     expected = {}
     for (first, p, _), (second, q, _) in policies.AUTOAUGMENT[name]:
-        for ops, share in (((first, second), p * q), ((first,), p * (1 - q)), ((second,), (1 - p) * q), ((), (1 - p) * (1 - q))):
+        for ops, share in (
+            ((first, second), p * q),
+            ((first,), p * (1 - q)),
+            ((second,), (1 - p) * q),
+            ((), (1 - p) * (1 - q)),
+        ):
             expected[ops] = expected.get(ops, 0.0) + share / 25
     found = {ops: drawn.count(ops) / n for ops in set(drawn)}
     assert set(found) <= {ops for ops, share in expected.items() if share > 0}
@@ -130,7 +178,12 @@ def test_autoaugment_draws_one_pair_with_its_probabilities(name):
 
 def test_autoaugments_magnitudes_are_the_tables_whatever_randaugment_is_set_to():
     augment = a_config("autoaugment_original", policy_magnitude=1.0, policy_std=3.0, policy_ops=7).augment
-    arguments = {abs(step.argument) for i in range(800) for step in policies.draw((0, 0, i, 0), augment) if step.op == "Rotate"}
+    arguments = {
+        abs(step.argument)
+        for i in range(800)
+        for step in policies.draw((0, 0, i, 0), augment)
+        if step.op == "Rotate"
+    }
     assert sorted(arguments) == pytest.approx([9.0, 24.0, 27.0])
 
 
@@ -152,12 +205,22 @@ def test_policy_is_what_was_drawn_applied_in_turn(image):
     assert policies.policy(image, (3, 1, 0, 2), augment) is image
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(augment=dict(policy="randaug")), "'randaug' is unknown. Use 'none', 'randaugment', 'randaugment_plain', "),
-    (dict(data=dict(crop_on="device")), "data.crop_on='device'.*set data.crop_on='host'"),
-    (dict(data=dict(channels=1)), "data.channels=1.*three channels"),
-    (dict(augment=dict(jitter_probability=0.8)), "jitter_probability=0.8: RandAugment replaces the colour jitter.*jitter_probability=0.0")],
-    ids=["unknown", "device", "grey", "jitter"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            dict(augment=dict(policy="randaug")),
+            "'randaug' is unknown. Use 'none', 'randaugment', 'randaugment_plain', ",
+        ),
+        (dict(data=dict(crop_on="device")), "data.crop_on='device'.*set data.crop_on='host'"),
+        (dict(data=dict(channels=1)), "data.channels=1.*three channels"),
+        (
+            dict(augment=dict(jitter_probability=0.8)),
+            "jitter_probability=0.8: RandAugment replaces the colour jitter.*jitter_probability=0.0",
+        ),
+    ],
+    ids=["unknown", "device", "grey", "jitter"],
+)
 def test_what_cannot_be_is_refused(change, message):
     config = a_config("randaugment")
     policies.check(config)

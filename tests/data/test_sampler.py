@@ -11,8 +11,10 @@ def test_order_is_a_permutation_that_depends_on_seed_and_epoch_only():
     assert first.dtype == np.int64 and sorted(first) == list(range(1000))
     np.testing.assert_array_equal(first, sampler.order(3, 5, 1000))
     for other in (sampler.order(3, 6, 1000), sampler.order(4, 5, 1000), sampler.order(5, 3, 1000)):
-        assert (first == other).mean() < 0.02                     # a random pair of permutations agrees at one place in a thousand
-        assert abs(np.corrcoef(first, other)[0, 1]) < 0.15        # 5 standard deviations of independent orders
+        assert (
+            first == other
+        ).mean() < 0.02  # a random pair of permutations agrees at one place in a thousand
+        assert abs(np.corrcoef(first, other)[0, 1]) < 0.15  # 5 standard deviations of independent orders
 
 
 def test_order_is_the_documented_stream():
@@ -42,14 +44,19 @@ def test_repeats_are_the_released_samplers(golden, monkeypatch, case):
     theirs = np.stack([g[f"{case}/rank{r}"] for r in range(replicas)], axis=1).ravel()
     ours = sampler.repeated(0, 0, n, 3)
     assert len(ours) == n and len(theirs) == n // 256 * 256
-    np.testing.assert_array_equal(ours[:len(theirs)], theirs)
+    np.testing.assert_array_equal(ours[: len(theirs)], theirs)
 
 
 def test_repeats_keep_the_length_and_see_a_third_of_the_images():
     stream = sampler.repeated(4, 2, 1000, 3)
     ids, counts = np.unique(stream, return_counts=True)
-    assert stream.dtype == np.int64 and len(stream) == 1000 and len(ids) == 334 and sorted(counts) == [1] + [3] * 333
-    np.testing.assert_array_equal(stream[::3], sampler.order(4, 2, 1000)[:334])          # the copies are neighbours
+    assert (
+        stream.dtype == np.int64
+        and len(stream) == 1000
+        and len(ids) == 334
+        and sorted(counts) == [1] + [3] * 333
+    )
+    np.testing.assert_array_equal(stream[::3], sampler.order(4, 2, 1000)[:334])  # the copies are neighbours
     np.testing.assert_array_equal(sampler.repeated(4, 2, 1000, 1), sampler.order(4, 2, 1000))
     assert set(ids) != set(sampler.repeated(4, 3, 1000, 3))
     with pytest.raises(ValueError, match="repeats=0.*at least 1"):
@@ -73,7 +80,11 @@ def test_subset_counts_are_those_of_simclrs_lists():
     counts[:167] += 1
     labels = np.repeat(np.arange(1000), counts)
     one, ten = (np.bincount(labels[sampler.subset(labels, fraction=f, seed=0)]) for f in (0.01, 0.1))
-    assert len(labels) == 1_281_167 and np.bincount(one).tolist()[12:] == [189, 811] and np.bincount(ten).tolist()[128:] == [884, 116]
+    assert (
+        len(labels) == 1_281_167
+        and np.bincount(one).tolist()[12:] == [189, 811]
+        and np.bincount(ten).tolist()[128:] == [884, 116]
+    )
 
 
 def test_subset_keeps_one_of_every_class_and_exhausts_small_ones():
@@ -96,9 +107,11 @@ def test_per_class_subset_and_its_error():
 
 def test_examples_without_a_label_are_no_class():
     labels = np.array([0, 1, -1, 0, 1, -1])
-    for choose in (lambda: sampler.subset(labels, per_class=1, seed=0),
-                   lambda: sampler.subset(labels, fraction=0.5, seed=0),
-                   lambda: sampler.first_per_class(labels, 1)):
+    for choose in (
+        lambda: sampler.subset(labels, per_class=1, seed=0),
+        lambda: sampler.subset(labels, fraction=0.5, seed=0),
+        lambda: sampler.first_per_class(labels, 1),
+    ):
         with pytest.raises(ValueError, match="2 of 6 examples have no label .-1., the first at position 2"):
             choose()
 
@@ -114,7 +127,11 @@ def test_first_per_class():
 def test_balanced_draws_are_those_of_the_released_sampler(golden, case):
     """Its counts over 500 draws: as many of a cluster on average, never the same image twice where a cluster has more than its quota."""
     g = golden("deepcluster")
-    clusters, quota, n = g[f"{case}/cluster_of_index"], int(g[f"{case}/size_per_pseudolabel"]), int(g[f"{case}/N"])
+    clusters, quota, n = (
+        g[f"{case}/cluster_of_index"],
+        int(g[f"{case}/size_per_pseudolabel"]),
+        int(g[f"{case}/N"]),
+    )
     filled = [k for k in range(len(g[f"{case}/cluster_sizes"])) if g[f"{case}/cluster_sizes"][k]]
     counts = []
     for epoch in range(500):

@@ -33,7 +33,9 @@ def save(path, value, kind="JPEG", mode="RGB", size=(10, 12)):
 def folder(tmp_path):
     """Two classes, six training and two test images each, in many modes."""
     for label, name in enumerate(("cat", "dog")):
-        for i, (kind, mode) in enumerate([("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "L")]):
+        for i, (kind, mode) in enumerate(
+            [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "L")]
+        ):
             save(tmp_path / "pets" / "train" / name / f"{i}.{kind.lower()}", 100 * label + 10 * i, kind, mode)
         for i in range(2):
             save(tmp_path / "pets" / "test" / name / f"{i}.png", 100 * label + 7 * i, "PNG")
@@ -79,7 +81,7 @@ def test_subsets_apply_to_training_only():
     data = data_of("digits", train_per_class=20, labels_per_class=3, subset_seed=1)
     train = sources.load(data, "train")
     assert np.bincount(train.labels).tolist() == [3] * 10 and len(sources.load(data, "test")) == 297
-    assert train.index.max() < 250                                # ids are those of the whole split
+    assert train.index.max() < 250  # ids are those of the whole split
     np.testing.assert_array_equal(train.labels, load_digits().target[train.index])
     data.labels_per_class, data.label_fraction = 0, 0.5
     assert np.bincount(sources.load(data, "train").labels).tolist() == [10] * 10
@@ -134,15 +136,22 @@ def test_fashion_mnist_from_idx_files(tmp_path):
 
 
 def test_fashion_mnist_missing_names_the_three_ways(tmp_path):
-    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist.*data.data_dir.*ssljax prepare fashion_mnist"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="apt-get install dataset-fashion-mnist.*data.data_dir.*ssljax prepare fashion_mnist",
+    ):
         sources.load(data_of("fashion_mnist", data_dir=str(tmp_path)), "train")
 
 
 def test_folder_in_memory_reads_every_kind_of_image(folder):
     source = sources.load(data_of(f"folder:{folder}", channels=3), "train")
-    assert source.images.shape == (12, 8, 8, 3) and source.class_names == ("cat", "dog") and source.labels.tolist() == [0] * 6 + [1] * 6
+    assert (
+        source.images.shape == (12, 8, 8, 3)
+        and source.class_names == ("cat", "dog")
+        and source.labels.tolist() == [0] * 6 + [1] * 6
+    )
     assert [source.describe(i).rsplit("/", 2)[1:] for i in (0, 7)] == [["cat", "0.jpeg"], ["dog", "1.jpeg"]]
-    means = source.images.mean((1, 2, 3))                         # the grey level plus the noise's mean, whatever the mode
+    means = source.images.mean((1, 2, 3))  # the grey level plus the noise's mean, whatever the mode
     np.testing.assert_allclose(means, [100 * c + 10 * i + 19.5 for c in (0, 1) for i in range(6)], atol=6)
     assert sources.load(data_of(f"folder:{folder}", channels=1), "train").images.shape == (12, 8, 8, 1)
 
@@ -164,7 +173,10 @@ def test_16_bit_grey_keeps_its_scale(tmp_path):
 def test_folder_on_host_gives_the_files_bytes(folder):
     source = sources.load(data_of(f"folder:{folder}", crop_on="host"), "test").select([3, 1])
     assert source.images is None
-    assert source.read([1, 0]) == [(folder / "test" / "cat" / "1.png").read_bytes(), (folder / "test" / "dog" / "1.png").read_bytes()]
+    assert source.read([1, 0]) == [
+        (folder / "test" / "cat" / "1.png").read_bytes(),
+        (folder / "test" / "dog" / "1.png").read_bytes(),
+    ]
 
 
 @pytest.mark.parametrize("inner", ["", "train"])
@@ -223,7 +235,7 @@ def photographs(tmp_path):
 def test_every_image_of_a_nested_folder_is_an_example_without_a_label(photographs, crop_on):
     data = data_of(f"folder:{photographs}", labels="none", holdout=0.3, channels=3, crop_on=crop_on)
     train, test = sources.load(data, "train"), sources.load(data, "test")
-    assert (len(train), len(test)) == (7, 3)                      # a share of all images, not one of each sub-folder
+    assert (len(train), len(test)) == (7, 3)  # a share of all images, not one of each sub-folder
     assert sorted(names(train) + names(test)) == [f"{i}.png" for i in range(10)]
     for source in (train, test):
         assert (source.labels == -1).all() and source.labels.dtype == np.int32
@@ -250,7 +262,7 @@ def test_unlabelled_images_in_train_and_test_folders_are_all_used(tmp_path):
 def test_images_that_all_lie_loose_are_taken_without_labels_and_that_is_said(tmp_path, caplog):
     for i in range(5):
         save(tmp_path / f"{i}.png", i, "PNG")
-    (tmp_path / "notes").mkdir()                                  # a folder without images is no class
+    (tmp_path / "notes").mkdir()  # a folder without images is no class
     source = sources.load(data_of(f"folder:{tmp_path}"), "train")
     assert len(source) == 4 and not source.labelled.any()
     assert f"{tmp_path} has images but no class folders: they are taken without labels" in caplog.text
@@ -266,7 +278,10 @@ def test_images_that_all_lie_loose_are_taken_without_labels_and_that_is_said(tmp
 def test_loose_images_beside_class_folders_are_refused_with_both_ways_out(folder):
     save(folder / "train" / "stray.jpg", 3)
     stray = folder / "train" / "stray.jpg"
-    with pytest.raises(ValueError, match=f"{stray} lies loose beside class folders such as .*/train/cat .*move it.*data.labels='none'"):
+    with pytest.raises(
+        ValueError,
+        match=f"{stray} lies loose beside class folders such as .*/train/cat .*move it.*data.labels='none'",
+    ):
         sources.load(data_of(f"folder:{folder}"), "train")
     assert len(sources.load(data_of(f"folder:{folder}", labels="none"), "train")) == 13
 
@@ -275,14 +290,19 @@ def test_loose_images_beside_class_folders_are_refused_with_both_ways_out(folder
 def test_only_one_split_with_class_folders(tmp_path, sorted_split, loose):
     save(tmp_path / sorted_split / "cat" / "0.png", 3, "PNG")
     save(tmp_path / loose / "0.png", 3, "PNG")
-    with pytest.raises(ValueError, match=f"/{sorted_split} has class folders .cat.*images in .*/{loose} lie loose.*data.labels='none'"):
+    with pytest.raises(
+        ValueError,
+        match=f"/{sorted_split} has class folders .cat.*images in .*/{loose} lie loose.*data.labels='none'",
+    ):
         sources.load(data_of(f"folder:{tmp_path}"), "train")
 
 
 @pytest.mark.parametrize("where", ["digits", "folder"])
 def test_labels_can_be_taken_away_and_nothing_else_changes(folder, where):
     source = "digits" if where == "digits" else f"folder:{folder}"
-    with_them, without = (sources.load(data_of(source, labels=labels), "train") for labels in ("folders", "none"))
+    with_them, without = (
+        sources.load(data_of(source, labels=labels), "train") for labels in ("folders", "none")
+    )
     assert (without.labels == -1).all() and without.class_names == () and without.num_classes == 0
     np.testing.assert_array_equal(without.images, with_them.images)
     np.testing.assert_array_equal(without.index, with_them.index)
@@ -290,12 +310,17 @@ def test_labels_can_be_taken_away_and_nothing_else_changes(folder, where):
         sources.load(data_of(source, labels="flat"), "train")
 
 
-@pytest.mark.parametrize("asked, value", [("train_per_class", 2), ("labels_per_class", 2), ("label_fraction", 0.5)])
+@pytest.mark.parametrize(
+    "asked, value", [("train_per_class", 2), ("labels_per_class", 2), ("label_fraction", 0.5)]
+)
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])
 def test_a_subset_by_label_of_unlabelled_images_is_refused_by_name(folder, asked, value, on_bad_image):
     data = data_of(f"folder:{folder}", labels="none", on_bad_image=on_bad_image, **{asked: value})
-    with pytest.raises(ValueError, match=f"data.{asked}={value} needs labels, and 12 of 12 train images of folder:.*pets have none "
-                                         "\\(first: .*/cat/0.jpeg\\).*data.labels='folders'.*simclr"):
+    with pytest.raises(
+        ValueError,
+        match=f"data.{asked}={value} needs labels, and 12 of 12 train images of folder:.*pets have none "
+        "\\(first: .*/cat/0.jpeg\\).*data.labels='folders'.*simclr",
+    ):
         sources.load(data, "train")
     assert len(sources.load(data, "test")) == 4
 
@@ -310,21 +335,30 @@ def test_a_source_may_be_partly_labelled():
     assert np.flatnonzero(~part.labelled).tolist() == [3, 8] and part.num_classes == 10
     assert part.with_labels("a probe").index.tolist() == np.delete(source.index, [3, 8]).tolist()
     assert source.with_labels("a probe") is source
-    with pytest.raises(ValueError, match="a probe needs labels, and 2 of 2 train images.*first: image 3 of digits, train"):
+    with pytest.raises(
+        ValueError, match="a probe needs labels, and 2 of 2 train images.*first: image 3 of digits, train"
+    ):
         part.select([3, 8]).with_labels("a probe")
     with pytest.raises(ValueError, match="a probe needs labels, and 2 of 1500"):
         part.require_labels("a probe")
     for wrong in (-2, 10):
         labels[5] = wrong
-        with pytest.raises(ValueError, match=f"image 5 of digits, train has label {wrong}, outside 0..9 .1 such"):
+        with pytest.raises(
+            ValueError, match=f"image 5 of digits, train has label {wrong}, outside 0..9 .1 such"
+        ):
             sources.check_labels(part)
 
 
 def test_select_moves_further_targets_with_their_examples():
     source = sources.load(data_of("digits"), "train")
-    source = dataclasses.replace(source, targets={"tags": np.arange(3000).reshape(1500, 2), "weight": source.index * 0.5})
+    source = dataclasses.replace(
+        source, targets={"tags": np.arange(3000).reshape(1500, 2), "weight": source.index * 0.5}
+    )
     some = source.select([7, 2, 7]).select([2, 1])
-    assert some.targets["tags"].tolist() == [[14, 15], [4, 5]] and some.targets["weight"].tolist() == [3.5, 1.0]
+    assert some.targets["tags"].tolist() == [[14, 15], [4, 5]] and some.targets["weight"].tolist() == [
+        3.5,
+        1.0,
+    ]
     assert some.index.tolist() == [7, 2] and source.select([1]).targets.keys() == {"tags", "weight"}
 
 

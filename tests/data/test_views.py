@@ -11,22 +11,50 @@ from ml_collections import ConfigDict
 
 from ssljax.data import augment, geometry, recipes, views
 
-PLAIN = dict(crop="tf", min_area=0.08, max_area=1.0, aspect=(3 / 4, 4 / 3), interpolation="bicubic", antialias=False, flip=True,
-             jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, solarize_probability=0.0, policy="none",
-             erasing_probability=0.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))           # nothing of what is switched off is there
-JITTER = dict(jitter_probability=0.8, jitter_strength=1.0, jitter_saturation=0.8, jitter_hue=0.2, jitter="tensorflow",
-              jitter_order="random", brightness="multiply")
-BLUR = dict(blur_probability=0.5, blur_sigma=(0.1, 2.0), blur_sigma_per="image", blur_border="zero", blur_kernel=3)
+PLAIN = dict(
+    crop="tf",
+    min_area=0.08,
+    max_area=1.0,
+    aspect=(3 / 4, 4 / 3),
+    interpolation="bicubic",
+    antialias=False,
+    flip=True,
+    jitter_probability=0.0,
+    grayscale_probability=0.0,
+    blur_probability=0.0,
+    solarize_probability=0.0,
+    policy="none",
+    erasing_probability=0.0,
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+)  # nothing of what is switched off is there
+JITTER = dict(
+    jitter_probability=0.8,
+    jitter_strength=1.0,
+    jitter_saturation=0.8,
+    jitter_hue=0.2,
+    jitter="tensorflow",
+    jitter_order="random",
+    brightness="multiply",
+)
+BLUR = dict(
+    blur_probability=0.5, blur_sigma=(0.1, 2.0), blur_sigma_per="image", blur_border="zero", blur_kernel=3
+)
 COLOUR = PLAIN | JITTER | BLUR | dict(grayscale_probability=0.2)
 INDEX, KEY = jnp.asarray([7, 100], jnp.int32), jax.random.key(3)
 
 
 def a_config(recipe=None, size=16, **named):
-    return ConfigDict(dict(data=dict(image_size=size, channels=3), augment=recipe or PLAIN, views=named)).lock()
+    return ConfigDict(
+        dict(data=dict(image_size=size, channels=3), augment=recipe or PLAIN, views=named)
+    ).lock()
 
 
 def a_batch(*shape, seed=0):
-    return {"image": jnp.asarray(np.random.default_rng(seed).integers(0, 256, shape), jnp.uint8), "index": INDEX}
+    return {
+        "image": jnp.asarray(np.random.default_rng(seed).integers(0, 256, shape), jnp.uint8),
+        "index": INDEX,
+    }
 
 
 def made(config, batch, key=KEY):
@@ -45,41 +73,82 @@ def close(actual, expected, atol=2e-6):
 
 # ------------------------------------------------------------------------------------------------------- what the config says
 
+
 def test_resolved_numbers_views_in_the_stated_order():
-    config = a_config(small=dict(count=6, size=8, max_area=0.14), large=dict(count=2), again=dict(of="large", count=2, size=4),
-                      alone=dict())
+    config = a_config(
+        small=dict(count=6, size=8, max_area=0.14),
+        large=dict(count=2),
+        again=dict(of="large", count=2, size=4),
+        alone=dict(),
+    )
     found = views.resolved(config)
     assert [(view.name, view.size, view.count, view.first) for view in found] == [
-        ("small", 8, 6, 0), ("large", 16, 2, 6), ("again", 4, 2, 6), ("alone", 16, 1, 8)]
+        ("small", 8, 6, 0),
+        ("large", 16, 2, 6),
+        ("again", 4, 2, 6),
+        ("alone", 16, 1, 8),
+    ]
     assert [view.augment.max_area for view in found] == [0.14, 1.0, 1.0, 1.0]
     assert views.total(config) == 9
-    assert [view.name for view in views.resolved(config.copy_and_resolve_references())] == ["small", "large", "again", "alone"]
+    assert [view.name for view in views.resolved(config.copy_and_resolve_references())] == [
+        "small",
+        "large",
+        "again",
+        "alone",
+    ]
 
 
 def test_a_view_that_shares_a_crop_starts_from_its_partners_recipe():
-    config = a_config(tokens=dict(of="patches", size=8, interpolation="bilinear"), patches=dict(min_area=0.4, interpolation="bicubic"))
+    config = a_config(
+        tokens=dict(of="patches", size=8, interpolation="bilinear"),
+        patches=dict(min_area=0.4, interpolation="bicubic"),
+    )
     tokens, patches = views.resolved(config)
-    assert (tokens.augment.min_area, tokens.augment.interpolation, patches.augment.interpolation) == (0.4, "bilinear", "bicubic")
+    assert (tokens.augment.min_area, tokens.augment.interpolation, patches.augment.interpolation) == (
+        0.4,
+        "bilinear",
+        "bicubic",
+    )
     assert "size" not in tokens.augment and "of" not in tokens.augment
     assert config.augment.min_area == 0.08
 
 
-@pytest.mark.parametrize("named, shapes", [
-    (dict(one=dict(), two=dict(count=2, flip=False), three=dict(of="one")), {"image": (4, 16, 16, 3)}),
-    (dict(one=dict(count=2, size=8), two=dict(count=3)), {"one": (2, 8, 8, 3), "two": (3, 16, 16, 3)})])
+@pytest.mark.parametrize(
+    "named, shapes",
+    [
+        (dict(one=dict(), two=dict(count=2, flip=False), three=dict(of="one")), {"image": (4, 16, 16, 3)}),
+        (dict(one=dict(count=2, size=8), two=dict(count=3)), {"one": (2, 8, 8, 3), "two": (3, 16, 16, 3)}),
+    ],
+)
 def test_host_shapes(named, shapes):
     assert recipes.host_shapes(a_config(**named)) == shapes
 
 
-@pytest.mark.parametrize("named, message", [
-    (dict(), "config.views is empty: name at least one"),
-    (dict(a=dict(), b=dict(of="c")), "views.b.of='c' is not a view with a crop of its own. Use one of: a"),
-    (dict(a=dict(), b=dict(of="a"), c=dict(of="b")), "views.c.of='b' is not a view with a crop of its own"),
-    (dict(a=dict(count=2), b=dict(of="a")), "views.b.count=1, but 'a'.*has count 2: set config.views.b.count=2"),
-    (dict(a=dict(count=0)), "views.a.count=0: it must be at least 1"),
-    (dict(a=dict(), b=dict(size=0)), "views.b.size=0: it must be at least 1"),
-    (dict(a=dict(), b=dict(of="a", min_area=0.5)), "views.b.min_area=0.5 does not go with of='a'.*Set config.views.a.min_area"),
-    (dict(label=dict()), "views.label: a batch has another entry of that name")])
+@pytest.mark.parametrize(
+    "named, message",
+    [
+        (dict(), "config.views is empty: name at least one"),
+        (
+            dict(a=dict(), b=dict(of="c")),
+            "views.b.of='c' is not a view with a crop of its own. Use one of: a",
+        ),
+        (
+            dict(a=dict(), b=dict(of="a"), c=dict(of="b")),
+            "views.c.of='b' is not a view with a crop of its own",
+        ),
+        (
+            dict(a=dict(count=2), b=dict(of="a")),
+            "views.b.count=1, but 'a'.*has count 2: set config.views.b.count=2",
+        ),
+        (dict(a=dict(count=0)), "views.a.count=0: it must be at least 1"),
+        (dict(a=dict(), b=dict(size=0)), "views.b.size=0: it must be at least 1"),
+        (
+            dict(a=dict(), b=dict(of="a", min_area=0.5)),
+            "views.b.min_area=0.5 does not go with of='a'.*Set config.views.a.min_area",
+        ),
+        (dict(label=dict()), "views.label: a batch has another entry of that name"),
+    ],
+)
 def test_views_that_cannot_be_are_named(named, message):
     with pytest.raises(ValueError, match=message):
         views.resolved(a_config(**named))
@@ -89,18 +158,53 @@ def test_views_that_cannot_be_are_named(named, message):
 
 CASES = {
     "host": (dict(), 20, dict(one=dict(), two=dict())),
-    "tf": (dict(brightness="add", blur_sigma_per="batch", jitter_strength=0.5), 20, dict(one=dict(), two=dict())),
-    "torchvision": (dict(crop="torchvision", min_area=0.2, jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0,
-                         erasing_probability=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)), 20, dict(only=dict())),
-    "affine": (dict(crop="affine", flip=False, rotate=25.0, shift=0.15, zoom=0.2, shear=15.0, jitter_strength=0.5,
-                    grayscale_probability=0.0, blur_probability=0.0, mean=(0.0,), std=(1.0,)), 16, dict(one=dict(), two=dict()))}
+    "tf": (
+        dict(brightness="add", blur_sigma_per="batch", jitter_strength=0.5),
+        20,
+        dict(one=dict(), two=dict()),
+    ),
+    "torchvision": (
+        dict(
+            crop="torchvision",
+            min_area=0.2,
+            jitter_probability=0.0,
+            grayscale_probability=0.0,
+            blur_probability=0.0,
+            erasing_probability=1.0,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        ),
+        20,
+        dict(only=dict()),
+    ),
+    "affine": (
+        dict(
+            crop="affine",
+            flip=False,
+            rotate=25.0,
+            shift=0.15,
+            zoom=0.2,
+            shear=15.0,
+            jitter_strength=0.5,
+            grayscale_probability=0.0,
+            blur_probability=0.0,
+            mean=(0.0,),
+            std=(1.0,),
+        ),
+        16,
+        dict(one=dict(), two=dict()),
+    ),
+}
 
 
 @pytest.fixture(scope="module")
 def pixels():
     """The images that the golden views were made of, by case."""
     rng = np.random.default_rng(0)
-    two, one, grey = (rng.integers(0, 256, shape).astype(np.uint8) for shape in ((2, 2, 20, 20, 3), (2, 26, 24, 3), (2, 16, 16, 1)))
+    two, one, grey = (
+        rng.integers(0, 256, shape).astype(np.uint8)
+        for shape in ((2, 2, 20, 20, 3), (2, 26, 24, 3), (2, 16, 16, 1))
+    )
     return {"host": two, "tf": one, "torchvision": one, "affine": grey}
 
 
@@ -112,7 +216,7 @@ def test_views_without_overrides_are_those_from_before_they_had_names(golden, pi
     batch = {"image": jnp.asarray(pixels[case]), "index": INDEX}
     if case == "torchvision":
         batch["copy"] = jnp.asarray([0, 2], jnp.int32)
-    if apart:                                               # a setting that nothing reads here keeps them from being made at once
+    if apart:  # a setting that nothing reads here keeps them from being made at once
         named = {name: dict(antialias=bool(i % 2)) for i, name in enumerate(named)}
     config = a_config(COLOUR | recipe, size, **named)
     found = jax.jit(lambda batch: views.stacked(batch, KEY, config))(batch)
@@ -133,14 +237,21 @@ def test_equal_neighbours_are_made_at_once():
 
 
 def test_eight_devices_make_the_views_of_one():
-    config = a_config(PLAIN | BLUR, one=dict(count=2), two=dict(size=8, of="one", count=2),
-                      three=dict(solarize_probability=0.5, solarize_threshold=0.5, size=12))
+    config = a_config(
+        PLAIN | BLUR,
+        one=dict(count=2),
+        two=dict(size=8, of="one", count=2),
+        three=dict(solarize_probability=0.5, solarize_threshold=0.5, size=12),
+    )
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 20, 20, 3)), jnp.uint8)
     batch = {"image": images, "index": jnp.arange(16, dtype=jnp.int32)}
     rows = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
     shards, one = made(config, jax.device_put(batch, rows)), made(config, batch)
     assert {name: leaf.shape[1:] for name, leaf in one.items()} == {
-        "one": (2, 16, 16, 3), "two": (2, 8, 8, 3), "three": (1, 12, 12, 3)}
+        "one": (2, 16, 16, 3),
+        "two": (2, 8, 8, 3),
+        "three": (1, 12, 12, 3),
+    }
     for name in one:
         assert shards[name].sharding.is_equivalent_to(rows, 5)
         close(shards[name], one[name])
@@ -148,29 +259,41 @@ def test_eight_devices_make_the_views_of_one():
 
 # -------------------------------------------------------------------------------------- overrides, sizes, counts, shared crops
 
+
 def test_overrides_hold_for_their_view_alone():
     batch = a_batch(2, 24, 24, 3)
     base = a_config(PLAIN | BLUR, one=dict(), two=dict())
     other = a_config(PLAIN | BLUR, one=dict(), two=dict(grayscale_probability=1.0, blur_probability=0.0))
     plain, found = made(base, batch), made(other, batch)
     close(found["one"], plain["one"])
-    assert abs(found["two"] - found["two"][..., :1]).max() == 0.0 and abs(plain["two"] - found["two"]).max() > 0.05
+    assert (
+        abs(found["two"] - found["two"][..., :1]).max() == 0.0
+        and abs(plain["two"] - found["two"]).max() > 0.05
+    )
     crop = made(a_config(PLAIN, one=dict(), two=dict()), batch)["two"]
-    close(found["two"], jax.vmap(jax.vmap(augment.grayscale))(crop))              # the crop is not drawn anew
+    close(found["two"], jax.vmap(jax.vmap(augment.grayscale))(crop))  # the crop is not drawn anew
 
 
 def test_sizes_and_counts_from_the_host_and_from_whole_images():
     config = a_config(PLAIN | BLUR, large=dict(count=2), small=dict(count=3, size=8, max_area=0.3))
     found = made(config, a_batch(2, 24, 24, 3))
-    assert {name: leaf.shape for name, leaf in found.items()} == {"large": (2, 2, 16, 16, 3), "small": (2, 3, 8, 8, 3)}
+    assert {name: leaf.shape for name, leaf in found.items()} == {
+        "large": (2, 2, 16, 16, 3),
+        "small": (2, 3, 8, 8, 3),
+    }
     rng = np.random.default_rng(0)
-    crops = {name: jnp.asarray(rng.integers(0, 256, (2, *shape)), jnp.uint8) for name, shape in recipes.host_shapes(config).items()}
+    crops = {
+        name: jnp.asarray(rng.integers(0, 256, (2, *shape)), jnp.uint8)
+        for name, shape in recipes.host_shapes(config).items()
+    }
     found, drawn = made(config, {**crops, "index": INDEX}), views.draws(INDEX, KEY, config)
     for view in views.resolved(config):
         close(found[view.name], coloured(view, crops[view.name], drawn[view.name]))
     sigma = np.concatenate([np.asarray(leaf.sigma) for leaf in drawn.values()], axis=1)
-    assert sigma.shape == (2, 5) and len(np.unique(sigma)) == 10                  # no number serves two views
-    with pytest.raises(ValueError, match="sizes large 16, small 8, and this method works on views of one size"):
+    assert sigma.shape == (2, 5) and len(np.unique(sigma)) == 10  # no number serves two views
+    with pytest.raises(
+        ValueError, match="sizes large 16, small 8, and this method works on views of one size"
+    ):
         views.stacked({**crops, "index": INDEX}, KEY, config)
 
 
@@ -182,13 +305,19 @@ def test_host_crops_of_one_size_are_shared_out_in_order():
     for view, place in zip(views.resolved(config), (slice(0, 1), slice(1, 2), slice(2, 4)), strict=True):
         close(found[view.name], coloured(view, batch["image"][:, place], drawn[view.name]))
     np.testing.assert_array_equal(drawn["a"].sigma, drawn["b"].sigma)
-    close(jax.jit(lambda batch: views.stacked(batch, KEY, config))(batch),
-          np.concatenate([found["a"], found["b"], found["c"]], axis=1))
+    close(
+        jax.jit(lambda batch: views.stacked(batch, KEY, config))(batch),
+        np.concatenate([found["a"], found["b"], found["c"]], axis=1),
+    )
 
 
 def test_a_shared_crop_is_one_box_at_two_sizes():
     """The small view is the resize of the very box of the large one, mirrored alike: made by hand here."""
-    config = a_config(PLAIN, patches=dict(count=2, min_area=0.3), tokens=dict(of="patches", count=2, size=8, interpolation="bilinear"))
+    config = a_config(
+        PLAIN,
+        patches=dict(count=2, min_area=0.3),
+        tokens=dict(of="patches", count=2, size=8, interpolation="bilinear"),
+    )
     batch = a_batch(2, 24, 20, 3)
     found = made(config, batch)
     mirrored = []
@@ -205,20 +334,32 @@ def test_a_shared_crop_is_one_box_at_two_sizes():
 
 
 def test_all_that_is_drawn_is_shared():
-    config = a_config(COLOUR | dict(solarize_probability=0.5), a=dict(count=3), b=dict(of="a", count=3, size=8, blur_kernel=5),
-                      c=dict(count=3))
+    config = a_config(
+        COLOUR | dict(solarize_probability=0.5),
+        a=dict(count=3),
+        b=dict(of="a", count=3, size=8, blur_kernel=5),
+        c=dict(count=3),
+    )
     drawn = views.draws(jnp.arange(50, dtype=jnp.int32), KEY, config)
     jax.tree.map(np.testing.assert_array_equal, drawn["a"], drawn["b"])
-    assert all((x != y).any() for x, y in zip(jax.tree.leaves(drawn["a"]), jax.tree.leaves(drawn["c"]), strict=True))
+    assert all(
+        (x != y).any() for x, y in zip(jax.tree.leaves(drawn["a"]), jax.tree.leaves(drawn["c"]), strict=True)
+    )
 
 
 def test_a_shared_blur_width_follows_the_number_of_the_view():
-    config = a_config(COLOUR | dict(blur_sigma_per="batch"), a=dict(), b=dict(blur_sigma=(3.0, 4.0)), c=dict(of="b", size=8))
+    config = a_config(
+        COLOUR | dict(blur_sigma_per="batch"), a=dict(), b=dict(blur_sigma=(3.0, 4.0)), c=dict(of="b", size=8)
+    )
     drawn = views.draws(INDEX, KEY, config)
     recipe = config.augment
-    np.testing.assert_array_equal(drawn["a"].sigma, jnp.broadcast_to(views.batch_sigma(KEY, recipe, 2)[:1], (2, 1)))
+    np.testing.assert_array_equal(
+        drawn["a"].sigma, jnp.broadcast_to(views.batch_sigma(KEY, recipe, 2)[:1], (2, 1))
+    )
     np.testing.assert_array_equal(drawn["b"].sigma, drawn["c"].sigma)
-    assert ((drawn["b"].sigma >= 3.0) & (drawn["b"].sigma < 4.0)).all() and drawn["b"].sigma[0] == drawn["b"].sigma[1]
+    assert ((drawn["b"].sigma >= 3.0) & (drawn["b"].sigma < 4.0)).all() and drawn["b"].sigma[0] == drawn[
+        "b"
+    ].sigma[1]
 
 
 def test_copies_count_the_views_that_are_drawn():
@@ -233,10 +374,14 @@ def test_copies_count_the_views_that_are_drawn():
 
 # -------------------------------------------------------------------------------------------------- what is drawn, how often
 
+
 def many(**changes):
     """The draws of 4000 views."""
     config = a_config(COLOUR | changes, one=dict())
-    return jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), views.draws(jnp.arange(4000, dtype=jnp.int32), KEY, config)["one"])
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf[:, 0]),
+        views.draws(jnp.arange(4000, dtype=jnp.int32), KEY, config)["one"],
+    )
 
 
 def test_solarize_is_drawn_apart_from_everything_else():
@@ -244,15 +389,26 @@ def test_solarize_is_drawn_apart_from_everything_else():
     for before, after in zip(jax.tree.leaves(without)[:-1], jax.tree.leaves(found)[:-1], strict=True):
         np.testing.assert_array_equal(before, after)
     assert not without.apply_solarize.any() and abs(found.apply_solarize.mean() - 0.2) < 0.02
-    for other in (found.apply_blur, found.apply_jitter, found.apply_grayscale, found.jitter.brightness, found.sigma):
+    for other in (
+        found.apply_blur,
+        found.apply_jitter,
+        found.apply_grayscale,
+        found.jitter.brightness,
+        found.sigma,
+    ):
         assert abs(np.corrcoef(found.apply_solarize, other)[0, 1]) < 0.06
 
 
 def test_solarize_follows_the_blur_and_inverts_from_its_threshold_on():
-    config = a_config(PLAIN | BLUR | dict(blur_probability=1.0, solarize_probability=1.0, solarize_threshold=0.4), one=dict())
+    config = a_config(
+        PLAIN | BLUR | dict(blur_probability=1.0, solarize_probability=1.0, solarize_threshold=0.4),
+        one=dict(),
+    )
     batch = a_batch(2, 1, 16, 16, 3)
     sigma = views.draws(INDEX, KEY, config)["one"].sigma[:, 0]
-    for found, image, width in zip(made(config, batch)["one"][:, 0], batch["image"][:, 0], sigma, strict=True):
+    for found, image, width in zip(
+        made(config, batch)["one"][:, 0], batch["image"][:, 0], sigma, strict=True
+    ):
         blurred = np.asarray(augment.gaussian_blur(augment.to_float(image), width, kernel_size=3))
         close(found, np.where(blurred < 0.4, blurred, 1 - blurred))
         assert 0.01 < (blurred < 0.4).mean() < 0.99
@@ -261,14 +417,20 @@ def test_solarize_follows_the_blur_and_inverts_from_its_threshold_on():
 def test_the_order_is_fixed_or_random_and_nothing_else_changes():
     random, fixed = many(), many(jitter_order="fixed")
     assert (fixed.jitter.rank == np.arange(4)).all() and len(np.unique(random.jitter.rank, axis=0)) == 24
-    for before, after in zip(random._replace(jitter=random.jitter[:4]), fixed._replace(jitter=fixed.jitter[:4]), strict=True):
+    for before, after in zip(
+        random._replace(jitter=random.jitter[:4]), fixed._replace(jitter=fixed.jitter[:4]), strict=True
+    ):
         np.testing.assert_array_equal(before, after)
 
 
 def test_strengths_of_saturation_and_hue_are_their_own():
     found = many(jitter_strength=0.5, jitter_saturation=0.4, jitter_hue=0.1)
-    for values, reach in ((found.jitter.brightness - 1, 0.4), (found.jitter.contrast - 1, 0.4), (found.jitter.saturation - 1, 0.2),
-                          (found.jitter.hue, 0.05)):
+    for values, reach in (
+        (found.jitter.brightness - 1, 0.4),
+        (found.jitter.contrast - 1, 0.4),
+        (found.jitter.saturation - 1, 0.2),
+        (found.jitter.hue, 0.05),
+    ):
         assert 0.99 * reach < abs(values).max() <= reach * 1.0001 and abs(values.mean()) < 0.03 * reach
 
 
@@ -276,7 +438,9 @@ def test_torchvisions_factors_are_not_negative():
     theirs, ours = many(jitter="torchvision", jitter_strength=2.0), many(jitter_strength=2.0)
     for name in ("contrast", "saturation"):
         assert getattr(ours.jitter, name).min() < -0.5 and 0.0 <= getattr(theirs.jitter, name).min() < 0.01
-    assert theirs.jitter.brightness.min() >= 0.0 and abs(theirs.jitter.brightness.mean() - 1.3) < 0.03       # uniform in [0, 2.6)
+    assert (
+        theirs.jitter.brightness.min() >= 0.0 and abs(theirs.jitter.brightness.mean() - 1.3) < 0.03
+    )  # uniform in [0, 2.6)
 
 
 # ----------------------------------------------------------------------------------------------------------------- by name
@@ -306,9 +470,15 @@ def test_torchvisions_jitter_is_its_four_operations_in_turn(photograph, channels
 def test_torchvisions_jitter_is_torchvisions(golden, photograph, place, field):
     """One operation at a time, the others neutral."""
     neutral = [1.0, 1.0, 1.0, 0.0]
-    for factor, expected in zip(golden("augment")[f"tv/{field}_factors"], golden("augment")[f"tv/{field}_float"], strict=True):
+    for factor, expected in zip(
+        golden("augment")[f"tv/{field}_factors"], golden("augment")[f"tv/{field}_float"], strict=True
+    ):
         values = [jnp.float32(factor if i == place else n) for i, n in enumerate(neutral)]
-        close(augment.color_jitter_torchvision(photograph, augment.Jitter(*values, jnp.arange(4))), expected, 1e-4)
+        close(
+            augment.color_jitter_torchvision(photograph, augment.Jitter(*values, jnp.arange(4))),
+            expected,
+            1e-4,
+        )
 
 
 def test_a_view_is_jittered_as_its_recipe_names(photograph):
@@ -325,24 +495,38 @@ def test_a_view_is_jittered_as_its_recipe_names(photograph):
     assert abs(found["tensorflow"] - found["torchvision"]).max() > 0.02
 
 
-@pytest.mark.parametrize("changes, kernel, padding", [
-    (dict(blur_kernel=0), 3, "zero"), (dict(blur_border="reflect", blur_kernel=9), 9, "reflect"), (dict(blur_kernel=23), 23, "zero")])
+@pytest.mark.parametrize(
+    "changes, kernel, padding",
+    [
+        (dict(blur_kernel=0), 3, "zero"),
+        (dict(blur_border="reflect", blur_kernel=9), 9, "reflect"),
+        (dict(blur_kernel=23), 23, "zero"),
+    ],
+)
 def test_blur_has_the_kernel_and_the_border_of_the_recipe(photograph, changes, kernel, padding):
     config = a_config(PLAIN | BLUR | dict(blur_probability=1.0) | changes, size=24, one=dict())
     pixels = jnp.asarray(photograph[:24] * 255, jnp.uint8)[None, None]
     sigma = views.draws(INDEX[:1], KEY, config)["one"].sigma[0, 0]
-    expected = augment.gaussian_blur(augment.to_float(pixels[0, 0]), sigma, kernel_size=kernel, padding=padding)
+    expected = augment.gaussian_blur(
+        augment.to_float(pixels[0, 0]), sigma, kernel_size=kernel, padding=padding
+    )
     close(made(config, {"image": pixels, "index": INDEX[:1]})["one"][0, 0], expected)
 
 
-@pytest.mark.parametrize("crop, interpolation", list(itertools.product(["tf", "torchvision"], ["bicubic", "bilinear"])))
+@pytest.mark.parametrize(
+    "crop, interpolation", list(itertools.product(["tf", "torchvision"], ["bicubic", "bilinear"]))
+)
 def test_crops_have_the_areas_the_aspect_and_the_resize_of_the_recipe(crop, interpolation):
     """A ramp across and one down tell the box: its area and its aspect lie where the recipe says."""
-    recipe = PLAIN | dict(crop=crop, min_area=0.2, max_area=0.3, aspect=(1.0, 1.5), interpolation=interpolation, flip=False)
+    recipe = PLAIN | dict(
+        crop=crop, min_area=0.2, max_area=0.3, aspect=(1.0, 1.5), interpolation=interpolation, flip=False
+    )
     config = a_config(recipe, size=16, one=dict(count=20))
     down, across = jnp.meshgrid(jnp.arange(100.0), jnp.arange(100.0), indexing="ij")
     image = jnp.stack([down, across, across], -1)[None].repeat(2, 0) / 100.0
-    found = np.asarray(made(config, {"image": image, "index": INDEX})["one"], np.float64).reshape(-1, 16, 16, 3)
+    found = np.asarray(made(config, {"image": image, "index": INDEX})["one"], np.float64).reshape(
+        -1, 16, 16, 3
+    )
     height = (found[:, 11, 8, 0] - found[:, 4, 8, 0]) * 100 * 16 / 7
     width = (found[:, 8, 11, 1] - found[:, 8, 4, 1]) * 100 * 16 / 7
     area, aspect = height * width / 1e4, width / height
@@ -359,4 +543,7 @@ def test_a_crop_is_resized_as_its_recipe_names(interpolation):
         box_key, _ = jax.random.split(jax.random.split(views.view_key(KEY, INDEX[row], jnp.int32(0)))[0])
         box = geometry.crop_box_torchvision(box_key, 24, 20, min_area=0.08)
         image = augment.to_float(batch["image"][row])
-        close(found[row, 0], augment.clip(geometry.crop_resize(image, box, 16, method=interpolation, antialias=True)))
+        close(
+            found[row, 0],
+            augment.clip(geometry.crop_resize(image, box, 16, method=interpolation, antialias=True)),
+        )

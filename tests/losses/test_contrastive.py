@@ -9,8 +9,8 @@ from ssljax.losses.contrastive import contrast_accuracy, nt_xent
 
 # Case 4 of the file switches the released function's normalisation off; ours always normalises.
 NORMALISED = range(4)
-Z1 = jnp.array([[1., 2., 0.], [0., 1., -1.], [3., 0., 1.]], jnp.float32)
-Z2 = jnp.array([[1., 1., 0.], [1., 1., 1.], [0., -2., 1.]], jnp.float32)
+Z1 = jnp.array([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0], [3.0, 0.0, 1.0]], jnp.float32)
+Z2 = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, -2.0, 1.0]], jnp.float32)
 
 
 def released(z1, z2, temperature):
@@ -22,7 +22,9 @@ def released(z1, z2, temperature):
 def test_loss_gradient_and_accuracy_equal_the_released_code(golden, case):
     g = golden("nt_xent").under(f"c{case}")
     n = len(g["hidden"]) // 2
-    loss, grad = jax.value_and_grad(lambda z: released(z[:n], z[n:], float(g["temperature"])))(jnp.asarray(g["hidden"]))
+    loss, grad = jax.value_and_grad(lambda z: released(z[:n], z[n:], float(g["temperature"])))(
+        jnp.asarray(g["hidden"])
+    )
     np.testing.assert_allclose(loss, g["loss"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(grad, g["grad_hidden"], rtol=1e-4, atol=1e-6)
     accuracy = contrast_accuracy(jnp.asarray(g["hidden"][:n]), jnp.asarray(g["hidden"][n:])).mean()
@@ -63,15 +65,19 @@ def test_pairing_matters_but_order_scale_and_rotation_do_not():
     base = released(Z1, Z2, 0.5)
     order = jnp.array([2, 0, 1])
     rotation = jnp.linalg.qr(jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), jnp.float32))[0]
-    scale = jnp.array([[3.], [0.1], [7.]], jnp.float32)
-    for other in [released(Z1[order], Z2[order], 0.5), released(Z2, Z1, 0.5), released(Z1 @ rotation, Z2 @ rotation, 0.5),
-                  released(Z1 * scale.repeat(3, 1), Z2, 0.5)]:
+    scale = jnp.array([[3.0], [0.1], [7.0]], jnp.float32)
+    for other in [
+        released(Z1[order], Z2[order], 0.5),
+        released(Z2, Z1, 0.5),
+        released(Z1 @ rotation, Z2 @ rotation, 0.5),
+        released(Z1 * scale.repeat(3, 1), Z2, 0.5),
+    ]:
         np.testing.assert_allclose(other, base, rtol=2e-6)
     assert abs(released(Z1[order], Z2, 0.5) - base) > 0.1
 
 
 def test_bfloat16_embeddings_are_compared_in_float32():
-    z1, z2 = Z1.astype(jnp.bfloat16), Z2.astype(jnp.bfloat16)      # these values are exact in bfloat16
+    z1, z2 = Z1.astype(jnp.bfloat16), Z2.astype(jnp.bfloat16)  # these values are exact in bfloat16
     rows = nt_xent(z1, z2, temperature=0.1)
     assert rows.dtype == jnp.float32
     np.testing.assert_allclose(rows, nt_xent(Z1, Z2, temperature=0.1), rtol=1e-6)

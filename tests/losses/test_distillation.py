@@ -22,6 +22,7 @@ def test_the_released_codes_loss_and_gradients(golden, case):
     def loss(outputs, token):
         f = soft if str(g["type"]) == "soft" else hard
         return jnp.mean(f((outputs, token), teacher, labels, **settings))
+
     value, (to_outputs, to_token) = jax.value_and_grad(loss, (0, 1))(outputs, token)
     np.testing.assert_allclose(value, g["loss"], rtol=1e-5)
     np.testing.assert_allclose(to_outputs, g["grad_outputs"], rtol=1e-4, atol=1e-7)
@@ -32,7 +33,10 @@ def test_the_two_normalizations_differ_by_the_number_of_classes():
     """Pitfall 3: B = 2, C = 4. By hand: teacher (1/2, 1/2, 0, 0), pupil uniform, KL = log 2."""
     teacher = jnp.array([[30.0, 30.0, 0.0, 0.0]] * 2)
     flat, labels = jnp.zeros((2, 4)), jnp.array([0, 1])
-    paper, code = (soft((flat, flat), teacher, labels, alpha=1.0, temperature=1.0, normalization=name) for name in ("paper", "code"))
+    paper, code = (
+        soft((flat, flat), teacher, labels, alpha=1.0, temperature=1.0, normalization=name)
+        for name in ("paper", "code")
+    )
     np.testing.assert_allclose(paper, [np.log(2)] * 2, rtol=1e-5)
     np.testing.assert_allclose(paper, 4 * code, rtol=1e-6)
 
@@ -40,7 +44,9 @@ def test_the_two_normalizations_differ_by_the_number_of_classes():
 def test_a_student_that_equals_its_teacher_has_no_soft_loss_and_no_gradient():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
     labels = jnp.array([0, 1, 2])
-    value, grad = jax.value_and_grad(lambda z: soft((logits, z), logits, labels, alpha=1.0, temperature=3.0).sum())(logits)
+    value, grad = jax.value_and_grad(
+        lambda z: soft((logits, z), logits, labels, alpha=1.0, temperature=3.0).sum()
+    )(logits)
     np.testing.assert_allclose(value, 0.0, atol=1e-6)
     np.testing.assert_allclose(grad, np.zeros((3, 5)), atol=1e-6)
 
@@ -49,7 +55,9 @@ def test_hard_with_a_teacher_that_knows_the_labels_is_cross_entropy_and_its_teac
     rng = np.random.default_rng(1)
     logits, labels = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32), jnp.array([5, 0, 2, 2])
     teacher = 9.0 * jax.nn.one_hot(labels, 6)
-    np.testing.assert_allclose(hard((logits, logits), teacher, labels), cross_entropy(logits, labels), rtol=1e-6)
+    np.testing.assert_allclose(
+        hard((logits, logits), teacher, labels), cross_entropy(logits, labels), rtol=1e-6
+    )
     grad = jax.grad(lambda t: soft((logits, logits), t, labels, alpha=0.5, temperature=2.0).sum())(teacher)
     assert not np.any(np.asarray(grad))
 

@@ -14,13 +14,19 @@ def test_values_equal_numpy():
     other = RNG.normal(size=Z.shape).astype(np.float32)
     unit2 = other / np.linalg.norm(other, axis=1, keepdims=True)
     np.testing.assert_allclose(health.embedding_std(jnp.asarray(Z)), UNIT.std(0).mean() * 4, rtol=1e-5)
-    np.testing.assert_allclose(health.alignment(jnp.asarray(Z), jnp.asarray(other)), ((UNIT - unit2) ** 2).sum(1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        health.alignment(jnp.asarray(Z), jnp.asarray(other)), ((UNIT - unit2) ** 2).sum(1).mean(), rtol=1e-5
+    )
     distance = ((UNIT[:, None] - UNIT[None]) ** 2).sum(-1)
     others = ~np.eye(200, dtype=bool)
-    np.testing.assert_allclose(health.uniformity(jnp.asarray(Z)), np.log(np.exp(-2 * distance)[others].mean()), rtol=1e-4)
+    np.testing.assert_allclose(
+        health.uniformity(jnp.asarray(Z)), np.log(np.exp(-2 * distance)[others].mean()), rtol=1e-4
+    )
     s = np.linalg.svd(Z, compute_uv=False)
     p = s / s.sum()
-    np.testing.assert_allclose(health.effective_rank(jnp.asarray(Z)), np.exp(-(p * np.log(p)).sum()), rtol=1e-3)
+    np.testing.assert_allclose(
+        health.effective_rank(jnp.asarray(Z)), np.exp(-(p * np.log(p)).sum()), rtol=1e-3
+    )
 
 
 def test_collapse_is_visible_in_every_quantity():

@@ -14,7 +14,7 @@ from ssljax.models.resnet import Basic
 from ssljax.types import Facts
 
 SIZE = 8
-FACTS = Facts(num_examples=1500, num_classes=10, num_ids=1500)        # those of the digits
+FACTS = Facts(num_examples=1500, num_classes=10, num_ids=1500)  # those of the digits
 
 
 @contextmanager
@@ -42,8 +42,11 @@ def config_of(method: str, preset: str = "digits", **changes):
 def batch_of(rows: int, seed: int = 0) -> dict:
     """Noise images with labels and the ids 100, 101, ..."""
     rng = np.random.default_rng(seed)
-    return {"image": jnp.asarray(rng.integers(0, 256, (rows, SIZE, SIZE, 1)), jnp.uint8),
-            "label": jnp.asarray(rng.integers(0, 10, rows), jnp.int32), "index": jnp.arange(100, 100 + rows, dtype=jnp.int32)}
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (rows, SIZE, SIZE, 1)), jnp.uint8),
+        "label": jnp.asarray(rng.integers(0, 10, rows), jnp.int32),
+        "index": jnp.arange(100, 100 + rows, dtype=jnp.int32),
+    }
 
 
 def shaken(tree, seed: int):
@@ -54,10 +57,17 @@ def shaken(tree, seed: int):
 
 def names(tree) -> set[str]:
     """The paths of a tree's leaves."""
-    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def assert_close(ours, expected, **tolerance):
     """Equal structure and close values; an error names the leaf."""
     assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    jax.tree.map_with_path(lambda p, a, b: np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(p)), ours, expected)
+    jax.tree.map_with_path(
+        lambda p, a, b: np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(p)),
+        ours,
+        expected,
+    )

@@ -25,12 +25,18 @@ def small_networks():
 
 # ----------------------------------------------------------------------------------------------------------------------- the loss
 
+
 @pytest.mark.parametrize("case", range(3))
 def test_released_loss_and_gradients(golden, case):
     g = golden("byol_regression").under(f"c{case}")
-    p1, p2, z1, z2 = (jnp.asarray(g[name]) for name in ("prediction_view1", "prediction_view2", "projection_view1", "projection_view2"))
+    p1, p2, z1, z2 = (
+        jnp.asarray(g[name])
+        for name in ("prediction_view1", "prediction_view2", "projection_view1", "projection_view2")
+    )
     np.testing.assert_allclose(byol(p1, z2), g["regression_loss_p1_z2"], rtol=1e-5, atol=1e-6)
-    value, grads = jax.value_and_grad(lambda p1, p2: jnp.mean(byol(p1, z2) + byol(p2, z1)), argnums=(0, 1))(p1, p2)
+    value, grads = jax.value_and_grad(lambda p1, p2: jnp.mean(byol(p1, z2) + byol(p2, z1)), argnums=(0, 1))(
+        p1, p2
+    )
     np.testing.assert_allclose(value, g["repr_loss"], rtol=1e-5)
     for found, name in zip(grads, ("grad_prediction_view1", "grad_prediction_view2"), strict=True):
         np.testing.assert_allclose(found, g[name], rtol=1e-4, atol=1e-6 * max(1.0, np.abs(g[name]).max()))
@@ -50,15 +56,22 @@ def test_values_by_hand():
 
 # ----------------------------------------------------------------------------------------------------- a step put together by hand
 
+
 class Pass:
     """One loss and gradient with random parameters everywhere, and the pieces they are made of."""
 
     def __init__(self, **changes):
         self.config = config_of("byol", **{"head__hidden": 5, "predictor__hidden": 5, **changes})
-        self.method, self.key, self.batch = METHODS["byol"](self.config, FACTS), jax.random.key(3), batch_of(B)
+        self.method, self.key, self.batch = (
+            METHODS["byol"](self.config, FACTS),
+            jax.random.key(3),
+            batch_of(B),
+        )
         params, state, extra = jax.eval_shape(lambda key: self.method.init(key, {}), jax.random.key(0))
         self.params, self.state = shaken(params, 1), self.fresh(state)
-        self.extra = extra._replace(target_params=shaken(extra.target_params, 2), target_stats=self.fresh(extra.target_stats))
+        self.extra = extra._replace(
+            target_params=shaken(extra.target_params, 2), target_stats=self.fresh(extra.target_stats)
+        )
         self.gradient = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
         (self.total, self.out), self.grads = self.gradient(self.params, self.batch)
         made = views.stacked(self.batch, self.key, self.config)
@@ -66,7 +79,9 @@ class Pass:
 
     @staticmethod
     def fresh(stats):
-        return jax.tree.map_with_path(lambda path, s: jnp.full(s.shape, float(path[-1].key == "var"), s.dtype), stats)
+        return jax.tree.map_with_path(
+            lambda path, s: jnp.full(s.shape, float(path[-1].key == "var"), s.dtype), stats
+        )
 
     def loss(self, params, batch):
         return self.method.loss(params, self.state, self.extra, batch, self.key, jnp.int32(0))
@@ -74,10 +89,17 @@ class Pass:
     def forward(self, params, state, x):
         """Features, and projection or, where there is a predictor, prediction; the running statistics after it."""
         h, f = models.forward(models.backbone(self.config.model), params["encoder"], state["encoder"], x)
-        z, g = models.forward(models.mlp(self.config.head, self.config.model, 4), params["projector"], state["projector"], h)
+        z, g = models.forward(
+            models.mlp(self.config.head, self.config.model, 4), params["projector"], state["projector"], h
+        )
         state = {**state, "encoder": f, "projector": g}
         if "predictor" in params:
-            z, q = models.forward(models.mlp(self.config.predictor, self.config.model, 4), params["predictor"], state["predictor"], z)
+            z, q = models.forward(
+                models.mlp(self.config.predictor, self.config.model, 4),
+                params["predictor"],
+                state["predictor"],
+                z,
+            )
             state = {**state, "predictor": q}
         return np.asarray(h, np.float64), np.asarray(z, np.float64), state
 
@@ -111,13 +133,18 @@ def test_the_loss_is_the_sum_of_both_directions_and_the_probe_on_view_1(done):
     _, t2, stats = done.forward(done.extra.target_params, stats, done.v2)
     both = regression(p1, t2).mean() + regression(p2, t1).mean()
     np.testing.assert_allclose(done.out.metrics["repr_loss"], both, rtol=1e-4)
-    scores = h1 @ np.asarray(done.params["classifier"]["dense"]["kernel"]) + np.asarray(done.params["classifier"]["dense"]["bias"])
+    scores = h1 @ np.asarray(done.params["classifier"]["dense"]["kernel"]) + np.asarray(
+        done.params["classifier"]["dense"]["bias"]
+    )
     probe = np.log(np.exp(scores).sum(1)) - scores[np.arange(B), done.batch["label"]]
     np.testing.assert_allclose(done.total, both + probe.mean(), rtol=1e-4)
     # View 1, then view 2: the recursion of two passes, each network with its own.
     assert_close(done.out.model_state, state, rtol=1e-4, atol=1e-5)
     assert_close(done.out.carry, stats, rtol=1e-4, atol=1e-5)
-    online, target = done.out.model_state["encoder"]["stem_norm1"]["mean"], done.out.carry["encoder"]["stem_norm1"]["mean"]
+    online, target = (
+        done.out.model_state["encoder"]["stem_norm1"]["mean"],
+        done.out.carry["encoder"]["stem_norm1"]["mean"],
+    )
     assert np.abs(online - target).max() > 1e-3 and np.abs(target).max() > 1e-3
 
 
@@ -138,15 +165,22 @@ def test_labels_reach_the_classifier_and_nothing_else(done):
     _, grads = done.gradient(done.params, other)
     for part in ("encoder", "projector", "predictor"):
         jax.tree.map(np.testing.assert_array_equal, grads[part], done.grads[part])
-    assert np.abs(grads["classifier"]["dense"]["kernel"] - done.grads["classifier"]["dense"]["kernel"]).max() > 1e-3
+    assert (
+        np.abs(grads["classifier"]["dense"]["kernel"] - done.grads["classifier"]["dense"]["kernel"]).max()
+        > 1e-3
+    )
 
 
 def test_the_target_has_the_encoder_and_projector_only_and_its_own_start():
     for start, equal in (("independent", False), ("copy", True)):
         method = METHODS["byol"](config_of("byol", target__init=start), FACTS)
         params, state, extra = jax.jit(lambda key, method=method: method.init(key, {}))(jax.random.key(0))
-        assert names(extra.target_params) == {n for n in names(params) if n.startswith(("encoder", "projector"))}
-        same = np.array_equal(extra.target_params["encoder"]["stem_conv1"]["kernel"], params["encoder"]["stem_conv1"]["kernel"])
+        assert names(extra.target_params) == {
+            n for n in names(params) if n.startswith(("encoder", "projector"))
+        }
+        same = np.array_equal(
+            extra.target_params["encoder"]["stem_conv1"]["kernel"], params["encoder"]["stem_conv1"]["kernel"]
+        )
         assert same == equal, start
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(extra))
 
@@ -157,8 +191,11 @@ def test_a_constant_tau(done, tau):
     p = Pass(target__momentum=tau, target__schedule="constant")
     new = shaken(p.params, 7)
     after = jax.jit(p.method.update)(p.extra, new, p.out.carry, jnp.int32(5))
-    expected = jax.tree.map(lambda old, online: tau * old + (1 - tau) * online, p.extra.target_params,
-                            {name: new[name] for name in ("encoder", "projector")})
+    expected = jax.tree.map(
+        lambda old, online: tau * old + (1 - tau) * online,
+        p.extra.target_params,
+        {name: new[name] for name in ("encoder", "projector")},
+    )
     assert_close(after.target_params, expected, rtol=1e-5, atol=1e-6)
     assert_close(after.target_stats, p.out.carry, rtol=0, atol=0)
     assert float(p.out.metrics["tau"]) == tau
@@ -166,9 +203,15 @@ def test_a_constant_tau(done, tau):
 
 def test_tau_is_that_of_the_steps_own_number_and_reaches_1(done):
     total, new = 20, shaken(done.params, 7)
-    update = jax.jit(METHODS["byol"](config_of("byol", epochs=20, target__momentum=0.9), FACTS._replace(num_examples=8)).update)
+    update = jax.jit(
+        METHODS["byol"](
+            config_of("byol", epochs=20, target__momentum=0.9), FACTS._replace(num_examples=8)
+        ).update
+    )
     for step in (0, total // 4, total):
-        found = update(done.extra, new, done.out.carry, jnp.int32(step)).target_params["projector"]["dense1"]["kernel"]
+        found = update(done.extra, new, done.out.carry, jnp.int32(step)).target_params["projector"]["dense1"][
+            "kernel"
+        ]
         tau = 1 - 0.1 * (1 + np.cos(np.pi * step / total)) / 2
         old, online = (tree["projector"]["dense1"]["kernel"] for tree in (done.extra.target_params, new))
         np.testing.assert_allclose(found, tau * old + (1 - tau) * online, rtol=1e-4, atol=1e-6)
@@ -181,44 +224,72 @@ def test_without_a_predictor_the_projection_is_the_prediction():
     _, z2, _ = p.forward(p.params, state, p.v2)
     _, t1, stats = p.forward(p.extra.target_params, p.extra.target_stats, p.v1)
     _, t2, _ = p.forward(p.extra.target_params, stats, p.v2)
-    np.testing.assert_allclose(p.out.metrics["repr_loss"], regression(z1, t2).mean() + regression(z2, t1).mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        p.out.metrics["repr_loss"], regression(z1, t2).mean() + regression(z2, t1).mean(), rtol=1e-4
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------------ collapse
+
 
 def test_without_predictor_and_target_the_network_collapses_and_the_monitor_says_so():
     """The same few epochs with and without the two: one run is called collapsed, the other is not."""
     verdicts = {}
     for preset, tau in (("digits_collapse", 0.0), ("digits", 0.96)):
-        c = config_of("byol", preset, head__hidden=16, head__dim=8, predictor__hidden=16, model__stem="imagenet", zero_init_residual=True,
-                      data__image_size=16, data__train_per_class=40, augment__crop="affine", batch_size=32,
-                      epochs=8, optim__name="sgd", optim__learning_rate=0.3, optim__scaling="linear", optim__warmup_epochs=0,
-                      target__momentum=tau, online_probe=False)
+        c = config_of(
+            "byol",
+            preset,
+            head__hidden=16,
+            head__dim=8,
+            predictor__hidden=16,
+            model__stem="imagenet",
+            zero_init_residual=True,
+            data__image_size=16,
+            data__train_per_class=40,
+            augment__crop="affine",
+            batch_size=32,
+            epochs=8,
+            optim__name="sgd",
+            optim__learning_rate=0.3,
+            optim__scaling="linear",
+            optim__warmup_epochs=0,
+            target__momentum=tau,
+            online_probe=False,
+        )
         source = sources.load(c.data, "train")
         program = build(c, source.facts)
         state, key = program.init(0), jax.random.key(0)
         for batch, _ in zip(device_batches(program, source, 0, 0), range(program.total_steps), strict=False):
             state, metrics = program.step(state, batch, key)
-        verdicts[preset] = monitor.warnings("byol", int(state.step), {name: float(value) for name, value in metrics.items()})
-    assert any("embedding_std" in text and "collapsed" in text for text in verdicts["digits_collapse"]), verdicts
+        verdicts[preset] = monitor.warnings(
+            "byol", int(state.step), {name: float(value) for name, value in metrics.items()}
+        )
+    assert any("embedding_std" in text and "collapsed" in text for text in verdicts["digits_collapse"]), (
+        verdicts
+    )
     assert not verdicts["digits"], verdicts
 
 
 # ----------------------------------------------------------------------------------------------------------------- configurations
+
 
 @pytest.mark.parametrize("case", range(2))
 def test_learning_rate(golden, case):
     """The released schedule ends with its last step; the run's own has one step more."""
     g = golden("byol_regression").under(f"lr{case}")
     peak = float(g["base_learning_rate"]) * int(g["batch_size"]) / 256
-    schedule = optim.warmup_cosine(peak, warmup_steps=int(g["warmup_steps"]), total_steps=int(g["total_steps"]))
+    schedule = optim.warmup_cosine(
+        peak, warmup_steps=int(g["warmup_steps"]), total_steps=int(g["total_steps"])
+    )
     np.testing.assert_allclose(schedule(jnp.asarray(g["step"])), g["lr"], rtol=1e-5, atol=1e-5)
 
 
 def test_the_headlines_schedule_by_hand():
     c = get_config("imagenet_r50_e1000")
     total = optim.train_steps(1_281_167, c.epochs, c.batch_size)
-    _, schedule = optim.make_optimizer(c.optim, batch_size=4096, steps_per_epoch=1_281_167 / 4096, total_steps=total)
+    _, schedule = optim.make_optimizer(
+        c.optim, batch_size=4096, steps_per_epoch=1_281_167 / 4096, total_steps=total
+    )
     np.testing.assert_allclose([schedule(s) for s in (0, 3127, 312_785)], [0, 3.2, 0], atol=1e-6)
     assert c.optim.name == "lars" and not c.optim.lr_in_momentum
 
@@ -228,20 +299,31 @@ def test_norms_and_biases_of_every_part_are_left_out_of_lars_and_the_classifier_
     params = jax.eval_shape(lambda key: method.init(key, {})[0], jax.random.key(0))
     mask = dict(zip(sorted_names(params), jax.tree.leaves(optim.decayed(params, method.probes)), strict=True))
     excluded = {name for name, decayed in mask.items() if not decayed}
-    heads = {f"{part}/{leaf}" for part in ("projector", "predictor") for leaf in ("dense1/bias", "norm1/scale", "norm1/bias")}
+    heads = {
+        f"{part}/{leaf}"
+        for part in ("projector", "predictor")
+        for leaf in ("dense1/bias", "norm1/scale", "norm1/bias")
+    }
     assert {n for n in excluded if not n.startswith("encoder")} == {*heads, "classifier/dense/bias"}
     assert all(n.endswith(("/scale", "/bias")) for n in excluded) and mask["classifier/dense/kernel"]
 
 
 def sorted_names(tree):
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def test_parameter_counts_of_the_papers_networks():
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     method = METHODS["byol"](get_config("imagenet_r50_e300"), FACTS)
     small = jax.eval_shape(lambda key: method.init(key, {})[0], jax.random.key(0))
-    assert [size(small[part]) for part in ("encoder", "projector", "predictor")] == [23_508_032, 9_449_472, 2_109_440]
+    assert [size(small[part]) for part in ("encoder", "projector", "predictor")] == [
+        23_508_032,
+        9_449_472,
+        2_109_440,
+    ]
     assert "bias" not in small["projector"]["dense2"] and "bias" not in small["predictor"]["dense2"]
 
 
@@ -256,10 +338,13 @@ def test_every_preset_is_a_method(preset):
 def test_fine_tuning_continues_from_the_pretrained_encoder_on_the_papers_batch():
     c = get_config("imagenet_r200_x2_finetune_10pct")
     alone = get_config("imagenet_r200_x2").to_dict() | {"preset": c.pretrain.preset}
-    assert c.pretrain.to_dict() == alone                            # what the second stage changes is its own
+    assert c.pretrain.to_dict() == alone  # what the second stage changes is its own
     assert (c.finetune.method, c.finetune.init_from) == ("supervised", "pretrain")
     assert (c.finetune.batch_size, c.finetune.data.label_fraction) == (1024, 0.1)
-    assert c.finetune.model == c.pretrain.model and (c.pretrain.model.name, c.pretrain.model.width) == ("resnet200", 2.0)
+    assert c.finetune.model == c.pretrain.model and (c.pretrain.model.name, c.pretrain.model.width) == (
+        "resnet200",
+        2.0,
+    )
     assert (c.finetune.optim.nesterov, c.finetune.optim.weight_decay) == (True, 0.0)
 
 
@@ -279,9 +364,15 @@ def test_encode_is_the_online_encoder_with_its_running_statistics(name):
     method = METHODS[name](config, FACTS)
     params, state, extra = jax.eval_shape(lambda key: method.init(key, {}), jax.random.key(0))
     params, extra = shaken(params, 1), shaken(extra, 2)
-    state = jax.tree.map_with_path(lambda path, s: jnp.full(s.shape, 0.5 + (path[-1].key == "var"), s.dtype), state)
+    state = jax.tree.map_with_path(
+        lambda path, s: jnp.full(s.shape, 0.5 + (path[-1].key == "var"), s.dtype), state
+    )
     image = np.asarray(batch_of(3)["image"])
     x = jnp.asarray((image / 255.0 - 0.3) / 0.6, jnp.float32)
-    expected = jax.jit(lambda: models.infer(models.backbone(config.model), params["encoder"], state["encoder"], x))()
+    expected = jax.jit(
+        lambda: models.infer(models.backbone(config.model), params["encoder"], state["encoder"], x)
+    )()
     assert np.abs(expected).max() > 1e-3
-    np.testing.assert_allclose(jax.jit(encoder(method, config))(params, state, extra, image), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(encoder(method, config))(params, state, extra, image), expected, rtol=1e-4, atol=1e-5
+    )

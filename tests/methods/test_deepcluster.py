@@ -60,6 +60,7 @@ def test_no_clustering_without_an_epoch_to_learn_it(program, source):
     def refresh(state, run):
         steps.append(int(state.step))
         return program.method.refresh(state, run)
+
     short = program._replace(total_steps=2 * epoch + 2, method=program.method._replace(refresh=refresh))
     assert int(fit(short, source, seed=0).step) == 2 * epoch + 2
     assert steps == [0, epoch]
@@ -80,9 +81,9 @@ def test_every_image_is_in_the_cluster_whose_centroid_is_nearest(program, source
     labels, centroids = np.asarray(after.extra.assignment)[source.index], np.asarray(after.extra.centroids)
     x = features(program, source, trained)
     means = np.stack([x[labels == k].mean(0) for k in np.unique(labels)])
-    x *= np.sign((means * centroids[np.unique(labels)]).sum(0))                     # the sign of a component is arbitrary
+    x *= np.sign((means * centroids[np.unique(labels)]).sum(0))  # the sign of a component is arbitrary
     nearest = np.square(x[:, None] - centroids[None]).sum(2).argmin(1)
-    assert (nearest == labels).mean() > 0.995                                       # a tie may fall either way
+    assert (nearest == labels).mean() > 0.995  # a tie may fall either way
     np.testing.assert_array_equal(after.extra.counts, np.bincount(labels, minlength=K))
     gaps = np.setdiff1d(np.arange(source.num_ids), source.index)
     assert (np.asarray(after.extra.assignment)[gaps] == -1).all()
@@ -98,7 +99,9 @@ def test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else(prog
     for part in ("opt_state", "model_state", "step"):
         jax.tree.map(np.testing.assert_array_equal, getattr(trained, part), getattr(after, part))
     jax.tree.map(np.testing.assert_array_equal, trained.params["encoder"], after.params["encoder"])
-    assert jax.tree.map(lambda leaf: leaf.sharding, trained) == jax.tree.map(lambda leaf: leaf.sharding, after)
+    assert jax.tree.map(lambda leaf: leaf.sharding, trained) == jax.tree.map(
+        lambda leaf: leaf.sharding, after
+    )
 
 
 def test_an_optimizer_that_remembers_the_head_forgets_it(source):
@@ -107,28 +110,41 @@ def test_an_optimizer_that_remembers_the_head_forgets_it(source):
     batch = next(device_batches(program, source, 0, 0, balance_of(program, source, state)))
     state, _ = program.step(state, batch, jax.random.key(0))
     after = refreshed(program, source, state, 0, None)
-    for (path, old), (_, new) in zip(*(jax.tree_util.tree_leaves_with_path(s.opt_state) for s in (state, after)), strict=True):
+    for (path, old), (_, new) in zip(
+        *(jax.tree_util.tree_leaves_with_path(s.opt_state) for s in (state, after)), strict=True
+    ):
         if any(getattr(entry, "key", None) == "head" for entry in path):
             assert np.asarray(old).any() and not np.asarray(new).any()
         else:
             np.testing.assert_array_equal(old, new)
 
 
-def test_another_clustering_starts_from_other_images_and_one_device_finds_what_eight_find(program, source, trained):
+def test_another_clustering_starts_from_other_images_and_one_device_finds_what_eight_find(
+    program, source, trained
+):
     again = refreshed(program, source, trained.replace(step=trained.step + 4), 0, None)
     after = refreshed(program, source, trained, 0, None)
     assert float(nmi(after.extra.assignment, again.extra.assignment)) < 0.99
     one = build(config_of(), source.facts, sharding.make_mesh(1))
-    alone = refreshed(one, source, jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh)), 0, None)
+    alone = refreshed(
+        one, source, jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh)), 0, None
+    )
     both = [jnp.asarray(np.asarray(state.extra.assignment)) for state in (after, alone)]
-    assert float(nmi(*both)) > 0.8                                                  # rounding may move a centroid, and others after it
+    assert float(nmi(*both)) > 0.8  # rounding may move a centroid, and others after it
 
 
 def test_epochs_are_even_over_clusters(program, source, trained):
     clusters = balance_of(program, source, trained)
     batches = device_batches(program, source, 0, 0, clusters)
-    drawn = np.concatenate([np.asarray(batch["index"]) for batch, _ in zip(batches, range(program.steps_per_epoch), strict=False)])
-    seen = np.bincount(np.asarray(trained.extra.assignment)[drawn], minlength=K)[np.asarray(trained.extra.counts) > 0]
+    drawn = np.concatenate(
+        [
+            np.asarray(batch["index"])
+            for batch, _ in zip(batches, range(program.steps_per_epoch), strict=False)
+        ]
+    )
+    seen = np.bincount(np.asarray(trained.extra.assignment)[drawn], minlength=K)[
+        np.asarray(trained.extra.counts) > 0
+    ]
     sizes = np.asarray(trained.extra.counts)[np.asarray(trained.extra.counts) > 0]
     assert sizes.std() / sizes.mean() > 0.2 and seen.std() / seen.mean() < 0.1
 
@@ -137,14 +153,16 @@ def test_weights_make_every_cluster_count_alike(source):
     config = config_of(clusters__sampler="weights", clusters__k=4)
     method = METHODS["deepcluster"](config, FACTS._replace(num_ids=6))
     params, model_state, extra = method.init(jax.random.key(0), {})
-    extra = extra._replace(assignment=jnp.array([0, 0, 0, 0, 2, 3], jnp.int32), counts=jnp.array([4, 0, 1, 1], jnp.int32))
+    extra = extra._replace(
+        assignment=jnp.array([0, 0, 0, 0, 2, 3], jnp.int32), counts=jnp.array([4, 0, 1, 1], jnp.int32)
+    )
     batch = {"image": jnp.asarray(source.images[:6]), "index": jnp.arange(6, dtype=jnp.int32)}
     rows = []
-    for label in range(4):                                                          # the loss if all images were of this cluster
+    for label in range(4):  # the loss if all images were of this cluster
         same = extra._replace(assignment=jnp.full(6, label, jnp.int32), counts=jnp.full(4, 6, jnp.int32))
         rows.append(method.loss(params, model_state, same, batch, jax.random.key(1), 0)[0])
     assert method.balance is None and np.isfinite(rows).all()
-    params["head"] = jax.tree.map(jnp.zeros_like, params["head"])                   # then every image's cross entropy is ln 4
+    params["head"] = jax.tree.map(jnp.zeros_like, params["head"])  # then every image's cross entropy is ln 4
     loss = method.loss(params, model_state, extra, batch, jax.random.key(1), 0)[0]
     np.testing.assert_allclose(loss, np.log(4) * np.mean([6 / 3 / 4] * 4 + [6 / 3] * 2), rtol=1e-6)
 
@@ -155,8 +173,12 @@ def test_the_control_keeps_sizes_and_loses_what_they_mean(source):
     shuffled = refreshed(program, source, state, 0, None).extra
     meant = refreshed(build(config_of(), source.facts), source, state, 0, None).extra
     np.testing.assert_array_equal(shuffled.counts, meant.counts)
-    assert meant.counts.sum() == len(source) and len(source) % program.config.evaluate.batch_size       # the last, incomplete batch too
-    assert float(nmi(shuffled.assignment[source.index], source.labels)) < 0.6 * float(nmi(meant.assignment[source.index], source.labels))
+    assert (
+        meant.counts.sum() == len(source) and len(source) % program.config.evaluate.batch_size
+    )  # the last, incomplete batch too
+    assert float(nmi(shuffled.assignment[source.index], source.labels)) < 0.6 * float(
+        nmi(meant.assignment[source.index], source.labels)
+    )
 
 
 def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
@@ -169,6 +191,7 @@ def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
 
     def cost(labels):
         return sum(np.square(x[labels == k] - x[labels == k].mean(0)).sum() for k in np.unique(labels))
+
     whole = np.asarray(refreshed(program, source, trained, 0, None).extra.assignment)[source.index]
     assert cost(labels) < 1.1 * cost(whole) < 0.9 * cost(np.roll(labels, 1))
 
@@ -182,17 +205,25 @@ def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version,
         part = dataclasses.replace(source, labels=given)
         run = Run(program, part, 0, logged.append, functools.partial(device_batches, program, part, 0, 0))
         state = program.method.refresh(program.init(0), run)
-    first = np.asarray(state.extra.assignment)[source.index].reshape(len(source), -1)[:, 0]          # the same clusters both times
-    expected = normalized_mutual_info_score(labels[labels >= 0], first[labels >= 0], average_method="geometric")
+    first = np.asarray(state.extra.assignment)[source.index].reshape(len(source), -1)[
+        :, 0
+    ]  # the same clusters both times
+    expected = normalized_mutual_info_score(
+        labels[labels >= 0], first[labels >= 0], average_method="geometric"
+    )
     np.testing.assert_allclose(logged[0]["nmi_labels"], expected, rtol=1e-4)
     assert logged[0].keys() - logged[1].keys() == {"nmi_labels"}
     if version == 1:
         run = evaluated(program.config, source.facts, state, program.mesh)
-        bench = evaluate.of_network(run, "deepcluster", dataclasses.replace(source, labels=labels), source, run.assignment())
-        found, = clusters.judge(bench)
+        bench = evaluate.of_network(
+            run, "deepcluster", dataclasses.replace(source, labels=labels), source, run.assignment()
+        )
+        (found,) = clusters.judge(bench)
         np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
         assert found["n"] == (labels >= 0).sum()
-        with pytest.raises(ValueError, match="clusters needs labels, and 400 of 400 train images of digits have none"):
+        with pytest.raises(
+            ValueError, match="clusters needs labels, and 400 of 400 train images of digits have none"
+        ):
             next(clusters.judge(bench._replace(train=part)))
 
 
@@ -202,36 +233,59 @@ def test_what_is_evaluated(program, source, trained):
     bench = evaluate.of_network(run, "deepcluster", source, source, run.assignment())
     given = bench.assignment[source.index]
     np.testing.assert_array_equal(given, np.asarray(trained.extra.assignment)[source.index])
-    found, = clusters.judge(bench)
+    (found,) = clusters.judge(bench)
     expected = normalized_mutual_info_score(source.labels, given, average_method="geometric")
     np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
     assert found["n"] == len(source) and found["settings"] == {"clusters": len(np.unique(given))}
     sheet = gallery.contact_sheet(given, source, program.config)
     counts = np.bincount(given)
-    assert sheet["cluster_size"].tolist() == sorted(sheet["cluster_size"], reverse=True) and sheet["cluster_size"][0] == counts.max()
+    assert (
+        sheet["cluster_size"].tolist() == sorted(sheet["cluster_size"], reverse=True)
+        and sheet["cluster_size"][0] == counts.max()
+    )
     largest = np.flatnonzero(given == counts.argmax())
     np.testing.assert_array_equal(sheet["cluster"][0, 0], source.images[largest[0]])
     assert set(sheet["cluster_labels"][0]) <= set(source.labels[largest])
 
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "probe", lambda train, *_, **__: seen.append(train) or {"protocol": "p", "settings": {}})
+        patch.setattr(
+            layers, "probe", lambda train, *_, **__: seen.append(train) or {"protocol": "p", "settings": {}}
+        )
         probed = [result["protocol"] for result in layers.judge(bench)]
     assert probed == ["layer_stem", "layer_group1", "layer_group2", "layer_group3"]
-    net, x = models.backbone(program.config.model), views.for_network(jnp.asarray(source.images), program.config.augment)
+    net, x = (
+        models.backbone(program.config.model),
+        views.for_network(jnp.asarray(source.images), program.config.augment),
+    )
     for train, layer in zip(seen, program.config.evaluate.layers, strict=True):
-        map_ = np.asarray(models.activation(net, trained.params["encoder"], trained.model_state["encoder"], x, layer), np.float64)
+        map_ = np.asarray(
+            models.activation(net, trained.params["encoder"], trained.model_state["encoder"], x, layer),
+            np.float64,
+        )
         assert train.features.shape[1] <= program.config.evaluate.layer_dim
-        np.testing.assert_allclose(train.features.sum(1) / train.features.shape[1], map_.mean((1, 2, 3)), rtol=1e-3)
+        np.testing.assert_allclose(
+            train.features.sum(1) / train.features.shape[1], map_.mean((1, 2, 3)), rtol=1e-3
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------- version 2
+
 
 @pytest.fixture(scope="module")
 def second(source):
     c = config_of().unlock()
     c.views = dict(one=dict(), two=dict())
-    c.head = dict(layers=2, hidden=16, dim=8, hidden_bias=True, last_bias=True, norm=True, last_norm=False, scheme="uniform")
+    c.head = dict(
+        layers=2,
+        hidden=16,
+        dim=8,
+        hidden_bias=True,
+        last_bias=True,
+        norm=True,
+        last_norm=False,
+        scheme="uniform",
+    )
     c.clusters.update(version=2, heads=3, iterations=4)
     c.optim.update(name="sgd")
     return build(resolve(c).lock(), source.facts)
@@ -244,15 +298,21 @@ def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second
     assert not extra.seen.any()
     inside = extra.assignment[source.index]
     unseen = (inside < 0).all(1)
-    assert unseen.sum() == len(source) % second.config.batch_size                   # the rest of the first pass
-    for head in range(3):                                                           # head h reads bank h mod 2
+    assert unseen.sum() == len(source) % second.config.batch_size  # the rest of the first pass
+    for head in range(3):  # head h reads bank h mod 2
         z = extra.banks[source.index[~unseen], head % 2]
         np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
         nearest = (z @ extra.centroids[head].T).argmax(1)
         assert (nearest == inside[~unseen, head]).mean() > 0.99
     batch = next(device_batches(second, source, 0, 0))
-    loss, out = second.method.loss(state.params, state.model_state, state.extra, batch, jax.random.key(5), state.step)
-    z, index, y = np.asarray(out.carry["z"], np.float64), np.asarray(batch["index"]), extra.assignment[np.asarray(batch["index"])]
+    loss, out = second.method.loss(
+        state.params, state.model_state, state.extra, batch, jax.random.key(5), state.step
+    )
+    z, index, y = (
+        np.asarray(out.carry["z"], np.float64),
+        np.asarray(batch["index"]),
+        extra.assignment[np.asarray(batch["index"])],
+    )
     rows = []
     for view in range(2):
         for head in range(3):
@@ -269,7 +329,10 @@ def test_wrong_settings_are_refused(source):
     with pytest.raises(ValueError, match="500 clusters of 400 images"):
         program = build(config_of(clusters__k=500), source.facts)
         refreshed(program, source, program.init(0), 0, None)
-    for name, value, message in (("version", 3, "version=3"), ("sampler", "even", "'uniform', 'weights', 'none'"),
-                                 ("repair", "no", "'faiss'")):
+    for name, value, message in (
+        ("version", 3, "version=3"),
+        ("sampler", "even", "'uniform', 'weights', 'none'"),
+        ("repair", "no", "'faiss'"),
+    ):
         with pytest.raises(ValueError, match=message):
             METHODS["deepcluster"](config_of(**{f"clusters__{name}": value}), FACTS._replace(num_ids=400))

@@ -40,12 +40,19 @@ def built(**changes):
         params, model_state, extra = method.init(jax.random.key(0), {})
     batch = batch_of(8)
     batch["label"] = batch["label"] % CLASSES
-    extra = extra._replace(teacher=Frozen(shaken(extra.teacher.params, 2), extra.teacher.model_state)) if extra.teacher else extra
+    extra = (
+        extra._replace(teacher=Frozen(shaken(extra.teacher.params, 2), extra.teacher.model_state))
+        if extra.teacher
+        else extra
+    )
     return method, (shaken(params, 1), model_state, extra), batch
 
 
 def logits(params, tokens):
-    head = lambda name, h: np.asarray(h) @ np.asarray(params[name]["dense"]["kernel"]) + np.asarray(params[name]["dense"]["bias"])
+    head = lambda name, h: (
+        np.asarray(h) @ np.asarray(params[name]["dense"]["kernel"])
+        + np.asarray(params[name]["dense"]["bias"])
+    )
     return head("head", tokens[:, 0]), head("distillation_head", tokens[:, 1])
 
 
@@ -68,6 +75,7 @@ def seen(monkeypatch):
         out = infer(net, params, statistics, x, **rest)
         found.update(teacher=x, features=out)
         return out
+
     monkeypatch.setattr(models, "forward", student_pass)
     monkeypatch.setattr(models, "infer", teacher_pass)
     return found
@@ -89,7 +97,9 @@ def test_hard_distillation_of_a_mixed_image_by_numpy(seen):
     y = lam * y + (1 - lam) * y[::-1]
     z, token = logits(params, seen["tokens"])
     head = extra.teacher.params["head"]["dense"]
-    decision = np.argmax(np.asarray(seen["features"]) @ np.asarray(head["kernel"]) + np.asarray(head["bias"]), -1)
+    decision = np.argmax(
+        np.asarray(seen["features"]) @ np.asarray(head["kernel"]) + np.asarray(head["bias"]), -1
+    )
     expected = -0.5 * (y * np.log(softmax(z))).sum(-1) - 0.5 * np.log(softmax(token))[np.arange(8), decision]
     np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
     np.testing.assert_allclose(out.metrics["agreement"], (token.argmax(-1) == decision).mean(), rtol=1e-6)
@@ -98,10 +108,18 @@ def test_hard_distillation_of_a_mixed_image_by_numpy(seen):
 @pytest.mark.parametrize("normalization, scale", [("paper", 1), ("code", CLASSES)])
 def test_soft_distillation_without_a_token_by_numpy(seen, normalization, scale):
     """Both terms at the class head; without mixing the labels are smoothed all the same."""
-    method, (params, model_state, extra), batch = built(model__distillation=False, distill__name="soft", distill__alpha=0.1,
-                                                        distill__normalization=normalization, mix__mixup_alpha=0.0, mix__cutmix_alpha=0.0)
+    method, (params, model_state, extra), batch = built(
+        model__distillation=False,
+        distill__name="soft",
+        distill__alpha=0.1,
+        distill__normalization=normalization,
+        mix__mixup_alpha=0.0,
+        mix__cutmix_alpha=0.0,
+    )
     value, _ = method.loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
-    dense = lambda p, h: np.asarray(h) @ np.asarray(p["head"]["dense"]["kernel"]) + np.asarray(p["head"]["dense"]["bias"])
+    dense = lambda p, h: (
+        np.asarray(h) @ np.asarray(p["head"]["dense"]["kernel"]) + np.asarray(p["head"]["dense"]["bias"])
+    )
     z, t = dense(params, seen["tokens"]), dense(extra.teacher.params, seen["features"])
     p, log_s = softmax(t / 3), np.log(softmax(z / 3))
     kl = (p * (np.log(p) - log_s)).sum(-1) / scale
@@ -112,7 +130,9 @@ def test_soft_distillation_without_a_token_by_numpy(seen, normalization, scale):
 def test_without_a_teacher_the_second_head_learns_nothing():
     method, (params, model_state, extra), batch = built(distill__name="none")
     assert extra == ((), ())
-    grads = jax.grad(lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0])(params)
+    grads = jax.grad(lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0])(
+        params
+    )
     assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["distillation_head"]))
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["head"]))
 
@@ -137,7 +157,9 @@ def test_encode_and_classify_read_both_tokens_of_the_average():
     method, (params, model_state, extra), batch = built(ema__decay=0.5)
     assert_close(extra.ema.model_state, model_state)
     after = method.update(extra, params, model_state, jnp.int32(0))
-    assert_close(after.ema.params, jax.tree.map(lambda a, b: (a + b) / 2, extra.ema.params, params), rtol=1e-6)
+    assert_close(
+        after.ema.params, jax.tree.map(lambda a, b: (a + b) / 2, extra.ema.params, params), rtol=1e-6
+    )
     assert after.teacher is extra.teacher
     features = method.encode(params, model_state, after, batch["image"])
     assert features.shape == (8, 128)
@@ -162,8 +184,13 @@ def test_a_larger_stage_takes_network_heads_and_teacher_and_resizes_the_position
     """16 positions become 64; class and distillation token keep theirs to the bit; the teacher's statistics come along."""
     with one_block():
         small = student()
-        large = student(data__image_size=2 * SIZE, batch_size=8, init_from="small", ema__decay=0.5,
-                        init_branches=("encoder", "head", "distillation_head"))
+        large = student(
+            data__image_size=2 * SIZE,
+            batch_size=8,
+            init_from="small",
+            ema__decay=0.5,
+            init_branches=("encoder", "head", "distillation_head"),
+        )
         source = sources.load(large.data, "train")
         program = build(large, source.facts)
         params, model_state, extra = METHODS["deit"](small, FACTS).init(jax.random.key(7), {})
@@ -181,7 +208,10 @@ def test_a_larger_stage_takes_network_heads_and_teacher_and_resizes_the_position
     assert_close(state.extra.teacher.params, teacher.params)
     assert_close(state.extra.teacher.model_state, teacher.model_state)
     np.testing.assert_array_equal(state.extra.ema.params["encoder"]["positions"], new)
-    assert all(a.sharding == b.sharding for a, b in zip(jax.tree.leaves(program.shapes.extra), jax.tree.leaves(state.extra), strict=True))
+    assert all(
+        a.sharding == b.sharding
+        for a, b in zip(jax.tree.leaves(program.shapes.extra), jax.tree.leaves(state.extra), strict=True)
+    )
 
 
 def test_a_teacher_of_other_classes_or_none_at_all_is_refused(tmp_path):
@@ -199,8 +229,13 @@ def test_a_teacher_of_other_classes_or_none_at_all_is_refused(tmp_path):
         start_from(program, {"teacher": str(tmp_path / "teacher")})(state)
 
 
-@pytest.mark.parametrize("change, message", [({"distill__name": "hrad"}, "distill.name='hrad' is unknown"),
-                                             ({"inference": "sum"}, "inference='sum' is unknown")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"distill__name": "hrad"}, "distill.name='hrad' is unknown"),
+        ({"inference": "sum"}, "inference='sum' is unknown"),
+    ],
+)
 def test_wrong_settings_are_named(change, message):
     with one_block(), pytest.raises(ValueError, match=message):
         METHODS["deit"](student(**change), FACTS)
@@ -218,16 +253,38 @@ def test_every_preset_is_a_method_and_only_what_draws_nothing_is_separable():
 def test_presets_are_the_papers_tables():
     """Tables 3, 8, 9 and 10; what the names promise, and that no two stages or sections share their settings."""
     b = get_config("imagenet_b")
-    assert (b.epochs, b.batch_size, b.optim.weight_decay, b.model.drop_path, b.data.repeats) == (300, 1024, 0.05, 0.1, 3)
+    assert (b.epochs, b.batch_size, b.optim.weight_decay, b.model.drop_path, b.data.repeats) == (
+        300,
+        1024,
+        0.05,
+        0.1,
+        3,
+    )
     assert optim.scaled_learning_rate(b.optim.learning_rate, b.optim.scaling, 1024) == pytest.approx(1e-3)
-    assert (b.mix.mixup_alpha, b.mix.cutmix_alpha, b.mix.label_smoothing, b.augment.erasing_probability) == (0.8, 1.0, 0.1, 0.25)
+    assert (b.mix.mixup_alpha, b.mix.cutmix_alpha, b.mix.label_smoothing, b.augment.erasing_probability) == (
+        0.8,
+        1.0,
+        0.1,
+        0.25,
+    )
     kinds = {kind: get_config(f"imagenet_s{kind}") for kind in ("", "_soft", "_hard", "_distilled")}
     assert [(c.distill.name, c.model.distillation) for c in kinds.values()] == [
-        ("none", False), ("soft", False), ("hard", False), ("hard", True)]
+        ("none", False),
+        ("soft", False),
+        ("hard", False),
+        ("hard", True),
+    ]
     assert [kinds[kind].distill.alpha for kind in ("_soft", "_hard", "_distilled")] == [0.1, 0.5, 0.5]
     both = get_config("imagenet_b_distilled_384")
-    assert both.stages == ("train", "finetune") and both.finetune.data.image_size == 384 and both.train.data.image_size == 224
-    assert both.finetune.optim.learning_rate * 512 / 256 == both.finetune.optim.end == 5e-6 and both.train.optim.weight_decay == 0.05
+    assert (
+        both.stages == ("train", "finetune")
+        and both.finetune.data.image_size == 384
+        and both.train.data.image_size == 224
+    )
+    assert (
+        both.finetune.optim.learning_rate * 512 / 256 == both.finetune.optim.end == 5e-6
+        and both.train.optim.weight_decay == 0.05
+    )
     off = get_config("imagenet_b_ablation_no_mixing")
     assert off.train.mix.mixup_alpha == off.finetune.mix.cutmix_alpha == 0 and b.mix.mixup_alpha == 0.8
     only = get_config("imagenet_b_ablation_sgd_finetune")
@@ -237,11 +294,19 @@ def test_presets_are_the_papers_tables():
     assert 0.8 * jitter.jitter_strength == pytest.approx(0.3)
     for preset in PRESETS:
         c = get_config(preset)
-        for stage in ([c[name] for name in c.stages] if "stages" in c else [c]):
+        for stage in [c[name] for name in c.stages] if "stages" in c else [c]:
             assert (stage.name, stage.preset) == ("deit", preset)
-            assert stage.augment.policy == "none" or (stage.augment.jitter_probability == 0 and stage.data.crop_on == "host"), preset
-    for student, teacher in (("cifar10_small_hard", "cifar10_teacher"), ("imagenet_b_distilled", "imagenet_regnety_16gf")):
+            assert stage.augment.policy == "none" or (
+                stage.augment.jitter_probability == 0 and stage.data.crop_on == "host"
+            ), preset
+    for student, teacher in (
+        ("cifar10_small_hard", "cifar10_teacher"),
+        ("imagenet_b_distilled", "imagenet_regnety_16gf"),
+    ):
         inside, run = get_config(student).teacher.to_dict(), get_config(teacher).model.to_dict()
         assert inside | {"drop_path": 0.0} == run | {"drop_path": 0.0}, student
     digits = get_config("digits")
-    assert digits.student.teacher.name == digits.teacher.model.name == "resnet8" and digits.student.distill.teacher == "teacher"
+    assert (
+        digits.student.teacher.name == digits.teacher.model.name == "resnet8"
+        and digits.student.distill.teacher == "teacher"
+    )

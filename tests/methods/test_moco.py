@@ -30,6 +30,7 @@ def small_networks():
 
 # --------------------------------------------------------------------------------------------------------------------- the losses
 
+
 @pytest.mark.parametrize("temperature, rows", [(0.07, [2.912988, 0.721459]), (0.2, [1.506967, 0.678653])])
 def test_info_nce_by_hand(temperature, rows):
     """The mean at 0.2 is 1.092810; the rows are log-sum-exps over five cosines, made by hand."""
@@ -43,18 +44,22 @@ def test_info_nce_by_hand(temperature, rows):
 
 @pytest.mark.parametrize("temperature, mean", [(1.0, 1.147444), (0.2, 0.237850)])
 def test_in_batch_contrast_by_hand(temperature, mean):
-    np.testing.assert_allclose(2 * temperature * in_batch_info_nce(Q, K, temperature=temperature).mean(), mean, rtol=1e-5)
+    np.testing.assert_allclose(
+        2 * temperature * in_batch_info_nce(Q, K, temperature=temperature).mean(), mean, rtol=1e-5
+    )
 
 
 def test_limits():
     same = jnp.ones((3, 2))
-    np.testing.assert_allclose(info_nce(same, same, jnp.ones((65536, 2)), temperature=0.07), np.full(3, 11.0904), rtol=1e-5)   # log(K + 1)
+    np.testing.assert_allclose(
+        info_nce(same, same, jnp.ones((65536, 2)), temperature=0.07), np.full(3, 11.0904), rtol=1e-5
+    )  # log(K + 1)
     across = jnp.tile(jnp.float32([[0, 1]]), (65536, 1))
     perfect = jnp.float32([[5, 0]])
     found = [info_nce(perfect, perfect, across, temperature=t)[0] for t in (0.07, 0.2)]
     np.testing.assert_allclose(found, [0.0401355, 6.0926166], rtol=2e-5)
     equal = in_batch_info_nce(jnp.ones((4096, 2)), jnp.ones((4096, 2)), temperature=1.0)
-    np.testing.assert_allclose(4 * equal.mean(), 4 * np.log(4096), rtol=1e-5)      # both directions, times 2 tau
+    np.testing.assert_allclose(4 * equal.mean(), 4 * np.log(4096), rtol=1e-5)  # both directions, times 2 tau
 
 
 def test_one_process_of_the_released_code(golden):
@@ -62,8 +67,9 @@ def test_one_process_of_the_released_code(golden):
     queue = jnp.asarray(g["single/queue_init"].T)
     for step in range(int(g["single/steps"])):
         s = g.under(f"single/s{step}")
-        value, grad = jax.value_and_grad(lambda q, k, queue: info_nce(q, k, queue, temperature=float(g["single/T"])).mean())(
-            jnp.asarray(s["q_raw"]), jnp.asarray(s["k_raw"]), queue)
+        value, grad = jax.value_and_grad(
+            lambda q, k, queue: info_nce(q, k, queue, temperature=float(g["single/T"])).mean()
+        )(jnp.asarray(s["q_raw"]), jnp.asarray(s["k_raw"]), queue)
         np.testing.assert_allclose(value, s["loss"], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(grad, s["grad_q_raw"], rtol=1e-4, atol=1e-6)
         hits = queue_accuracy(jnp.asarray(s["q_raw"]), jnp.asarray(s["k_raw"]), queue)
@@ -75,32 +81,51 @@ def test_two_processes_of_the_released_code_are_one_batch(golden):
     g = golden("moco_infonce")
     queue = jnp.asarray(g["multi/rank0/queue_init"].T)
     for step in range(int(g["multi/steps"])):
-        q, k = (jnp.asarray(np.concatenate([g[f"multi/rank{rank}/s{step}/{name}"] for rank in range(2)])) for name in ("q_raw", "k_raw"))
+        q, k = (
+            jnp.asarray(np.concatenate([g[f"multi/rank{rank}/s{step}/{name}"] for rank in range(2)]))
+            for name in ("q_raw", "k_raw")
+        )
         rows = info_nce(q, k, queue, temperature=float(g["multi/T"]))
-        np.testing.assert_allclose(rows.reshape(2, -1).mean(1), [g[f"multi/rank{rank}/s{step}/loss"] for rank in range(2)], rtol=1e-5)
+        np.testing.assert_allclose(
+            rows.reshape(2, -1).mean(1), [g[f"multi/rank{rank}/s{step}/loss"] for rank in range(2)], rtol=1e-5
+        )
         queue = jnp.asarray(g[f"multi/rank0/s{step}/queue_after"].T)
 
 
 def v3_loss(q1, q2, k1, k2, temperature):
-    return 2 * temperature * (in_batch_info_nce(q1, k2, temperature=temperature).mean()
-                              + in_batch_info_nce(q2, k1, temperature=temperature).mean())
+    return (
+        2
+        * temperature
+        * (
+            in_batch_info_nce(q1, k2, temperature=temperature).mean()
+            + in_batch_info_nce(q2, k1, temperature=temperature).mean()
+        )
+    )
 
 
 def test_v3_of_the_released_code_in_one_and_two_processes(golden):
     g = golden("moco_infonce")
-    read = lambda *where: [jnp.asarray(np.concatenate([g[f"{w}/{name}"] for w in where])) for name in ("q1", "q2", "k1", "k2")]
+    read = lambda *where: [
+        jnp.asarray(np.concatenate([g[f"{w}/{name}"] for w in where])) for name in ("q1", "q2", "k1", "k2")
+    ]
     one, two = read("v3"), read("v3_multi/rank0", "v3_multi/rank1")
     value, grads = jax.value_and_grad(v3_loss, argnums=(0, 1))(*one, float(g["v3/T"]))
     np.testing.assert_allclose(value, g["v3/loss"], rtol=1e-5)
     np.testing.assert_allclose(grads, [g["v3/grad_q1"], g["v3/grad_q2"]], rtol=1e-4, atol=1e-6)
     value = v3_loss(*two, float(g["v3_multi/T"]))
-    np.testing.assert_allclose(value, np.mean([g[f"v3_multi/rank{rank}/loss"] for rank in range(2)]), rtol=1e-5)
+    np.testing.assert_allclose(
+        value, np.mean([g[f"v3_multi/rank{rank}/loss"] for rank in range(2)]), rtol=1e-5
+    )
 
 
 def test_keys_and_queue_get_no_gradient_and_the_order_of_the_queue_is_nothing():
-    gk, gqueue = jax.grad(lambda k, queue: info_nce(Q, k, queue, temperature=0.2).sum(), argnums=(0, 1))(K, QUEUE)
+    gk, gqueue = jax.grad(lambda k, queue: info_nce(Q, k, queue, temperature=0.2).sum(), argnums=(0, 1))(
+        K, QUEUE
+    )
     assert not np.any(gk) and not np.any(gqueue)
-    np.testing.assert_allclose(info_nce(Q, K, QUEUE[::-1], temperature=0.2), info_nce(Q, K, QUEUE, temperature=0.2), rtol=1e-6)
+    np.testing.assert_allclose(
+        info_nce(Q, K, QUEUE[::-1], temperature=0.2), info_nce(Q, K, QUEUE, temperature=0.2), rtol=1e-6
+    )
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -112,6 +137,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 # -------------------------------------------------------------------------------------------------------------------- batch groups
 
+
 def test_groups_normalise_by_themselves_and_running_statistics_are_their_mean():
     net = models.mlp(config_of("moco", "digits_v3").head, config_of("moco").model, 3)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(12, 5)), jnp.float32)
@@ -119,7 +145,9 @@ def test_groups_normalise_by_themselves_and_running_statistics_are_their_mean():
     y, after = models.forward(net, params, stats, x, groups=3)
     pieces = [models.forward(net, params, stats, rows) for rows in jnp.split(x, 3)]
     np.testing.assert_allclose(y, np.concatenate([rows for rows, _ in pieces]), rtol=1e-4, atol=1e-5)
-    assert_close(after, jax.tree.map(lambda *leaves: sum(leaves) / 3, *(s for _, s in pieces)), rtol=1e-5, atol=1e-6)
+    assert_close(
+        after, jax.tree.map(lambda *leaves: sum(leaves) / 3, *(s for _, s in pieces)), rtol=1e-5, atol=1e-6
+    )
     hidden = np.asarray(x, np.float64) @ np.asarray(params["dense1"]["kernel"])
     var = np.mean([rows.var(0) for rows in np.split(hidden, 3)], axis=0)
     np.testing.assert_allclose(after["norm1"]["var"], 0.9 + 0.1 * var, rtol=1e-4)
@@ -131,31 +159,49 @@ def test_groups_normalise_by_themselves_and_running_statistics_are_their_mean():
 
 # ----------------------------------------------------------------------------------------------------- a step put together by hand
 
+
 class Pass:
     """One loss of a preset with random parameters everywhere, and the pieces it is made of."""
 
     def __init__(self, preset="digits", facts=FACTS, **changes):
         self.config = config_of("moco", preset, **{"queue__size": 32, "bn__groups": 2, **changes})
-        self.method, self.key, self.batch = METHODS["moco"](self.config, facts), jax.random.key(3), batch_of(B)
+        self.method, self.key, self.batch = (
+            METHODS["moco"](self.config, facts),
+            jax.random.key(3),
+            batch_of(B),
+        )
         params, state, extra = jax.eval_shape(lambda key: self.method.init(key, {}), jax.random.key(0))
         self.params, self.state = shaken(params, 1), self.positive(state)
         queue = () if extra.queue == () else Queue(shaken(extra.queue.keys, 3), jnp.int32(0))
-        self.extra = extra._replace(key_params=shaken(extra.key_params, 2), key_stats=self.positive(extra.key_stats), queue=queue)
-        self.total, self.out = jax.jit(self.method.loss)(self.params, self.state, self.extra, self.batch, self.key, jnp.int32(0))
+        self.extra = extra._replace(
+            key_params=shaken(extra.key_params, 2), key_stats=self.positive(extra.key_stats), queue=queue
+        )
+        self.total, self.out = jax.jit(self.method.loss)(
+            self.params, self.state, self.extra, self.batch, self.key, jnp.int32(0)
+        )
         made = views.stacked(self.batch, self.key, self.config)
         self.x1, self.x2 = made[:, 0], made[:, 1]
 
     @staticmethod
     def positive(stats):
-        return jax.tree.map_with_path(lambda path, s: jnp.full(s.shape, float(path[-1].key == "var"), s.dtype), stats)
+        return jax.tree.map_with_path(
+            lambda path, s: jnp.full(s.shape, float(path[-1].key == "var"), s.dtype), stats
+        )
 
     def forward(self, params, state, x, groups, predict=False):
-        h, f = models.forward(models.backbone(self.config.model), params["encoder"], state["encoder"], x, groups=groups)
+        h, f = models.forward(
+            models.backbone(self.config.model), params["encoder"], state["encoder"], x, groups=groups
+        )
         head = models.mlp(self.config.head, self.config.model, 4)
         z, g = models.forward(head, params["projector"], state["projector"], h, groups=groups)
         state = {**state, "encoder": f, "projector": g}
         if predict:
-            z, p = models.forward(models.mlp(self.config.predictor, self.config.model, 4), params["predictor"], state["predictor"], z)
+            z, p = models.forward(
+                models.mlp(self.config.predictor, self.config.model, 4),
+                params["predictor"],
+                state["predictor"],
+                z,
+            )
             state = {**state, "predictor": p}
         return np.asarray(z, np.float64), state
 
@@ -198,10 +244,16 @@ def test_update_moves_the_keys_network_and_enqueues(plain):
     m = plain.config.target.momentum
     assert m == 0.95
     for part in ("encoder", "projector"):
-        jax.tree.map(lambda old, online, found: np.testing.assert_allclose(found, m * old + (1 - m) * online, rtol=1e-4, atol=1e-6),
-                     plain.extra.key_params[part], new[part], after.key_params[part])
-    np.testing.assert_array_equal(after.queue.keys[:2 * B], plain.out.carry.keys)
-    np.testing.assert_array_equal(after.queue.keys[2 * B:], plain.extra.queue.keys[2 * B:])
+        jax.tree.map(
+            lambda old, online, found: np.testing.assert_allclose(
+                found, m * old + (1 - m) * online, rtol=1e-4, atol=1e-6
+            ),
+            plain.extra.key_params[part],
+            new[part],
+            after.key_params[part],
+        )
+    np.testing.assert_array_equal(after.queue.keys[: 2 * B], plain.out.carry.keys)
+    np.testing.assert_array_equal(after.queue.keys[2 * B :], plain.extra.queue.keys[2 * B :])
     assert after.queue.pointer == 2 * B
     assert_close(after.key_stats, plain.out.carry.key_stats, rtol=0, atol=0)
 
@@ -210,7 +262,9 @@ def test_asymmetric_is_one_direction_and_half_the_keys():
     one = Pass(bn__shuffle=False, loss__symmetric=False)
     q, _ = one.forward(one.params, one.state, one.x1, 2)
     k, _ = one.forward(one.extra.key_params, one.extra.key_stats, one.x2, 2)
-    np.testing.assert_allclose(one.total, info_nce_numpy(q, k, one.extra.queue.keys, one.config.loss.temperature).mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        one.total, info_nce_numpy(q, k, one.extra.queue.keys, one.config.loss.temperature).mean(), rtol=1e-4
+    )
     assert one.out.carry.keys.shape == (B, 4)
 
 
@@ -234,31 +288,47 @@ def test_v3_predicts_each_view_and_contrasts_it_with_the_other_views_keys():
     np.testing.assert_allclose(p.total, ctr(q1, k2) + ctr(q2, k1), rtol=1e-4)
     assert_close(p.out.model_state, state, rtol=1e-4, atol=1e-5)
     assert_close(p.out.carry.key_stats, stats, rtol=1e-4, atol=1e-5)
-    assert set(p.params) == {"encoder", "projector", "predictor"} and set(p.extra.key_params) == {"encoder", "projector"}
+    assert set(p.params) == {"encoder", "projector", "predictor"} and set(p.extra.key_params) == {
+        "encoder",
+        "projector",
+    }
     assert p.extra.queue == () and p.out.carry.keys == ()
     # The momentum is that of the coming step, and reaches 1.
     total, update = 20, jax.jit(p.method.update)
     for step in (0, total // 2, total - 1):
         after = update(p.extra, shaken(p.params, 7), p.out.carry, jnp.int32(step))
         m = 1 - 0.01 * (1 + np.cos(np.pi * (step + 1) / total)) / 2
-        old, new, found = (tree["projector"]["dense1"]["kernel"] for tree in (p.extra.key_params, shaken(p.params, 7), after.key_params))
+        old, new, found = (
+            tree["projector"]["dense1"]["kernel"]
+            for tree in (p.extra.key_params, shaken(p.params, 7), after.key_params)
+        )
         np.testing.assert_allclose(found, m * old + (1 - m) * new, rtol=1e-4, atol=1e-6)
 
 
 def test_bounds_of_the_loss_are_logged_beside_it():
     v2 = Pass(loss__symmetric=False, loss__temperature=0.2).out.metrics
     v3 = Pass("digits_v3", queue__size=0, bn__groups=1, loss__temperature=1.0).out.metrics
-    np.testing.assert_allclose([v2["loss_at_collapse"], v2["loss_floor"]], [np.log(33), np.log(1 + 32 * np.exp(-10))], rtol=1e-5)
-    np.testing.assert_allclose([v3["loss_at_collapse"], v3["loss_floor"]], [4 * np.log(8), 4 * np.log(1 + 7 * np.exp(-2))], rtol=1e-5)
+    np.testing.assert_allclose(
+        [v2["loss_at_collapse"], v2["loss_floor"]], [np.log(33), np.log(1 + 32 * np.exp(-10))], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        [v3["loss_at_collapse"], v3["loss_floor"]], [4 * np.log(8), 4 * np.log(1 + 7 * np.exp(-2))], rtol=1e-5
+    )
 
 
 def test_the_monitor_knows_what_is_normal():
     """v3's loss at temperature 1 stands at 27 of 25.3 to 33.3 and is no cause for alarm; a solved pretext and a collapse are."""
-    healthy = {"loss": 27.2, "embedding_std": 0.9, "uniformity": -3.0, "effective_rank": 60.0, "pretext_accuracy": 0.6}
+    healthy = {
+        "loss": 27.2,
+        "embedding_std": 0.9,
+        "uniformity": -3.0,
+        "effective_rank": 60.0,
+        "pretext_accuracy": 0.6,
+    }
     assert monitor.warnings("moco", 1000, healthy) == []
-    leak, = monitor.warnings("moco", 1000, {**healthy, "pretext_accuracy": 1.0})
+    (leak,) = monitor.warnings("moco", 1000, {**healthy, "pretext_accuracy": 1.0})
     assert "bn.shuffle" in leak
-    collapse, = monitor.warnings("moco", 1000, {**healthy, "embedding_std": 0.01})
+    (collapse,) = monitor.warnings("moco", 1000, {**healthy, "embedding_std": 0.01})
     assert "collapsed" in collapse
 
 
@@ -273,13 +343,20 @@ def test_a_frozen_patch_projection_survives_adamws_decay():
     """Ten steps of AdamW with decay 0.1 on all that moves: neither it nor its copy in f_k changes; everything else does."""
     with pytest.MonkeyPatch.context() as patch:
         from ssljax.models import vit
+
         patch.setitem(vit.SIZES, "vit_xs", (8, 1, 2))
         config = config_of("moco", "digits_vit_v3", head__hidden=8, predictor__hidden=8)
         method = METHODS["moco"](config, FACTS)
         tx, _ = optim.make_optimizer(config.optim, batch_size=B, steps_per_epoch=1.0, total_steps=10)
-        with jax.numpy_dtype_promotion("standard"):                    # optax's Adam mixes its integer count with floats
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its integer count with floats
             params, model_state, extra = jax.jit(lambda key: method.init(key, {}))(jax.random.key(0))
-            state = TrainState(step=jnp.int32(0), params=params, model_state=model_state, opt_state=tx.init(params), extra=extra)
+            state = TrainState(
+                step=jnp.int32(0),
+                params=params,
+                model_state=model_state,
+                opt_state=tx.init(params),
+                extra=extra,
+            )
             step = jax.jit(make_train_step(method, tx))
             for _ in range(10):
                 state, _ = step(state, batch_of(B), jax.random.key(0))
@@ -293,16 +370,21 @@ def test_a_frozen_patch_projection_survives_adamws_decay():
 
 # ----------------------------------------------------------------------------------------------------------------- configurations
 
+
 def schedule_of(preset, num_examples=1_281_167):
     c = get_config(preset)
     total = optim.train_steps(num_examples, c.epochs, c.batch_size)
-    return optim.make_optimizer(c.optim, batch_size=c.batch_size, steps_per_epoch=num_examples / c.batch_size, total_steps=total)[1]
+    return optim.make_optimizer(
+        c.optim, batch_size=c.batch_size, steps_per_epoch=num_examples / c.batch_size, total_steps=total
+    )[1]
 
 
 def test_learning_rates_of_v1_and_v2_change_between_epochs():
     spe = 1_281_167 // 256
     v1, v2 = schedule_of("imagenet_r50_v1"), schedule_of("imagenet_r50_v2_e200")
-    np.testing.assert_allclose([v1(spe * 120 - 1), v1(spe * 120), v1(spe * 160)], [0.03, 0.003, 0.0003], rtol=1e-5)
+    np.testing.assert_allclose(
+        [v1(spe * 120 - 1), v1(spe * 120), v1(spe * 160)], [0.03, 0.003, 0.0003], rtol=1e-5
+    )
     np.testing.assert_allclose([v2(0), v2(spe - 1), v2(spe * 100)], [0.03, 0.03, 0.015], rtol=1e-5)
     assert 0 < v2(spe * 199) < v2(spe * 199 - 1) < 1e-4
 
@@ -310,10 +392,21 @@ def test_learning_rates_of_v1_and_v2_change_between_epochs():
 def test_learning_rate_of_v3(golden):
     g = golden("moco_infonce").under("v3_sched")
     n = 1000
-    c = optim.ConfigDict(dict(name="sgd", nesterov=False, momentum=0.9, weight_decay=0.0, learning_rate=float(g["base_lr"]), scaling="none",
-                              warmup_epochs=int(g["warmup_epochs"])))
+    c = optim.ConfigDict(
+        dict(
+            name="sgd",
+            nesterov=False,
+            momentum=0.9,
+            weight_decay=0.0,
+            learning_rate=float(g["base_lr"]),
+            scaling="none",
+            warmup_epochs=int(g["warmup_epochs"]),
+        )
+    )
     _, schedule = optim.make_optimizer(c, batch_size=1, steps_per_epoch=n, total_steps=n * int(g["epochs"]))
-    np.testing.assert_allclose(schedule(jnp.asarray(g["epoch"] * n, jnp.float32)), g["lr"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        schedule(jnp.asarray(g["epoch"] * n, jnp.float32)), g["lr"], rtol=1e-4, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("name", ["torch_sgd", "torch_adamw"])
@@ -327,9 +420,13 @@ def test_pytorchs_optimizers_decay_norms_and_biases_too(name):
     jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, np.full(2, -0.05), rtol=1e-5), updates)
 
 
-COUNTS = [("imagenet_r50_v1", "projector", 262_272), ("imagenet_r50_v2_e200", "projector", 4_458_624),
-          ("imagenet_r50_v3_e300", "projector", 9_445_376), ("imagenet_r50_v3_e300", "predictor", 2_105_344),
-          ("imagenet_r50_v2_e200", "encoder", 23_508_032)]
+COUNTS = [
+    ("imagenet_r50_v1", "projector", 262_272),
+    ("imagenet_r50_v2_e200", "projector", 4_458_624),
+    ("imagenet_r50_v3_e300", "projector", 9_445_376),
+    ("imagenet_r50_v3_e300", "predictor", 2_105_344),
+    ("imagenet_r50_v2_e200", "encoder", 23_508_032),
+]
 
 
 @pytest.mark.parametrize("preset, part, expected", COUNTS)
@@ -346,7 +443,9 @@ def test_norms_start_as_the_papers_have_them():
         params = jax.jit(lambda key, method=method: method.init(key, {})[0])(jax.random.key(0))
         gains[zero] = float(params["encoder"]["group1_block1"]["norm2"]["scale"][0])
     assert gains == {True: 0, False: 1}
-    papers = [get_config(f"imagenet_r50_{version}").zero_init_residual for version in ("v1", "v2_e200", "v3_e100")]
+    papers = [
+        get_config(f"imagenet_r50_{version}").zero_init_residual for version in ("v1", "v2_e200", "v3_e100")
+    ]
     assert papers == [False, False, True]
 
 
@@ -357,13 +456,16 @@ def test_every_preset_is_a_method(preset):
     METHODS["moco"](c, FACTS)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"queue.size": 100}, "K=100 keys is not filled by whole batches of 16"),
-    ({"bn.groups": 3}, "bn.groups=3 does not divide batch_size=8"),
-    ({"target.schedule": "step"}, "'step' is unknown"),
-    ({"predictor.layers": 2}, "predictor.layers=2 with a queue of K=256"),
-    ({"head.scheme": "he"}, "scheme is 'he'; it must be one of: uniform, truncated_normal"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"queue.size": 100}, "K=100 keys is not filled by whole batches of 16"),
+        ({"bn.groups": 3}, "bn.groups=3 does not divide batch_size=8"),
+        ({"target.schedule": "step"}, "'step' is unknown"),
+        ({"predictor.layers": 2}, "predictor.layers=2 with a queue of K=256"),
+        ({"head.scheme": "he"}, "scheme is 'he'; it must be one of: uniform, truncated_normal"),
+    ],
+)
 def test_a_wrong_config_says_what_is_wrong(changes, message):
     with pytest.raises(ValueError, match=message):
         METHODS["moco"](config_of("moco", **changes), FACTS)
@@ -373,6 +475,12 @@ def test_a_wrong_config_says_what_is_wrong(changes, message):
 
 def test_optax_is_what_moves_the_query(plain):
     """No leaf of f_k or of the queue is in the gradient's tree or the optimizer's."""
-    grads = jax.eval_shape(lambda p: jax.grad(lambda p: plain.method.loss(
-        p, plain.state, plain.extra, plain.batch, plain.key, jnp.int32(0))[0])(p), plain.params)
-    assert names(grads) == names(plain.params) and names(optax.trace(0.9).init(plain.params)) == {f"trace/{n}" for n in names(plain.params)}
+    grads = jax.eval_shape(
+        lambda p: jax.grad(
+            lambda p: plain.method.loss(p, plain.state, plain.extra, plain.batch, plain.key, jnp.int32(0))[0]
+        )(p),
+        plain.params,
+    )
+    assert names(grads) == names(plain.params) and names(optax.trace(0.9).init(plain.params)) == {
+        f"trace/{n}" for n in names(plain.params)
+    }

@@ -42,7 +42,9 @@ def random_state(method):
     params, model_state, _ = jax.eval_shape(lambda key: method.init(key, {}), jax.random.key(0))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(0.0, 0.5, p.shape), jnp.float32), params)
-    return params, jax.tree.map_with_path(lambda path, s: jnp.full(s.shape, float(path[-1].key == "var"), s.dtype), model_state)
+    return params, jax.tree.map_with_path(
+        lambda path, s: jnp.full(s.shape, float(path[-1].key == "var"), s.dtype), model_state
+    )
 
 
 class Pass:
@@ -53,11 +55,16 @@ class Pass:
         self.method = METHODS["simclr"](self.config, FACTS)
         self.params, self.model_state = random_state(self.method)
         rng = np.random.default_rng(0)
-        self.batch = {"image": jnp.asarray(rng.integers(0, 256, (B, SIZE, SIZE, 1)), jnp.uint8),
-                      "label": jnp.asarray(rng.integers(0, 10, B), jnp.int32), "index": jnp.arange(100, 100 + B, dtype=jnp.int32)}
+        self.batch = {
+            "image": jnp.asarray(rng.integers(0, 256, (B, SIZE, SIZE, 1)), jnp.uint8),
+            "label": jnp.asarray(rng.integers(0, 10, B), jnp.int32),
+            "index": jnp.arange(100, 100 + B, dtype=jnp.int32),
+        }
         self.gradient = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
         (self.total, self.out), self.grads = self.gradient(self.params, self.batch)
-        self.h, self.z, self.encoder_state, self.head_state = map(lambda tree: jax.tree.map(np.asarray, tree), jax.jit(self.by_view)())
+        self.h, self.z, self.encoder_state, self.head_state = map(
+            lambda tree: jax.tree.map(np.asarray, tree), jax.jit(self.by_view)()
+        )
 
     def loss(self, params, batch):
         return self.method.loss(params, self.model_state, (), batch, self.key, jnp.int32(0))
@@ -71,6 +78,7 @@ class Pass:
             variables = {"params": self.params[name], "batch_stats": self.model_state[name]}
             y, state = net.apply(variables, x, train=True, mutable=["batch_stats"])
             return y, state["batch_stats"]
+
         h, encoder_state = forward(models.backbone(self.config.model), "encoder", x)
         z, head_state = forward(models.projection_head(self.config.head, self.config.model), "projector", h)
         return h, z, encoder_state, head_state
@@ -87,17 +95,24 @@ def test_the_loss_is_the_sum_of_both_directions_and_the_probes(done):
     logits = z @ z.T / done.config.loss.temperature
     np.fill_diagonal(logits, -np.inf)
     rows = [np.log(np.exp(logits[i]).sum()) - logits[i, (i + B) % (2 * B)] for i in range(2 * B)]
-    kernel, bias = (np.asarray(done.params["probe"]["dense"][name], np.float64) for name in ("kernel", "bias"))
+    kernel, bias = (
+        np.asarray(done.params["probe"]["dense"][name], np.float64) for name in ("kernel", "bias")
+    )
     scores = done.h @ kernel + bias
-    probe = np.log(np.exp(scores).sum(1)) - scores[np.arange(2 * B), np.tile(np.asarray(done.batch["label"]), 2)]
+    probe = (
+        np.log(np.exp(scores).sum(1)) - scores[np.arange(2 * B), np.tile(np.asarray(done.batch["label"]), 2)]
+    )
     expected = np.mean(rows[:B]) + np.mean(rows[B:]) + probe.mean() + 0.5 * 0.3 * (kernel**2).sum()
     np.testing.assert_allclose(done.total, expected, rtol=1e-4)
     np.testing.assert_allclose(done.out.metrics["loss_per_view"], np.mean(rows), rtol=1e-4)
 
 
 def test_running_statistics_are_those_of_all_views_together(done):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-                 done.out.model_state, {"encoder": done.encoder_state, "projector": done.head_state})
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        done.out.model_state,
+        {"encoder": done.encoder_state, "projector": done.head_state},
+    )
     hidden = done.h.astype(np.float64) @ np.asarray(done.params["projector"]["dense1"]["kernel"], np.float64)
     norm = done.out.model_state["projector"]["norm1"]
     np.testing.assert_allclose(norm["mean"], 0.1 * hidden.mean(0), rtol=1e-3, atol=1e-5)
@@ -131,7 +146,7 @@ def test_images_without_a_label_are_left_out_of_the_probe(done):
     assert out.metrics["probe_accuracy"] == 0 and not np.asarray(grads["probe"]["dense"]["bias"]).any()
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"deit"}))         # it has two tokens and a test of its own
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"deit"}))  # it has two tokens and a test of its own
 def test_encode_normalises_and_uses_the_running_statistics(name):
     config = config_of(name, augment__mean=(MEAN,), augment__std=(STD,))
     method = METHODS[name](config, FACTS)
@@ -140,7 +155,11 @@ def test_encode_normalises_and_uses_the_running_statistics(name):
     image = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 1)).astype(np.uint8)
     x = jnp.asarray((image / 255.0 - MEAN) / STD, jnp.float32)
     net = models.backbone(config.model)
-    expected = jax.jit(lambda: net.apply({"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=False))()
+    expected = jax.jit(
+        lambda: net.apply(
+            {"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=False
+        )
+    )()
     found = jax.jit(encoder(method, config))(params, model_state, (), image)
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,11 @@ def test_every_preset_builds_its_network_with_a_silent_head(preset):
     params, _, extra = jax.eval_shape(method.init, jax.random.key(0), {})
     assert set(params) == {"encoder", "head"} and extra == () and method.separable
     assert {leaf.shape[-1] for leaf in jax.tree.leaves(params["head"])} == {FACTS.num_classes}
-    assert c.augment.flip is not preset.startswith("digits") and c.augment.policy == "none" and c.augment.jitter_probability == 0.0
+    assert (
+        c.augment.flip is not preset.startswith("digits")
+        and c.augment.policy == "none"
+        and c.augment.jitter_probability == 0.0
+    )
 
 
 def test_the_vits_are_deits_without_the_recipe():
@@ -42,7 +46,11 @@ def test_a_step_may_draw_stochastic_depth():
         c.model.drop_path = rate
         method = supervised(c.lock(), FACTS)
         params, state, extra = method.init(jax.random.key(0), batch)
-        head = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), params["head"])       # from 0, no draw is seen
-        found[rate] = float(method.loss({**params, "head": head}, state, extra, batch, jax.random.key(2), 0)[0])
-        assert method.separable is (rate == 0)                                       # micro-batches would draw anew
+        head = jax.tree.map(
+            lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), params["head"]
+        )  # from 0, no draw is seen
+        found[rate] = float(
+            method.loss({**params, "head": head}, state, extra, batch, jax.random.key(2), 0)[0]
+        )
+        assert method.separable is (rate == 0)  # micro-batches would draw anew
     assert np.isfinite(list(found.values())).all() and abs(found[0.0] - found[0.5]) > 1e-3

@@ -16,13 +16,23 @@ MAIN_NORMS = {
     "BottleneckBlock": ("norm1", "norm2", "norm3"),
     "selective": ("norm1", "sk/norm", "sk/gate_norm", "norm3"),
 }
-TF_LEAF = {"kernel": "kernel", "gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+TF_LEAF = {
+    "kernel": "kernel",
+    "gamma": "scale",
+    "beta": "bias",
+    "moving_mean": "mean",
+    "moving_variance": "var",
+}
 
 
 def simclr_layers(case: dict) -> dict[str, str]:
     """Golden layer "007.bn" -> our path "group1_block1/shortcut/norm"."""
-    kind = "selective" if case["sk_ratio"] > 0 and str(case["block"]) == "BottleneckBlock" else str(case["block"])
-    places: dict[tuple[int, str], dict[str, list]] = {}           # (group, block as Keras names it), in network order
+    kind = (
+        "selective"
+        if case["sk_ratio"] > 0 and str(case["block"]) == "BottleneckBlock"
+        else str(case["block"])
+    )
+    places: dict[tuple[int, str], dict[str, list]] = {}  # (group, block as Keras names it), in network order
     for i, entry in enumerate(case["layer_paths"]):
         layer, path = str(entry).split(": ")
         found = re.match(r"block_group(\d)/([^/]*)/", path)
@@ -39,7 +49,10 @@ def simclr_layers(case: dict) -> dict[str, str]:
             if group == 0:
                 names = [f"stem_{word}{n + 1}" for n in range(len(golden))]
             else:
-                names = [f"group{group}_block{seen[group]}/{n}" for n in ((f"shortcut/{word}",) if len(golden) > len(main) else ()) + main]
+                names = [
+                    f"group{group}_block{seen[group]}/{n}"
+                    for n in ((f"shortcut/{word}",) if len(golden) > len(main) else ()) + main
+                ]
             ours |= dict(zip(golden, names, strict=True))
     return ours
 
@@ -49,7 +62,7 @@ def simclr_tree(case: dict, under: str) -> dict:
     layers, flat = simclr_layers(case), {}
     for field, value in case.items():
         if field.startswith(under + "/"):
-            index, layer, leaf = field[len(under) + 1:].split(".")
+            index, layer, leaf = field[len(under) + 1 :].split(".")
             collection = "batch_stats" if leaf.startswith("moving_") else "params"
             flat[(collection, *layers[f"{index}.{layer}"].split("/"), TF_LEAF[leaf])] = value
     return unflatten_dict(flat)

@@ -21,7 +21,11 @@ def shapes(tree):
 def assert_trees_close(ours, golden, **tolerance):
     """Equal structure and close values; an error names the leaf."""
     assert shapes(ours) == shapes(golden)
-    jax.tree.map_with_path(lambda p, a, b: np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(p)), ours, golden)
+    jax.tree.map_with_path(
+        lambda p, a, b: np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(p)),
+        ours,
+        golden,
+    )
 
 
 def evaluate(net, variables, image):
@@ -39,18 +43,30 @@ def computes_what_torch_does(net, case, family, layers):
         family: the names of its weights.
         layers: sown activation -> field below `eval/`.
     """
-    under = lambda prefix: {name.removeprefix(prefix): value for name, value in case.items() if name.startswith(prefix)}
+    under = lambda prefix: {
+        name.removeprefix(prefix): value for name, value in case.items() if name.startswith(prefix)
+    }
     image, labels = jnp.asarray(nhwc(case["image"])), jnp.asarray(case["labels"], jnp.int32)
-    classifier, template = LinearClassifier(int(case["num_classes"])), like(net, image, int(case["num_classes"]), "head")
+    classifier, template = (
+        LinearClassifier(int(case["num_classes"])),
+        like(net, image, int(case["num_classes"]), "head"),
+    )
     tree = jax.tree.map(jnp.asarray, weights.load(under("state/"), template, family))
-    params, statistics, fc = tree["params"]["encoder"], tree["model_state"]["encoder"], {"params": tree["params"]["head"]}
+    params, statistics, fc = (
+        tree["params"]["encoder"],
+        tree["model_state"]["encoder"],
+        {"params": tree["params"]["head"]},
+    )
 
     @jax.jit
     def both_modes(params):
         def loss(params):
-            h, after = net.apply({"params": params, "batch_stats": statistics}, image, train=True, mutable=["batch_stats"])
+            h, after = net.apply(
+                {"params": params, "batch_stats": statistics}, image, train=True, mutable=["batch_stats"]
+            )
             logits = classifier.apply(fc, h)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, after)
+
         pooled, found = evaluate(net, {"params": params, "batch_stats": statistics}, image)
         return pooled, classifier.apply(fc, pooled), found, jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -68,4 +84,6 @@ def computes_what_torch_does(net, case, family, layers):
     assert len(checked) == len(named) >= 3
     for place in checked:
         expected = place.reorder.ours(named[place.theirs])
-        np.testing.assert_allclose(flat[place.ours], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max(), err_msg=place.theirs)
+        np.testing.assert_allclose(
+            flat[place.ours], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max(), err_msg=place.theirs
+        )

@@ -15,7 +15,9 @@ from ssljax import models
 from ssljax.config import resolve
 from ssljax.models.sobel import sobel
 
-COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())["deepcluster_official"]
+COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())[
+    "deepcluster_official"
+]
 
 
 def model(**changes) -> ConfigDict:
@@ -30,27 +32,52 @@ def test_parameter_counts_of_the_released_networks(key):
     net = models.backbone(model(name=f"{name}_bn", sobel=colours == "sobel"))
     image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     found = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), image)
-    head = jax.eval_shape(lambda h: models.LinearClassifier(int(classes)).init(jax.random.key(0), h), jnp.zeros((2, 4096), jnp.float32))
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (found["params"], head["params"], found["batch_stats"])]
+    head = jax.eval_shape(
+        lambda h: models.LinearClassifier(int(classes)).init(jax.random.key(0), h),
+        jnp.zeros((2, 4096), jnp.float32),
+    )
+    sizes = [
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (found["params"], head["params"], found["batch_stats"])
+    ]
     # Sobel's fixed numbers are no parameters here; PyTorch counts its batches once a norm.
     expected = COUNTS[key]
     assert sizes[:2] == [expected["backbone_without_head"] - expected["frozen"], expected["head"]]
     assert sizes[2] == expected["float_buffers"]
-    assert found["params"]["conv1" if name == "alexnet" else "conv1_1"]["kernel"].shape[2] == (2 if colours == "sobel" else 3)
+    assert found["params"]["conv1" if name == "alexnet" else "conv1_1"]["kernel"].shape[2] == (
+        2 if colours == "sobel" else 3
+    )
 
 
 def test_maps_and_initialisation_of_the_released_alexnet():
     net, image = models.backbone(model()), jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), image)
-    maps = jax.eval_shape(lambda v, x: net.apply({k: v[k] for k in ("params", "batch_stats")}, x, train=False, mutable=["intermediates"]),
-                          variables, image)[1]["intermediates"]
+    maps = jax.eval_shape(
+        lambda v, x: net.apply(
+            {k: v[k] for k in ("params", "batch_stats")}, x, train=False, mutable=["intermediates"]
+        ),
+        variables,
+        image,
+    )[1]["intermediates"]
     assert {name.removeprefix("after_"): found[0].shape[1:] for name, found in maps.items()} == {
-        "conv1": (55, 55, 96), "conv2": (27, 27, 256), "conv3": (13, 13, 384), "conv4": (13, 13, 384), "conv5": (13, 13, 256),
-        "fc6": (4096,)}
+        "conv1": (55, 55, 96),
+        "conv2": (27, 27, 256),
+        "conv3": (13, 13, 384),
+        "conv4": (13, 13, 384),
+        "conv5": (13, 13, 256),
+        "fc6": (4096,),
+    }
     assert variables["params"]["fc6"]["kernel"].shape == (9216, 4096)
     small = models.backbone(model(width=0.25))
-    params = jax.jit(lambda key: small.init(key, jnp.zeros((1, 67, 67, 3), jnp.float32), train=False)["params"])(jax.random.key(0))
-    for name, std in (("conv2", np.sqrt(2 / (5 * 5 * 64))), ("conv3", np.sqrt(2 / (3 * 3 * 96))), ("fc6", 0.01), ("fc7", 0.01)):
+    params = jax.jit(
+        lambda key: small.init(key, jnp.zeros((1, 67, 67, 3), jnp.float32), train=False)["params"]
+    )(jax.random.key(0))
+    for name, std in (
+        ("conv2", np.sqrt(2 / (5 * 5 * 64))),
+        ("conv3", np.sqrt(2 / (3 * 3 * 96))),
+        ("fc6", 0.01),
+        ("fc7", 0.01),
+    ):
         np.testing.assert_allclose(params[name]["kernel"].std(), std, rtol=0.02)
         assert not params[name]["bias"].any()
 
@@ -62,15 +89,30 @@ def test_the_layers_in_their_order(name, first_drop):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 67, 67, 3)), jnp.float32)
     variables = net.init(jax.random.key(0), x, train=False)
     rng = np.random.default_rng(1)
-    p, stats = (jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.2, 0.6, leaf.shape) * rng.choice([-1, 1], leaf.shape), jnp.float32),
-                             variables[part]) for part in ("params", "batch_stats"))
+    p, stats = (
+        jax.tree.map(
+            lambda leaf: jnp.asarray(
+                rng.uniform(0.2, 0.6, leaf.shape) * rng.choice([-1, 1], leaf.shape), jnp.float32
+            ),
+            variables[part],
+        )
+        for part in ("params", "batch_stats")
+    )
     stats = jax.tree.map(jnp.abs, stats)
     y, maps = sobel(x), {}
     with jax.numpy_rank_promotion("allow"):
         for layer in net.architecture.convs:
             norm, s = p[layer.name.replace("conv", "norm")], stats[layer.name.replace("conv", "norm")]
-            y = jax.lax.conv_general_dilated(y, p[layer.name]["kernel"], (layer.stride,) * 2, ((layer.padding,) * 2,) * 2,
-                                             dimension_numbers=("NHWC", "HWIO", "NHWC")) + p[layer.name]["bias"]
+            y = (
+                jax.lax.conv_general_dilated(
+                    y,
+                    p[layer.name]["kernel"],
+                    (layer.stride,) * 2,
+                    ((layer.padding,) * 2,) * 2,
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                )
+                + p[layer.name]["bias"]
+            )
             y = (y - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * norm["scale"] + norm["bias"]
             y = maps[layer.name] = jnp.maximum(y, 0)
             if layer.pool[0]:
@@ -80,15 +122,25 @@ def test_the_layers_in_their_order(name, first_drop):
     scale = float(jnp.abs(fc7).max())
     found = models.infer(net, p, stats, x)
     last = net.architecture.convs[-1].name
-    np.testing.assert_allclose(models.activation(net, p, stats, x, last), maps[last], rtol=1e-3, atol=1e-4 * float(maps[last].max()))
+    np.testing.assert_allclose(
+        models.activation(net, p, stats, x, last), maps[last], rtol=1e-3, atol=1e-4 * float(maps[last].max())
+    )
     np.testing.assert_allclose(found, fc7, rtol=1e-3, atol=1e-4 * scale)
     assert (found < 0).any(), "k-means sees what the last ReLU would cut off"
     with pytest.raises(ValueError, match="no layer 'conv9'; it names conv1"):
         models.activation(net, p, stats, x, "conv9")
     nothing, _ = models.forward(net.clone(dropout=1.0), p, stats, x, key=jax.random.key(0))
     np.testing.assert_allclose(nothing, jnp.broadcast_to(p["fc7"]["bias"], nothing.shape), rtol=1e-6)
-    (_, state), whole = (net.clone(dropout=rate).apply({"params": p, "batch_stats": stats}, x, train=rate > 0, rngs={
-        "dropout": jax.random.key(0)}, mutable=["intermediates", "batch_stats"]) for rate in (1.0, 0.0))
+    (_, state), whole = (
+        net.clone(dropout=rate).apply(
+            {"params": p, "batch_stats": stats},
+            x,
+            train=rate > 0,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["intermediates", "batch_stats"],
+        )
+        for rate in (1.0, 0.0)
+    )
     dropped = jnp.maximum(jnp.broadcast_to(p["fc6"]["bias"], fc6.shape), 0)
     assert np.allclose(state["intermediates"]["after_fc6"][0], dropped) == first_drop
     assert not np.allclose(whole[1]["intermediates"]["after_fc6"][0], dropped)
@@ -100,12 +152,21 @@ def test_the_layers_in_their_order(name, first_drop):
 def test_an_image_that_is_too_small_is_refused():
     for name, size, layer in (("alexnet_bn", 62, "conv5"), ("vgg16_bn", 31, "conv5_3")):
         net = models.backbone(model(name=name, width=1 / 32))
-        jax.eval_shape(lambda x, net=net: net.init(jax.random.key(0), x, train=False), jnp.zeros((1, size + 1, size + 1, 3), jnp.float32))
-        with pytest.raises(ValueError, match=f"behind {layer} the image is .* config.data.image_size is too small"):
-            jax.eval_shape(lambda x, net=net: net.init(jax.random.key(0), x, train=False), jnp.zeros((1, size, size, 3), jnp.float32))
+        jax.eval_shape(
+            lambda x, net=net: net.init(jax.random.key(0), x, train=False),
+            jnp.zeros((1, size + 1, size + 1, 3), jnp.float32),
+        )
+        with pytest.raises(
+            ValueError, match=f"behind {layer} the image is .* config.data.image_size is too small"
+        ):
+            jax.eval_shape(
+                lambda x, net=net: net.init(jax.random.key(0), x, train=False),
+                jnp.zeros((1, size, size, 3), jnp.float32),
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------------------ Sobel
+
 
 def test_sobel_of_the_released_network(golden):
     g = golden("deepcluster").under("sobel")
@@ -116,13 +177,19 @@ def test_sobel_of_the_released_network(golden):
 def test_sobel_by_hand():
     flat = sobel(jnp.full((1, 6, 7, 3), 2.0, jnp.float32))
     np.testing.assert_allclose(flat[0, 1:-1, 1:-1], 0, atol=1e-6)
-    assert flat[0, 2, 0].tolist() == [-8, 0] and flat[0, 0, 2].tolist() == [0, -8]                   # zeros beyond the border
-    ramp = jnp.broadcast_to(jnp.arange(7, dtype=jnp.float32)[None, None, :, None], (1, 6, 7, 1))     # grows by one to the right
-    np.testing.assert_allclose(sobel(3 * ramp)[0, 1:-1, 1:-1], jnp.broadcast_to(jnp.float32([-24, 0]), (4, 5, 2)), atol=1e-5)
+    assert flat[0, 2, 0].tolist() == [-8, 0] and flat[0, 0, 2].tolist() == [0, -8]  # zeros beyond the border
+    ramp = jnp.broadcast_to(
+        jnp.arange(7, dtype=jnp.float32)[None, None, :, None], (1, 6, 7, 1)
+    )  # grows by one to the right
+    np.testing.assert_allclose(
+        sobel(3 * ramp)[0, 1:-1, 1:-1], jnp.broadcast_to(jnp.float32([-24, 0]), (4, 5, 2)), atol=1e-5
+    )
     assert sobel(jnp.zeros((1, 4, 4, 3), jnp.bfloat16)).dtype == jnp.float32
 
 
 def test_a_resnet_may_look_at_edges_too():
     net = models.backbone(model(name="resnet8", width=0.125, sobel=True))
-    variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), jnp.zeros((1, 32, 32, 3), jnp.float32))
+    variables = jax.eval_shape(
+        lambda x: net.init(jax.random.key(0), x, train=False), jnp.zeros((1, 32, 32, 3), jnp.float32)
+    )
     assert variables["params"]["stem_conv1"]["kernel"].shape[2] == 2

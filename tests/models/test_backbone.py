@@ -37,7 +37,7 @@ def test_parameter_counts_of_the_official_networks(key):
     name, width, _, sk_ratio = re.fullmatch(r"(resnet\d+)_x(\d)(_sk([\d.]+))?", key).groups()
     expected = COUNTS["simclr_tf2_resnet"][key]
     net = backbone(model(name=name, width=float(width)))
-    if sk_ratio:                            # the released basic blocks take ResNet-D's stem and shortcut; `backbone` refuses them
+    if sk_ratio:  # the released basic blocks take ResNet-D's stem and shortcut; `backbone` refuses them
         net = net.clone(sk_ratio=float(sk_ratio))
     found = variables(net)
     assert count(found["params"]) == expected["trainable"]
@@ -47,13 +47,18 @@ def test_parameter_counts_of_the_official_networks(key):
     for layers in (2, 3):
         if f"projection_head_{layers}_layers_trainable" in expected:
             head = projection_head(ConfigDict(dict(layers=layers, hidden=0, dim=128)), model())
-            shapes = jax.eval_shape(lambda h, head=head: head.init(jax.random.key(0), h, train=False), features)
+            shapes = jax.eval_shape(
+                lambda h, head=head: head.init(jax.random.key(0), h, train=False), features
+            )
             assert count(shapes["params"]) == expected[f"projection_head_{layers}_layers_trainable"]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
 def test_parameter_counts_of_torchvision(name):
-    found, expected = variables(backbone(model(name=name, shortcut="torchvision"))), COUNTS["torchvision_resnet"][name]
+    found, expected = (
+        variables(backbone(model(name=name, shortcut="torchvision"))),
+        COUNTS["torchvision_resnet"][name],
+    )
     assert count(found["params"]) == expected["backbone_without_head"]
     assert count(found["batch_stats"]) == expected["float_buffers"]
 
@@ -63,32 +68,50 @@ def test_parameter_counts_with_the_cifar_stem(name, expected):
     assert count(variables(backbone(model(name=name, stem="cifar")), 32)["params"]) == expected
 
 
-@pytest.mark.parametrize("name, blocks, dim", [("resnet8", 3, 256), ("resnet10", 4, 512), ("resnet200", 66, 2048)])
+@pytest.mark.parametrize(
+    "name, blocks, dim", [("resnet8", 3, 256), ("resnet10", 4, 512), ("resnet200", 66, 2048)]
+)
 def test_networks_without_an_official_count(name, blocks, dim):
     net = backbone(model(name=name, stem="cifar"))
     params = variables(net, 16)["params"]
     assert sum("block" in key for key in params) == blocks
-    assert jax.eval_shape(lambda x: net.init_with_output(jax.random.key(0), x, train=False)[0],
-                          jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)).shape == (2, dim)
+    assert jax.eval_shape(
+        lambda x: net.init_with_output(jax.random.key(0), x, train=False)[0],
+        jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32),
+    ).shape == (2, dim)
 
 
 def test_width_scales_every_layer_and_the_config_reaches_every_norm():
-    net = backbone(model(name="resnet18", width=0.25, stem="cifar", bn_momentum=0.5, bn_epsilon=1e-3, dtype="float32"))
+    net = backbone(
+        model(name="resnet18", width=0.25, stem="cifar", bn_momentum=0.5, bn_epsilon=1e-3, dtype="float32")
+    )
     assert (net.stem_width, net.widths) == (16, (16, 32, 64, 128))
     assert (net.bn_momentum, net.bn_epsilon, net.dtype, net.unbiased) == (0.5, 1e-3, jnp.float32, False)
     assert backbone(model(shortcut="torchvision")).unbiased
     assert backbone(model(width=0.3)).widths == (19, 38, 76, 152)
-    head = projection_head(ConfigDict(dict(layers=2, hidden=7, dim=5)), model(bn_momentum=0.5, bn_epsilon=1e-3, dtype="bfloat16"))
-    assert (head.layers, head.hidden, head.dim, head.bn_momentum, head.bn_epsilon, head.dtype) == (2, 7, 5, 0.5, 1e-3, jnp.bfloat16)
+    head = projection_head(
+        ConfigDict(dict(layers=2, hidden=7, dim=5)), model(bn_momentum=0.5, bn_epsilon=1e-3, dtype="bfloat16")
+    )
+    assert (head.layers, head.hidden, head.dim, head.bn_momentum, head.bn_epsilon, head.dtype) == (
+        2,
+        7,
+        5,
+        0.5,
+        1e-3,
+        jnp.bfloat16,
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(name="resnet51"), "config.model.name is 'resnet51'; it must be one of: resnet8, .*, resnet200"),
-    (dict(stem="cifar10"), "config.model.stem is 'cifar10'; it must be one of: imagenet, cifar"),
-    (dict(shortcut="A"), "config.model.shortcut is 'A'; it must be one of: simclr, torchvision"),
-    (dict(name="resnet18", sk_ratio=0.0625), "sk_ratio is 0.0625, but resnet18 has basic blocks"),
-    (dict(width=0.01), "width is 0.01, which leaves 1 channels"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(name="resnet51"), "config.model.name is 'resnet51'; it must be one of: resnet8, .*, resnet200"),
+        (dict(stem="cifar10"), "config.model.stem is 'cifar10'; it must be one of: imagenet, cifar"),
+        (dict(shortcut="A"), "config.model.shortcut is 'A'; it must be one of: simclr, torchvision"),
+        (dict(name="resnet18", sk_ratio=0.0625), "sk_ratio is 0.0625, but resnet18 has basic blocks"),
+        (dict(width=0.01), "width is 0.01, which leaves 1 channels"),
+    ],
+)
 def test_a_wrong_config_says_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
         backbone(model(**change))

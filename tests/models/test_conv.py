@@ -28,14 +28,18 @@ def agree(x_shape, kernel_shape, strides, padding, groups=1):
         y, vjp = jax.vjp(conv, x, kernel)
         return y, *vjp(grad)
 
-    ours = value_and_gradients(lambda x, kernel: conv2d(x, kernel, strides, padding, feature_group_count=groups), x, kernel)
+    ours = value_and_gradients(
+        lambda x, kernel: conv2d(x, kernel, strides, padding, feature_group_count=groups), x, kernel
+    )
     theirs = value_and_gradients(lambda x, kernel: xla(x, kernel, **settings), x, kernel)
     for name, a, b in zip(("value", "input gradient", "kernel gradient"), ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * np.abs(b).max(), err_msg=name)
 
 
-@pytest.mark.parametrize("images, side, size, stride", [(8, 8, 3, 1), (6, 7, 3, 2), (2, 8, 3, 2), (3, 5, 1, 1), (4, 8, 1, 2), (2, 9, 7, 2),
-                                                        (2, 10, 3, 3)])
+@pytest.mark.parametrize(
+    "images, side, size, stride",
+    [(8, 8, 3, 1), (6, 7, 3, 2), (2, 8, 3, 2), (3, 5, 1, 1), (4, 8, 1, 2), (2, 9, 7, 2), (2, 10, 3, 3)],
+)
 def test_value_and_both_gradients(images, side, size, stride):
     agree((images, side, side, 3), (size, size, 3, 5), (stride, stride), (((size - 1) // 2, size // 2),) * 2)
 
@@ -46,8 +50,16 @@ def test_more_padding_than_kernel(features, stride):
     agree((4, 6, 5, 2), (3, 3, 2, features), (stride, stride), ((4, 0), (0, 5)))
 
 
-@pytest.mark.parametrize("shape, padding", [((2, 4, 4), ((1, 1), (1, 1))), ((3, 5, 6), ((1, 1), (1, 1))), ((2, 1, 2), ((1, 1), (1, 1))),
-                                            ((2, 6, 5), ((0, 0), (2, 1))), ((6, 24, 24), ((1, 1), (1, 1)))])
+@pytest.mark.parametrize(
+    "shape, padding",
+    [
+        ((2, 4, 4), ((1, 1), (1, 1))),
+        ((3, 5, 6), ((1, 1), (1, 1))),
+        ((2, 1, 2), ((1, 1), (1, 1))),
+        ((2, 6, 5), ((0, 0), (2, 1))),
+        ((6, 24, 24), ((1, 1), (1, 1))),
+    ],
+)
 def test_winograd(shape, padding):
     """Even and odd sides, less than a tile, other paddings, several chunks of images."""
     agree((*shape, WIDE), (3, 3, WIDE, WIDE + 8), (1, 1), padding)
@@ -55,41 +67,78 @@ def test_winograd(shape, padding):
 
 def test_winograd_is_for_float32_and_many_channels():
     def products(channels, dtype):
-        x, kernel = jax.ShapeDtypeStruct((2, 4, 4, channels), dtype), jax.ShapeDtypeStruct((3, 3, channels, channels), dtype)
-        return jax.jit(lambda x, kernel: conv2d(x, kernel, (1, 1), ((1, 1), (1, 1)))).lower(x, kernel).as_text().count("dot_general")
-    assert products(WIDE, jnp.float32) == 16 > products(WIDE // 2, jnp.float32) and products(WIDE, jnp.bfloat16) < 16
+        x, kernel = (
+            jax.ShapeDtypeStruct((2, 4, 4, channels), dtype),
+            jax.ShapeDtypeStruct((3, 3, channels, channels), dtype),
+        )
+        return (
+            jax.jit(lambda x, kernel: conv2d(x, kernel, (1, 1), ((1, 1), (1, 1))))
+            .lower(x, kernel)
+            .as_text()
+            .count("dot_general")
+        )
+
+    assert (
+        products(WIDE, jnp.float32) == 16 > products(WIDE // 2, jnp.float32)
+        and products(WIDE, jnp.bfloat16) < 16
+    )
 
 
-@pytest.mark.parametrize("channels, features, groups, size, stride", [
-    (6, 6, 6, 3, 1), (6, 12, 6, 3, 2), (4, 4, 4, 5, 1), (3, 3, 3, 1, 2),                                    # depthwise
-    (6, 9, 3, 3, 1), (12, 8, 4, 3, 2), (80, 40, 20, 3, 1), (64, 128, 2, 3, 1), (8, 4, 2, 1, 1)])             # one part, several, Winograd's
+@pytest.mark.parametrize(
+    "channels, features, groups, size, stride",
+    [
+        (6, 6, 6, 3, 1),
+        (6, 12, 6, 3, 2),
+        (4, 4, 4, 5, 1),
+        (3, 3, 3, 1, 2),  # depthwise
+        (6, 9, 3, 3, 1),
+        (12, 8, 4, 3, 2),
+        (80, 40, 20, 3, 1),
+        (64, 128, 2, 3, 1),
+        (8, 4, 2, 1, 1),
+    ],
+)  # one part, several, Winograd's
 def test_grouped_and_depthwise(channels, features, groups, size, stride):
-    agree((2, 7, 6, channels), (size, size, channels // groups, features), (stride, stride), (((size - 1) // 2, size // 2),) * 2, groups)
+    agree(
+        (2, 7, 6, channels),
+        (size, size, channels // groups, features),
+        (stride, stride),
+        (((size - 1) // 2, size // 2),) * 2,
+        groups,
+    )
 
 
 def test_a_grouped_layer_of_flax_passes_its_groups():
     layer = partial(nn.Conv, 8, (3, 3), padding=((1, 1), (1, 1)), feature_group_count=4, use_bias=False)
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
     variables = layer().init(jax.random.key(1), x)
-    np.testing.assert_allclose(layer(conv_general_dilated=conv2d).apply(variables, x), layer().apply(variables, x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        layer(conv_general_dilated=conv2d).apply(variables, x),
+        layer().apply(variables, x),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_bfloat16_sums_in_float32():
     x, grad = jnp.ones((512, 4, 4, 1), jnp.bfloat16), jnp.ones((512, 4, 4, 1), jnp.bfloat16)
-    _, vjp = jax.vjp(lambda kernel: conv2d(x, kernel, (1, 1), ((0, 0), (0, 0))), jnp.ones((1, 1, 1, 1), jnp.bfloat16))
-    assert float(vjp(grad)[0][0, 0, 0, 0]) == 512 * 16             # a sum in bfloat16 would stop at 256 times its step
+    _, vjp = jax.vjp(
+        lambda kernel: conv2d(x, kernel, (1, 1), ((0, 0), (0, 0))), jnp.ones((1, 1, 1, 1), jnp.bfloat16)
+    )
+    assert float(vjp(grad)[0][0, 0, 0, 0]) == 512 * 16  # a sum in bfloat16 would stop at 256 times its step
 
 
 def test_a_network_uses_it_on_one_device_only_and_its_gradients_agree(monkeypatch):
     image = jax.random.uniform(jax.random.key(0), (4, 6, 6, 1))
     net = ResNet(Basic, (1,), (4,), 4, stem="cifar")
     variables = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
-    params = jax.tree.map(lambda p: p + 0.1, variables["params"])             # no silent branch
+    params = jax.tree.map(lambda p: p + 0.1, variables["params"])  # no silent branch
 
     def gradients():
         def loss(params):
             h, _ = net.apply(variables | {"params": params}, image, train=True, mutable=["batch_stats"])
             return jnp.square(h).mean()
+
         program = jax.jit(jax.grad(loss)).lower(params)
         return program.compile()(params), "while" in program.as_text()
 
@@ -102,7 +151,10 @@ def test_a_network_uses_it_on_one_device_only_and_its_gradients_agree(monkeypatc
 
 
 def test_compiling_for_a_tpu_takes_its_own_gradient():
-    x, kernel = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32)
+    x, kernel = (
+        jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32),
+        jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32),
+    )
     step = jax.jit(jax.grad(lambda kernel, x: conv2d(x, kernel, (1, 1), ((1, 1), (1, 1))).sum()))
     assert "while" in step.trace(kernel, x).lower(lowering_platforms=("cpu",)).as_text()
     assert "while" not in step.trace(kernel, x).lower(lowering_platforms=("tpu",)).as_text()
@@ -112,6 +164,11 @@ def test_compiling_for_a_tpu_takes_its_own_gradient():
 def test_compiling_for_a_tpu_takes_its_own_operation(groups):
     def loss(x, kernel):
         return jnp.square(conv2d(x, kernel, (1, 1), ((1, 1), (1, 1)), feature_group_count=groups)).sum()
-    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 8, 8, WIDE), (3, 3, WIDE // groups, WIDE)))
-    text = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+
+    x, kernel = (
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 8, 8, WIDE), (3, 3, WIDE // groups, WIDE))
+    )
+    text = (
+        jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+    )
     assert text.count("stablehlo.convolution") == 3 and "dot_general" not in text and "while" not in text

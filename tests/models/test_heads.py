@@ -22,10 +22,17 @@ def official(golden):
     params, stats = {}, {}
     for i in range(int(g["num_layers"])):
         params[f"dense{i + 1}"] = {"kernel": g[f"l{i}.dense.kernel"]}
-        params[f"norm{i + 1}"] = {"scale": g[f"l{i}.bn.gamma"]} | ({"bias": g[f"l{i}.bn.beta"]} if g[f"l{i}.bn.has_beta"] else {})
+        params[f"norm{i + 1}"] = {"scale": g[f"l{i}.bn.gamma"]} | (
+            {"bias": g[f"l{i}.bn.beta"]} if g[f"l{i}.bn.has_beta"] else {}
+        )
         stats[f"norm{i + 1}"] = {"mean": g[f"l{i}.bn.moving_mean"], "var": g[f"l{i}.bn.moving_variance"]}
-    head = head_of(int(g["num_layers"]), hidden=0, dim=g["eval_projection"].shape[1],
-                   bn_momentum=float(g["bn_momentum"]), bn_epsilon=float(g["bn_epsilon"]))
+    head = head_of(
+        int(g["num_layers"]),
+        hidden=0,
+        dim=g["eval_projection"].shape[1],
+        bn_momentum=float(g["bn_momentum"]),
+        bn_epsilon=float(g["bn_epsilon"]),
+    )
     return head, jax.tree.map(jnp.asarray, {"params": params, "batch_stats": stats}), g
 
 
@@ -38,28 +45,36 @@ def test_official_weights_fill_exactly_our_tree(official):
 def test_official_projection_in_both_modes(official):
     head, variables, g = official
     x = jnp.asarray(g["x"])
-    np.testing.assert_allclose(head.apply(variables, x, train=False), g["eval_projection"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        head.apply(variables, x, train=False), g["eval_projection"], rtol=1e-4, atol=1e-5
+    )
     z, updates = head.apply(variables, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(z, g["train_projection"], rtol=1e-4, atol=1e-5)
     first = g["x"].astype(np.float64) @ g["l0.dense.kernel"]
-    np.testing.assert_allclose(updates["batch_stats"]["norm1"]["var"], 0.9 * g["l0.bn.moving_variance"] + 0.1 * first.var(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        updates["batch_stats"]["norm1"]["var"],
+        0.9 * g["l0.bn.moving_variance"] + 0.1 * first.var(0),
+        rtol=1e-5,
+    )
 
 
 def test_every_layer_lists_input_hidden_and_projection(official):
     head, variables, g = official
     x = jnp.asarray(g["x"])
     h, a1, a2, z = head.apply(variables, x, train=False, every_layer=True)
-    np.testing.assert_array_equal(h, g["eval_finetune_input"])                   # ft_proj_selector 0
+    np.testing.assert_array_equal(h, g["eval_finetune_input"])  # ft_proj_selector 0
     np.testing.assert_array_equal(z, head.apply(variables, x, train=False))
     gain = g["l0.bn.gamma"] / np.sqrt(g["l0.bn.moving_variance"] + g["bn_epsilon"])
     expected = (g["x"] @ g["l0.dense.kernel"] - g["l0.bn.moving_mean"]) * gain + g["l0.bn.beta"]
     np.testing.assert_allclose(a1, np.maximum(expected, 0), rtol=1e-4, atol=1e-5)
-    assert a2.min() == 0 and z.min() < 0                                         # a ReLU after hidden layers, none at the end
+    assert a2.min() == 0 and z.min() < 0  # a ReLU after hidden layers, none at the end
 
 
 def test_hidden_width_and_no_layers():
     x = jnp.ones((2, 6))
-    shapes = jax.eval_shape(lambda: head_of(2, hidden=9, dim=4).init(jax.random.key(0), x, train=False))["params"]
+    shapes = jax.eval_shape(lambda: head_of(2, hidden=9, dim=4).init(jax.random.key(0), x, train=False))[
+        "params"
+    ]
     assert shapes["dense1"]["kernel"].shape == (6, 9) and shapes["dense2"]["kernel"].shape == (9, 4)
     assert "bias" in shapes["norm1"] and "bias" not in shapes["norm2"] and "bias" not in shapes["dense1"]
     np.testing.assert_array_equal(head_of(0, hidden=0, dim=4).apply({}, x, train=False), x)
@@ -72,7 +87,12 @@ def test_dense_weights_start_at_a_hundredth():
 
 def test_linear_classifier_by_hand():
     h = jnp.array([[1.0, 2.0], [0.0, -1.0]])
-    params = {"dense": {"kernel": jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]), "bias": jnp.array([0.5, 0.0, 0.0])}}
+    params = {
+        "dense": {
+            "kernel": jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]),
+            "bias": jnp.array([0.5, 0.0, 0.0]),
+        }
+    }
     logits = LinearClassifier(3).apply({"params": params}, h)
     np.testing.assert_array_equal(logits, [[1.5, 2.0, 0.0], [0.5, -1.0, 1.0]])
 

@@ -66,7 +66,9 @@ def test_a_large_mean_does_not_cancel_the_variance():
     x = np.random.default_rng(0).normal(1000.0, 0.1, (4096, 3)).astype(np.float32)
     norm = BatchNorm(momentum=0.0)
     _, after = apply_train(norm, norm.init(jax.random.key(0), jnp.asarray(x), train=False), jnp.asarray(x))
-    np.testing.assert_allclose(after["var"], x.astype(np.float64).var(0), rtol=1e-3)     # E[x^2] - E[x]^2 in float32 is off by more
+    np.testing.assert_allclose(
+        after["var"], x.astype(np.float64).var(0), rtol=1e-3
+    )  # E[x^2] - E[x]^2 in float32 is off by more
 
 
 def test_bfloat16_in_and_out_but_float32_statistics():
@@ -90,9 +92,14 @@ def test_bfloat16_in_one_pass_is_float32_in_two(offset, guess):
     def both(x):
         (y, mean, var), back = jax.vjp(lambda *args: normalize_batch(*args, near, 1e-5), x, scale, bias)
         return y, mean, var, *back((dy, jnp.zeros(4), jnp.zeros(4)))
-    for name, low, exact in zip(("y", "mean", "var", "dx", "dscale", "dbias"), both(x), both(x.astype(jnp.float32)), strict=True):
-        tolerance = 5e-3 if name == "dx" else 2e-4          # dx comes back in the dtype of x
-        np.testing.assert_allclose(np.asarray(low, np.float32), exact, rtol=tolerance, atol=tolerance, err_msg=name)
+
+    for name, low, exact in zip(
+        ("y", "mean", "var", "dx", "dscale", "dbias"), both(x), both(x.astype(jnp.float32)), strict=True
+    ):
+        tolerance = 5e-3 if name == "dx" else 2e-4  # dx comes back in the dtype of x
+        np.testing.assert_allclose(
+            np.asarray(low, np.float32), exact, rtol=tolerance, atol=tolerance, err_msg=name
+        )
 
 
 def test_statistics_are_those_of_all_devices_together():

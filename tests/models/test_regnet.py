@@ -30,16 +30,30 @@ def model(**changes):
 
 
 def variables(net, size=32):
-    return jax.eval_shape(partial(net.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32))
+    return jax.eval_shape(
+        partial(net.init, train=False),
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32),
+    )
 
 
 def test_torchvision_network(golden):
     case = golden("arch_regnet")
-    net = RegNet(Table(tuple(case["depths"].tolist()), tuple(case["widths"].tolist()), int(case["group_width"]), int(case["stem_width"])),
-                 bn_momentum=1 - float(case["bn_momentum_torch"]), bn_epsilon=float(case["bn_eps"]))
+    net = RegNet(
+        Table(
+            tuple(case["depths"].tolist()),
+            tuple(case["widths"].tolist()),
+            int(case["group_width"]),
+            int(case["stem_width"]),
+        ),
+        bn_momentum=1 - float(case["bn_momentum_torch"]),
+        bn_epsilon=float(case["bn_eps"]),
+    )
     assert net.table == TABLES["regnety_xs"]
     fields = {name: case[name] for name in case.arrays.files}
-    computes_what_torch_does(net, fields, TORCHVISION, {"stem": "stem_out", "stage1": "block1_out", "stage2": "block2_out"})
+    computes_what_torch_does(
+        net, fields, TORCHVISION, {"stem": "stem_out", "stage1": "block1_out", "stage2": "block2_out"}
+    )
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -48,12 +62,18 @@ def test_tables_and_parameter_counts_of_the_official_networks(name):
     assert TABLES[name] == Table(depths, widths, group, 32)
     net = backbone(model(name=name))
     assert (net.table, net.unbiased, net.bn_momentum, net.dtype) == (TABLES[name], True, 0.9, jnp.bfloat16)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables(net)["params"])) + (widths[-1] + 1) * 1000 == parameters
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(variables(net)["params"])) + (widths[-1] + 1) * 1000
+        == parameters
+    )
 
 
 def test_the_gate_squeezes_the_blocks_input():
     params = variables(RegNet(TABLES["regnety_16gf"]))["params"]
-    found = [params[f"stage{stage}_block{block}"]["se"]["fc1"]["kernel"].shape for stage, block in ((1, 1), (1, 2), (2, 1), (4, 1))]
+    found = [
+        params[f"stage{stage}_block{block}"]["se"]["fc1"]["kernel"].shape
+        for stage, block in ((1, 1), (1, 2), (2, 1), (4, 1))
+    ]
     assert found == [(224, 8), (224, 56), (448, 56), (3024, 308)]
     assert params["stage2_block1"]["conv2"]["kernel"].shape == (3, 3, 112, 448)
 
@@ -62,9 +82,13 @@ def test_initialisation_is_torchvisions():
     net = RegNet(Table((1,), (64,), 16))
     params = jax.jit(partial(net.init, train=False))(jax.random.key(0), jnp.ones((1, 4, 4, 3)))["params"]
     block = params["stage1_block1"]
-    for kernel, fan_out in ((block["conv2"]["kernel"], 9 * 64), (block["conv3"]["kernel"], 64), (block["se"]["fc2"]["kernel"], 64)):
+    for kernel, fan_out in (
+        (block["conv2"]["kernel"], 9 * 64),
+        (block["conv3"]["kernel"], 64),
+        (block["se"]["fc2"]["kernel"], 64),
+    ):
         np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / fan_out), rtol=0.1)
-        assert np.abs(kernel).max() > 2.3 * np.sqrt(2 / fan_out)                     # not cut at two standard deviations
+        assert np.abs(kernel).max() > 2.3 * np.sqrt(2 / fan_out)  # not cut at two standard deviations
     for bias, bound in ((block["se"]["fc1"]["bias"], 64**-0.5), (block["se"]["fc2"]["bias"], 8**-0.5)):
         assert 0.7 * bound < np.abs(bias).max() <= bound
     for norm in (params["stem_norm"], block["norm1"], block["norm3"], block["shortcut"]["norm"]):
@@ -80,12 +104,19 @@ def test_rematerialised_blocks_have_the_same_parameters_gradient_and_statistics(
         def loss(params):
             h, state = net.apply({**start, "params": params}, image, train=True, mutable=["batch_stats"])
             return (h**3).sum(), state["batch_stats"]
+
         return jax.jit(jax.grad(loss, has_aux=True))
+
     frugal = net.clone(remat="blocks")
-    assert shapes(jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)) == shapes(start)
+    assert shapes(jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)) == shapes(
+        start
+    )
     for a, b in zip(gradient(frugal)(start["params"]), gradient(net)(start["params"]), strict=True):
         assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
-    kept = {name: str(gradient(n).trace(start["params"]).jaxpr).count("remat") for name, n in (("none", net), ("blocks", frugal))}
+    kept = {
+        name: str(gradient(n).trace(start["params"]).jaxpr).count("remat")
+        for name, n in (("none", net), ("blocks", frugal))
+    }
     assert kept["none"] == 0 < kept["blocks"]
 
 
@@ -94,16 +125,29 @@ def test_stochastic_depth_grows_from_nothing_in_the_first_block():
     net = RegNet(Table((1, 1), (4, 8), 2, stem=4), drop_path=1.0 - 1e-6)
     image = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     start = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
-    training = partial(RegNet.apply, x=image, train=True, mutable=["batch_stats"], rngs={"drop_path": jax.random.key(2)})
+    training = partial(
+        RegNet.apply, x=image, train=True, mutable=["batch_stats"], rngs={"drop_path": jax.random.key(2)}
+    )
     whole = net.clone(drop_path=0.0)
     (dropped, after), (kept, same) = training(net, start), training(whole, start)
     block = start["params"]["stage2_block1"]
-    silent = {**start, "params": {**start["params"], "stage2_block1": {**block, "norm3": jax.tree.map(jnp.zeros_like, block["norm3"])}}}
+    silent = {
+        **start,
+        "params": {
+            **start["params"],
+            "stage2_block1": {**block, "norm3": jax.tree.map(jnp.zeros_like, block["norm3"])},
+        },
+    }
     np.testing.assert_allclose(dropped, training(whole, silent)[0], rtol=1e-5)
     assert np.abs(dropped - kept).max() > 1e-3
-    assert_trees_close(after, same, rtol=1e-6)                                       # the branch is computed and its norm learns
-    np.testing.assert_array_equal(net.apply(start, image, train=False), whole.apply(start, image, train=False))
-    assert backbone(model(name="regnety_16gf", drop_path=0.1)).drop_path == 0.1 and backbone(model(name="regnety_16gf")).drop_path == 0.0
+    assert_trees_close(after, same, rtol=1e-6)  # the branch is computed and its norm learns
+    np.testing.assert_array_equal(
+        net.apply(start, image, train=False), whole.apply(start, image, train=False)
+    )
+    assert (
+        backbone(model(name="regnety_16gf", drop_path=0.1)).drop_path == 0.1
+        and backbone(model(name="regnety_16gf")).drop_path == 0.0
+    )
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
@@ -111,7 +155,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     start = variables(net)
     assert {leaf.dtype for leaf in jax.tree.leaves(start)} == {jnp.dtype("float32")}
     image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    h, after = jax.eval_shape(partial(net.apply, train=True, mutable=["batch_stats", "intermediates"]), start, image)
+    h, after = jax.eval_shape(
+        partial(net.apply, train=True, mutable=["batch_stats", "intermediates"]), start, image
+    )
     assert h.dtype == jnp.float32 and h.shape == (2, 32)
     assert {leaf.dtype for leaf in jax.tree.leaves(after["intermediates"])} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(after["batch_stats"])} == {jnp.dtype("float32")}
@@ -120,5 +166,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
 def test_a_wrong_config_says_what_is_wrong():
     with pytest.raises(ValueError, match="config.model.remat is 'dots'; it must be one of: none, blocks"):
         backbone(model(name="regnety_16gf", remat="dots"))
-    with pytest.raises(ValueError, match="config.model.name is 'regnety_32gf'; it must be one of: resnet8, .*, regnety_16gf, .*, vit_h"):
+    with pytest.raises(
+        ValueError,
+        match="config.model.name is 'regnety_32gf'; it must be one of: resnet8, .*, regnety_16gf, .*, vit_h",
+    ):
         backbone(model(name="regnety_32gf"))

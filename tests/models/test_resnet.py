@@ -15,47 +15,77 @@ from tests.models.golden_resnet import simclr_tree
 from tests.models.golden_torch import assert_trees_close, computes_what_torch_does, evaluate, shapes
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
-BLOCKS = {"BottleneckBlock": Bottleneck, "ResidualBlock": Basic, "Bottleneck": Bottleneck, "BasicBlock": Basic}
+BLOCKS = {
+    "BottleneckBlock": Bottleneck,
+    "ResidualBlock": Basic,
+    "Bottleneck": Bottleneck,
+    "BasicBlock": Basic,
+}
 
 
 @pytest.mark.parametrize("name", ["c0", "c1", "c2"])
 def test_official_simclr_network(golden, name):
     case = golden("arch_simclr_resnet").under(name)
     base = round(64 * float(case["width_multiplier"]))
-    net = ResNet(BLOCKS[str(case["block"])], tuple(case["layers"].tolist()), tuple(base * 2**i for i in range(4)), base,
-                 stem="cifar" if case["cifar_stem"] else "imagenet", sk_ratio=float(case["sk_ratio"]),
-                 bn_momentum=float(case["bn_momentum"]), bn_epsilon=float(case["bn_epsilon"]))
+    net = ResNet(
+        BLOCKS[str(case["block"])],
+        tuple(case["layers"].tolist()),
+        tuple(base * 2**i for i in range(4)),
+        base,
+        stem="cifar" if case["cifar_stem"] else "imagenet",
+        sk_ratio=float(case["sk_ratio"]),
+        bn_momentum=float(case["bn_momentum"]),
+        bn_epsilon=float(case["bn_epsilon"]),
+    )
     image = jnp.asarray(case["image"])
     variables = simclr_tree(case, "weights")
-    assert shapes(variables) == shapes(jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image))
+    assert shapes(variables) == shapes(
+        jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
+    )
 
     @jax.jit
     def both_modes(variables):
-        return evaluate(net, variables, image), net.apply(variables, image, train=True, mutable=["batch_stats"])
+        return evaluate(net, variables, image), net.apply(
+            variables, image, train=True, mutable=["batch_stats"]
+        )
 
     (pooled, layers), (train_pooled, after) = both_modes(jax.tree.map(jnp.asarray, variables))
     for layer in ("stem", "group1", "group2", "group3", "group4"):
         np.testing.assert_allclose(layers[layer], case[f"eval/{layer}"], **CLOSE, err_msg=layer)
     np.testing.assert_allclose(pooled, case["eval/pooled"], **CLOSE)
     # With selective kernels BatchNorm divides by the spread of three gates: there the file itself is 2.7e-4 off a float64 computation.
-    np.testing.assert_allclose(train_pooled, case["train/pooled"], **(dict(rtol=2e-4, atol=5e-4) if case["sk_ratio"] > 0 else CLOSE))
+    np.testing.assert_allclose(
+        train_pooled, case["train/pooled"], **(dict(rtol=2e-4, atol=5e-4) if case["sk_ratio"] > 0 else CLOSE)
+    )
     assert_trees_close(after, simclr_tree(case, "after_train"), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["c0", "c1"])
 def test_torchvision_network(golden, name):
     case = golden("arch_resnet").under(name)
-    net = ResNet(BLOCKS[str(case["block"])], tuple(case["layers"].tolist()), tuple(case["planes"].tolist()), int(case["stem_width"]),
-                 stem="cifar" if case["small_stem"] else "imagenet", shortcut="torchvision", unbiased=True,
-                 bn_momentum=1 - float(case["bn_momentum_torch"]), bn_epsilon=float(case["bn_eps"]))
-    computes_what_torch_does(net, case, RESNET, {"stem": "stem_out", **{f"group{i}": f"layer{i}" for i in range(1, 5)}})
+    net = ResNet(
+        BLOCKS[str(case["block"])],
+        tuple(case["layers"].tolist()),
+        tuple(case["planes"].tolist()),
+        int(case["stem_width"]),
+        stem="cifar" if case["small_stem"] else "imagenet",
+        shortcut="torchvision",
+        unbiased=True,
+        bn_momentum=1 - float(case["bn_momentum_torch"]),
+        bn_epsilon=float(case["bn_eps"]),
+    )
+    computes_what_torch_does(
+        net, case, RESNET, {"stem": "stem_out", **{f"group{i}": f"layer{i}" for i in range(1, 5)}}
+    )
 
 
 def init(net, size=32, channels=3):
     return jax.jit(partial(net.init, train=False))(jax.random.key(0), jnp.ones((2, size, size, channels)))
 
 
-@pytest.mark.parametrize("block, project", [(Basic, False), (Basic, True), (Bottleneck, False), (Bottleneck, True)])
+@pytest.mark.parametrize(
+    "block, project", [(Basic, False), (Basic, True), (Bottleneck, False), (Bottleneck, True)]
+)
 def test_a_fresh_block_is_its_shortcut(block, project):
     """The last gain is zero, so that residual branches are silent at the start."""
     layer = dict(conv=partial(conv, dtype=jnp.float32), norm=BatchNorm)
@@ -65,7 +95,12 @@ def test_a_fresh_block_is_its_shortcut(block, project):
     y, _ = net.apply(variables, x, train=True, mutable=["batch_stats"])
     if project:
         shortcut = Shortcut(4 * block.expansion, 1, False, **layer)
-        x, _ = shortcut.apply({c: variables[c]["shortcut"] for c in ("params", "batch_stats")}, x, train=True, mutable=["batch_stats"])
+        x, _ = shortcut.apply(
+            {c: variables[c]["shortcut"] for c in ("params", "batch_stats")},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+        )
     np.testing.assert_allclose(y, np.maximum(x, 0), rtol=1e-6, atol=1e-6)
 
 
@@ -77,7 +112,9 @@ def test_every_other_gain_is_one_and_kernels_have_unit_fan_in_variance():
     np.testing.assert_array_equal(block["norm3"]["scale"], np.zeros(256))
     kernel = np.asarray(block["conv2"]["kernel"]) * (3 * 3 * 64) ** 0.5
     np.testing.assert_allclose(kernel.std(), 1.0, rtol=0.01)
-    assert 2.2 < np.abs(kernel).max() < 2 / 0.8796 + 1e-3           # cut at two standard deviations of the normal before it was cut
+    assert (
+        2.2 < np.abs(kernel).max() < 2 / 0.8796 + 1e-3
+    )  # cut at two standard deviations of the normal before it was cut
 
 
 def test_strided_convolutions_pad_like_pytorch_not_like_same():
@@ -117,7 +154,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     image = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
     variables = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    h, after = jax.eval_shape(partial(net.apply, train=True, mutable=["batch_stats", "intermediates"]), variables, image)
+    h, after = jax.eval_shape(
+        partial(net.apply, train=True, mutable=["batch_stats", "intermediates"]), variables, image
+    )
     assert h.dtype == jnp.float32 and h.shape == (4, 32)
     assert {leaf.dtype for leaf in jax.tree.leaves(after["batch_stats"])} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(after["intermediates"])} == {jnp.dtype("bfloat16")}
@@ -130,7 +169,7 @@ def test_bfloat16_stays_near_float32():
     exact = net.apply(variables, image, train=False)
     h = net.clone(dtype=jnp.bfloat16).apply(variables, image, train=False)
     np.testing.assert_allclose(h, exact, rtol=0.02, atol=0.02)
-    assert np.abs(h - exact).max() > 0                                           # it did compute in bfloat16
+    assert np.abs(h - exact).max() > 0  # it did compute in bfloat16
 
 
 def test_sown_layers_are_named_after_the_groups():
@@ -138,8 +177,18 @@ def test_sown_layers_are_named_after_the_groups():
     image = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
     variables = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
     _, layers = jax.eval_shape(partial(evaluate, net), variables, image)
-    assert {name: value.shape for name, value in layers.items()} == {"stem": (2, 8, 8, 4), "group1": (2, 8, 8, 4), "group2": (2, 4, 4, 8)}
-    assert set(variables["params"]) == {"stem_conv1", "stem_norm1", "group1_block1", "group2_block1", "group2_block2"}
+    assert {name: value.shape for name, value in layers.items()} == {
+        "stem": (2, 8, 8, 4),
+        "group1": (2, 8, 8, 4),
+        "group2": (2, 4, 4, 8),
+    }
+    assert set(variables["params"]) == {
+        "stem_conv1",
+        "stem_norm1",
+        "group1_block1",
+        "group2_block1",
+        "group2_block2",
+    }
 
 
 def test_rematerialised_blocks_have_the_same_parameters_gradient_and_statistics():
@@ -151,10 +200,17 @@ def test_rematerialised_blocks_have_the_same_parameters_gradient_and_statistics(
         def loss(params):
             h, state = net.apply({**variables, "params": params}, image, train=True, mutable=["batch_stats"])
             return (h**3).sum(), state["batch_stats"]
+
         return jax.jit(jax.grad(loss, has_aux=True))
+
     frugal = net.clone(remat="blocks")
-    assert shapes(jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)) == shapes(variables)
+    assert shapes(jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)) == shapes(
+        variables
+    )
     for a, b in zip(gradient(frugal)(variables["params"]), gradient(net)(variables["params"]), strict=True):
         assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
-    kept = {name: str(gradient(n).trace(variables["params"]).jaxpr).count("remat") for name, n in (("none", net), ("blocks", frugal))}
+    kept = {
+        name: str(gradient(n).trace(variables["params"]).jaxpr).count("remat")
+        for name, n in (("none", net), ("blocks", frugal))
+    }
     assert kept["none"] == 0 < kept["blocks"]

@@ -41,7 +41,9 @@ def official(g, prefix, net, image, *heads):
 def network(g, prefix, **settings):
     cfg = {name: int(g[f"{prefix}/cfg/{name}"]) for name in ("embed_dim", "depth", "num_heads", "patch_size")}
     ratio = float(g[f"{prefix}/cfg/mlp_ratio"])
-    return ViT(cfg["embed_dim"], cfg["depth"], cfg["num_heads"], cfg["patch_size"], mlp_ratio=ratio, **settings)
+    return ViT(
+        cfg["embed_dim"], cfg["depth"], cfg["num_heads"], cfg["patch_size"], mlp_ratio=ratio, **settings
+    )
 
 
 def test_timm_forward_and_backward(golden):
@@ -51,12 +53,16 @@ def test_timm_forward_and_backward(golden):
     head = heads["head"]
 
     def loss(params, image):
-        tokens, state = net.apply({"params": params}, image, train=True, tokens=True, mutable=["intermediates"])
+        tokens, state = net.apply(
+            {"params": params}, image, train=True, tokens=True, mutable=["intermediates"]
+        )
         logits = tokens[:, 0] @ head["kernel"] + head["bias"][None]
         rows = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(g["vit/labels"])[:, None], axis=1)
         return rows.mean(), (tokens, logits, state["intermediates"])
 
-    (value, (tokens, logits, blocks)), (grads, grad_image) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, image)
+    (value, (tokens, logits, blocks)), (grads, grad_image) = jax.jit(
+        jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    )(params, image)
     for i in range(2):
         np.testing.assert_allclose(blocks[f"after_block{i}"][0], g[f"vit/block{i}_out"], **CLOSE)
     np.testing.assert_allclose(tokens, g["vit/tokens_after_norm"], **CLOSE)
@@ -64,9 +70,18 @@ def test_timm_forward_and_backward(golden):
     np.testing.assert_allclose(value, g["vit/loss"], rtol=1e-5)
     np.testing.assert_allclose(grad_image, g["vit/grad_image"].transpose(0, 2, 3, 1), **CLOSE)
     np.testing.assert_allclose(grads["positions"], g["vit/grad/pos_embed"], **CLOSE)
-    np.testing.assert_allclose(grads["block0"]["attn"]["qkv"]["kernel"], g["vit/grad/blocks.0.attn.qkv.weight"].T, **CLOSE)
-    np.testing.assert_allclose(grads["patch"]["kernel"], patches(net.patch).ours(g["vit/grad/patch_embed.proj.weight"]), **CLOSE)
-    np.testing.assert_allclose(tokens[:, 0], jax.jit(lambda: net.apply({"params": params}, image, train=False))(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        grads["block0"]["attn"]["qkv"]["kernel"], g["vit/grad/blocks.0.attn.qkv.weight"].T, **CLOSE
+    )
+    np.testing.assert_allclose(
+        grads["patch"]["kernel"], patches(net.patch).ours(g["vit/grad/patch_embed.proj.weight"]), **CLOSE
+    )
+    np.testing.assert_allclose(
+        tokens[:, 0],
+        jax.jit(lambda: net.apply({"params": params}, image, train=False))(),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -98,14 +113,19 @@ OFFICIAL = {**COUNTS["timm_vit"], **COUNTS["deit_official"]}
 def test_parameter_counts_of_the_official_networks(name):
     size = {"tiny": "vit_ti", "small": "vit_s", "base": "vit_b", "large": "vit_l"}[name.split("_")[1]]
     width, depth, heads = SIZES[size]
-    found = parameters(ViT(width, depth, heads, 16, distillation="distilled" in name, scan=True), int(name.rsplit("_", 1)[1]))
+    found = parameters(
+        ViT(width, depth, heads, 16, distillation="distilled" in name, scan=True), int(name.rsplit("_", 1)[1])
+    )
     assert count(found["params"]) == OFFICIAL[name]["backbone_without_head"] and set(found) == {"params"}
 
 
 @pytest.mark.parametrize("preset, size", [("imagenet_vit_s_v3", "small"), ("imagenet_vit_b_v3", "base")])
 def test_moco_v3_has_neither_positions_nor_a_patch_projection_among_its_parameters(preset, size):
     model = get_config(preset).model
-    found, full = parameters(backbone(model), 224), OFFICIAL[f"vit_{size}_patch16_224"]["backbone_without_head"]
+    found, full = (
+        parameters(backbone(model), 224),
+        OFFICIAL[f"vit_{size}_patch16_224"]["backbone_without_head"],
+    )
     width = backbone(model).width
     assert count(found["batch_stats"]) == 16 * 16 * 3 * width + width
     assert count(found["params"]) == full - count(found["batch_stats"]) - 197 * width
@@ -120,7 +140,12 @@ def test_a_scan_over_blocks_is_the_blocks_one_after_another_and_remat_changes_no
     stacked["blocks"] = jax.tree.map(lambda *rows: jnp.stack(rows), *(params[f"block{i}"] for i in range(3)))
 
     def value_and_grad(net, params):
-        return jax.jit(jax.value_and_grad(lambda params: jnp.sum(jnp.sin(net.apply({"params": params}, image, train=True)))))(params)
+        return jax.jit(
+            jax.value_and_grad(
+                lambda params: jnp.sum(jnp.sin(net.apply({"params": params}, image, train=True)))
+            )
+        )(params)
+
     value, grads = value_and_grad(plain, params)
     grads["blocks"] = jax.tree.map(lambda *rows: jnp.stack(rows), *(grads.pop(f"block{i}") for i in range(3)))
     for settings in (dict(scan=True), dict(scan=True, remat="blocks"), dict(scan=True, remat="dots")):
@@ -135,7 +160,9 @@ def test_a_scan_over_blocks_is_the_blocks_one_after_another_and_remat_changes_no
 
 
 def test_stacked_blocks_start_from_different_weights():
-    params = ViT(**TINY, scan=True).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"]["blocks"]["fc1"]["kernel"]
+    params = ViT(**TINY, scan=True).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"][
+        "blocks"
+    ]["fc1"]["kernel"]
     assert np.abs(params[0] - params[1]).max() > 1e-3
 
 
@@ -160,7 +187,9 @@ def test_the_rate_grows_from_nothing_in_the_first_block(scan):
         params["blocks"] = jax.tree.map(lambda leaf: leaf[:1], params["blocks"])
     else:
         del params["block1"]
-    np.testing.assert_allclose(dropped, ViT(32, 1, 4, 4, scan=scan).apply({"params": params}, image, train=False), **CLOSE)
+    np.testing.assert_allclose(
+        dropped, ViT(32, 1, 4, 4, scan=scan).apply({"params": params}, image, train=False), **CLOSE
+    )
     assert np.abs(dropped - net.apply(variables, image, train=False)).max() > 1e-3
 
 
@@ -171,6 +200,7 @@ def test_dropout_keeps_the_mean_and_is_off_in_inference():
         @nn.compact
         def __call__(self, x):
             return dropout(self, x)
+
     x = jnp.full((100, 1000), 3.0)
     y = Site(0.1).apply({}, x, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_allclose(np.unique(y), [0.0, 3.0 / 0.9], rtol=1e-6)
@@ -193,20 +223,31 @@ def test_attention_maps_by_numpy():
     params = shaken(net.init(jax.random.key(0), image, train=False)["params"], 1)
     maps = attention(net, params, {}, image)
     p, width = jax.tree.map(np.asarray, params), 32
-    patches = np.asarray(image).reshape(2, 2, 4, 2, 4, 3).swapaxes(2, 3).reshape(2, 4, 48) @ p["patch"]["kernel"] + p["patch"]["bias"]
-    tokens = np.broadcast_to(np.concatenate([p["class_token"], p["distillation_token"]], axis=1), (2, 2, width))
+    patches = (
+        np.asarray(image).reshape(2, 2, 4, 2, 4, 3).swapaxes(2, 3).reshape(2, 4, 48) @ p["patch"]["kernel"]
+        + p["patch"]["bias"]
+    )
+    tokens = np.broadcast_to(
+        np.concatenate([p["class_token"], p["distillation_token"]], axis=1), (2, 2, width)
+    )
     x = np.concatenate([tokens, patches], axis=1) + p["positions"]
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     x = x * p["block0"]["norm1"]["scale"] + p["block0"]["norm1"]["bias"]
-    q, k, _ = np.split(x @ p["block0"]["attn"]["qkv"]["kernel"] + p["block0"]["attn"]["qkv"]["bias"], 3, axis=-1)
+    q, k, _ = np.split(
+        x @ p["block0"]["attn"]["qkv"]["kernel"] + p["block0"]["attn"]["qkv"]["bias"], 3, axis=-1
+    )
     q, k = (a.reshape(2, 6, 4, 8) for a in (q, k))
     weights = np.exp(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(8))
-    np.testing.assert_allclose(maps, (weights / weights.sum(-1, keepdims=True))[:, :, :2], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        maps, (weights / weights.sum(-1, keepdims=True))[:, :, :2], rtol=1e-3, atol=1e-5
+    )
 
     deep, stacked = ViT(**TINY), ViT(**TINY, scan=True)
     params = deep.init(jax.random.key(0), image, train=False)["params"]
     looped = {k: v for k, v in params.items() if not k.startswith("block")}
-    looped["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"block{i}"] for i in range(3)))
+    looped["blocks"] = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(params[f"block{i}"] for i in range(3))
+    )
     maps = attention(deep, params, {}, image)
     assert maps.shape == (2, 4, 1, 5)
     np.testing.assert_allclose(attention(stacked, looped, {}, image), maps, rtol=1e-5, atol=1e-7)
@@ -217,16 +258,25 @@ def test_initialisations():
     deit = ViT(128, 1, 4, 4).init(jax.random.key(0), image, train=False)["params"]
     for leaf in (deit["block0"]["attn"]["qkv"]["kernel"], deit["block0"]["fc2"]["kernel"], deit["positions"]):
         np.testing.assert_allclose(np.std(leaf), 0.02, rtol=0.06)
-        assert np.abs(leaf).max() > 0.05                                # not cut at two standard deviations
+        assert np.abs(leaf).max() > 0.05  # not cut at two standard deviations
     bound = 1 / np.sqrt(48)
-    assert 0.95 * bound < np.abs(deit["patch"]["kernel"]).max() <= bound and 0.8 * bound < np.abs(deit["patch"]["bias"]).max() <= bound
-    v3 = ViT(128, 1, 4, 4, scheme="moco_v3", positions="sincos").init(jax.random.key(0), image, train=False)["params"]
+    assert (
+        0.95 * bound < np.abs(deit["patch"]["kernel"]).max() <= bound
+        and 0.8 * bound < np.abs(deit["patch"]["bias"]).max() <= bound
+    )
+    v3 = ViT(128, 1, 4, 4, scheme="moco_v3", positions="sincos").init(jax.random.key(0), image, train=False)[
+        "params"
+    ]
     bounds = {"qkv": 6 / 256, "proj": 6 / 256}
     for name, square in bounds.items():
-        assert 0.99 * np.sqrt(square) < np.abs(v3["block0"]["attn"][name]["kernel"]).max() <= np.sqrt(square), name
+        assert (
+            0.99 * np.sqrt(square) < np.abs(v3["block0"]["attn"][name]["kernel"]).max() <= np.sqrt(square)
+        ), name
     assert 0.99 * np.sqrt(6 / 640) < np.abs(v3["block0"]["fc1"]["kernel"]).max() <= np.sqrt(6 / 640)
     assert 0.95 * np.sqrt(6 / 176) < np.abs(v3["patch"]["kernel"]).max() <= np.sqrt(6 / 176)
-    assert np.abs(v3["class_token"]).max() < 1e-5 and not np.any(v3["patch"]["bias"]) and "positions" not in v3
+    assert (
+        np.abs(v3["class_token"]).max() < 1e-5 and not np.any(v3["patch"]["bias"]) and "positions" not in v3
+    )
 
 
 def test_sincos_positions_by_hand():
@@ -234,7 +284,7 @@ def test_sincos_positions_by_hand():
     np.testing.assert_array_equal(found[0], np.zeros(8))
     for row in range(2):
         for column in range(3):
-            w = np.array([1.0, 0.01])                                   # 10000 ** -(0/2, 1/2)
+            w = np.array([1.0, 0.01])  # 10000 ** -(0/2, 1/2)
             expected = [*np.sin(column * w), *np.cos(column * w), *np.sin(row * w), *np.cos(row * w)]
             np.testing.assert_allclose(found[1 + 3 * row + column], expected, rtol=1e-6, atol=1e-7)
     with pytest.raises(ValueError, match="not 6"):
@@ -248,7 +298,9 @@ def test_resized_positions_of_deit(golden, case):
     found = resize_positions(jnp.asarray(g["pos_embed"]), grid, extra_tokens=extra)
     np.testing.assert_allclose(found, g["new_pos_embed"], atol=1e-5)
     np.testing.assert_array_equal(found[:, :extra], g["pos_embed"][:, :extra])
-    np.testing.assert_array_equal(resize_positions(jnp.asarray(g["pos_embed"][0]), grid, extra_tokens=extra), found[0])
+    np.testing.assert_array_equal(
+        resize_positions(jnp.asarray(g["pos_embed"][0]), grid, extra_tokens=extra), found[0]
+    )
 
 
 def test_positions_of_the_same_grid_stay_and_rows_stay_rows():
@@ -265,7 +317,11 @@ def test_a_frozen_projection_takes_no_part_in_the_gradient_and_comes_back_from_a
     net = ViT(**TINY, frozen_patch=True, positions="sincos", scheme="moco_v3")
     image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     variables = net.init(jax.random.key(0), image, train=False)
-    assert set(variables["batch_stats"]) == {"patch"} and "patch" not in variables["params"] and "positions" not in variables["params"]
+    assert (
+        set(variables["batch_stats"]) == {"patch"}
+        and "patch" not in variables["params"]
+        and "positions" not in variables["params"]
+    )
     features, after = forward(net, variables["params"], variables["batch_stats"], image)
     jax.tree.map(np.testing.assert_array_equal, after, variables["batch_stats"])
     free = ViT(**TINY, positions="sincos", scheme="moco_v3")
@@ -278,19 +334,24 @@ def test_bfloat16_keeps_softmax_and_norms_in_float32():
     net = ViT(**TINY, dtype=jnp.bfloat16)
     variables = net.init(jax.random.key(0), image, train=False)
     found = net.apply(variables, image, train=False)
-    assert found.dtype == jnp.float32 and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    assert found.dtype == jnp.float32 and all(
+        leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables)
+    )
     np.testing.assert_allclose(found, ViT(**TINY).apply(variables, image, train=False), atol=0.05)
     text = str(jax.make_jaxpr(lambda v: net.apply(v, image, train=False))(variables))
     exponentials = [line for line in text.splitlines() if "= exp " in line]
     assert exponentials and all("f32" in line for line in exponentials), exponentials
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(positions="rotary"), "config.model.positions is 'rotary'; it must be one of: learned, sincos"),
-    (dict(scheme="xavier"), "config.model.scheme is 'xavier'; it must be one of: deit, moco_v3"),
-    (dict(remat="all"), "config.model.remat is 'all'; it must be one of: none, blocks, dots"),
-    (dict(name="vit_g"), "config.model.name is 'vit_g'; it must be one of: resnet8, .*, vit_h"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(positions="rotary"), "config.model.positions is 'rotary'; it must be one of: learned, sincos"),
+        (dict(scheme="xavier"), "config.model.scheme is 'xavier'; it must be one of: deit, moco_v3"),
+        (dict(remat="all"), "config.model.remat is 'all'; it must be one of: none, blocks, dots"),
+        (dict(name="vit_g"), "config.model.name is 'vit_g'; it must be one of: resnet8, .*, vit_h"),
+    ],
+)
 def test_a_wrong_config_says_what_is_wrong(change, message):
     model = get_config("imagenet_vit_b_v3").unlock().model
     model.update(change)

@@ -12,10 +12,14 @@ def batches(images, labels, size):
     for start in range(0, len(labels), size):
         rows = slice(start, start + size)
         pad = size - len(labels[rows])
-        yield {"image": np.concatenate([images[rows], np.full((pad, *images.shape[1:]), 255, np.uint8)]),
-               "label": np.concatenate([labels[rows], np.full(pad, 7, np.int32)]),
-               "index": np.concatenate([np.arange(100 + start, 100 + start + size - pad, dtype=np.int32), np.zeros(pad, np.int32)]),
-               "mask": np.arange(size) < size - pad}
+        yield {
+            "image": np.concatenate([images[rows], np.full((pad, *images.shape[1:]), 255, np.uint8)]),
+            "label": np.concatenate([labels[rows], np.full(pad, 7, np.int32)]),
+            "index": np.concatenate(
+                [np.arange(100 + start, 100 + start + size - pad, dtype=np.int32), np.zeros(pad, np.int32)]
+            ),
+            "mask": np.arange(size) < size - pad,
+        }
 
 
 @pytest.mark.parametrize("size", [1, 4, 10, 11, 64])
@@ -36,6 +40,7 @@ def test_empty_split_and_non_finite_features_are_errors():
 
     def encode(image):
         return raw_pixels(image).at[1].set(jnp.nan)
+
     with pytest.raises(ValueError, match="image 101 are not finite"):
         extract(encode, batches(images, labels, 4))
 

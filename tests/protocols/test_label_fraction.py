@@ -12,18 +12,32 @@ from ssljax.protocols.label_fraction import L2, label_fraction
 @pytest.fixture(scope="module")
 def digits():
     x, y = load_digits(return_X_y=True)
-    return x[:1500].astype(np.float32) / 16, y[:1500].astype(np.int32), x[1500:].astype(np.float32) / 16, y[1500:].astype(np.int32)
+    return (
+        x[:1500].astype(np.float32) / 16,
+        y[:1500].astype(np.int32),
+        x[1500:].astype(np.float32) / 16,
+        y[1500:].astype(np.int32),
+    )
 
 
 def test_every_count_and_draw_equals_scikit_learn_on_that_subset(digits):
     x, y, x2, y2 = digits
     found = list(label_fraction(*digits, num_classes=10, counts=(1, 5), draws=2, channels=1))
-    assert [(r["labels_per_class"], r["draw"], r["n"]) for r in found] == [(1, 0, 297), (1, 1, 297), (5, 0, 297), (5, 1, 297)]
+    assert [(r["labels_per_class"], r["draw"], r["n"]) for r in found] == [
+        (1, 0, 297),
+        (1, 1, 297),
+        (5, 0, 297),
+        (5, 1, 297),
+    ]
     scale = np.sqrt(x.var(0).mean())
     for row in found:
         rows = sampler.subset(y, per_class=row["labels_per_class"], seed=row["draw"])
-        model = LogisticRegression(C=1 / (len(rows) * L2), max_iter=5000).fit((x[rows] - x.mean(0)) / scale, y[rows])
-        assert row["top1"] == pytest.approx(100 * model.score((x2 - x.mean(0)) / scale, y2), abs=0.35)       # one image of 297
+        model = LogisticRegression(C=1 / (len(rows) * L2), max_iter=5000).fit(
+            (x[rows] - x.mean(0)) / scale, y[rows]
+        )
+        assert row["top1"] == pytest.approx(
+            100 * model.score((x2 - x.mean(0)) / scale, y2), abs=0.35
+        )  # one image of 297
     assert found[0]["top1"] != found[1]["top1"]
     assert 50 < found[0]["top1"] < found[2]["top1"] < 95
 
@@ -44,4 +58,8 @@ def test_labels_outside_the_subset_do_not_matter(digits):
 def test_too_few_labels_is_an_error_that_names_the_class():
     x = np.eye(4, dtype=np.float32)
     with pytest.raises(ValueError, match="class 1 has 1 examples, 2 a class"):
-        list(label_fraction(x, np.array([0, 0, 0, 1]), x, np.array([0, 0, 0, 1]), num_classes=2, counts=(2,), draws=1))
+        list(
+            label_fraction(
+                x, np.array([0, 0, 0, 1]), x, np.array([0, 0, 0, 1]), num_classes=2, counts=(2,), draws=1
+            )
+        )

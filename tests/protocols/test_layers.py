@@ -7,8 +7,10 @@ import pytest
 from ssljax.protocols.layers import pool, pooled
 
 
-@pytest.mark.parametrize("side, channels, size, padding, dim", [
-    (55, 96, 6, 3, 9600), (27, 256, 4, 0, 9216), (13, 384, 3, 1, 9600), (13, 256, 2, 0, 9216)])
+@pytest.mark.parametrize(
+    "side, channels, size, padding, dim",
+    [(55, 96, 6, 3, 9600), (27, 256, 4, 0, 9216), (13, 384, 3, 1, 9600), (13, 256, 2, 0, 9216)],
+)
 def test_the_released_pools_of_alexnet(side, channels, size, padding, dim):
     found = pool(side, channels, 9600)
     assert (found.size, found.padding, found.places**2 * channels) == (size, padding, dim)
@@ -28,10 +30,15 @@ def test_no_layer_leaves_more_than_it_may_and_none_much_less():
 
 
 def test_averages_count_the_zeros_around():
-    x = jnp.arange(1, 26, dtype=jnp.float32).reshape(1, 5, 5, 1) * jnp.array([1.0, -1.0], jnp.float32)[None, None, None]
+    x = (
+        jnp.arange(1, 26, dtype=jnp.float32).reshape(1, 5, 5, 1)
+        * jnp.array([1.0, -1.0], jnp.float32)[None, None, None]
+    )
     assert pool(5, 2, 8) == (2, 0, 2) and pool(5, 2, 18) == (2, 1, 3)
     grid = np.arange(1, 26).reshape(5, 5)
-    means = [grid[r:r + 2, c:c + 2].mean() for r in (0, 2) for c in (0, 2)]
+    means = [grid[r : r + 2, c : c + 2].mean() for r in (0, 2) for c in (0, 2)]
     np.testing.assert_allclose(pooled(x, 8)[0], np.ravel([[m, -m] for m in means]))
     corner = pooled(x, 18)[0].reshape(3, 3, 2)
-    np.testing.assert_allclose([corner[0, 0, 0], corner[0, 1, 0], corner[1, 1, 1]], [1 / 4, (2 + 3) / 4, -(7 + 8 + 12 + 13) / 4])
+    np.testing.assert_allclose(
+        [corner[0, 0, 0], corner[0, 1, 0], corner[1, 1, 1]], [1 / 4, (2 + 3) / 4, -(7 + 8 + 12 + 13) / 4]
+    )

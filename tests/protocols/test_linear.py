@@ -14,8 +14,12 @@ def data(n=120, m=80, d=5, classes=3, seed=0, noise=1.0):
     rng = np.random.default_rng(seed)
     y, z = np.arange(n) % classes, np.arange(m) % classes
     centres = rng.normal(size=(classes, d))
-    return [(centres[y] + noise * rng.normal(size=(n, d))).astype(np.float32), y.astype(np.int32),
-            (centres[z] + noise * rng.normal(size=(m, d))).astype(np.float32), z.astype(np.int32)]
+    return [
+        (centres[y] + noise * rng.normal(size=(n, d))).astype(np.float32),
+        y.astype(np.int32),
+        (centres[z] + noise * rng.normal(size=(m, d))).astype(np.float32),
+        z.astype(np.int32),
+    ]
 
 
 def test_fit_minimises_mean_loss_plus_half_lambda_norm():
@@ -35,12 +39,12 @@ def test_standardise_divides_each_channel_by_its_deviation():
     found = linear.standardise(x, x)
     np.testing.assert_allclose(found, np.sqrt(1.5) * np.array([[-1, -1], [0, 0], [1, 1]]))
     np.testing.assert_allclose(linear.standardise(np.array([[2, 10]]), x), 0, atol=1e-12)
-    assert np.isfinite(linear.standardise(np.ones((3, 2)), np.ones((3, 2)))).all()          # collapsed features
+    assert np.isfinite(linear.standardise(np.ones((3, 2)), np.ones((3, 2)))).all()  # collapsed features
 
 
 def test_standardise_of_pixels_keeps_their_proportions():
     """Two places, two channels [[r, g], [r, g]]: one deviation for each of r and g."""
-    x = np.array([[0, 0, 0, 0], [2, 0, 6, 8]], np.float64)           # variances 1, 0, 9, 16: r -> 5, g -> 8
+    x = np.array([[0, 0, 0, 0], [2, 0, 6, 8]], np.float64)  # variances 1, 0, 9, 16: r -> 5, g -> 8
     found = linear.standardise(x, x, channels=2)
     np.testing.assert_allclose(found[1], np.array([1, 0, 3, 4]) / np.sqrt([5, 8, 5, 8]))
 
@@ -50,7 +54,12 @@ def test_lbfgs_equals_scikit_learn():
     a, b = ((v - x.mean(0)) / x.std(0) for v in (x, x2))
     expected = 100 * LogisticRegression(C=1 / (len(y) * 0.1), max_iter=5000).fit(a, y).score(b, y2)
     found = linear.lbfgs(x, y, x2, y2, num_classes=3, l2=0.1)
-    assert found["top1"] == pytest.approx(expected) and found["n"] == 80 and found["l2"] == 0.1 and found["converged"]
+    assert (
+        found["top1"] == pytest.approx(expected)
+        and found["n"] == 80
+        and found["l2"] == 0.1
+        and found["converged"]
+    )
     assert 30 < expected < 95
 
 
@@ -80,7 +89,10 @@ def test_sgd_first_steps_by_hand_and_the_schedule_ends_at_zero():
     found = linear.sgd(x, y, x2, y2, num_classes=3, batch_size=256, epochs=2)
     lr = 0.1 * 32 / 256
     assert found["learning_rate"] == pytest.approx(lr)
-    w, b = 0.01 * np.asarray(jax.random.normal(jax.random.key(0), (5, 3), jnp.float32), np.float64), np.zeros(3)
+    w, b = (
+        0.01 * np.asarray(jax.random.normal(jax.random.key(0), (5, 3), jnp.float32), np.float64),
+        np.zeros(3),
+    )
     vw, vb = 0.0, 0.0
     for rate in (lr, lr / 2):
         logits = x @ w + b
@@ -101,12 +113,19 @@ def test_sgd_learns_what_can_be_learned():
 def test_a_probe_leaves_the_encoder_bitwise_alone():
     """Parameters and running statistics before and after features and both probes."""
     rng = np.random.default_rng(0)
-    variables = {"params": jnp.asarray(rng.normal(size=(12, 6)), jnp.float32), "batch_stats": jnp.asarray(rng.normal(size=6), jnp.float32)}
+    variables = {
+        "params": jnp.asarray(rng.normal(size=(12, 6)), jnp.float32),
+        "batch_stats": jnp.asarray(rng.normal(size=6), jnp.float32),
+    }
     before = jax.tree.map(np.array, variables)
 
     @jax.jit
     def encode(image):
-        return jax.nn.relu(image.reshape(image.shape[0], -1).astype(jnp.float32) @ variables["params"] - variables["batch_stats"][None])
+        return jax.nn.relu(
+            image.reshape(image.shape[0], -1).astype(jnp.float32) @ variables["params"]
+            - variables["batch_stats"][None]
+        )
+
     image = rng.integers(0, 255, (24, 2, 2, 3)).astype(np.uint8)
     label = (np.arange(24) % 3).astype(np.int32)
     batch = {"image": image, "label": label, "index": label, "mask": np.ones(24, bool)}

@@ -22,6 +22,7 @@ def distances(x, centroids):
 
 # --------------------------------------------------------------------------------------------------------------- the released codes
 
+
 def test_one_iteration_of_given_centroids(golden, blobs):
     g = golden("deepcluster").under("lloyd")
     centroids = jnp.asarray(g["centroids"])
@@ -31,9 +32,13 @@ def test_one_iteration_of_given_centroids(golden, blobs):
     np.testing.assert_allclose(kmeans.objective(blobs, found), g["objective"], rtol=1e-5)
     means, objective = kmeans.lloyd(blobs, centroids, jax.random.key(0), iterations=1, repair="none")
     full = g["counts"] > 0
-    np.testing.assert_allclose(np.asarray(means)[full], g["means_nan_where_empty"][full], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(means)[full], g["means_nan_where_empty"][full], rtol=1e-4, atol=1e-4
+    )
     assert not full.all()
-    np.testing.assert_array_equal(np.asarray(means)[~full], g["centroids"][~full])          # without repair it stays where it was
+    np.testing.assert_array_equal(
+        np.asarray(means)[~full], g["centroids"][~full]
+    )  # without repair it stays where it was
     np.testing.assert_allclose(objective, [g["objective"]], rtol=1e-5)
 
 
@@ -48,10 +53,12 @@ def test_one_run_ends_within_a_hundredth_of_faiss(golden):
 def test_the_best_of_twenty_runs_is_among_the_better_of_faiss(golden, blobs):
     """Single runs on these rows end in optima 20 % apart."""
     g = golden("deepcluster").under("kmeans")
-    runs = [kmeans.fit(blobs, int(g["k"]), jax.random.key(seed), iterations=int(g["niter"])) for seed in range(20)]
+    runs = [
+        kmeans.fit(blobs, int(g["k"]), jax.random.key(seed), iterations=int(g["niter"])) for seed in range(20)
+    ]
     ends = [float(kmeans.objective(blobs, run)) for run in runs]
     assert min(ends) <= np.percentile(g["faiss_final_obj_seed0to29"], 25)
-    assert min(ends) > 0.98 * g["sklearn_kmeanspp_ninit20_inertia"]                          # and no better than can be
+    assert min(ends) > 0.98 * g["sklearn_kmeanspp_ninit20_inertia"]  # and no better than can be
     assert len(set(ends)) > 10, "another key, other first centroids"
 
 
@@ -66,10 +73,13 @@ def test_whitening_of_the_released_code(golden):
     np.testing.assert_allclose(rows * signs, g["output"], atol=1e-4)
     found = kmeans.moments(x)
     np.testing.assert_allclose(found.mean, g["mean"], atol=1e-5)
-    np.testing.assert_allclose(np.linalg.eigvalsh(np.asarray(found.scatter)), np.sort(g["eigenvalues"]), rtol=1e-4, atol=0.01)
+    np.testing.assert_allclose(
+        np.linalg.eigvalsh(np.asarray(found.scatter)), np.sort(g["eigenvalues"]), rtol=1e-4, atol=0.01
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------- by hand
+
 
 def test_four_points_by_hand():
     x = jnp.float32([[0, 0], [0, 1], [10, 0], [10, 1]])
@@ -92,7 +102,9 @@ def test_of_equally_near_centroids_the_first_and_as_many_clusters_as_rows():
 
 def test_the_objective_never_rises(blobs):
     _, objective = kmeans.lloyd(blobs, blobs[:25], jax.random.key(0), iterations=20, repair="none")
-    assert np.all(np.diff(objective) <= 1e-6 * np.asarray(objective)[1:]) and objective[-1] < 0.8 * objective[0]
+    assert (
+        np.all(np.diff(objective) <= 1e-6 * np.asarray(objective)[1:]) and objective[-1] < 0.8 * objective[0]
+    )
 
 
 def test_a_split_by_hand():
@@ -100,31 +112,36 @@ def test_a_split_by_hand():
     centroids, counts = jnp.float32([[5, 5, 5], [2, -4, 8], [0, 0, 0]]), jnp.int32([1, 7, 0])
     new, hoped = kmeans.split_empty(centroids, counts, jax.random.key(0), "faiss")
     up, down = 1 + 1 / 1024, 1 - 1 / 1024
-    np.testing.assert_allclose(new, [[5, 5, 5], [2 * down, -4 * up, 8 * down], [2 * up, -4 * down, 8 * up]], rtol=1e-7)
+    np.testing.assert_allclose(
+        new, [[5, 5, 5], [2 * down, -4 * up, 8 * down], [2 * up, -4 * down, 8 * up]], rtol=1e-7
+    )
     assert hoped.tolist() == [1, 4, 3]
     small = jnp.float32([[5, 5, 5], [0.2, -0.4, 0.8], [0, 0, 0]])
     new, hoped = kmeans.split_empty(small, counts, jax.random.key(0), "additive")
     np.testing.assert_allclose((new - small[1][None])[1:] * 1e7, [[1, -1, 1], [-1, 1, -1]], atol=0.4)
     assert hoped.tolist() == [1, 4, 3]
     alone, _ = kmeans.split_empty(centroids, jnp.int32([1, 1, 0]), jax.random.key(0), "faiss")
-    np.testing.assert_array_equal(alone, centroids)                                            # nobody has two rows
+    np.testing.assert_array_equal(alone, centroids)  # nobody has two rows
 
 
 def test_large_clusters_give_more_often():
     def donor(key):
         _, counts = kmeans.split_empty(jnp.ones((3, 2), jnp.float32), jnp.int32([31, 11, 0]), key, "faiss")
         return counts[0] < 31
+
     share = np.mean(jax.vmap(donor)(jax.random.split(jax.random.key(0), 2000)))
     assert abs(share - 30 / 40) < 5 * np.sqrt(0.75 * 0.25 / 2000)
 
 
 def test_empty_clusters_are_repaired(blobs):
     """25 centroids, but only two different ones: all others start empty."""
+
     def empty(repair):
         found = kmeans.fit(blobs, 25, jax.random.key(0), iterations=20, repair=repair, distinct=2)
         return int((found.counts == 0).sum())
+
     assert [empty(repair) for repair in ("faiss", "additive")] == [0, 0]
-    assert empty("none") > 4                                       # rounding tells some of the copies apart
+    assert empty("none") > 4  # rounding tells some of the copies apart
 
 
 def test_spherical_centroids_have_length_one(golden):
@@ -137,7 +154,9 @@ def test_spherical_centroids_have_length_one(golden):
         rows = np.asarray(x)[nearest == c]
         mean = rows.mean(0) / np.linalg.norm(rows.mean(0)) if len(rows) else np.asarray(start)[c]
         np.testing.assert_allclose(centroids[c], mean, atol=1e-5)
-    np.testing.assert_array_equal(kmeans.assign(x, centroids), np.argmax(np.asarray(x) @ np.asarray(centroids).T, axis=1))
+    np.testing.assert_array_equal(
+        kmeans.assign(x, centroids), np.argmax(np.asarray(x) @ np.asarray(centroids).T, axis=1)
+    )
 
 
 def test_a_large_mean_does_not_spoil_the_whitening(blobs):
@@ -148,6 +167,7 @@ def test_a_large_mean_does_not_spoil_the_whitening(blobs):
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces and devices
+
 
 def test_eight_devices_and_padding_change_nothing(blobs):
     """1,900 rows, and 100 rows of rubbish that are not present."""
@@ -163,14 +183,20 @@ def test_eight_devices_and_padding_change_nothing(blobs):
     found = kmeans.fit(split[0], 25, key, iterations=5, present=split[1])
     assert len(found.assignment.sharding.device_set) == 8 and not found.assignment.is_fully_replicated
     assert (np.asarray(found.assignment)[1900:] == -1).all() and int(found.counts.sum()) == 1900
-    np.testing.assert_array_equal(np.asarray(found.assignment)[:1900], kmeans.assign(own, jnp.asarray(np.asarray(found.centroids))))
+    np.testing.assert_array_equal(
+        np.asarray(found.assignment)[:1900], kmeans.assign(own, jnp.asarray(np.asarray(found.centroids)))
+    )
     white, alone = kmeans.pca_whiten(split[0], 8, split[1]), kmeans.pca_whiten(own, 8)
     assert white.sharding.is_equivalent_to(split[0].sharding, 2)
     np.testing.assert_allclose(np.abs(white[:1900]), np.abs(alone), rtol=1e-3, atol=1e-3)
 
 
 def test_moments_of_pieces_are_those_of_the_whole(blobs):
-    pieces = [kmeans.moments(blobs[:700]), kmeans.moments(blobs[700:], jnp.arange(1300) < 800), kmeans.moments(blobs[1500:])]
+    pieces = [
+        kmeans.moments(blobs[:700]),
+        kmeans.moments(blobs[700:], jnp.arange(1300) < 800),
+        kmeans.moments(blobs[1500:]),
+    ]
     whole = kmeans.moments(blobs)
     for a, b in zip(kmeans.merge(kmeans.merge(*pieces[:2]), pieces[2]), whole, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3 * float(jnp.abs(b).max()))
@@ -178,10 +204,12 @@ def test_moments_of_pieces_are_those_of_the_whole(blobs):
 
 def test_mini_batches(golden):
     rows, nothing = jnp.float32([[0, 0], [2, 2], [10, 0], [7, 7]]), jnp.zeros(2, jnp.int32)
-    centroids, counts = kmeans.minibatch(jnp.float32([[0, 0], [9, 0]]), nothing, rows, jnp.array([True, True, True, False]))
+    centroids, counts = kmeans.minibatch(
+        jnp.float32([[0, 0], [9, 0]]), nothing, rows, jnp.array([True, True, True, False])
+    )
     np.testing.assert_allclose(centroids, [[1, 1], [10, 0]], atol=1e-6)
     centroids, counts = kmeans.minibatch(centroids, counts, jnp.float32([[4, 1]]), jnp.array([True]))
-    np.testing.assert_allclose(centroids, [[2, 1], [10, 0]], atol=1e-6)                       # the mean of its three rows
+    np.testing.assert_allclose(centroids, [[2, 1], [10, 0]], atol=1e-6)  # the mean of its three rows
     assert counts.tolist() == [3, 1]
 
     g = golden("deepcluster").under("kmeans_sphere")
@@ -189,6 +217,6 @@ def test_mini_batches(golden):
     centroids, counts, present = x[:20], jnp.zeros(20, jnp.int32), jnp.ones(200, bool)
     for _ in range(3):
         for begin in range(0, 2000, 200):
-            centroids, counts = kmeans.minibatch(centroids, counts, x[begin:begin + 200], present)
+            centroids, counts = kmeans.minibatch(centroids, counts, x[begin : begin + 200], present)
     found = kmeans.clusters(kmeans.assign(x, centroids), centroids)
     np.testing.assert_allclose(kmeans.objective(x, found), g["median_final_obj"], rtol=0.03)

@@ -16,12 +16,16 @@ from ssljax.types import Method, Out, TrainState
 
 # ------------------------------------------------------------------------------------------------------------ moving averages
 
+
 def test_one_update_equals_the_released_one(golden):
     g = golden("byol_regression").under("ema")
     decay = ema.cosine_decay(int(g["step"]), int(g["max_steps"]), float(g["base_ema"]))
     np.testing.assert_allclose(decay, g["tau"], rtol=1e-5)
-    new = ema.update({"w": jnp.asarray(g["target_w"]), "b": jnp.asarray(g["target_b"])},
-                     {"w": jnp.asarray(g["online_w"]), "b": jnp.asarray(g["online_b"])}, decay)
+    new = ema.update(
+        {"w": jnp.asarray(g["target_w"]), "b": jnp.asarray(g["target_b"])},
+        {"w": jnp.asarray(g["online_w"]), "b": jnp.asarray(g["online_b"])},
+        decay,
+    )
     np.testing.assert_allclose(new["w"], g["new_target_w"], rtol=1e-5)
     np.testing.assert_allclose(new["b"], g["new_target_b"], rtol=1e-5)
 
@@ -44,7 +48,10 @@ def test_the_target_keeps_its_dtype_and_bfloat16_parameters_still_move_it():
     target = ema.update({"w": jnp.ones(2, jnp.float32)}, {"w": jnp.full(2, 2.0, jnp.bfloat16)}, 0.9999)["w"]
     assert target.dtype == jnp.float32
     np.testing.assert_allclose(target, [1.0001, 1.0001], rtol=1e-6)
-    assert ema.update({"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.full(2, 2.0, jnp.float32)}, 0.9)["w"].dtype == jnp.bfloat16
+    assert (
+        ema.update({"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.full(2, 2.0, jnp.float32)}, 0.9)["w"].dtype
+        == jnp.bfloat16
+    )
 
 
 def test_trees_that_differ_are_refused():
@@ -62,13 +69,20 @@ def test_byol_schedule(golden, case):
 
 def test_moco_v3_schedule(golden):
     g = golden("moco_infonce").under("v3_sched")
-    found = ema.decay(jnp.asarray(g["epoch"], jnp.float32), schedule="cosine", base=float(g["base_m"]), total=int(g["epochs"]))
+    found = ema.decay(
+        jnp.asarray(g["epoch"], jnp.float32),
+        schedule="cosine",
+        base=float(g["base_m"]),
+        total=int(g["epochs"]),
+    )
     np.testing.assert_allclose(found, g["moco_m"], rtol=1e-6)
 
 
 def test_schedule_by_hand_and_clamped():
     steps = jnp.array([0, 250, 500, 750, 1000, 1001, 1500])
-    np.testing.assert_allclose(ema.cosine_decay(steps, 1000, 0.996), [0.996, 0.99658579, 0.998, 0.99941421, 1, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(
+        ema.cosine_decay(steps, 1000, 0.996), [0.996, 0.99658579, 0.998, 0.99941421, 1, 1, 1], rtol=1e-6
+    )
     assert float(ema.decay(jnp.int32(7), schedule="constant", base=0.25, total=0)) == 0.25
 
 
@@ -81,6 +95,7 @@ def test_schedules_that_cannot_be_are_refused():
 
 # --------------------------------------------------------------------------------------------------------------------- the queue
 
+
 def test_first_in_first_out():
     queue = Queue(jnp.zeros((8, 1)), jnp.int32(0))
     for step in range(1, 6):
@@ -90,7 +105,10 @@ def test_first_in_first_out():
 
 
 def test_a_batch_that_does_not_divide_the_queue_is_refused():
-    with pytest.raises(ValueError, match=r"K=12 keys is not filled by whole batches of 5.*divide K, the nearest are 1, 2, 3, 4, 6, 12"):
+    with pytest.raises(
+        ValueError,
+        match=r"K=12 keys is not filled by whole batches of 5.*divide K, the nearest are 1, 2, 3, 4, 6, 12",
+    ):
         enqueue(Queue(jnp.zeros((12, 2)), jnp.int32(0)), jnp.ones((5, 2)))
 
 
@@ -116,11 +134,14 @@ def test_two_processes_of_the_released_code_are_one_global_batch(golden):
         keys = np.concatenate([g[f"multi/rank{rank}/s{step}/k_raw"] for rank in range(2)])
         queue = enqueue(queue, l2_normalize(jnp.asarray(keys)))
         for rank in range(2):
-            np.testing.assert_allclose(queue.keys, g[f"multi/rank{rank}/s{step}/queue_after"].T, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                queue.keys, g[f"multi/rank{rank}/s{step}/queue_after"].T, rtol=1e-5, atol=1e-6
+            )
         assert queue.pointer == g[f"multi/rank0/s{step}/ptr_after"][0]
 
 
 # ------------------------------------------------------------------------------------------------ the order of events in a step
+
 
 def small_network(params, x):
     """Linear - BatchNorm by the batch - ReLU - Linear, with the weights of the released test under their PyTorch names."""
@@ -133,7 +154,11 @@ def small_network(params, x):
 def test_update_after_the_optimizer_is_the_papers_momentum_before_the_keys(golden):
     """Three steps of facebookresearch/moco: f_k of each step, its loss, and the queue after it, from our step and our order."""
     g = golden("moco_infonce").under("momentum")
-    names = [name.removeprefix("init/encoder_q.") for name in g if name.startswith("init/encoder_q.") and "running" not in name]
+    names = [
+        name.removeprefix("init/encoder_q.")
+        for name in g
+        if name.startswith("init/encoder_q.") and "running" not in name
+    ]
 
     def loss(params, model_state, extra, batch, key, step):
         key_params, queue = extra
@@ -144,17 +169,33 @@ def test_update_after_the_optimizer_is_the_papers_momentum_before_the_keys(golde
     def update(extra, params, carry, step):
         return ema.update(extra[0], params, float(g["m"])), enqueue(extra[1], carry)
 
-    tx = optax.chain(optax.add_decayed_weights(float(g["weight_decay"])), optax.sgd(float(g["lr"]), momentum=float(g["sgd_momentum"])))
+    tx = optax.chain(
+        optax.add_decayed_weights(float(g["weight_decay"])),
+        optax.sgd(float(g["lr"]), momentum=float(g["sgd_momentum"])),
+    )
     read = lambda place, net: {name: jnp.asarray(g[f"{place}/encoder_{net}.{name}"]) for name in names}
-    params, extra = read("init", "q"), (read("init", "k"), Queue(jnp.asarray(g["queue_init"].T), jnp.int32(0)))
-    state = TrainState(step=jnp.int32(0), params=params, model_state=(), opt_state=tx.init(params), extra=extra)
+    params, extra = (
+        read("init", "q"),
+        (read("init", "k"), Queue(jnp.asarray(g["queue_init"].T), jnp.int32(0))),
+    )
+    state = TrainState(
+        step=jnp.int32(0), params=params, model_state=(), opt_state=tx.init(params), extra=extra
+    )
     step = jax.jit(make_train_step(Method(init=None, loss=loss, encode=None, update=update), tx))
     for number in range(int(g["steps"])):
         for name, used in state.extra[0].items():
-            np.testing.assert_allclose(used, g[f"s{number}/encoder_k.{name}"], rtol=1e-4, atol=1e-6, err_msg=f"step {number}: {name}")
+            np.testing.assert_allclose(
+                used, g[f"s{number}/encoder_k.{name}"], rtol=1e-4, atol=1e-6, err_msg=f"step {number}: {name}"
+            )
         batch = {"q": jnp.asarray(g[f"s{number}/im_q"]), "k": jnp.asarray(g[f"s{number}/im_k"])}
         state, metrics = step(state, batch, jax.random.key(0))
         np.testing.assert_allclose(metrics["loss"], g[f"s{number}/loss"], rtol=1e-5)
         np.testing.assert_allclose(state.extra[1].keys, g[f"s{number}/queue_after"].T, rtol=1e-4, atol=1e-5)
         for name, trained in state.params.items():
-            np.testing.assert_allclose(trained, g[f"s{number}/encoder_q.{name}"], rtol=1e-3, atol=1e-5, err_msg=f"step {number}: {name}")
+            np.testing.assert_allclose(
+                trained,
+                g[f"s{number}/encoder_q.{name}"],
+                rtol=1e-3,
+                atol=1e-5,
+                err_msg=f"step {number}: {name}",
+            )
