@@ -42,7 +42,7 @@ setup(
         "test": [
             "pytest>=9.2.0",
             "pytest-xdist>=3.8.0",
-            "ruff>=0.17.6",
+            "ruff>=0.17.6", "mypy>=1.18",
             "nbformat>=5.10",
             "nbclient>=0.10",
             "ipykernel>=7.0",

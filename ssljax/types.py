@@ -1,8 +1,9 @@
-"""The vocabulary: Facts, Batch, Out, Method, TrainState, Protocol. Everything else in the house is written with these words."""
+"""The vocabulary of the house: Facts, Batch, Out, Method, TrainState, Protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,9 @@ Pytree = Any
 Batch = Mapping[str, jax.Array]
 """A dict of globally sharded arrays.
 
-    image  uint8 [B, H, W, C] (cropped on the device, or not at all), or [B, V, S, S, C], V views of one size cropped on the host;
-           where their sizes differ there is one entry per view name instead, uint8 [B, count, S, S, C]
+    image  uint8 [B, H, W, C] (cropped on the device, or not at all), or [B, V, S, S, C], V views of one size
+           cropped on the host; where their sizes differ there is one entry per view name instead, uint8
+           [B, count, S, S, C]
     label  int32 [B]
     index  int32 [B], the stable id of the example in its split
     copy   int32 [B], how often the example came before in its epoch, where it comes several times
@@ -21,12 +23,12 @@ Batch = Mapping[str, jax.Array]
 
 
 class Facts(NamedTuple):
-    """What only the data know: read from a training split once, and given to `METHODS[name](config, facts)`.
+    """What only the data know, read from a training split once.
 
     Attributes:
         num_examples: of the training split; how long an epoch is.
         num_classes: 0 where nothing is labelled.
-        num_ids: the stable ids of examples lie in 0..num_ids-1; a selection may have fewer examples than that.
+        num_ids: the stable ids of examples lie in 0..num_ids-1; a selection may have fewer examples.
     """
 
     num_examples: int
@@ -39,7 +41,7 @@ class Out(NamedTuple):
 
     Attributes:
         model_state: running statistics after the forward pass, the same tree as went in.
-        carry: whatever `Method.update` needs from the forward pass (keys to enqueue, features of a memory bank).
+        carry: what `Method.update` needs from the forward pass: keys to enqueue, features for a memory bank.
         metrics: dict of scalars (float32); they stay on the device until they are logged.
     """
 
@@ -60,57 +62,165 @@ def own_backbone(params: Pytree, model_state: Pytree, extra: Pytree) -> tuple[Py
     return params["encoder"], model_state["encoder"]
 
 
+class InitFn(typing.Protocol):
+    """`Method.init`."""
+
+    def __call__(self, key: jax.Array, batch: Batch, /) -> tuple[Pytree, Pytree, Pytree]:
+        """Fresh (params, model_state, extra); works under `jax.eval_shape`, reads only shapes of the batch."""
+
+
+class LossFn(typing.Protocol):
+    """`Method.loss`."""
+
+    def __call__(
+        self,
+        params: Pytree,
+        model_state: Pytree,
+        extra: Pytree,
+        batch: Batch,
+        key: jax.Array,
+        step: jax.Array,
+        /,
+    ) -> tuple[jax.Array, Out]:
+        """(Scalar float32, Out). The gradient is taken with respect to `params`, and to nothing else."""
+
+
+class UpdateFn(typing.Protocol):
+    """`Method.update`."""
+
+    def __call__(self, extra: Pytree, params: Pytree, carry: Pytree, step: jax.Array, /) -> Pytree:
+        """`extra` after the optimizer step, inside the same jit; `params` are those after it too."""
+
+
+class RefreshFn(typing.Protocol):
+    """`Method.refresh`."""
+
+    def __call__(self, state: TrainState, run: Any, /) -> TrainState:
+        """The state after a look at the training data, on the host. `run` is a `run.refresh.Run`."""
+
+
+class EvaluatedFn(typing.Protocol):
+    """`Method.evaluated`."""
+
+    def __call__(self, params: Pytree, model_state: Pytree, extra: Pytree, /) -> tuple[Pytree, Pytree]:
+        """(Parameters, running statistics) of the backbone that evaluation reads."""
+
+
+class EncodeFn(typing.Protocol):
+    """`Method.encode`."""
+
+    def __call__(self, params: Pytree, model_state: Pytree, extra: Pytree, image: jax.Array, /) -> jax.Array:
+        """Features float32 [B, D] of `image`, uint8 [B, H, W, C], already resized."""
+
+
+class ClassifyFn(typing.Protocol):
+    """`Method.classify`."""
+
+    def __call__(self, params: Pytree, extra: Pytree, features: jax.Array, /) -> dict[str, jax.Array]:
+        """Logits [B, classes] per head, by name; the first is the one that counts."""
+
+
+class LabelsFn(typing.Protocol):
+    """`Method.assignment` and `Method.balance`."""
+
+    def __call__(self, extra: Pytree, /) -> jax.Array:
+        """int32 [ids], or [ids, clusterings]; -1 for none."""
+
+
+class LoadFn(typing.Protocol):
+    """What `Method.adopt` reads other runs with: `run.checkpoint.load_part` for the stages of this config."""
+
+    def __call__(self, run: str, like: Pytree, part: str, /) -> Pytree:
+        """One branch of a checkpoint, e.g. "params/encoder", with the shapes, dtypes and shardings of `like`.
+
+        `run` is the name of an earlier stage, or the folder of a finished run.
+        """
+
+
+class AdoptFn(typing.Protocol):
+    """`Method.adopt`."""
+
+    def __call__(self, state: TrainState, load: LoadFn, /) -> TrainState:
+        """The fresh state with the weights of other runs in it."""
+
+
+class EmbedFn(typing.Protocol):
+    """`TwoPass.embed`."""
+
+    def __call__(
+        self,
+        params: Pytree,
+        model_state: Pytree,
+        extra: Pytree,
+        batch: Batch,
+        key: jax.Array,
+        step: jax.Array,
+        /,
+    ) -> tuple[Pytree, Pytree]:
+        """(Embeddings, model_state); embeddings are a dict of arrays with one row per example."""
+
+
+class ObjectiveFn(typing.Protocol):
+    """`TwoPass.objective`."""
+
+    def __call__(
+        self, params: Pytree, embeddings: Pytree, batch: Batch, step: jax.Array, /
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(Scalar float32, metrics)."""
+
+
 class TwoPass(NamedTuple):
-    """A loss over a whole batch, cut where every example has become a few numbers, so that a batch may be worked through in pieces.
+    """A loss over a whole batch, cut in two, so that a batch may be worked through in pieces.
+
+    The cut is where every example has become a few numbers: `loss` is `objective` of what `embed` gives.
 
     Attributes:
-        embed: (params, model_state, extra, batch, key, step) -> (embeddings, model_state). A dict of arrays, one row an example.
-        objective: (params, embeddings, batch, step) -> (scalar float32, metrics). `loss` is the one after the other.
+        embed: from a batch to embeddings, one example at a time but for the batch statistics.
+        objective: from the embeddings of the whole batch to the loss.
     """
 
-    embed: Callable[..., tuple[Pytree, Pytree]]
-    objective: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    embed: EmbedFn
+    objective: ObjectiveFn
 
 
 class Method(NamedTuple):
     """A paper as pure functions. `METHODS[config.method](config, facts)` builds one.
 
     Attributes:
-        init: (key, batch) -> (params, model_state, extra). Works under `jax.eval_shape`; reads only shapes of the batch.
-        loss: (params, model_state, extra, batch, key, step) -> (scalar float32, Out). `params` is all that is differentiated.
-        update: (extra, params, carry, step) -> extra, called after the optimizer step inside the same jit.
-        refresh: (state, run) -> state on the host before the first epoch and between epochs, or None. `run` is a `refresh.Run`.
-        evaluated: (params, model_state, extra) -> (parameters, running statistics) of the backbone that evaluation looks at: the
-            average's where the paper says so. `encode`, maps of layers, tokens and attention follow from it (`program.py`).
-        encode: (params, model_state, extra, image) -> float32 [B, D], only where the features are not what the backbone gives.
-            `image` is uint8 [B, H, W, C], already resized.
-        classify: (params, extra, features) -> {name: logits [B, classes]}, the run's own heads on what `encode` gave; the first is
-            the one that counts. None for a method that learns no classes.
-        assignment: extra -> int32 [ids] or [ids, clusterings], the labels that the network gave itself, -1 for none. None: it gives none.
-        balance: extra -> int32 [ids], what training draws evenly from: each epoch takes as many images of every value, -1 is left
-            out. Read after every refresh. None: every image once an epoch.
-        adopt: (state, load) -> state, on the host before the first step, after `config.init_from`: puts the weights of frozen
-            networks into a fresh state. `load(run, like, part)` reads one branch, see `checkpoint.load_part`; `run` is the name of a
-            stage or a folder.
+        init: makes a fresh network and state.
+        loss: the paper's objective on one batch.
+        update: what follows the network inside the step: a momentum encoder, a queue.
+        refresh: called on the host before the first epoch and between epochs. None for most.
+        evaluated: the backbone that evaluation reads: the moving average where the paper says so.
+            Maps of layers, tokens and attention follow from it, see `program.py`.
+        encode: features, only where they are not what the backbone gives.
+        classify: the run's own heads, on what `encode` gives. None for a method that learns no classes.
+        assignment: the labels that the network gave the training images. None if it gives none.
+        balance: what training draws evenly from: each epoch takes as many images of every value and leaves
+            out -1. Read after every refresh. None: every image once per epoch.
+        adopt: called on the host before the first step, after `config.init_from`; puts the weights of frozen
+            networks into a fresh state.
         rows: fields of `extra` whose rows are examples or keys: they are split by rows over the devices.
         probes: branches of `params` that weight decay and layer-wise adaptation leave alone.
-        restarted: branches of `params` that `refresh` begins anew: no momentum is kept for them where the optimizer makes a difference.
+        restarted: branches of `params` that `refresh` begins anew: the optimizer keeps no momentum for them,
+            where it can tell the difference.
         num_views: how many views `config.views` must draw; 0: any number.
         needs_labels: every training image must have a label; a source where one has none is refused.
-        separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so micro-batches may be averaged.
-        two_pass: for a loss that is not; None where neither holds, and `config.accumulate` is refused.
+        separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so
+            micro-batches may be averaged.
+        two_pass: for a loss that is not separable. Where a method is neither, `config.accumulate` is refused.
     """
 
-    init: Callable[..., tuple[Pytree, Pytree, Pytree]]
-    loss: Callable[..., tuple[jax.Array, Out]]
-    update: Callable[..., Pytree] = keep_extra
-    refresh: Callable[..., Any] | None = None
-    evaluated: Callable[..., tuple[Pytree, Pytree]] = own_backbone
-    encode: Callable[..., jax.Array] | None = None
-    classify: Callable[..., dict[str, jax.Array]] | None = None
-    assignment: Callable[..., jax.Array] | None = None
-    balance: Callable[..., jax.Array] | None = None
-    adopt: Callable[..., TrainState] | None = None
+    init: InitFn
+    loss: LossFn
+    update: UpdateFn = keep_extra
+    refresh: RefreshFn | None = None
+    evaluated: EvaluatedFn = own_backbone
+    encode: EncodeFn | None = None
+    classify: ClassifyFn | None = None
+    assignment: LabelsFn | None = None
+    balance: LabelsFn | None = None
+    adopt: AdoptFn | None = None
     rows: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
     restarted: tuple[str, ...] = ()
@@ -120,9 +230,8 @@ class Method(NamedTuple):
     two_pass: TwoPass | None = None
 
 
-@struct.dataclass
-class TrainState:
-    """All that a run is, as arrays. No key (`fold_in(key(seed), step)`), no optimizer object, no apply function.
+class TrainState(struct.PyTreeNode):
+    """All that a run is, as arrays: no key (`fold_in(key(seed), step)`), no optimizer, no apply function.
 
     Attributes:
         step: int32 scalar, the number of optimizer updates done.
@@ -140,7 +249,22 @@ class TrainState:
 
 
 Measurement = dict[str, Any]
-"""What a protocol yields: `protocol` (its name in the results), `settings`, a value per metric, `n` images, and what it adds."""
+"""What a protocol yields: `protocol` (its name in the results), `settings`, a value per metric, `n` images,
+and what it adds."""
+
+
+class JudgeFn(typing.Protocol):
+    """`Protocol.judge`."""
+
+    def __call__(self, bench: Any, /) -> Iterator[Measurement]:
+        """One dict per measurement. `bench` is a `protocols.bench.Bench`."""
+
+
+class RefuseFn(typing.Protocol):
+    """`Protocol.refuse`."""
+
+    def __call__(self, bench: Any, /) -> str:
+        """Why this run or these data cannot be judged so, and what can be done; "" where they can."""
 
 
 def never(bench: Any) -> str:
@@ -150,17 +274,18 @@ def never(bench: Any) -> str:
 
 
 class Protocol(NamedTuple):
-    """A way to judge. `PROTOCOLS[name]` is one.
+    """A way to judge a network. `PROTOCOLS[name]` is one.
 
     Attributes:
-        reads: "features" (judges pixels and a random network as well), "maps" (a random network as well), "predictions" (the run's own
-            heads) or "state" (what the run knows beside its network).
-        metrics: the keys of a measurement that are numbers to record; percent unless the protocol says otherwise.
-        judge: a `protocols.bench.Bench` -> one dict per measurement.
-        refuse: the same -> why this run or these data cannot be judged so, and what can be done; "" where they can.
+        reads: "features" (judges pixels and a random network as well), "maps" (a random network as well),
+            "predictions" (the run's own heads) or "state" (what the run knows beside its network).
+        metrics: the keys of a measurement that are numbers to record; percent unless the protocol says
+            otherwise.
+        judge: makes the measurements.
+        refuse: says why it cannot, before anything is computed.
     """
 
     reads: str
     metrics: tuple[str, ...]
-    judge: Callable[[Any], Iterator[Measurement]]
-    refuse: Callable[[Any], str] = never
+    judge: JudgeFn
+    refuse: RefuseFn = never
