@@ -66,7 +66,7 @@ class InitFn(typing.Protocol):
     """`Method.init`."""
 
     def __call__(self, key: jax.Array, batch: Batch, /) -> tuple[Pytree, Pytree, Pytree]:
-        """Fresh (params, model_state, extra); works under `jax.eval_shape`, reads only shapes of the batch."""
+        """Fresh (params, model_state, extra). Works under `jax.eval_shape`; `batch` may be empty."""
 
 
 class LossFn(typing.Protocol):
