@@ -15,9 +15,10 @@ VERBS = {
     "report": "results.jsonl to tables and figures",
     "preview": "a picture of what the network will see",
     "config": "what a config says, all of it, and how two differ",
+    "embed": "features of a folder of images, by a trained network",
     "convert": "weights of timm and torchvision as a checkpoint, and back",
 }
-HEAVY = ("train", "evaluate", "plan", "preview", "convert")  # verbs with --config that import JAX
+HEAVY = ("train", "evaluate", "plan", "preview", "convert")  # with --config, and they import JAX
 
 
 def main() -> None:
@@ -25,22 +26,28 @@ def main() -> None:
     asked = sys.argv[1] if len(sys.argv) > 1 else "help"
     if asked not in VERBS:
         help_wanted = asked in ("-h", "--help", "help")
-        print(
-            *([] if help_wanted else [f"no verb {asked!r}"]),
-            "usage: ssljax <verb> [flags]",
-            *(f"  {verb:9} {what}" for verb, what in VERBS.items()),
-            sep="\n",
-        )
+        if not help_wanted:
+            print(f"no verb {asked!r}")
+        print(usage())
         sys.exit(0 if help_wanted else 2)
-    name, file = f"ssljax.{asked}", Path(__file__).with_name(f"{asked}.py")
-    if not file.exists():  # a room with a verb
-        name, file = f"{name}.__main__", file.with_suffix("") / "__main__.py"
+
+    module = f"ssljax.{asked}"
+    file = Path(__file__).with_name(f"{asked}.py")
+    if not file.exists():  # the verb is the __main__ of a package
+        module = f"{module}.__main__"
+        file = file.with_suffix("") / "__main__.py"
     if {"-h", "--help", "-help"} & set(sys.argv[2:]):
-        print(ast.get_docstring(ast.parse(file.read_text())))  # read, not imported: help in no time
+        print(ast.get_docstring(ast.parse(file.read_text())))  # read, not imported: an answer at once
         return
     if asked in HEAVY:
         cli.load(asked, sys.argv[2:])
-    importlib.import_module(name).main(sys.argv[2:])
+    importlib.import_module(module).main(sys.argv[2:])
+
+
+def usage() -> str:
+    """The verbs, one per line."""
+    lines = [f"  {verb:9} {what}" for verb, what in VERBS.items()]
+    return "\n".join(["usage: ssljax <verb> [flags]", *lines, "ssljax <verb> --help says more"])
 
 
 if __name__ == "__main__":

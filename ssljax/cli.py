@@ -2,6 +2,7 @@
 
     --config FILE[:preset] --workdir DIR [--config.optim.learning_rate=0.1 ...]
 
+FILE is the path of a config, e.g. configs/simclr.py, or the name of one that comes with ssljax, e.g. simclr.
 Nothing here imports JAX: a wrong setting is answered before anything heavy is loaded.
 """
 
@@ -11,6 +12,7 @@ import difflib
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +43,7 @@ def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) 
     argv = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
-    define = {
+    define: dict[type, Callable[..., Any]] = {
         str: flags.DEFINE_string,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
@@ -114,7 +116,7 @@ def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, d
             paper = value if value in configs.METHODS else "byol"
             raise ValueError(
                 f"--config.{key}={value}: a method's settings come with its own presets, "
-                f"e.g. --config configs/{paper}.py:digits"
+                f"e.g. --config {paper}:digits"
             )
         configs.put(config, key, value)
     configs.check(configs.resolve(config))
@@ -132,19 +134,47 @@ def preset_of(name: str) -> ConfigDict:
     """The config that FILE[:preset] names.
 
     Raises:
-        ValueError: no such file or preset, with the nearest; or a value in it that cannot be.
+        ValueError: no such file or preset, with the nearest; or a value in it that is out of range.
     """
     file, _, preset = name.partition(":")
-    path = Path(file)
-    if not path.exists():
-        here = sorted(str(p) for p in Path("configs").glob("*.py"))
-        near = difflib.get_close_matches(str(path), here, n=1, cutoff=0.3) or here
-        meant = ", ".join(near) or "to run from the repository"
-        raise ValueError(f"no file {path} below {Path.cwd()}; did you mean {meant}?")
+    path = config_file(file)
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return configs.resolve(module.get_config(preset) if preset else module.get_config())
+
+
+def config_file(file: str) -> Path:
+    """The file that --config names: by its path, or by its name among those that come with ssljax.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    path = Path(file)
+    if path.is_file():
+        return path
+    known = {found.stem: found for found in sorted(installed_configs().glob("*.py"))}
+    # configs/simclr.py means the same outside the repository, where there is no such folder.
+    by_name = path.parent in (Path("."), Path("configs")) and path.suffix in ("", ".py")
+    if by_name and path.stem in known:
+        return known[path.stem]
+    beside = [str(found) for found in sorted(path.parent.glob("*.py"))]
+    candidates = beside if beside and path.suffix else list(known)
+    near = difflib.get_close_matches(file, candidates, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(
+        f"no file {file} below {Path.cwd()}, and no config of that name comes with ssljax; {hint}"
+        f"The names that it knows: {', '.join(known)}"
+    )
+
+
+def installed_configs() -> Path:
+    """The folder of the configs that come with ssljax: in the package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def _without_file(verb: str, argv: list[str]) -> tuple[str, list[str]]:
@@ -158,7 +188,7 @@ def _without_file(verb: str, argv: list[str]) -> tuple[str, list[str]]:
         else:
             rest.append(word)
     if not file:
-        raise SystemExit(f"ssljax {verb}: --config is missing, e.g. --config configs/simclr.py:digits")
+        raise SystemExit(f"ssljax {verb}: --config is missing, e.g. --config simclr:digits")
     return file, rest
 
 

@@ -1,0 +1,123 @@
+"""Images that belong to no data set: files, Pillow images and arrays, for a trained network to look at."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from ssljax.data import decode
+from ssljax.data.source import Source, digest
+
+Picture = str | os.PathLike | Image.Image | np.ndarray
+"""A path to a JPEG or PNG file, a Pillow image, or an array uint8 [H, W] or [H, W, C] with C = 1, 3 or 4."""
+
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # the modes of Pillow that a PNG file can hold
+
+
+def source(pictures: Sequence[Picture], data: ConfigDict) -> Source:
+    """A source without labels, which the evaluation path crops and resizes as it does a test split.
+
+    Args:
+        pictures: one or more, of any size each.
+        data: the `data` section of a config; reads `crop_on`, `image_size`, `channels` and `on_bad_image`.
+
+    Returns:
+        the pictures in their order; `index` is the position of each in `pictures`. With
+        `on_bad_image="skip"` files that cannot be read are left out and named in `skipped`.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: there are no pictures, an array has another shape or dtype, or a file cannot be read.
+    """
+    if not len(pictures):
+        raise ValueError("there are no images to look at: give at least one path, Pillow image or array")
+    for i in range(len(pictures)):
+        _check(pictures[i], i)
+
+    def name_of(i: int) -> str:
+        picture = pictures[i]
+        return os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"image {i}"
+
+    def read(i: int) -> bytes:
+        return _file(pictures[i])
+
+    def problem_with(i: int) -> str:
+        picture = pictures[i]
+        return decode.problem_with(os.fspath(picture)) if isinstance(picture, str | os.PathLike) else ""
+
+    images = None
+    good = np.arange(len(pictures))
+    skipped: tuple[str, ...] = ()
+    if all(_is_stored(picture, data) for picture in pictures):
+        shape = (len(pictures), data.image_size, data.image_size, data.channels)
+        images = np.stack([np.asarray(picture) for picture in pictures]).reshape(shape)
+    elif data.crop_on == "device":
+        images, good, skipped = decode.decode_all(
+            read,
+            name_of,
+            len(pictures),
+            size=data.image_size,
+            channels=data.channels,
+            on_bad=data.on_bad_image,
+        )
+    else:
+        problems = decode.threaded(problem_with, len(pictures), threads=16)
+        good, skipped = decode.settle(problems, name_of, data.on_bad_image)
+
+    return Source(
+        name="images",
+        split="test",
+        labels=np.full(len(good), -1, np.int32),
+        index=good.astype(np.int32),
+        class_names=(),
+        checksum=digest("\n".join(name_of(int(i)) for i in good).encode()),
+        images=images,
+        encoded=lambda ids: [read(int(i)) for i in ids],
+        name_of=name_of,
+        skipped=skipped,
+    )
+
+
+def _is_stored(picture: Picture, data: ConfigDict) -> bool:
+    """Whether this is an array that a data set in memory would hold as it is."""
+    if data.crop_on != "device" or not isinstance(picture, np.ndarray):
+        return False
+    size, channels = data.image_size, data.channels
+    return picture.shape == (size, size, channels) or (channels == 1 and picture.shape == (size, size))
+
+
+def _check(picture: Picture, i: int) -> None:
+    """Refuses what is no picture."""
+    if isinstance(picture, Image.Image):
+        return
+    if isinstance(picture, str | os.PathLike):
+        if not os.path.exists(picture):
+            raise FileNotFoundError(f"image {i}: there is no file {os.fspath(picture)}")
+        return
+    shape = np.shape(picture)
+    right = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or not right:
+        kind = getattr(picture, "dtype", type(picture).__name__)
+        raise ValueError(
+            f"image {i} is {kind} of shape {list(shape)}: expected a path, a Pillow image, or an array uint8 "
+            "[H, W] or [H, W, C] with 1, 3 or 4 channels and values from 0 to 255"
+        )
+
+
+def _file(picture: Picture) -> bytes:
+    """The bytes of a file with this picture: its own, or those of a PNG that holds the same pixels."""
+    if isinstance(picture, str | os.PathLike):
+        with open(picture, "rb") as file:
+            return file.read()
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture[:, :, 0] if picture.shape[2:] == (1,) else picture)
+    if picture.mode not in PNG_MODES:
+        picture = picture.convert("RGB")
+    out = io.BytesIO()
+    picture.save(out, "PNG", compress_level=1)
+    return out.getvalue()

@@ -1,0 +1,251 @@
+"""`ssljax.load` and `ssljax embed`: what they give is what evaluation sees."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+import ssljax
+from configs import deit, simclr, supervised
+from ssljax import embed, sharding
+from ssljax.config import flat, stages
+from ssljax.config.stored import restored
+from ssljax.data import sources
+from ssljax.program import build, encoded, open_run
+from ssljax.run.folder import RunFolder, facts_of
+from tests.processes import ROOT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = sharding.make_mesh(1)
+        patch.setattr(sharding, "make_mesh", lambda fsdp=1: mesh)  # compiles sooner than for eight
+        yield
+
+
+def trained(folder, config):
+    """A run's folder with the checkpoint of step 0, and the digits it was made for."""
+    source = sources.load(config.data, "train")
+    program = build(config, source.facts)
+    with RunFolder(str(folder), config, program.facts) as run:
+        run.save(program.init(1), {})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """SimCLR with a small network."""
+    config = simclr.get_config("digits").unlock()
+    config.model.update(width=0.125, stem="cifar")
+    config.evaluate.batch_size = 50
+    return trained(tmp_path_factory.mktemp("digits"), config.lock())
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """The same network for colour images of 40 pixels that are cropped on the host, and seven such images."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        (folder / "images" / f"day {i % 2}").mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (60 + 4 * i, 90 - 5 * i, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"day {i % 2}" / f"{i}.png")
+    config = simclr.get_config("folder").unlock()
+    config.data.update(source=f"folder:{folder / 'images'}", image_size=40, labels="none")
+    config.model.update(name="resnet8", width=0.125, dtype="float32")
+    config.batch_size = 2
+    config.evaluate.batch_size = 4
+    return trained(folder / "run", config.lock()), folder / "images"
+
+
+def test_importing_ssljax_imports_no_jax():
+    code = "import sys, ssljax; assert 'jax' not in sys.modules; print(ssljax.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ssljax.__version__
+
+
+@pytest.mark.parametrize("module", [simclr, deit])
+def test_a_config_comes_back_from_its_file_as_it_was(module):
+    for preset in module.PRESETS:
+        for stage in stages(module.get_config(preset)).values():
+            back = restored(json.loads(stage.to_json()))
+            assert back.to_dict() == stage.to_dict()  # tuples too, which JSON has not
+            assert flat(back) == flat(stage)
+
+
+def test_encode_gives_what_evaluation_sees(digits):
+    network = ssljax.load(digits)
+    test = sources.load(network.config.data, "test")
+    run = open_run(network.config, facts_of(digits), digits)
+    expected = encoded(run.encode, run.mesh, network.config, test).features
+    assert expected.shape == (297, 32)
+    np.testing.assert_array_equal(network.encode(test.images), expected)
+    np.testing.assert_array_equal(network.encode(list(test.images[:3, :, :, 0])), expected[:3])
+    assert repr(network) == f"<ssljax network: simclr:digits, resnet8, step 0, 16 px, {digits}>"
+
+
+def test_paths_pillow_images_and_arrays_of_many_sizes_are_prepared_as_in_evaluation(photographs):
+    workdir, folder = photographs
+    network = ssljax.load(workdir)
+    paths = sorted(folder.rglob("*.png"))
+    everything = network.config.data.copy_and_resolve_references().unlock()
+    everything.holdout = 0.5
+    held = sources.load(everything, "test")
+    run = open_run(network.config, facts_of(workdir), workdir)
+    expected = encoded(run.encode, run.mesh, network.config, held)
+    names = [held.describe(i) for i in range(len(held))]
+    assert len(names) == 4 and names == sorted(names)
+    np.testing.assert_array_equal(network.encode(names), expected.features)
+
+    pillow = [Image.open(path) for path in paths]
+    arrays = [np.asarray(Image.open(path)) for path in paths]
+    features = network.encode(paths)
+    assert features.shape == (7, 32) and features.dtype == np.float32
+    np.testing.assert_array_equal(network.encode(pillow), features)
+    np.testing.assert_array_equal(network.encode(arrays), features)
+    grey = pillow[0].convert("L")
+    np.testing.assert_array_equal(network.encode([grey]), network.encode([grey.convert("RGB")]))
+    print_colours = pillow[0].convert("CMYK")
+    np.testing.assert_array_equal(
+        network.encode([print_colours]), network.encode([print_colours.convert("RGB")])
+    )
+
+
+def test_more_images_than_fit_at_once(digits, monkeypatch):
+    network = ssljax.load(digits)
+    test = sources.load(network.config.data, "test")
+    whole = network.encode(test.images[:60])
+    monkeypatch.setattr("ssljax.network.AT_ONCE", 25)
+    np.testing.assert_allclose(network.encode(test.images[:60]), whole, rtol=1e-6)
+
+
+def test_maps_of_a_layer_and_their_mean_over_positions_is_the_feature(digits):
+    network = ssljax.load(digits)
+    test = sources.load(network.config.data, "test").images[:5]
+    maps = network.maps(test, "group3")
+    assert maps.shape == (5, 4, 4, 32)
+    np.testing.assert_allclose(maps.mean((1, 2)), network.encode(test), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="no layer 'stage3'; it names stem, group1, group2, group3"):
+        network.maps(test, "stage3")
+
+
+def test_classify_is_the_head_on_the_features(tmp_path):
+    config = supervised.get_config("digits").unlock()
+    config.model.width = 0.125
+    network = ssljax.load(trained(tmp_path, config.lock()))
+    test = sources.load(config.data, "test").images[:9]
+    head = load_head(network.workdir)
+    by_hand = network.encode(test) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    assert by_hand.shape == (9, 10)
+    np.testing.assert_allclose(network.classify(test), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def load_head(workdir):
+    """The arrays of the linear classifier, as Orbax gives them."""
+    stored = ocp.StandardCheckpointer().restore(f"{workdir}/checkpoints/0/default")
+    return stored["params"]["head"]["dense"]
+
+
+def test_a_method_without_labels_has_no_classifier(digits):
+    with pytest.raises(ValueError, match="simclr learns no classes.*has no classifier: fit one"):
+        ssljax.load(digits).classify([np.zeros((16, 16, 1), np.uint8)])
+
+
+@pytest.mark.parametrize(
+    "given, error, message",
+    [
+        ([], ValueError, "there are no images"),
+        ("one.png", ValueError, r"put a single image into a list"),
+        (np.zeros((16, 16), np.uint8), ValueError, r"put a single image into a list"),
+        (["nowhere.png"], FileNotFoundError, "image 0: there is no file nowhere.png"),
+        ([np.zeros((16, 16, 1))], ValueError, r"image 0 is float64 of shape \[16, 16, 1\].*uint8"),
+        ([np.zeros((16, 16, 2), np.uint8)], ValueError, r"image 0 is uint8 of shape \[16, 16, 2\]"),
+        ([3], ValueError, "image 0 is int of shape"),
+        ([__file__], ValueError, "test_network.py cannot be read as an image"),
+    ],
+)
+def test_what_is_no_image_is_named(digits, given, error, message):
+    with pytest.raises(error, match=message):
+        ssljax.load(digits).encode(given)
+
+
+def test_a_folder_without_a_run_names_the_runs_below_it(digits, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no run in .*no config.json.*--workdir"):
+        ssljax.load(str(tmp_path))
+    (tmp_path / "seed0").mkdir()
+    (tmp_path / "seed0" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="or one of the runs below it: seed0"):
+        ssljax.load(str(tmp_path))
+    with pytest.raises(ValueError, match="stage='finetune': the stages of .* are none, it is a single run"):
+        ssljax.load(digits, stage="finetune")
+
+
+# ----------------------------------------------------------------------------------------------- ssljax embed
+
+
+def embedded(workdir, folder, out, *flags):
+    embed.main([f"--workdir={workdir}", f"--images={folder}", f"--out={out}", *flags])
+
+
+def test_embed_writes_paths_and_features_in_three_formats(photographs, tmp_path, capsys):
+    workdir, folder = photographs
+    paths = sorted(str(path) for path in folder.rglob("*.png"))
+    features = ssljax.load(workdir).encode(paths)
+
+    embedded(workdir, folder, tmp_path / "a.npz")
+    assert capsys.readouterr().out == f"{tmp_path}/a.npz: 7 images, 32 features each\n"
+    arrays = np.load(tmp_path / "a.npz")
+    assert arrays["path"].tolist() == paths
+    np.testing.assert_array_equal(arrays["features"], features)
+
+    embedded(workdir, folder, tmp_path / "a.csv")
+    rows = list(csv.reader((tmp_path / "a.csv").open()))
+    assert rows[0] == ["path", *(f"f{i}" for i in range(32))]
+    assert [row[0] for row in rows[1:]] == paths
+    np.testing.assert_array_equal(np.array([row[1:] for row in rows[1:]], np.float32), features)
+
+    embedded(workdir, folder, tmp_path / "a.parquet")
+    table = parquet.read_table(tmp_path / "a.parquet")
+    assert table.column_names == ["path", "features"]
+    assert table["path"].to_pylist() == paths
+    np.testing.assert_array_equal(np.float32(table["features"].to_pylist()), features)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.npz", "a.parquet"]
+
+
+def test_embed_stops_at_an_unreadable_file_or_leaves_it_out(photographs, tmp_path, capsys):
+    workdir, folder = photographs
+    copy = tmp_path / "images"
+    shutil.copytree(folder, copy)
+    (copy / "day 0" / "3.jpg").write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match="3.jpg cannot be read as an image"):
+        embedded(workdir, copy, tmp_path / "a.npz")
+    assert not (tmp_path / "a.npz").exists()
+
+    embedded(workdir, copy, tmp_path / "a.npz", "--on_bad_image=skip")
+    assert capsys.readouterr().out.endswith("7 images, 32 features each, 1 of 8 files left out\n")
+    arrays = np.load(tmp_path / "a.npz")
+    assert [path.rsplit("/", 1)[1] for path in arrays["path"]] == [f"{i}.png" for i in (0, 2, 4, 6, 1, 3, 5)]
+
+
+@pytest.mark.parametrize(
+    "images, out, message",
+    [
+        ("nowhere", "a.npz", "--images=nowhere: there is no such folder"),
+        (".", "a.txt", "--out=a.txt: the file must end in .npz, .parquet, .csv"),
+        (".", "nowhere/a.npz", "--out=nowhere/a.npz: there is no folder nowhere"),
+        ("empty", "a.npz", "hold no images"),
+    ],
+)
+def test_embed_refuses_before_it_loads_anything(images, out, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=message):
+        embedded("no run", images, out)
