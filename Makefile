@@ -1,16 +1,19 @@
-# Two commands: `make demo` trains, evaluates and reports; `make test` runs the suite. Both make .venv first.
+# `make demo` trains, evaluates and reports; `make test` runs the suite, `make check` its fast part and the linters.
+# All of them make .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO := runs/demo
 CONFIG := configs/simclr.py:digits
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-# On a Linux CPU: freed memory stays with the process and comes in large pages, instead of being fetched page by page at every step.
+# On a Linux CPU: freed memory stays with the process and comes in large pages (docs/cpu.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776
 
-.PHONY: demo test lint mutations clean
+.PHONY: demo check test lint mutations clean
 
 .venv/installed: setup.py requirements.lock
-	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12"'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  assert (3, 11) <= v < (3, 14), f"Python 3.11 to 3.13 is needed, {sys.executable} is {sys.version.split()[0]}: \
+	make PYTHON=python3.12"'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
 	@touch $@
@@ -27,8 +30,13 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope
 
+check: lint
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope -m "not slow"
+
 lint: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 mutations: .venv/installed
 	$(BIN)/python tests/mutations.py

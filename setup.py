@@ -1,52 +1,72 @@
-"""Installation: `pip install -e .[test]`; `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without
-one, `[convert]` reads and writes other frameworks' weights."""
+"""Installation: `pip install -e .[test]`.
+
+The extras `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one, `[convert]`
+reads and writes other frameworks' weights.
+"""
 
 import platform
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# TensorFlow only feeds data: its CPU build where the platform has one (macOS and aarch64 have one package for all).
-TENSORFLOW = (
-    "tensorflow-cpu" if platform.system() == "Linux" and platform.machine() == "x86_64" else "tensorflow"
-)
+# TensorFlow only feeds data, so its CPU build will do; macOS and aarch64 have one package for all.
+ON_LINUX_X86 = platform.system() == "Linux" and platform.machine() == "x86_64"
+TENSORFLOW = "tensorflow-cpu" if ON_LINUX_X86 else "tensorflow"
 
 setup(
     name="ssljax",
     version="0.1.0",
     description="Data-efficient and self-supervised image learning in JAX: ten papers in one readable house",
-    python_requires=">=3.11",
-    packages=find_packages(include=["ssljax", "ssljax.*"]),
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    author="the ssljax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.11,<3.14",  # TensorFlow has no wheel for 3.14
+    # The configs stand beside the package in a checkout, and inside it once installed.
+    packages=[*find_packages(include=["ssljax", "ssljax.*"]), "ssljax.configs"],
+    package_dir={"ssljax.configs": "configs"},
+    package_data={"ssljax": ["py.typed"]},
     install_requires=[
-        "jax>=0.10.2",
-        "flax>=0.12.8",
-        "optax>=0.2.8",
-        "orbax-checkpoint>=0.12.8",
-        f"{TENSORFLOW}>=2.21.0",
-        "tensorflow-datasets>=4.9.10",
-        "importlib_resources>=7.1.0",  # tensorflow-datasets imports it undeclared
+        "jax>=0.7.2",
+        "flax>=0.11.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        f"{TENSORFLOW}>=2.19.0",
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources>=6.5.2",  # tensorflow-datasets imports it undeclared
         "ml-collections>=1.1.0",
         "clu>=0.0.12",
-        "tensorboard>=2.21.0",  # clu's metric writers import it undeclared
-        "chex>=0.1.92",
-        "scikit-learn>=1.9.1",
-        "threadpoolctl>=3.8.0",
-        "matplotlib>=3.11.2",
-        "pillow>=13.0.0",
-        "tqdm>=4.70.1",
+        "tensorboard>=2.19.0",  # clu's metric writers import it undeclared
+        "chex>=0.1.90",
+        "scikit-learn>=1.5.0",
+        "threadpoolctl>=3.5.0",
+        "matplotlib>=3.9.0",
+        "pillow>=11.0.0",
+        "tqdm>=4.67.0",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.7.2"],
         "plan": ["libtpu>=0.0.42"],  # the TPU's compiler, which needs no TPU
-        "cuda": ["jax[cuda12]>=0.10.2"],
-        "convert": ["safetensors>=0.8.0"],  # weights of timm and torchvision, without PyTorch
+        "cuda": ["jax[cuda12]>=0.7.2"],
+        "convert": ["safetensors>=0.5.0"],  # weights of timm and torchvision, without PyTorch
         "test": [
-            "pytest>=9.2.0",
-            "pytest-xdist>=3.8.0",
-            "ruff>=0.17.6", "mypy>=1.18",
-            "nbformat>=5.10",
-            "nbclient>=0.10",
-            "ipykernel>=7.0",
-            "safetensors>=0.8.0",
+            "pytest>=8.3.0",
+            "pytest-xdist>=3.6.0",
+            "ruff>=0.17.6",
+            "mypy>=2.4.1",
+            "nbformat>=5.10.0",
+            "nbclient>=0.10.0",
+            "ipykernel>=6.29.0",
+            "safetensors>=0.5.0",
         ],
     },
     entry_points={"console_scripts": ["ssljax = ssljax.__main__:main"]},
