@@ -215,8 +215,8 @@ The cells below call the same four verbs as the command line: `preview`, `train`
         "preview_text": """
 ## What the transformer sees
 
-Each row shows one digit: the stored image, six random views of it, and mixtures of a view with that of another
-digit, by mixup and by CutMix. The text above a mixture gives the weights of the two labels.
+Each row shows one digit: the stored image, six random views of it, and mixtures of a view with that of
+another digit, by mixup and by CutMix. The text above a mixture gives the weights of the two labels.
 """,
         "preview": """
 from IPython.display import Image
