@@ -99,12 +99,11 @@ def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
 
 def features_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
     """The t-SNE of raw pixels and of each kind of features, without those of a random network."""
-    kinds_of_features = dict.fromkeys(["raw_pixels", *map(str, g["kinds"])])
-    points = {
-        kind: g[f"points/{kind}"]
-        for kind in kinds_of_features
-        if f"points/{kind}" in g and kind != "random_init"
-    }
+    points = {}
+    for kind in ("raw_pixels", *map(str, g["kinds"])):
+        if f"points/{kind}" in g and kind != "random_init":
+            points[kind] = g[f"points/{kind}"]
+
     file = f"features-{slug}.png"
     figures.feature_map(folder / file, points, g["labels"], names, str(g["preset"]))
     text = (

@@ -40,7 +40,10 @@ RUN = (
     Key("batch_size", 256, "images per step, over all devices", COUNT),
     Key("accumulate", 1, "micro-batches per step; batch statistics are then those of a micro-batch", COUNT),
     Key(
-        "sharding.fsdp", 1, "devices that share one copy of the large parameters; 1: a copy per device", COUNT
+        "sharding.fsdp",
+        1,
+        "devices that share one copy of the large parameters; 1: each device has its own",
+        COUNT,
     ),
     Key("init_from", "", "an earlier stage's name or a run's folder; empty: random initialisation"),
     Key(
@@ -76,7 +79,12 @@ OPTIM = (
         "scaling of the learning rate; linear: times batch_size / 256; sqrt: times sqrt(batch_size)",
         OneOf(("linear", "sqrt", "none")),
     ),
-    Key("optim.weight_decay", 0.0, "weight decay; ssljax/optim.py says of which parameters", NOT_NEGATIVE),
+    Key(
+        "optim.weight_decay",
+        0.0,
+        "weight decay; ssljax/optim.py says which parameters it applies to",
+        NOT_NEGATIVE,
+    ),
     Key("optim.warmup_epochs", 0, "epochs of linear warm-up", NATURAL, WARMED_UP),
     Key("optim.momentum", 0.9, "momentum of the gradients", BELOW_ONE, WITH_MOMENTUM),
     Key("optim.nesterov", False, "use Nesterov momentum", None, optimizer("sgd")),
@@ -103,7 +111,13 @@ OPTIM = (
     ),
     Key("optim.start", 0.0, "learning rate of the first epoch, not scaled", NOT_NEGATIVE, TIMM),
     Key("optim.end", 0.0, "learning rate that the last epoch approaches, not scaled", NOT_NEGATIVE, TIMM),
-    Key("optim.lag", 0, "1: every epoch uses the learning rate of the one before", NATURAL, TIMM),
+    Key(
+        "optim.lag",
+        0,
+        "epochs by which the schedule lags; 1: each epoch uses the rate of the one before",
+        NATURAL,
+        TIMM,
+    ),
     Key(
         "optim.decay_distillation_token",
         True,

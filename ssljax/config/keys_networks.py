@@ -32,7 +32,7 @@ DISTILLED = method("deit") & other_than("distill.name", "none")
 
 
 def _norms(read: Read) -> bool:
-    """Whether a head of the run has batch normalisation. SimCLR's always has."""
+    """Whether a head of the run has batch normalisation, as SimCLR's always has."""
     heads = ["head"] if read("predictor.layers") == 0 else ["head", "predictor"]
     flags = [f"{head}.{key}" for head in heads for key in ("norm", "last_norm")]
     return read("method") == "simclr" or any(read(flag) for flag in flags)
@@ -76,7 +76,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
         Key(
             f"{section}.width",
             1.0,
-            "multiplies the width of every layer",
+            "multiplier of every layer's width",
             POSITIVE,
             of("resnet", "alexnet_vgg"),
         ),
@@ -99,18 +99,20 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
         Key(
             f"{section}.sobel",
             False,
-            "feed Sobel edges instead of colours",
+            "replace the colours of the input by Sobel edges",
             None,
             of("resnet", "alexnet_vgg"),
         ),
         Key(
             f"{section}.bn_momentum",
             0.9,
-            "decay of the running statistics; PyTorch's 0.1 is 0.9 here",
+            "decay of batch normalisation's running statistics; PyTorch's 0.1 is 0.9 here",
             UNIT,
             any_norm,
         ),
-        Key(f"{section}.bn_epsilon", 1e-5, "added to the variance before the root", POSITIVE, any_norm),
+        Key(
+            f"{section}.bn_epsilon", 1e-5, "added to the variance in batch normalisation", POSITIVE, any_norm
+        ),
         Key(
             f"{section}.remat",
             "none",
