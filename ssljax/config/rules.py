@@ -243,7 +243,8 @@ def _did_you_mean(names: list[str]) -> str:
 def unread(name: str, config: ConfigDict) -> str:
     """The message about an override that nothing reads in this recipe; "" if something reads it."""
     found = stages(config)
-    stage, plain = "", name
+    stage = ""
+    plain = name
     if "" not in found:
         stage, _, plain = name.partition(".")
 
