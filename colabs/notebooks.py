@@ -1,4 +1,7 @@
-"""Writes the notebooks, one a paper. They are generated: change this file, then run `python colabs/notebooks.py`."""
+"""Writes the notebooks, one per paper.
+
+The notebooks are generated: change this file, then run `python colabs/notebooks.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +13,44 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 FOLDER = Path(__file__).parent
 
-# A paper's title line and what its method does with two views.
+# Per paper: the name of its method, and what the method does.
 PAPERS = {
     "simclr": (
         "SimCLR",
         """
-[SimCLR](https://arxiv.org/abs/2002.05709) shows the network two random views of each image and asks which two belong together.
+[SimCLR](https://arxiv.org/abs/2002.05709) shows the network two random views of each image. The network
+learns to tell which two views belong together.
 """,
     ),
     "moco": (
         "MoCo",
         """
-[MoCo](https://arxiv.org/abs/1911.05722) shows the network one random view of each image and a slowly moving copy of it another, and asks
-which key of the copy belongs to which query, among a queue of the keys of earlier steps.
+[MoCo](https://arxiv.org/abs/1911.05722) shows one random view of each image to the network and another to a
+slowly moving copy of the network. The embedding of the first view, the query, has to pick out the embedding
+of the second, the key, among the keys of earlier steps, which are kept in a queue.
 """,
     ),
     "byol": (
         "BYOL",
         """
-[BYOL](https://arxiv.org/abs/2006.07733) shows the network one random view of each image and a slowly moving copy of it another, and asks
-to predict what the copy makes of it. There are no negatives: only the predictor and the slow copy keep all images from looking alike.
+[BYOL](https://arxiv.org/abs/2006.07733) shows one random view of each image to the network and another to a
+slowly moving copy of the network. The network learns to predict the embedding that the copy computes. There
+are no negatives: only the predictor and the slow copy keep all images from getting the same embedding.
 """,
     ),
     "deit": (
         "DeiT",
         """
-[DeiT](https://arxiv.org/abs/2012.12877) trains a vision transformer on labels alone, with strong augmentation, mixed images and a
-convolutional teacher. A token of its own learns what the teacher decides, beside the token that learns the label.
+[DeiT](https://arxiv.org/abs/2012.12877) trains a vision transformer on labelled images, with strong
+augmentation, mixed images and a convolutional teacher. Beside the token that learns the label, a second token
+learns the teacher's decision.
 """,
     ),
     "deepcluster": (
         "DeepCluster",
         """
-[DeepCluster](https://arxiv.org/abs/1807.05520) gives the images labels itself: it groups them by k-means on the network's own features,
-trains the network to tell the groups apart, and groups them again.
+[DeepCluster](https://arxiv.org/abs/1807.05520) makes its own labels: it clusters the images by k-means on the
+network's features, trains the network to tell the clusters apart, and clusters the images again.
 """,
     ),
 }
@@ -54,7 +61,8 @@ CELLS = [
         """
 # {title} on handwritten digits
 
-A small network learns from scikit-learn's 1,797 scanned digits without their labels. Then the labels come: how many of them are needed?
+A small network learns from scikit-learn's 1,797 scanned digits without their labels. How many labels does a
+classifier on its features need afterwards?
 
 {idea}
 The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
@@ -68,7 +76,7 @@ import os
 import sys
 from pathlib import Path
 
-REPOSITORY = ""            # outside a checkout, on Colab for example: the git address that this notebook came from
+REPOSITORY = ""  # outside a checkout, for example on Colab: the git URL of the repository
 
 if Path("../configs/{name}.py").exists():
     os.chdir("..")
@@ -84,7 +92,7 @@ if importlib.util.find_spec("ssljax") is None:
         "settings",
         """
 RUN = os.environ.get("SSLJAX_RUN", "runs/{name}-digits")
-CHANGES = os.environ.get("SSLJAX_CHANGES", "").split()      # e.g. ["--config.epochs=20", "--config.seed=1"]
+CHANGES = os.environ.get("SSLJAX_CHANGES", "").split()  # e.g. ["--config.epochs=20", "--config.seed=1"]
 
 ARGUMENTS = ["--config=configs/{name}.py:digits", f"--workdir={{RUN}}", *CHANGES]
 """,
@@ -94,7 +102,7 @@ ARGUMENTS = ["--config=configs/{name}.py:digits", f"--workdir={{RUN}}", *CHANGES
         """
 ## What the network sees
 
-Each row is one digit, as it is stored and in six of its views.
+Each row shows one digit: the stored image, and six random views of it.
 """,
     ),
     (
@@ -113,8 +121,9 @@ Image(f"{{RUN}}/preview.png", width=700)
         """
 ## Train
 
-No label is used, but by a probe that only watches, where there is one. Interrupted? Run the cell again: it goes on from the
-last checkpoint.
+The network is trained without labels. Some methods train an online probe beside it; the probe reads the
+labels, but it does not change the network. If the cell is interrupted, run it again: training resumes from
+the last checkpoint.
 """,
     ),
     (
@@ -130,8 +139,8 @@ train.main(ARGUMENTS)
         """
 ## Evaluate
 
-The network stays as it is. A kNN vote and linear classifiers, with all labels and with few, on its features; beside them the same
-on raw pixels and on the features of the network before training.
+The network is frozen. Its features are evaluated by a kNN vote and by linear classifiers, with all labels and
+with few. For comparison, so are raw pixels and the features of the network before training.
 """,
     ),
     (
@@ -147,7 +156,7 @@ evaluate.main([*ARGUMENTS, "--protocols=knn,linear,label_fraction", "--baselines
         """
 ## Report
 
-Accuracy on held-out digits. The report with all pictures is `report.html` in the run's folder.
+Accuracy on held-out digits. The whole report with all figures is `report.html` in the run's folder.
 """,
     ),
     (
@@ -162,24 +171,27 @@ Image(f"{{RUN}}/labels-digits.png", width=700)
 ]
 
 
-# Cells that other papers have instead.
+# Cells that differ for some papers.
 OTHERS = {
     "deepcluster": {
         "train_text": """
 ## Train
 
-No label of a digit is used. Every five epochs the digits are grouped anew; `nmi_labels` says how much the groups know of the true labels,
-`nmi_previous` of the groups before. Interrupted? Run the cell again: it goes on from the last checkpoint.
+The network is trained without labels. Every five epochs the digits are clustered again. `nmi_labels` is the
+normalised mutual information of the clusters with the true labels, `nmi_previous` that with the previous
+clusters. If the cell is interrupted, run it again: training resumes from the last checkpoint.
 """,
         "evaluate": """
 from ssljax import evaluate
 
-evaluate.main([*ARGUMENTS, "--protocols=knn,linear,label_fraction,clusters", "--baselines=raw_pixels,random_init"])
+PROTOCOLS = "--protocols=knn,linear,label_fraction,clusters"
+evaluate.main([*ARGUMENTS, PROTOCOLS, "--baselines=raw_pixels,random_init"])
 """,
         "report_text": """
 ## Report
 
-Members of some groups, and accuracy on held-out digits. The report with all pictures is `report.html` in the run's folder.
+Images of some clusters, and accuracy on held-out digits. The whole report with all figures is `report.html`
+in the run's folder.
 """,
         "report": """
 from IPython.display import display
@@ -194,8 +206,8 @@ display(*(Image(f"{{RUN}}/{{picture}}-digits.png", width=700) for picture in ("c
         "title": """
 # {title} on handwritten digits
 
-A small convolutional network learns scikit-learn's 1,797 scanned digits from their labels. Then a small transformer learns from the
-labels and from that teacher.
+A small convolutional network, the teacher, learns scikit-learn's 1,797 scanned digits from their labels. Then
+a small transformer, the student, learns from the labels and from the teacher.
 
 {idea}
 The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
@@ -203,8 +215,8 @@ The cells below call the same four verbs as the command line: `preview`, `train`
         "preview_text": """
 ## What the transformer sees
 
-Each row is one digit: as it is stored, six of its views, and a view mixed with that of another digit by mixup and by CutMix, below the
-weights of the two labels.
+Each row shows one digit: the stored image, six random views of it, and mixtures of a view with that of
+another digit, by mixup and by CutMix. The text above a mixture gives the weights of the two labels.
 """,
         "preview": """
 from IPython.display import Image
@@ -217,13 +229,14 @@ Image(f"{{RUN}}/student/preview.png", width=900)
         "train_text": """
 ## Train
 
-First the teacher, then the student. Interrupted? Run the cell again: it goes on from the last checkpoint.
+First the teacher is trained, then the student. If the cell is interrupted, run it again: training resumes
+from the last checkpoint.
 """,
         "evaluate_text": """
 ## Evaluate
 
-The student's own prediction on held-out digits: the mean of its two heads, and each alone. Beside them a kNN vote and a linear classifier
-on its features, and on raw pixels.
+The student's predictions on held-out digits are evaluated: the mean of its two heads, and each head alone.
+For comparison, its features and raw pixels are evaluated by a kNN vote and a linear classifier.
 """,
         "evaluate": """
 from ssljax import evaluate
@@ -233,7 +246,8 @@ evaluate.main([*ARGUMENTS, "--protocols=classifier,knn,linear", "--baselines=raw
         "report_text": """
 ## Report
 
-Accuracy on held-out digits, and where the two tokens look. The report with all pictures is `report.html` in the student's folder.
+Accuracy on held-out digits, and the attention of the two tokens. The whole report with all figures is
+`report.html` in the student's folder.
 """,
         "report": """
 from ssljax import report
@@ -246,17 +260,22 @@ Image(f"{{RUN}}/student/attention-digits.png", width=900)
 
 
 def file(name: str) -> Path:
-    """Where a paper's notebook is."""
+    """The path of a paper's notebook."""
     return FOLDER / f"{name}.ipynb"
 
 
 def notebook(name: str) -> str:
-    """The text of a paper's notebook, the same at every call: the cells' ids are their names."""
+    """The contents of a paper's notebook. Cells have their names as ids, so every call returns the same."""
     title, idea = PAPERS[name]
+    others = OTHERS.get(name, {})
     cells = []
-    for cell, text in [(cell, OTHERS.get(name, {}).get(cell, text)) for cell, text in CELLS]:
-        new = new_markdown_cell if cell == "title" or cell.endswith("_text") else new_code_cell
-        cells.append(new(text.format(name=name, title=title, idea=idea.strip()).strip(), id=cell))
+    for cell, default in CELLS:
+        template = others.get(cell, default)
+        text = template.format(name=name, title=title, idea=idea.strip()).strip()
+        is_text = cell == "title" or cell.endswith("_text")
+        new_cell = new_markdown_cell if is_text else new_code_cell
+        cells.append(new_cell(text, id=cell))
+
     metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -268,7 +287,7 @@ def notebook(name: str) -> str:
 
 
 def main() -> None:
-    """Writes the files."""
+    """Writes the notebooks."""
     for name in PAPERS:
         file(name).write_text(notebook(name))
         print(file(name), file=sys.stderr)

@@ -1,10 +1,12 @@
-"""results.jsonl to tables and figures: `ssljax report DIR`, e.g. experiments/simclr or runs/demo.
+"""Turns results.jsonl into tables and figures: `ssljax report DIR`, e.g. experiments/simclr or runs/demo.
 
-Reads DIR/results.jsonl (of `ssljax evaluate`), DIR/gallery-*.npz, every metrics.jsonl at most two folders
-below DIR, and DIR/paper.json, the paper's own tables. Writes DIR/report.md, its PNGs and the self-contained
-DIR/report.html, and renews the part between the two `report` comments of DIR/README.md. No number in a table
-is typed: a row that was not run says which command fills it. Runs of one preset with other settings have
-tables of their own, titled by what differs; nothing that was measured is left out without a word.
+Reads DIR/results.jsonl (written by `ssljax evaluate`), DIR/gallery-*.npz, every metrics.jsonl at most two
+folders below DIR, and DIR/paper.json, the paper's own tables. Writes DIR/report.md, its PNGs and the
+self-contained DIR/report.html, and replaces the part between the two `report` comments of DIR/README.md.
+
+No measured number is typed by hand: a row that was not run names the command that fills it. Runs of one
+preset with different settings get separate tables, titled by what differs. Every measurement is shown, or
+counted where a later one replaced it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from ssljax import results
 from ssljax.config import flat
@@ -25,15 +28,15 @@ from ssljax.pictures.page import Block, markdown, page, renew, terminal
 from ssljax.pictures.paper import paper_blocks
 from ssljax.pictures.tables import Group, aggregate, caption, groups, kinds, main_table, newest, pick
 
-# Besides results.UNSAID, settings of a run that give its curves no other name.
+# Settings of a run that do not appear in the names of its curves.
 UNNAMED = (*results.UNSAID, "evaluate", "sharding")
 
 
 class Training(NamedTuple):
-    """A run's folder.
+    """A training run.
 
     Attributes:
-        folder: its path below the report's.
+        folder: the path of its folder, below that of the report.
         config: dotted key -> value.
         rows: the lines of its metrics.jsonl.
     """
@@ -44,7 +47,7 @@ class Training(NamedTuple):
 
 
 def group_blocks(group: Group, folder: Path, runs: Sequence[Training]) -> list[Block]:
-    """Table, caption, commands and figures of one group."""
+    """The table, caption, commands and figures of one group."""
     blocks = [
         Block("h2", group.title),
         Block("table", main_table(group.rows)),
@@ -57,71 +60,101 @@ def group_blocks(group: Group, folder: Path, runs: Sequence[Training]) -> list[B
     if runs:
         blocks.append(training_block(group.slug, group.preset, runs, folder))
     gallery = folder / f"gallery-{group.preset}.npz"
-    if group.slug == group.preset and gallery.exists():  # of the last evaluation, so the newest group's
+    if group.slug == group.preset and gallery.exists():  # written by the last evaluation: the newest group
         blocks += gallery_blocks(gallery, group, folder)
     return blocks
 
 
 def label_block(group: Group, few: Sequence[results.Row], folder: Path) -> Block:
-    """Accuracy against the number of labels."""
+    """The figure of accuracy against the number of labels."""
     curves = {}
     for kind in kinds(few):
         own = pick(few, features=kind)
         counts = {row["labels_per_class"] for row in own}
         curves[kind] = {k: aggregate(pick(own, labels_per_class=k))[:2] for k in counts}
+
     linear = [row for row in pick(group.rows, metric="top1") if row["protocol"].startswith("linear")]
     full = {kind: aggregate(pick(linear, features=kind))[0] for kind in kinds(linear)}
+
     file = f"labels-{group.slug}.png"
     figures.label_efficiency(folder / file, curves, full, f"{group.preset}: accuracy with few labels")
-    text = "Accuracy against labelled images per class; the band is one standard deviation"
+    text = "Accuracy against the number of labelled images per class; the band is one standard deviation"
     return Block("img", (file, text))
 
 
 def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
-    """The feature map, the nearest neighbours, and where there are such, attention maps and clusters."""
+    """The figures of a gallery: features, neighbours and, if it has them, attention maps and clusters."""
     g = np.load(path)
-    names = [str(n) for n in g["class_names"]]
-    preset, slug = str(g["preset"]), group.slug
-    chosen = [k for k in ("raw_pixels", *map(str, g["kinds"])) if f"points/{k}" in g]
-    shown = {k: g[f"points/{k}"] for k in dict.fromkeys(chosen) if k != "random_init"}
-    figures.feature_map(folder / f"features-{slug}.png", shown, g["labels"], names, preset)
+    names = [str(name) for name in g["class_names"]]
+    blocks = [
+        features_block(g, names, group.slug, folder),
+        neighbours_block(g, names, group.slug, folder),
+    ]
+    if "attention" in g:
+        blocks.append(attention_block(g, names, group.slug, folder))
+    if "cluster" in g:
+        blocks.append(clusters_block(g, names, group.slug, folder))
+    return blocks
+
+
+def features_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
+    """The t-SNE of raw pixels and of each kind of features, without those of a random network."""
+    points = {}
+    for kind in ("raw_pixels", *map(str, g["kinds"])):
+        if f"points/{kind}" in g and kind != "random_init":
+            points[kind] = g[f"points/{kind}"]
+
+    file = f"features-{slug}.png"
+    figures.feature_map(folder / file, points, g["labels"], names, str(g["preset"]))
+    text = (
+        f"t-SNE of the features of held-out images, seed {g['seed']}; the projection does not use the labels"
+    )
+    return Block("img", (file, text))
+
+
+def neighbours_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
+    """Held-out images and their nearest training images."""
+    file = f"neighbours-{slug}.png"
     figures.neighbours(
-        folder / f"neighbours-{slug}.png",
+        folder / file,
         g["query"],
         g["query_labels"],
         g["neighbour"],
         g["neighbour_labels"],
         names,
-        f"{preset}: nearest neighbours by {figures.name(str(g['kinds'][0]))} features",
+        f"{g['preset']}: nearest neighbours by {figures.name(str(g['kinds'][0]))} features",
     )
-    text = f"t-SNE of held-out images' features, seed {g['seed']}; the projection saw no label"
-    blocks = [Block("img", (f"features-{slug}.png", text))]
-    text = "Nearest training images of held-out images; a frame marks another class"
-    blocks.append(Block("img", (f"neighbours-{slug}.png", text)))
-    if "attention" in g:
-        figures.attention(
-            folder / f"attention-{slug}.png", g["query"], g["query_labels"], g["attention"], names, preset
-        )
-        text = (
-            "Where the class token, and the distillation token if there is one, look in the last block; "
-            "the mean over its heads"
-        )
-        blocks.append(Block("img", (f"attention-{slug}.png", text)))
-    if "cluster" in g:
-        figures.clusters(
-            folder / f"clusters-{slug}.png",
-            g["cluster"],
-            g["cluster_labels"],
-            g["cluster_size"],
-            names,
-            f"{preset}: training images of some clusters",
-        )
-        text = (
-            f"Members of clusters, the largest to the smallest, seed {g['seed']}; a frame marks "
-            "another class than the row's commonest"
-        )
-        blocks.append(Block("img", (f"clusters-{slug}.png", text)))
-    return blocks
+    text = "Held-out images and their nearest training images; a frame marks an image of another class"
+    return Block("img", (file, text))
+
+
+def attention_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
+    """Attention maps of a vision transformer."""
+    file = f"attention-{slug}.png"
+    figures.attention(folder / file, g["query"], g["query_labels"], g["attention"], names, str(g["preset"]))
+    text = (
+        "Attention of the class token, and of the distillation token if there is one, in the last block; "
+        "mean over the heads"
+    )
+    return Block("img", (file, text))
+
+
+def clusters_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
+    """Training images of some clusters."""
+    file = f"clusters-{slug}.png"
+    figures.clusters(
+        folder / file,
+        g["cluster"],
+        g["cluster_labels"],
+        g["cluster_size"],
+        names,
+        f"{g['preset']}: training images of some clusters",
+    )
+    text = (
+        f"Training images of some clusters, largest first, seed {g['seed']}; a frame marks an image outside "
+        "the most common class of its row"
+    )
+    return Block("img", (file, text))
 
 
 def training_runs(folder: Path) -> list[Training]:
@@ -136,13 +169,14 @@ def training_runs(folder: Path) -> list[Training]:
 
 
 def owner(run: Training, known: Sequence[Group]) -> str:
-    """The slug of the group that a training run belongs to, or "".
+    """The slug of the group that a training run belongs to, or "" if there is none.
 
-    It is of the same experiment, preset and epochs, and the run has the settings that were changed in it; of
-    several such groups the one with the most changes, and of those the newest.
+    The group has the run's experiment, preset and epochs, and the run has the settings that were changed in
+    the group. Of several such groups, the one with the most changes counts, and of those the newest.
     """
-    config, fits = run.config, []
+    config = run.config
     asked = (config["name"], config["preset"], config["epochs"])
+    fits = []
     for group in known:
         row = group.rows[0]
         alike = (row["experiment"], row["preset"], row["epochs"]) == asked
@@ -152,24 +186,26 @@ def owner(run: Training, known: Sequence[Group]) -> str:
 
 
 def run_names(runs: Sequence[Training]) -> dict[str, list[dict[str, float]]]:
-    """Curves by name: the seed, the settings in which the runs differ, and the folder where that is not
-    enough.
+    """Names for the curves of several runs.
 
-    A setting that a run is older than tells it apart from no other.
+    A name consists of the seed, the settings in which the runs differ and, if that is not enough, the folder.
+    A setting that a run does not have, because it is older than the setting, does not count as a difference.
     """
-    keys = dict.fromkeys(
-        key
-        for run in runs
-        for key in run.config
-        if not any(key == name or key.startswith(name + ".") for name in UNNAMED)
-    )
-    differ, names = [], []
-    for key in keys:
-        if len({json.dumps(run.config[key]) for run in runs if key in run.config}) > 1:
+
+    def named(key: str) -> bool:
+        return not any(key == name or key.startswith(name + ".") for name in UNNAMED)
+
+    differ = []
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        values = {json.dumps(run.config[key]) for run in runs if key in run.config}
+        if named(key) and len(values) > 1:
             differ.append(key)
+
+    names = []
     for run in runs:
         settings = [f"{key}={run.config[key]}" for key in differ if key in run.config]
         names.append(", ".join([f"seed {run.config['seed']}", *settings]))
+
     return {
         name if names.count(name) == 1 else f"{name} ({run.folder})": run.rows
         for name, run in zip(names, runs, strict=True)
@@ -177,44 +213,56 @@ def run_names(runs: Sequence[Training]) -> dict[str, list[dict[str, float]]]:
 
 
 def training_block(slug: str, preset: str, runs: Sequence[Training], folder: Path) -> Block:
-    """What was measured while training."""
-    figures.training(folder / f"training-{slug}.png", run_names(runs), preset)
-    return Block("img", (f"training-{slug}.png", "What was measured while training"))
+    """The training curves of some runs."""
+    file = f"training-{slug}.png"
+    figures.training(folder / file, run_names(runs), preset)
+    return Block("img", (file, "Metrics during training"))
 
 
 def unjudged_blocks(runs: Sequence[Training], folder: Path) -> list[Block]:
-    """The curves of runs that no measurement belongs to."""
+    """The training curves of runs without a measurement."""
     presets: dict[tuple[str, str, int], list[Training]] = defaultdict(list)
     for run in runs:
         presets[run.config["name"], run.config["preset"], run.config["epochs"]].append(run)
     blocks = []
     for (experiment, preset, epochs), own in presets.items():
         blocks += [
-            Block("h2", f"{experiment}: {preset} ({epochs} epochs), trained and not evaluated here"),
+            Block("h2", f"{experiment}: {preset} ({epochs} epochs), trained but not evaluated here"),
             training_block(f"{experiment}-{preset}-{epochs}ep", preset, own, folder),
         ]
     return blocks
 
 
 def report(folder: Path) -> list[Path]:
-    """Writes everything, prints the tables, returns the files."""
-    file, tables = folder / "results.jsonl", folder / "paper.json"
+    """Writes the report of a folder and prints its tables.
+
+    Returns:
+        The files it wrote.
+    """
+    tables = folder / "paper.json"
     paper = json.loads(tables.read_text()) if tables.exists() else []
+    file = folder / "results.jsonl"
     rows = results.read(file) if file.exists() or not paper else []
-    known, blocks = groups(rows), []
+
+    known = groups(rows)
     runs: dict[str, list[Training]] = defaultdict(list)
     for run in training_runs(folder):
         runs[owner(run, known)].append(run)
+
+    blocks = []
     for group in known:
         blocks += group_blocks(group, folder, runs[group.slug])
         print(f"\n{group.title}\n{terminal(main_table(group.rows))}")
     blocks += unjudged_blocks(runs[""], folder)
     blocks += paper_blocks(paper, known, folder)
-    title = f"ssljax: {rows[0]['experiment'] if rows else folder.resolve().name}"
+
+    experiment = rows[0]["experiment"] if rows else folder.resolve().name
+    title = f"ssljax: {experiment}"
     (folder / "report.md").write_text(f"# {title}\n\n{markdown(blocks)}")
     (folder / "report.html").write_text(page(title, blocks, folder))
     if (folder / "README.md").exists():
         renew(folder / "README.md", markdown(blocks))
+
     pictures = [folder / block.content[0] for block in blocks if block.kind == "img"]
     return [folder / "report.html", folder / "report.md", *pictures]
 

@@ -1,8 +1,8 @@
-"""results.jsonl: what was run, once per run, and what was measured on it, one line per number.
+"""results.jsonl: one line per run, and one line per number that was measured on it.
 
-A RUN line says which settings, data, commit and versions; the MEASUREMENT lines after it name the run by its
-id. A run evaluated again keeps its id as long as nothing in its line differs, so its measurements add up, and
-the last of those that measure the same thing counts.
+A RUN line holds the settings, data, commit and package versions. The MEASUREMENT lines after it name the run
+by its id. A run that is evaluated again keeps its id as long as nothing in its line differs, so its
+measurements add up. Of several measurements of the same thing, the last one counts.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ PACKAGES = (
     "scikit-learn",
 )
 
-# Settings that are not named where two runs are told apart: the seed, the data and the preset have fields of
-# their own, a folder is a place and no setting, and the rest says how a run is watched or who judges it.
+# Settings that are not named when two runs are told apart. The seed, the data and the preset have fields of
+# their own; a folder is a location, not a setting; the rest is about logging and the choice of protocols.
 UNSAID = (
     "seed",
     "name",
@@ -52,22 +52,22 @@ UNSAID = (
 
 
 class Run(TypedDict):
-    """What all measurements of one evaluation share.
+    """The fields that all measurements of one evaluation share.
 
     Attributes:
         experiment: the paper's config file, e.g. "moco".
         preset: the name of its settings.
-        seed: of the run.
-        epochs: that it was trained for.
-        step: updates behind the checkpoint that was judged.
-        data: the source, without folders of this machine.
-        train_images: how many images it was trained on.
-        data_checksum: of both splits.
-        config_hash: the same for the same settings, see `ssljax evaluate`.
+        seed: the seed of the run.
+        epochs: how long it was trained.
+        step: the number of updates behind the checkpoint that was evaluated.
+        data: the data source, without folders of this machine.
+        train_images: the number of training images.
+        data_checksum: checksum of both splits.
+        config_hash: equal for equal settings, see `ssljax evaluate`.
         changed: what the command line changed in the preset, see `changed`.
-        commit: of the source.
+        commit: the commit of the source code.
         versions: package -> version.
-        command: as typed, without folders of this machine.
+        command: the command as typed, without folders of this machine.
     """
 
     experiment: str
@@ -90,15 +90,15 @@ class Measurement(TypedDict):
 
     Attributes:
         features: "raw_pixels", "random_init", "supervised" or the method's name.
-        protocol: how they were judged.
-        settings: of the protocol.
-        labels_per_class: 0 for all.
-        draw: which draw of so many labels.
+        protocol: how the features were evaluated.
+        settings: the settings of the protocol.
+        labels_per_class: the number of labels per class; 0 for all.
+        draw: which random draw of these labels.
         metric: "top1", "top5", ...
-        value: in percent.
-        n: images judged.
-        seconds: it took.
-        time: UTC, ISO 8601.
+        value: the result, in percent.
+        n: the number of images evaluated.
+        seconds: how long it took.
+        time: when it was made; UTC, ISO 8601.
     """
 
     features: str
@@ -114,14 +114,15 @@ class Measurement(TypedDict):
 
 
 class Row(Run, Measurement):
-    """A measurement together with all that is known of its run, whose id is `run`."""
+    """A measurement joined with its run, whose id is `run`."""
 
     run: str
 
 
-RUN, MEASUREMENT = tuple(Run.__annotations__), tuple(Measurement.__annotations__)
+RUN = tuple(Run.__annotations__)
+MEASUREMENT = tuple(Measurement.__annotations__)
 
-# Two rows with these alike measure the same thing.
+# Two rows that agree in these fields measure the same thing.
 SAME = (
     "experiment",
     "preset",
@@ -140,12 +141,12 @@ SAME = (
 
 
 def read(path: Path) -> list[Row]:
-    """All measurements of a results.jsonl, each joined with its run, in the file's order.
+    """Reads all measurements of a results.jsonl, each joined with its run, in the file's order.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no measurement, or a line is neither a run nor a measurement of a run before it;
-            names the line.
+        ValueError: the file has no measurement, or a line is neither a run nor a measurement of an earlier
+            run; the message names the line.
     """
     if not path.exists():
         raise FileNotFoundError(f"no {path}: run `ssljax evaluate ... --results {path}` first")
@@ -162,8 +163,8 @@ def read(path: Path) -> list[Row]:
                 runs[record["run"]] = cast(Run, {name: record[name] for name in RUN})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, line {number} is no run and no measurement of a run before "
-                f"it ({error!r}): delete it, or evaluate again into a new file"
+                f"{path}, line {number} is neither a run nor a measurement of an earlier run ({error!r}): "
+                "delete it, or evaluate again into a new file"
             ) from error
     if not rows:
         raise ValueError(f"{path} is empty: run `ssljax evaluate` first")
@@ -175,14 +176,20 @@ def _joined(run: Run, record: Mapping[str, Any]) -> Row:
 
 
 def same(row: Row) -> tuple:
-    """Equal for two rows that measure the same thing. Pixels do not know the seed of the network."""
-    return tuple(0 if name == "seed" and row["features"] == "raw_pixels" else row[name] for name in SAME)
+    """A key that is equal for two rows that measure the same thing.
+
+    The seed does not count for raw pixels, which do not depend on the network.
+    """
+    fields: Mapping[str, Any] = row
+    if row["features"] == "raw_pixels":
+        fields = {**row, "seed": 0}
+    return tuple(fields[name] for name in SAME)
 
 
 def latest(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The rows that count, and those that a later measurement of the same thing replaced.
+    """Splits rows into those that count and those that a later measurement of the same thing replaced.
 
-    The former stand in the order of their last measurement.
+    The rows that count are in the order of their last measurement.
     """
     kept: dict[tuple, Row] = {}
     replaced = []
@@ -195,10 +202,10 @@ def latest(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def lines(result: Mapping[str, Any], metrics: Sequence[str]) -> list[Measurement]:
-    """A measurement for each metric that a protocol's result has, in percent.
+    """Makes one measurement for each metric in a protocol's result.
 
     Args:
-        result: the fields of a Measurement but `metric` and `value`, and one field for each metric.
+        result: the fields of a Measurement except `metric` and `value`, and one field per metric, in percent.
         metrics: the names that may be metrics.
 
     Raises:
@@ -209,7 +216,7 @@ def lines(result: Mapping[str, Any], metrics: Sequence[str]) -> list[Measurement
     if strange:
         raise ValueError(
             f"a result of protocol {rest['protocol']!r} has {', '.join(strange)}, for which "
-            "results.jsonl has no field: put it into its `settings`"
+            "results.jsonl has no field: put it into the result's `settings`"
         )
     rest["seconds"] = round(rest["seconds"], 3)
     found = [name for name in metrics if name in result]
@@ -217,32 +224,37 @@ def lines(result: Mapping[str, Any], metrics: Sequence[str]) -> list[Measurement
 
 
 def identity(run: Run) -> str:
-    """10 hex digits, the same for equal runs."""
+    """The id of a run: 10 hex digits, the same for equal runs."""
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
-    """Adds measurements to a results.jsonl, and before them the line of their run unless the file has it."""
+    """Appends measurements to a results.jsonl, preceded by the line of their run unless the file has it."""
     name = identity(run)
-    line = json.dumps({"run": name, **{field: run[field] for field in RUN}, "time": now()}) + "\n"
+    fields: Mapping[str, Any] = run
+    record = {"run": name, **{field: fields[field] for field in RUN}, "time": now()}
+    line = json.dumps(record) + "\n"
     start = line[: line.index('"preset"')]  # no measurement begins like this
+
     path.parent.mkdir(parents=True, exist_ok=True)
     known = path.exists() and any(old.startswith(start) for old in path.read_text().splitlines())
     with path.open("a") as out:
-        out.write("" if known else line)
+        if not known:
+            out.write(line)
         out.writelines(json.dumps({"run": name, **measurement}) + "\n" for measurement in measurements)
 
 
 def changed(overrides: Mapping[str, Any], stages: Sequence[str] = ()) -> dict[str, Any]:
-    """What the command line changed in the preset, as a reader tells two runs apart by it.
+    """What the command line changed in the preset, as far as it tells two runs apart.
 
     Args:
         overrides: dotted key -> value, e.g. {"loss.temperature": 0.5}.
-        stages: the names of the config's stages; the last one is judged, and its keys lose its name.
+        stages: the names of the config's stages. The last one is evaluated, and its name is dropped from its
+            keys.
 
     Returns:
-        the overrides but those of UNSAID, sorted; values as JSON gives them back, without folders of this
-        machine.
+        The overrides without those in UNSAID, sorted. Values are as JSON returns them, without folders of
+        this machine.
     """
     found = {}
     for key, value in overrides.items():
@@ -265,10 +277,14 @@ def versions() -> dict[str, str]:
 
 
 def commit(where: Path = Path(__file__).parent) -> str:
-    """The commit of the source, `-dirty` when tracked files were changed; "unknown" outside a git checkout.
+    """The commit of the source code.
 
     Args:
         where: a folder of the checkout.
+
+    Returns:
+        12 hex digits, with "-dirty" appended if tracked files of ssljax/ or configs/ were changed; "unknown"
+        outside a git checkout.
     """
 
     def git(*words: str) -> str:
@@ -276,7 +292,7 @@ def commit(where: Path = Path(__file__).parent) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
-        # ":/" is the root of the checkout; other paths would be looked for below `where`.
+        # ":/" is the root of the checkout; other paths would be relative to `where`.
         edited = git("status", "--porcelain", "--untracked-files=no", "--", ":/ssljax", ":/configs")
         return git("rev-parse", "HEAD")[:12] + ("-dirty" if edited else "")
     except (OSError, subprocess.SubprocessError):
@@ -284,5 +300,5 @@ def commit(where: Path = Path(__file__).parent) -> str:
 
 
 def now() -> str:
-    """The time as results say it: UTC, to the second."""
+    """The current time in the format of the results: UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

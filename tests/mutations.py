@@ -346,9 +346,9 @@ NETWORK = [
     ),
     Mutation(
         "batch_norm_momentum_of_flax",
-        "ssljax/config/keys.py",
-        '.bn_momentum", 0.9,',
-        '.bn_momentum", 0.99,',
+        "ssljax/config/keys_networks.py",
+        '.bn_momentum",\n            0.9,',
+        '.bn_momentum",\n            0.99,',
         "Flax's default",
         STATISTICS,
     ),

@@ -1,4 +1,4 @@
-"""The notebooks are what their generator writes, and they run from the first cell to the figure."""
+"""The notebooks are those that their generator writes, and they run from the first cell to the last."""
 
 import base64
 import importlib.util
@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 from tests.processes import QUICK, ROOT
 
-# Half a minute instead of a few: a network of 8 channels, one epoch, one and two labels per class.
+# Half a minute instead of a few minutes: a network of base width 8, one epoch, one and two labels per class.
 SMALL = (
     "epochs=1",
     "batch_size=64",
@@ -35,7 +35,7 @@ def generator():
 
 
 @pytest.mark.parametrize("name", ("simclr", "moco", "byol", "deit", "deepcluster"))
-def test_the_notebook_is_the_generators(generator, name):
+def test_a_notebook_is_what_the_generator_writes(generator, name):
     assert generator.file(name).read_text() == generator.notebook(name), "run `python colabs/notebooks.py`"
     assert generator.notebook(name) == generator.notebook(name)
 
@@ -60,9 +60,8 @@ def test_from_the_first_cell_to_the_figure(generator, tmp_path, name, title, cha
 
 @pytest.mark.slow
 def test_labels_that_the_network_gives_itself(generator, tmp_path):
-    changes = " ".join(
-        f"--config.{change}" for change in SMALL if "warmup" not in change
-    )  # its optimizer has none
+    # DeepCluster's optimizer has no warm-up.
+    changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
     outputs, printed = executed(generator, tmp_path, "deepcluster", changes)
     assert "refresh at step 0  kmeans_objective" in printed["train"] and "step 24/24" in printed["train"]
     assert "deepcluster  clusters: NMI" in printed["evaluate"]
@@ -72,13 +71,11 @@ def test_labels_that_the_network_gives_itself(generator, tmp_path):
 
 @pytest.mark.slow
 def test_a_teacher_and_its_student(generator, tmp_path):
-    network = ("model.width=0.125", "model.stem=imagenet")  # a ViT has neither
-    changes = " ".join(
-        f"--config.{stage}.{change}"
-        for stage in ("teacher", "student")
-        for change in SMALL
-        if stage == "teacher" or change not in network
-    )
+    resnet = ("model.width=0.125", "model.stem=imagenet")  # the student, a ViT, has neither
+    changes = " ".join(f"--config.teacher.{change}" for change in SMALL)
+    for change in SMALL:
+        if change not in resnet:
+            changes += f" --config.student.{change}"
     changes += " --config.student.teacher.width=0.125 --config.student.model.scan=True"
     outputs, printed = executed(generator, tmp_path, "deit", changes)
     assert printed["train"].count("step 24/24") == 2
@@ -89,7 +86,7 @@ def test_a_teacher_and_its_student(generator, tmp_path):
 
 
 def executed(generator, folder, name, changes):
-    """Outputs of every cell, and what it printed."""
+    """Runs a notebook. Returns the outputs of every cell, and what each cell printed."""
     book = nbformat.reads(generator.notebook(name), as_version=4)
     environment = {
         **os.environ,
@@ -101,22 +98,19 @@ def executed(generator, folder, name, changes):
         "PYTHONPATH": str(ROOT),
         "IPYTHONDIR": str(folder / "ipython"),
     }
-    client = NotebookClient(
-        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "colabs")}}
-    )
+    resources = {"metadata": {"path": str(ROOT / "colabs")}}
+    client = NotebookClient(book, timeout=300, kernel_name="python3", resources=resources)
     client.execute(env=environment)
     outputs = {cell.id: cell.get("outputs", []) for cell in book.cells}
     printed = {name: "".join(out.get("text", "") for out in found) for name, found in outputs.items()}
-    assert printed["install"] == ""  # ssljax is importable: nothing was installed
+    assert printed["install"] == ""  # ssljax is importable, so nothing was installed
     return outputs, printed
 
 
 def shows(outputs, folder, **files):
-    """Each cell displays the picture that its verb wrote."""
+    """Checks that each cell displays the picture that its verb wrote."""
     for cell, file in files.items():
-        shown = [
-            base64.b64decode(out["data"]["image/png"])
-            for out in outputs[cell]
-            if "image/png" in out.get("data", {})
-        ]
-        assert shown[0] == (folder / "run" / file).read_bytes() and len(shown[0]) > 10_000
+        pictures = [out["data"] for out in outputs[cell] if "image/png" in out.get("data", {})]
+        shown = base64.b64decode(pictures[0]["image/png"])
+        assert shown == (folder / "run" / file).read_bytes()
+        assert len(shown) > 10_000

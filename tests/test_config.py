@@ -1,4 +1,4 @@
-"""The table of keys: resolved recipes, what makes a run another, and messages about wrong settings."""
+"""The table of keys: resolving recipes, comparing runs, and messages about wrong settings."""
 
 import importlib
 import json
@@ -21,7 +21,7 @@ def get(paper: str, preset: str) -> ConfigDict:
 
 
 def digits(**changes) -> ConfigDict:
-    """SimCLR's digits with changes, `__` for the dot, as they stand."""
+    """SimCLR's digits preset with some keys set, `__` for the dot; neither resolved nor checked."""
     c = get("simclr", "digits").unlock()
     for name, value in changes.items():
         config.put(c, name.replace("__", "."), value)
@@ -35,17 +35,18 @@ def digits(**changes) -> ConfigDict:
 def test_every_preset_is_resolved_locked_and_says_its_name(paper):
     for preset in importlib.import_module(f"configs.{paper}").PRESETS:
         c = get(paper, preset)
-        assert c.is_locked and config.resolve(c).to_json() == c.to_json(), preset
+        assert c.is_locked, preset
+        assert config.resolve(c).to_json() == c.to_json(), preset
         for stage in config.stages(c).values():
             assert (stage.name, stage.preset) == (paper, preset)
             leaves = config.flat(stage)
-            assert all(row(name) for name in leaves), preset  # the table knows all of these six papers' keys
+            assert all(row(name) for name in leaves), preset  # the table knows every key of these papers
             assert all(live(name, leaves) for name in leaves), preset
 
 
 @pytest.mark.parametrize("file", OLD_RUNS, ids=lambda file: file.stem)
 def test_runs_of_older_versions_resume(file):
-    """No difference to a config.json of commit 95830fc, and one where a setting is changed."""
+    """A config.json of commit 95830fc differs from today's preset only where a setting is changed."""
     old = json.loads(file.read_text())
     stages = config.stages(get(file.stem.split("-")[0], old["preset"]))
     new = stages[file.stem.split("-")[2] if "" not in stages else ""]
@@ -54,19 +55,18 @@ def test_runs_of_older_versions_resume(file):
     assert config.differences(again, new) == []
     changed = new.copy_and_resolve_references().unlock()
     changed.optim.learning_rate = 0.123
-    changed.augment.min_area = 0.5  # in the digits' warps nothing reads it
+    changed.augment.min_area = 0.5  # nothing reads it: the digits are warped, not cropped
     found = config.differences(old, config.resolve(changed))
     assert found == [("optim.learning_rate", old["optim"]["learning_rate"], 0.123)]
 
 
 def test_all_digits_presets_are_among_the_older_runs():
-    stages = {
-        f"{paper}-{preset}{'-' * bool(stage)}{stage}"
-        for paper in PAPERS
-        for preset in importlib.import_module(f"configs.{paper}").PRESETS
-        if preset.startswith("digits")
-        for stage in config.stages(get(paper, preset))
-    }
+    stages = set()
+    for paper in PAPERS:
+        presets = importlib.import_module(f"configs.{paper}").PRESETS
+        for preset in (name for name in presets if name.startswith("digits")):
+            names = config.stages(get(paper, preset))
+            stages |= {"-".join(filter(None, (paper, preset, stage))) for stage in names}
     assert stages == {file.stem for file in OLD_RUNS}
 
 
@@ -76,18 +76,20 @@ def test_all_digits_presets_are_among_the_older_runs():
 def test_resolve_adds_what_is_read_and_drops_what_is_not():
     c = config.resolve(digits(optim__name="lars", augment__jitter_probability=0.0))
     assert (c.optim.trust_coefficient, c.optim.lr_in_momentum, c.optim.momentum) == (0.001, True, 0.9)
-    assert "nesterov" not in c.optim and "jitter_strength" not in c.augment and "blur_sigma" not in c.augment
+    assert "nesterov" not in c.optim
+    assert "jitter_strength" not in c.augment
+    assert "blur_sigma" not in c.augment
 
 
-def test_a_view_alone_may_switch_on_what_is_off_for_the_others():
+def test_one_view_may_switch_on_an_operation_that_is_off_for_the_others():
     c = digits(views={"one": {}, "two": {"blur_probability": 0.1, "solarize_threshold": 0.3}})
     c = config.resolve(c)
-    assert c.augment.blur_sigma == (0.1, 2.0)  # view two blurs, with these
-    assert c.views.to_dict() == {"one": {}, "two": {"blur_probability": 0.1}}  # and does not solarise
+    assert c.augment.blur_sigma == (0.1, 2.0)  # view two blurs with these
+    assert c.views.to_dict() == {"one": {}, "two": {"blur_probability": 0.1}}  # it does not solarise
 
 
 def test_what_the_table_does_not_know_stays_as_it_is():
-    """A new method, network and optimizer need no rows: neither their own sections nor known keys change."""
+    """A new method, network and optimizer need no rows: their own keys and the known keys stay."""
     c = digits(
         method="new",
         bank={"size": 7},
@@ -96,7 +98,8 @@ def test_what_the_table_does_not_know_stays_as_it_is():
         optim={"name": "shampoo", "momentum": 0.5, "block": 128},
     )
     c = config.resolve(c)
-    assert c.bank.to_dict() == {"size": 7} and c.head.to_dict() == {"layers": 1, "mine": 2}
+    assert c.bank.to_dict() == {"size": 7}
+    assert c.head.to_dict() == {"layers": 1, "mine": 2}
     assert c.model.to_dict() == {"name": "convnext", "width": 2.0, "kernel": 7, "dtype": "bfloat16"}
     assert c.optim.to_dict() == {
         "name": "shampoo",
@@ -110,7 +113,7 @@ def test_what_the_table_does_not_know_stays_as_it_is():
 
 
 def test_views_keep_their_order_through_copies_and_json():
-    """A ConfigDict iterates by name; the order of the views is the config's."""
+    """A ConfigDict iterates in the order of the names, but views keep the order of the config."""
     c = digits(views={"two": {}, "one": {"min_area": 0.3}}, augment__crop="torchvision")
     c = config.resolve(c).lock()
     assert config.view_names(c) == config.view_names(c.copy_and_resolve_references()) == ("two", "one")
@@ -120,21 +123,26 @@ def test_views_keep_their_order_through_copies_and_json():
     assert config.hashed(c) != config.hashed(other)
 
 
-# -------------------------------------------------------------------------------------------------------
-# differences and the hash
+# ----------------------------------------------------------------------------------- differences and the hash
 
 
-def test_a_new_option_at_its_default_orphans_nothing(monkeypatch):
+def test_a_new_option_at_its_default_changes_no_hash_and_no_run(monkeypatch):
     c = get("simclr", "digits")
-    old, before = json.loads(c.to_json()), config.hashed(c)
+    old = json.loads(c.to_json())
+    before = config.hashed(c)
     monkeypatch.setitem(KEYS, "optim.clip", KEYS["optim.momentum"]._replace(name="optim.clip", default=0.0))
+
     new = config.resolve(c)
-    assert new.optim.clip == 0.0 and config.hashed(new) == before and config.differences(old, new) == []
+    assert new.optim.clip == 0.0
+    assert config.hashed(new) == before
+    assert config.differences(old, new) == []
+
     new.optim.clip = 0.5
-    assert config.hashed(new) != before and config.differences(old, new) == [("optim.clip", 0.0, 0.5)]
+    assert config.hashed(new) != before
+    assert config.differences(old, new) == [("optim.clip", 0.0, 0.5)]
 
 
-def test_the_hash_sees_what_numbers_depend_on():
+def test_the_hash_covers_what_results_depend_on():
     before = config.hashed(digits())
     for same in (
         dict(seed=3),
@@ -170,10 +178,10 @@ def test_keys_of_older_versions_are_translated():
     assert config.modern({"init_head": False}) == {"init_branches": ["encoder"]}
 
 
-def test_what_only_the_old_run_has_counts_where_nobody_can_say_that_it_did_nothing():
+def test_a_key_that_only_the_old_run_has_counts_unless_nothing_reads_it_today():
     c = config.resolve(digits())
     old = json.loads(c.to_json())
-    old["optim"]["trust_coefficient"] = 0.5  # of another optimizer
+    old["optim"]["trust_coefficient"] = 0.5  # a key of another optimizer
     assert config.differences(old, c) == []
     old["bank"] = {"size": 4}
     old["views"]["two"]["min_area"] = 0.2
@@ -187,7 +195,7 @@ def test_what_only_the_old_run_has_counts_where_nobody_can_say_that_it_did_nothi
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("batch_size", -8, r"config.batch_size=-8 is not valid, it must be at least 1"),
+        ("batch_size", -8, r"config.batch_size=-8 is not valid; it must be at least 1"),
         ("batch_size", 0, r"batch_size=0 is not valid"),
         ("epochs", -3, r"epochs=-3 .* at least 1 \(passes over the training images\)"),
         ("epochs", 2.5, r"epochs=2.5 is of type float, but it must be a whole number"),
@@ -209,7 +217,7 @@ def test_what_only_the_old_run_has_counts_where_nobody_can_say_that_it_did_nothi
             0.5,
             r"views.two.blur_probabilty: a view has no such setting; did you mean blur_probability\?",
         ),
-        ("views.two.of", "three", r"views.two.of='three' is no other view: one, two"),
+        ("views.two.of", "three", r"views.two.of='three' does not name another view; the views are one, two"),
         ("views.two.min_area", 2.0, r"views.two.min_area=2.0 .* in \(0, 1\]"),
     ],
 )
@@ -224,14 +232,13 @@ def test_a_wrong_value_is_named_with_what_is_valid(key, value, message):
 
 
 def test_the_table_and_the_methods_agree_on_the_number_of_views():
-    """The table says it before JAX is there, the methods where a program is built."""
+    """The table checks it before JAX is imported, the methods when a program is built."""
     from ssljax.methods import METHODS
     from ssljax.types import Facts
 
     for paper in PAPERS:
-        for preset in (
-            name for name in importlib.import_module(f"configs.{paper}").PRESETS if "digits" in name
-        ):
+        presets = importlib.import_module(f"configs.{paper}").PRESETS
+        for preset in (name for name in presets if "digits" in name):
             for stage in config.stages(get(paper, preset)).values():
                 read = reader(config.flat(stage), "")
                 table = [count for when, count in VIEW_COUNTS if when.holds(read)] or [0]
@@ -245,10 +252,9 @@ def test_a_stage_is_named_with_its_key():
         config.check(c)
 
 
-def test_a_preset_that_is_not_there_is_answered_with_those_that_are():
-    with pytest.raises(
-        ValueError, match=r"configs/moco.py has no preset 'v4'. Valid presets: digits, digits_v3"
-    ):
+def test_an_unknown_preset_is_answered_with_the_valid_ones():
+    message = r"configs/moco.py has no preset 'v4'. Valid presets: digits, digits_v3"
+    with pytest.raises(ValueError, match=message):
         get("moco", "v4")
 
 
@@ -260,11 +266,12 @@ def test_the_page_is_written_from_the_table():
     assert page == config.reference(), "run `ssljax config --keys > docs/config.md`"
 
 
-def test_the_base_is_what_every_config_has():
+def test_the_base_has_every_key_that_is_always_read():
     c = config.base()
     always = {name for name, key in KEYS.items() if not key.when.text and not name.startswith("views.")}
-    assert always <= set(config.flat(c)) and config.resolve(c).to_json() == c.to_json()
+    assert always <= set(config.flat(c))
+    assert config.resolve(c).to_json() == c.to_json()
     assert config.changed(c) == {}
     for name, key in KEYS.items():
-        if not name.startswith("views") and key.valid is not None:  # a default is itself valid
+        if not name.startswith("views") and key.valid is not None:  # every default is itself valid
             config.check(digits(**{name.replace(".", "__"): key.default}))

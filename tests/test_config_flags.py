@@ -1,4 +1,4 @@
-"""The command line: overrides, messages before anything heavy is imported, and the verb `config`."""
+"""The command line: overrides, messages before any slow import, and the verb `config`."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def test_overrides_take_the_type_of_their_key():
     found = (c.optim.learning_rate, c.augment.mean, c.online_probe, c.seed, flags.workdir)
     assert found == (1.0, (0.5,), False, 7, "x")
     assert isinstance(c.optim.learning_rate, float) and c.is_locked
-    # 40 it was
+    # epochs=40 is what the preset says, so it is no override
     assert flags.overrides == {
         "optim.learning_rate": 1.0,
         "augment.mean": (0.5,),
@@ -79,7 +79,8 @@ def test_stages_are_overridden_by_name():
         (["--config.data.num_ids=3"], r"no such setting any more; it is read from the data"),
         (
             ["--config.method=byol"],
-            r"--config.method=byol: a method's settings come with its own presets, e.g. --config configs/byol.py",
+            r"--config.method=byol: a method's settings come with its own presets, "
+            r"e.g. --config configs/byol.py",
         ),
         (
             ["--config.optim.trust_coefficient=0.1"],
@@ -90,11 +91,11 @@ def test_stages_are_overridden_by_name():
             r"nothing reads it in this recipe; it is read when augment.crop is tf or torchvision",
         ),
         (["--config.epochs=x"], r"--config.epochs=x: invalid literal"),
-        (["--config.batch_size=0"], r"config.batch_size=0 is not valid, it must be at least 1"),
+        (["--config.batch_size=0"], r"config.batch_size=0 is not valid; it must be at least 1"),
         (["seed=1"], r"'seed=1' is no flag; overrides look like --config.seed=1"),
     ],
 )
-def test_a_wrong_word_says_what_is_right(words, message):
+def test_a_wrong_word_is_answered_with_what_is_right(words, message):
     with pytest.raises(SystemExit, match=message):
         parse(*words)
 
@@ -115,7 +116,7 @@ def test_a_missing_file_preset_or_flag_says_what_is_there():
         )
 
 
-# No module that takes its time may be looked for before the answer is there.
+# Fails if a module that is slow to import is looked for before the answer is printed.
 BLOCKED = """
 import sys
 class Blocked:
@@ -129,7 +130,7 @@ main()
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "plan", "preview", "convert", "config"])
-def test_a_wrong_value_is_answered_before_anything_heavy_is_imported(name):
+def test_a_wrong_value_is_answered_before_any_slow_import(name):
     words = [name, *DIGITS, "--config.batch_size=-8"]
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, *words],
@@ -140,8 +141,8 @@ def test_a_wrong_value_is_answered_before_anything_heavy_is_imported(name):
     )
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        f"ssljax {name}: config.batch_size=-8 is not valid, it must be at least 1 "
-        "(images a step, over all devices)"
+        f"ssljax {name}: config.batch_size=-8 is not valid; it must be at least 1 "
+        "(images per step, over all devices)"
     )
 
 
@@ -152,7 +153,7 @@ def test_the_verb_prints_every_leaf_with_its_meaning(capsys):
     found = [line.split("   #")[0].rstrip() for line in out]
     assert "seed = 3" in found and "optim.learning_rate = 0.3" in found and "views = ('one', 'two')" in found
     temperature = next(line for line in out if line.startswith("loss.temperature = 0.35"))
-    assert temperature.endswith("   # of the similarities")
+    assert temperature.endswith("   # temperature of the similarities")
 
 
 def test_the_verb_shows_how_two_configs_differ(capsys):
@@ -182,7 +183,7 @@ def get_config():
 """
 
 
-def test_a_config_file_of_ones_own_is_resolved_too(tmp_path):
+def test_a_config_file_outside_the_repository_is_resolved_too(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     c = cli.parse("train", [f"--config={tmp_path}/mine.py", "--workdir=x", "--config.bank.size=8"]).config
     assert (c.method, c.bank.size, c.data.source) == ("mine", 8, "digits")

@@ -1,4 +1,4 @@
-"""No dead leaf and no missing one: building a run, tracing a step and making batches reads them all."""
+"""Every leaf of a preset is read when a run is built, a step is traced or batches are made."""
 
 import importlib
 
@@ -11,7 +11,7 @@ from ssljax import config, plan, program, sharding
 from ssljax.data import crops, loader, policies, sources
 from ssljax.types import TrainState
 
-# Read by the verbs around a step: logging, checkpoints, evaluation (which crops on the host), and names.
+# Keys that the verbs read around a step: logging, checkpoints, evaluation (which crops on the host), names.
 AROUND = (
     "name",
     "preset",
@@ -22,7 +22,7 @@ AROUND = (
     "data.eval_crop",
     "augment.antialias",
 )
-# What says where the images are: of a data set that is not on this machine.
+# Keys that say which images to use. The large data sets are not on this machine.
 WHERE = (
     "data.source",
     "data.data_dir",
@@ -40,7 +40,7 @@ WHERE = (
 
 
 class Recording(ConfigDict):
-    """A ConfigDict that notes what is read, and whose copies do."""
+    """A ConfigDict that notes which keys are read; so do its copies."""
 
     def __getitem__(self, key: str):
         value = super().__getitem__(key)
@@ -55,7 +55,7 @@ class Recording(ConfigDict):
 
 
 def recording(c: ConfigDict, seen: set[str], prefix: str = "") -> ConfigDict:
-    """Makes a ConfigDict and its sections note what is read into `seen`."""
+    """Makes a ConfigDict and its sections note the keys that are read in `seen`."""
     for name, section in list(c._fields.items()):
         if isinstance(section, ConfigDict):
             recording(section, seen, f"{prefix}{name}.")
@@ -70,7 +70,7 @@ def stage_of(paper: str, preset: str, stage: str) -> ConfigDict:
 
 
 def traced(built: program.Program) -> None:
-    """A step, the features and the classifier, from shapes alone."""
+    """Traces a step, the features and the classifier, from shapes alone."""
     state = built.shapes
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam
         jax.eval_shape(built.step, *plan.arguments(built))
@@ -82,7 +82,7 @@ def traced(built: program.Program) -> None:
 
 
 def adopted(built: program.Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `init_from` and a teacher would bring: the fresh state's own arrays, as if they had been read."""
+    """Traces loading `init_from` and a teacher; the fresh state stands in for their checkpoints."""
     monkeypatch.setattr(program, "load_part", lambda run, like, part, resize: like)
     state = jax.eval_shape(lambda s: program.start_from(built, {})(s), built.shapes)
     assert isinstance(state, TrainState)
@@ -92,22 +92,31 @@ def unread(c: ConfigDict, seen: set[str], exempt: tuple[str, ...]) -> set[str]:
     return {name for name in config.flat(c) if name not in seen and not name.startswith(exempt)}
 
 
-DIGITS = [
-    (paper, preset, stage)
-    for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
-    for preset in importlib.import_module(f"configs.{paper}").PRESETS
-    if preset.startswith("digits")
-    for stage in config.stages(importlib.import_module(f"configs.{paper}").get_config(preset))
-]
+def small_stages() -> list[tuple[str, str, str]]:
+    """(paper, preset, stage) of every digits preset."""
+    found = []
+    for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised"):
+        module = importlib.import_module(f"configs.{paper}")
+        for preset in module.PRESETS:
+            if preset.startswith("digits"):
+                stages = config.stages(module.get_config(preset))
+                found += [(paper, preset, stage) for stage in stages]
+    return found
+
+
+DIGITS = small_stages()
 
 
 @pytest.mark.parametrize(
     "paper, preset, stage", DIGITS, ids=["-".join(filter(None, case)) for case in DIGITS]
 )
 def test_every_leaf_of_a_small_preset_is_read(paper, preset, stage, monkeypatch):
-    plain, seen = stage_of(paper, preset, stage), set()
+    plain = stage_of(paper, preset, stage)
+    seen = set()
     c = recording(plain.copy_and_resolve_references(), seen).lock()
-    source, test = sources.load(c.data, "train"), sources.load(c.data, "test")
+
+    source = sources.load(c.data, "train")
+    test = sources.load(c.data, "test")
     built = program.build(c, sources.facts(c.data, source), sharding.make_mesh(1, fsdp=c.sharding.fsdp))
     traced(built)
     adopted(built, monkeypatch)
@@ -140,7 +149,8 @@ IMAGENET = [
     "paper, preset, stage", IMAGENET, ids=[f"{paper}-{preset}" for paper, preset, _ in IMAGENET]
 )
 def test_every_leaf_of_a_large_preset_is_read(paper, preset, stage, monkeypatch):
-    plain, seen = stage_of(paper, preset, stage), set()
+    plain = stage_of(paper, preset, stage)
+    seen = set()
     if "distill" in plain and plain.distill.name != "none":
         plain.unlock().distill.teacher = "elsewhere"
     c = recording(plain.copy_and_resolve_references(), seen).lock()
@@ -160,8 +170,10 @@ def test_every_leaf_of_a_large_preset_is_read(paper, preset, stage, monkeypatch)
     assert unread(plain, seen, (*AROUND, *WHERE, *refreshed)) == set()
 
 
-def test_the_recorder_tells_what_is_read_from_what_is_not():
-    plain, seen = stage_of("simclr", "digits", ""), set()
+def test_the_recorder_tells_keys_that_are_read_from_those_that_are_not():
+    plain = stage_of("simclr", "digits", "")
+    seen = set()
     c = recording(plain.copy_and_resolve_references(), seen).lock()
     _ = (c.copy_and_resolve_references().optim.momentum, c.seed)
-    assert {"optim.momentum", "seed"} <= seen and "optim.nesterov" in unread(plain, seen, AROUND)
+    assert {"optim.momentum", "seed"} <= seen
+    assert "optim.nesterov" in unread(plain, seen, AROUND)

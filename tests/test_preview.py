@@ -1,4 +1,4 @@
-"""The contact sheet shows the views of the run's first step, each under what was drawn for it."""
+"""The contact sheet shows the views of the run's first step, each under the parameters drawn for it."""
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ def test_preview_writes_a_picture(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(path)
     pixels = np.asarray(Image.open(path).convert("L"))
     assert pixels.shape[0] > 1000 and pixels.shape[1] > 1000
+    # Black backgrounds and many greys: the page shows digits.
     tiles = pixels[::4, ::4]
-    assert (tiles < 20).mean() > 0.2 and len(
-        np.unique(tiles)
-    ) > 100  # black backgrounds, many greys: digits, not an empty page
+    assert (tiles < 20).mean() > 0.2
+    assert len(np.unique(tiles)) > 100
 
 
 def test_views_are_those_of_the_first_step():
@@ -45,12 +45,12 @@ def test_one_named_view_is_drawn_six_times_without_a_heading():
     config.views = dict(one=dict())
     columns = preview.examples(config)[1]
     assert [column.name for column in columns] == [""] * preview.VIEWS
-    for found, expected in zip(columns, both, strict=True):  # the numbers 0 to 5 either way
+    for found, expected in zip(columns, both, strict=True):  # numbers 0 to 5 in both cases
         np.testing.assert_allclose(found.images, expected.images, rtol=0, atol=2e-6)
         assert found.captions == expected.captions
 
 
-def test_each_view_has_its_size_and_stands_beside_its_partner(tmp_path):
+def test_each_view_has_its_size_and_is_beside_its_partner(tmp_path):
     """Two large views, a smaller one of another recipe, and the large ones again at half their side."""
     config = simclr.get_config("digits").unlock()
     config.augment.update(rotate=0.0, shift=0.0, zoom=0.0, shear=0.0, jitter_probability=0.0)
@@ -68,40 +68,38 @@ def test_each_view_has_its_size_and_stands_beside_its_partner(tmp_path):
         "other, 12 px",
     ]
     assert [column.images.shape[1] for column in columns] == [16, 8, 16, 8, 12]
-    assert (
-        columns[4].captions == ["solarize"] * preview.ROWS
-        and columns[0].captions == ["affine only"] * preview.ROWS
-    )
-    np.testing.assert_allclose(
-        columns[0].images, np.stack(originals) / 255, atol=1e-5
-    )  # nothing is left to chance
+    assert columns[4].captions == ["solarize"] * preview.ROWS
+    assert columns[0].captions == ["affine only"] * preview.ROWS
+    # Nothing is random in these views.
+    np.testing.assert_allclose(columns[0].images, np.stack(originals) / 255, atol=1e-5)
     assert "other: size 12, solarize_probability 1.0, solarize_threshold 0.0" in preview.title(config)
     preview.sheet(tmp_path / "sheet.png", preview.title(config), originals, columns, labels)
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
 
-def test_an_image_without_a_label_stands_there_without_a_name():
+def test_an_image_without_a_label_is_shown_without_a_name():
     config = simclr.get_config("digits").unlock()
     config.data.labels = "none"
     assert preview.examples(config)[2] == [""] * preview.ROWS
 
 
 def test_mixtures_show_the_weights_of_their_labels():
-    """A black and a white image: how white a mixture is stands in its caption."""
+    """With a black and a white image, the brightness of a mixture must agree with its caption."""
     config = deit.get_config("digits").student
     images = jnp.stack([jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))])
     config = config.copy_and_resolve_references().unlock()
     config.augment.update(mean=(0.0,), std=(1.0,))
     mixup, cutmix = preview.mixtures(images, np.array([0, 2]), ("a", "b", "c"), jax.random.key(3), config)
-    for _, image, caption in (mixup, cutmix):
-        weights = [
-            {name: float(share) for share, name in (line.split() for line in row.split("\n"))}
-            for row in caption
-        ]
-        for row, own in enumerate("ac"):
-            share = float(image[row].mean())  # of the second image, in either mixture
-            assert weights[row].get("c", 0.0) == pytest.approx(share, abs=0.006) and "b" not in weights[row]
-            assert weights[row].get("a", 0.0) == pytest.approx(1 - share, abs=0.006), own
+    for _, images, captions in (mixup, cutmix):
+        for image, caption, own in zip(images, captions, "ac", strict=True):
+            weights = {}
+            for text in caption.split("\n"):
+                weight, name = text.split()
+                weights[name] = float(weight)
+            share = float(image.mean())  # of the white image, in either mixture
+            assert weights.get("c", 0.0) == pytest.approx(share, abs=0.006)
+            assert weights.get("a", 0.0) == pytest.approx(1 - share, abs=0.006), own
+            assert "b" not in weights
     np.testing.assert_array_equal(np.unique(cutmix.images), [0.0, 1.0])
     assert not set(np.unique(mixup.images)) & {0.0, 1.0}
 
@@ -111,7 +109,8 @@ def test_caption_names_what_was_drawn():
     jitter = augment.Jitter(
         np.float32(1.5), np.float32(0.5), np.float32(1.2), np.float32(-0.1), np.array([2, 0, 3, 1])
     )
-    yes, no = np.bool_(True), np.bool_(False)
+    yes = np.bool_(True)
+    no = np.bool_(False)
     drawn = views.Draw(jitter, yes, yes, yes, np.float32(1.25), yes)
     assert preview.caption(drawn, recipe, 3) == "c0.50 h-0.10 b1.50 s1.20\ngrey blur 1.2 solarize"
     nothing = views.Draw(jitter, no, no, no, np.float32(1.25), no)

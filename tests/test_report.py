@@ -1,6 +1,7 @@
-"""The report: aggregation by hand, tables, the README's part, one self-contained page."""
+"""The report: aggregation, tables, the part in the README, and the self-contained page."""
 
 import importlib
+import itertools
 import json
 import re
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_mean_and_sample_deviation_by_hand():
     assert tables.cell([]) == "–"
 
 
-def test_runs_with_other_settings_have_a_table_of_their_own_titled_by_what_differs():
+def test_runs_with_different_settings_get_separate_tables_titled_by_what_differs():
     hot = dict(config_hash="c2", changed={"loss.temperature": 0.5, "epochs": 2})
     found = tables.groups([line(value=10.0), line(value=20.0, **hot), line(value=22.0, seed=1, **hot)])
     budget = "(digits, 1,500 training images, 2 epochs)"
@@ -71,15 +72,15 @@ def test_runs_with_other_settings_have_a_table_of_their_own_titled_by_what_diffe
         (f"digits, loss.temperature=0.5 {budget}", [20.0, 22.0]),
         (f"digits {budget}", [10.0]),
     ]
-    assert [group.slug for group in found] == ["digits", "digits-c1"]  # the newest has the plain name
+    assert [group.slug for group in found] == ["digits", "digits-c1"]  # the newest group has the plain name
     assert found[0].changed == {"loss.temperature": 0.5, "epochs": 2}
 
 
-def test_a_preset_that_was_another_at_times_is_told_apart_by_its_hash_and_commit():
+def test_versions_of_a_preset_are_told_apart_by_hash_and_commit():
     old = line(config_hash="old", value=10.0, commit="aaa", time="s")
     new = line(config_hash="new", value=20.0, commit="bbb")
     longer = line(config_hash="x", epochs=9, value=30.0)
-    found = tables.groups([new, longer, old])  # by time, not by place in the file
+    found = tables.groups([new, longer, old])  # sorted by time, not by position in the file
     assert [(group.title, [row["value"] for row in group.rows]) for group in found] == [
         ("digits (digits, 1,500 training images, 9 epochs)", [30.0]),
         ("digits (digits, 1,500 training images, 2 epochs), config new, commit bbb", [20.0]),
@@ -94,10 +95,13 @@ def test_a_preset_that_was_another_at_times_is_told_apart_by_its_hash_and_commit
 
 
 def test_the_same_settings_are_one_group_whether_typed_or_in_the_preset():
-    """The preset may take over what was once changed on the command line: the hash is the same."""
-    typed, preset = line(changed={"loss.temperature": 0.5}, value=10.0), line(seed=1, value=20.0)
+    """A preset may adopt what was once changed on the command line: the hash stays the same."""
+    typed = line(changed={"loss.temperature": 0.5}, value=10.0)
+    preset = line(seed=1, value=20.0)
     (group,) = tables.groups([typed, preset])
-    assert group.title.startswith("digits (") and group.changed == {} and len(group.rows) == 2
+    assert group.title.startswith("digits (")
+    assert group.changed == {}
+    assert len(group.rows) == 2
 
 
 def test_presets_stay_in_their_order_and_each_keeps_its_groups_together():
@@ -113,13 +117,14 @@ def test_presets_stay_in_their_order_and_each_keeps_its_groups_together():
     ]
 
 
-def test_what_a_later_measurement_replaces_is_counted():
+def test_replaced_measurements_are_counted():
     rows = [line(value=10.0), line(value=12.0), line(value=12.0), line(seed=1, value=20.0)]
     (group,) = tables.groups(rows)
     assert [row["value"] for row in group.rows] == [12.0, 20.0]
     said = tables.caption(group)
     assert said.endswith(
-        "jax 1, flax 2; 2 earlier measurements (SimCLR) replaced by later ones, 1 of another value."
+        "jax 1, flax 2; 2 earlier measurements (SimCLR) replaced by later ones, "
+        "1 of them with a different value."
     )
     (group,) = tables.groups([line(), line(seed=1, versions={"jax": "3"})])
     assert tables.caption(group) == (
@@ -136,12 +141,10 @@ def test_main_table_by_hand():
         line(protocol="linear_lbfgs", value=95.0),
         line(features="raw_pixels", value=70.0),
     ]
-    rows += [
-        line(protocol="label_fraction", labels_per_class=k, draw=d, value=50.0 + k + d)
-        for k in (10, 1)
-        for d in (0, 2)
-    ]
-    rows += [line(protocol="label_fraction", labels_per_class=1, features="supervised", value=40.0)]
+    for k in (10, 1):
+        for draw in (0, 2):
+            rows.append(line(protocol="label_fraction", labels_per_class=k, draw=draw, value=50.0 + k + draw))
+    rows.append(line(protocol="label_fraction", labels_per_class=1, features="supervised", value=40.0))
     assert tables.main_table(rows) == [
         ["held-out top-1, %", "kNN", "linear", "1 label per class", "10 labels per class"],
         ["raw pixels", "70.0", "–", "–", "–"],
@@ -159,17 +162,12 @@ def table(*rows, **changes):
 
 def test_paper_tables_show_paper_and_here_or_the_command():
     known = tables.groups([line(preset="r50", protocol="linear_sgd_cached", value=68.9)])
-    _, _, body, commands = paper.paper_blocks(
-        [
-            table(
-                dict(name="ours", paper=[69.3], preset="r50", match=[TOP1], command="run r50"),
-                dict(name="ours too", paper=[76.5], preset="r50_x4", match=[TOP1], command="run x4"),
-                dict(name="theirs", paper=[None]),
-            )
-        ],
-        known,
-        Path(),
+    asked = table(
+        dict(name="ours", paper=[69.3], preset="r50", match=[TOP1], command="run r50"),
+        dict(name="ours too", paper=[76.5], preset="r50_x4", match=[TOP1], command="run x4"),
+        dict(name="theirs", paper=[None]),
     )
+    _, _, body, commands = paper.paper_blocks([asked], known, Path())
     assert body.content == [
         ["", "top-1 %, paper", "here", "how"],
         ["ours", "69.3", "68.9", "[1]"],
@@ -179,7 +177,7 @@ def test_paper_tables_show_paper_and_here_or_the_command():
     assert commands.content == ["[1] run r50", "[2] run x4"]
 
 
-def test_a_papers_row_takes_the_plain_preset_or_the_changes_it_asks_for_and_says_which_of_several():
+def test_a_papers_row_takes_the_plain_preset_or_the_changes_it_asks_for_and_names_its_choice():
     rows = [
         line(protocol="linear_sgd_cached", **changes)
         for changes in (
@@ -191,17 +189,12 @@ def test_a_papers_row_takes_the_plain_preset_or_the_changes_it_asks_for_and_says
         )
     ]
     ask = dict(paper=[1.0], preset="digits", match=[TOP1], command="run")
-    _, _, body, _ = paper.paper_blocks(
-        [
-            table(
-                dict(name="plain", **ask),
-                dict(name="hot", changed={"loss.temperature": 0.5}, **ask),
-                dict(name="cold", changed={"loss.temperature": 0.1}, **ask),
-            )
-        ],
-        tables.groups(rows),
-        Path(),
+    asked = table(
+        dict(name="plain", **ask),
+        dict(name="hot", changed={"loss.temperature": 0.5}, **ask),
+        dict(name="cold", changed={"loss.temperature": 0.1}, **ask),
     )
+    _, _, body, _ = paper.paper_blocks([asked], tables.groups(rows), Path())
     assert [row[2:] for row in body.content[1:]] == [
         ["60.5 ± 0.7", "[1]; config new, the newest of 2"],
         ["70.0", "[1]"],
@@ -209,20 +202,15 @@ def test_a_papers_row_takes_the_plain_preset_or_the_changes_it_asks_for_and_says
     ]
 
 
-def test_a_wide_table_has_the_paper_above_what_was_measured_here():
+def test_a_wide_table_has_the_papers_numbers_above_ours():
     columns = list("abcdef")
     known = tables.groups([line(protocol="linear_sgd_cached", value=7.0)])
-    _, _, body, _ = paper.paper_blocks(
-        [
-            table(
-                dict(name="ours", paper=[1, 2, 3, 4, 5, None], preset="digits", match=[TOP1], command="run"),
-                dict(name="theirs", paper=[6, 5, 4, 3, 2, 1]),
-                columns=columns,
-            )
-        ],
-        known,
-        Path(),
+    asked = table(
+        dict(name="ours", paper=[1, 2, 3, 4, 5, None], preset="digits", match=[TOP1], command="run"),
+        dict(name="theirs", paper=[6, 5, 4, 3, 2, 1]),
+        columns=columns,
     )
+    _, _, body, _ = paper.paper_blocks([asked], known, Path())
     assert body.content == [
         ["", *columns, "how"],
         ["ours, paper", "1.0", "2.0", "3.0", "4.0", "5.0", "–", ""],
@@ -232,7 +220,8 @@ def test_a_wide_table_has_the_paper_above_what_was_measured_here():
 
 
 def test_our_own_tables_compare_runs_made_here_and_elsewhere(tmp_path):
-    (tmp_path / "moco").mkdir(), (tmp_path / "simclr").mkdir()
+    (tmp_path / "moco").mkdir()
+    (tmp_path / "simclr").mkdir()
     write(tmp_path / "simclr", [line(value=81.0), line(value=83.0, seed=1)])
     knn = dict(protocol="knn", metric="top1")
     asked = dict(
@@ -310,7 +299,7 @@ def test_bad_results_are_named(tmp_path):
     with pytest.raises(SystemExit, match="is empty"):
         report.main([str(tmp_path)])
     write(tmp_path, [line()]).open("a").write('{"preset": "digits"}\n')
-    with pytest.raises(SystemExit, match="results.jsonl, line 4 is no run and no measurement"):
+    with pytest.raises(SystemExit, match="results.jsonl, line 4 is neither a run nor a measurement"):
         report.main([str(tmp_path)])
     with pytest.raises(SystemExit, match="usage: ssljax report DIR"):
         report.main([])
@@ -324,7 +313,7 @@ def test_names_beside_lines_do_not_overlap_and_stay_in_order():
 
 @pytest.mark.parametrize("classes", [("cat", "dog"), ()])
 def test_an_image_without_a_label_has_no_name_and_is_never_wrong(classes, tmp_path, monkeypatch):
-    """-1 would be the last class. `classes` is empty where no image has a label."""
+    """Used as an index, -1 would be the last class. `classes` is empty if no image has a label."""
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
     labels = np.array([-1, 0]) if classes else np.array([-1, -1])
@@ -349,7 +338,7 @@ def test_an_image_without_a_label_has_no_name_and_is_never_wrong(classes, tmp_pa
     assert [text.get_text() for text in flat.axes[0].texts] == (["cat"] if classes else [])
 
 
-def test_queries_are_of_labelled_images_where_there_are_any():
+def test_queries_are_labelled_images_if_there_are_any():
     assert gallery.queries_of(np.array([-1, 2, -1, 0, 2])).tolist() == [3, 1]
     assert gallery.queries_of(np.full(15, -1)).tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
     assert gallery.queries_of(np.full(3, -1)).tolist() == [0, 1, 2]
@@ -358,12 +347,9 @@ def test_queries_are_of_labelled_images_where_there_are_any():
 def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys):
     rng = np.random.default_rng(0)
     rows = [line(seed=s, value=80.0 + s) for s in (0, 1)]
-    rows += [
-        line(protocol="label_fraction", labels_per_class=k, draw=d, value=50.0 + k, features=f)
-        for k in (1, 5)
-        for d in (0, 1)
-        for f in ("simclr", "raw_pixels")
-    ]
+    for k, draw, kind in itertools.product((1, 5), (0, 1), ("simclr", "raw_pixels")):
+        few = dict(protocol="label_fraction", labels_per_class=k, draw=draw)
+        rows.append(line(**few, value=50.0 + k, features=kind))
     write(tmp_path, rows)
     points = {f"points/{kind}": rng.normal(size=(30, 8)) for kind in ("simclr", "raw_pixels")}
     np.savez(
@@ -401,9 +387,8 @@ def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys
     written = (tmp_path / "report.html").read_text()
     assert written.count("data:image/png;base64,") == 5 and not re.search(r'(src|href)="(?!data:)', written)
     assert "<td>80.5 ± 0.7</td>" in written
-    once = readme
     report.main([str(tmp_path)])
-    assert (tmp_path / "README.md").read_text() == once
+    assert (tmp_path / "README.md").read_text() == readme
 
 
 def training(folder="a", seed=0, epochs=2, rows=(), **settings):
@@ -411,7 +396,7 @@ def training(folder="a", seed=0, epochs=2, rows=(), **settings):
     return report.Training(folder, config | settings, list(rows))
 
 
-def test_curves_of_a_seed_with_other_settings_have_other_names():
+def test_curves_of_one_seed_with_different_settings_have_different_names():
     hot, cold = {"loss.temperature": 0.5}, {"loss.temperature": 0.1}
     names = report.run_names([training("a", **hot), training("b", **cold), training("c", seed=1, **cold)])
     assert list(names) == [
@@ -421,7 +406,7 @@ def test_curves_of_a_seed_with_other_settings_have_other_names():
     ]
     assert list(report.run_names([training("a"), training("b", seed=1)])) == ["seed 0", "seed 1"]
     assert list(report.run_names([training("a"), training("b")])) == ["seed 0 (a)", "seed 0 (b)"]
-    # a setting that one run is older than tells it apart from no other
+    # A setting that one of the runs is too old to have does not tell them apart.
     assert list(report.run_names([training("a"), training("b", seed=1, **hot)])) == ["seed 0", "seed 1"]
 
 
@@ -431,15 +416,15 @@ def test_curves_go_to_the_group_with_their_settings():
         line(config_hash="c2", changed={"loss.temperature": 0.5}, time="2"),
         line(config_hash="c3", time="1"),
     ]
-    newest, hot, old = tables.groups(rows)
+    known = tables.groups(rows)
+    newest, hot, old = known
     assert (newest.changed, hot.changed, old.changed) == ({}, {"loss.temperature": 0.5}, {})
-    known = [newest, hot, old]
     assert report.owner(training(**{"loss.temperature": 0.1}), known) == newest.slug
     assert report.owner(training(**{"loss.temperature": 0.5}), known) == hot.slug
     assert report.owner(training(epochs=3), known) == ""
 
 
-def test_runs_that_nothing_was_measured_on_are_shown_too(tmp_path):
+def test_runs_without_measurements_are_shown_too(tmp_path):
     write(tmp_path, [line()])
     for name, preset in (("one", "digits"), ("two", "other")):
         (tmp_path / name).mkdir()
@@ -454,11 +439,11 @@ def test_runs_that_nothing_was_measured_on_are_shown_too(tmp_path):
     assert runs[0].config["loss.temperature"] == 0.5
     report.main([str(tmp_path)])
     written = (tmp_path / "report.md").read_text()
-    assert "## simclr: other (2 epochs), trained and not evaluated here" in written
+    assert "## simclr: other (2 epochs), trained but not evaluated here" in written
     assert "(training-digits.png)" in written and "(training-simclr-other-2ep.png)" in written
 
 
-def test_a_readme_without_a_place_is_an_error(tmp_path):
+def test_a_readme_without_the_comments_is_an_error(tmp_path):
     (tmp_path / "README.md").write_text("mine\n")
     with pytest.raises(ValueError, match="has no place for the report"):
         page.renew(tmp_path / "README.md", "text")
@@ -466,7 +451,7 @@ def test_a_readme_without_a_place_is_an_error(tmp_path):
 
 
 def test_the_papers_tables_are_complete():
-    """Every row of SimCLR's paper.json has as many numbers as columns; its own rows say how to run them."""
+    """Every row of SimCLR's paper.json has a number per column; rows for SimCLR say how to run them."""
     tables = json.loads((ROOT / "experiments/simclr/paper.json").read_text())
     wanted = {
         "linear_imagenet",
@@ -487,7 +472,7 @@ def test_the_papers_tables_are_complete():
 
 
 def overrides(command):
-    """(preset's config, dotted key -> value) of the evaluations in a command; a loop's first round."""
+    """(config of the preset, dotted key -> value) of each evaluation in a command; loops run only once."""
     found = []
     for part in re.split(r"&&|;", re.sub(r"\$\{\w+\}", "100", command)):
         named = re.search(r"ssljax (?:evaluate|train) --config configs/(\w+)\.py:(\S+)", part)
@@ -499,7 +484,7 @@ def overrides(command):
 
 
 def value_of(text, like):
-    """What a word of the command line means to a setting of this type."""
+    """The value of a word of the command line, for a setting of this type."""
     return text == "True" if isinstance(like, bool) else type(like)(text)
 
 
@@ -508,7 +493,7 @@ EXPERIMENTS = sorted(path.parent.name for path in ROOT.glob("experiments/*/paper
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_papers_row_asks_for_what_its_command_changes(experiment):
-    """Or the table would never show what the command measures."""
+    """Otherwise the table would never show what the command measures."""
     asked = 0
     for table in json.loads((ROOT / "experiments" / experiment / "paper.json").read_text()):
         for row in (row for row in table["rows"] if "match" in row and "command" in row):

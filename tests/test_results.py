@@ -1,4 +1,4 @@
-"""results.jsonl: a run once, its measurements joined to it, what tells runs apart, where they come from."""
+"""results.jsonl: one line per run, joined with its measurements; what tells runs apart; provenance."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ RESULT = dict(
 METRICS = ("top1", "top5", "nmi")
 
 
-def test_a_result_is_a_line_per_metric():
+def test_a_result_becomes_one_line_per_metric():
     top1, top5 = results.lines(RESULT, METRICS)
     assert (top1["metric"], top1["value"], top1["seconds"]) == ("top1", 51.2346, 0.123)
     assert (top5["metric"], top5["value"]) == ("top5", 80.0)
@@ -48,7 +48,7 @@ def test_a_result_is_a_line_per_metric():
         results.lines({**RESULT, "shots": 5}, METRICS)
 
 
-def test_what_is_appended_is_read_and_the_run_is_said_once(tmp_path):
+def test_appended_measurements_are_read_back_and_a_run_is_written_once(tmp_path):
     file = tmp_path / "out" / "results.jsonl"
     found = results.lines(RESULT, METRICS)
     results.append(file, RUN, found[:1])
@@ -69,7 +69,7 @@ def test_what_is_appended_is_read_and_the_run_is_said_once(tmp_path):
         (0, "top5", 80.0),
     ]
     assert rows[0] == {"run": results.identity(RUN), **RUN, **found[0]}
-    results.append(file, {**RUN, "commit": "def"}, found)  # other source, another run
+    results.append(file, {**RUN, "commit": "def"}, found)  # another commit is another run
     assert sum("commit" in line for line in file.read_text().splitlines()) == 3
 
 
@@ -81,7 +81,7 @@ def test_an_id_depends_on_everything_but_the_order_of_the_fields():
     assert len(results.identity(RUN)) == 10
 
 
-def test_of_the_same_measurement_the_last_counts_and_pixels_have_no_seed(tmp_path):
+def test_the_last_of_equal_measurements_counts_and_raw_pixels_have_no_seed(tmp_path):
     file = tmp_path / "results.jsonl"
     for value, changes, features in (
         (1.0, {}, "simclr"),
@@ -123,14 +123,14 @@ def test_wrong_lines_are_named(tmp_path):
         run.replace('"changed"', '"change"'),
     ):
         file.write_text(good + wrong + "\n")
-        with pytest.raises(ValueError, match="line 5 is no run and no measurement of a run before it"):
+        with pytest.raises(ValueError, match="line 5 is neither a run nor a measurement of an earlier run"):
             results.read(file)
-    file.write_text("\n".join([measurement, run]))  # before its run
-    with pytest.raises(ValueError, match="line 1 is no run"):
+    file.write_text("\n".join([measurement, run]))  # the measurement comes before its run
+    with pytest.raises(ValueError, match="line 1 is neither a run"):
         results.read(file)
 
 
-def test_what_was_changed_is_what_tells_two_runs_apart():
+def test_changed_holds_the_overrides_that_tell_two_runs_apart():
     overrides = {
         "seed": 3,
         "loss.temperature": 0.5,
@@ -176,11 +176,11 @@ def test_what_was_changed_is_what_tells_two_runs_apart():
         ),
     ],
 )
-def test_folders_of_this_machine_stay_here(text, expected):
+def test_folders_of_this_machine_are_hidden(text, expected):
     assert public(text) == expected
 
 
-def test_a_commit_says_whether_the_source_was_changed(tmp_path):
+def test_a_commit_is_dirty_if_the_source_was_changed(tmp_path):
     def git(*words):
         command = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -199,6 +199,6 @@ def test_a_commit_says_whether_the_source_was_changed(tmp_path):
     assert results.commit(tmp_path / "ssljax") == clean + "-dirty"
 
 
-def test_versions_are_those_installed():
+def test_versions_are_those_of_the_installed_packages():
     found = results.versions()
     assert found["jax"] == jax.__version__ and set(found) <= set(results.PACKAGES)

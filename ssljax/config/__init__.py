@@ -1,4 +1,4 @@
-"""Where every config starts, and what the table of keys says of one.
+"""The starting points of every config, and the table of keys that checks and completes it.
 
     from ssljax import config
 
@@ -8,9 +8,9 @@
         c.optim = dict(name="sgd", learning_rate=0.3)
         return config.named(c, preset)
 
-A config states what its recipe changes, in whole sections where it likes; `named` adds the defaults of what
-else the recipe reads and takes out what it does not. Nothing here imports JAX, so that a wrong setting is
-answered at once.
+A config states what its recipe changes, key by key or in whole sections. `named` then adds the defaults of
+all other keys that the recipe reads, and removes those that it does not. Nothing here imports JAX, so that
+the answer to a wrong setting comes at once.
 """
 
 from __future__ import annotations
@@ -66,22 +66,24 @@ IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR10 = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
 GREY = dict(mean=(0.0,), std=(1.0,))
 
-ALL_FEATURES = ("knn", "linear", "label_fraction")  # the protocols that small data sets have time for
+# The protocols on features that are fast enough to run by default on small data sets.
+ALL_FEATURES = ("knn", "linear", "label_fraction")
 
 
 def base() -> ConfigDict:
-    """The neutral recipe: one view by crops and flips alone, a ResNet-50, SGD; no method and no data."""
+    """The neutral recipe: one view by crops and flips, a ResNet-50 and SGD, but no method and no data."""
     return resolve(ConfigDict())
 
 
 # -------------------------------------------------------------------------------------------------- data sets
-# With the network, the evaluation and the logging that suit their size.
+# Each comes with a network, an evaluation and logging intervals that suit its size.
 
 
 def imagenet(epochs: int, batch_size: int) -> ConfigDict:
     """ImageNet at 224 pixels, decoded and cropped on the host; a ResNet-50 in bfloat16."""
     c = base()
-    c.epochs, c.batch_size = epochs, batch_size
+    c.epochs = epochs
+    c.batch_size = batch_size
     c.data.update(source="tfds:imagenet2012", test_split="validation")
     return c
 
@@ -89,12 +91,14 @@ def imagenet(epochs: int, batch_size: int) -> ConfigDict:
 def folder() -> ConfigDict:
     """Your own photographs at 224 pixels.
 
-    --config.data.source=folder:PATH, with train/ and test/ or one sub-folder per class.
+    Set --config.data.source=folder:PATH. PATH has the folders train/ and test/, or one sub-folder per class.
     """
     c = base()
-    c.epochs, c.batch_size = 200, 256
+    c.epochs = 200
+    c.batch_size = 256
     c.data.update(source="folder:images")
-    c.log_every, c.checkpoint.every_steps = 20, 200
+    c.log_every = 20
+    c.checkpoint.every_steps = 200
     c.evaluate.update(linear="lbfgs", protocols=ALL_FEATURES)
     return c
 
@@ -102,7 +106,8 @@ def folder() -> ConfigDict:
 def _small(c: ConfigDict, size: int, channels: int) -> ConfigDict:
     """What all data sets of small images share.
 
-    They are in memory, cropped on the device and seen whole at evaluation; networks compute in float32.
+    The images are held in memory and cropped on the device. Evaluation sees the whole image. Networks compute
+    in float32.
     """
     c.data.update(image_size=size, channels=channels, crop_on="device", eval_crop=1.0)
     c.model.update(name="resnet18", stem="cifar", dtype="float32")
@@ -115,7 +120,8 @@ def _small(c: ConfigDict, size: int, channels: int) -> ConfigDict:
 def cifar10(epochs: int, batch_size: int) -> ConfigDict:
     """CIFAR-10 on an accelerator: ResNet-18 without the strided stem."""
     c = _small(base(), 32, 3)
-    c.epochs, c.batch_size = epochs, batch_size
+    c.epochs = epochs
+    c.batch_size = batch_size
     c.data.update(source="tfds:cifar10")
     return c
 
@@ -127,36 +133,44 @@ def cifar10_small() -> ConfigDict:
     """
     c = cifar10(epochs=10, batch_size=256)
     c.model.width = 0.25
-    c.log_every, c.eval_every_epochs, c.checkpoint.every_steps = 20, 5, 100
+    c.log_every = 20
+    c.eval_every_epochs = 5
+    c.checkpoint.every_steps = 100
     return c
 
 
 def fashion_mnist() -> ConfigDict:
     """Fashion-MNIST on a CPU: grey images of 28 pixels; ResNet-10 of base width 16.
 
-    Crops have a fifth of the area at least.
+    Crops cover at least a fifth of the image.
     """
     c = _small(base(), 28, 1)
-    c.epochs, c.batch_size = 5, 256
+    c.epochs = 5
+    c.batch_size = 256
     c.data.update(source="fashion_mnist")
     c.augment.min_area = 0.2
     c.model.update(name="resnet10", width=0.25)
-    c.log_every, c.eval_every_epochs, c.checkpoint.every_steps = 50, 1, 300
+    c.log_every = 50
+    c.eval_every_epochs = 1
+    c.checkpoint.every_steps = 300
     return c
 
 
 def digits() -> ConfigDict:
-    """scikit-learn's 1,797 scanned digits at 16 pixels: small warps, never flips; ResNet-8 of base width 16.
+    """scikit-learn's 1,797 scanned digits at 16 pixels: small warps, no flips; ResNet-8 of base width 16.
 
-    The strided stem takes a fifth of the time of CIFAR's.
+    The strided stem takes a fifth of the time that CIFAR's stem takes.
     """
     c = _small(base(), 16, 1)
-    c.epochs, c.batch_size = 40, 128
+    c.epochs = 40
+    c.batch_size = 128
     c.data.update(source="digits")
     c.augment.update(crop="affine", flip=False, rotate=25.0, shift=0.15, zoom=0.2, shear=15.0)
     c.model.update(name="resnet8", width=0.25, stem="imagenet")
-    c.evaluate.update(knn_k=20, label_draws=3)  # 150 images per class; the demo's three minutes
-    c.log_every, c.eval_every_epochs, c.checkpoint.every_steps = 50, 20, 200
+    c.evaluate.update(knn_k=20, label_draws=3)  # only 150 images per class; the demo takes three minutes
+    c.log_every = 50
+    c.eval_every_epochs = 20
+    c.checkpoint.every_steps = 200
     return c
 
 
@@ -183,7 +197,7 @@ def vit(name: str, patch: int, dtype: str = "bfloat16") -> ConfigDict:
 
 
 def crops_alone(c: ConfigDict) -> None:
-    """Leaves one view by crops and flips: no other colours, no blur."""
+    """Reduces a config to one view by crops and flips, without colour changes or blur."""
     c.views = dict(one=dict())
     c.augment.update(
         jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, solarize_probability=0.0
@@ -191,17 +205,18 @@ def crops_alone(c: ConfigDict) -> None:
 
 
 def two_stages(first: str, before: ConfigDict, second: str, after: ConfigDict) -> ConfigDict:
-    """A config of two stages, by name and in this order."""
+    """A config of two named stages, in this order."""
     return ConfigDict({"stages": (first, second), first: before, second: after})
 
 
 def finetune(pretrain: ConfigDict) -> ConfigDict:
-    """Two stages: `pretrain`, then the whole network and a linear head on labels.
+    """Two stages: `pretrain`, then training the whole network and a linear head on labels.
 
-    By SimCLR's recipe, section 4.2 and appendix B.5.
+    The recipe is SimCLR's, section 4.2 and appendix B.5.
     """
     c = pretrain.copy_and_resolve_references()
-    c.method, c.init_from = "supervised", "pretrain"
+    c.method = "supervised"
+    c.init_from = "pretrain"
     crops_alone(c)  # [P]
     # [P]
     c.optim = dict(
@@ -211,29 +226,29 @@ def finetune(pretrain: ConfigDict) -> ConfigDict:
     return two_stages("pretrain", pretrain, "finetune", c)
 
 
-# ---------------------------------------------------------------------------------------- what presets end in
+# ----------------------------------------------------------------------------------------- finishing a preset
 
 
 def choose(preset: str, presets: Collection[str], file: str) -> None:
-    """Refuses a preset that a file of configs does not have.
+    """Checks that a config file has a preset.
 
     Args:
-        preset: what was asked for.
+        preset: the preset that was asked for.
         presets: the file's PRESETS.
-        file: its name, e.g. configs/simclr.py.
+        file: the file's name, e.g. configs/simclr.py.
 
     Raises:
-        ValueError: lists the valid presets.
+        ValueError: there is no such preset; the message lists the valid ones.
     """
     if preset not in presets:
         raise ValueError(f"{file} has no preset {preset!r}. Valid presets: {', '.join(presets)}")
 
 
 def named(config: ConfigDict, preset: str) -> ConfigDict:
-    """The resolved, checked and locked configuration, its name in every stage.
+    """Finishes a preset: resolves, checks and locks the config, and sets the preset's name in every stage.
 
     Raises:
-        ValueError: a value is out of its range, see `check`.
+        ValueError: a value is not valid, see `check`.
     """
     config = resolve(config)
     for stage in stages(config).values():

@@ -1,10 +1,10 @@
-"""`ssljax config`: what a config says, all of it, and how two differ.
+"""`ssljax config`: shows a whole config, or how two configs differ.
 
-    ssljax config --config configs/x.py[:preset] [overrides]         # every key, its value, what it means
-    ssljax config --config configs/x.py[:preset] --diff configs/y.py[:preset]        # where they differ
-    ssljax config --keys                                             # the table of all keys, docs/config.md
+    ssljax config --config configs/x.py[:preset] [overrides]                    # every key, value and meaning
+    ssljax config --config configs/x.py[:preset] --diff configs/y.py[:preset]   # where they differ
+    ssljax config --keys                                                        # all keys: docs/config.md
 
-Only what the recipe reads is shown. Nothing is run and JAX is not loaded.
+Only keys that the recipe reads are shown. Nothing is run, and JAX is not loaded.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ssljax.config.leaves import ABSENT
 
 
 def value(of: Any) -> str:
-    """A leaf as the command line takes it."""
+    """A leaf, written as the command line takes it."""
     return repr(tuple(of)) if isinstance(of, list) else repr(of)
 
 
 def ordered(leaves: dict[str, Any]) -> list[str]:
-    """The names of the leaves in the order of the table; what it does not know comes last, by name."""
+    """The names of the leaves in the table's order; unknown keys come last, sorted by name."""
     places = {name: place for place, name in enumerate(KEYS)}
 
     def place(name: str) -> tuple[int, str]:
@@ -36,17 +36,23 @@ def ordered(leaves: dict[str, Any]) -> list[str]:
 
 
 def lines(stage: ConfigDict) -> list[str]:
-    """`key = value   # meaning`, a line for each leaf of a stage."""
+    """One line `key = value   # meaning` for each leaf of a stage."""
     leaves = config.flat(stage)
     texts = {name: f"{name} = {value(leaves[name])}" for name in leaves}
     width = min(max(map(len, texts.values())), 60)
-    meanings = {name: f"   # {row(name).meaning}" if row(name) else "" for name in leaves}
-    return [(texts[name].ljust(width) + meanings[name]).rstrip() for name in ordered(leaves)]
+
+    found = []
+    for name in ordered(leaves):
+        key = row(name)
+        meaning = f"   # {key.meaning}" if key else ""
+        found.append((texts[name].ljust(width) + meaning).rstrip())
+    return found
 
 
 def compared(first: ConfigDict, second: ConfigDict) -> list[str]:
-    """`key: first's value | second's value`, a line for each leaf in which two stages differ."""
-    a, b = config.flat(first), config.flat(second)
+    """One line `key: first value | second value` for each leaf in which two stages differ."""
+    a = config.flat(first)
+    b = config.flat(second)
 
     def side(leaves: dict[str, Any], name: str) -> str:
         return value(leaves[name]) if name in leaves else ABSENT
@@ -59,7 +65,7 @@ def compared(first: ConfigDict, second: ConfigDict) -> list[str]:
 
 
 def show(first: ConfigDict) -> list[str]:
-    """A whole config, stages headed."""
+    """The lines of a whole config, each stage under its name."""
     found = []
     for name, stage in config.stages(first).items():
         found += [f"[{name}]"] if name else []
@@ -68,19 +74,22 @@ def show(first: ConfigDict) -> list[str]:
 
 
 def difference(first: ConfigDict, second: ConfigDict) -> list[str]:
-    """Two whole configs, by stages of one name.
+    """The lines that compare two whole configs, stage by stage of the same name.
 
-    A config without stages is compared with the last one of the other.
+    A config without stages is compared with the last stage of the other.
     """
-    a, b = config.stages(first), config.stages(second)
+    a = config.stages(first)
+    b = config.stages(second)
     if ("" in a) != ("" in b):
-        last = {"": list(a.values())[-1]}, {"": list(b.values())[-1]}
-        a, b = last
+        a = {"": list(a.values())[-1]}
+        b = {"": list(b.values())[-1]}
+
     found = [f"[{name}] only in the first" for name in a if name not in b]
     found += [f"[{name}] only in the second" for name in b if name not in a]
-    for name in (name for name in a if name in b):
-        found += [f"[{name}]"] if name else []
-        found += compared(a[name], b[name])
+    for name in a:
+        if name in b:
+            found += [f"[{name}]"] if name else []
+            found += compared(a[name], b[name])
     return found
 
 

@@ -1,4 +1,4 @@
-"""Configs as flat leaves: what differs from the defaults, from an older run, and the hash of that."""
+"""Configs as flat leaves: how they differ from the defaults and from older runs, and their hash."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from ssljax.config.keys import FACTS, row
 
 ABSENT = "absent"
 
-# Settings that change no number in the results; the seed has its own field.
+# Settings that change no number in the results. The seed does, but results have a field for it.
 NOT_HASHED = ("seed", "name", "preset", "log_every", "eval_every_epochs", "checkpoint")
 
 VIEW_NAMES = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 def stages(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The stages of a config by name; a config without stages is one, named ""."""
+    """The stages of a config by name. A config without stages counts as one stage named ""."""
     if "stages" not in config:
         return {"": config}
     return {name: config[name] for name in config.stages}
 
 
 def view_names(config: ConfigDict) -> tuple[str, ...]:
-    """The names of the views in the config's order, which iterating over a ConfigDict does not keep."""
+    """The names of the views in the config's order, which iterating over a ConfigDict would lose."""
     return tuple(json.loads(config.views.to_json()))
 
 
 def flat(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Every leaf by its dotted name, as JSON would read it back: tuples are lists.
+    """Returns every leaf by its dotted name, as JSON would read it back: tuples become lists.
 
-    `views` itself is a leaf, the list of their names in order, so that a view without overrides and the order
-    count.
+    `views` itself is a leaf as well, the list of the views' names in order. This way the order counts, and so
+    does a view without overrides.
 
     Args:
-        config: a ConfigDict, of one stage or of several, or what json.loads makes of one.
+        config: a ConfigDict of one stage or several, or its JSON as `json.loads` returns it.
     """
     tree = json.loads(config.to_json()) if isinstance(config, ConfigDict) else config
     found: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def flat(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default(name: str) -> Any:
-    """The default of a key as `flat` gives it; ABSENT for a view's overrides and for unknown keys."""
+    """The default of a key, in the form of `flat`. ABSENT for a view's overrides and for unknown keys."""
     key = row(name)
     if key is None or name.startswith("views."):
         return ABSENT
@@ -68,17 +68,17 @@ def default(name: str) -> Any:
 def changed(config: ConfigDict) -> dict[str, Any]:
     """The leaves of one stage that differ from the table's defaults.
 
-    Those that the table does not know always do, facts never.
+    A leaf that the table does not know always differs. FACTS never do.
     """
     leaves = flat(config)
     return {name: leaves[name] for name in leaves if name not in FACTS and leaves[name] != default(name)}
 
 
 def modern(old: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of one stage of an older config.json under today's names.
+    """The leaves of one stage of an older config.json, under today's names.
 
     Args:
-        old: as json.loads gives it.
+        old: the stage, as `json.loads` returns it.
     """
     leaves = flat(old)
     for name in FACTS:
@@ -92,19 +92,20 @@ def modern(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: ConfigDict | Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Where a run of one config is not a run of the other: (dotted key, old value, new value).
+    """The differences that keep a run of one config from being resumed with the other.
 
-    "absent" stands for no value.
-
-    A key that the old one does not have counts as its default. A key that only the old one has counts if the
-    table does not know it or if it belongs to a view: what the table knows and the new one leaves out does
-    nothing.
+    A key that the old config lacks counts with its default. A key that only the old config has counts if the
+    table does not know it or if it belongs to a view. Otherwise nothing reads it in the new config.
 
     Args:
-        old: one stage as json.loads gives it from a config.json, of today or of an older version.
+        old: one stage of a config.json, of this or an older version, as `json.loads` returns it.
         new: one stage, resolved.
+
+    Returns:
+        (dotted key, old value, new value), sorted; "absent" stands for no value.
     """
-    before, after = modern(old), flat(new)
+    before = modern(old)
+    after = flat(new)
     pairs = [(name, before.get(name, default(name)), after[name]) for name in after if name not in FACTS]
     other = [pair for pair in pairs if pair[1] != pair[2]]
     gone = [
@@ -116,9 +117,9 @@ def differences(old: Mapping[str, Any], new: ConfigDict | Mapping[str, Any]) -> 
 
 
 def hashed(config: ConfigDict) -> str:
-    """12 hex digits of all that a result depends on and that differs from the defaults.
+    """A hash, 12 hex digits, of all settings that a result depends on and that differ from the defaults.
 
-    The place of the data is left out, its checksum has a field of its own.
+    The location of the data is left out: results have a field for the data's checksum.
     """
     leaves = {name: value for name, value in changed(config).items() if name.split(".")[0] not in NOT_HASHED}
     leaves.pop("data.data_dir", None)
@@ -127,5 +128,5 @@ def hashed(config: ConfigDict) -> str:
 
 
 def public(text: str) -> str:
-    """The text without the folders of this machine: folder:/home/me/photos becomes folder:PATH/photos."""
+    """Hides the folders of this machine in a text: folder:/home/me/photos becomes folder:PATH/photos."""
     return re.sub(r"""(^|[\s'"=:])~?/[^\s'":]*?([^\s'"/:]+)/?(?=[\s'":]|$)""", r"\1PATH/\2", text)

@@ -7,40 +7,37 @@ from ssljax.config.rows import Key
 
 HEAD = """# Configuration keys
 
-Written by `ssljax config --keys`; a test compares this page with the table in `ssljax/config/keys.py`. A
-config has the keys that it reads and no others: "read when" says which. Sections that are not here belong to
-a method, a network or an optimizer of your own and are taken as they stand. Every view in `views` may
-override the keys of `augment` for itself.
+This page is written by `ssljax config --keys` from the table in `ssljax/config/keys.py`, and a test compares
+the two. A config contains only the keys that its recipe reads; the column "read when" says which those are.
+Sections that are not listed here belong to a method, a network or an optimizer of your own, and are taken as
+they are. Every view in `views` may override the keys of `augment`.
 """
 
 
 def reference() -> str:
-    """The page."""
+    """Returns the page."""
     sections: dict[str, list[Key]] = {}
     for key in KEYS.values():
         section = key.name.rpartition(".")[0]
         sections.setdefault(section or "run", []).append(key)
     pages = [HEAD]
     for section, keys in sections.items():
-        title = "Of the run" if section == "run" else f"`{section}`"
+        title = "The run" if section == "run" else f"`{section}`"
         rows = [_line(key) for key in keys if not _repeats(key)]
-        pages.append(
-            "\n".join(
-                [
-                    f"## {title}",
-                    "",
-                    "| key | default | valid | meaning | read when |",
-                    "|---|---|---|---|---|",
-                    *rows,
-                    "",
-                ]
-            )
-        )
+        lines = [
+            f"## {title}",
+            "",
+            "| key | default | valid | meaning | read when |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+        pages.append("\n".join(lines))
     return "\n".join(pages)
 
 
 def _repeats(key: Key) -> bool:
-    """An override of `augment` in a view, which has its row there."""
+    """Whether the key is a view's override of an `augment` key, which has its row there."""
     return key.name.startswith("views.*.") and key.name.replace("views.*.", "augment.", 1) in KEYS
 
 

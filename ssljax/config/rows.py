@@ -1,4 +1,4 @@
-"""What a row of the table of keys is made of: a default, what is valid, and when the key is read."""
+"""The parts of a row in the table of keys: a default, the valid values, and when the key is read."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Value = bool | int | float | str | tuple
-Read = Callable[[str], Any]  # the value of a key in the config at hand, or its default
+Read = Callable[[str], Any]  # gives the value of a key in the config at hand, or its default
 
-# What the `when`s of the table know of: keys of other methods, networks and optimizers are taken as a
-# config states them.
+# The names that the conditions of the table know. Keys of other methods, networks and optimizers are taken as
+# a config states them.
 METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
 OPTIMIZERS = ("lars", "sgd", "adamw", "torch_sgd", "torch_adamw", "deepcluster_sgd", "timm_adamw", "timm_sgd")
 FAMILIES = {
@@ -23,7 +23,7 @@ FAMILIES = {
 
 
 class Range(NamedTuple):
-    """An interval of numbers. `open_low` and `open_high` leave out its ends."""
+    """An interval of numbers. `open_low` and `open_high` exclude its ends."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -31,7 +31,7 @@ class Range(NamedTuple):
     open_high: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether the value lies in it; NaN lies nowhere."""
+        """Whether the value lies in the interval. NaN lies in none."""
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return above and below
@@ -39,7 +39,19 @@ class Range(NamedTuple):
     def __str__(self) -> str:
         if math.isinf(self.high):
             return f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+        left = "(" if self.open_low else "["
+        right = ")" if self.open_high else "]"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+
+COUNT = Range(1)
+NATURAL = Range(0)
+NOT_NEGATIVE = Range(0)
+POSITIVE = Range(0, open_low=True)
+UNIT = Range(0, 1)
+SHARE = Range(0, 1, open_low=True)
+BELOW_ONE = Range(0, 1, open_high=True)
+BETWEEN_0_AND_1 = Range(0, 1, open_low=True, open_high=True)
 
 
 class OneOf(NamedTuple):
@@ -56,12 +68,12 @@ class OneOf(NamedTuple):
 
 
 class When(NamedTuple):
-    """Under which other settings a key is read.
+    """The condition on other settings under which a key is read.
 
     Attributes:
-        text: the same in words, "" for always.
-        holds: True, False, or None where the table cannot know, because it does not know the method, network
-            or optimizer.
+        text: the condition in words; "" for always.
+        holds: whether it is met; None if the table cannot tell, because it does not know the method, the
+            network or the optimizer.
     """
 
     text: str
@@ -97,11 +109,11 @@ class Key(NamedTuple):
     """One row of the table.
 
     Attributes:
-        name: with dots; `*` stands for the name of any view.
-        default: also says the type.
-        meaning: one line.
-        valid: of the value, or of every entry of a tuple; None: anything of the type.
-        when: under which other settings it is read.
+        name: dotted; `*` stands for the name of any view.
+        default: the default value, which also fixes the type.
+        meaning: one line for readers.
+        valid: the valid values, or valid entries of a tuple; None: anything of the type.
+        when: the condition under which the key is read.
     """
 
     name: str
@@ -112,7 +124,7 @@ class Key(NamedTuple):
 
 
 def family(network: str) -> str:
-    """The family of a network: resnet, regnet, vit or alexnet_vgg; "" for one that it does not know."""
+    """The family of a network: resnet, regnet, vit or alexnet_vgg; "" for an unknown network."""
     if network in FAMILIES:
         return FAMILIES[network]
     word = network.split("_")[0]
@@ -138,21 +150,23 @@ def optimizer(*names: str) -> When:
 
 
 def network(section: str, *families: str) -> When:
-    """The network of this section is of one of these families."""
+    """The network of this section belongs to one of these families."""
 
     def holds(read: Read) -> bool | None:
-        return family(read(f"{section}.name")) in families if family(read(f"{section}.name")) else None
+        found = family(read(f"{section}.name"))
+        return found in families if found else None
 
-    return When(f"{section}.name is of the family {' or '.join(families)}", holds)
+    return When(f"{section}.name belongs to the family {' or '.join(families)}", holds)
 
 
 def equal(key: str, *values: Value) -> When:
     """The key has one of these values."""
-    return When(f"{key} is {' or '.join(str(value) for value in values)}", lambda read: read(key) in values)
+    words = " or ".join(str(value) for value in values)
+    return When(f"{key} is {words}", lambda read: read(key) in values)
 
 
 def other_than(key: str, value: Value) -> When:
-    """The key has another value than this."""
+    """The key has any value but this one."""
     return When(f"{key} is not {value!r}", lambda read: read(key) != value)
 
 

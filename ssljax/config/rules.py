@@ -1,4 +1,4 @@
-"""What the table of keys says of a config: which keys it reads, what is wrong with it, and how to say so."""
+"""Applies the table of keys to a config: which keys it reads, what is wrong with it, and the messages."""
 
 from __future__ import annotations
 
@@ -12,31 +12,42 @@ from ssljax.config.keys import KEYS, VIEW_COUNTS, row
 from ssljax.config.leaves import flat, stages, view_names
 from ssljax.config.rows import Key, Read
 
-# Keys of older versions, and what says the same today.
+# Keys of older versions, and what replaced them.
 RETIRED = {
-    "data.views": "views have names now and overrides of their own: a config's `views`",
+    "data.views": "views have names now, and overrides of their own: see `views` in the config",
     "data.num_ids": "it is read from the data",
     "init_head": "it is init_branches now, the branches to start from",
 }
 
+# Per type of a default: its name in messages, and the types of values that it accepts. A bool is no int here.
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", tuple: "a tuple"}
+ACCEPTED: dict[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    tuple: (list, tuple),
+}
+
 
 def reader(leaves: Mapping[str, Any], view: str) -> Read:
-    """What `when` asks: the value of a key, as `view` overrides it, or the key's default."""
+    """The lookup that conditions use: a key's value, with the overrides of `view`, or the key's default."""
 
     def read(name: str) -> Any:
-        own = name.replace("augment.", f"views.{view}.", 1)
-        if name.startswith("augment.") and own in leaves:
-            return leaves[own]
+        override = name.replace("augment.", f"views.{view}.", 1)
+        if name.startswith("augment.") and override in leaves:
+            return leaves[override]
         return leaves[name] if name in leaves else KEYS[name].default
 
     return read
 
 
 def live(name: str, leaves: Mapping[str, Any]) -> bool | None:
-    """Whether a stage of these leaves reads a key, in one view at least; None where the table cannot know."""
+    """Whether a stage with these leaves reads a key in at least one view. None if the table cannot tell."""
     key = row(name)
     if key is None:
         return None
+
     views = [name.split(".")[1]] if name.startswith("views.") else leaves["views"]
     found = [key.when.holds(reader(leaves, view)) for view in views]
     if True in found:
@@ -45,13 +56,16 @@ def live(name: str, leaves: Mapping[str, Any]) -> bool | None:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A config, of one stage or of several, with every key that it reads and none that it does not.
+    """Adds every key that a config reads and removes every key that it does not, in each stage.
 
-    Missing keys come with the table's default. Keys that the table does not know stay as they are, and so do
-    those that it cannot judge, because it does not know the method, the network or the optimizer.
+    Missing keys get the table's default. Keys that the table does not know stay as they are. So do keys that
+    it cannot judge, because it does not know the method, the network or the optimizer.
+
+    Args:
+        config: of one stage or of several.
 
     Returns:
-        an unlocked copy.
+        An unlocked copy.
     """
     config = config.copy_and_resolve_references().unlock()
     for stage in stages(config).values():
@@ -63,7 +77,9 @@ def _resolve(stage: ConfigDict) -> None:
     if "views" not in stage:
         stage.views = {"one": {}}
     leaves = flat(stage)
-    for name in dict.fromkeys([*leaves, *(key for key in KEYS if not key.startswith("views"))]):
+    known = [key for key in KEYS if not key.startswith("views")]
+
+    for name in dict.fromkeys([*leaves, *known]):
         state = live(name, leaves)
         if state is False and name in leaves:
             _drop(stage, name)
@@ -72,7 +88,7 @@ def _resolve(stage: ConfigDict) -> None:
 
 
 def put(config: ConfigDict, name: str, value: Any) -> None:
-    """Sets a dotted key, its sections included, in an unlocked config."""
+    """Sets a dotted key in an unlocked config, and creates the sections on the way to it."""
     *sections, last = name.split(".")
     for section in sections:
         if section not in config:
@@ -82,38 +98,43 @@ def put(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def _drop(config: ConfigDict, name: str) -> None:
-    """Deletes a dotted key, and its section if that is empty then; a view without overrides stays."""
+    """Deletes a dotted key, and its section if that is now empty. A view without overrides stays."""
     section, _, last = name.rpartition(".")
     inside = config
-    for word in section.split(".") if section else ():
-        inside = inside[word]
+    if section:
+        for word in section.split("."):
+            inside = inside[word]
     del inside[last]
     if section and not len(inside) and not section.startswith("views."):
         _drop(config, section)
 
 
 def widen(config: ConfigDict) -> ConfigDict:
-    """An unlocked copy with every key of the table in every stage, to be overridden with its own type."""
+    """Adds every key of the table to every stage, so that any of them can be overridden with its type.
+
+    Returns:
+        An unlocked copy.
+    """
     config = config.copy_and_resolve_references().unlock()
     for stage in stages(config).values():
-        names = [key for key in KEYS if not key.startswith("views")]
+        defaults = {name: key.default for name, key in KEYS.items() if not name.startswith("views")}
         for view in view_names(stage):
-            names += [key.replace("*", view, 1) for key in KEYS if key.startswith("views.*.")]
-        there = flat(stage)
-        for name in names:
-            if name not in there:
-                put(stage, name, row(name).default)
+            for name, key in KEYS.items():
+                if name.startswith("views.*."):
+                    defaults[name.replace("*", view, 1)] = key.default
+
+        present = flat(stage)
+        for name, default in defaults.items():
+            if name not in present:
+                put(stage, name, default)
     return config
 
 
-KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", tuple: "a tuple"}
-
-
 def check(config: ConfigDict) -> None:
-    """Refuses wrong types, ranges and choices of every key that the table knows, in every stage.
+    """Checks the type and the value of every key that the table knows, and the views, in every stage.
 
     Raises:
-        ValueError: names the key, its value and what is valid.
+        ValueError: a value is wrong; the message names the key, the value and what is valid.
     """
     for name, stage in stages(config).items():
         prefix = f"{name}." if name else ""
@@ -125,94 +146,109 @@ def check(config: ConfigDict) -> None:
 
 
 def _check(name: str, value: Any, key: Key) -> None:
-    """One value against its row."""
+    """Checks one value against its row."""
     kind = type(key.default)
-    fits = {bool: (bool,), int: (int,), float: (int, float), str: (str,), tuple: (list, tuple)}[kind]
-    if not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool):
+    fits = isinstance(value, ACCEPTED[kind]) and (kind is bool or not isinstance(value, bool))
+    if not fits:
         raise ValueError(
-            f"config.{name}={value!r} is of type {type(value).__name__}, but it must be "
-            f"{KINDS[kind]}: {key.meaning}"
+            f"config.{name}={value!r} is of type {type(value).__name__}, but it must be {KINDS[kind]} "
+            f"({key.meaning})"
         )
-    for entry in value if kind is tuple else (value,):
-        if key.valid is not None and not key.valid.holds(entry):
-            near = difflib.get_close_matches(
-                str(entry), [str(v) for v in getattr(key.valid, "values", ())], 1, 0.5
-            )
-            hint = f"; did you mean {near[0]}?" if near else ""
+    if key.valid is None:
+        return
+
+    entries = value if kind is tuple else (value,)
+    for entry in entries:
+        if not key.valid.holds(entry):
+            choices = [str(choice) for choice in getattr(key.valid, "values", ())]
+            near = difflib.get_close_matches(str(entry), choices, 1, 0.5)
             raise ValueError(
-                f"config.{name}={value!r} is not valid, it must be {_valid(key)}{hint} ({key.meaning})"
+                f"config.{name}={value!r} is not valid; it must be {_valid(key)}{_did_you_mean(near)} "
+                f"({key.meaning})"
             )
 
 
 def _valid(key: Key) -> str:
-    """What is valid, in words."""
+    """The valid values in words."""
     text = f"one of {key.valid}" if hasattr(key.valid, "values") else str(key.valid)
     text = text if text[0] not in "[(" else f"in {text}"
     return f"{text} in every entry" if isinstance(key.default, tuple) else text
 
 
 def _check_views(prefix: str, stage: ConfigDict) -> None:
-    """As many views as the method takes, and no override that nobody knows."""
+    """Checks that every override of a view is known, and that the method takes that many views."""
+    names = view_names(stage)
+    known = [name.removeprefix("views.*.") for name in KEYS if name.startswith("views.*.")]
     total = 0
-    for view in view_names(stage):
+
+    for view in names:
         overrides = stage.views[view]
         for key in overrides:
-            if row(f"views.{view}.{key}") is None:
-                known = [name.removeprefix("views.*.") for name in KEYS if name.startswith("views.*.")]
+            if key not in known:
                 raise ValueError(
                     f"config.{prefix}views.{view}.{key}: a view has no such setting"
-                    + _mean(nearest(key, known))
+                    f"{_did_you_mean(nearest(key, known))}"
                 )
-        if "of" in overrides and overrides.of not in set(view_names(stage)) - {view}:
+        if "of" in overrides and overrides.of not in set(names) - {view}:
             raise ValueError(
-                f"config.{prefix}views.{view}.of={overrides.of!r} is no other view: "
-                f"{', '.join(view_names(stage))}"
+                f"config.{prefix}views.{view}.of={overrides.of!r} does not name another view; "
+                f"the views are {', '.join(names)}"
             )
         total += overrides.count if "count" in overrides else 1
+
     read = reader(flat(stage), "")
     for when, wanted in VIEW_COUNTS:
         if when.holds(read) and total != wanted:
-            names = ", ".join(view_names(stage))
             raise ValueError(
-                f"config.{prefix}views has {total} views ({names}), but method {stage.method!r} "
-                f"takes {wanted}: name as many in `views`"
+                f"config.{prefix}views has {total} views ({', '.join(names)}), but method {stage.method!r} "
+                f"takes {wanted}: give `views` that many entries"
             )
 
 
 def nearest(name: str, known: Collection[str]) -> list[str]:
     """The known keys that someone who wrote `name` may have meant.
 
-    Those with its last word in other places, or else the nearest spelling.
+    These are the keys with the same last word in another section or, if there are none, the key with the
+    nearest spelling.
     """
     last = name.rpartition(".")[2]
     places = [key for key in known if key.rpartition(".")[2] == last and "views." not in key]
     if places:
         return places[:4]
+
     near = difflib.get_close_matches(name, known, 1, 0.6)
     words = {key.rpartition(".")[2]: key for key in known if "views." not in key}
     return near or [words[word] for word in difflib.get_close_matches(last, words, 1, 0.6)]
 
 
 def unknown(name: str, config: ConfigDict) -> str:
-    """The message about a key that a widened config does not have."""
-    words = name.split(".")
-    stage = words[0] if "stages" in config and words[0] in config.stages else ""
-    if name.removeprefix(f"{stage}.") in RETIRED:
-        return f"--config.{name}: no such setting any more; {RETIRED[name.removeprefix(f'{stage}.')]}"
-    inside = [key for key in flat(config) if key.startswith(f"{name}.")]
+    """The message about a key that a config returned by `widen` does not have."""
+    first = name.partition(".")[0]
+    stage = first if "stages" in config and first in config.stages else ""
+    plain = name.removeprefix(f"{stage}.")
+    if plain in RETIRED:
+        return f"--config.{name}: no such setting any more; {RETIRED[plain]}"
+
+    known = list(flat(config))
+    inside = [key for key in known if key.startswith(f"{name}.")]
     if inside:
         return f"--config.{name} is a section: set its keys one by one, e.g. --config.{inside[0]}"
-    return f"--config.{name}: no such setting" + _mean(nearest(name, list(flat(config))))
+    return f"--config.{name}: no such setting{_did_you_mean(nearest(name, known))}"
 
 
-def _mean(names: list[str]) -> str:
+def _did_you_mean(names: list[str]) -> str:
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def unread(name: str, config: ConfigDict) -> str:
-    """The message about an override of a key that nothing reads in this recipe; empty where it is read."""
+    """The message about an override that nothing reads in this recipe; "" if something reads it."""
     found = stages(config)
-    stage, _, rest = name.partition(".") if "" not in found else ("", "", name)
-    if stage not in found or live(rest, flat(found[stage])) is not False:
+    stage = ""
+    plain = name
+    if "" not in found:
+        stage, _, plain = name.partition(".")
+
+    key = row(plain)
+    if key is None or stage not in found or live(plain, flat(found[stage])) is not False:
         return ""
-    return f"--config.{name}: nothing reads it in this recipe; it is read when {row(rest).when.text}"
+    return f"--config.{name}: nothing reads it in this recipe; it is read when {key.when.text}"

@@ -1,1 +1,1 @@
-"""What `ssljax report` draws, and what it keeps of a run to draw from."""
+"""The tables, figures and pages of `ssljax report`, and the data of a run that they are drawn from."""

@@ -1,4 +1,8 @@
-"""The pictures of a report: colours of Okabe and Ito, which colour-blind readers tell apart; named lines."""
+"""The figures of a report.
+
+The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Lines carry their names, so
+there are no legends.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ NAMES = {
     "deit": "DeiT",
     "deepcluster": "DeepCluster",
 }
-# Of the baselines; a method, of which there is one a figure, has the first colour and marker.
+# Colours and markers of the baselines. The method, one per figure, has the first of CLASSES and a circle.
 COLOURS = {"supervised": "#D55E00", "raw_pixels": "#555555", "random_init": "#999999"}
 MARKERS = {"supervised": "s", "raw_pixels": "^", "random_init": "v"}
 CLASSES = (
@@ -36,11 +40,12 @@ CLASSES = (
     "#999999",
     "#7A3E9D",
 )
-GREY, NO_LABEL = "#444444", "#cccccc"
+GREY = "#444444"
+NO_LABEL = "#cccccc"
 
 
 def name(features: str) -> str:
-    """A kind of features as readers call it."""
+    """The name that readers see for a kind of features."""
     return NAMES.get(features, features)
 
 
@@ -50,7 +55,7 @@ def class_name(class_names: Sequence[str], label: int) -> str:
 
 
 def blank(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure with quiet axes in a row."""
+    """A figure with a row of plain axes; the size is in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
     axes = list(np.atleast_1d(figure.subplots(1, columns)))
     for axis in axes:
@@ -63,7 +68,7 @@ def blank(width: float, height: float, columns: int = 1) -> tuple[Figure, list[A
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a png of 256 colours: a third of the bytes, and no difference to the eye."""
+    """Writes a PNG of 256 colours: a third of the bytes, without a visible difference."""
     whole = io.BytesIO()
     figure.savefig(whole, format="png")
     colours = Image.open(whole).convert("RGB").quantize(256, dither=Image.Dither.NONE)
@@ -73,42 +78,29 @@ def save(figure: Figure, path: Path) -> None:
 def label_efficiency(
     path: Path, curves: Mapping[str, Mapping[int, tuple[float, float]]], full: Mapping[str, float], title: str
 ) -> None:
-    """Accuracy against labels per class.
+    """Draws accuracy against the number of labels per class.
 
     Args:
-        path: png to write.
-        curves: features -> {labels per class: (mean, standard deviation)} in percent.
-        full: features -> linear probe with all labels, drawn at the right end.
-        title: above the picture.
+        path: PNG to write.
+        curves: features -> {labels per class: (mean, standard deviation)}, in percent.
+        full: features -> accuracy of the linear probe with all labels, drawn at the right end.
+        title: title of the figure.
     """
     figure, (axis,) = blank(6.4, 4.0)
     counts = sorted({k for curve in curves.values() for k in curve})
-    place = {k: i for i, k in enumerate(counts)}
-    ends = {True: {}, False: {}}  # where the names stand: behind the point of all labels, or the most
     for features, curve in curves.items():
-        x = np.array([place[k] for k in sorted(curve)], float)
-        mean, std = np.array([curve[k] for k in sorted(curve)]).T
-        colour = COLOURS.get(features, CLASSES[0])
-        axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
-        marker = MARKERS.get(features, "o")
-        axis.plot(
-            x, mean, color=colour, marker=marker, markersize=5, linewidth=1.4 if features in COLOURS else 2.2
-        )
-        ends[features in full][features] = full.get(features, mean[-1])
-        if features in full:
-            axis.plot(
-                [len(counts)], [full[features]], color=colour, marker=marker, markersize=5, clip_on=False
-            )
-            axis.plot(
-                [x[-1], len(counts)], [mean[-1], full[features]], color=colour, linewidth=0.9, linestyle=":"
-            )
+        label_curve(axis, features, curve, counts, full)
+
+    # The names stand to the right of each curve's last point: the one of all labels, if it has that.
     last = len(counts) - (0 if full else 1)
+    to_the_end = {features: full[features] for features in curves if features in full}
+    shorter = {features: curve[max(curve)][0] for features, curve in curves.items() if features not in full}
     low, high = axis.get_ylim()
-    for at, names in ((last, ends[True]), (len(counts) - 1, ends[False])):
-        for features, y in spread_out(names, 0.06 * (high - low)).items():
+    for x, heights in ((last, to_the_end), (len(counts) - 1, shorter)):
+        for features, y in spread_out(heights, 0.06 * (high - low)).items():
             axis.annotate(
                 name(features),
-                (at, y),
+                (x, y),
                 (10, 0),
                 textcoords="offset points",
                 va="center",
@@ -116,6 +108,7 @@ def label_efficiency(
                 color=COLOURS.get(features, CLASSES[0]),
                 annotation_clip=False,
             )
+
     axis.set_xticks(range(last + 1), [*map(str, counts), *(["all"] if full else [])])
     axis.set_xlim(-0.15, last + 0.05)
     axis.set_xlabel("labelled images per class", color=GREY)
@@ -124,10 +117,34 @@ def label_efficiency(
     save(figure, path)
 
 
+def label_curve(
+    axis: Axes,
+    features: str,
+    curve: Mapping[int, tuple[float, float]],
+    counts: Sequence[int],
+    full: Mapping[str, float],
+) -> None:
+    """Draws one curve of `label_efficiency`: mean, band, and a dotted line to the point of all labels."""
+    x = np.array([counts.index(k) for k in sorted(curve)], float)
+    mean, std = np.array([curve[k] for k in sorted(curve)]).T
+    colour = COLOURS.get(features, CLASSES[0])
+    marker = MARKERS.get(features, "o")
+    width = 1.4 if features in COLOURS else 2.2
+
+    axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    axis.plot(x, mean, color=colour, marker=marker, markersize=5, linewidth=width)
+    if features in full:
+        end = len(counts)
+        value = full[features]
+        axis.plot([end], [value], color=colour, marker=marker, markersize=5, clip_on=False)
+        axis.plot([x[-1], end], [mean[-1], value], color=colour, linewidth=0.9, linestyle=":")
+
+
 def spread_out(values: Mapping[str, float], gap: float) -> dict[str, float]:
-    """Heights for text beside these values, in their order, no two closer than `gap`, centred on overlaps."""
-    order = sorted(values, key=values.get)
+    """Heights for text beside these values: in the same order, at least `gap` apart, centred on overlaps."""
+    order = sorted(values, key=lambda key: values[key])
     heights = np.array([values[key] for key in order], float)
+
     for _ in range(100):
         short = gap - np.diff(heights)
         if not (short > 1e-9).any():
@@ -136,75 +153,82 @@ def spread_out(values: Mapping[str, float], gap: float) -> dict[str, float]:
             push = max(0.0, gap - (heights[i + 1] - heights[i])) / 2
             heights[i] -= push
             heights[i + 1] += push
+
     return dict(zip(order, heights.tolist(), strict=True))
 
 
-# What a training figure shows where a run has measured it, and what it is called.
+# The metrics that a training figure shows if a run has logged them, and their names.
 CURVES = {
     "loss": "training loss",
-    "knn": "held-out kNN while training, %",
-    "nmi_labels": "NMI of clusters with the labels",
-    "nmi_previous": "NMI of clusters with those before",
+    "knn": "held-out kNN accuracy, %",
+    "nmi_labels": "NMI of clusters with labels",
+    "nmi_previous": "NMI of clusters with previous ones",
 }
 
 
 def training(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> None:
-    """The CURVES that were measured, against the step.
+    """Draws the CURVES that were logged, against the step.
 
     Args:
-        path: png to write.
+        path: PNG to write.
         runs: name of a run -> lines of its metrics.jsonl.
-        title: above the picture.
+        title: title of the figure.
     """
-    found = {metric for rows in runs.values() for row in rows for metric in row}
-    shown = [metric for metric in CURVES if metric == "loss" or metric in found]
+    logged: set[str] = set()
+    for rows in runs.values():
+        logged.update(*rows)
+    shown = [metric for metric in CURVES if metric == "loss" or metric in logged]
+
     figure, axes = blank(max(5.2, 4.2 * len(shown)), 3.2, len(shown))
     for axis, metric in zip(axes, shown, strict=True):
-        ends = {}
-        for i, (run, rows) in enumerate(runs.items()):
-            points = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
-            if points:
-                axis.plot(
-                    *zip(*points, strict=True),
-                    color=CLASSES[i % len(CLASSES)],
-                    linewidth=1.4,
-                    markersize=4,
-                    marker="" if metric == "loss" else "o",
-                )
-                ends[run] = points[-1][1]
-        low, high = axis.get_ylim()
-        for run, y in spread_out(ends, 0.07 * (high - low)).items():
-            axis.annotate(
-                run,
-                (1, y),
-                (4, 0),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-                annotation_clip=False,
-                color=CLASSES[list(runs).index(run) % len(CLASSES)],
-            )
+        training_curves(axis, runs, metric)
         axis.set_xlabel("step", color=GREY)
         axis.set_title(f"{title}: {CURVES[metric]}", loc="left", fontsize=10)
     save(figure, path)
 
 
+def training_curves(axis: Axes, runs: Mapping[str, Sequence[Mapping[str, float]]], metric: str) -> None:
+    """Draws one metric of several runs, with the name of each run beside its last value."""
+    colours = {run: CLASSES[i % len(CLASSES)] for i, run in enumerate(runs)}
+    marker = "" if metric == "loss" else "o"
+    ends = {}
+    for run, rows in runs.items():
+        points = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axis.plot(steps, values, color=colours[run], linewidth=1.4, markersize=4, marker=marker)
+            ends[run] = values[-1]
+
+    low, high = axis.get_ylim()
+    for run, y in spread_out(ends, 0.07 * (high - low)).items():
+        axis.annotate(
+            run,
+            (1, y),
+            (4, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+            color=colours[run],
+        )
+
+
 def feature_map(
     path: Path, points: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], title: str
 ) -> None:
-    """Test images as t-SNE places them, a panel per kind of features, each class named at its median.
+    """Draws the t-SNE of test images, one panel per kind of features, with each class named at its median.
 
     Images without a label are light grey.
 
     Args:
-        path: png to write.
+        path: PNG to write.
         points: features -> [P, d], their principal components.
         labels: int [P].
-        class_names: one a label.
-        title: above the picture.
+        class_names: one per label.
+        title: title of the figure.
     """
-    from sklearn.manifold import TSNE  # a second to import, only for this
+    from sklearn.manifold import TSNE  # takes a second to import, and only this function needs it
     from threadpoolctl import threadpool_limits
 
     figure, axes = blank(4.4 * len(points), 4.4, len(points))
@@ -213,13 +237,16 @@ def feature_map(
         with threadpool_limits(1):  # so few points are faster on one core
             projection = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
             flat = projection.fit_transform(x.astype(np.float32))
+
         for c in np.unique(labels):
             own = flat[labels == c]
             colour = CLASSES[c % len(CLASSES)] if c >= 0 else NO_LABEL
-            axis.scatter(*own.T, s=9, color=colour, alpha=0.75, linewidths=0)
+            axis.scatter(own[:, 0], own[:, 1], s=9, color=colour, alpha=0.75, linewidths=0)
             if c >= 0 and len(np.unique(labels)) <= 20:
+                x_median, y_median = np.median(own, axis=0)
                 axis.text(
-                    *np.median(own, axis=0),
+                    x_median,
+                    y_median,
                     class_names[c],
                     fontsize=11,
                     weight="bold",
@@ -228,6 +255,7 @@ def feature_map(
                     color=colour,
                     bbox={"facecolor": "white", "alpha": 0.75, "pad": 1, "linewidth": 0},
                 )
+
         axis.set_title(f"{title}: {name(features)}", loc="left", fontsize=10)
         axis.grid(False)
         axis.set(xticks=[], yticks=[])
@@ -236,31 +264,27 @@ def feature_map(
 
 
 def tiles(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure of so many inches, and its axes [rows, columns] close together."""
+    """A figure, `width` by `height` inches, and its axes [rows, columns] close together."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
+    return figure, axes
 
 
 def draw(axis: Axes, image: np.ndarray) -> None:
-    """An image, uint8 [S, S, C], pixel by pixel."""
-    axis.imshow(
-        image[..., 0] if image.shape[-1] == 1 else image,
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        interpolation="nearest",
-    )
+    """Shows an image, uint8 [S, S, C], without interpolation."""
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
 
 
 def frame(axis: Axes, wrong: bool) -> None:
-    """A frame around what is wrong, none around the rest."""
+    """Puts a frame around an image of a wrong class, and none around the others."""
     for spine in axis.spines.values():
         spine.set(visible=wrong, color="#D55E00", linewidth=3)
 
 
 def beside(axis: Axes, text: str) -> None:
-    """A text to the left."""
+    """Writes a text to the left of an image."""
     axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9, color=GREY)
 
 
@@ -273,25 +297,32 @@ def neighbours(
     class_names: Sequence[str],
     title: str,
 ) -> None:
-    """Each row: a test image, then its nearest training images by cosine; a wrong class is framed.
+    """Draws a row per test image: the image, then its nearest training images by cosine similarity.
+
+    Neighbours of another class are framed.
 
     Args:
-        path: png to write.
+        path: PNG to write.
         query: uint8 [Q, S, S, C].
         query_labels: int [Q].
         neighbour: uint8 [Q, K, S, S, C].
         neighbour_labels: int [Q, K].
-        class_names: one a label.
-        title: above the picture.
+        class_names: one per label.
+        title: title of the figure.
     """
     rows, columns = neighbour_labels.shape
     figure, axes = tiles(rows, columns + 1, 0.8 * (columns + 1.4), 0.8 * rows + 0.6)
+
     for r in range(rows):
-        for c in range(columns + 1):
-            draw(axes[r, c], query[r] if c == 0 else neighbour[r, c - 1])
-            pair = (neighbour_labels[r, c - 1], query_labels[r])
-            frame(axes[r, c], bool(c > 0 and pair[0] != pair[1] and min(pair) >= 0))
-        beside(axes[r, 0], class_name(class_names, query_labels[r]))
+        label = query_labels[r]
+        draw(axes[r, 0], query[r])
+        frame(axes[r, 0], wrong=False)
+        beside(axes[r, 0], class_name(class_names, label))
+        for c in range(columns):
+            other = neighbour_labels[r, c]
+            draw(axes[r, c + 1], neighbour[r, c])
+            frame(axes[r, c + 1], wrong=bool(other != label and min(other, label) >= 0))
+
     axes[0, 0].set_title("test", fontsize=9, color=GREY)
     axes[0, 1].set_title("nearest", fontsize=9, color=GREY)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
@@ -306,15 +337,16 @@ def attention(
     class_names: Sequence[str],
     title: str,
 ) -> None:
-    """Each column: a test image, and below it the patches that each token looks at.
+    """Draws a column per test image: the image, and below it the attention of each token to the patches.
 
     Args:
-        path: png to write.
+        path: PNG to write.
         query: uint8 [Q, S, S, C].
         query_labels: int [Q].
-        maps: float [Q, T, rows, columns], weights of the patches; T = 1 (class token) or 2 (distillation).
-        class_names: one a label.
-        title: above the picture.
+        maps: float [Q, T, rows, columns], weights of the patches; T = 1 (class token) or 2 (distillation
+            token as well).
+        class_names: one per label.
+        title: title of the figure.
     """
     tokens = maps.shape[1]
     figure, axes = tiles(1 + tokens, len(query), 1.1 * len(query) + 0.8, 1.1 * (1 + tokens) + 0.6)
@@ -322,9 +354,9 @@ def attention(
         draw(axes[0, c], image)
         axes[0, c].set_title(class_name(class_names, query_labels[c]), fontsize=9, color=GREY)
         for t in range(tokens):
-            axes[1 + t, c].imshow(
-                maps[c, t].astype(np.float32), cmap="magma", vmin=0, interpolation="nearest"
-            )
+            weights = maps[c, t].astype(np.float32)
+            axes[1 + t, c].imshow(weights, cmap="magma", vmin=0, interpolation="nearest")
+
     for row, label in zip(axes, ("test", "class", "distillation"), strict=False):
         beside(row[0], label)
     for axis in axes.flat:
@@ -342,15 +374,17 @@ def clusters(
     class_names: Sequence[str],
     title: str,
 ) -> None:
-    """Each row: training images of one cluster, the largest first; a frame marks another class.
+    """Draws a row of training images per cluster, the largest cluster first.
+
+    Images outside the most common class of their row are framed.
 
     Args:
-        path: png to write.
+        path: PNG to write.
         members: uint8 [K, M, S, S, C].
         labels: int [K, M].
-        sizes: int [K], images in each cluster.
-        class_names: one a label.
-        title: above the picture.
+        sizes: int [K], the number of images in each cluster.
+        class_names: one per label.
+        title: title of the figure.
     """
     rows, columns = labels.shape
     figure, axes = tiles(rows, columns, 0.8 * (columns + 2.4), 0.8 * rows + 0.6)

@@ -1,9 +1,13 @@
-"""What the figures of `ssljax report` need of a run: some features, nearest neighbours, clusters and attention maps, in one npz."""
+"""Saves what the figures of `ssljax report` need from a run, in one npz.
+
+These are some features and nearest neighbours and, if the run has them, clusters and attention maps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,33 +20,45 @@ from ssljax.program import Evaluated
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.knn import nearest
 
-POINTS, DIM = 600, 32  # test features kept for the figures, and their principal components
-QUERIES, NEIGHBOURS, THUMBNAIL = 8, 7, 48
-CLUSTERS, MEMBERS = 10, 12  # of a method that clusters: so many clusters, and so many training images of each
+POINTS = 600  # test images whose features are kept
+DIM = 32  # principal components of these features
+QUERIES = 8  # test images whose neighbours are shown
+NEIGHBOURS = 7  # neighbours of each of them
+THUMBNAIL = 48  # largest side of an image, in pixels
+CLUSTERS = 10  # clusters shown, of a method that has clusters
+MEMBERS = 12  # training images shown of each cluster
 
 
 def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
-    """What the figures need: principal components of some test features of every kind, and nearest neighbours in the run's features.
+    """Saves principal components of some test features of every kind, and nearest neighbours.
 
-    Fields: `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`, `query` uint8 [Q, S, S, C], `query_labels`,
-    `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K], `preset`, `seed`; of a vision transformer `attention`, of a method that
-    clusters `cluster`, `cluster_labels` and `cluster_size`, see below. A label is -1 where an image has none.
+    The file has the fields `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`,
+    `query` uint8 [Q, S, S, C], `query_labels`, `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K],
+    `preset` and `seed`. A vision transformer adds `attention`; a method with clusters adds `cluster`,
+    `cluster_labels` and `cluster_size`, see below. An image without a label has the label -1.
+
+    Args:
+        path: the npz to write.
+        benches: one per kind of features. The neighbours and clusters are those of the first.
+        run: the run that the first bench evaluates.
     """
-    config, source, test = run.config, benches[0].train, benches[0].test
-    rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), POINTS)).astype(np.int64))
+    config = run.config
+    first = benches[0]
+    source, test = first.train, first.test
+
     queries = queries_of(test.labels)
-    _, near = nearest(
-        benches[0].features(source).features, benches[0].features(test).features[queries], NEIGHBOURS
-    )
+    _, near = nearest(first.features(source).features, first.features(test).features[queries], NEIGHBOURS)
     neighbours = thumbnails(source, near.ravel(), config)
-    fields = {
-        f"points/{bench.name}": principal(bench.features(test).features[rows]).astype(np.float16)
-        for bench in benches
-    }
+
+    rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), POINTS)).astype(np.int64))
+    fields: dict[str, Any] = {}
+    for bench in benches:
+        fields[f"points/{bench.name}"] = principal(bench.features(test).features[rows]).astype(np.float16)
     if isinstance(models.backbone(config.model), models.ViT):
         fields["attention"] = attention(run, test, queries)
-    if benches[0].assignment is not None:
-        fields |= contact_sheet(benches[0].assignment[source.index], source, config)
+    if first.assignment is not None:
+        fields |= contact_sheet(first.assignment[source.index], source, config)
+
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
@@ -62,7 +78,7 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
 def queries_of(labels: np.ndarray) -> np.ndarray:
     """Positions of the test images whose neighbours are shown: the first of each class, at most QUERIES.
 
-    Where no image has a label: evenly spaced ones.
+    If no image has a label, they are evenly spaced.
     """
     classes, first = np.unique(labels, return_index=True)
     if not (classes >= 0).any():
@@ -71,23 +87,32 @@ def queries_of(labels: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(assignment: np.ndarray, source: Source, config: ConfigDict) -> dict[str, np.ndarray]:
-    """Training images of CLUSTERS clusters, from the largest to the smallest that fills a row, none of them chosen by its images.
+    """Training images of CLUSTERS clusters.
+
+    The clusters are evenly spaced by size, from the largest to the smallest that fills a row. Their images
+    have no influence on the choice.
+
+    Args:
+        assignment: int [N], the cluster of each training image; -1 for none.
+        source: the training images.
+        config: the run's config.
 
     Returns:
-        `cluster` uint8 [K, M, S, S, C] with at most MEMBERS members, evenly spaced in the data set; their `cluster_labels` int [K, M]; the
-        `cluster_size` int [K].
+        `cluster` uint8 [K, M, S, S, C] with at most MEMBERS images per cluster, evenly spaced in the data
+        set; their `cluster_labels` int [K, M]; the `cluster_size` int [K].
     """
     ids, sizes = np.unique(assignment[assignment >= 0], return_counts=True)
     members = min(MEMBERS, int(sizes.max()))
+
     order = np.argsort(-sizes, kind="stable")
     order = order[sizes[order] >= members]
     order = order[np.unique(np.linspace(0, len(order) - 1, CLUSTERS).astype(np.int64))]
-    rows = np.stack(
-        [
-            np.flatnonzero(assignment == ids[k])[np.linspace(0, sizes[k] - 1, members).astype(np.int64)]
-            for k in order
-        ]
-    )
+
+    rows_of = []
+    for k in order:
+        inside = np.flatnonzero(assignment == ids[k])
+        rows_of.append(inside[np.linspace(0, sizes[k] - 1, members).astype(np.int64)])
+    rows = np.stack(rows_of)
     images = thumbnails(source, rows.ravel(), config)
     return {
         "cluster": images.reshape(*rows.shape, *images.shape[1:]),
@@ -97,26 +122,42 @@ def contact_sheet(assignment: np.ndarray, source: Source, config: ConfigDict) ->
 
 
 def attention(run: Evaluated, test: Source, queries: np.ndarray) -> np.ndarray:
-    """Where the class token (and the distillation token) look in the last block, the mean over heads: float16 [Q, 1 or 2, r, c]."""
-    images = next(iter(loader.eval_batches(test.select(queries), run.config, batch_size=len(queries))))[
-        "image"
-    ]
+    """The attention of the class token, and of the distillation token if there is one, to the patches.
+
+    Args:
+        run: a run with a vision transformer.
+        test: the test images.
+        queries: int [Q], positions in `test`.
+
+    Returns:
+        float16 [Q, 1 or 2, rows, columns], of the last block; mean over its heads.
+    """
+    images = evaluation_images(test, queries, run.config)
     weights = run.attention(jnp.asarray(images))
-    tokens, side = weights.shape[2], images.shape[1] // run.config.model.patch
-    return np.asarray(weights[..., tokens:].mean(1).reshape(len(queries), tokens, side, side), np.float16)
+    tokens = weights.shape[2]
+    side = images.shape[1] // run.config.model.patch
+    mean = weights[..., tokens:].mean(1)
+    return np.asarray(mean.reshape(len(queries), tokens, side, side), np.float16)
+
+
+def evaluation_images(source: Source, rows: np.ndarray, config: ConfigDict) -> np.ndarray:
+    """Images as the network sees them at evaluation: uint8 [K, S, S, C]."""
+    batches = loader.eval_batches(source.select(rows), config, batch_size=len(rows))
+    return next(iter(batches))["image"]
 
 
 def principal(features: np.ndarray) -> np.ndarray:
-    """The first DIM principal components, scaled together to unit deviation of the first."""
+    """The first DIM principal components, all scaled so that the first has unit standard deviation."""
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     return (u * s)[:, :DIM] * np.sqrt(len(u)) / max(s[0], 1e-12)
 
 
 def thumbnails(source: Source, rows: np.ndarray, config: ConfigDict) -> np.ndarray:
-    """Images as the network sees them at evaluation, no larger than THUMBNAIL pixels: uint8 [K, S, S, C]."""
-    images = next(iter(loader.eval_batches(source.select(rows), config, batch_size=len(rows))))["image"]
+    """The images of evaluation, shrunk to at most THUMBNAIL pixels: uint8 [K, S, S, C]."""
+    images = evaluation_images(source, rows, config)
     stride = -(-images.shape[1] // THUMBNAIL)
-    size = images.shape[1] // stride * stride
-    blocks = images[:, :size, :size].reshape(len(images), size // stride, stride, size // stride, stride, -1)
+    places = images.shape[1] // stride
+    size = places * stride
+    blocks = images[:, :size, :size].reshape(len(images), places, stride, places, stride, -1)
     return np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A report as a page: blocks of text, tables and pictures, written as Markdown, HTML or plain text."""
+"""The blocks of a report (text, tables, figures), written as Markdown, HTML or plain text."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-BEGIN, END = "<!-- report: written by `ssljax report`, do not edit -->", "<!-- /report -->"
+BEGIN = "<!-- report: written by `ssljax report`, do not edit -->"
+END = "<!-- /report -->"
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222 }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 div { overflow-x: auto }
 table { border-collapse: collapse; font-size: 14px }
 td, th { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
@@ -28,8 +30,8 @@ class Block(NamedTuple):
 
     Attributes:
         kind: "h2", "p", "table", "img" or "pre".
-        content: a text; of a table the header's row and the others; of an img its file and a text; of a pre
-            its lines.
+        content: the text of a heading or paragraph, the rows of a table (the first is its header), the file
+            and the caption of an image, or the lines of a pre.
     """
 
     kind: str
@@ -37,7 +39,7 @@ class Block(NamedTuple):
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """The blocks as GitHub's Markdown."""
+    """The blocks as GitHub Markdown."""
     out = []
     for kind, content in blocks:
         if kind == "table":
@@ -54,7 +56,7 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def page(title: str, blocks: Sequence[Block], folder: Path) -> str:
-    """The blocks as one HTML file with its images, which lie in `folder`, inside."""
+    """The blocks as one HTML file, with the images of `folder` embedded."""
     out = []
     for kind, content in blocks:
         if kind == "table":
@@ -67,6 +69,7 @@ def page(title: str, blocks: Sequence[Block], folder: Path) -> str:
         else:
             text = html.escape("\n".join(content)) if kind == "pre" else _rich(content)
             out.append(f"<{kind}>{text}</{kind}>")
+
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
     heading = f"<title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>"
     return f'<!doctype html><html lang="en">{head}{heading}\n' + "\n".join(out) + "\n</html>\n"
@@ -82,7 +85,7 @@ def _rich(text: str) -> str:
 
 
 def terminal(table: Sequence[Sequence[str]]) -> str:
-    """A table as aligned text."""
+    """A table as aligned plain text."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     out = []
     for first, *others in table:
@@ -92,10 +95,10 @@ def terminal(table: Sequence[Sequence[str]]) -> str:
 
 
 def renew(readme: Path, text: str) -> None:
-    """Puts the text between the two `report` comments of a README.
+    """Replaces the text between the two `report` comments of a README.
 
     Raises:
-        ValueError: it has no such comments.
+        ValueError: the README has no such comments.
     """
     before, begin, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,7 +1,8 @@
-"""A paper's tables beside what was measured here: experiments/*/paper.json as blocks of the report."""
+"""A paper's tables beside the results measured here: experiments/*/paper.json as blocks of the report."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,31 @@ from ssljax import results
 from ssljax.pictures.page import Block
 from ssljax.pictures.tables import Group, cell, groups, measured
 
-Table = Mapping[str, Any]  # or a row of one, as paper.json has it
+Table = Mapping[str, Any]  # a table of paper.json, or a row of one
 
 
 def paper_blocks(tables: Sequence[Table], own: Sequence[Group], folder: Path) -> list[Block]:
-    """The paper's tables, each number beside the one measured here, or the command that would measure it.
+    """The paper's tables: each number beside the one measured here, or beside the command that measures it.
 
-    A table with `ours` has no paper's numbers: it compares runs made here. A row with `from` reads the
-    results of another experiment, a row with `changed` those of a preset in which these settings were
-    changed.
+    A table with `ours` has no numbers from a paper: it compares runs made here. A row with `from` reads the
+    results of another experiment. A row with `changed` reads those of a preset with these settings changed.
 
     Args:
-        tables: of paper.json.
+        tables: the contents of paper.json.
         own: the groups of this experiment.
-        folder: of this experiment; the others lie beside it.
+        folder: the folder of this experiment. The other experiments are beside it.
     """
     blocks = []
     known: dict[str, Sequence[Group]] = {"": own}
     for table in tables:
         for other in {row["from"] for row in table["rows"] if "from" in row} - known.keys():
             known[other] = groups(results.read(folder.parent / other / "results.jsonl"))
+
         commands: list[str] = []
         body = [header(table)]
         for row in table["rows"]:
             body += lines(table, row, known[row.get("from", "")], commands)
+
         source = "" if table.get("ours", False) else f"Source: {table['source']}."
         text = " ".join(part for part in (table["note"], source) if part)
         blocks += [Block("h2", table["title"]), Block("p", text), Block("table", body)]
@@ -43,35 +45,45 @@ def paper_blocks(tables: Sequence[Table], own: Sequence[Group], folder: Path) ->
 
 
 def header(table: Table) -> list[str]:
-    """The first row: the paper's number and the one made here side by side, or below each other."""
+    """The header row. Each column of the paper becomes two, unless our numbers stand below the paper's."""
     if table.get("ours", False) or wide(table):
         return ["", *table["columns"], "how"]
-    return ["", *(word for column in table["columns"] for word in (f"{column}, paper", "here")), "how"]
+
+    names = [""]
+    for column in table["columns"]:
+        names += [f"{column}, paper", "here"]
+    return [*names, "how"]
 
 
 def wide(table: Table) -> bool:
-    """Has it too many columns to double them?"""
+    """Whether the table has too many columns to double them."""
     return len(table["columns"]) > 5
 
 
 def lines(table: Table, row: Table, known: Sequence[Group], commands: list[str]) -> list[list[str]]:
-    """One row of the paper's table, which is one or two rows here. Adds its command to `commands`."""
+    """One row of the paper's table, as one or two rows here. Adds the row's command to `commands`."""
+    ours = table.get("ours", False)
     numbers = row.get("paper", [None] * len(table["columns"]))
     paper = ["–" if value is None else f"{value:.1f}" for value in numbers]
     found = [measured(known, match, row) for match in row.get("match", [])]
     here = [cell(rows) for rows, _ in found]
     here += ["–"] * (len(paper) - len(here))
+
     how = "quoted"
     if "command" in row:
         if row["command"] not in commands:  # several rows may come from one run
             commands.append(row["command"])
         number = f"[{commands.index(row['command']) + 1}]"
-        missing = row.get("missing", "not run: " if table.get("ours", False) else "needs a TPU: ")
+        missing = row.get("missing", "not run: " if ours else "needs a TPU: ")
         how = number if any(value != "–" for value in here) else missing + number
-    said = "; ".join([how, *dict.fromkeys(note for _, note in found if note)])
-    if table.get("ours", False):
+    notes = dict.fromkeys(note for _, note in found if note)
+    said = "; ".join([how, *notes])
+
+    if ours:
         return [[row["name"], *here, said]]
     if wide(table):
-        first = [f"{row['name']}, paper", *paper, how if how == "quoted" else ""]
-        return [first] if how == "quoted" else [first, [f"{row['name']}, here", *here, said]]
-    return [[row["name"], *(value for pair in zip(paper, here, strict=True) for value in pair), said]]
+        if how == "quoted":
+            return [[f"{row['name']}, paper", *paper, how]]
+        return [[f"{row['name']}, paper", *paper, ""], [f"{row['name']}, here", *here, said]]
+    pairs = itertools.chain.from_iterable(zip(paper, here, strict=True))
+    return [[row["name"], *pairs, said]]

@@ -1,4 +1,4 @@
-"""Measurements to groups and tables: which belong together, what tells groups apart, means and spreads."""
+"""Sorts measurements into groups and tables, with means and standard deviations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssljax import results
 from ssljax.pictures.figures import name
 from ssljax.results import Row
 
-ORDER = ("raw_pixels", "random_init", "supervised")  # and then the methods themselves
+ORDER = ("raw_pixels", "random_init", "supervised")  # the methods themselves come last
 TITLES = {
     "classifier": "own head",
     "classifier_class_token": "class token's head",
@@ -21,21 +21,21 @@ TITLES = {
     "linear_sgd_cached": "linear (SGD, cached)",
 }
 GROUP = ("experiment", "preset", "data", "epochs", "train_images", "config_hash", "data_checksum")
-# What tells groups apart whose presets, changes and sizes are alike, and how readers call it.
+# The fields that tell groups with the same title apart, and their names for readers.
 APART = {"experiment": "experiment", "config_hash": "config", "data_checksum": "data"}
 
 
 class Group(NamedTuple):
-    """Measurements of runs that differ in their seeds alone: they belong in one table.
+    """Measurements of runs that differ only in their seeds, so that they belong in one table.
 
     Attributes:
-        slug: for file names: the preset; of several groups of one preset the older ones have their config's
-            hash too.
-        title: for readers: the preset, and what was changed in it.
-        preset: its name.
-        changed: key -> value, what the command line changed in it.
+        slug: the group's name in file names: the preset. If a preset has several groups, the older ones also
+            have the hash of their config.
+        title: the group's name for readers: the preset, and what was changed in it.
+        preset: the name of the preset.
+        changed: key -> value, what the command line changed in the preset.
         rows: the measurements that count.
-        replaced: earlier measurements of the same.
+        replaced: earlier measurements of the same things.
     """
 
     slug: str
@@ -47,73 +47,92 @@ class Group(NamedTuple):
 
 
 def groups(rows: Sequence[Row]) -> list[Group]:
-    """The rows by settings and data: presets in the order of the rows, and of one the newest group first."""
+    """Groups rows by settings and data.
+
+    Presets are in the order of the rows, and the groups of one preset from the newest to the oldest.
+    """
     kept, replaced = results.latest(rows)
     found: dict[tuple, list[Row]] = defaultdict(list)
-    earlier: dict[tuple, list[Row]] = defaultdict(list)
     for row in kept:
         found[_key(row)].append(row)
+    earlier: dict[tuple, list[Row]] = defaultdict(list)
     for row in replaced:
         earlier[_key(row)].append(row)
+
     presets = list(dict.fromkeys(row["preset"] for row in kept))
     order = sorted(reversed(found), key=lambda key: newest(found[key]), reverse=True)
     order.sort(key=lambda key: presets.index(found[key][0]["preset"]))
-    said = [title(found[key]) for key in order]
+    titles = {key: title(found[key]) for key in order}
+
     out: list[Group] = []
-    for key, text in zip(order, said, strict=True):
+    for key in order:
         own = found[key]
-        first = own[0]
-        alike = [found[other] for other, its in zip(order, said, strict=True) if its == text]
-        names = [first["preset"], first["config_hash"], first["data_checksum"][:6]]
-        slugs = ["-".join(names[:n]) for n in (1, 2, 3)]
-        slug = next(slug for slug in slugs if all(group.slug != slug for group in out))
-        text += told_apart(own, alike)
-        out.append(Group(slug, text, first["preset"], last(own)["changed"], own, earlier[key]))
+        preset = own[0]["preset"]
+        alike = [found[other] for other in order if titles[other] == titles[key]]
+        text = titles[key] + told_apart(own, alike)
+        slug = _slug(own[0], taken=[group.slug for group in out])
+        out.append(Group(slug, text, preset, last(own)["changed"], own, earlier[key]))
     return out
 
 
-def _key(row: Row) -> tuple:
+def _key(row: Mapping[str, Any]) -> tuple:
     return tuple(row[field] for field in GROUP)
 
 
+def _slug(row: Row, taken: Sequence[str]) -> str:
+    """The shortest name for files that no newer group has taken."""
+    names = [row["preset"], row["config_hash"], row["data_checksum"][:6]]
+    slugs = ["-".join(names[:n]) for n in (1, 2, 3)]
+    return next(slug for slug in slugs if slug not in taken)
+
+
 def newest(rows: Sequence[Row]) -> str:
-    """When the last of them was measured."""
+    """The time of the latest measurement."""
     return max(row["time"] for row in rows)
 
 
 def last(rows: Sequence[Row]) -> Row:
-    """The one measured last."""
+    """The latest measurement."""
     return max(reversed(rows), key=lambda row: row["time"])
 
 
 def title(rows: Sequence[Row]) -> str:
-    """What readers know a group by, as long as no other has the same: preset, changes, data and budget."""
+    """The title of a group, unless another group has the same: its preset, changes, data and budget."""
     row = last(rows)
-    # The epochs are said at the end.
+    # The epochs come at the end in any case.
     changes = [f"{key}={value}" for key, value in row["changed"].items() if key != "epochs"]
-    return (
-        f"{', '.join([row['preset'], *changes])} "
-        f"({row['data']}, {row['train_images']:,} training images, {row['epochs']} epochs)"
-    )
+    name_of = ", ".join([row["preset"], *changes])
+    return f"{name_of} ({row['data']}, {row['train_images']:,} training images, {row['epochs']} epochs)"
 
 
 def told_apart(rows: Sequence[Row], alike: Sequence[Sequence[Row]]) -> str:
-    """What else differs among the groups of one title: the preset itself has been another at times."""
+    """The end of a group's title that tells it from groups with the same title.
+
+    There are such groups because a preset may have changed between commits.
+
+    Args:
+        rows: the group's measurements.
+        alike: the measurements of all groups with this title, itself included.
+    """
     if len(alike) == 1:
         return ""
-    differ = [field for field in APART if len({other[0][field] for other in alike}) > 1]
-    words = [f"{APART[field]} {rows[0][field]}" for field in differ]
-    return f", {', '.join(words)}, commit {', '.join(sorted({row['commit'] for row in rows}))}"
+    first: Mapping[str, Any] = rows[0]
+    firsts: list[Mapping[str, Any]] = [other[0] for other in alike]
+    differ = [field for field in APART if len({other[field] for other in firsts}) > 1]
+    words = [f"{APART[field]} {first[field]}" for field in differ]
+    commits = sorted({row["commit"] for row in rows})
+    return f", {', '.join(words)}, commit {', '.join(commits)}"
 
 
 def aggregate(rows: Sequence[Row]) -> tuple[float, float, int]:
-    """Mean, sample standard deviation (0 for one) and number of values over seeds and draws."""
+    """The mean, the sample standard deviation (0 for a single value) and the number of values."""
     values = [row["value"] for row in rows]
-    return fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values)
+    spread = stdev(values) if len(values) > 1 else 0.0
+    return fmean(values), spread, len(values)
 
 
 def cell(rows: Sequence[Row]) -> str:
-    """`85.1 ± 1.2`, without the spread where there is one value; a dash for none."""
+    """`85.1 ± 1.2`, without the deviation for a single value; a dash for none."""
     if not rows:
         return "–"
     mean, std, n = aggregate(rows)
@@ -121,28 +140,40 @@ def cell(rows: Sequence[Row]) -> str:
 
 
 def pick(rows: Sequence[Row], **want: Any) -> list[Row]:
-    """Rows with these values."""
-    return [row for row in rows if all(row[key] == value for key, value in want.items())]
+    """The rows that have these values."""
+
+    def fits(row: Mapping[str, Any]) -> bool:
+        return all(row[key] == value for key, value in want.items())
+
+    return [row for row in rows if fits(row)]
 
 
 def kinds(rows: Sequence[Row]) -> list[str]:
-    """Kinds of features: the baselines, then the method."""
+    """The kinds of features in some rows: the baselines, then the method."""
     present = {row["features"] for row in rows}
     return [k for k in ORDER if k in present] + sorted(present - set(ORDER))
 
 
 def columns(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
-    """(title, the values that its rows have) of every column; top-5 is beside each top-1 and has none."""
+    """The columns of a group's table: (title, the values that the column's rows have).
+
+    Top-5 accuracies are not shown: they always come with a top-1 accuracy.
+    """
     top1 = pick(rows, metric="top1")
     present = list(dict.fromkeys(row["protocol"] for row in top1 if row["protocol"] != "label_fraction"))
     known = [protocol for protocol in TITLES if protocol in present]
-    out: list[tuple[str, dict[str, Any]]] = [(TITLES[protocol], {"protocol": protocol}) for protocol in known]
     others = [protocol for protocol in present if protocol not in TITLES]
-    out += [(protocol.removeprefix("layer_"), {"protocol": protocol}) for protocol in others]
+
+    out: list[tuple[str, dict[str, Any]]] = []
+    for protocol in known:
+        out.append((TITLES[protocol], {"metric": "top1", "protocol": protocol}))
+    for protocol in others:
+        out.append((protocol.removeprefix("layer_"), {"metric": "top1", "protocol": protocol}))
+
     for k in sorted({row["labels_per_class"] for row in pick(top1, protocol="label_fraction")}):
-        text = f"{k} label{'s' if k > 1 else ''} per class"
-        out.append((text, {"protocol": "label_fraction", "labels_per_class": k}))
-    out = [(text, {"metric": "top1", **want}) for text, want in out]
+        text = "1 label per class" if k == 1 else f"{k} labels per class"
+        out.append((text, {"metric": "top1", "protocol": "label_fraction", "labels_per_class": k}))
+
     for protocol, metric in dict.fromkeys((row["protocol"], row["metric"]) for row in rows):
         if metric not in ("top1", "top5"):
             text = "NMI of clusters with labels" if metric == "nmi" else f"{protocol}, {metric}"
@@ -151,38 +182,50 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def main_table(rows: Sequence[Row]) -> list[list[str]]:
-    """Header and rows: what every protocol found, for every kind of features."""
+    """The table of a group, header first: a row per kind of features, a column per protocol."""
     shown = columns(rows)
     table = [["held-out top-1, %", *(text for text, _ in shown)]]
     for kind in kinds(rows):
-        table.append([name(kind), *(cell(pick(rows, features=kind, **want)) for _, want in shown)])
+        cells = [cell(pick(rows, features=kind, **want)) for _, want in shown]
+        table.append([name(kind), *cells])
     return table
 
 
 def caption(group: Group) -> str:
-    """How the numbers of a group came about."""
-    rows = group.rows
+    """The caption of a group's table: where its numbers come from."""
+    rows: Sequence[Mapping[str, Any]] = group.rows
+    # Clusters are evaluated on the training images.
+    judged: Sequence[Mapping[str, Any]] = pick(group.rows, metric="top1") or group.rows
 
-    def values(key: str, form: str = "", of: Sequence[Row] = rows) -> str:
+    def values(key: str, form: str = "", of: Sequence[Mapping[str, Any]] = rows) -> str:
         return ", ".join(format(value, form) for value in sorted({row[key] for row in of}))
 
+    several = len({row["seed"] for row in rows}) > 1
+    seeds = f"{'seeds' if several else 'seed'} {values('seed')}"
     draws = len({row["draw"] for row in rows if row["labels_per_class"]})
-    few = f", {draws} draws of the labels" if draws else ""
+    if draws:
+        seeds += f" and over {draws} draws of the labels"
+
     packages = []
     for package in ("jax", "flax"):
         found = sorted({row["versions"][package] for row in rows if package in row["versions"]})
-        packages += [f"{package} {' and '.join(found)}"] if found else []
-    judged = pick(rows, metric="top1") or rows  # clusters are judged on the training images
-    return (
-        f"Mean ± standard deviation over seeds {values('seed')}{few}; {values('n', ',', judged)} "
-        f"held-out images; last checkpoint (step {values('step', ',')}); commit {values('commit')}; "
-        f"config {values('config_hash')}; data {values('data_checksum')}; {', '.join(packages)}"
-        f"{repeated(group)}."
-    )
+        if found:
+            packages.append(f"{package} {' and '.join(found)}")
+
+    parts = [
+        f"Mean ± standard deviation over {seeds}",
+        f"{values('n', ',', judged)} held-out images",
+        f"last checkpoint (step {values('step', ',')})",
+        f"commit {values('commit')}",
+        f"config {values('config_hash')}",
+        f"data {values('data_checksum')}",
+        ", ".join(packages),
+    ]
+    return f"{'; '.join(parts)}{repeated(group)}."
 
 
 def repeated(group: Group) -> str:
-    """How many measurements were made again, of what, and how many of the earlier ones had another value."""
+    """How many measurements were replaced, of what, and how many of them had a different value."""
     if not group.replaced:
         return ""
     what = ", ".join(name(kind) for kind in kinds(group.replaced))
@@ -190,22 +233,22 @@ def repeated(group: Group) -> str:
     other = sum(shown[results.same(row)] != row["value"] for row in group.replaced)
     return (
         f"; {len(group.replaced)} earlier measurements ({what}) replaced by later ones, "
-        f"{other} of another value"
+        f"{other} of them with a different value"
     )
 
 
 def measured(
     known: Sequence[Group], match: Mapping[str, Any], row: Mapping[str, Any]
 ) -> tuple[list[Row], str]:
-    """The rows that fill one cell of a paper's table, and what is to be said of the choice.
+    """The rows that fill one cell of a paper's table, and a note on how they were chosen.
 
-    Only runs of the preset with exactly the changes that the table's row asks for count, none where it asks
-    for none. Where the preset itself was another at times, the newest counts, and the note names it.
+    Only runs of the preset count, with exactly the changes that the table's row asks for. If the preset
+    itself has changed between commits, the newest group counts, and the note says so.
 
     Args:
         known: the groups to choose from.
-        match: the values that the rows have.
-        row: of the paper's table: `preset`, unless `match` has it, and perhaps `changed`.
+        match: the values that the measurements must have.
+        row: a row of the paper's table, with `preset` (unless `match` has it) and optionally `changed`.
     """
     wanted = {"preset": row["preset"], **match} if "preset" in row else match
     found = [pick(group.rows, **wanted) for group in known if group.changed == row.get("changed", {})]

@@ -1,0 +1,207 @@
+"""The keys of the data and of the views: `data`, `augment` and `views`. See `keys`."""
+
+from __future__ import annotations
+
+from ssljax.config.rows import (
+    BELOW_ONE,
+    BETWEEN_0_AND_1,
+    COUNT,
+    NATURAL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    UNIT,
+    Key,
+    OneOf,
+    Range,
+    When,
+    above,
+    equal,
+)
+
+# ------------------------------------------------------------------------------------------------------- data
+
+STORED = When("data.source is not digits", lambda read: read("data.source") != "digits")
+FOLDER = When("data.source is folder:PATH", lambda read: read("data.source").startswith("folder:"))
+PART = When("data.label_fraction is below 1", lambda read: read("data.label_fraction") < 1)
+FEW = above("data.labels_per_class", 0) | PART
+
+DATA = (
+    Key("data.source", "", "digits, fashion_mnist, folder:PATH or tfds:NAME"),
+    Key("data.data_dir", "", "folder of the prepared data; empty: the source's default", None, STORED),
+    Key("data.train_split", "train", "stored split, or sub-folder, to train on", None, STORED),
+    Key("data.test_split", "test", "stored split, or sub-folder, to evaluate on", None, STORED),
+    Key(
+        "data.holdout",
+        0.1,
+        "fraction of each class held out for testing if there is no test split",
+        BETWEEN_0_AND_1,
+        FOLDER,
+    ),
+    Key(
+        "data.labels",
+        "folders",
+        "folders: a folder's sub-folders are its classes; none: no labels, images at any depth of the folder",
+        OneOf(("folders", "none")),
+    ),
+    Key(
+        "data.on_bad_image",
+        "error",
+        "error: stop at an unreadable image; skip: leave it out and report it",
+        OneOf(("error", "skip")),
+        STORED,
+    ),
+    Key("data.train_per_class", 0, "use only the first n training images of each class; 0: all", NATURAL),
+    Key("data.label_fraction", 1.0, "fraction of the training images to use, balanced over classes", SHARE),
+    Key("data.labels_per_class", 0, "training images to use per class; 0: label_fraction decides", NATURAL),
+    Key("data.subset_seed", 0, "seed of the draw of that subset", NATURAL, FEW),
+    Key("data.num_classes", 0, "classes; 0: read from the data, otherwise checked against them", NATURAL),
+    Key(
+        "data.num_examples",
+        0,
+        "training images; 0: read from the data, otherwise checked against them",
+        NATURAL,
+    ),
+    Key("data.image_size", 224, "side of the network's input, in pixels", COUNT),
+    Key("data.channels", 3, "3: colour; 1: grey", OneOf((1, 3))),
+    Key(
+        "data.crop_on",
+        "host",
+        "host: tf.data crops to uint8 views; device: the training step crops images held in memory",
+        OneOf(("host", "device")),
+    ),
+    Key(
+        "data.eval_crop",
+        0.875,
+        "fraction of the shorter side kept at evaluation, if image_size is above 32",
+        SHARE,
+    ),
+    Key("data.repeats", 1, "consecutive copies of each image in an epoch, each with its own views", COUNT),
+)
+
+# ----------------------------------------------------------------------------------------------- augmentation
+# These conditions read a view's own recipe: `augment` with what the view overrides.
+
+JITTER = above("augment.jitter_probability", 0)
+BLUR = above("augment.blur_probability", 0)
+SOLARIZE = above("augment.solarize_probability", 0)
+AFFINE = equal("augment.crop", "affine")
+BOX = equal("augment.crop", "tf", "torchvision")
+RESIZED = equal("augment.crop", "tf", "torchvision", "none")
+RANDAUGMENT = equal("augment.policy", "randaugment", "randaugment_plain")
+POLICIES = ("none", "randaugment", "randaugment_plain", "autoaugment_original", "autoaugment_v0")
+
+AUGMENT = (
+    Key(
+        "augment.crop",
+        "torchvision",
+        "tf: sample_distorted_bounding_box; torchvision: RandomResizedCrop; affine: random warp; none",
+        OneOf(("tf", "torchvision", "affine", "none")),
+    ),
+    Key("augment.min_area", 0.08, "smallest area of a crop, as a fraction of the image's", SHARE, BOX),
+    Key("augment.max_area", 1.0, "largest area of a crop, as a fraction of the image's", SHARE, BOX),
+    Key("augment.aspect", (3 / 4, 4 / 3), "smallest and largest width / height of a crop", POSITIVE, BOX),
+    Key(
+        "augment.interpolation",
+        "bicubic",
+        "interpolation that resizes a crop",
+        OneOf(("bicubic", "bilinear")),
+        RESIZED,
+    ),
+    Key(
+        "augment.antialias",
+        False,
+        "antialias host crops and evaluation images; device crops: torchvision always does, tf never",
+    ),
+    Key("augment.flip", True, "mirror horizontally with probability 0.5"),
+    Key("augment.rotate", 0.0, "largest rotation, in degrees", NOT_NEGATIVE, AFFINE),
+    Key("augment.shift", 0.0, "largest shift, as a fraction of the side", NOT_NEGATIVE, AFFINE),
+    Key("augment.zoom", 0.0, "largest relative change of scale", BELOW_ONE, AFFINE),
+    Key("augment.shear", 0.0, "largest shear, in degrees", NOT_NEGATIVE, AFFINE),
+    Key("augment.jitter_probability", 0.0, "probability of colour jitter", UNIT),
+    Key(
+        "augment.jitter_strength",
+        1.0,
+        "strength of the jitter; brightness and contrast vary by 0.8 times this",
+        NOT_NEGATIVE,
+        JITTER,
+    ),
+    Key(
+        "augment.jitter_saturation", 0.8, "saturation varies by this times the strength", NOT_NEGATIVE, JITTER
+    ),
+    Key(
+        "augment.jitter_hue",
+        0.2,
+        "hue varies by this times the strength, as a fraction of the colour circle",
+        NOT_NEGATIVE,
+        JITTER,
+    ),
+    Key(
+        "augment.jitter",
+        "tensorflow",
+        "library whose colour operations are reproduced",
+        OneOf(("tensorflow", "torchvision")),
+        JITTER,
+    ),
+    Key(
+        "augment.jitter_order",
+        "random",
+        "order of the operations; fixed: brightness, contrast, saturation, hue",
+        OneOf(("random", "fixed")),
+        JITTER,
+    ),
+    Key(
+        "augment.brightness",
+        "multiply",
+        "multiply pixels by a random factor, or add a random offset (not with torchvision)",
+        OneOf(("multiply", "add")),
+        JITTER,
+    ),
+    Key("augment.grayscale_probability", 0.0, "probability of conversion to grayscale", UNIT),
+    Key("augment.blur_probability", 0.0, "probability of Gaussian blur", UNIT),
+    Key(
+        "augment.blur_sigma",
+        (0.1, 2.0),
+        "smallest and largest standard deviation of the blur, in pixels",
+        POSITIVE,
+        BLUR,
+    ),
+    Key(
+        "augment.blur_sigma_per",
+        "image",
+        "draw the blur's standard deviation for each image, or once per view for the whole batch",
+        OneOf(("image", "batch")),
+        BLUR,
+    ),
+    Key("augment.blur_border", "zero", "padding at the image border", OneOf(("zero", "reflect")), BLUR),
+    Key("augment.blur_kernel", 0, "taps of the blur kernel; 0: a tenth of the side", NATURAL, BLUR),
+    Key("augment.solarize_probability", 0.0, "probability of solarisation", UNIT),
+    Key("augment.solarize_threshold", 0.5, "pixels from this value on are inverted", UNIT, SOLARIZE),
+    Key("augment.policy", "none", "RandAugment or AutoAugment, applied to the host's crops", OneOf(POLICIES)),
+    Key(
+        "augment.policy_magnitude",
+        9.0,
+        "mean magnitude of RandAugment's operations",
+        Range(0, 10),
+        RANDAUGMENT,
+    ),
+    Key("augment.policy_std", 0.5, "standard deviation of the magnitude", NOT_NEGATIVE, RANDAUGMENT),
+    Key("augment.policy_ops", 2, "operations per image", COUNT, RANDAUGMENT),
+    Key("augment.erasing_probability", 0.0, "probability of random erasing, after normalisation", UNIT),
+    Key("augment.mean", (0.0, 0.0, 0.0), "mean per channel, subtracted from pixels in [0, 1]"),
+    Key(
+        "augment.std",
+        (1.0, 1.0, 1.0),
+        "standard deviation per channel, which pixels are then divided by",
+        POSITIVE,
+    ),
+)
+
+# A view states only what differs from `augment`.
+VIEWS = (
+    Key("views", ("one",), "the views of an image by name, in order; each holds what differs from `augment`"),
+    Key("views.*.size", 0, "side of the view in pixels, instead of data.image_size", COUNT),
+    Key("views.*.count", 1, "number of views of this kind", COUNT),
+    Key("views.*.of", "", "name of the view whose crop this view shares"),
+    *(key._replace(name=key.name.replace("augment.", "views.*.", 1)) for key in AUGMENT),
+)

@@ -1,0 +1,336 @@
+"""The keys of the networks and of the methods: `model`, `head`, `loss`, `queue`, ... See `keys`."""
+
+from __future__ import annotations
+
+from ssljax.config.rows import (
+    ALWAYS,
+    BELOW_ONE,
+    COUNT,
+    NATURAL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UNIT,
+    Key,
+    OneOf,
+    Read,
+    When,
+    above,
+    equal,
+    method,
+    network,
+    other_than,
+)
+
+# --------------------------------------------------------------------------------------------------- networks
+
+DEEPCLUSTER_V1 = method("deepcluster") & equal("clusters.version", 1)
+DEEPCLUSTER_V2 = method("deepcluster") & equal("clusters.version", 2)
+HEADS = method("simclr", "moco", "byol") | DEEPCLUSTER_V2
+FULL_HEADS = method("moco", "byol") | DEEPCLUSTER_V2
+PREDICTOR = method("moco", "byol") & above("predictor.layers", 0)
+DISTILLED = method("deit") & other_than("distill.name", "none")
+
+
+def _norms(read: Read) -> bool:
+    """Whether a head of the run has batch normalisation, as SimCLR's always has."""
+    heads = ["head"] if read("predictor.layers") == 0 else ["head", "predictor"]
+    flags = [f"{head}.{key}" for head in heads for key in ("norm", "last_norm")]
+    return read("method") == "simclr" or any(read(flag) for flag in flags)
+
+
+NORMED = HEADS & When("a head has batch normalisation", _norms)
+
+
+def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
+    """The rows of a network's section.
+
+    Args:
+        section: "model" or "teacher".
+        also: a condition for every row.
+        norms: when heads read the settings of batch normalisation, too; None for a network without heads.
+    """
+
+    def of(*families: str) -> When:
+        return also & network(section, *families) if also.text else network(section, *families)
+
+    any_norm = of("resnet", "alexnet_vgg", "regnet")
+    unbiased = of("resnet", "alexnet_vgg")
+    if norms is not None:
+        any_norm |= norms
+        unbiased |= norms
+    return (
+        Key(
+            f"{section}.name",
+            "resnet50",
+            "backbone: resnet8 to resnet200, regnety_*gf, vit_*, alexnet_bn or vgg16_bn",
+            None,
+            also,
+        ),
+        Key(
+            f"{section}.dtype",
+            "bfloat16",
+            "dtype of the computation; parameters are float32",
+            OneOf(("float32", "bfloat16")),
+            also,
+        ),
+        Key(
+            f"{section}.width",
+            1.0,
+            "multiplier of every layer's width",
+            POSITIVE,
+            of("resnet", "alexnet_vgg"),
+        ),
+        Key(
+            f"{section}.stem",
+            "imagenet",
+            "imagenet: 7x7 convolution of stride 2 and max-pool; cifar: one 3x3 convolution of stride 1",
+            OneOf(("imagenet", "cifar")),
+            of("resnet"),
+        ),
+        Key(
+            f"{section}.shortcut",
+            "simclr",
+            "simclr: a projection in the first block of every group; torchvision: only where shapes change, "
+            "and unbiased running variances",
+            OneOf(("simclr", "torchvision")),
+            unbiased,
+        ),
+        Key(f"{section}.sk_ratio", 0.0, "ratio of the selective kernels; 0: none", UNIT, of("resnet")),
+        Key(
+            f"{section}.sobel",
+            False,
+            "replace the colours of the input by Sobel edges",
+            None,
+            of("resnet", "alexnet_vgg"),
+        ),
+        Key(
+            f"{section}.bn_momentum",
+            0.9,
+            "decay of batch normalisation's running statistics; PyTorch's 0.1 is 0.9 here",
+            UNIT,
+            any_norm,
+        ),
+        Key(
+            f"{section}.bn_epsilon", 1e-5, "added to the variance in batch normalisation", POSITIVE, any_norm
+        ),
+        Key(
+            f"{section}.remat",
+            "none",
+            "what the backward pass recomputes; blocks: all but each block's input; "
+            "dots (ViT): all but matrix products",
+            OneOf(("none", "blocks", "dots")),
+            of("resnet", "regnet", "vit"),
+        ),
+        Key(f"{section}.patch", 16, "side of a patch, in pixels", COUNT, of("vit")),
+        Key(
+            f"{section}.positions",
+            "learned",
+            "position embedding: learned, or fixed sines and cosines",
+            OneOf(("learned", "sincos")),
+            of("vit"),
+        ),
+        Key(
+            f"{section}.scheme",
+            "deit",
+            "paper whose initialisation is used",
+            OneOf(("deit", "moco_v3")),
+            of("vit"),
+        ),
+        Key(
+            f"{section}.frozen_patch",
+            False,
+            "keep the patch projection at its random initialisation",
+            None,
+            of("vit"),
+        ),
+        Key(f"{section}.scan", False, "loop over the blocks: compiles faster, runs slower", None, of("vit")),
+        Key(f"{section}.distillation", False, "add a distillation token to the class token", None, of("vit")),
+        Key(
+            f"{section}.drop_path",
+            0.0,
+            "stochastic-depth rate of the last block; grows linearly from 0 in the first",
+            BELOW_ONE,
+            of("vit", "regnet"),
+        ),
+        Key(
+            f"{section}.dropout",
+            0.0,
+            "dropout rate: throughout a ViT, before the fully connected layers of AlexNet and VGG",
+            BELOW_ONE,
+            of("vit", "alexnet_vgg"),
+        ),
+    )
+
+
+NETWORKS = (
+    *_network("model", ALWAYS, NORMED),
+    *_network("teacher", DISTILLED, None),
+)
+
+# ---------------------------------------------------------------------------------------------------- methods
+
+SCHEMES = OneOf(("uniform", "truncated_normal", "normal_0.01"))
+
+
+def _head(section: str, layers: int, when: When, sized: When, full: When) -> tuple[Key, ...]:
+    """The rows of a projector or predictor.
+
+    Args:
+        section: "head" or "predictor".
+        layers: the default number of layers.
+        when: when that number is read.
+        sized: when the width of the layers is read.
+        full: when the rest is read.
+    """
+    return (
+        Key(f"{section}.layers", layers, "number of linear layers", NATURAL, when),
+        Key(f"{section}.hidden", 0, "width of the hidden layers; 0: as wide as the input", NATURAL, sized),
+        Key(f"{section}.hidden_bias", False, "bias in the hidden layers", None, full),
+        Key(f"{section}.last_bias", False, "bias in the last layer", None, full),
+        Key(f"{section}.norm", True, "batch normalisation after the hidden layers", None, full),
+        Key(
+            f"{section}.last_norm",
+            False,
+            "batch normalisation after the last layer, without scale and offset",
+            None,
+            full,
+        ),
+        Key(f"{section}.scheme", "uniform", "initialisation of the kernels", SCHEMES, full),
+    )
+
+
+TARGET = method("moco", "byol")
+QUEUE = method("moco") & above("queue.size", 0)
+LLOYD = DEEPCLUSTER_V1 & equal("clusters.algorithm", "lloyd")
+SOFT = method("deit") & equal("distill.name", "soft")
+TWO_TOKENS = method("deit") & network("model", "vit") & equal("model.distillation", True)
+
+METHOD = (
+    *_head("head", 2, HEADS, HEADS, FULL_HEADS),
+    Key("head.dim", 128, "dimension of the embeddings", COUNT, HEADS),
+    *_head("predictor", 0, TARGET, PREDICTOR, PREDICTOR),
+    Key("loss.temperature", 0.1, "temperature of the similarities", POSITIVE, method("simclr", "moco")),
+    Key("loss.symmetric", False, "contrast in both directions, with twice the keys", None, QUEUE),
+    Key(
+        "online_probe",
+        False,
+        "train a linear classifier on stop-gradient features beside the network",
+        None,
+        method("simclr", "byol"),
+    ),
+    Key("zero_init_residual", True, "start the last scale of each residual branch at 0", None, TARGET),
+    Key("queue.size", 65536, "keys in the queue; 0: negatives from the batch", NATURAL, method("moco")),
+    Key("target.momentum", 0.99, "momentum of the target encoder, at the start of training", UNIT, TARGET),
+    Key(
+        "target.schedule",
+        "constant",
+        "constant momentum, or cosine: it rises to 1",
+        OneOf(("constant", "cosine")),
+        TARGET,
+    ),
+    Key(
+        "target.init",
+        "independent",
+        "independent: the target has its own random initialisation; copy: it starts as a copy",
+        OneOf(("independent", "copy")),
+        method("byol"),
+    ),
+    Key(
+        "bn.groups",
+        1,
+        "groups of images with their own batch statistics; 1: statistics of the whole batch",
+        COUNT,
+        method("moco"),
+    ),
+    Key("bn.shuffle", False, "shuffle the keys over the groups", None, QUEUE),
+    Key("clusters.version", 1, "version of DeepCluster", OneOf((1, 2)), method("deepcluster")),
+    Key(
+        "clusters.k",
+        1000,
+        "number of clusters; about ten times the expected number of classes",
+        COUNT,
+        method("deepcluster"),
+    ),
+    Key("clusters.every", 1, "epochs between clusterings", COUNT, method("deepcluster")),
+    Key("clusters.iterations", 20, "iterations of k-means", COUNT, LLOYD | DEEPCLUSTER_V2),
+    Key("clusters.dim", 256, "number of components that the whitening keeps", COUNT, DEEPCLUSTER_V1),
+    Key(
+        "clusters.algorithm",
+        "lloyd",
+        "lloyd: all features at once; minibatch: for features that do not fit in memory",
+        OneOf(("lloyd", "minibatch")),
+        DEEPCLUSTER_V1,
+    ),
+    Key(
+        "clusters.repair",
+        "faiss",
+        "repair of empty clusters: as faiss does, as DeeperCluster does (additive), or none",
+        OneOf(("faiss", "additive", "none")),
+        DEEPCLUSTER_V1,
+    ),
+    Key(
+        "clusters.sampler",
+        "uniform",
+        "uniform: draw images evenly over clusters; weights: weight the loss instead; none: neither",
+        OneOf(("uniform", "weights", "none")),
+        DEEPCLUSTER_V1,
+    ),
+    Key(
+        "clusters.distinct",
+        0,
+        "number of distinct initial centroids, the other clusters start empty; 0: all are distinct",
+        NATURAL,
+        LLOYD,
+    ),
+    Key(
+        "clusters.shuffled",
+        False,
+        "negative control: permute the cluster labels over the images",
+        None,
+        DEEPCLUSTER_V1,
+    ),
+    Key("clusters.heads", 3, "number of sets of prototypes", COUNT, DEEPCLUSTER_V2),
+    Key(
+        "clusters.temperature", 0.1, "temperature of the similarities to prototypes", POSITIVE, DEEPCLUSTER_V2
+    ),
+    Key(
+        "mix.mixup_alpha",
+        0.0,
+        "alpha of mixup's Beta(alpha, alpha); 0: no mixup",
+        NOT_NEGATIVE,
+        method("deit"),
+    ),
+    Key(
+        "mix.cutmix_alpha",
+        0.0,
+        "alpha of CutMix's Beta(alpha, alpha); 0: no CutMix; with mixup: one of the two per batch, at random",
+        NOT_NEGATIVE,
+        method("deit"),
+    ),
+    Key("mix.label_smoothing", 0.0, "probability spread over all classes", BELOW_ONE, method("deit")),
+    Key("distill.name", "none", "kind of distillation", OneOf(("none", "soft", "hard")), method("deit")),
+    Key("distill.teacher", "", "an earlier stage's name or a run's folder", None, DISTILLED),
+    Key("distill.alpha", 0.5, "weight of the teacher's part of the loss", UNIT, DISTILLED),
+    Key("distill.temperature", 3.0, "temperature of both softmaxes", POSITIVE, SOFT),
+    Key(
+        "distill.normalization",
+        "code",
+        "code: divide the KL divergence by the number of classes, too; paper: do not",
+        OneOf(("code", "paper")),
+        SOFT,
+    ),
+    Key(
+        "inference",
+        "code",
+        "how two heads are averaged: code, their logits; paper, their probabilities",
+        OneOf(("code", "paper")),
+        TWO_TOKENS,
+    ),
+    Key(
+        "ema.decay",
+        0.0,
+        "decay of the weights' moving average, which is evaluated instead of them; 0: none",
+        UNIT,
+        method("deit"),
+    ),
+)
