@@ -7,6 +7,9 @@ self-contained DIR/report.html, and replaces the part between the two `report` c
 No measured number is typed by hand: a row that was not run names the command that fills it. Runs of one
 preset with different settings get separate tables, titled by what differs. Every measurement is shown, or
 counted where a later one replaced it.
+
+`ssljax report experiments` reads experiments/methods.json instead, and writes the table of methods, one line
+each, between the `report` comments of the README beside that folder (see `pictures/overview.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from numpy.lib.npyio import NpzFile
 from ssljax import results
 from ssljax.config import flat
 from ssljax.pictures import figures
+from ssljax.pictures.overview import overview
 from ssljax.pictures.page import Block, markdown, page, renew, terminal
 from ssljax.pictures.paper import paper_blocks
 from ssljax.pictures.tables import Group, aggregate, caption, groups, kinds, main_table, newest, pick
@@ -267,6 +271,19 @@ def report(folder: Path) -> list[Path]:
     return [folder / "report.html", folder / "report.md", *pictures]
 
 
+def report_methods(folder: Path) -> list[Path]:
+    """Writes the table of methods into the README beside the folder of experiments, and prints it.
+
+    Returns:
+        The file it wrote.
+    """
+    table = overview(folder)
+    readme = folder.resolve().parent / "README.md"
+    renew(readme, markdown([table]))
+    print(terminal(table.content))
+    return [readme]
+
+
 def main(argv: list[str] | None = None) -> None:
     """`ssljax report DIR`."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -275,8 +292,9 @@ def main(argv: list[str] | None = None) -> None:
             "usage: ssljax report DIR, where DIR holds the results.jsonl of `ssljax evaluate`, "
             "e.g. experiments/simclr"
         )
+    folder = Path(words[0])
     try:
-        files = report(Path(words[0]))
+        files = report_methods(folder) if (folder / "methods.json").exists() else report(folder)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"ssljax report: {error}") from error
     print("\n" + "\n".join(str(file) for file in files))

@@ -13,6 +13,7 @@ from configs.simclr import PRESETS
 from ssljax import report, results
 from ssljax.config import leaves
 from ssljax.pictures import figures, gallery, page, paper, tables
+from ssljax.pictures.overview import overview
 
 ROOT = Path(__file__).parent.parent
 
@@ -504,3 +505,40 @@ def test_a_papers_row_asks_for_what_its_command_changes(experiment):
                 assert row.get("changed", {}) == results.changed(real, flat.get("stages", ())), row["name"]
                 asked += 1
     assert asked
+
+
+# --------------------------------------------------------------------------------------- the table of methods
+
+
+def test_the_readmes_table_of_methods_is_the_one_of_the_results():
+    """And one line of it by hand: SimCLR's kNN on the digits over three seeds, and the paper's 69.3."""
+    table = overview(ROOT / "experiments")
+    assert page.markdown([table]).strip() in (ROOT / "README.md").read_text()
+    (line,) = [row for row in table.content if row[0].startswith("[SimCLR]")]
+    rows = results.read(ROOT / "experiments/simclr/results.jsonl")
+    wanted = {"preset": "digits", "features": "simclr", "protocol": "knn", "metric": "top1", "changed": {}}
+    last = {row["seed"]: row["value"] for row in rows if all(row[key] == wanted[key] for key in wanted)}
+    values = np.array([last[seed] for seed in (0, 1, 2)])
+    assert line[1] == f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+    assert line[4:6] == ["69.3", "not run"]
+
+
+def test_a_headline_that_is_in_no_paper_is_refused(tmp_path):
+    (tmp_path / "methods.json").write_text(
+        json.dumps(
+            [
+                {
+                    "name": "SimCLR",
+                    "read": "",
+                    "experiment": "simclr",
+                    "features": "simclr",
+                    "preset": "digits",
+                    "headline": {"table": "linear_imagenet", "row": "SimCLRR", "column": "top-1 %"},
+                }
+            ]
+        )
+    )
+    (tmp_path / "simclr").symlink_to(ROOT / "experiments" / "simclr")
+    (tmp_path.parent / "README.md").write_text(f"{page.BEGIN}\n{page.END}\n")
+    with pytest.raises(SystemExit, match="no table 'linear_imagenet' with a row 'SimCLRR'"):
+        report.main([str(tmp_path)])

@@ -213,7 +213,7 @@ def caption(group: Group) -> str:
             packages.append(f"{package} {' and '.join(found)}")
 
     parts = [
-        f"Mean ± standard deviation over {seeds}",
+        f"Mean ± standard deviation over {seeds}" if several or draws else f"Seed {values('seed')}",
         f"{values('n', ',', judged)} held-out images",
         f"last checkpoint (step {values('step', ',')})",
         f"commit {values('commit')}",
