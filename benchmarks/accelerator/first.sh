@@ -4,7 +4,8 @@
 #   OUT=FOLDER [COMMIT=ID] [PYTHON=python3] bash benchmarks/accelerator/first.sh [SECONDS [LINE...]]
 #
 # Runs the lines in order until SECONDS (default 530) are over; each has a limit of its own, so that one that
-# hangs does not take the time of the others. Without names: digits and the five rows. Further lines: same_numbers.
+# hangs does not take the time of the others. Without names: digits and the five rows. Further lines: same_numbers,
+# augmentation.
 # Writes to FOLDER as it goes: log.txt, throughput.jsonl, digits_metrics.jsonl, digits_results.jsonl.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -77,6 +78,10 @@ for line in "${wanted[@]}"; do
       limited digits-evaluate 60 "$PYTHON" -m ssljax evaluate "${flags[@]}" --protocols knn,linear
       cp "$WORK/digits/metrics.jsonl" "$OUT/digits_metrics.jsonl"
       cp "$WORK/digits/results.jsonl" "$OUT/digits_results.jsonl"
+      ;;
+    augmentation)
+      limited augmentation 120 "$PYTHON" -m benchmarks.accelerator.augmentation --out "$OUT" \
+        --commit "${COMMIT:-}" ${TOY:+--toy}
       ;;
     same_numbers)
       limited same_numbers 150 "$PYTHON" -m benchmarks.accelerator.same_numbers --out "$OUT" \
