@@ -69,6 +69,11 @@ class Theirs:
             found = []
         return [*found, NAN, NAN, NAN][:3]
 
+    def end(self) -> None:
+        """Ends the process and frees its memory on the device; all numbers are there."""
+        self.process.process.kill()
+        self.process.process.wait()
+
 
 def start_torch(python: str, flags: list[str]) -> tuple[Theirs | None, dict[str, list[float]]]:
     """The process, prepared, and what it said of each kind: seconds to prepare, parameters."""
@@ -210,7 +215,7 @@ def plain_part(flags: argparse.Namespace, batch: int) -> tuple[Ours, float, dict
                 sides[f"torch {kind}"] = lambda kind=kind: their_turn(kind)
     turns = alternate(sides, flags.rounds)
     if theirs is not None:
-        theirs.process.close()
+        theirs.end()
 
     found = {f"torch {kind}": answer for kind, answer in seen.items()}
     parameters = {"ssljax": step.parameters, **{f"torch {k}": v[1] for k, v in prepared.items()}}
