@@ -84,7 +84,7 @@ for line in "${wanted[@]}"; do
         --commit "${COMMIT:-}" ${TOY:+--toy}
       ;;
     same_numbers)
-      limited same_numbers 150 "$PYTHON" -m benchmarks.accelerator.same_numbers --out "$OUT" \
+      limited same_numbers 230 "$PYTHON" -m benchmarks.accelerator.same_numbers --out "$OUT" \
         --commit "${COMMIT:-}"
       ;;
     *)
