@@ -114,17 +114,21 @@ def versions(python: str, packages: tuple[str, ...]) -> dict[str, str]:
     code = "import importlib.metadata as m, json, sys\n"
     code += "there = {d.name: d.version for d in m.distributions() if d.name in sys.argv[1:]}\n"
     code += "print(json.dumps(there))"
-    asked = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, check=False)
-    return json.loads(asked.stdout) if asked.returncode == 0 else {}
+    try:
+        asked = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return json.loads(asked.stdout)
 
 
 def done(file: Path, line: dict[str, Any]) -> set[str]:
-    """The parts that the file has for this row, batch, commit and device."""
+    """The parts that the file has for this row, batch, commit and device; ssljax alone is no comparison."""
     same = ("question", "row", "batch", "toy", "commit", "device")
     if not file.exists():
         return set()
     lines = [json.loads(text) for text in file.read_text().splitlines() if text.strip()]
-    return {there["part"] for there in lines if all(there[key] == line[key] for key in same)}
+    mine = [there for there in lines if all(there[key] == line[key] for key in same)]
+    return {there["part"] for there in mine if len(there["turns"]) > 1}
 
 
 def figures(turns: dict[str, list[float]], images: int, flops: int, peak: float) -> dict[str, Any]:
