@@ -63,7 +63,9 @@ there = {d.name.lower(): d.version for d in m.distributions()}
 names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "torch", "torchvision", "timm")
 print(sys.version.split()[0], {name: there.get(name) or there.get(name.replace("-", "_")) for name in names})
 import jax
-print(jax.devices(), jax.devices()[0].device_kind)'
+print(jax.devices(), jax.devices()[0].device_kind)
+sys.exit(jax.default_backend() == "cpu" and not sys.argv[1:])' ${TOY:+toy} ||
+  { say "JAX sees no accelerator here: nothing is measured"; exit 1; }
 nvidia-smi --query-gpu=name,memory.total,memory.used,driver_version,clocks.sm,clocks.max.sm --format=csv 2>&1 |
   tee -a "$LOG"
 
@@ -88,7 +90,7 @@ for line in "${wanted[@]}"; do
         --commit "${COMMIT:-}"
       ;;
     *)
-      limited "$line" "${ROW_SECONDS:-170}" "$PYTHON" -m benchmarks.accelerator.throughput --row "$line" \
+      limited "$line" "${ROW_SECONDS:-200}" "$PYTHON" -m benchmarks.accelerator.throughput --row "$line" \
         --out "$OUT" --commit "${COMMIT:-}" --budget "${BUDGET:-130}" ${TOY:+--toy} ${ROW_FLAGS:-}
       ;;
   esac
