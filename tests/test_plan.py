@@ -279,12 +279,12 @@ def made_up(**changes):
 def test_a_full_effort_estimate_is_a_range_and_says_what_it_is():
     text = plan.show(made_up())
     assert (
-        "50 to 140 ms a step: 81,920 images/s, 0.5 h to 29,257 images/s, 1.4 h" in text
+        "50 to 140 ms per step: 81,920 images/s, 0.5 h to 29,257 images/s, 1.4 h" in text
     )  # 70 / 1.4, 70 / 0.5; 36,000 steps
     assert "at most 256,000 images/s, 0.16 h" in text and "not a measurement" in text and "all on v3" in text
-    assert "peak 4.00 GiB of 16.00 GiB a chip" in text and "XLA counts 0.99 of it" in text
-    assert "16 ms a step, matrix products at peak; 61 ms if the HBM traffic is right: bound by memory" in text
-    assert "all-reduce bf16: 2, 6.00 MB a chip and step" in text
+    assert "peak 4.00 GiB of 16.00 GiB per chip" in text and "XLA counts 0.99 of it" in text
+    assert "16 ms per step, matrix products at peak; 61 ms if the HBM traffic is right: bound by memory" in text
+    assert "all-reduce bf16: 2, 6.00 MB per chip and step" in text
     assert "estimate" not in plan.show(made_up(effort="low", static_ms=0.0)), (
         "at low effort the schedule means nothing"
     )
