@@ -28,8 +28,8 @@ def test_operations_are_added_up_by_kind_and_others_left_out():
 def test_a_run_is_recorded_and_says_what_it_was_spent_on(tmp_path, capsys):
     train.main(flags(tmp_path, "--profile=3"))
     printed = capsys.readouterr().out
-    assert "profile of 3 steps" in printed and "ms a step" in printed, printed
-    assert "conv" in printed.split("ms a step")[1], printed
+    assert "profile of 3 steps" in printed and "ms per step" in printed, printed
+    assert "conv" in printed.split("ms per step")[1], printed
     assert list((tmp_path / "profile" / "plugins" / "profile").glob("*/*.xplane.pb"))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(0.0 <= row["input_bound"] <= 1.0 for row in rows if "input_bound" in row)
