@@ -1,4 +1,4 @@
-"""Agreement of a network's own labels of its training images with the true ones (DeepCluster, section 4.1)."""
+"""Agreement of the labels that a network gave its training images with the true ones (DeepCluster, 4.1)."""
 
 from __future__ import annotations
 
