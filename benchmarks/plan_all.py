@@ -166,7 +166,7 @@ def page() -> str:
         for topology in topologies:
             line = lines.get(key(config, topology))
             if line:
-                images = len(plan.known_split(config, 0))
+                images = plan.known_facts(config, 0).num_examples
                 rows.append(cells(name, line, optim.train_steps(images, config.epochs, config.batch_size)))
 
     versions = [line["versions"] for line in lines.values()]
