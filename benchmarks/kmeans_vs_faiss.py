@@ -1,7 +1,7 @@
 """k-means of ssljax against faiss-cpu, in alternation on the same cores.
 
-    python -m benchmarks.kmeans_vs_faiss --faiss-python PATH/TO/python [--rows 100000] [--threads 1] [--rounds
-    3]
+    python -m benchmarks.kmeans_vs_faiss --faiss-python PATH/TO/python \\
+        [--rows 100000] [--threads 1] [--rounds 3]
 
 Measures seconds, seconds of CPU time, and the objective that each ends with. Both run 20 iterations from
 random rows and a last assignment of all rows, in 256 dimensions with 1000 clusters, which is what DeepCluster

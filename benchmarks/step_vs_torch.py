@@ -1,7 +1,7 @@
 """One training step of the same network in eager PyTorch and in ssljax, alternating on one core and thread.
 
-    python -m benchmarks.step_vs_torch --torch-python PATH/TO/python [--rounds 3] [--nets
-    resnet18,small_cnn,vit]
+    python -m benchmarks.step_vs_torch --torch-python PATH/TO/python \\
+        [--rounds 3] [--nets resnet18,small_cnn,vit]
 
     resnet18     torchvision's with the CIFAR stem, 32 pixels, batch 16
     small_cnn    a ResNet-10 of base width 16 with the CIFAR stem, 32 pixels, batch 128

@@ -203,8 +203,7 @@ def program_on(slice_: Slice, config: ConfigDict, images: int = 0) -> Program:
 
     Raises:
         ValueError: the batch does not split over the devices, libtpu refuses the shape, or the size of the
-            data
-            set is not known.
+            data set is not known.
         ModuleNotFoundError: libtpu is not installed.
     """
     facts = known_facts(config, images)

@@ -362,8 +362,7 @@ def open_run(config: ConfigDict, facts: Facts, workdir: str) -> Evaluated:
     Args:
         config: the run's stage; its data and evaluation settings may be others than in training.
         facts: the facts of the data that the run was trained on, if known (see `RunFolder`); otherwise those
-            of
-            the data at hand.
+            of the data at hand.
         workdir: the folder of the stage.
 
     Raises:
@@ -404,9 +403,8 @@ def switched_on(state: TrainState) -> TrainState:
     """Set all scales of the normalisation layers to one, so that every residual branch is switched on.
 
     The last scale of each branch starts at zero. That helps training but leaves only the shortcuts of an
-    untrained
-    network: on digits its kNN accuracy is 48 % instead of 64 %, and a baseline should be as good as it can
-    be.
+    untrained network: on digits its kNN accuracy is 48 % instead of 64 %, and a baseline should be as good
+    as it can be.
     """
     return state.replace(params=models.unit_gains(state.params))
 
@@ -465,8 +463,7 @@ def use_compilation_cache(workdir: str) -> None:
     """Keep compiled programs beside the run's folder, so that a second start compiles nothing.
 
     The cache is off on several CPU devices: there a program from the cache starts its collectives in any
-    order and
-    waits forever (jaxlib 0.10.2).
+    order and waits forever (jaxlib 0.10.2).
     """
     if jax.default_backend() == "cpu" and sharding.make_mesh().devices.size > 1:
         jax.config.update("jax_enable_compilation_cache", False)

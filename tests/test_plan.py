@@ -454,8 +454,7 @@ class TestCompiled:
         """The two counts agree within a tenth on photographs.
 
         On digits of 16 pixels, much of a convolution is padding, which XLA leaves out. Of DeiT's two ways of
-        mixing a
-        step takes one, and XLA counts both, which is much beside so small a transformer.
+        mixing a step takes one, and XLA counts both, which is much beside so small a transformer.
         """
         name, figures, _ = step
         mixes = name == "deit-digits"

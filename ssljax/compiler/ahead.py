@@ -175,8 +175,7 @@ def needed_bytes(message: str) -> int:
     """The memory that a program would need that does not fit, read from the compiler's message.
 
     The message says "Used 25.92G of 15.75G hbm", or "memory required for HLO temporaries (25.92G) exceeds
-    available
-    HBM (15.75G)".
+    available HBM (15.75G)".
 
     Returns:
         Bytes; 0 if the message does not say.

@@ -230,9 +230,8 @@ def executed(module: Module) -> Iterator[tuple[Instruction, int]]:
     """Every scheduled instruction, and how often it runs in a step.
 
     A fusion is one instruction. Of the branches of a condition the cheapest is taken to run, because the
-    library
-    uses conditions for what is measured at logged steps only. A loop whose length is not in the text counts
-    once.
+    library uses conditions for what is measured at logged steps only. A loop whose length is not in the text
+    counts once.
     """
 
     def length(name: str) -> int:

@@ -31,11 +31,9 @@ class Bench(NamedTuple):
             label per image.
         features: source -> its features, in its order; `train` and `test` are encoded once.
         maps: (source, layer, reduce) -> features of a layer, whose map [B, h, w, C] `reduce` turns into [B,
-            D].
-            None for pixels.
+            D]. None for pixels.
         predictions: source -> {name: logits float32 [N, classes]} of the run's own heads, in its order. None
-            if
-            it has no heads.
+            if it has no heads.
         assignment: int32 [ids], the cluster of every training image, -1 for none. None if the method has no
             clusters, or if the run was not trained on `train`.
     """

@@ -46,8 +46,7 @@ def knn(
 
     Returns:
         `top1` and, with more than five classes, `top5` in percent; `n`, the number of test images. Like
-        DINO's,
-        `top5` looks at the first min(5, k) classes.
+        DINO's, `top5` looks at the first min(5, k) classes.
 
     Raises:
         ValueError: k or the temperature is not positive, or features and labels do not fit together.
@@ -79,13 +78,11 @@ def nearest(train_features: np.ndarray, test_features: np.ndarray, k: int) -> tu
     """The k most similar training images of each test image, found exactly, the most similar first.
 
     The training features are split over the devices. Each device finds its own k nearest, and the nearest of
-    these
-    are the answer.
+    these are the answer.
 
     Returns:
         Cosine similarities float32 [N, k] and train indices int32 [N, k], with k at most the number of
-        training
-        images.
+        training images.
     """
     n = len(train_features)
     k = min(k, n)
@@ -145,8 +142,7 @@ def _vote(similarity: jax.Array, labels: jax.Array, temperature: float, num_clas
     """Classes from most to fewest votes, int32 [Q, min(5, num_classes)].
 
     Weights are relative to that of the nearest neighbour. This changes no order and cannot overflow at a
-    small
-    temperature.
+    small temperature.
     """
     weight = jnp.exp((similarity - similarity[:, :1]) / temperature)
     row = jnp.arange(labels.shape[0])[:, None]

@@ -36,9 +36,8 @@ def label_fraction(
 ) -> Iterator[dict[str, Any]]:
     """Accuracy with k labels per class, for each k in `counts` and each draw.
 
-    Draw d labels the images `sampler.subset(labels, per_class=k, seed=d)`. They are the same images for every
-    kind
-    of feature and every run, and the images of a smaller k are among those of a larger one.
+    Draw d labels the images `sampler.subset(labels, per_class=k, seed=d)`. They are the same images for
+    every kind of feature and every run, and the images of a smaller k are among those of a larger one.
 
     Args:
         train_features, test_features: [N, D]; standardised here.
@@ -50,8 +49,7 @@ def label_fraction(
 
     Yields:
         `labels_per_class`, `draw`, `top1` and, with more than five classes, `top5` in percent; `n`, the
-        number of
-        test images.
+        number of test images.
 
     Raises:
         ValueError: a class has fewer than k images.

@@ -1,15 +1,12 @@
 """Linear probes on cached features of centre crops. The encoder is not involved, so it cannot change.
 
     lbfgs   multinomial logistic regression, mean loss + lambda/2 |W|^2, bias unpenalised (SimCLR's transfer
-            protocol, after Kornblith et al. 2019); lambda is chosen on held-out training images, then the fit
-            is
-            repeated on all of them
+            protocol, after Kornblith et al. 2019); lambda is chosen on held-out training images, then the
+            fit is repeated on all of them
     sgd     one linear layer, Nesterov momentum 0.9, learning rate 0.1 B/256, 90 epochs, cosine to zero, no
             warm-up, no weight decay (SimCLR, section 2.3 and appendix B.6), W ~ N(0, 0.01). The paper trains
-            on
-            random crops and flips. Cached features are those of the centre crop, so this is the cheap form,
-            and
-            its results are named `linear_sgd_cached`
+            on random crops and flips. Cached features are those of the centre crop, so this is the cheap
+            form, and its results are named `linear_sgd_cached`
 
 For lbfgs, features are centred and each channel is divided by its standard deviation over the training
 images, so that the same lambda means the same for every network. The pixels of an image are one or three
@@ -69,8 +66,7 @@ def lbfgs(
 
     Returns:
         `top1` and, with more than five classes, `top5` in percent; `n`, the number of test images; `l2` as
-        used;
-        `converged`.
+        used; `converged`.
     """
     check(train_features, train_labels, test_features, test_labels, num_classes)
     train = standardise(train_features, train_features, channels)
@@ -89,8 +85,7 @@ def standardise(features: np.ndarray, reference: np.ndarray, channels: int = 0) 
         features: [N, D].
         reference: [M, D].
         channels: C for features that are flattened images [H, W, C], which have one deviation per channel; 0
-            if
-            each dimension is a channel of its own.
+            if each dimension is a channel of its own.
 
     Returns:
         float64 [N, D].
@@ -216,8 +211,7 @@ def sgd(
         train_labels, test_labels: int [N].
         num_classes: labels are 0..num_classes-1.
         batch_size: B in the learning rate 0.1 B/256; all images if there are fewer. The last, incomplete
-            batch is
-            dropped.
+            batch is dropped.
         epochs: 90 in the paper.
         seed: the seed of W and of the order.
 

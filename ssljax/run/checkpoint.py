@@ -33,8 +33,7 @@ class Checkpoints:
             best: a metric; the checkpoint with its highest value is kept as well. "" keeps none for its
                 value.
             read_only: for reading from a run that may still be training. Nothing is created, moved or
-                deleted,
-                and an unfinished checkpoint is left as it is.
+                deleted, and an unfinished checkpoint is left as it is.
         """
         folder = workdir if "://" in workdir else os.path.abspath(workdir)
         self.directory = epath.Path(folder) / "checkpoints"
@@ -63,8 +62,7 @@ class Checkpoints:
         """Start writing `state`, and return once its arrays are copied from the devices.
 
         A step that already has a checkpoint is skipped. Of the metrics, only the one that decides which
-        checkpoint
-        is best is stored; if it has not been measured yet, it counts as the worst value.
+        checkpoint is best is stored; if it has not been measured yet, it counts as the worst value.
         """
         step = int(state.step)
         decisive = {self._best: metrics.get(self._best, UNMEASURED)} if self._best else None
@@ -98,8 +96,7 @@ class Checkpoints:
         """The newest readable checkpoint without its optimizer state.
 
         The backbone must be that of `like`. Every other leaf has the shape that it has in the checkpoint,
-        because a
-        head or labels may belong to other data.
+        because a head or labels may belong to other data.
 
         Args:
             like: `jax.ShapeDtypeStruct`s with shardings; its `opt_state` is ignored.

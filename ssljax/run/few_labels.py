@@ -33,8 +33,7 @@ def supervised(config: ConfigDict, source: Source, test: Source) -> Iterator[Mea
     """Train the run's network from scratch on k labels per class alone, for each k and draw.
 
     The labelled images are those that `label_fraction` draws. They are repeated to the same number for every
-    k, so
-    that one compiled step serves all.
+    k, so that one compiled step serves all.
 
     Args:
         config: the config of the run.
@@ -102,8 +101,7 @@ def supervised_config(config: ConfigDict, batch_size: int, epochs: int) -> Confi
     """The run's config made supervised.
 
     The network, the data and the crops stay. Colours are not augmented, and the optimizer is SGD with
-    Nesterov
-    momentum and a cosine schedule.
+    Nesterov momentum and a cosine schedule.
     """
     c = config.copy_and_resolve_references().unlock()
     c.method = "supervised"

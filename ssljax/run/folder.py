@@ -57,8 +57,7 @@ class RunFolder:
 
         Raises:
             ValueError: the folder holds a run of another config (names the first settings that differ), or
-                each
-                host has a folder of its own.
+                each host has a folder of its own.
         """
         self.path = epath.Path(workdir)
         self.path.mkdir(parents=True, exist_ok=True)

@@ -49,10 +49,8 @@ def fit(
     """Train to the end and return the final state.
 
     The order within a step is: update, log, evaluate, refresh, checkpoint. A method that refreshes also does
-    so
-    before the first step. A checkpoint holds what the refresh found, so a resumed run does not repeat it.
-    There is
-    no refresh if less than an epoch is left to learn from it.
+    so before the first step. A checkpoint holds what the refresh found, so a resumed run does not repeat it.
+    There is no refresh if less than an epoch is left to learn from it.
 
     Args:
         program: from `build`.
