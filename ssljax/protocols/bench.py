@@ -30,8 +30,8 @@ class Bench(NamedTuple):
             load("test", source="tfds:imagenet2012_corrupted/fog_3"); its `targets` hold anything beyond one
             label per image.
         features: source -> its features, in its order; `train` and `test` are encoded once.
-        maps: (source, layer, reduce) -> features of a layer, whose map [B, h, w, C] `reduce` turns into [B,
-            D]. None for pixels.
+        maps: (source, layer, reduce) -> features of a layer: `reduce` turns its map [B, h, w, C] into [B, D].
+            None for pixels.
         predictions: source -> {name: logits float32 [N, classes]} of the run's own heads, in its order. None
             if it has no heads.
         assignment: int32 [ids], the cluster of every training image, -1 for none. None if the method has no
@@ -56,9 +56,8 @@ class Bench(NamedTuple):
 
     def unlabelled(self, protocol: str) -> str:
         """Why a protocol that needs labels cannot judge these splits; "" if it can."""
-        return unlabelled(self.train.labels, protocol, self.train.split) or unlabelled(
-            self.test.labels, protocol, self.test.split
-        )
+        reasons = [unlabelled(split.labels, protocol, split.split) for split in (self.train, self.test)]
+        return reasons[0] or reasons[1]
 
     def labelled(self, protocol: str) -> tuple[Features, Features]:
         """Features of the labelled images of the training split and of the test split.
