@@ -1,8 +1,9 @@
-"""What becomes of a run of two hosts when something happens to one: what the other does, how soon, and where the same command goes on.
+"""What happens to a run of two hosts when one fails: how soon the other ends, and where the run resumes.
 
     python -m benchmarks.faults [--rounds 1] [--workdir FOLDER]
 
-Two processes of four fake CPU devices each on this machine train SimCLR on the digits; a checkpoint every ten steps. Prints a table.
+Two processes on this machine, with four fake CPU devices each, train SimCLR on the digits and write a
+checkpoint every ten steps. Prints a table.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Event(NamedTuple):
     """Something that happens to one of two processes.
 
     Attributes:
-        name: in the table.
-        victim: 0 is the coordinator, which also writes the logs.
-        signal: what it is sent.
+        name: its name in the table.
+        victim: the process that it happens to; 0 is the coordinator, which also writes the logs.
+        signal: the signal that the victim is sent.
     """
 
     name: str
@@ -44,17 +45,18 @@ EVENTS = (
 
 
 def main() -> None:
-    """Prints one row an event and round."""
+    """Print one row per event and round."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--workdir", default="", help='"" = a temporary folder')
+    parser.add_argument("--workdir", default="", help="default: a temporary folder")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(flags.workdir or folder) / "run"
         print(
-            "| event | the other: exit code | seconds until it had ended | last step logged | the same command went on from | it said |"
+            "| event | the other: exit code | seconds until it ended | last step logged "
+            "| the same command resumed at | it said |"
         )
         print("|---|---|---|---|---|---|")
         processes = train(workdir)
@@ -62,16 +64,14 @@ def main() -> None:
             code, seconds, said = happens(event, processes)
             reached = logged(workdir)[-1]["step"]
             processes = train(workdir)
-            print(
-                f"| {event.name} | {code} | {seconds:.1f} | {reached} | {resumed(processes[0], workdir)} | {said} |",
-                flush=True,
-            )
+            step = resumed(processes[0], workdir)
+            print(f"| {event.name} | {code} | {seconds:.1f} | {reached} | {step} | {said} |", flush=True)
         for process in processes:
             process.kill()
 
 
 def train(workdir: Path) -> list[subprocess.Popen]:
-    """Starts the run, or goes on with it; returns when it has written a checkpoint."""
+    """Start or resume the run. Returns once it has written a checkpoint."""
     before = checkpoints(workdir)[-1:] or [0]
     processes = start_two(
         "train",
@@ -86,8 +86,9 @@ def train(workdir: Path) -> list[subprocess.Popen]:
 
 
 def happens(event: Event, processes: list[subprocess.Popen]) -> tuple[int, float, str]:
-    """(exit code, seconds, last words) of the process that nothing was done to."""
-    victim, other = processes[event.victim], processes[1 - event.victim]
+    """Let the event happen. Returns (exit code, seconds until it ended, last words) of the other process."""
+    victim = processes[event.victim]
+    other = processes[1 - event.victim]
     begin = time.monotonic()
     victim.send_signal(event.signal)
     other.wait(timeout=300)
@@ -100,13 +101,13 @@ def happens(event: Event, processes: list[subprocess.Popen]) -> tuple[int, float
 
 
 def last_words(output: str) -> str:
-    """Why a process says it ends: our own words or those of JAX's distributed service."""
+    """Why a process says that it ends, in our words or in those of JAX's distributed service."""
     said = re.findall(r"this host stops after.*|absl::Status: .*|done: .*", output)
     return said[-1][:120].replace("|", "/") if said else ""
 
 
 def resumed(process: subprocess.Popen, workdir: Path) -> str:
-    """The step that the first process said it went on from."""
+    """The step at which the first process says that it resumes."""
     for line in process.stdout:
         if match := re.search(rf"resuming {re.escape(str(workdir))} at step (\d+)", line):
             return match[1]

@@ -1,17 +1,21 @@
-"""Input pipeline against lightly's, in alternation on the same machine: source images a second, two SimCLR views each.
+"""The input pipeline against lightly's, in alternation on the same machine.
 
     python benchmarks/input_vs_lightly.py --photos FOLDER --torch-python PATH/TO/python [--rounds 5]
 
+Measures source images per second, each turned into two SimCLR views.
+
 At 224 pixels, from the JPEG files in FOLDER:
-    lightly            SimCLRTransform in a DataLoader with 2 workers: decode, crop, flip, colour, blur, normalise, all on the host
-    host               ssljax.data.loader: decode, crop, flip -> uint8. What is left to the host when an accelerator does the rest
-    host + device      the same, then ssljax.data.augment jitted on this CPU: the same work as lightly
+    lightly            SimCLRTransform in a DataLoader with 2 workers: decode, crop, flip, colour, blur and
+                       normalise, all on the host
+    host               ssljax.data.loader: decode, crop, flip -> uint8. This is what the host does when an
+                       accelerator does the rest
+    host + device      the same, then ssljax.data.augment jitted on this CPU: the same work as lightly's
 At 32 pixels, the same pictures in memory, without blur:
     lightly            SimCLRTransform on the host, 2 workers
-    device             crop, flip and colour jitted on this CPU
+    device             crop, flip and colour, jitted on this CPU
 
-Ratios are taken within a round and their median is printed, so that a change of load touches both. PyTorch and lightly are imported in
-the child process alone (`--torch-python`: an environment that has them).
+Ratios are taken within a round and their median is printed, so that a change of load affects both sides.
+PyTorch and lightly are imported in the child process only (`--torch-python`: an environment that has them).
 """
 
 from __future__ import annotations
@@ -42,25 +46,26 @@ def photographs(folder: str) -> list[Path]:
 
 
 def child(folder: str, size: int, n: int) -> None:
-    """lightly's side, in its own process: for every line on stdin one epoch, its images a second on stdout."""
+    """lightly's side, in its own process: one epoch per line on stdin, whose images per second it prints."""
     import numpy as np
     import torch
     from lightly.transforms import SimCLRTransform
     from PIL import Image
 
+    small = size == 32
     encoded = [path.read_bytes() for path in photographs(folder)]
-    pictures = (
-        [
-            np.asarray(Image.open(io.BytesIO(e)).convert("RGB").resize((32, 32), Image.BICUBIC))
-            for e in encoded
-        ]
-        if size == 32
-        else []
-    )
+
+    def decoded(i: int) -> Image.Image:
+        return Image.open(io.BytesIO(encoded[i])).convert("RGB")
+
+    pictures = []
+    if small:
+        for i in range(len(encoded)):
+            pictures.append(np.asarray(decoded(i).resize((32, 32), Image.BICUBIC)))
 
     class Views(torch.utils.data.Dataset):
         transform = SimCLRTransform(
-            input_size=size, gaussian_blur=0.0 if size == 32 else 0.5, cj_strength=0.5 if size == 32 else 1.0
+            input_size=size, gaussian_blur=0.0 if small else 0.5, cj_strength=0.5 if small else 1.0
         )
 
         def __len__(self) -> int:
@@ -68,11 +73,8 @@ def child(folder: str, size: int, n: int) -> None:
 
         def __getitem__(self, i: int) -> list[torch.Tensor]:
             i %= len(encoded)
-            return self.transform(
-                Image.fromarray(pictures[i])
-                if size == 32
-                else Image.open(io.BytesIO(encoded[i])).convert("RGB")
-            )
+            picture = Image.fromarray(pictures[i]) if small else decoded(i)
+            return self.transform(picture)
 
     torch.set_num_threads(1)
     batches = torch.utils.data.DataLoader(
@@ -81,14 +83,18 @@ def child(folder: str, size: int, n: int) -> None:
     list(batches)  # start the workers
     print("ready", flush=True)
     for _ in sys.stdin:
-        start, seen = time.perf_counter(), 0
+        seen = 0
+        start = time.perf_counter()
         for views in batches:
             seen += len(views[0])
         print(seen / (time.perf_counter() - start), flush=True)
 
 
 def ours(folder: str, size: int, n: int, *, device: bool) -> Callable[[], float]:
-    """One run over n images through `train_batches`, with `views.stacked` jitted behind it or not; returns images a second."""
+    """Our side: a function that runs over n images and returns images per second.
+
+    The images come from `train_batches`. With `device`, the jitted `views.stacked` follows.
+    """
     import jax
 
     from configs.simclr import get_config
@@ -96,21 +102,24 @@ def ours(folder: str, size: int, n: int, *, device: bool) -> Callable[[], float]
     from ssljax.data import loader, sources, views
 
     config = get_config("imagenet_r50" if size == 224 else "cifar10_r18").unlock()
-    config.data.source, config.batch_size = f"folder:{folder}", BATCH[size]
+    config.data.source = f"folder:{folder}"
+    config.batch_size = BATCH[size]
     config = resolve(config)
     source = sources.load(config.data, "train")
     source = source.select([i % len(source) for i in range(max(n, BATCH[size]))])
-    make = jax.jit(
-        lambda batch, step: views.stacked(batch, jax.random.fold_in(jax.random.key(0), step), config)
-    )
+
+    @jax.jit
+    def make(batch: dict[str, jax.Array], step: int) -> jax.Array:
+        return views.stacked(batch, jax.random.fold_in(jax.random.key(0), step), config)
 
     def run() -> float:
         batches = loader.train_batches(source, config)
-        for step in range(4):  # compile, and use up what was prepared before the clock starts
+        for step in range(4):  # compile, and use up the prefetched batches before the clock starts
             batch = next(batches)
             if device:
                 make(batch, step).block_until_ready()
-        start, seen = time.perf_counter(), 0
+        seen = 0
+        start = time.perf_counter()
         while seen < n:
             batch = next(batches)
             done = make(batch, seen) if device else batch["image"]
@@ -125,16 +134,16 @@ def ours(folder: str, size: int, n: int, *, device: bool) -> Callable[[], float]
 
 
 def alternate(contestants: dict[str, Callable[[], float]], rounds: int, size: int) -> list[dict]:
-    """Runs all contestants in turn, `rounds` times; the first is the peer. Prints and returns medians and ratios."""
+    """Run all contestants in turn, `rounds` times. Returns medians, and ratios to the first contestant.
+
+    Prints the rates of every round to stderr.
+    """
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
         for name, run in contestants.items():
             rates[name].append(run())
-        print(
-            f"{size:3d} px, round {number + 1}: "
-            + ", ".join(f"{name} {r[-1]:.0f}" for name, r in rates.items()),
-            file=sys.stderr,
-        )
+        latest = ", ".join(f"{name} {r[-1]:.0f}" for name, r in rates.items())
+        print(f"{size:3d} px, round {number + 1}: {latest}", file=sys.stderr)
     peer = next(iter(rates.values()))
     rows = []
     for name, r in rates.items():
@@ -154,7 +163,7 @@ def alternate(contestants: dict[str, Callable[[], float]], rounds: int, size: in
 
 
 def main() -> None:
-    """Both sizes; a table on stdout and, with --json, one line a row in a file."""
+    """Run both sizes. Prints a table and, with --json, appends its rows to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", required=True, help="a folder with JPEG files")
     parser.add_argument(
@@ -162,7 +171,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--n", type=int, default=0, help="images a run; default 512 at 224 pixels, 4096 at 32"
+        "--n", type=int, default=0, help="images per run; default 512 at 224 pixels, 4096 at 32"
     )
     parser.add_argument("--json", default="", help="append the rows to this file")
     parser.add_argument("--child", type=int, default=0, help=argparse.SUPPRESS)
@@ -172,7 +181,7 @@ def main() -> None:
     from benchmarks.torch_process import TorchProcess
 
     rows = []
-    with tempfile.TemporaryDirectory() as root:  # one class, so that any folder of photographs will do
+    with tempfile.TemporaryDirectory() as root:  # a single class, so that any folder of photographs works
         for split in ("train", "test"):
             (Path(root) / split / "all").mkdir(parents=True)
         for i, path in enumerate(photographs(flags.photos)):
@@ -188,12 +197,9 @@ def main() -> None:
             rows += alternate(contestants, flags.rounds, size)
             lightly.close()
     print(f"{'pixels':>6}  {'pipeline':14} {'images/s':>9} {'x lightly, median (range)':>28}")
+    line = "{size:6d}  {pipeline:14} {img_per_s:9.0f} {ratio:12.2f} ({ratio_min:.2f}-{ratio_max:.2f})"
     for row in rows:
-        print(
-            "{size:6d}  {pipeline:14} {img_per_s:9.0f} {ratio:12.2f} ({ratio_min:.2f}-{ratio_max:.2f})".format(
-                **row
-            )
-        )
+        print(line.format(**row))
     if flags.json:
         with open(flags.json, "a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

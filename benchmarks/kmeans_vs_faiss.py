@@ -1,10 +1,13 @@
-"""k-means of ssljax against faiss-cpu, in alternation on the same cores: seconds, seconds of CPU time, and the objective each ends with.
+"""k-means of ssljax against faiss-cpu, in alternation on the same cores.
 
-    python -m benchmarks.kmeans_vs_faiss --faiss-python PATH/TO/python [--rows 100000] [--threads 1] [--rounds 3]
+    python -m benchmarks.kmeans_vs_faiss --faiss-python PATH/TO/python \\
+        [--rows 100000] [--threads 1] [--rounds 3]
 
-20 iterations from random rows and a last assignment of all rows, of 256 dimensions into 1000 clusters: what DeepCluster does once an epoch.
-The rows stand around 2000 centres. Both processes are confined to as many cores as they may have threads; faiss is imported in the child
-alone (`pip install faiss-cpu`). On a machine with other work, one thread and CPU time say more than the clock.
+Measures seconds, seconds of CPU time, and the objective that each ends with. Both run 20 iterations from
+random rows and a last assignment of all rows, in 256 dimensions with 1000 clusters, which is what DeepCluster
+does once per epoch. The rows are scattered around 2000 centres. Both processes are confined to as many cores
+as they may have threads. faiss is imported in the child only (`pip install faiss-cpu`). On a machine with
+other work, one thread and CPU time say more than the clock.
 """
 
 from __future__ import annotations
@@ -22,36 +25,34 @@ DIM, CLUSTERS, ITERATIONS = 256, 1000, 20
 
 
 def data(rows: int) -> np.ndarray:
-    """The same rows in both processes."""
+    """The rows, float32 [rows, DIM]; the same in both processes."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2 * CLUSTERS, DIM)).astype(np.float32)
-    return centres[rng.integers(0, len(centres), rows)] + np.float32(0.7) * rng.standard_normal(
-        (rows, DIM)
-    ).astype(np.float32)
+    own = centres[rng.integers(0, len(centres), rows)]
+    noise = rng.standard_normal((rows, DIM)).astype(np.float32)
+    return own + np.float32(0.7) * noise
 
 
 def child(rows: int, threads: int) -> None:
-    """faiss's side: for every line on stdin a run, its seconds, CPU time and objective on stdout."""
+    """faiss's side: one run per line on stdin, whose seconds, CPU time and objective it prints."""
     import faiss
 
     faiss.omp_set_num_threads(threads)
     x = data(rows)
     print("ready", flush=True)
     for seed in sys.stdin:
-        begin, cpu = time.perf_counter(), time.process_time()
+        begin = time.perf_counter()
+        cpu = time.process_time()
         kmeans = faiss.Kmeans(DIM, CLUSTERS, niter=ITERATIONS, seed=int(seed), max_points_per_centroid=10**9)
         kmeans.train(x)
         distance, _ = kmeans.index.search(x, 1)
-        print(
-            time.perf_counter() - begin,
-            time.process_time() - cpu,
-            float(distance.sum(dtype=np.float64)) / rows,
-            flush=True,
-        )
+        seconds = time.perf_counter() - begin
+        cpu_seconds = time.process_time() - cpu
+        print(seconds, cpu_seconds, float(distance.sum(dtype=np.float64)) / rows, flush=True)
 
 
 def ours(rows: int) -> Callable[[int], tuple[float, ...]]:
-    """ssljax's side: seed -> seconds, CPU time, objective. Compiled before the clock starts."""
+    """Our side: seed -> (seconds, CPU time, objective). It is compiled before the clock starts."""
     import jax
 
     from ssljax.targets import kmeans
@@ -59,20 +60,19 @@ def ours(rows: int) -> Callable[[int], tuple[float, ...]]:
     x = jax.numpy.asarray(data(rows))
 
     def run(seed: int) -> tuple[float, ...]:
-        begin, cpu = time.perf_counter(), time.process_time()
+        begin = time.perf_counter()
+        cpu = time.process_time()
         found = jax.block_until_ready(kmeans.fit(x, CLUSTERS, jax.random.key(seed), iterations=ITERATIONS))
-        return (
-            time.perf_counter() - begin,
-            time.process_time() - cpu,
-            float(kmeans.objective(x, found)) / rows,
-        )
+        seconds = time.perf_counter() - begin
+        cpu_seconds = time.process_time() - cpu
+        return seconds, cpu_seconds, float(kmeans.objective(x, found)) / rows
 
     run(0)
     return run
 
 
 def main() -> None:
-    """Prints every round and the medians."""
+    """Print every round and the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faiss-python", default=sys.executable, help="a Python with faiss-cpu and NumPy")
     parser.add_argument("--rows", type=int, default=100_000)
@@ -86,23 +86,23 @@ def main() -> None:
     from benchmarks.torch_process import TorchProcess
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
-    faiss = TorchProcess(
-        flags.faiss_python, __file__, "--child", "--rows", str(flags.rows), "--threads", str(flags.threads)
-    )
-    run, rounds = ours(flags.rows), []
+    sizes = ("--rows", str(flags.rows), "--threads", str(flags.threads))
+    faiss = TorchProcess(flags.faiss_python, __file__, "--child", *sizes)
+    run = ours(flags.rows)
+    rounds = []
     for number in range(1, flags.rounds + 1):
         rounds.append((faiss.ask(str(number)), run(number)))
         (clock1, cpu1, objective1), (clock2, cpu2, objective2) = rounds[-1]
         print(
-            f"round {number}: faiss {clock1:.2f} s ({cpu1:.2f} s CPU), objective a row {objective1:.2f}; "
+            f"round {number}: faiss {clock1:.2f} s ({cpu1:.2f} s CPU), objective per row {objective1:.2f}; "
             f"ssljax {clock2:.2f} s ({cpu2:.2f} s CPU), {objective2:.2f}",
             flush=True,
         )
     faiss.close()
     clock, cpu, objective = ([b[i] / a[i] for a, b in rounds] for i in range(3))
     print(
-        f"ssljax / faiss: {spread(clock)} by the clock, {spread(cpu)} in CPU time, objective {statistics.median(objective):.4f}; "
-        f"{flags.rows:,} rows, {flags.threads} threads"
+        f"ssljax / faiss: {spread(clock)} by the clock, {spread(cpu)} in CPU time, "
+        f"objective {statistics.median(objective):.4f}; {flags.rows:,} rows, {flags.threads} threads"
     )
 
 

@@ -1,9 +1,10 @@
-"""What the loop costs beside its step: images a second of `fit` against a bare loop of the same compiled step on a ready batch.
+"""What the training loop costs beside its step: `fit` against a bare loop of the same compiled step.
 
     python -m benchmarks.loop [--preset digits] [--steps 200] [--rounds 5]
 
-Alternates the two in one process and prints each round's ratio and their median. The loop reads, transfers, logs every `log_every` steps
-and writes metrics; checkpoints and evaluation, which happen by the minute, are left out.
+The bare loop repeats the step on one ready batch. The two alternate in one process. Prints images per second
+and the ratio of each round, and the median ratio. `fit` reads and transfers batches, logs every `log_every`
+steps and writes metrics. Checkpoints and evaluation, which happen every few minutes, are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ssljax.run.loop import fit
 
 
 def main() -> None:
-    """Prints one line a round."""
+    """Print one line per round, and the median."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,7 +33,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     flags = parser.parse_args()
     config = simclr.get_config(flags.preset).unlock()
-    config.eval_every_epochs, config.checkpoint.every_steps, config.optim.warmup_epochs = 0, 10**9, 0
+    config.eval_every_epochs = 0
+    config.checkpoint.every_steps = 10**9
+    config.optim.warmup_epochs = 0
     config.lock()
     source = sources.load(config.data, "train")
     program = build(config, source.facts)._replace(total_steps=flags.steps)
@@ -62,10 +65,12 @@ def main() -> None:
             run.close()
         return flags.steps * config.batch_size / seconds
 
-    bare(), loop()
+    bare()
+    loop()
     ratios = []
     for number in range(flags.rounds):
-        a, b = bare(), loop()
+        a = bare()
+        b = loop()
         ratios.append(b / a)
         print(f"round {number}: bare {a:.0f} images/s, loop {b:.0f} images/s, ratio {b / a:.3f}", flush=True)
     print(

@@ -1,12 +1,15 @@
-"""Every paper-scale preset compiled for a TPU slice: experiments/plans.md, one row a preset and slice.
+"""Compile every paper-scale preset for a TPU slice; experiments/plans.md has a row per preset and slice.
 
     python -m benchmarks.plan_all [--topology v3:8x8] [--only simclr:] [--full]
 
-A preset is of paper scale when it reads ImageNet (`data.source` begins with tfds:imagenet2012). v3:8x8 are SimCLR's 128 cores;
-DeiT, which had GPUs, is planned for v5e:4x4, 64 images a chip. Stages whose
-steps are the same, which differ in epochs, schedule or share of the labels only, are compiled once. Each plan is a line of
-experiments/plans.jsonl; what is there is not compiled again, so the same command goes on after an interruption. To have one anew, for
-instance after the step has changed, delete its line. `--only simclr:` takes what begins so; `--full` compiles at full effort, for minutes.
+A preset is of paper scale if it reads ImageNet (`data.source` begins with tfds:imagenet2012). v3:8x8 stands
+for SimCLR's 128 cores. DeiT, which was trained on GPUs, is planned for v5e:4x4 with 64 images per chip.
+Stages with the same step, which differ only in epochs, schedule or share of the labels, are compiled once.
+
+Each plan is a line of experiments/plans.jsonl. Plans that are there are not compiled again, so the same
+command resumes after an interruption. To compile one anew, for instance after the step has changed, delete
+its line. `--only simclr:` takes the presets whose names begin with this; `--full` compiles at full effort,
+for minutes.
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ from ssljax.config import changed
 from ssljax.program import stages
 
 ROOT = Path(__file__).parent.parent
-LINES, PAGE = ROOT / "experiments" / "plans.jsonl", ROOT / "experiments" / "plans.md"
-# Settings that change numbers in a step, or when it is run, and not what is compiled.
+LINES = ROOT / "experiments" / "plans.jsonl"
+PAGE = ROOT / "experiments" / "plans.md"
+
+# Settings that change only the numbers in a step, or when it is run, but not what is compiled.
 SAME_STEP = (
     "seed",
     "epochs",
@@ -61,23 +66,50 @@ SAME_STEP = (
     "augment.antialias",
 )
 
-# What the figures have led to. Same slice, batch and effort before and after; relative figures of one compiler.
+INTRODUCTION = """# Plans: what the compiler says before anything runs
+
+Made by `python -m benchmarks.plan_all` on a machine without a TPU ({versions}). **Nothing here was measured
+on a TPU.** Memory, FLOPs and bytes are the compiler's own; the peak differs by about 2 % between its two
+efforts. *At least* is the time of the matrix products at the chip's peak, which no step beats. *Static* is
+the sum of the compiler's cycle estimates at full effort, without collectives, host and input. *Expected*
+divides it by 0.5 to 1.4, the spread of such figures against six public runs on v3; on other chips nothing is
+calibrated. A device is a core on v2 and v3, otherwise a chip. Memory and collectives are per device.
+"""
+HEADER = (
+    "preset",
+    "slice",
+    "batch",
+    "fits",
+    "peak GiB of",
+    "GFLOP per image",
+    "collectives MB",
+    "at least ms per step",
+    "static ms",
+    "steps",
+    "at least h",
+    "expected h",
+    "commit",
+)
+
+# Changes that the figures led to, with the same slice, batch size and effort before and after.
 CHANGES = """
 ## What these figures changed
 
-SimCLR, ResNet-50, batch 4096, bfloat16, v5e:8x8, full effort, jax 0.10.2, libtpu 0.0.42.1 (`ssljax plan --config
-configs/simclr.py:imagenet_r50 --topology v5e:8x8 --full`):
+SimCLR, ResNet-50, batch 4096, bfloat16, v5e:8x8, full effort, jax 0.10.2, libtpu 0.0.42.1 (`ssljax plan
+--config configs/simclr.py:imagenet_r50 --topology v5e:8x8 --full`):
 
 | | static ms | HBM traffic by XLA's count | float32 all-reduces |
 |---|---|---|---|
 | batch statistics in two passes | 92.1 | 58.7 GB | 155 |
 | in one pass where activations are bfloat16 (`models/norm.py`) | 78.6 | 54.0 GB | 104 |
 
-Of the 78.6 ms, convolutions with what is fused into them take 57.2 (40.8 of them backward), the residual additions with their
-normalisation and ReLU 9.8, augmentation 4.8, norms of parameters and gradients (LARS and the logged ones) 2.5.
+Of the 78.6 ms, convolutions with what is fused into them take 57.2 (40.8 of them backward), the residual
+additions with their normalisation and ReLU 9.8, augmentation 4.8, norms of parameters and gradients (LARS and
+the logged ones) 2.5.
 
-MoCo v3, ViT-B/16, 64 images a chip, bfloat16, v5e:2x2, full effort, same versions (`ssljax plan --config configs/moco.py:imagenet_vit_b_v3
---config.batch_size=256 --config.model.remat=dots --topology v5e:2x2 --full`); without remat it needs 24 GiB of 16:
+MoCo v3, ViT-B/16, 64 images per chip, bfloat16, v5e:2x2, full effort, same versions (`ssljax plan --config
+configs/moco.py:imagenet_vit_b_v3 --config.batch_size=256 --config.model.remat=dots --topology v5e:2x2
+--full`). Without remat it needs 24 GiB of 16:
 
 | blocks | attention's and tokens' layout | static ms | peak GiB | compiled in |
 |---|---|---|---|---|
@@ -89,7 +121,7 @@ MoCo v3, ViT-B/16, 64 images a chip, bfloat16, v5e:2x2, full effort, same versio
 
 
 def presets() -> Iterator[tuple[str, ConfigDict]]:
-    """(name:preset and stage, config) of every stage of paper scale."""
+    """(name:preset and stage, config) for every stage of paper scale."""
     for path in sorted((ROOT / "configs").glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         for preset in module.PRESETS:
@@ -99,23 +131,24 @@ def presets() -> Iterator[tuple[str, ConfigDict]]:
 
 
 def key(config: ConfigDict, topology: str) -> str:
-    """The same for two configs exactly when their compiled steps are the same but for constants."""
+    """A key that two configs share exactly if their compiled steps differ at most in constants."""
     settings = {
         name: value
         for name, value in changed(config).items()
         if name not in SAME_STEP and name.split(".")[0] not in SAME_STEP
     }
-    return hashlib.sha256(json.dumps([settings, topology], sort_keys=True).encode()).hexdigest()[:12]
+    text = json.dumps([settings, topology], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def compiled() -> dict[str, dict[str, Any]]:
-    """key -> line; a later line of a key replaces an earlier one."""
+    """key -> line. A later line with the same key replaces an earlier one."""
     lines = LINES.read_text().splitlines() if LINES.exists() else []
     return {line["key"]: line for line in map(json.loads, lines)}
 
 
 def compile_one(config: ConfigDict, topology: str, full: bool) -> None:
-    """Compiles a stage and adds its line."""
+    """Compile a stage and append its line."""
     found = plan.plan(config, slices.parse(topology), full=full)
     if not found.fits:
         found = found._replace(advice=plan.advise(config, slices.parse(topology), 0))
@@ -125,7 +158,7 @@ def compile_one(config: ConfigDict, topology: str, full: bool) -> None:
 
 
 def page() -> str:
-    """experiments/plans.md from what has been compiled."""
+    """The text of experiments/plans.md, from what has been compiled."""
     lines = compiled()
     topologies = sorted({line["topology"] for line in lines.values()})
     rows = []
@@ -133,42 +166,16 @@ def page() -> str:
         for topology in topologies:
             line = lines.get(key(config, topology))
             if line:
-                images = len(plan.known_split(config, 0))
+                images = plan.known_facts(config, 0).num_examples
                 rows.append(cells(name, line, optim.train_steps(images, config.epochs, config.batch_size)))
-    made = sorted(
-        {
-            f"jax {line['versions']['jax']}, libtpu {line['versions'].get('libtpu', '?')}"
-            for line in lines.values()
-        }
-    )
-    header = (
-        "preset",
-        "slice",
-        "batch",
-        "fits",
-        "peak GiB of",
-        "GFLOP an image",
-        "collectives MB",
-        "at least ms a step",
-        "static ms",
-        "steps",
-        "at least h",
-        "expected h",
-        "commit",
-    )
+
+    versions = [line["versions"] for line in lines.values()]
+    made = sorted({f"jax {v['jax']}, libtpu {v.get('libtpu', '?')}" for v in versions})
     return "\n".join(
         [
-            "# Plans: what the compiler says before anything runs",
-            "",
-            f"Made by `python -m benchmarks.plan_all` on a machine without a TPU ({'; '.join(made)}). **Nothing here was measured on a TPU.**",
-            "Memory, FLOPs and bytes are the compiler's own; the peak differs by about 2 % between its two efforts. *At least* is the time",
-            "of the matrix products at the chip's peak, which no step beats. *Static* is the sum of the compiler's cycle estimates at full",
-            "effort, without collectives, host and input; *expected* divides it by 0.5 to 1.4, the spread of such figures against six public",
-            "runs on v3; on other chips nothing is calibrated. A device is a core on v2 and v3, else a chip; memory and collectives are a",
-            "device's.",
-            "",
-            "| " + " | ".join(header) + " |",
-            "|" + "---|" * len(header),
+            INTRODUCTION.format(versions="; ".join(made)),
+            "| " + " | ".join(HEADER) + " |",
+            "|" + "---|" * len(HEADER),
             *("| " + " | ".join(row) + " |" for row in rows),
             CHANGES,
         ]
@@ -177,7 +184,8 @@ def page() -> str:
 
 def cells(name: str, line: dict[str, Any], steps: int) -> tuple[str, ...]:
     """One row of the page."""
-    memory, static = line["memory"], line["static_ms"]
+    memory = line["memory"]
+    static = line["static_ms"]
     gib = f"{memory['peak'] / slices.GIB:.2f} of {memory['available'] / slices.GIB:.0f}"
     hours = [static / c * steps / 3.6e6 for c in plan.CALIBRATION[::-1]]
     return (
@@ -198,7 +206,7 @@ def cells(name: str, line: dict[str, Any], steps: int) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Compiles what is missing, then writes the page."""
+    """Compile what is missing, then write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -208,8 +216,10 @@ def main() -> None:
     flags = parser.parse_args()
     ahead.offline()
     for name, config in presets():
+        if not name.startswith(flags.only):
+            continue
         known = compiled().get(key(config, flags.topology))
-        if name.startswith(flags.only) and (known is None or (flags.full and known["effort"] == "low")):
+        if known is None or (flags.full and known["effort"] == "low"):
             print(f"{name} on {flags.topology}", flush=True)
             compile_one(config, flags.topology, flags.full)
             PAGE.write_text(page())

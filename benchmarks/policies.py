@@ -1,10 +1,11 @@
-"""What RandAugment and AutoAugment cost the host: the input pipeline with and without them, one view an image.
+"""What RandAugment and AutoAugment cost the host: the input pipeline with and without them.
 
     [taskset -c 0] python benchmarks/policies.py --photos FOLDER [--rounds 5] [--seconds 5]
 
-At 224 pixels from the JPEG files in FOLDER (decode, crop, flip), at 32 pixels from the same pictures in memory (crop, flip). All
-pipelines run in turn, on the cores that the process may use; ratios are taken within a round, against the first line. The
-processor time of an image hardly feels what else the machine does.
+There is one view per image. At 224 pixels the images are the JPEG files in FOLDER (decode, crop, flip), at 32
+pixels the same pictures in memory (crop, flip). All pipelines run in turn, on the cores that the process may
+use. Ratios are taken within a round, against the first line. The CPU time per image hardly depends on what
+else the machine does.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ PIPELINES = {
 
 
 def run(folder: str, size: int, pipeline: dict, seconds: float) -> tuple[float, float]:
-    """One run of `train_batches` after its first four batches: images a second, and milliseconds of processor time an image."""
+    """Run `train_batches`, not counting its first four batches.
+
+    Returns:
+        Images per second, and milliseconds of CPU time per image.
+    """
     config = get_config("imagenet_r50").unlock()
     config.batch_size = BATCH[size]
     config.data.update(
@@ -50,26 +55,30 @@ def run(folder: str, size: int, pipeline: dict, seconds: float) -> tuple[float, 
     batches = loader.train_batches(source, config)
     for _ in range(4):
         next(batches)
-    start, used, seen = time.perf_counter(), time.process_time(), 0
+    seen = 0
+    start = time.perf_counter()
+    used = time.process_time()
     while time.perf_counter() - start < seconds:
         seen += len(next(batches)["label"])
-    result = seen / (time.perf_counter() - start), 1e3 * (time.process_time() - used) / seen
+    rate = seen / (time.perf_counter() - start)
+    cpu_ms = 1e3 * (time.process_time() - used) / seen
     batches.close()
-    return result
+    return rate, cpu_ms
 
 
 def main() -> None:
-    """A table on stdout."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", required=True, help="a folder with JPEG files")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
     flags = parser.parse_args()
+    print(f"{len(os.sched_getaffinity(0))} cores")
     print(
-        f"{len(os.sched_getaffinity(0))} cores\n{'pixels':>6}  {'pipeline':24} {'images/s':>9} {'of the first, median (range)':>30} "
+        f"{'pixels':>6}  {'pipeline':24} {'images/s':>9} {'of the first, median (range)':>30} "
         f"{'CPU ms/image':>13}"
     )
-    with tempfile.TemporaryDirectory() as root:  # one class, so that any folder of photographs will do
+    with tempfile.TemporaryDirectory() as root:  # a single class, so that any folder of photographs works
         (Path(root) / "train" / "all").mkdir(parents=True)
         for path in sorted(Path(flags.photos).rglob("*")):
             if path.suffix.lower() in (".jpg", ".jpeg"):
@@ -81,11 +90,10 @@ def main() -> None:
                     runs[name].append(run(root, size, pipeline, flags.seconds))
             for name, found in runs.items():
                 ratios = [a / b for (a, _), (b, _) in zip(found, runs["plain"], strict=True)]
-                print(
-                    f"{size:6d}  {name:24} {statistics.median(rate for rate, _ in found):9.0f} {statistics.median(ratios):16.2f} "
-                    f"({min(ratios):.2f}-{max(ratios):.2f}) {statistics.median(cpu for _, cpu in found):13.2f}",
-                    flush=True,
-                )
+                rate = statistics.median(rate for rate, _ in found)
+                cpu_ms = statistics.median(cpu_ms for _, cpu_ms in found)
+                ratio = f"{statistics.median(ratios):16.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+                print(f"{size:6d}  {name:24} {rate:9.0f} {ratio} {cpu_ms:13.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""SimCLR's training speed against lightly's, in alternation on the same machine: images a second, augmentation included.
+"""SimCLR's training speed against lightly's, in alternation on the same machine, augmentation included.
 
-    python -m benchmarks.simclr_vs_lightly --images FOLDER --torch-python PATH/TO/python [--rounds 5] [--steps 39]
+    python -m benchmarks.simclr_vs_lightly --images FOLDER --torch-python PATH/TO/python \\
+        [--rounds 5] [--steps 39]
 
-FOLDER is CIFAR-10 as a folder of images (train/<class>/); its first 2,000 images of each class are used. Both train a ResNet-18 of base
-width 16 with the CIFAR stem on 256 images a step: lightly with SimCLRTransform in two DataLoader workers, its projection head and loss,
-SGD; ssljax with `configs/simclr.py:cifar10_small`. A round is so many steps of one, then of the other; ratios are taken within it.
-Both use all cores. PyTorch and lightly are imported in the child process alone.
+FOLDER is CIFAR-10 as a folder of images (train/<class>/), of which the first 2,000 images of each class are
+used. Both sides train a ResNet-18 of base width 16 with the CIFAR stem on 256 images per step. lightly uses
+SimCLRTransform in two DataLoader workers, its own projection head and loss, and SGD; ssljax uses
+`configs/simclr.py:cifar10_small`. A round is `--steps` steps of one, then of the other, and ratios are taken
+within it. Both use all cores. PyTorch and lightly are imported in the child process only.
 
-On a CPU start it with the environment of the README's "On a CPU".
+On a CPU, start it with the environment of the README's "On a CPU".
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 BATCH, WIDTH, PER_CLASS = 256, 16, 2000
-WARM = 5  # steps before the clock of each turn starts: prepared batches are used up, memory is back
+WARM = 5  # steps before the clock of each turn starts: they use up prefetched batches and warm the memory
 
 
 def child(folder: str, steps: int) -> None:
-    """lightly's side: for every line on stdin `steps` steps, their images a second on stdout."""
+    """lightly's side: runs `steps` steps per line on stdin and prints their images per second."""
     import numpy as np
     import torch
     from lightly.loss import NTXentLoss
@@ -50,16 +52,17 @@ def child(folder: str, steps: int) -> None:
         def __init__(self) -> None:
             super().__init__(BasicBlock, [2, 2, 2, 2])
             self.inplanes = WIDTH
-            self.conv1, self.bn1 = nn.Conv2d(3, WIDTH, 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTH)
+            self.conv1 = nn.Conv2d(3, WIDTH, 3, 1, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(WIDTH)
             self.maxpool = self.fc = nn.Identity()
             for group in range(4):
-                setattr(
-                    self,
-                    f"layer{group + 1}",
-                    self._make_layer(BasicBlock, WIDTH * 2**group, 2, 1 if group == 0 else 2),
-                )
+                stride = 1 if group == 0 else 2
+                layer = self._make_layer(BasicBlock, WIDTH * 2**group, 2, stride)
+                setattr(self, f"layer{group + 1}", layer)
 
-    net, head, criterion = Small(), SimCLRProjectionHead(8 * WIDTH, 8 * WIDTH, 128), NTXentLoss(0.5)
+    net = Small()
+    head = SimCLRProjectionHead(8 * WIDTH, 8 * WIDTH, 128)
+    criterion = NTXentLoss(0.5)
     optimizer = torch.optim.SGD(
         [*net.parameters(), *head.parameters()], lr=0.12, momentum=0.9, weight_decay=5e-4
     )
@@ -93,7 +96,7 @@ def child(folder: str, steps: int) -> None:
 
 
 def ours(folder: str, steps: int) -> Callable[[], float]:
-    """ssljax's side: the program and the batches of `ssljax train`."""
+    """Our side: the program and the batches of `ssljax train`."""
     import jax
 
     from configs.simclr import get_config
@@ -102,11 +105,14 @@ def ours(folder: str, steps: int) -> Callable[[], float]:
     from ssljax.program import build, device_batches
 
     config = get_config("cifar10_small").unlock()
-    config.data.source, config.data.train_per_class = f"folder:{folder}", PER_CLASS
+    config.data.source = f"folder:{folder}"
+    config.data.train_per_class = PER_CLASS
     config = resolve(config)
     source = sources.load(config.data, "train")
     program = build(config.lock(), source.facts)
-    state, key, batches = program.init(0), jax.random.key(0), device_batches(program, source, 0, 0)
+    state = program.init(0)
+    key = jax.random.key(0)
+    batches = device_batches(program, source, 0, 0)
 
     def run(count: int) -> float:
         nonlocal state
@@ -124,14 +130,14 @@ def ours(folder: str, steps: int) -> Callable[[], float]:
 
 
 def main() -> None:
-    """Prints every round and the medians."""
+    """Print every round and the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", required=True, help="CIFAR-10 as a folder of images")
     parser.add_argument(
         "--torch-python", default=sys.executable, help="a Python with torch, torchvision and lightly"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=39, help="of each side a round; 78 are an epoch")
+    parser.add_argument("--steps", type=int, default=39, help="of each side per round; 78 are an epoch")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.child:
@@ -142,18 +148,21 @@ def main() -> None:
     lightly = TorchProcess(
         flags.torch_python, __file__, "--child", "--images", flags.images, "--steps", str(flags.steps)
     )
-    run, rates = ours(flags.images, flags.steps), []
+    run = ours(flags.images, flags.steps)
+    theirs = []
+    own = []
     for number in range(flags.rounds):
-        rates.append((lightly.ask()[0], run()))
-        peer, own = rates[-1]
+        theirs.append(lightly.ask()[0])
+        own.append(run())
+        ratio = own[-1] / theirs[-1]
         print(
-            f"round {number + 1}: lightly {peer:.0f}, ssljax {own:.0f} images/s, ratio {own / peer:.2f}",
+            f"round {number + 1}: lightly {theirs[-1]:.0f}, ssljax {own[-1]:.0f} images/s, ratio {ratio:.2f}",
             flush=True,
         )
     lightly.close()
-    ratios = [b / a for a, b in rates]
+    ratios = [b / a for a, b in zip(theirs, own, strict=True)]
     print(
-        f"median: lightly {statistics.median(a for a, _ in rates):.0f}, ssljax {statistics.median(b for _, b in rates):.0f} images/s, "
+        f"median: lightly {statistics.median(theirs):.0f}, ssljax {statistics.median(own):.0f} images/s, "
         f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
     )
 

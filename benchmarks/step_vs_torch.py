@@ -1,17 +1,19 @@
-"""One training step of the same network in PyTorch eager and here, on one thread of one core, in alternation.
+"""One training step of the same network in eager PyTorch and in ssljax, alternating on one core and thread.
 
-    python -m benchmarks.step_vs_torch --torch-python PATH/TO/python [--rounds 3] [--nets resnet18,small_cnn,vit]
+    python -m benchmarks.step_vs_torch --torch-python PATH/TO/python \\
+        [--rounds 3] [--nets resnet18,small_cnn,vit]
 
     resnet18     torchvision's with the CIFAR stem, 32 pixels, batch 16
     small_cnn    a ResNet-10 of base width 16 with the CIFAR stem, 32 pixels, batch 128
-    vit          ViT-Ti with patches of 4, 32 pixels, batch 16; PyTorch's attention is scaled_dot_product_attention
+    vit          ViT-Ti with patches of 4, 32 pixels, batch 16; in PyTorch with scaled_dot_product_attention
 
-A step is forward, cross-entropy over ten classes, backward and SGD with momentum, in float32; batch normalisation trains. PyTorch has its
-default layout; "channels_last" is the same network in the other one (convolutional networks only). ssljax's step is jitted, its state
-donated. Both processes live on one core and never work at the same time; a round is so many steps of each, and ratios are taken within
-it. More threads than one prove nothing: the ratio then follows the machine's load. PyTorch is imported in the child process alone.
+A step is forward, cross-entropy over ten classes, backward and SGD with momentum, in float32, with batch
+normalisation in training mode. PyTorch uses its default layout; "channels_last" is the same network in the
+other one (convolutional networks only). ssljax's step is jitted and donates its state. Both processes share
+one core and never work at the same time. A round is a turn of each, and ratios are taken within it. With more
+than one thread the ratio would follow the load of the machine. PyTorch is imported in the child process only.
 
-On a CPU start it with the environment of the README's "On a CPU".
+On a CPU, start it with the environment of the README's "On a CPU".
 """
 
 from __future__ import annotations
@@ -30,16 +32,18 @@ if TYPE_CHECKING:
 
 CLASSES, SIDE, RATE, MOMENTUM = 10, 32, 0.01, 0.9
 BATCH = {"resnet18": 16, "small_cnn": 128, "vit": 16}
-SECONDS = 3.0  # of one turn
+SECONDS = 3.0  # the length of a turn
 WARM = 2  # steps before the clock of each turn starts
+PEERS = ("PyTorch", "channels_last")
 VIT = SimpleNamespace(width=192, depth=12, heads=3, patch=4)
 
 
 def turn(step: Callable[[], None]) -> float:
-    """Seconds a step, the median of a turn: a step during which something else had the core does not count."""
+    """Seconds per step, the median of a turn, so that a step interrupted by other work does not count."""
     for _ in range(WARM):
         step()
-    times, end = [], time.perf_counter() + SECONDS
+    times = []
+    end = time.perf_counter() + SECONDS
     while time.perf_counter() < end:
         start = time.perf_counter()
         step()
@@ -58,25 +62,24 @@ def torch_network(name: str) -> nn.Module:
         def __init__(self, layers: list[int], width: int) -> None:
             super().__init__(BasicBlock, layers)
             self.inplanes = width
-            self.conv1, self.bn1, self.maxpool = (
-                nn.Conv2d(3, width, 3, 1, 1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.Identity(),
-            )
+            self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+            self.maxpool = nn.Identity()
             for group, blocks in enumerate(layers):
-                setattr(
-                    self,
-                    f"layer{group + 1}",
-                    self._make_layer(BasicBlock, width * 2**group, blocks, 1 if group == 0 else 2),
-                )
+                stride = 1 if group == 0 else 2
+                layer = self._make_layer(BasicBlock, width * 2**group, blocks, stride)
+                setattr(self, f"layer{group + 1}", layer)
             self.fc = nn.Linear(8 * width, CLASSES)
 
     class Layer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(VIT.width, 1e-6), nn.LayerNorm(VIT.width, 1e-6)
-            self.qkv, self.proj = nn.Linear(VIT.width, 3 * VIT.width), nn.Linear(VIT.width, VIT.width)
-            self.fc1, self.fc2 = nn.Linear(VIT.width, 4 * VIT.width), nn.Linear(4 * VIT.width, VIT.width)
+            self.norm1 = nn.LayerNorm(VIT.width, 1e-6)
+            self.norm2 = nn.LayerNorm(VIT.width, 1e-6)
+            self.qkv = nn.Linear(VIT.width, 3 * VIT.width)
+            self.proj = nn.Linear(VIT.width, VIT.width)
+            self.fc1 = nn.Linear(VIT.width, 4 * VIT.width)
+            self.fc2 = nn.Linear(4 * VIT.width, VIT.width)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, VIT.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -86,13 +89,12 @@ def torch_network(name: str) -> nn.Module:
     class Transformer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.patch, self.token = (
-                nn.Conv2d(3, VIT.width, VIT.patch, VIT.patch),
-                nn.Parameter(torch.zeros(1, 1, VIT.width)),
-            )
+            self.patch = nn.Conv2d(3, VIT.width, VIT.patch, VIT.patch)
+            self.token = nn.Parameter(torch.zeros(1, 1, VIT.width))
             self.positions = nn.Parameter(0.02 * torch.randn(1, (SIDE // VIT.patch) ** 2 + 1, VIT.width))
             self.layers = nn.Sequential(*(Layer() for _ in range(VIT.depth)))
-            self.norm, self.fc = nn.LayerNorm(VIT.width, 1e-6), nn.Linear(VIT.width, CLASSES)
+            self.norm = nn.LayerNorm(VIT.width, 1e-6)
+            self.fc = nn.Linear(VIT.width, CLASSES)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.patch(x).flatten(2).transpose(1, 2)
@@ -100,15 +102,19 @@ def torch_network(name: str) -> nn.Module:
             return self.fc(self.norm(self.layers(x))[:, 0])
 
     torch.manual_seed(0)
-    return {
+    networks = {
         "resnet18": lambda: Cifar([2, 2, 2, 2], 64),
         "small_cnn": lambda: Cifar([1, 1, 1, 1], 16),
         "vit": Transformer,
-    }[name]()
+    }
+    return networks[name]()
 
 
 def child() -> None:
-    """PyTorch's side: a line "NETWORK LAYOUT" on stdin, seconds a step and number of parameters on stdout."""
+    """PyTorch's side: reads lines "NETWORK LAYOUT" from stdin.
+
+    For each, it prints seconds per step and the number of parameters.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -139,7 +145,7 @@ def child() -> None:
 
 
 def ours(name: str) -> tuple[Callable[[], None], int]:
-    """ssljax's step and its number of parameters."""
+    """Our step, and its number of parameters."""
     from functools import partial
 
     import jax
@@ -151,31 +157,22 @@ def ours(name: str) -> tuple[Callable[[], None], int]:
     if name == "vit":
         encoder = ViT(VIT.width, VIT.depth, VIT.heads, VIT.patch)
     else:
-        (block, layers), width = (
-            BACKBONES["resnet18" if name == "resnet18" else "resnet10"],
-            64 if name == "resnet18" else 16,
-        )
-        encoder = ResNet(
-            block,
-            layers,
-            tuple(width * 2**group for group in range(4)),
-            width,
-            "cifar",
-            "torchvision",
-            unbiased=True,
-        )
-    head, tx, keys = nn.Dense(CLASSES), optax.sgd(RATE, MOMENTUM), jax.random.split(jax.random.key(0), 4)
+        backbone, width = ("resnet18", 64) if name == "resnet18" else ("resnet10", 16)
+        block, layers = BACKBONES[backbone]
+        widths = tuple(width * 2**group for group in range(4))
+        encoder = ResNet(block, layers, widths, width, "cifar", "torchvision", unbiased=True)
+    head = nn.Dense(CLASSES)
+    tx = optax.sgd(RATE, MOMENTUM)
+    keys = jax.random.split(jax.random.key(0), 4)
     image = jax.random.normal(keys[0], (BATCH[name], SIDE, SIDE, 3))
     label = jax.random.randint(keys[1], (BATCH[name],), 0, CLASSES)
 
     def loss(params: dict, stats: dict, image: jax.Array, label: jax.Array) -> tuple[jax.Array, dict]:
-        h, new = encoder.apply(
-            {"params": params["encoder"], "batch_stats": stats}, image, train=True, mutable=["batch_stats"]
-        )
+        variables = {"params": params["encoder"], "batch_stats": stats}
+        h, new = encoder.apply(variables, image, train=True, mutable=["batch_stats"])
         logits = head.apply({"params": params["head"]}, h)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), new.get(
-            "batch_stats", {}
-        )
+        value = optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+        return value, new.get("batch_stats", {})
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: tuple, image: jax.Array, label: jax.Array) -> tuple[tuple, jax.Array]:
@@ -203,7 +200,7 @@ def ours(name: str) -> tuple[Callable[[], None], int]:
 
 
 def main() -> None:
-    """Prints every round, then the medians and ranges."""
+    """Print every round, then the medians and ranges."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -215,9 +212,8 @@ def main() -> None:
     if flags.child:
         return child()
 
-    os.sched_setaffinity(
-        0, {max(os.sched_getaffinity(0))}
-    )  # before JAX counts its threads; the child inherits it
+    # Before JAX counts its threads. The child inherits it.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     names = flags.nets.split(",")
     if unknown := set(names) - set(BATCH):
         raise SystemExit(
@@ -238,31 +234,26 @@ def main() -> None:
     for number in range(flags.rounds):
         for name in names:
             layouts = ("contiguous_format",) if name == "vit" else ("contiguous_format", "channels_last")
-            row = (turn(steps[name]), *(torch.ask(f"{name} {layout}")[0] for layout in layouts))
+            own = turn(steps[name])
+            row = (own, *(torch.ask(f"{name} {layout}")[0] for layout in layouts))
             times[name].append(row)
             print(f"round {number + 1}, {name}: {_milliseconds(row)}", flush=True)
     torch.close()
     for name, rows in times.items():
-        print(
-            f"median, {name}: {_milliseconds([statistics.median(column) for column in zip(*rows, strict=True)], ratio=False)}; ssljax / "
-            + " / ".join(
-                f"{peer} {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-                for peer, ratios in zip(
-                    ("PyTorch", "channels_last"),
-                    ([row[0] / row[i] for row in rows] for i in range(1, len(rows[0]))),
-                    strict=False,
-                )
-            )
-        )
+        medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+        spreads = []
+        for i, peer in enumerate(PEERS[: len(medians) - 1], start=1):
+            ratios = [row[0] / row[i] for row in rows]
+            spreads.append(f"{peer} {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+        print(f"median, {name}: {_milliseconds(medians, ratio=False)}; ssljax / {' / '.join(spreads)}")
 
 
 def _milliseconds(row: list[float] | tuple[float, ...], *, ratio: bool = True) -> str:
-    """ "ssljax 10.0, PyTorch 20.0 (0.50) ms"."""
+    """Times in words: "ssljax 10.0, PyTorch 20.0 (ratio 0.50) ms"."""
     parts = [f"ssljax {1e3 * row[0]:.1f}"]
-    parts += [
-        f"{name} {1e3 * t:.1f}" + (f" (ratio {row[0] / t:.2f})" if ratio else "")
-        for name, t in zip(("PyTorch", "channels_last"), row[1:], strict=False)
-    ]
+    for name, seconds in zip(PEERS, row[1:], strict=False):
+        share = f" (ratio {row[0] / seconds:.2f})" if ratio else ""
+        parts.append(f"{name} {1e3 * seconds:.1f}{share}")
     return ", ".join(parts) + " ms"
 
 

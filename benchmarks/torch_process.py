@@ -1,4 +1,4 @@
-"""PyTorch's side of a comparison: a process of its own, which works only while it is asked. Nothing else imports PyTorch."""
+"""The other side of a comparison: a separate process that works only when asked. Only it has PyTorch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import subprocess
 
 
 class TorchProcess:
-    """A script started with another Python. It prints "ready", and then a line of numbers for every line that it reads.
+    """A script that runs under another Python.
+
+    It prints "ready", and then a line of numbers for every line that it reads.
 
     Args:
-        python: has PyTorch and what else the script imports.
+        python: a Python that has PyTorch and whatever else the script imports.
         arguments: the script and its flags.
 
     Raises:
@@ -22,17 +24,17 @@ class TorchProcess:
         )
         if self.process.stdout.readline() != "ready\n":
             raise SystemExit(
-                f"--torch-python {python}: the child failed, its message is above; torch, torchvision and, against lightly, "
-                "lightly and Pillow are needed there"
+                f"--torch-python {python}: the child failed, its message is above. That Python needs torch, "
+                "torchvision and, for the comparisons with lightly, lightly and Pillow"
             )
 
     def ask(self, line: str = "go") -> list[float]:
-        """The numbers with which the script answers."""
+        """Send a line and return the numbers with which the script answers."""
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         return [float(word) for word in self.process.stdout.readline().split()]
 
     def close(self) -> None:
-        """Ends the script by closing its input."""
+        """End the script by closing its input."""
         self.process.stdin.close()
         self.process.wait()

@@ -1,11 +1,13 @@
-"""Protocols on a checkpoint and on its baselines; every measurement is one line of results.jsonl.
+"""`ssljax evaluate`: run protocols on a checkpoint and on baselines, and append to results.jsonl.
 
-    ssljax evaluate --config configs/simclr.py:digits --workdir runs/digits --protocols knn,linear,label_fraction \\
-        --baselines raw_pixels,random_init,supervised [--results experiments/simclr/results.jsonl]
+    ssljax evaluate --config configs/simclr.py:digits --workdir runs/digits \\
+        --protocols knn,linear,label_fraction --baselines raw_pixels,random_init,supervised \\
+        [--results experiments/simclr/results.jsonl]
 
-Any data may be judged on: `--config.data.source=folder:PATH`. Of a config with stages the last one is meant, or `--stage NAME`.
-The checkpoint is the last one, never the best over the test split. Beside the results lies gallery-PRESET.npz: a few hundred test features
-and some nearest neighbours, for the figures of `ssljax report`.
+The network can be evaluated on other data: `--config.data.source=folder:PATH`. For a config with stages, the
+last stage is evaluated unless `--stage NAME` says otherwise. The checkpoint is the last one, never the best
+on the test split. The file gallery-PRESET.npz beside the results holds a few hundred test features and some
+nearest neighbours, for the figures of `ssljax report`.
 """
 
 from __future__ import annotations
@@ -39,12 +41,13 @@ from ssljax.protocols.features import Features, raw_pixels
 from ssljax.run import few_labels, hosts
 from ssljax.run.folder import HARMLESS, facts_of
 from ssljax.sharding import make_mesh
-from ssljax.types import Measurement
+from ssljax.types import JudgeFn, Measurement
 
 METRICS = tuple(dict.fromkeys(metric for protocol in PROTOCOLS.values() for metric in protocol.metrics))
 BASELINES = ("raw_pixels", "random_init", "supervised")
 
-# scikit-learn fits fewer numbers than this faster on one core: on a busy machine its threads wait for each other, 100 times as long.
+# Below this many numbers scikit-learn fits faster on one core. On a busy machine its threads wait for each
+# other and take 100 times as long.
 ONE_THREAD = 10_000_000
 
 
@@ -57,45 +60,54 @@ def measure(
     command: str,
     changed: Mapping[str, Any],
 ) -> Iterator[tuple[results.Run, dict[str, Any]]]:
-    """Runs the protocols on the checkpoint in `workdir` and on the baselines.
+    """Run the protocols on the checkpoint in `workdir` and on the baselines.
 
     Args:
-        config: of the run, one stage; its `data` and `evaluate` may be others.
-        workdir: its folder.
-        protocols: some of PROTOCOLS.
-        baselines: some of BASELINES.
-        figures: npz to write for them, see `gallery.save`.
-        command: as typed, for the record.
-        changed: what it changed in the preset, see `results.changed`.
+        config: the config of the run, one stage; its `data` and `evaluate` settings may be others.
+        workdir: the folder of the run.
+        protocols: names in PROTOCOLS.
+        baselines: names in BASELINES.
+        figures: the npz file to write for the figures, see `gallery.save`.
+        command: the command line as typed, for the record.
+        changed: what the command line changed in the preset, see `results.changed`.
 
     Yields:
-        the run, and what was measured on it: the fields of a `results.Measurement`, with the metrics by name.
+        The run and one measurement: the fields of a `results.Measurement`, with the metrics by name.
 
     Raises:
-        ValueError: a protocol refuses this run or these data, or the run had other settings.
+        ValueError: a protocol refuses this run or these data, or the run was trained with other settings.
     """
-    same_run(config, epath.Path(workdir) / "config.json")
-    source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
+    trained = epath.Path(workdir) / "config.json"
+    same_run(config, trained)
+    source = sources.load(config.data, "train")
+    test = sources.load(config.data, "test")
     at_hand = sources.facts(config.data, source)
     facts = facts_of(workdir) or at_hand
+
     run = open_run(config, facts, workdir)
     known = provenance(config, source, test, run.step, command, changed)
-    own_data = not elsewhere(config, epath.Path(workdir) / "config.json")
-    benches = [of_network(run, config.method, source, test, run.assignment() if own_data else None)]
+    own_data = not elsewhere(config, trained)
+    assignment = run.assignment() if own_data else None
+    benches = [of_network(run, config.method, source, test, assignment)]
     if "raw_pixels" in baselines:
         benches.append(of_pixels(config, source, test))
     if "random_init" in baselines:
         benches.append(of_network(untrained(config, facts), "random_init", source, test))
+
     for name in protocols:
         refusal = PROTOCOLS[name].refuse(benches[0])
         if refusal:
             raise ValueError(f"--protocols: {refusal}")
+
     for reads in ("features", "maps", "predictions", "state"):
+        names = [name for name in protocols if PROTOCOLS[name].reads == reads]
         for bench in benches:
-            for name in protocols:
-                if PROTOCOLS[name].reads == reads and judged(bench, reads, config.method):
-                    for found in timed(PROTOCOLS[name].judge, bench):
-                        yield record(known, bench.name, found)
+            if not judged(bench, reads, config.method):
+                continue
+            for name in names:
+                for found in timed(PROTOCOLS[name].judge, bench):
+                    yield record(known, bench.name, found)
+
     if "supervised" in baselines:
         for found in few_labels.supervised(config, source, test):
             yield record(known, "supervised", found)
@@ -104,7 +116,15 @@ def measure(
 
 
 def judged(bench: Bench, reads: str, method: str) -> bool:
-    """Whether a protocol that reads so looks at this network: pixels have no maps, a baseline neither heads nor a state of its own."""
+    """Whether a protocol can judge this network.
+
+    Pixels have no feature maps, and a baseline has neither heads nor a state of its own.
+
+    Args:
+        bench: the network or the pixels.
+        reads: `Protocol.reads`.
+        method: the method of the run.
+    """
     if reads == "features":
         return True
     if reads == "maps":
@@ -115,16 +135,16 @@ def judged(bench: Bench, reads: str, method: str) -> bool:
 def of_network(
     network: Evaluated, name: str, source: Source, test: Source, assignment: np.ndarray | None = None
 ) -> Bench:
-    """The bench of a run's network, or of the untrained one; `assignment` as in Bench."""
+    """The bench of a run's network or of an untrained one; `assignment` is that of `Bench`."""
     config = network.config
 
     def maps(split: Source, layer: str, reduce: Reduce) -> Features:
         return encoded(lambda image: reduce(network.maps(image, layer)), network.mesh, config, split)
 
     def predictions(split: Source) -> Mapping[str, np.ndarray]:
-        found = network.method.classify(
-            network.params, network.extra, jax.numpy.asarray(features(split).features)
-        )
+        assert network.method.classify is not None, "a bench without heads has no predictions"
+        inputs = jax.numpy.asarray(features(split).features)
+        found = network.method.classify(network.params, network.extra, inputs)
         return {head: np.asarray(logits) for head, logits in found.items()}
 
     features = once(lambda split: encoded(network.encode, network.mesh, config, split), source, test)
@@ -143,7 +163,7 @@ def of_network(
 
 
 def of_pixels(config: ConfigDict, source: Source, test: Source) -> Bench:
-    """The bench of no network at all."""
+    """The bench of the raw pixels, without a network."""
     mesh = make_mesh(fsdp=config.sharding.fsdp)
     features = once(lambda split: encoded(raw_pixels, mesh, config, split), source, test)
     return Bench(
@@ -158,7 +178,7 @@ def of_pixels(config: ConfigDict, source: Source, test: Source) -> Bench:
 
 
 def further(config: ConfigDict) -> Callable[..., Source]:
-    """`Bench.load`: (split, settings of `config.data` that are others) -> a source."""
+    """Return `Bench.load`: (split, changed settings of `config.data`) -> a source."""
 
     def load(split: str, **settings: Any) -> Source:
         data = config.data.copy_and_resolve_references().unlock()
@@ -169,7 +189,10 @@ def further(config: ConfigDict) -> Callable[..., Source]:
 
 
 def once(function: Callable[[Source], Features], *kept: Source) -> Callable[[Source], Features]:
-    """The function, which remembers what it gave for some sources, and for no others: a protocol may look at 75 of them."""
+    """Cache the function's results for the sources in `kept`.
+
+    Results for other sources are not kept: a protocol may load 75 of them.
+    """
     known: dict[int, Features] = {}
 
     def call(source: Source) -> Features:
@@ -182,8 +205,8 @@ def once(function: Callable[[Source], Features], *kept: Source) -> Callable[[Sou
     return call
 
 
-def timed(judge: Callable[[Bench], Iterator[Measurement]], bench: Bench) -> Iterator[Measurement]:
-    """The measurements, each with the `seconds` it took; the features are there before the clock starts."""
+def timed(judge: JudgeFn, bench: Bench) -> Iterator[Measurement]:
+    """Add to each measurement the `seconds` it took. Features are extracted before the clock starts."""
     size = bench.features(bench.train).features.size
     bench.features(bench.test)
     begin = time.perf_counter()
@@ -194,7 +217,10 @@ def timed(judge: Callable[[Bench], Iterator[Measurement]], bench: Bench) -> Iter
 
 
 def elsewhere(config: ConfigDict, file: epath.Path) -> list[str]:
-    """The settings of `config.data` in which a run's config.json differs: what it was trained on is not what it is judged on."""
+    """The settings of `config.data` that differ from those in a run's config.json.
+
+    If there are any, the run is not evaluated on the data that it was trained on.
+    """
     if not file.exists():
         return []
     found = differences(json.loads(file.read_text()), json.loads(config.to_json()))
@@ -202,7 +228,13 @@ def elsewhere(config: ConfigDict, file: epath.Path) -> list[str]:
 
 
 def same_run(config: ConfigDict, file: epath.Path) -> None:
-    """Raises a ValueError where a run was trained with other settings than the results would say; data and evaluation may differ."""
+    """Check that a run was trained with the settings under which its results will be filed.
+
+    The data and the evaluation settings may differ.
+
+    Raises:
+        ValueError: another setting differs; names up to three.
+    """
     if not file.exists():
         return
     free = (*HARMLESS, "data", "evaluate")
@@ -210,15 +242,15 @@ def same_run(config: ConfigDict, file: epath.Path) -> None:
     differ = [f"{key} was {old!r}, here {new!r}" for key, old, new in found if key.split(".")[0] not in free]
     if differ:
         raise ValueError(
-            f"{file.parent} was trained with another config: {'; '.join(differ[:3])}. Give evaluate the settings of the run, "
-            "or its --workdir; only config.data and config.evaluate may differ"
+            f"{file.parent} was trained with another config: {'; '.join(differ[:3])}. Give evaluate the "
+            "settings of the run, or another --workdir; only config.data and config.evaluate may differ"
         )
 
 
 def provenance(
     config: ConfigDict, source: Source, test: Source, step: int, command: str, changed: Mapping[str, Any]
 ) -> results.Run:
-    """What all measurements of one evaluation share."""
+    """The record that all measurements of one evaluation share."""
     checksum = hashlib.sha256(f"{source.checksum} {test.checksum}".encode()).hexdigest()[:16]
     return results.Run(
         experiment=config.name,
@@ -238,23 +270,28 @@ def provenance(
 
 
 def record(run: results.Run, features: str, result: dict[str, Any]) -> tuple[results.Run, dict[str, Any]]:
-    """One measurement beside its run, before it is split into one line per metric."""
+    """A measurement with its run, before it is split into one line per metric."""
     return run, {"features": features, "labels_per_class": 0, "draw": 0, **result, "time": results.now()}
 
 
 def chosen(flag: str, text: str, default: Sequence[str], valid: Sequence[str]) -> tuple[str, ...]:
     """The words of a comma-separated flag.
 
+    Args:
+        flag: the flag's name, for the error.
+        text: its value.
+        default: the words that an empty value stands for.
+        valid: the words that may occur.
+
     Raises:
-        ValueError: a word is not valid; names the nearest that is.
+        ValueError: a word is not valid; names the nearest valid one.
     """
     words = tuple(word.strip() for word in text.split(",") if word.strip()) or tuple(default)
     for word in words:
         if word not in valid:
             near = difflib.get_close_matches(word, valid, 1, 0.4)
-            raise ValueError(
-                f"--{flag}: {word!r} is unknown{f', did you mean {near[0]!r}' if near else ''}; valid: {', '.join(valid)}"
-            )
+            guess = f", did you mean {near[0]!r}" if near else ""
+            raise ValueError(f"--{flag}: {word!r} is unknown{guess}; valid: {', '.join(valid)}")
     return words
 
 
@@ -266,9 +303,11 @@ def main(argv: list[str] | None = None) -> None:
         config, workdir = stage(flags.config, flags.workdir, flags.stage)
     except ValueError as error:
         raise SystemExit(f"ssljax evaluate: {error}") from error
+
     changed = results.changed(flags.overrides, [name for name, _, _ in stages(flags.config, "") if name])
     file = Path(flags.results or os.path.join(workdir, "results.jsonl"))
     figures = file.parent / f"gallery-{config.preset}.npz"
+
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
         try:
@@ -286,15 +325,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def say(first: results.Measurement) -> None:
-    """A measurement on the terminal."""
-    labels = (
-        f" {first['labels_per_class']} per class, draw {first['draw']}" if first["labels_per_class"] else ""
-    )
+    """Print a measurement."""
+    labels = ""
+    if first["labels_per_class"]:
+        labels = f" {first['labels_per_class']} per class, draw {first['draw']}"
     metric = "NMI" if first["metric"] == "nmi" else "top-1"
-    print(
-        f"{first['features']:12} {first['protocol']}{labels}: {metric} {first['value']:.1f} % of {first['n']}",
-        flush=True,
-    )
+    value = f"{metric} {first['value']:.1f} % of {first['n']}"
+    print(f"{first['features']:12} {first['protocol']}{labels}: {value}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""`ssljax plan`: a config compiled ahead of time for a TPU slice, on a machine without a TPU.
+"""`ssljax plan`: compile a config ahead of time for a TPU slice, on a machine without a TPU.
 
-    ssljax plan --config configs/simclr.py:imagenet_r50 --topology v5e:8x8 [--full] [--sweep] [--out plan.json] [--images N]
+    ssljax plan --config configs/simclr.py:imagenet_r50 --topology v5e:8x8 \\
+        [--full] [--sweep] [--out plan.json] [--images N]
 
-The step is the one that `train` runs, traced from shapes alone and compiled by libtpu (`pip install 'ssljax[plan]'`): whether it fits,
-what it computes, what the network between the chips carries, and how fast it can be at best. Times are a compiler's, never a measurement.
-`--full` compiles as the TPU would, for minutes, and adds the range that the compiler's schedule suggests; without it seconds to a minute
-are enough for memory (about 2 % from full effort), FLOPs and collectives. `--sweep` takes one topology of every generation.
+The step is the one that `train` runs, traced from shapes alone and compiled by libtpu (`pip install
+'ssljax[plan]'`). The plan says whether it fits, what it computes, what the chips send to each other, and how
+fast it can be at best. Times are the compiler's estimates, never measurements.
+
+By default, compilation takes seconds to a minute. That is enough for memory (about 2 % from full effort),
+FLOPs and collectives. `--full` compiles as the TPU would, for minutes, and adds the range of step times that
+the compiler's schedule suggests. `--sweep` plans for one topology of every generation.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ from ssljax.program import AHEAD, Program, build, stages
 from ssljax.results import commit, versions
 from ssljax.types import Facts
 
-# Training images and classes, so that no data set need be on this machine: (data.source, data.train_split).
+# (data.source, data.train_split) -> training images and classes, so that no data set is needed on this
+# machine.
 DATA_SETS = {
     ("digits", ""): (1500, 10),
     ("fashion_mnist", ""): (60_000, 10),
@@ -41,9 +46,11 @@ DATA_SETS = {
     ("tfds:imagenet2012", "train"): (1_281_167, 1000),
     ("tfds:imagenette/160px-v2", "train"): (9_469, 10),
 }
-# Static estimate / reported step time of six public v3 runs (ResNet-50, BiT, SimCLR, ViT-S/16): how far a full-effort estimate may be off.
+# How far a full-effort estimate may be off: static estimate / reported step time of six public v3 runs
+# (ResNet-50, BiT, SimCLR, ViT-S/16).
 CALIBRATION = (0.5, 1.4)
-# What may make a step fit, in the order in which it is tried; what the method or network refuses is passed over.
+# Settings that may make a step fit, in the order in which they are tried. Those that the method or the
+# network refuses are skipped.
 EDITS = (
     ("model.remat", ("dots", "blocks")),
     ("accumulate", (2, 4, 8, 16)),
@@ -52,7 +59,16 @@ EDITS = (
 
 
 class Memory(NamedTuple):
-    """HBM of one device in bytes; where the step does not fit, only `peak` (what it would need) and `available` are known."""
+    """HBM of one device in bytes.
+
+    If the step does not fit, only `peak` (what it would need) and `available` are known.
+
+    Attributes:
+        arguments: the state and the batch.
+        temporaries: everything that lives within the step.
+        peak: the most that is in use at one time.
+        available: the memory of the device.
+    """
 
     arguments: int
     temporaries: int
@@ -61,28 +77,32 @@ class Memory(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the compiler says of one step on one slice. Bytes and milliseconds are a device's, FLOPs the whole step's.
+    """What the compiler says about one step on one slice.
+
+    Bytes and milliseconds are per device. FLOPs are those of the whole step.
 
     Attributes:
-        config: name:preset, and the stage where there are several.
-        topology, kind, chips, devices: the slice; a device is a core on v2 and v3, else a chip.
+        config: name:preset, and the stage if there are several.
+        topology, kind, chips, devices: the slice. A device is a core on v2 and v3, otherwise a chip.
         effort: "low" or "full".
-        compile_seconds: on this machine.
+        compile_seconds: how long compilation took on this machine.
         batch_size, dtype, parameters: of the config.
-        fits: whether it compiled.
-        problem: the compiler's message where it did not.
-        flops: as written, loops counted; `flops_xla` is XLA's count of the compiled program, loop bodies once.
-        loops: how many loops the program runs: 0 means that the two counts are comparable.
+        fits: whether the step compiled.
+        problem: the compiler's message if it did not.
+        flops: of the program as written, with loops counted as often as they run.
+        flops_xla: XLA's count of the compiled program, with loop bodies counted once.
+        loops: how many loops the program runs. The two counts are comparable only if it is 0.
         hbm_bytes: by XLA's count; depends on the effort, and counts loop bodies once.
-        matmul_ms: matrix products at the chip's peak: no step is faster.
-        hbm_ms: hbm_bytes at full bandwidth, an estimate; 0 where there are loops.
-        bound_by: "compute" or "memory", by the larger of the two; "unknown" where there are loops.
-        static_ms: sum of the compiler's cycle estimates, without collectives, host and input; 0 at low effort, where it means nothing.
+        matmul_ms: the time of the matrix products at the chip's peak. No step is faster.
+        hbm_ms: the time of `hbm_bytes` at full bandwidth, an estimate; 0 if there are loops.
+        bound_by: "compute" or "memory", by the larger of these two times; "unknown" if there are loops.
+        static_ms: the sum of the compiler's cycle estimates, without collectives, host and input; 0 at low
+            effort, where it means nothing.
         collectives: see `hlo.Collective`.
-        buffers: the largest, as XLA's memory report lists them: bytes and shapes.
+        buffers: the largest buffers as XLA's memory report lists them: bytes and shapes.
         costliest: (ms, shape, origin) of the longest instructions; empty at low effort.
-        steps, epochs: of the whole run.
-        advice: what was found to fit instead, compiled too.
+        steps, epochs: the length of the whole run.
+        advice: a change with which the step was found to fit, by compiling it; "" if it fits as it is.
     """
 
     config: str
@@ -115,25 +135,28 @@ class Plan(NamedTuple):
 
 
 def known_facts(config: ConfigDict, images: int) -> Facts:
-    """What a method is told of the config's training split, without the data: as if no image were left out.
+    """The facts of a config's training split without its data, assuming that no image is skipped.
 
     Args:
         config: one stage.
-        images: how many there are, for a source that is not in DATA_SETS; 0 looks there.
+        images: the number of training images, for a source that is not in DATA_SETS; 0 looks it up there.
 
     Raises:
-        ValueError: neither tells.
+        ValueError: the number of images or of classes is not known.
     """
     data = config.data
     split = "" if data.source == "digits" else data.train_split
     known = DATA_SETS.get((data.source, "")) or DATA_SETS.get((data.source, split))
     total, classes = known or (0, 0)
-    total, classes = images or total, data.num_classes or classes
+    total = images or total
+    classes = data.num_classes or classes
     if not total or not classes:
+        missing = "--images N" if classes else "--images N and --config.data.num_classes=C"
         raise ValueError(
-            f"how many images data.source={data.source!r} has in {split!r} is not known here: add --images N"
-            + ("" if classes else " and --config.data.num_classes=C")
+            f"the number of images that data.source={data.source!r} has in {split!r} is not known here: "
+            f"add {missing}"
         )
+
     if images:
         return Facts(images, classes, images)
     if data.train_per_class:
@@ -147,22 +170,27 @@ def known_facts(config: ConfigDict, images: int) -> Facts:
 
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the global batch that `loader.train_batches` delivers."""
-    b, data, split = program.config.batch_size, program.config.data, sharding.batch_sharding(program.mesh)
-    whole = {"image": (data.image_size, data.image_size, data.channels)}
-    pixels = recipes.host_shapes(program.config) if data.crop_on == "host" else whole
-    numbers = ["label", "index", *(["copy"] if data.repeats > 1 or program.method.balance else [])]
-    shapes = {
-        **{name: ((b, *shape), jnp.uint8) for name, shape in pixels.items()},
-        **{name: ((b,), jnp.int32) for name in numbers},
-    }
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in shapes.items()
-    }
+    data = program.config.data
+    split = sharding.batch_sharding(program.mesh)
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((program.config.batch_size, *shape), dtype, sharding=split)
+
+    pixels: dict[str, tuple[int, ...]] = {"image": (data.image_size, data.image_size, data.channels)}
+    if data.crop_on == "host":
+        pixels = recipes.host_shapes(program.config)
+    numbers = ["label", "index"]
+    if data.repeats > 1 or program.method.balance:
+        numbers.append("copy")
+
+    images = {name: array(shape, jnp.uint8) for name, shape in pixels.items()}
+    return images | {name: array((), jnp.int32) for name in numbers}
 
 
 def arguments(program: Program) -> tuple[Any, ...]:
-    """What the step is called with, as shapes."""
-    return (program.shapes, abstract_batch(program), jax.eval_shape(lambda: jax.random.key(0)))
+    """The arguments of the step, as shapes."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return program.shapes, abstract_batch(program), key
 
 
 def program_on(slice_: Slice, config: ConfigDict, images: int = 0) -> Program:
@@ -174,40 +202,48 @@ def program_on(slice_: Slice, config: ConfigDict, images: int = 0) -> Program:
         images: see `known_facts`.
 
     Raises:
-        ValueError: the batch does not split over the devices, libtpu refuses the shape, the size of the data is not known.
+        ValueError: the batch does not split over the devices, libtpu refuses the shape, or the size of the
+            data set is not known.
         ModuleNotFoundError: libtpu is not installed.
     """
-    return build(
-        config,
-        known_facts(config, images),
-        sharding.mesh_of(ahead.topology_devices(slice_), config.sharding.fsdp),
-    )
+    facts = known_facts(config, images)
+    mesh = sharding.mesh_of(ahead.topology_devices(slice_), config.sharding.fsdp)
+    return build(config, facts, mesh)
 
 
 def plan(config: ConfigDict, slice_: Slice, *, full: bool = False, images: int = 0) -> Plan:
-    """Compiles one stage's step for a slice and reads what the compiler says; raises as `program_on` does.
+    """Compile one stage's step for a slice and read what the compiler says about it.
 
     Args:
         config: one stage.
         slice_: from `slices.parse`.
         full: see `ahead.compile_step`.
         images: see `known_facts`.
+
+    Raises:
+        ValueError, ModuleNotFoundError: see `program_on`.
     """
     program = program_on(slice_, config, images)
-    return describe(
-        program, slice_, ahead.compile_step(program.step, arguments(program), full=full), full=full
-    )
+    compiled = ahead.compile_step(program.step, arguments(program), full=full)
+    return describe(program, slice_, compiled, full=full)
 
 
 def describe(program: Program, slice_: Slice, compiled: ahead.Compiled, *, full: bool) -> Plan:
-    """The figures of a compiled step."""
-    config, devices, generation = program.config, program.mesh.devices.size, slice_.generation
-    share = devices / slice_.chips  # devices a chip: 2 where a device is a core
+    """The plan of a compiled step."""
+    config = program.config
+    devices = program.mesh.devices.size
+    generation = slice_.generation
+    per_chip = devices / slice_.chips  # devices per chip: 2 if a device is a core
     written = flops.count(program.step, *arguments(program))
-    found = read(compiled, int(generation.hbm_bytes / share))
-    matmul_ms = 1e3 * written.on_mxu / devices / (generation.peak_flops / share)
-    hbm_ms = 0.0 if found["loops"] else 1e3 * found["hbm_bytes"] / (generation.hbm_bandwidth / share)
+    found = read(compiled, int(generation.hbm_bytes / per_chip))
+
+    matmul_ms = 1e3 * written.on_mxu / devices / (generation.peak_flops / per_chip)
     to_ms = 1e3 / generation.clock if full else 0.0
+    if found["loops"]:
+        hbm_ms, bound_by = 0.0, "unknown"
+    else:
+        hbm_ms = 1e3 * found["hbm_bytes"] / (generation.hbm_bandwidth / per_chip)
+        bound_by = "memory" if hbm_ms > matmul_ms else "compute"
     return Plan(
         config=f"{config.name}:{config.preset}",
         topology=slice_.topology,
@@ -225,7 +261,7 @@ def describe(program: Program, slice_: Slice, compiled: ahead.Compiled, *, full:
         hbm_bytes=found["hbm_bytes"],
         matmul_ms=matmul_ms,
         hbm_ms=hbm_ms,
-        bound_by="unknown" if found["loops"] else "memory" if hbm_ms > matmul_ms else "compute",
+        bound_by=bound_by,
         static_ms=found["cycles"] * to_ms,
         fits=compiled.executable is not None,
         problem=compiled.problem,
@@ -239,7 +275,12 @@ def describe(program: Program, slice_: Slice, compiled: ahead.Compiled, *, full:
 
 
 def read(compiled: ahead.Compiled, available: int) -> dict[str, Any]:
-    """The figures of a compiled step, a device's; `available` is its memory."""
+    """The compiler's figures of a step, per device.
+
+    Args:
+        compiled: from `ahead.compile_step`.
+        available: the memory of a device in bytes.
+    """
     if compiled.executable is None:
         return {
             "memory": Memory(0, 0, ahead.needed_bytes(compiled.problem), available),
@@ -250,14 +291,16 @@ def read(compiled: ahead.Compiled, available: int) -> dict[str, Any]:
             "collectives": [],
             "costliest": [],
         }
-    memory, cost, module = (
-        compiled.executable.memory_analysis(),
-        compiled.executable.cost_analysis(),
-        hlo.parse(compiled.text),
-    )
+
+    memory = compiled.executable.memory_analysis()
+    cost = compiled.executable.cost_analysis()
+    module = hlo.parse(compiled.text)
     return {
         "memory": Memory(
-            memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.peak_memory_in_bytes, available
+            memory.argument_size_in_bytes,
+            memory.temp_size_in_bytes,
+            memory.peak_memory_in_bytes,
+            available,
         ),
         "flops": cost["flops"],
         "hbm_bytes": cost["bytes accessed"],
@@ -269,30 +312,35 @@ def read(compiled: ahead.Compiled, available: int) -> dict[str, Any]:
 
 
 def candidates(config: ConfigDict, slice_: Slice) -> Iterator[tuple[str, ConfigDict, Slice]]:
-    """What may make a step fit: (what to change, config, slice), the cheapest first."""
-    there = flat(config)  # a plain network has no remat
+    """Changes that may make a step fit, the cheapest first: (the flag in words, config, slice)."""
+    settings = flat(config)
     for path, values in EDITS:
+        if path not in settings:  # a plain network has no remat
+            continue
         section, _, name = path.rpartition(".")
-        for value in values if path in there else ():
+        for value in values:
             edited = config.copy_and_resolve_references()  # ConfigDict(config) would share its sections
-            (edited[section] if section else edited)[name] = value
+            part = edited[section] if section else edited
+            part[name] = value
             yield f"--config.{path}={value}", edited.lock(), slice_
     for bigger in slices.larger(slice_):
         yield f"--topology {bigger.topology}", config, bigger
 
 
 def advise(config: ConfigDict, slice_: Slice, images: int) -> str:
-    """The first candidate that compiles and fits, in words."""
+    """Describe the first candidate that compiles and fits."""
     tried = []
     for text, edited, where in candidates(config, slice_):
         try:
             found = plan(edited, where, images=images)
-        except ValueError:  # the batch does not split so, or the setting is not for this method
+        except ValueError:  # the batch does not split this way, or the method refuses the setting
             continue
         if found.fits:
-            return f"{text} fits: {size(found.memory.peak)} of {size(found.memory.available)} a device (compiled too)"
+            used = f"{size(found.memory.peak)} of {size(found.memory.available)} per device"
+            return f"{text} fits: {used} (compiled too)"
         tried.append(text)
-    return f"nothing tried fits: {', '.join(tried) or 'no candidate divides the batch'}. A smaller batch_size is left"
+    failed = ", ".join(tried) or "no candidate divides the batch"
+    return f"nothing that was tried fits: {failed}. Use a smaller batch_size"
 
 
 def size(count: float) -> str:
@@ -302,46 +350,71 @@ def size(count: float) -> str:
 
 def show(p: Plan) -> str:
     """The plan as the terminal shows it."""
-    device, m = "chip" if p.devices == p.chips else "core", p.memory
+    device = "chip" if p.devices == p.chips else "core"
+    memory = p.memory
     head = (
-        f"{p.config} on {p.topology}: {p.chips} chips, {p.devices} devices ({p.kind}, a device is a {device}), batch {p.batch_size}, "
-        f"{p.dtype}, {p.parameters / 1e6:.1f} M parameters; compiled at {p.effort} effort in {p.compile_seconds:.0f} s"
+        f"{p.config} on {p.topology}: {p.chips} chips, {p.devices} devices "
+        f"({p.kind}, a device is a {device}), "
+        f"batch {p.batch_size}, {p.dtype}, {p.parameters / 1e6:.1f} M parameters; "
+        f"compiled at {p.effort} effort in {p.compile_seconds:.0f} s"
     )
     if not p.fits:
-        needed = f"needs {size(m.peak)}" if m.peak else "needs more"
-        return f"{head}\nmemory        DOES NOT FIT: {needed}, a {device} has {size(m.available)}\nadvice        {p.advice}"
-    xla, traffic = "XLA's own count says nothing, the step has loops", "not known, the step has loops"
-    if not p.loops:
-        xla = f"XLA counts {p.flops_xla / p.flops:.2f} of it"
-        traffic = (
-            f"{p.hbm_bytes / 1e9:.4g} GB a {device} and step by XLA's count (rough; depends on the effort)"
+        needed = f"needs {size(memory.peak)}" if memory.peak else "needs more"
+        return "\n".join(
+            [
+                head,
+                f"memory        DOES NOT FIT: {needed}, a {device} has {size(memory.available)}",
+                f"advice        {p.advice}",
+            ]
         )
+
+    counted = "not comparable with XLA's own count, the step has loops"
+    traffic = "not known, the step has loops"
+    if not p.loops:
+        counted = f"XLA counts {p.flops_xla / p.flops:.2f} of it"
+        traffic = f"{p.hbm_bytes / 1e9:.4g} GB per {device} and step by XLA's count"
+        traffic += " (rough; depends on the effort)"
+    bound = f"{p.matmul_ms:.4g} ms per step, matrix products at peak"
+    if p.hbm_ms:
+        bound += f"; {p.hbm_ms:.4g} ms if the HBM traffic is right: bound by {p.bound_by}"
+
     lines = [
         head,
-        f"memory        fits: peak {size(m.peak)} of {size(m.available)} a {device} (arguments {size(m.arguments)}, temporaries "
-        f"{size(m.temporaries)}); {AHEAD} batches on their way come on top",
-        f"compute       {p.flops / 1e12:.4g} TFLOP a step as written, {p.flops / p.batch_size / 1e9:.4g} GFLOP an image; {xla}",
+        f"memory        fits: peak {size(memory.peak)} of {size(memory.available)} per {device} "
+        f"(arguments {size(memory.arguments)}, temporaries {size(memory.temporaries)}); "
+        f"{AHEAD} batches in flight come on top",
+        f"compute       {p.flops / 1e12:.4g} TFLOP per step as written, "
+        f"{p.flops / p.batch_size / 1e9:.4g} GFLOP per image; {counted}",
         f"HBM traffic   {traffic}",
+        *collective_lines(p, device),
+        f"lower bound   {bound}",
+        *run_lines(p),
     ]
-    lines += [
-        f"collectives   {c.kind} {c.dtype}: {c.count}, {c.bytes / 1e6:.2f} MB a {device} and step, largest {c.largest}"
-        for c in p.collectives
-    ] or ["collectives   none"]
-    roof = f"; {p.hbm_ms:.4g} ms if the HBM traffic is right: bound by {p.bound_by}" if p.hbm_ms else ""
-    lines += [f"lower bound   {p.matmul_ms:.4g} ms a step, matrix products at peak{roof}", *run_lines(p)]
     lines += [
         f"long          {ms:7.2f} ms  {shape[:50]}  {origin[-80:]}" for ms, shape, origin in p.costliest
     ]
-    return "\n".join([*lines, *(f"buffer        {text[:120]}" for text in p.buffers)])
+    lines += [f"buffer        {text[:120]}" for text in p.buffers]
+    return "\n".join(lines)
+
+
+def collective_lines(p: Plan, device: str) -> list[str]:
+    """What the devices send to each other, one line per kind and dtype."""
+    if not p.collectives:
+        return ["collectives   none"]
+    return [
+        f"collectives   {c.kind} {c.dtype}: {c.count}, {c.bytes / 1e6:.2f} MB per {device} and step, "
+        f"largest {c.largest}"
+        for c in p.collectives
+    ]
 
 
 def expected_ms(p: Plan) -> tuple[float, float]:
-    """The range of step times that the static schedule suggests, by CALIBRATION; zeros where there is no schedule to go by."""
+    """The range of step times that the static schedule suggests, by CALIBRATION; zeros without a schedule."""
     return p.static_ms / CALIBRATION[1], p.static_ms / CALIBRATION[0]
 
 
 def run_lines(p: Plan) -> list[str]:
-    """How long the run takes: at least, and, at full effort, the range."""
+    """How long the run takes at least and, at full effort, the estimated range."""
 
     def speed(ms: float) -> str:
         return f"{1e3 * p.batch_size / ms:,.0f} images/s, {p.steps * ms / 3.6e6:.3g} h"
@@ -349,11 +422,14 @@ def run_lines(p: Plan) -> list[str]:
     lines = [f"run           {p.steps:,} steps for {p.epochs} epochs: at most {speed(p.matmul_ms)}"]
     if p.static_ms:
         fast, slow = expected_ms(p)
+        low, high = CALIBRATION
         lines += [
-            f"estimate      {fast:.3g} to {slow:.3g} ms a step: {speed(fast)} to {speed(slow)}",
-            f"              A compiler's estimate, not a measurement: its static schedule has {p.static_ms:.3g} ms, without",
-            f"              collectives, host and input; such figures were {CALIBRATION[0]} to {CALIBRATION[1]} times the step",
-            "              times reported of six public runs, all on v3. Nothing is calibrated elsewhere.",
+            f"estimate      {fast:.3g} to {slow:.3g} ms per step: {speed(fast)} to {speed(slow)}",
+            "              A compiler's estimate, not a measurement. Its static schedule has "
+            f"{p.static_ms:.3g} ms, without",
+            "              collectives, host and input. On six public runs such figures were "
+            f"{low} to {high} times",
+            "              the reported step times. The runs were all on v3; other chips are not calibrated.",
         ]
     return lines
 
@@ -373,7 +449,7 @@ COLUMNS = (
 
 
 def row(p: Plan) -> list[str]:
-    """The cells of a plan under COLUMNS; bytes and GiB are a device's."""
+    """The cells of a plan under COLUMNS. Memory and bytes are per device."""
     return [
         p.config,
         p.topology,
@@ -389,22 +465,24 @@ def row(p: Plan) -> list[str]:
 
 
 def table(plans: list[Plan]) -> str:
-    """One row a plan, in columns."""
-    rows = [COLUMNS, *map(row, plans)]
+    """A table with one row per plan."""
+    rows = [list(COLUMNS), *map(row, plans)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-        for cells in rows
-    )
+
+    def line(cells: list[str]) -> str:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(line(cells) for cells in rows)
 
 
 def made_by() -> dict[str, Any]:
-    """The commit of the source and the versions that a plan depends on."""
+    """The commit and the versions that a plan depends on."""
     return {"commit": commit(), "versions": {**versions(), "libtpu": importlib.metadata.version("libtpu")}}
 
 
 def plain(p: Plan) -> dict[str, Any]:
-    """The plan as JSON knows it."""
+    """The plan in types that JSON can hold."""
     estimate = {
         "step_ms": expected_ms(p),
         "hours": [p.steps * ms / 3.6e6 for ms in expected_ms(p)],
@@ -422,19 +500,20 @@ def main(argv: list[str] | None = None) -> None:
     """`ssljax plan`."""
     argv = sys.argv[1:] if argv is None else argv
     ahead.offline()
-    # A plan belongs to no run's folder, which the flags of the other verbs ask for.
+    # A plan needs no run folder, for which the other verbs ask.
     flags = cli.parse("plan", ["--workdir=.", *argv], topology="", full=False, sweep=False, out="", images=0)
     plans = []
+
     try:
         if not flags.topology and not flags.sweep:
             raise ValueError(
                 f"--topology is missing, e.g. --topology v5e:8x8, or --sweep for {', '.join(slices.SWEEP)}"
             )
-        wanted = [slices.parse(topology) for topology in (slices.SWEEP if flags.sweep else (flags.topology,))]
+        topologies = slices.SWEEP if flags.sweep else (flags.topology,)
+        wanted = [slices.parse(topology) for topology in topologies]
         for (stage, config, _), slice_ in itertools.product(stages(flags.config, ""), wanted):
-            print(
-                f"compiling {config.name}:{config.preset} for {slice_.topology}", file=sys.stderr, flush=True
-            )
+            progress = f"compiling {config.name}:{config.preset} for {slice_.topology}"
+            print(progress, file=sys.stderr, flush=True)
             found = plan(config, slice_, full=flags.full, images=flags.images)
             found = found._replace(config=f"{found.config} {stage}".strip())
             if not found.fits and not flags.sweep:
@@ -444,6 +523,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(show(found) + "\n", flush=True)
     except (ValueError, ModuleNotFoundError) as error:
         raise SystemExit(f"ssljax plan: {error}") from error
+
     if flags.sweep:
         print(table(plans))
     if flags.out:

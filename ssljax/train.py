@@ -1,9 +1,11 @@
-"""`ssljax train`: every stage of a config, each a run of THE loop (`run/loop.py`).
+"""`ssljax train`: train every stage of a config. Each stage is one run of the loop in `run/loop.py`.
 
-    ssljax train --config configs/simclr.py:digits --workdir runs/digits [--config.optim.learning_rate=0.1] [--profile 5]
+    ssljax train --config configs/simclr.py:digits --workdir runs/digits \\
+        [--config.optim.learning_rate=0.1] [--profile 5]
 
-The same command after an interruption of any kind goes on from the last checkpoint and ends with bit-identical parameters.
-`--profile N` records N steps for TensorBoard and XProf into <workdir>/profile and prints what they were spent on.
+After an interruption of any kind, the same command resumes from the last checkpoint and ends with
+bit-identical parameters. `--profile N` records N steps for TensorBoard and XProf in <workdir>/profile and
+prints where their time went.
 """
 
 from __future__ import annotations
@@ -20,22 +22,22 @@ from ssljax.run.loop import fit
 
 
 def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, profile_steps: int = 0) -> None:
-    """One complete run of the loop, resumed if it was begun and left alone if it was finished.
+    """Run the loop once, to the end. An interrupted run is resumed; a finished one is left alone.
 
     Args:
-        config: of this stage.
-        workdir: of this stage.
-        earlier: folders of the stages before it, by name, for `init_from`.
-        profile_steps: record so many steps into `workdir/profile`, from the tenth on; 0 = none.
+        config: the config of this stage.
+        workdir: the folder of this stage.
+        earlier: name -> folder of the stages before it, for `init_from`.
+        profile_steps: how many steps to record in `workdir/profile`, after the first ten; 0 records none.
     """
-    source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
+    source = sources.load(config.data, "train")
+    test = sources.load(config.data, "test")
     program = build(config, sources.facts(config.data, source))
 
     with RunFolder(workdir, config, program.facts) as folder:
         if profile_steps:
-            program = program._replace(
-                step=profile.recorded(program.step, profile_steps, workdir, left=program.total_steps)
-            )
+            step = profile.recorded(program.step, profile_steps, workdir, left=program.total_steps)
+            program = program._replace(step=step)
         fit(program, source, seed=config.seed, folder=folder, test=test, start=start_from(program, earlier))
 
 
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     """`ssljax train`."""
     flags = cli.parse("train", argv, profile=0, **hosts.FLAGS)
     earlier: dict[str, str] = {}
+
     with hosts.together("train", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
         for name, config, folder in stages(flags.config, flags.workdir):

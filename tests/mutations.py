@@ -1,10 +1,11 @@
-"""The field's historic bugs, put into a copy of the source one at a time: the tests must notice each.
+"""Well-known bugs of the field, put into a copy of the source one at a time. The tests must notice each.
 
     python tests/mutations.py [--only NAME] [--jobs N]
 
-One line a bug and "N of N caught" at the end; the exit code is 1 when one survives. A bug is caught when an assertion of the named
-tests fails. An edit whose text is not in the source exactly once, code that crashes instead of computing something wrong, or tests that
-fail without the bug are errors of the mutation itself.
+Prints one line per bug and "N of N caught" at the end. The exit code is 1 if one survives. A bug is caught if
+an assertion of the named tests fails. It is an error of the mutation itself if its text does not occur in the
+source exactly once, if the code crashes instead of computing something wrong, or if the tests fail without
+the bug.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ class Mutation(NamedTuple):
     """One bug.
 
     Attributes:
-        name: for --only.
-        file: below the repository.
-        old: text that occurs exactly once in it.
-        new: what replaces it.
-        bug: whose it was, or how it comes about.
-        tests: what must fail, as pytest takes it, separated by blanks.
+        name: its name for --only.
+        file: the file, relative to the root of the repository.
+        old: text that occurs exactly once in the file.
+        new: the text that replaces it.
+        bug: who made it, or how it comes about.
+        tests: the tests that must fail, as arguments of pytest separated by blanks.
     """
 
     name: str
@@ -46,46 +47,48 @@ class Mutation(NamedTuple):
     tests: str
 
 
-CONTRASTIVE, SIMCLR, OPTIM = "ssljax/losses/contrastive.py", "ssljax/methods/simclr.py", "ssljax/optim.py"
-AUGMENT, VIEWS_FILE, RECIPES = "ssljax/data/augment.py", "ssljax/data/views.py", "ssljax/data/recipes.py"
-GEOMETRY, CROPS = "ssljax/data/geometry.py", "ssljax/data/crops.py"
-SAMPLER, LOADER = "ssljax/data/sampler.py", "ssljax/data/loader.py"
-PROGRAM, T_PROGRAM = "ssljax/program.py", "tests/test_program.py"
-NORM, HEADS, RESNET, KNN = (
-    "ssljax/models/norm.py",
-    "ssljax/models/heads.py",
-    "ssljax/models/resnet.py",
-    "ssljax/protocols/knn.py",
-)
+CONTRASTIVE = "ssljax/losses/contrastive.py"
+SIMCLR = "ssljax/methods/simclr.py"
+OPTIM = "ssljax/optim.py"
+AUGMENT = "ssljax/data/augment.py"
+VIEWS_FILE = "ssljax/data/views.py"
+RECIPES = "ssljax/data/recipes.py"
+GEOMETRY = "ssljax/data/geometry.py"
+CROPS = "ssljax/data/crops.py"
+SAMPLER = "ssljax/data/sampler.py"
+LOADER = "ssljax/data/loader.py"
+PROGRAM = "ssljax/program.py"
+T_PROGRAM = "tests/test_program.py"
+NORM = "ssljax/models/norm.py"
+HEADS = "ssljax/models/heads.py"
+RESNET = "ssljax/models/resnet.py"
+KNN = "ssljax/protocols/knn.py"
 
-T_NT_XENT, T_SIMCLR, T_OPTIM = (
-    "tests/losses/test_contrastive.py",
-    "tests/methods/test_simclr.py",
-    "tests/test_optim.py",
-)
-T_AUGMENT, T_GEOMETRY, T_CROPS = (
-    "tests/data/test_augment.py",
-    "tests/data/test_geometry.py",
-    "tests/data/test_crops.py",
-)
+T_NT_XENT = "tests/losses/test_contrastive.py"
+T_SIMCLR = "tests/methods/test_simclr.py"
+T_OPTIM = "tests/test_optim.py"
+T_AUGMENT = "tests/data/test_augment.py"
+T_GEOMETRY = "tests/data/test_geometry.py"
+T_CROPS = "tests/data/test_crops.py"
 T_VIEWS = "tests/data/test_views.py"
-T_SAMPLER, T_LOADER = "tests/data/test_sampler.py", "tests/data/test_loader.py"
-T_NORM, T_HEADS, T_RESNET = (
-    "tests/models/test_norm.py",
-    "tests/models/test_heads.py",
-    "tests/models/test_resnet.py",
-)
+T_SAMPLER = "tests/data/test_sampler.py"
+T_LOADER = "tests/data/test_loader.py"
+T_NORM = "tests/models/test_norm.py"
+T_HEADS = "tests/models/test_heads.py"
+T_RESNET = "tests/models/test_resnet.py"
 T_KNN = "tests/protocols/test_knn.py"
 
-POLICIES, MIXING = "ssljax/data/policies.py", "ssljax/data/mixing.py"
-T_POLICIES, T_MIXING = "tests/data/test_policies.py", "tests/data/test_mixing.py"
+POLICIES = "ssljax/data/policies.py"
+MIXING = "ssljax/data/mixing.py"
+T_POLICIES = "tests/data/test_policies.py"
+T_MIXING = "tests/data/test_mixing.py"
 
 LOSS = f"{T_SIMCLR}::test_the_loss_is_the_sum_of_both_directions_and_the_probes"
 STATISTICS = f"{T_SIMCLR}::test_running_statistics_are_those_of_all_views_together"
 ENCODE = f"{T_SIMCLR}::test_encode_normalises_and_uses_the_running_statistics[simclr]"
 VIEWS = f"{T_AUGMENT}::test_views_depend_on_key_index_and_view_only"
 STREAM = f"{T_LOADER}::test_resume_and_processes_give_the_same_stream[memory]"
-LOOP = "tests/test_train.py::test_the_loop_goes_on_where_its_state_stands[7]"
+LOOP = "tests/test_train.py::test_the_loop_resumes_at_the_step_of_its_state[7]"
 KERAS_NORM = f"{T_NORM}::test_keras_running_variance_is_biased_unless_fused[tf_bn_plain-False]"
 
 LOSSES = [
@@ -194,9 +197,11 @@ METHOD = [
         "statistics_per_view",
         SIMCLR,
         'h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)',
-        'halves = [models.forward(encoder, params["encoder"], model_state["encoder"], x[v::2]) for v in (0, 1)]\n'
-        "        h, f_state = jnp.stack([halves[0][0], halves[1][0]], axis=1).reshape(x.shape[0], -1), halves[1][1]",
-        "two passes, one a view, as ports of the paper's pseudocode do",
+        'halves = [models.forward(encoder, params["encoder"], model_state["encoder"], x[v::2])'
+        " for v in (0, 1)]\n"
+        "        h, f_state = jnp.stack([halves[0][0], halves[1][0]], axis=1).reshape(x.shape[0], -1), "
+        "halves[1][1]",
+        "two passes, one per view, as ports of the paper's pseudocode do",
         STATISTICS,
     ),
     Mutation(
@@ -227,7 +232,8 @@ METHOD = [
         "encode_divides_by_255_twice",
         PROGRAM,
         "infer(net, weights, statistics, views.for_network(image, config.augment))",
-        "infer(net, weights, statistics, views.for_network(jax.vmap(views.to_float)(image) / 255.0, config.augment))",
+        "infer(net, weights, statistics, "
+        "views.for_network(jax.vmap(views.to_float)(image) / 255.0, config.augment))",
         "the loader's scaling and the method's (google-research/simclr #12)",
         ENCODE,
     ),
@@ -262,8 +268,8 @@ OPTIMIZER = [
         "trust_ratio_zero",
         OPTIM,
         "optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), mask)",
-        "optax.masked(optax.stateless(lambda g, w: jax.tree.map(lambda g, w: g * trust_coefficient * jnp.linalg.norm(w)\n"
-        "                                                               / jnp.maximum(jnp.linalg.norm(g), 1e-12), g, w)), mask)",
+        "optax.masked(optax.stateless(lambda g, w: jax.tree.map(lambda g, w: "
+        "g * trust_coefficient * jnp.linalg.norm(w) / jnp.maximum(jnp.linalg.norm(g), 1e-12), g, w)), mask)",
         "a zero-initialised kernel never moves",
         f"{T_OPTIM}::test_a_kernel_of_zeros_moves_by_its_plain_gradient",
     ),
@@ -688,7 +694,8 @@ ORDER_AND_STATE = [
         "ssljax/run/checkpoint.py",
         "return self._manager.restore(step, args=ocp.args.StandardRestore(like))",
         "found = self._manager.restore(step, args=ocp.args.StandardRestore(like))\n"
-        "                return found.replace(opt_state=jax.tree.map(lambda leaf: 0 * leaf, found.opt_state))",
+        "                zeros = jax.tree.map(lambda leaf: 0 * leaf, found.opt_state)\n"
+        "                return found.replace(opt_state=zeros)",
         "momentum starts from zero after every preemption",
         "tests/test_checkpoint.py",
     ),
@@ -705,7 +712,7 @@ ORDER_AND_STATE = [
         "ssljax/methods/deit.py",
         "            params, model_state = extra.ema\n",
         "            params = params\n",
-        "layer probes and attention of the last step's weights, where the paper evaluates the average",
+        "layer probes and attention of the raw weights, although the paper evaluates the average",
         f"{T_PROGRAM}::test_maps_tokens_and_attention_are_those_of_the_average",
     ),
     Mutation(
@@ -713,7 +720,7 @@ ORDER_AND_STATE = [
         PROGRAM,
         "for name in config.init_branches:",
         "for name in config.init_branches[:1]:",
-        "a projector that starts anew where fine-tuning is to go on from it",
+        "the projector starts from scratch, although fine-tuning should continue it",
         f"{T_PROGRAM}::test_a_run_starts_from_the_branches_that_it_names",
     ),
     Mutation(
@@ -721,7 +728,7 @@ ORDER_AND_STATE = [
         "ssljax/evaluate.py",
         "own_data = not elsewhere(",
         "own_data = True or elsewhere(",
-        "labels by id, of images that the run never saw",
+        "labels looked up by id for images that the run never saw",
         f"{T_PROGRAM}::test_a_network_is_judged_on_data_that_it_was_not_trained_on[deepcluster-True]",
     ),
     Mutation(
@@ -801,25 +808,21 @@ PROTOCOLS = [
     ),
 ]
 
-MOCO, BYOL, EMA, QUEUE = (
-    "ssljax/methods/moco.py",
-    "ssljax/methods/byol.py",
-    "ssljax/targets/ema.py",
-    "ssljax/targets/queue.py",
-)
-DEIT, T_DEIT = "ssljax/methods/deit.py", "tests/methods/test_deit.py"
-DISTILLATION, T_DISTILLATION = "ssljax/losses/distillation.py", "tests/losses/test_distillation.py"
-VIT, T_MOCO, T_BYOL, T_VIT = (
-    "ssljax/models/vit.py",
-    "tests/methods/test_moco.py",
-    "tests/methods/test_byol.py",
-    "tests/models/test_vit.py",
-)
+MOCO = "ssljax/methods/moco.py"
+BYOL = "ssljax/methods/byol.py"
+EMA = "ssljax/targets/ema.py"
+QUEUE = "ssljax/targets/queue.py"
+DEIT = "ssljax/methods/deit.py"
+T_DEIT = "tests/methods/test_deit.py"
+DISTILLATION = "ssljax/losses/distillation.py"
+T_DISTILLATION = "tests/losses/test_distillation.py"
+VIT = "ssljax/models/vit.py"
+T_MOCO = "tests/methods/test_moco.py"
+T_BYOL = "tests/methods/test_byol.py"
+T_VIT = "tests/models/test_vit.py"
 T_TARGETS = "tests/targets/test_targets.py"
-QUEUE_LOSS, V3 = (
-    f"{T_MOCO}::test_the_queue_loss_is_both_directions_against_the_queue_before_this_batch",
-    f"{T_MOCO}::test_v3_predicts_each_view_and_contrasts_it_with_the_other_views_keys",
-)
+QUEUE_LOSS = f"{T_MOCO}::test_the_queue_loss_is_both_directions_against_the_queue_before_this_batch"
+V3 = f"{T_MOCO}::test_v3_predicts_each_view_and_contrasts_it_with_the_other_views_keys"
 BYOL_LOSS = f"{T_BYOL}::test_the_loss_is_the_sum_of_both_directions_and_the_probe_on_view_1"
 
 FOLLOWERS = [
@@ -916,7 +919,7 @@ FOLLOWERS = [
         MOCO,
         "online, m(step + 1))",
         "online, m(step))",
-        "m counted from another 0",
+        "the schedule of m counted from another step",
         V3,
     ),
     Mutation(
@@ -964,7 +967,7 @@ FOLLOWERS = [
         BYOL,
         "online(params, state, v[:, 1])",
         "online(params, model_state, v[:, 1])",
-        "running statistics move once a step",
+        "running statistics move only once per step",
         BYOL_LOSS,
     ),
     Mutation(
@@ -995,7 +998,8 @@ FOLLOWERS = [
         "average_skips_biases_and_norms",
         EMA,
         "return jax.tree.map(one, target, online)",
-        'return jax.tree_util.tree_map_with_path(lambda p, a, b: one(a, b) if p[-1].key == "kernel" else a, target, online)',
+        "return jax.tree_util.tree_map_with_path("
+        'lambda p, a, b: one(a, b) if p[-1].key == "kernel" else a, target, online)',
         "named_parameters filtered by weight (Lightning-Bolts #440)",
         f"{T_BYOL}::test_a_constant_tau",
     ),
@@ -1012,7 +1016,7 @@ FOLLOWERS = [
         EMA,
         "progress = jnp.clip(jnp.asarray(step).astype(jnp.float32) / jnp.float32(total), 0.0, 1.0)",
         "progress = jnp.asarray(step).astype(jnp.float32) / jnp.float32(total)",
-        "the cosine goes on behind its end",
+        "the cosine continues past its end",
         f"{T_TARGETS}::test_schedule_by_hand_and_clamped",
     ),
     Mutation(
@@ -1103,7 +1107,7 @@ FOLLOWERS = [
         OPTIM,
         "jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1) - lag",
         "jnp.asarray(step, jnp.float32) / max(steps_per_epoch, 1) - lag",
-        "timm's schedule read as one of steps",
+        "timm's schedule by epochs read as one by steps",
         f"{T_OPTIM}::test_timm_schedule_runs_its_cosine_under_the_warmup",
     ),
     Mutation(
@@ -1171,7 +1175,8 @@ DEIT_DATA = [
         "lambda_of_the_unclipped_box",
         MIXING,
         "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))",
-        "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))[0], blend(targets, lam)",
+        "return cutmix(images, targets, cutmix_box(box_key, lam, *images.shape[1:3]))[0], "
+        "blend(targets, lam)",
         "lambda as drawn, although the box was cut at the border",
         f"{T_MIXING}::test_mix_draws_mixup_or_cutmix_and_corrects_lambda",
     ),
@@ -1219,7 +1224,8 @@ DEIT_DATA = [
         "erased_before_the_normalisation",
         VIEWS_FILE,
         "    image = color(image, draw(color_key, augment), augment, sigma=sigma)\n",
-        "    image = random_erasing(image, jax.random.fold_in(key, 2), probability=augment.erasing_probability)\n"
+        "    image = random_erasing("
+        "image, jax.random.fold_in(key, 2), probability=augment.erasing_probability)\n"
         "    return color(image, draw(color_key, augment), augment, sigma=sigma)\n",
         "noise in units of the pixels",
         f"{T_AUGMENT}::test_erasing_comes_last_in_normalised_units",
@@ -1273,7 +1279,7 @@ HOSTS = [
         "process_index=jax.process_index()",
         "process_index=0",
         "a shard index that stays 0 on every host: each image several times in a global batch",
-        "tests/test_hosts.py::test_each_process_reads_its_rows_of_the_batches_of_one",
+        "tests/test_hosts.py::test_each_process_reads_its_own_rows_of_the_same_batches",
     ),
     Mutation(
         "one_task_of_a_job_waits_for_the_rest",
@@ -1285,12 +1291,10 @@ HOSTS = [
     ),
 ]
 
-WEIGHTS, CONVERT_VIT, T_WEIGHTS, T_REGNET = (
-    "ssljax/convert/weights.py",
-    "ssljax/convert/vit.py",
-    "tests/convert/test_weights.py",
-    "tests/models/test_regnet.py",
-)
+WEIGHTS = "ssljax/convert/weights.py"
+CONVERT_VIT = "ssljax/convert/vit.py"
+T_WEIGHTS = "tests/convert/test_weights.py"
+T_REGNET = "tests/models/test_regnet.py"
 
 CONVERSION = [
     Mutation(
@@ -1316,7 +1320,8 @@ CONVERSION = [
         WEIGHTS,
         "lambda w: CONV.ours(w).reshape(-1, w.shape[0]),\n"
         "        lambda w: CONV.theirs(w.reshape(side, side, -1, w.shape[-1])),",
-        "lambda w: w.reshape(w.shape[0], -1).T, lambda w: CONV.theirs(w.reshape(side, side, -1, w.shape[-1]))",
+        "lambda w: w.reshape(w.shape[0], -1).T, "
+        "lambda w: CONV.theirs(w.reshape(side, side, -1, w.shape[-1]))",
         "PyTorch's order of a flattened patch",
         f"{T_VIT}::test_timm_forward_and_backward",
     ),
@@ -1341,7 +1346,7 @@ CONVERSION = [
         WEIGHTS,
         "np.ascontiguousarray(array)",
         "array",
-        "safetensors 0.8 writes the memory as it lies (safetensors #825)",
+        "safetensors 0.8 ignores the strides of an array (safetensors #825)",
         f"{T_WEIGHTS}::test_half_precision_is_read_exactly_and_transposed_arrays_are_written_whole",
     ),
     Mutation(
@@ -1362,16 +1367,12 @@ CONVERSION = [
     ),
 ]
 
-DEEPCLUSTER, KMEANS, PLAIN = (
-    "ssljax/methods/deepcluster.py",
-    "ssljax/targets/kmeans.py",
-    "ssljax/models/alexnet_vgg.py",
-)
-T_DEEPCLUSTER, T_KMEANS, T_PLAIN = (
-    "tests/methods/test_deepcluster.py",
-    "tests/targets/test_kmeans.py",
-    "tests/models/test_alexnet_vgg.py",
-)
+DEEPCLUSTER = "ssljax/methods/deepcluster.py"
+KMEANS = "ssljax/targets/kmeans.py"
+PLAIN = "ssljax/models/alexnet_vgg.py"
+T_DEEPCLUSTER = "tests/methods/test_deepcluster.py"
+T_KMEANS = "tests/targets/test_kmeans.py"
+T_PLAIN = "tests/models/test_alexnet_vgg.py"
 NEW_HEAD = f"{T_DEEPCLUSTER}::test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else"
 NEAREST = f"{T_DEEPCLUSTER}::test_every_image_is_in_the_cluster_whose_centroid_is_nearest"
 BANKS = f"{T_DEEPCLUSTER}::test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters"
@@ -1391,7 +1392,7 @@ CLUSTERING = [
         "ssljax/run/refresh.py",
         "np.stack(position, axis=1).ravel()",
         "np.stack(position, axis=0).ravel()",
-        "features stand in another order than the images' ids",
+        "features are in another order than the ids of the images",
         NEAREST,
     ),
     Mutation(
@@ -1407,7 +1408,7 @@ CLUSTERING = [
         DEEPCLUSTER,
         '"head": head.init(keys[1], jnp.zeros((1, *features), jnp.float32))["params"]',
         '"head": state.params["head"]',
-        "the classifier of the last clusters goes on with new ones",
+        "the classifier of the old clusters is kept for the new ones",
         NEW_HEAD,
     ),
     Mutation(
@@ -1415,7 +1416,7 @@ CLUSTERING = [
         DEEPCLUSTER,
         'opt_state=_forget(state.opt_state, "head")',
         "opt_state=state.opt_state",
-        "momentum of a head that is no more",
+        "momentum of a head that was replaced",
         f"{T_DEEPCLUSTER}::test_an_optimizer_that_remembers_the_head_forgets_it",
     ),
     Mutation(
@@ -1423,7 +1424,7 @@ CLUSTERING = [
         PLAIN,
         'return full(name="fc7")(drop(x))',
         'return nn.relu(full(name="fc7")(drop(x)))',
-        "k-means on what the last ReLU leaves",
+        "k-means on features after the last ReLU",
         f"{T_PLAIN}::test_the_layers_in_their_order",
     ),
     Mutation(
@@ -1440,7 +1441,8 @@ CLUSTERING = [
         "jax.random.key(self.seed), REFRESH), state.step)",
         "jax.random.key(self.seed), REFRESH), 0)",
         "a constant seed of k-means",
-        f"{T_DEEPCLUSTER}::test_another_clustering_starts_from_other_images_and_one_device_finds_what_eight_find",
+        f"{T_DEEPCLUSTER}::"
+        "test_another_clustering_starts_from_other_images_and_one_device_finds_what_eight_find",
     ),
     Mutation(
         "weights_count_empty_clusters",
@@ -1481,7 +1483,7 @@ CLUSTERING = [
         ".sum((2, 4)).reshape(batch, -1) / jnp.maximum((x != 0).astype(jnp.float32)"
         ".reshape(batch, places, size, places, size, channels).sum((2, 4)).reshape(batch, -1), 1.0)",
         "zeros around the map not counted in the average",
-        "tests/protocols/test_layers.py::test_averages_count_the_zeros_around",
+        "tests/protocols/test_layers.py::test_averages_count_the_zeros_of_the_border",
     ),
 ]
 
@@ -1503,7 +1505,7 @@ MUTATIONS = [
 
 
 def mutated(mutation: Mutation) -> str:
-    """The file's text with the bug in it.
+    """The text of the file with the bug in it.
 
     Raises:
         ValueError: `old` does not occur exactly once, or the result is not Python.
@@ -1511,7 +1513,8 @@ def mutated(mutation: Mutation) -> str:
     text = (ROOT / mutation.file).read_text()
     if (count := text.count(mutation.old)) != 1:
         raise ValueError(
-            f"mutation {mutation.name}: its old text is in {mutation.file} {count} times, not once: {mutation.old!r}"
+            f"mutation {mutation.name}: its old text is in {mutation.file} {count} times, not once: "
+            f"{mutation.old!r}"
         )
     text = text.replace(mutation.old, mutation.new)
     try:
@@ -1523,13 +1526,12 @@ def mutated(mutation: Mutation) -> str:
 
 @contextlib.contextmanager
 def copy_of_source(mutation: Mutation | None = None) -> Iterator[Path]:
-    """A throw-away copy of ssljax, configs and tests, with the bug in it."""
+    """A temporary copy of ssljax, configs and tests, with the bug in it."""
+    unneeded = shutil.ignore_patterns("__pycache__", "golden")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("ssljax", "configs", "tests"):
-            shutil.copytree(
-                ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "golden")
-            )
+            shutil.copytree(ROOT / part, folder / part, ignore=unneeded)
         (folder / "tests" / "golden").symlink_to(ROOT / "tests" / "golden")
         shutil.copy(ROOT / "pyproject.toml", folder)
         if mutation is not None:
@@ -1538,7 +1540,7 @@ def copy_of_source(mutation: Mutation | None = None) -> Iterator[Path]:
 
 
 def pytest_in(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """pytest's exit code and what it printed: names of failures and their reasons, no tracebacks."""
+    """Run pytest in a folder. Returns its exit code and its output: failures with reasons, no tracebacks."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder),
@@ -1565,10 +1567,10 @@ def pytest_in(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
 
 
 def survivor(mutation: Mutation) -> str:
-    """What is wrong when the tests meet this bug: "" if an assertion fails, as it should.
+    """Run the tests on the bug and say what is wrong; "" if an assertion fails, as it should.
 
     Raises:
-        ValueError: the mutation is no good, see `mutated`.
+        ValueError: the mutation does not fit the source, see `mutated`.
     """
     with copy_of_source(mutation) as folder:
         code, output = pytest_in(folder, mutation.tests.split())
@@ -1583,38 +1585,37 @@ def survivor(mutation: Mutation) -> str:
 
 
 def check_without_bugs(chosen: Sequence[Mutation]) -> None:
-    """A test that fails anyway catches nothing.
+    """Check that the tests pass without any bug, because a test that fails anyway catches nothing.
 
     Raises:
-        SystemExit: one does.
+        SystemExit: a test fails.
     """
+    tests = {test for mutation in chosen for test in mutation.tests.split()}
     with copy_of_source() as folder:
-        code, output = pytest_in(
-            folder, sorted({test for mutation in chosen for test in mutation.tests.split()})
-        )
+        code, output = pytest_in(folder, sorted(tests))
     if code:
         raise SystemExit(f"the tests fail without any mutation:\n{output}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the mutations and prints what became of them."""
+    """Run the mutations and print which were caught."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="the mutation of this name")
-    parser.add_argument("--jobs", type=int, default=1, help="so many at once")
+    parser.add_argument("--jobs", type=int, default=1, help="how many run at once")
     flags = parser.parse_args(argv)
     chosen = [mutation for mutation in MUTATIONS if flags.only in ("", mutation.name)]
     if not chosen:
-        raise SystemExit(
-            f"no mutation {flags.only!r}; there are {', '.join(mutation.name for mutation in MUTATIONS)}"
-        )
+        names = ", ".join(mutation.name for mutation in MUTATIONS)
+        raise SystemExit(f"no mutation {flags.only!r}; there are {names}")
     check_without_bugs(chosen)
 
     def one(mutation: Mutation) -> bool:
         begin = time.perf_counter()
         wrong = survivor(mutation)
-        verdict, seconds = "NOT CAUGHT" if wrong else "caught", time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        verdict = "NOT CAUGHT" if wrong else "caught"
         print(f"{verdict:10}  {mutation.name:36} {seconds:5.1f} s  {wrong or mutation.bug}", flush=True)
         return not wrong
 

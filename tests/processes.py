@@ -1,4 +1,4 @@
-"""Real runs of the real entry point, small enough to be started and killed by a test; of one process, or of two that share a run."""
+"""Real runs of the command line, of one process or two, small enough for a test to start and kill them."""
 
 import json
 import os
@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Compiled quickly, not well: a few steps need no fast code. Without the fusion emitters a step compiles in 2.2 s instead of 5.8.
+# Compile quickly: a few steps need no fast code. Without the fusion emitters a step compiles in 2.2 s instead
+# of 5.8.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,7 @@ SMALL = [
 
 
 def environment(cache: Path, devices: int = 1) -> dict[str, str]:
+    """The environment of a process with this many fake devices."""
     return {
         **os.environ,
         "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
@@ -40,6 +42,7 @@ def environment(cache: Path, devices: int = 1) -> dict[str, str]:
 
 
 def start(verb: str, *flags: str, cache: Path, devices: int = 1) -> subprocess.Popen:
+    """Start one process of `ssljax VERB`."""
     return subprocess.Popen(
         [sys.executable, "-m", f"ssljax.{verb}", *flags],
         cwd=ROOT,
@@ -51,7 +54,7 @@ def start(verb: str, *flags: str, cache: Path, devices: int = 1) -> subprocess.P
 
 
 def start_two(verb: str, *flags: str, cache: Path) -> list[subprocess.Popen]:
-    """Two processes of four devices each."""
+    """Start two processes of one run, with four devices each."""
     here = f"--coordinator=localhost:{free_port()}"
     return [
         start(verb, *flags, here, "--processes=2", f"--process={i}", cache=cache, devices=4) for i in range(2)
@@ -59,40 +62,39 @@ def start_two(verb: str, *flags: str, cache: Path) -> list[subprocess.Popen]:
 
 
 def free_port() -> int:
+    """A port on which nothing listens."""
     with socket.socket() as one:
         one.bind(("localhost", 0))
         return one.getsockname()[1]
 
 
 def finish(process: subprocess.Popen, seconds: float = 150) -> tuple[int, str]:
-    """(exit code, what it printed)."""
+    """Wait for a process. Returns (exit code, output)."""
     output, _ = process.communicate(timeout=seconds)
     return process.returncode, output
 
 
 def run(verb: str, *flags: str, cache: Path, devices: int = 1) -> tuple[int, str]:
-    """(exit code, what it printed)."""
+    """Run one process to its end. Returns (exit code, output)."""
     return finish(start(verb, *flags, cache=cache, devices=devices))
 
 
 def logged(workdir: Path) -> list[dict]:
     """The rows of metrics.jsonl so far."""
     file = workdir / "metrics.jsonl"
-    return (
-        [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
-        if file.exists()
-        else []
-    )
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
 
 
 def checkpoints(workdir: Path) -> list[int]:
-    """The steps of the whole checkpoints."""
+    """The steps that have a complete checkpoint, in order."""
     folder = workdir / "checkpoints"
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
-    """Returns as soon as the condition holds, which must be while the process runs."""
+    """Wait until the condition holds, which must happen while the process runs."""
     deadline = time.time() + seconds
     while not condition():
         if process.poll() is not None:

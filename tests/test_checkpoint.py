@@ -1,4 +1,4 @@
-"""All of a state comes back, bit for bit, and of the newest checkpoint. (Killed and damaged runs: test_resume.py.)"""
+"""The newest checkpoint restores the whole state bit for bit. (Killed and damaged runs: test_resume.py.)"""
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ def state_at(step: int) -> TrainState:
     )
 
 
-def test_looking_into_a_live_run_touches_nothing(tmp_path):
-    """Evaluation reads while training writes: an unfinished checkpoint stays, a broken one is passed over where it lies."""
+def test_reading_a_live_run_changes_nothing(tmp_path):
+    """Evaluation reads while training writes: an unfinished checkpoint stays, a damaged one is skipped."""
     checkpoints = Checkpoints(str(tmp_path), keep_last=3)
     for step in (1, 2):
         checkpoints.save(state_at(step), {})
@@ -46,7 +46,7 @@ def test_looking_into_a_live_run_touches_nothing(tmp_path):
     assert nowhere.restore(like) is None and not (tmp_path / "nowhere").exists()
 
 
-def test_the_newest_state_is_restored_whole_and_old_ones_are_dropped_unless_best(tmp_path):
+def test_the_newest_state_is_restored_and_older_ones_are_dropped_unless_best(tmp_path):
     checkpoints = Checkpoints(str(tmp_path), keep_last=2, best="knn")
     for step, knn in ((1, 10.0), (2, 30.0), (3, 20.0), (4, 15.0)):
         checkpoints.save(state_at(step), {"knn": knn})

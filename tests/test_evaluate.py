@@ -1,4 +1,4 @@
-"""`ssljax evaluate` and then `ssljax report`, the real ones, on digits with a random network's checkpoint."""
+"""`ssljax evaluate` and then `ssljax report`, on digits and the checkpoint of a random network."""
 
 import dataclasses
 import json
@@ -65,11 +65,10 @@ def results(tmp_path_factory):
     return folder / "out"
 
 
-def test_every_measurement_is_there_with_all_that_is_known(results):
+def test_every_measurement_is_recorded_with_its_provenance(results):
     rows = read(results / "results.jsonl")
-    assert (results / "results.jsonl").read_text().count(
-        '"versions"'
-    ) == 1  # one evaluation is one run, said once
+    written = (results / "results.jsonl").read_text()
+    assert written.count('"versions"') == 1  # one evaluation is one run, described once
     top1 = [r for r in rows if r["metric"] == "top1"]
     assert len(rows) == 2 * len(top1)  # ten classes: a top-5 beside each
     counts = Counter((r["features"], r["protocol"]) for r in top1)
@@ -81,23 +80,15 @@ def test_every_measurement_is_there_with_all_that_is_known(results):
     }
     for r in rows:
         assert r["n"] == 297 and 0 <= r["value"] <= 100  # in batches of 250: padding is not counted
-        assert (r["experiment"], r["preset"], r["data"], r["seed"], r["step"]) == (
-            "simclr",
-            "digits",
-            "digits",
-            0,
-            0,
-        )
-        assert (
-            r["versions"]["jax"]
-            and r["commit"]
-            and len(r["config_hash"]) == 12
-            and r["command"].startswith("ssljax evaluate --config")
-        )
-        assert str(results.parent) not in json.dumps(r)  # no folder of this machine
+        assert (r["experiment"], r["preset"], r["data"]) == ("simclr", "digits", "digits")
+        assert (r["seed"], r["step"]) == (0, 0)
+        assert r["versions"]["jax"] and r["commit"]
+        assert len(r["config_hash"]) == 12
+        assert r["command"].startswith("ssljax evaluate --config")
+        assert str(results.parent) not in json.dumps(r)  # no local path
     value = {(r["features"], r["protocol"], r["labels_per_class"], r["draw"]): r["value"] for r in top1}
     assert value["raw_pixels", "knn", 0, 0] > 85 and value["raw_pixels", "linear_lbfgs", 0, 0] > 85
-    # the checkpoint IS the random network of this seed
+    # The checkpoint IS the random network of this seed.
     for protocol, k, draw in (("knn", 0, 0), ("linear_lbfgs", 0, 0), ("label_fraction", 1, 1)):
         assert value["simclr", protocol, k, draw] == value["random_init", protocol, k, draw]
 
@@ -158,7 +149,7 @@ def test_supervised_uses_the_labels_of_its_draw_and_no_others():
         found = list(few_labels.supervised(c.lock(), source, test))
     ((index, labels, images),) = seen
     assert len(found) == 1 and found[0]["n"] == 297
-    assert len(np.unique(index)) == len(index) == 32  # each copy has views of its own
+    assert len(np.unique(index)) == len(index) == 32  # each copy has its own augmentations
     np.testing.assert_array_equal(labels, source.labels[np.resize(kept, 32)])
     np.testing.assert_array_equal(images, source.images[np.resize(kept, 32)])
 
@@ -176,7 +167,7 @@ def test_protocols_judge_labelled_images_alone(protocol):
         return Features(x, np.where(labelled, labels, -1).astype(np.int32), np.arange(n, dtype=np.int32))
 
     def judge(train, test):
-        """Of two splits that are told apart by their length."""
+        """Judge two splits, which are told apart by their length."""
         known = {len(found.labels): found for found in (train, test)}
         split = {n: digits.select(np.arange(n)) for n in known}
         bench = Bench(
@@ -190,23 +181,26 @@ def test_protocols_judge_labelled_images_alone(protocol):
         )
         return next(PROTOCOLS[protocol].judge(bench))
 
-    train, test = features(60, np.arange(60) % 3 > 0), features(30, np.arange(30) % 2 > 0)
+    def labelled(split):
+        return Features(*(values[split.labels >= 0] for values in split))
+
+    train = features(60, np.arange(60) % 3 > 0)
+    test = features(30, np.arange(30) % 2 > 0)
     found = judge(train, test)
-    expected = judge(*(Features(*(x[split.labels >= 0] for x in split)) for split in (train, test)))
-    assert (
-        found["n"] == 15
-        and found["top1"] == expected["top1"] > 40
-        and found["settings"] == expected["settings"]
-    )
+    expected = judge(labelled(train), labelled(test))
+    assert found["n"] == 15
+    assert found["top1"] == expected["top1"] > 40
+    assert found["settings"] == expected["settings"]
     with pytest.raises(ValueError, match=f"{protocol} judges by labels, and none of 30 test images has one"):
         judge(train, test._replace(labels=np.full(30, -1, np.int32)))
 
 
-def test_a_protocol_may_load_further_sources_and_each_is_encoded_when_it_is_asked_for():
-    """A protocol of the test's own: targets that are two labels per image, on other sources than the two of the bench."""
+def test_a_protocol_may_load_further_sources_which_are_encoded_on_demand():
+    """A protocol made for this test: two labels per image, on other sources than the two of the bench."""
     c = config()
     source, test = sources.load(c.data, "train"), sources.load(c.data, "test")
-    pixels, asked = evaluate.of_pixels(c, source, test), []
+    pixels = evaluate.of_pixels(c, source, test)
+    asked = []
 
     def seen(split):
         asked.append(len(split))
@@ -233,7 +227,7 @@ def test_a_protocol_may_load_further_sources_and_each_is_encoded_when_it_is_aske
         ("two_1", 100.0, 10),
         ("two_3", 100.0, 30),
     ]
-    assert asked == [1500, 10, 30]  # the training images once, the others as they come
+    assert asked == [1500, 10, 30]  # the training images once, the others on demand
 
 
 def test_a_random_network_has_its_residual_branches_on():
@@ -252,20 +246,23 @@ def test_a_random_network_has_its_residual_branches_on():
 def test_results_of_a_run_cannot_be_filed_under_other_settings(tmp_path):
     trained, other = config(), config().unlock()
     file = tmp_path / "config.json"
-    evaluate.same_run(trained, file)  # a folder of another origin has no such file
+    evaluate.same_run(trained, file)  # a folder from elsewhere has no such file
     stored = json.loads(trained.to_json())
-    del stored["augment"]["solarize_probability"]  # a setting that the run is older than
+    del stored["augment"]["solarize_probability"]  # a setting that is newer than the run
     file.write_text(json.dumps(stored))
-    other.evaluate.knn_k, other.data.labels_per_class, other.log_every = 3, 5, 7
+    other.evaluate.knn_k = 3
+    other.data.labels_per_class = 5
+    other.log_every = 7
     evaluate.same_run(other, file)
     other.optim.learning_rate = 9.0
     with pytest.raises(ValueError, match="trained with another config: optim.learning_rate was .*, here 9.0"):
         evaluate.same_run(other, file)
 
 
-def test_config_hash_changes_with_what_matters_only():
+def test_config_hash_changes_only_with_what_matters():
     a, b, c, d = (config().unlock() for _ in range(4))
-    b.seed, b.log_every = 5, 1
+    b.seed = 5
+    b.log_every = 1
     c.optim.learning_rate = 0.5
     d.data.data_dir = "/somewhere"
     assert hashed(a) == hashed(b) == hashed(d) != hashed(c)
@@ -287,11 +284,11 @@ def test_config_hash_changes_with_what_matters_only():
         ),
     ],
 )
-def test_folders_of_this_machine_stay_here(text, expected):
+def test_local_paths_are_not_recorded(text, expected):
     assert public(text) == expected
 
 
-def test_wrong_words_name_the_right_ones(tmp_path):
+def test_unknown_words_are_answered_with_the_valid_ones(tmp_path):
     arguments = ["--config", "configs/simclr.py:digits", f"--workdir={tmp_path}"]
     with pytest.raises(SystemExit, match="'knm' is unknown, did you mean 'knn'"):
         evaluate.main([*arguments, "--protocols=knm"])

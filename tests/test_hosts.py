@@ -1,8 +1,10 @@
-"""Two processes of four devices compute what one of eight computes, stop together, fail together and go on together.
+"""Two processes of four devices compute what one of eight computes, and they stop, fail and resume together.
 
-The collectives are gloo's, between real processes. They add in another order than one process does, so numbers agree to rounding only.
+The collectives are gloo's, between real processes. They add in another order than one process does, so
+numbers agree only up to rounding.
 """
 
+import itertools
 import json
 import signal
 import subprocess
@@ -37,8 +39,9 @@ from tests.processes import (
     wait_for,
 )
 
-# 320 images: eleven steps. Without weight decay the first momentum is the gradient, and a small learning rate keeps rounding small: with
-# the preset's 0.3 a difference of 1e-7 in the first losses has grown to 1e-2 after ten.
+# 320 images: eleven steps. Without weight decay the first momentum is the gradient. A small learning rate
+# keeps rounding differences small: with the preset's 0.3, a difference of 1e-7 in the first losses grows to
+# 1e-2 after ten steps.
 SHORT = [
     *SMALL,
     "--config.epochs=1",
@@ -71,18 +74,20 @@ def one_process(tmp_path_factory, cache) -> Path:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, cache) -> Path:
     workdir = tmp_path_factory.mktemp("two")
-    first, second = [finish(p) for p in start_two("train", *SHORT, f"--workdir={workdir}", cache=cache)]
-    assert first[0] == second[0] == 0, first[1] + second[1]
-    assert f"step {STEPS}/{STEPS}" in first[1] and "step" not in second[1], (
-        "the first host speaks, the others are silent"
-    )
+    processes = start_two("train", *SHORT, f"--workdir={workdir}", cache=cache)
+    (code0, first), (code1, second) = [finish(process) for process in processes]
+    assert code0 == code1 == 0, first + second
+    assert f"step {STEPS}/{STEPS}" in first
+    assert "step" not in second, "only the first host prints"
     return workdir
 
 
 def data() -> tuple[ConfigDict, Source]:
     """The config of SHORT, as far as batches and checkpoints depend on it, and its training split."""
     config = simclr.get_config("digits").unlock()
-    config.batch_size, config.epochs, config.head.dim = 32, 1, 16
+    config.batch_size = 32
+    config.epochs = 1
+    config.head.dim = 16
     config.data.train_per_class = 32
     config.model.update(width=0.125, stem="imagenet")
     config.optim.update(warmup_epochs=0, weight_decay=0.0, learning_rate=0.03)
@@ -92,15 +97,14 @@ def data() -> tuple[ConfigDict, Source]:
 def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Every leaf of a checkpoint, by its path."""
     folder = workdir / "checkpoints" / str(step) / "default"
+    tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     with ocp.PyTreeCheckpointer() as reader:
-        plain = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-            ocp.PyTreeCheckpointHandler().metadata(folder).tree,
-        )
         return by_path(reader.restore(folder, restore_args=plain))
 
 
 def by_path(tree: Pytree) -> dict[str, np.ndarray]:
+    """Every leaf of a tree, by its path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -108,7 +112,7 @@ def by_path(tree: Pytree) -> dict[str, np.ndarray]:
 
 
 def assert_close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], tolerance: float) -> None:
-    """Within `tolerance` of the largest number of the same array."""
+    """Compare two trees, with a tolerance relative to the largest number of each array."""
     assert got.keys() == want.keys()
     for name, value in want.items():
         scale = max(float(np.abs(value).max(initial=0)), 1e-3)
@@ -116,25 +120,25 @@ def assert_close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], tolera
 
 
 def losses(workdir: Path) -> dict[int, float]:
+    """step -> loss."""
     rows = [row for row in logged(workdir) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), "each step is logged once"
     return {row["step"]: row["loss"] for row in rows}
 
 
-def test_two_processes_take_the_first_step_of_one_to_rounding(one_process, two_processes):
-    one, two = losses(one_process), losses(two_processes)
-    np.testing.assert_allclose(two[1], one[1], rtol=1e-6)
-    one, two = (
-        {name: leaf for name, leaf in saved(w, 1).items() if "trace" in name}
-        for w in (one_process, two_processes)
-    )
-    assert (
-        len(one) > 20 and np.mean([np.any(leaf != 0) for leaf in one.values()]) > 0.6
-    )  # a branch's last scale starts at zero
+def test_the_first_step_of_two_processes_is_that_of_one_up_to_rounding(one_process, two_processes):
+    def momenta(workdir: Path) -> dict[str, np.ndarray]:
+        return {name: leaf for name, leaf in saved(workdir, 1).items() if "trace" in name}
+
+    np.testing.assert_allclose(losses(two_processes)[1], losses(one_process)[1], rtol=1e-6)
+    one, two = momenta(one_process), momenta(two_processes)
+    assert len(one) > 20
+    moved = [np.any(leaf != 0) for leaf in one.values()]
+    assert np.mean(moved) > 0.6  # not all, because the last scale of each branch starts at zero
     assert_close(two, one, 2e-5)
 
 
-def test_two_processes_take_ten_steps_of_one(one_process, two_processes):
+def test_ten_steps_of_two_processes_are_those_of_one(one_process, two_processes):
     one, two = losses(one_process), losses(two_processes)
     np.testing.assert_allclose([two[s] for s in one], [one[s] for s in one], rtol=1e-4)
     assert len(set(one.values())) == STEPS
@@ -159,14 +163,12 @@ for _, batch in zip(range(4), device_batches(program, source, 0, 8)):
 """
 
 
-def test_each_process_reads_its_rows_of_the_batches_of_one(cache):
+def test_each_process_reads_its_own_rows_of_the_same_batches(cache):
     """Four steps across the end of the first epoch."""
     config, source = data()
     program = build(config, source.facts)
-    want = [
-        np.asarray(batch["index"])
-        for _, batch in zip(range(4), device_batches(program, source, 0, 8), strict=False)
-    ]
+    batches = itertools.islice(device_batches(program, source, 0, 8), 4)
+    want = [np.asarray(batch["index"]) for batch in batches]
     assert not np.array_equal(want[0], want[2])
     address = f"localhost:{free_port()}"
     processes = [
@@ -183,15 +185,15 @@ def test_each_process_reads_its_rows_of_the_batches_of_one(cache):
     for i, (code, output) in enumerate(map(finish, processes)):
         assert code == 0, output
         rows = [line.split(" of ") for line in output.splitlines() if line.startswith("rows")]
-        assert [[int(n) for n in of.split()] for _, of in rows] == [list(w) for w in want]
-        assert [[int(n) for n in mine.split()[1:]] for mine, _ in rows] == [
-            list(w[16 * i : 16 * (i + 1)]) for w in want
-        ]
+        own = [[int(n) for n in mine.split()[1:]] for mine, _ in rows]
+        all_rows = [[int(n) for n in everything.split()] for _, everything in rows]
+        assert all_rows == [list(batch) for batch in want]
+        assert own == [list(batch[16 * i : 16 * (i + 1)]) for batch in want]
 
 
 @pytest.mark.parametrize("devices", [8, 4, 2, 1])
-def test_a_checkpoint_of_two_processes_goes_on_on_fewer_devices(two_processes, tmp_path, devices):
-    """Restored bit for bit, and the next step is the one that two processes took."""
+def test_a_checkpoint_of_two_processes_resumes_on_fewer_devices(two_processes, tmp_path, devices):
+    """The state is restored bit for bit, and the next step is the one that two processes took."""
     config, source = data()
     copy_until(two_processes, tmp_path, STEPS - 1)
     program = build(config, source.facts, sharding.make_mesh(devices))
@@ -203,15 +205,14 @@ def test_a_checkpoint_of_two_processes_goes_on_on_fewer_devices(two_processes, t
     assert_close(by_path(state), saved(two_processes, STEPS - 1), 0.0)
     encoder = load_part(str(tmp_path), state.params["encoder"], "params/encoder")
     jax.tree.map(np.testing.assert_array_equal, encoder, state.params["encoder"])
-    if devices < 8:  # eight devices are trained on in one process below
-        _, metrics = program.step(
-            state, next(device_batches(program, source, 0, STEPS - 1)), jax.random.key(0)
-        )
+    if devices < 8:  # the test below trains on eight devices in one process
+        batch = next(device_batches(program, source, 0, STEPS - 1))
+        _, metrics = program.step(state, batch, jax.random.key(0))
         np.testing.assert_allclose(float(metrics["loss"]), losses(two_processes)[STEPS], rtol=1e-4)
 
 
 def copy_until(run: Path, target: Path, step: int) -> None:
-    """The run's folder as it was after `step`."""
+    """Copy the run's folder as it was after `step`."""
     subprocess.run(["cp", "-r", f"{run}/.", target], check=True)
     for later in checkpoints(target):
         if later > step:
@@ -219,24 +220,23 @@ def copy_until(run: Path, target: Path, step: int) -> None:
 
 
 def test_either_resumes_the_checkpoint_of_the_other(one_process, two_processes, tmp_path, cache):
-    for name, workdir in (("to_two", one_process), ("to_one", two_processes)):
-        copy_until(workdir, tmp_path / name, 6)
-    processes = start_two("train", *SHORT, f"--workdir={tmp_path / 'to_two'}", cache=cache)
-    outputs = [finish(p) for p in processes]
-    outputs.append(run("train", *SHORT, f"--workdir={tmp_path / 'to_one'}", cache=cache, devices=8))
-    assert [code for code, _ in outputs] == [0, 0, 0], outputs
-    for (_, output), name, workdir in zip(
-        outputs[::2], ("to_two", "to_one"), (one_process, two_processes), strict=True
-    ):
-        assert f"resuming {tmp_path / name} at step 6" in output
-        np.testing.assert_allclose(
-            list(losses(tmp_path / name).values()), list(losses(workdir).values()), rtol=1e-4
-        )
+    to_two, to_one = tmp_path / "to_two", tmp_path / "to_one"
+    copy_until(one_process, to_two, 6)
+    copy_until(two_processes, to_one, 6)
+    processes = start_two("train", *SHORT, f"--workdir={to_two}", cache=cache)
+    (code0, two), (code1, silent) = [finish(process) for process in processes]
+    code2, one = run("train", *SHORT, f"--workdir={to_one}", cache=cache, devices=8)
+    assert [code0, code1, code2] == [0, 0, 0], two + silent + one
+
+    for output, resumed, begun in ((two, to_two, one_process), (one, to_one, two_processes)):
+        assert f"resuming {resumed} at step 6" in output
+        found, expected = losses(resumed), losses(begun)
+        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_signals_and_deaths_are_shared_and_survived(tmp_path, cache):
-    """SIGTERM to one, SIGKILL of the worker, SIGKILL of the coordinator: the same command goes on each time."""
+def test_a_run_survives_signals_and_dead_hosts(tmp_path, cache):
+    """SIGTERM to one, SIGKILL of the worker, SIGKILL of the coordinator: each time the command resumes."""
     flags = (*SMALL, "--config.epochs=100", "--config.checkpoint.every_steps=10", f"--workdir={tmp_path}")
 
     def until_it_trains() -> list[subprocess.Popen]:
@@ -253,7 +253,8 @@ def test_signals_and_deaths_are_shared_and_survived(tmp_path, cache):
     # 1. One is asked to stop: both save the same step.
     first, second = until_it_trains()
     second.send_signal(signal.SIGTERM)
-    (code0, output), (code1, silent) = finish(first, 60), finish(second, 60)
+    code0, output = finish(first, 60)
+    code1, silent = finish(second, 60)
     assert (code0, code1) == (0, 0), output + silent
     stopped = checkpoints(tmp_path)[-1]
     assert logged(tmp_path)[-1]["step"] <= stopped < 4600
@@ -280,12 +281,11 @@ def test_signals_and_deaths_are_shared_and_survived(tmp_path, cache):
     assert steps == sorted(set(steps)), "after three interruptions every logged step is there once"
 
 
-def test_alone_nothing_is_started(monkeypatch):
-    monkeypatch.setattr(
-        jax.distributed,
-        "initialize",
-        lambda *_, **__: pytest.fail("a single process must not wait for others"),
-    )
+def test_a_single_process_waits_for_nobody(monkeypatch):
+    def fail(*_, **__):
+        pytest.fail("a single process must not wait for others")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
     hosts.start()
     hosts.meet("alone")
     with hosts.together("train", "", 1, 0):

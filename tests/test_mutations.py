@@ -1,4 +1,4 @@
-"""The cheapest mutations are run; all of them are checked to be edits of the source as it is. `make mutations` runs the rest."""
+"""Runs the cheapest mutations, and checks that all of them fit the source. `make mutations` runs the rest."""
 
 import re
 import subprocess

@@ -1,6 +1,7 @@
-"""The reader of HLO text and the arithmetic of a plan, by hand; then real compilations for a v5e slice, where libtpu is installed.
+"""The HLO parser and the arithmetic of a plan, by hand; then real compilations for a v5e slice.
 
-golden/plan_module.hlo is written by hand, in the form in which libtpu 0.0.42 prints a scheduled module.
+golden/plan_module.hlo is written by hand, in the form in which libtpu 0.0.42 prints a scheduled module. The
+compilations need libtpu and are skipped without it.
 """
 
 import fcntl
@@ -35,10 +36,10 @@ def module():
     return hlo.parse(TEXT)
 
 
-# ------------------------------------------------------------------------------------------------------------- the HLO's reader
+# ------------------------------------------------------------------------------------------ the HLO parser
 
 
-def test_module_is_taken_apart(module):
+def test_a_module_is_parsed(module):
     assert module.entry == "main.1"
     assert module.aliases == ((0, 0), (2, 1))
     assert [i.opcode for i in module.computations["body"]] == [
@@ -73,7 +74,7 @@ def test_loops_run_as_often_as_their_condition_or_the_compiler_says(module):
     for instruction, n in hlo.executed(module):
         times[instruction.name] = times.get(instruction.name, 0) + n
     assert times["all-reduce.2"] == 5 + 3 and times["fusion.1"] == 1
-    assert times["u"] == 1 and "r.1" not in times, "of a condition's branches the cheaper runs"
+    assert times["u"] == 1 and "r.1" not in times, "of the branches of a condition the cheapest runs"
     assert hlo.loops(module) == 2
 
 
@@ -83,9 +84,8 @@ def test_collectives_count_loops_and_what_is_fused(module):
     assert (found["all-reduce", "f32"].count, found["all-reduce", "f32"].bytes) == (8, 8 * (8 * 4 + 4) * 4)
     assert (found["all-reduce", "bf16"].count, found["all-reduce", "bf16"].bytes) == (1, 16 * 64 * 2)
     gather = found["all-gather", "f32"]
-    assert (gather.count, gather.bytes, gather.largest) == (1, 4 * 8 * 4, "f32[4,8]"), (
-        "the start prints its operand too"
-    )
+    found = (gather.count, gather.bytes, gather.largest)
+    assert found == (1, 4 * 8 * 4, "f32[4,8]"), "the start prints its operand too"
 
 
 def test_cycles_are_summed_over_loops(module):
@@ -102,7 +102,7 @@ def test_products_show_what_they_multiply(module):
     ]
 
 
-# ----------------------------------------------------------------------------------------------------------------- arithmetic
+# ------------------------------------------------------------------------------------------ arithmetic
 
 
 def test_flops_by_hand():
@@ -116,12 +116,14 @@ def test_flops_by_hand():
 
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 8), (8, 8), (3, 3, 3, 16), (2, 10, 10, 3))]
     found = flops.count(program, *shapes)
-    dots, logits, conv = 5 * 2 * 4 * 8 * 8, 2 * 4 * 4 * 8, 2 * (2 * 5 * 5 * 16) * (3 * 3 * 3)
+    dots = 5 * 2 * 4 * 8 * 8
+    logits = 2 * 4 * 4 * 8
+    conv = 2 * (2 * 5 * 5 * 16) * (3 * 3 * 3)
     assert found.written == dots + logits + conv
 
 
 def test_a_grouped_convolution_costs_three_times_its_forward_pass_to_train():
-    """Its kernel's gradient is a convolution with batch groups, whose outputs are as many as the kernel has weights."""
+    """The gradient of its kernel is a convolution with batch groups and one output per weight."""
 
     def loss(w, x):
         y = jax.lax.conv_general_dilated(
@@ -129,7 +131,8 @@ def test_a_grouped_convolution_costs_three_times_its_forward_pass_to_train():
         )
         return (y * y).sum()
 
-    w, x = jnp.zeros((3, 3, 4, 32)), jnp.zeros((8, 10, 10, 16))
+    w = jnp.zeros((3, 3, 4, 32))
+    x = jnp.zeros((8, 10, 10, 16))
     forward = 2 * (8 * 10 * 10 * 32) * (3 * 3 * 4)
     assert flops.count(loss, w, x).written == forward
     assert flops.count(jax.grad(loss, (0, 1)), w, x).written == 3 * forward
@@ -146,7 +149,7 @@ def test_a_float32_product_at_highest_precision_is_six_passes():
     assert product("highest", jnp.bfloat16) == flops.Flops(128, 128)
 
 
-def test_the_dearer_branch_of_a_condition_counts():
+def test_the_more_expensive_branch_of_a_condition_counts():
     x = jax.ShapeDtypeStruct((4, 4), jnp.bfloat16)
     found = flops.count(lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x), x)
     assert found.written == 2 * 128
@@ -160,11 +163,8 @@ def test_peaks_agree_with_clock_and_matrix_units(name, units):
 
 def test_topologies():
     slice_ = slices.parse("v4:4x4x4")
-    assert (slice_.chips, slice_.topology, slice_.options) == (
-        64,
-        "v4:4x4x4",
-        {"chip_config_name": "megacore"},
-    )
+    assert (slice_.chips, slice_.topology) == (64, "v4:4x4x4")
+    assert slice_.options == {"chip_config_name": "megacore"}
     assert slices.parse("v5e:8x8").options == {}
     assert [s.topology for s in slices.larger(slices.parse("v5e:8x8"))] == ["v5e:8x16", "v5e:16x16"]
     for wrong in ("v7:2x2", "v5e", "v5e:8", "8x8", ""):
@@ -199,9 +199,10 @@ BOX = dict(crop="torchvision", min_area=0.2, max_area=1.0, aspect=(3 / 4, 4 / 3)
     ],
     ids=["device", "host", "two sizes"],
 )
-def test_the_batch_of_a_plan_is_the_loaders(crop_on, named):
+def test_the_batch_of_a_plan_has_the_shapes_that_the_loader_delivers(crop_on, named):
     config = simclr.get_config("digits").unlock()
-    config.data.crop_on, config.views = crop_on, named
+    config.data.crop_on = crop_on
+    config.views = named
     config.augment.update(BOX)
     batches = loader.train_batches(sources.load(config.data, "train"), config)
     delivered = next(batches)
@@ -219,18 +220,17 @@ def test_candidates_are_the_cheap_edits_first_then_larger_slices():
     assert "--config.sharding.fsdp=8" in found
     assert found[-2:] == ["--topology v5e:8x16", "--topology v5e:16x16"]
     edited = {text: edited for text, edited, _ in plan.candidates(config, slices.parse("v5e:8x8"))}
-    assert (
-        edited["--config.accumulate=4"].accumulate == 4
-        and edited["--config.model.remat=dots"].model.remat == "dots"
-    )
-    assert config.accumulate == 1 and config.model.remat == "none", "the config itself is left as it is"
+    assert edited["--config.accumulate=4"].accumulate == 4
+    assert edited["--config.model.remat=dots"].model.remat == "dots"
+    assert config.accumulate == 1 and config.model.remat == "none", "the config itself must not change"
 
 
 @pytest.mark.parametrize(
     "message, size",
     [
         (
-            "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (25.92G) exceeds available HBM (15.75G).",
+            "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (25.92G) exceeds available "
+            "HBM (15.75G).",
             25.92,
         ),
         ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm.", 21.5),
@@ -278,30 +278,28 @@ def made_up(**changes):
 
 def test_a_full_effort_estimate_is_a_range_and_says_what_it_is():
     text = plan.show(made_up())
-    assert (
-        "50 to 140 ms a step: 81,920 images/s, 0.5 h to 29,257 images/s, 1.4 h" in text
-    )  # 70 / 1.4, 70 / 0.5; 36,000 steps
-    assert "at most 256,000 images/s, 0.16 h" in text and "not a measurement" in text and "all on v3" in text
-    assert "peak 4.00 GiB of 16.00 GiB a chip" in text and "XLA counts 0.99 of it" in text
-    assert "16 ms a step, matrix products at peak; 61 ms if the HBM traffic is right: bound by memory" in text
-    assert "all-reduce bf16: 2, 6.00 MB a chip and step" in text
-    assert "estimate" not in plan.show(made_up(effort="low", static_ms=0.0)), (
-        "at low effort the schedule means nothing"
-    )
+    for words in (
+        "50 to 140 ms per step: 81,920 images/s, 0.5 h to 29,257 images/s, 1.4 h",  # 70 / 1.4 and 70 / 0.5
+        "at most 256,000 images/s, 0.16 h",
+        "not a measurement",
+        "all on v3",
+        "peak 4.00 GiB of 16.00 GiB per chip",
+        "XLA counts 0.99 of it",
+        "16 ms per step, matrix products at peak; 61 ms if the HBM traffic is right: bound by memory",
+        "all-reduce bf16: 2, 6.00 MB per chip and step",
+    ):
+        assert words in text, words
+    low = plan.show(made_up(effort="low", static_ms=0.0))
+    assert "estimate" not in low, "at low effort the schedule means nothing"
     assert plan.plain(made_up())["estimate"]["step_ms"] == (50.0, 140.0)
 
 
-def test_what_does_not_fit_is_said_with_the_advice():
-    text = plan.show(
-        made_up(
-            fits=False, memory=plan.Memory(0, 0, 20 * 2**30, 16 * 2**30), advice="--config.accumulate=2 fits"
-        )
-    )
-    assert (
-        "DOES NOT FIT: needs 20.00 GiB, a chip has 16.00 GiB" in text
-        and "--config.accumulate=2 fits" in text
-        and "images/s" not in text
-    )
+def test_a_plan_that_does_not_fit_says_so_with_advice():
+    memory = plan.Memory(0, 0, 20 * 2**30, 16 * 2**30)
+    text = plan.show(made_up(fits=False, memory=memory, advice="--config.accumulate=2 fits"))
+    assert "DOES NOT FIT: needs 20.00 GiB, a chip has 16.00 GiB" in text
+    assert "--config.accumulate=2 fits" in text
+    assert "images/s" not in text
     assert "NO" in plan.table([made_up(fits=False)])
 
 
@@ -310,7 +308,7 @@ def test_loops_leave_the_memory_traffic_unknown():
     assert "HBM traffic   not known, the step has loops" in text and "bound by" not in text
 
 
-# ------------------------------------------------------------------------------------------------------- libtpu's one process
+# ------------------------------------------------------------------------------------------ libtpu's lock
 
 
 def test_a_missing_libtpu_says_how_to_install_it(monkeypatch):
@@ -350,17 +348,23 @@ def test_a_foreign_process_with_libtpu_is_waited_for_and_other_errors_are_not(mo
         ahead.patiently(call)
 
 
-# --------------------------------------------------------------------------------- what the compiler makes of the library's steps
+# ------------------------------------------------------------------------------------------ real compilations
 
-# One process for all, because libtpu serves one: the verb itself for the first, then a step of every method, and SimCLR and the
-# supervised baseline as on photographs (cropped on the host, blurred, ResNet), at four chips.
+# One process compiles everything, because libtpu serves one at a time. It runs the command line once, then
+# compiles a step of every method, and of SimCLR and the supervised baseline as on photographs (cropped on the
+# host, blurred, ResNet), for four chips.
 DRIVER = """
 import importlib, json, sys
 from pathlib import Path
 from ssljax import plan
 from ssljax.compiler import ahead, slices
 out, methods = Path(sys.argv[1]), sys.argv[2].split(",")
-plan.main(["--config=configs/simclr.py:digits", "--config.model.dtype=bfloat16", "--topology=v5e:2x2", f"--out={out}/plan.json"])
+plan.main([
+    "--config=configs/simclr.py:digits",
+    "--config.model.dtype=bfloat16",
+    "--topology=v5e:2x2",
+    f"--out={out}/plan.json",
+])
 def config(method, preset):
     c = importlib.import_module(f"configs.{method}").get_config(preset).unlock()
     c = c[c.stages[-1]] if "stages" in c else c
@@ -372,7 +376,8 @@ def config(method, preset):
         c.model.update(name="resnet10", width=0.5)
     return c.lock()
 topology = slices.parse("v5e:2x2")
-for method, preset in [*((m, "digits") for m in methods), ("simclr", "imagenet_r50"), ("supervised", "imagenet_r50")]:
+photographs = [("simclr", "imagenet_r50"), ("supervised", "imagenet_r50")]
+for method, preset in [*((method, "digits") for method in methods), *photographs]:
     program = plan.program_on(topology, config(method, preset))
     compiled = ahead.compile_step(program.step, plan.arguments(program), full=False)
     (out / f"{method}-{preset}.hlo").write_text(compiled.text)
@@ -393,7 +398,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where DRIVER has left its plans and texts, and what it printed."""
+    """The folder with the plans, the HLO and the output of DRIVER."""
     out = tmp_path_factory.mktemp("plans")
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(
@@ -425,12 +430,11 @@ class TestCompiled:
         )
 
     def test_the_verb_prints_and_writes_the_plan(self, folder):
-        printed, written = (folder / "printed").read_text(), json.loads((folder / "plan.json").read_text())
-        assert (
-            "simclr:digits on v5e:2x2: 4 chips, 4 devices (TPU v5 lite, a device is a chip), batch 128, bfloat16"
-            in printed
-        )
+        printed = (folder / "printed").read_text()
+        written = json.loads((folder / "plan.json").read_text())
         for word in (
+            "simclr:digits on v5e:2x2: 4 chips, 4 devices (TPU v5 lite, a device is a chip), "
+            "batch 128, bfloat16",
             "memory        fits",
             "TFLOP",
             "collectives   all-reduce",
@@ -447,58 +451,58 @@ class TestCompiled:
         assert written["versions"]["libtpu"] and found["buffers"]
 
     def test_flops_as_written_are_those_xla_counts(self, step):
-        """To a tenth on photographs; on digits of 16 pixels much of a convolution is padding, which XLA leaves out.
+        """The two counts agree within a tenth on photographs.
 
-        XLA counts every element of DeiT's two ways of mixing, of which a step takes one: much beside so small a transformer.
+        On digits of 16 pixels, much of a convolution is padding, which XLA leaves out. Of DeiT's two ways of
+        mixing a step takes one, and XLA counts both, which is much beside so small a transformer.
         """
         name, figures, _ = step
-        assert figures["loops"] == (
-            4 if name == "deit-digits" else 0
-        )  # mixup and CutMix draw from Beta by rejection
+        mixes = name == "deit-digits"
+        assert figures["loops"] == (4 if mixes else 0)  # mixup and CutMix draw from Beta by rejection
         low = 0.6 if name.endswith("digits") else 0.85
-        assert low < figures["flops_xla"] / figures["flops"] < (1.2 if name == "deit-digits" else 1.1)
+        high = 1.2 if mixes else 1.1
+        assert low < figures["flops_xla"] / figures["flops"] < high
 
     def test_no_float32_product_by_accident(self, step):
         intended = (
             "vmap(vmap(",  # augmentation: one image and view at a time
-            "nd,md->nm",
+            "nd,md->nm",  # similarities
             "bd,bd->b",  # similarities
-            "nd,ne->de",  # the effective rank's Gram matrix
+            "nd,ne->de",  # the Gram matrix of the effective rank
             "bnhd,bmhd->bhnm",  # the gradient of attention's float32 logits
-            "LinearClassifier",
-        )  # logits
+            "LinearClassifier",  # logits
+        )
         for product in hlo.products(step[2]):
-            assert set(product.dtypes) == {"bf16"} or any(name in product.op_name for name in intended), (
-                product
-            )
+            in_bfloat16 = set(product.dtypes) == {"bf16"}
+            assert in_bfloat16 or any(name in product.op_name for name in intended), product
 
-    def test_images_stay_where_they_are(self, step):
-        """But for MoCo's ShuffleBN, whose purpose is to send the key images to other devices, and DeiT's mixing with the mirrored batch."""
+    def test_images_do_not_move_between_devices(self, step):
+        """There are two exceptions.
+
+        MoCo's ShuffleBN is meant to send the key images to other devices, and DeiT mixes with the mirrored
+        batch.
+        """
         name, _, module = step
         sent = {"moco-digits": "/gather", "deit-digits": "/jit(_flip)/rev"}
+        exception = sent.get(name, "-")
         for scheduled, _ in hlo.executed(module):
             for i in hlo.inside(module, scheduled):
-                if i.opcode.removesuffix("-start") in hlo.COLLECTIVES and not i.op_name.endswith(
-                    sent.get(name, "-")
-                ):
-                    assert "u8[" not in i.shape, i
-                    assert i.opcode.startswith("all-reduce") or all(
-                        len(dims) < 4 for _, dims in hlo.arrays(i.shape)
-                    ), i
+                if i.opcode.removesuffix("-start") not in hlo.COLLECTIVES or i.op_name.endswith(exception):
+                    continue
+                assert "u8[" not in i.shape, i
+                if not i.opcode.startswith("all-reduce"):
+                    assert all(len(dims) < 4 for _, dims in hlo.arrays(i.shape)), i
 
     def test_the_batch_is_not_copied_into_another_layout(self, step):
         module = step[2]
-        images = [
-            i.name
-            for i in module.computations[module.entry]
-            if i.opcode == "parameter" and i.shape.startswith("u8[")
-        ]
+        parameters = [i for i in module.computations[module.entry] if i.opcode == "parameter"]
+        images = [i.name for i in parameters if i.shape.startswith("u8[")]
         assert len(images) == 1
         for i, _ in hlo.executed(module):
             assert not (i.opcode in ("copy", "transpose") and images[0] in i.operands), i
 
     def test_gradients_travel_together(self, step):
-        """All kernels in one all-reduce; a normalisation's statistics in at most three."""
+        """All kernels are in one all-reduce, and the statistics of a normalisation in at most three."""
         module = step[2]
         reduces = [c for c in hlo.collectives(module) if c.kind == "all-reduce"]
         norms = {

@@ -1,4 +1,4 @@
-"""Where the time goes: a trace by hand, and the real one of a real run."""
+"""The summary of a hand-written trace, and the trace of a real run."""
 
 import json
 
@@ -7,7 +7,7 @@ from ssljax.run.profile import Operation, operations, summary
 from tests.test_train import flags, one_device, xla_cache  # noqa: F401  (fixtures)
 
 
-def test_operations_are_added_up_by_kind_and_others_left_out():
+def test_operations_are_summed_by_kind_and_other_events_ignored():
     def event(name, dur, **args):
         return {"ph": "X", "name": name, "dur": dur, "args": args}
 
@@ -25,11 +25,11 @@ def test_operations_are_added_up_by_kind_and_others_left_out():
     assert summary(found, 2).splitlines()[1].split() == ["1500.00", "85.7%", "1", "dot"]
 
 
-def test_a_run_is_recorded_and_says_what_it_was_spent_on(tmp_path, capsys):
+def test_a_profiled_run_prints_where_its_time_went(tmp_path, capsys):
     train.main(flags(tmp_path, "--profile=3"))
     printed = capsys.readouterr().out
-    assert "profile of 3 steps" in printed and "ms a step" in printed, printed
-    assert "conv" in printed.split("ms a step")[1], printed
+    assert "profile of 3 steps" in printed and "ms per step" in printed, printed
+    assert "conv" in printed.split("ms per step")[1], printed
     assert list((tmp_path / "profile" / "plugins" / "profile").glob("*/*.xplane.pb"))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(0.0 <= row["input_bound"] <= 1.0 for row in rows if "input_bound" in row)

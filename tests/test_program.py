@@ -1,4 +1,4 @@
-"""What verbs share: facts of the data, branches of earlier runs, and a run's network opened on data that it was not trained on."""
+"""What verbs share: facts of the data, branches of earlier runs, and the networks of runs on other data."""
 
 import json
 
@@ -22,7 +22,7 @@ from tests.methods.small import FACTS, assert_close, config_of, names, one_block
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """Eight fake devices cost eight times the work, and what is asserted here has nothing to do with them."""
+    """Eight fake devices cost eight times the work and make no difference to what is asserted here."""
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
 
@@ -33,23 +33,25 @@ def saved(folder, state):
     checkpoints.close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- facts
+# ------------------------------------------------------------------------------------------ facts
 
 
 def test_facts_are_read_from_the_data_and_what_a_config_states_is_checked_against_them():
     data = simclr.get_config("digits").unlock().data
     source = sources.load(data, "train")
     assert sources.facts(data, source) == Facts(num_examples=1500, num_classes=10, num_ids=1500)
-    part = source.select([0, 1, 1, 900])  # zeros, ones and a repeat: ids keep their gaps
+    part = source.select([0, 1, 1, 900])  # with a repeat; the ids keep their gaps
     assert part.facts == Facts(num_examples=4, num_classes=10, num_ids=901)
-    data.num_examples, data.num_classes = 1500, 10
+    data.num_examples = 1500
+    data.num_classes = 10
     assert sources.facts(data, source) == source.facts
     data.num_examples = 1400
     with pytest.raises(
         ValueError, match="data.num_examples=1400, but digits has 1500 examples: leave it at 0"
     ):
         sources.facts(data, source)
-    data.num_examples, data.num_classes = 0, 7
+    data.num_examples = 0
+    data.num_classes = 7
     with pytest.raises(ValueError, match="data.num_classes=7, but digits has 10 classes"):
         sources.facts(data, source)
 
@@ -76,11 +78,11 @@ def test_a_view_too_many_or_too_few_is_refused(method, count, takes):
             method_of(c, FACTS)
 
 
-# ------------------------------------------------------------------------------------------------------------------- earlier runs
+# ------------------------------------------------------------------------------------------ earlier runs
 
 
 def test_a_run_starts_from_the_branches_that_it_names(tmp_path):
-    """Encoder and projector with their statistics; the probe, which is not named, keeps its own start."""
+    """Encoder and projector are taken with their statistics; the probe, which is not named, starts fresh."""
     with one_block():
         old = config_of("simclr")
         new = config_of("simclr", init_from=str(tmp_path), init_branches=("encoder", "projector"))
@@ -102,7 +104,7 @@ def test_a_run_starts_from_the_branches_that_it_names(tmp_path):
             start_from(build(typo, FACTS), {})(fresh)
 
 
-# ------------------------------------------------------------------------------------------------------------- networks opened again
+# ------------------------------------------------------------------------------------------ opening networks
 
 
 @pytest.fixture
@@ -122,14 +124,13 @@ def folder(tmp_path):
     "method, noted", [("simclr", True), ("deepcluster", True), ("deepcluster", False), ("supervised", False)]
 )
 def test_a_network_is_judged_on_data_that_it_was_not_trained_on(method, noted, folder, tmp_path):
-    """Heads of ten classes and labels of 1500 ids stay as they are in the checkpoint, in a folder of before facts were noted too; what
-    belongs to the old data refuses."""
+    """Heads of ten classes and labels of 1500 ids are read as they are in the checkpoint.
+
+    This also holds for an older folder without recorded facts. Protocols that need the old data refuse.
+    """
     width = "--config.model.width=0.125"
-    c = (
-        {"simclr": simclr, "deepcluster": deepcluster, "supervised": supervised}[method]
-        .get_config("digits")
-        .unlock()
-    )
+    papers = {"simclr": simclr, "deepcluster": deepcluster, "supervised": supervised}
+    c = papers[method].get_config("digits").unlock()
     c.model.width = 0.125
     run = tmp_path / "run"
     program = build(c.lock(), FACTS)
@@ -148,11 +149,8 @@ def test_a_network_is_judged_on_data_that_it_was_not_trained_on(method, noted, f
     ]
     evaluate.main([*argv, "--protocols=knn,linear", "--config.evaluate.linear_l2=0.01"])
     found = {row["protocol"]: row for row in read(run / "results.jsonl") if row["metric"] == "top1"}
-    assert (
-        found["knn"]["n"] == 14
-        and found["linear_lbfgs"]["n"] == 14
-        and found["knn"]["data"] == "folder:PATH/photos"
-    )
+    assert found["knn"]["n"] == found["linear_lbfgs"]["n"] == 14
+    assert found["knn"]["data"] == "folder:PATH/photos"
     assert found["knn"]["value"] > 40  # even a random network tells dark from light
     refused = {
         "supervised": ("classifier", "tells 10 classes apart, folder:.* has 7"),
@@ -175,33 +173,31 @@ def test_a_checkpoint_of_another_backbone_is_refused(tmp_path):
 
 
 def test_maps_tokens_and_attention_are_those_of_the_average(tmp_path):
-    """DeiT keeps an average: what looks into the network looks into that one, whatever the optimizer has made since."""
+    """DeiT keeps a moving average, and evaluation looks at that, not at the weights of the optimizer."""
     c = deit.get_config("digits").student.copy_and_resolve_references().unlock()
-    c.distill.name, c.ema.decay = "none", 0.9
+    c.distill.name = "none"
+    c.ema.decay = 0.9
     c = resolve(c).lock()
     method = method_of(c, FACTS)
     params, model_state, extra = method.init(jax.random.key(0), {})
-    raw, average = shaken(params, 1), shaken(params, 2)
+    raw = shaken(params, 1)
+    average = shaken(params, 2)
     extra = extra._replace(ema=extra.ema._replace(params=average))
     state = TrainState(step=jnp.int32(0), params=raw, model_state=model_state, opt_state=(), extra=extra)
     run = evaluated(c, FACTS, state, sharding.make_mesh())
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1)), jnp.uint8)
-    net, x = models.backbone(c.model), views.for_network(image, c.augment)
+    net = models.backbone(c.model)
+    x = views.for_network(image, c.augment)
     look = (net, average["encoder"], model_state["encoder"], x)
     np.testing.assert_allclose(run.attention(image), models.attention(*look), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(run.tokens(image), models.tokens(*look), rtol=1e-4, atol=1e-5)
-    assert (
-        np.abs(
-            np.asarray(run.tokens(image))
-            - np.asarray(models.tokens(net, raw["encoder"], model_state["encoder"], x))
-        ).max()
-        > 0.1
-    )
+    of_raw = models.tokens(net, raw["encoder"], model_state["encoder"], x)
+    assert np.abs(np.asarray(run.tokens(image)) - np.asarray(of_raw)).max() > 0.1
     assert run.encode(image).shape == (2, 128)
 
 
 def test_only_the_networks_are_read_from_a_checkpoint(tmp_path):
-    """Another optimizer makes no difference to who looks at the network."""
+    """Evaluation does not depend on the optimizer in the config."""
     with one_block():
         saved(tmp_path, build(config_of("simclr", optim__name="adamw"), FACTS).init(4))
         c = config_of("simclr")
@@ -213,9 +209,8 @@ def test_only_the_networks_are_read_from_a_checkpoint(tmp_path):
         assert jax.tree.structure(shapes) == jax.tree.structure(places)
 
 
-def test_a_folder_that_says_nothing_of_its_data_has_no_facts(tmp_path):
+def test_a_folder_without_recorded_facts_has_none(tmp_path):
     assert facts_of(str(tmp_path)) is None
-    (tmp_path / "run.json").write_text(
-        json.dumps({"command": ["ssljax", "train"]}) + "\n"
-    )  # of a run before facts were noted
+    old = {"command": ["ssljax", "train"]}  # from before facts were recorded
+    (tmp_path / "run.json").write_text(json.dumps(old) + "\n")
     assert facts_of(str(tmp_path)) is None

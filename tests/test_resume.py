@@ -1,4 +1,4 @@
-"""A run that is killed, in the middle of a checkpoint too, stopped and damaged ends with the parameters of one that was left alone."""
+"""A run that is killed, stopped and damaged ends with exactly the parameters of an uninterrupted run."""
 
 import os
 import signal
@@ -49,7 +49,8 @@ def test_four_accidents_change_no_bit(uninterrupted, tmp_path, cache):
     kill(process)
     after_first = checkpoints(tmp_path)[-1]
 
-    # 2. kill -9 while a checkpoint is being written: the process is frozen as soon as the unfinished folder is seen, then killed.
+    # 2. kill -9 while a checkpoint is being written: the process is frozen as soon as the unfinished folder
+    # appears, then killed.
     process = start("train", *flags, cache=cache)
     while True:
         wait_for(lambda: being_written(tmp_path), process)
@@ -58,14 +59,15 @@ def test_four_accidents_change_no_bit(uninterrupted, tmp_path, cache):
             break
         process.send_signal(signal.SIGCONT)
     kill(process)
-    assert being_written(tmp_path), "the unfinished checkpoint must still lie there"
+    assert being_written(tmp_path), "the unfinished checkpoint must still be there"
     assert checkpoints(tmp_path)[-1] >= after_first
 
-    # 3. SIGTERM: exit code 0 and a checkpoint of the very step it stopped at.
+    # 3. SIGTERM: exit code 0 and a checkpoint of the step at which it stopped.
     process = start("train", *flags, cache=cache)
     resumed = len(logged(tmp_path))
     wait_for(
-        lambda: len(logged(tmp_path)) > resumed + 2 or checkpoints(tmp_path)[-1] > after_first + 80, process
+        lambda: len(logged(tmp_path)) > resumed + 2 or checkpoints(tmp_path)[-1] > after_first + 80,
+        process,
     )
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
@@ -74,7 +76,7 @@ def test_four_accidents_change_no_bit(uninterrupted, tmp_path, cache):
     stopped = checkpoints(tmp_path)[-1]
     assert stopped < TOTAL and logged(tmp_path)[-1]["step"] <= stopped
 
-    # 4. The newest checkpoint is damaged: the one before it is used, and the log says so.
+    # 4. The newest checkpoint is damaged: the log says so, and the one before it is used.
     before = checkpoints(tmp_path)[-2]
     for file in (tmp_path / "checkpoints" / str(stopped)).rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
@@ -85,12 +87,13 @@ def test_four_accidents_change_no_bit(uninterrupted, tmp_path, cache):
     assert f"resuming {tmp_path} at step {before}" in output
     assert (tmp_path / "unreadable" / str(stopped)).exists()
 
-    want, got = final_state(uninterrupted), final_state(tmp_path)
+    want = final_state(uninterrupted)
+    got = final_state(tmp_path)
     assert jax.tree.structure(want) == jax.tree.structure(got)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
 
-    # The log reads as if nothing had happened: every step once, the same losses.
+    # The log shows no trace of it: every step once, with the same losses.
     losses = [[(row["step"], row["loss"]) for row in logged(w)] for w in (uninterrupted, tmp_path)]
     assert losses[0] == losses[1]
 

@@ -1,4 +1,4 @@
-"""The loop in process: stages, what it refuses, what it says of a sick run."""
+"""The training loop within this process: stages, what it refuses, and what it says about an unhealthy run."""
 
 import dataclasses
 import importlib
@@ -29,14 +29,14 @@ def flags(workdir, *more: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """Eight fake devices cost eight times the work, and what is asserted here has nothing to do with them."""
+    """Eight fake devices cost eight times the work and make no difference to what is asserted here."""
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
 
 
 @pytest.fixture(autouse=True)
 def xla_cache(tmp_path_factory):
-    """The entry points switch the compilation cache on: into a folder of this test session."""
+    """The entry points switch the compilation cache on. Keep it in a folder of this test session."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "xla"))
     yield
@@ -70,9 +70,8 @@ def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, c
     evaluate.main(argv)
     rows = {row["metric"]: row for row in read(tmp_path / "finetune" / "results.jsonl")}
     assert rows["top1"]["protocol"] == "classifier" and rows["top1"]["n"] == 297
-    np.testing.assert_allclose(
-        rows["top1"]["value"], 100 * 27 / 297, atol=1e-3
-    )  # a head of zeros says "0"; 27 zeros are held out
+    # A head of zeros predicts "0" for every image, and 27 of the held-out digits are zeros.
+    np.testing.assert_allclose(rows["top1"]["value"], 100 * 27 / 297, atol=1e-3)
     evaluate.main([*argv, "--stage=pretrain", "--protocols=knn"])
     (earlier,) = (row for row in read(tmp_path / "pretrain" / "results.jsonl") if row["metric"] == "top1")
     assert (earlier["features"], earlier["protocol"], earlier["n"]) == ("simclr", "knn", 297)
@@ -89,11 +88,9 @@ def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, c
 def test_fine_tuning_leaves_the_settings_of_pretraining_alone(preset, alone):
     config = simclr.get_config(preset)
     assert config.pretrain.to_dict() == simclr.get_config(alone).to_dict() | {"preset": preset}
-    assert (
-        len(config.finetune.views),
-        config.finetune.augment.jitter_probability,
-        config.finetune.optim.nesterov,
-    ) == (1, 0.0, True)
+    assert len(config.finetune.views) == 1
+    assert config.finetune.augment.jitter_probability == 0.0
+    assert config.finetune.optim.nesterov is True
 
 
 @pytest.mark.parametrize(
@@ -138,15 +135,16 @@ def test_a_part_of_another_network_is_refused_by_name(tmp_path):
 
 def small_config(width: float = 0.125):
     c = simclr.get_config("digits").unlock()
-    c.batch_size, c.epochs = 32, 1
+    c.batch_size = 32
+    c.epochs = 1
     c.optim.warmup_epochs = 0
     c.model.update(width=width, stem="imagenet")
     return c.lock()
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-def test_the_loop_goes_on_where_its_state_stands(seed):
-    """From step 40 to the end at step 47, with the batches of these steps and this seed."""
+def test_the_loop_resumes_at_the_step_of_its_state(seed):
+    """It runs from step 40 to the end at step 47, with the batches of these steps and this seed."""
     config = small_config()
     source = sources.load(config.data, "train")
     seen = []
@@ -168,8 +166,8 @@ def unlabelled(source, rows):
     return dataclasses.replace(source, labels=labels)
 
 
-def test_knn_while_training_looks_at_labelled_images_alone():
-    """On pixels, which need no network. A label of the wrong images would show: half of both splits has none."""
+def test_knn_during_training_uses_labelled_images_only():
+    """On pixels, which need no network. Half of both splits has no label, so a wrong selection would show."""
     config = small_config()
     source, test = sources.load(config.data, "train"), sources.load(config.data, "test")
     program = build(config, source.facts)._replace(
@@ -200,7 +198,7 @@ def test_a_method_that_learns_from_labels_names_the_image_that_has_none():
             build(config, unlabelled(source, slice(None)).facts)
 
 
-def test_a_run_that_leaves_the_real_numbers_stops_and_keeps_its_checkpoint(tmp_path):
+def test_a_diverged_run_stops_and_keeps_its_checkpoint(tmp_path):
     train.main(flags(tmp_path, "--config.checkpoint.every_steps=10"))
     good = Checkpoints(str(tmp_path)).steps()
     with pytest.raises(SystemExit, match=r"step \d+: .*loss = nan.*last good checkpoint is untouched"):
@@ -210,8 +208,8 @@ def test_a_run_that_leaves_the_real_numbers_stops_and_keeps_its_checkpoint(tmp_p
     assert good[-1] == 47 and 10 not in Checkpoints(str(tmp_path / "nan")).steps()
 
 
-def test_the_monitor_calls_a_collapse(tmp_path, capsys, monkeypatch):
-    """The projector's last gamma is set to zero: every embedding is the same vector, and no gradient leads out."""
+def test_the_monitor_reports_a_collapse(tmp_path, capsys, monkeypatch):
+    """With the projector's last gamma at zero, all embeddings are the same vector and have no gradient."""
     monkeypatch.setattr(monitor, "QUIET_STEPS", 1)
 
     def collapse(state):
@@ -228,7 +226,7 @@ def test_the_monitor_calls_a_collapse(tmp_path, capsys, monkeypatch):
     assert "the representations have collapsed" in capsys.readouterr().out
 
 
-def test_a_healthy_run_is_left_in_peace(tmp_path, capsys, monkeypatch):
+def test_a_healthy_run_gets_no_warnings(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(monitor, "QUIET_STEPS", 1)
     train.main(flags(tmp_path))
     assert "WARNING" not in capsys.readouterr().out

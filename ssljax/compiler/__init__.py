@@ -1,1 +1,1 @@
-"""What a compiler says of a step that is never run: memory, FLOPs, collectives, for a slice that is not there."""
+"""What the compiler says about a step without running it: memory, FLOPs and collectives on any TPU slice."""

@@ -1,6 +1,7 @@
-"""Compiling for a TPU that is not there: libtpu's topologies, its one-process rule, and what the compiler gives back.
+"""Ahead-of-time compilation without a TPU: libtpu's topologies, its lock, and the compiler's output.
 
-With jax 0.10.2 and libtpu 0.0.42 every generation from v2 to v6e compiles on a machine without a TPU, in a process that sees CPUs.
+With jax 0.10.2 and libtpu 0.0.42 every generation from v2 to v6e compiles on a machine without a TPU, in a
+process that sees only CPUs.
 """
 
 from __future__ import annotations
@@ -21,34 +22,35 @@ from jax.experimental import topologies
 
 from ssljax.compiler.slices import Slice
 
-WAIT = 600.0  # seconds for which another process's libtpu is waited for
-_held: list[int] = []  # the file that says so while this process has libtpu
+WAIT = 600.0  # seconds to wait for another process that uses libtpu
+_held: list[int] = []  # the locked file, while this process uses libtpu
 
 
 def offline() -> None:
-    """Keeps JAX off whatever accelerator this machine has and off the network. To be called before JAX runs anything.
+    """Keep JAX off this machine's accelerators and off the network. Call this before JAX runs anything.
 
-    Two CPU devices, because models may choose another form for a single one, which is not what a slice runs.
+    JAX gets two CPU devices, because for a single one models may choose another form than a slice would run.
     """
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # what it would read back is loaded into the CPU's client, and fails
+    # A program from the cache would be loaded into the CPU's client, which fails.
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def take_libtpu() -> None:
-    """Waits until no other plan on this machine uses libtpu, and keeps it until the process ends: it serves one process a host.
+    """Wait until no other plan on this machine uses libtpu, and hold it until this process ends.
+
+    libtpu serves one process per host.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise ModuleNotFoundError(
-            "compiling for a TPU needs libtpu, also where there is no TPU: pip install 'ssljax[plan]'"
+            "compiling for a TPU needs libtpu, even on a machine without a TPU: pip install 'ssljax[plan]'"
         )
     if _held:
         return
@@ -66,8 +68,18 @@ def take_libtpu() -> None:
 
 
 def patiently(call: Callable[[], Any]) -> Any:
-    """The call's result; while a process that does not know our lock holds libtpu, it is tried again. libtpu's own lock is left alone."""
-    begin, said = time.monotonic(), False
+    """Repeat a call while a process that does not use our lock holds libtpu.
+
+    libtpu's own lock is not touched.
+
+    Args:
+        call: a function that uses libtpu.
+
+    Returns:
+        The result of the call.
+    """
+    begin = time.monotonic()
+    said = False
     while True:
         try:
             return call()
@@ -76,8 +88,8 @@ def patiently(call: Callable[[], Any]) -> Any:
                 raise
             if not said:
                 print(
-                    "waiting: another process on this machine has libtpu. Where it is installed any JAX program takes it, unless "
-                    "started with JAX_PLATFORMS=cpu",
+                    "waiting: another process on this machine holds libtpu. Where libtpu is installed, every "
+                    "JAX program takes it unless it is started with JAX_PLATFORMS=cpu",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -86,19 +98,19 @@ def patiently(call: Callable[[], Any]) -> Any:
 
 
 def topology_devices(slice_: Slice) -> list[jax.Device]:
-    """The devices of a slice; they can be compiled for and nothing else.
+    """The devices of a slice. One can compile for them, but not run on them.
 
     Raises:
         ModuleNotFoundError: libtpu is not installed.
         ValueError: libtpu does not know the shape; lists those that can be rented.
     """
+
+    def describe() -> Any:
+        return topologies.get_topology_desc(platform="tpu", topology_name=slice_.topology, **slice_.options)
+
     take_libtpu()
     try:
-        return patiently(
-            lambda: topologies.get_topology_desc(
-                platform="tpu", topology_name=slice_.topology, **slice_.options
-            )
-        ).devices
+        return patiently(describe).devices
     except (RuntimeError, ValueError) as error:
         valid = ", ".join(f"{slice_.generation.name}:{shape}" for shape in slice_.generation.shapes)
         raise ValueError(
@@ -108,7 +120,15 @@ def topology_devices(slice_: Slice) -> list[jax.Device]:
 
 
 class Compiled(NamedTuple):
-    """A compiled step: the executable (None where it does not fit), its text, XLA's list of buffers, and the message."""
+    """A compiled step.
+
+    Attributes:
+        executable: None if the step does not fit.
+        text: the compiled program as HLO.
+        buffers: the largest ones, see `largest_buffers`.
+        problem: the compiler's message if the step does not fit.
+        seconds: how long compilation took.
+    """
 
     executable: Any
     text: str
@@ -118,12 +138,12 @@ class Compiled(NamedTuple):
 
 
 def compile_step(step: Any, arguments: tuple[Any, ...], *, full: bool) -> Compiled:
-    """Compiles a jitted step for the devices of its shardings.
+    """Compile a jitted step for the devices of its shardings.
 
     Args:
-        step: jitted, over the devices of a topology.
+        step: a function jitted for the devices of a topology.
         arguments: `jax.ShapeDtypeStruct`s.
-        full: compile as the TPU would; else quickly, which is enough for all but time.
+        full: compile as the TPU would; otherwise quickly, which is enough for everything but time.
     """
     jax.config.update("jax_exec_time_optimization_effort", 0.0 if full else -1.0)
     lowered = step.lower(*arguments)
@@ -142,7 +162,7 @@ def compile_step(step: Any, arguments: tuple[Any, ...], *, full: bool) -> Compil
 
 
 def largest_buffers(report: str, number: int = 6) -> list[str]:
-    """The first lines of XLA's memory-usage report: size and shapes of the largest buffers."""
+    """The first `number` buffers in XLA's memory-usage report, the largest: size and shapes."""
     rows = []
     for line in report.splitlines():
         fields = [field.strip() for field in line.split(";")]
@@ -152,9 +172,16 @@ def largest_buffers(report: str, number: int = 6) -> list[str]:
 
 
 def needed_bytes(message: str) -> int:
-    """What a program that does not fit would need, from the compiler's message; 0 where it does not say.
+    """The memory that a program would need that does not fit, read from the compiler's message.
 
-    It is written as "Used 25.92G of 15.75G hbm" or "memory required for HLO temporaries (25.92G) exceeds available HBM (15.75G)".
+    The message says "Used 25.92G of 15.75G hbm", or "memory required for HLO temporaries (25.92G) exceeds
+    available HBM (15.75G)".
+
+    Returns:
+        Bytes; 0 if the message does not say.
     """
     match = re.search(r"([\d.]+)([KMGT])(?:iB|B)?(?: of |\) exceeds)", message)
-    return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2]))) if match else 0
+    if not match:
+        return 0
+    unit = 1024 ** (1 + "KMGT".index(match[2]))
+    return int(float(match[1]) * unit)

@@ -1,7 +1,8 @@
-"""Floating-point operations of a JAX program, counted from its jaxpr: matrix products and convolutions, loops times their length.
+"""Floating-point operations of the matrix products and convolutions in a JAX program, counted from its jaxpr.
 
-XLA's own count takes the body of a loop once, is per device and leaves out what a custom call does; this one is of the program as written,
-for the whole batch, recomputation (remat) included.
+This is the count of the program as written, for the whole batch, with the body of a loop counted as often as
+it runs and recomputation (remat) included. XLA's own count is per device, takes the body of a loop once and
+leaves out custom calls.
 """
 
 from __future__ import annotations
@@ -13,39 +14,43 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-# A float32 product on the matrix unit, which multiplies bfloat16, is so many bfloat16 products (jax.lax.Precision: HIGHEST is bf16_6x).
+# The matrix unit multiplies bfloat16, so a float32 product takes this many bfloat16 products
+# (jax.lax.Precision: HIGHEST is bf16_6x).
 PASSES = {lax.Precision.HIGHEST: 6, lax.Precision.HIGH: 3}
 
 
 class Flops(NamedTuple):
-    """Operations of a program; a multiplication and an addition are two.
+    """The operations of a program. A multiplication and an addition count as two.
 
     Attributes:
-        written: as the program says.
-        on_mxu: the same with each float32 product counted as often as the matrix unit runs it for the precision asked for.
+        written: of the program as written.
+        on_mxu: the same, with each float32 product counted once per pass that the matrix unit makes for the
+            requested precision.
     """
 
     written: int = 0
     on_mxu: int = 0
 
     def plus(self, other: Flops, times: int = 1) -> Flops:
-        """The sum, `other` counted `times` times."""
+        """The sum of this and `times` times `other`."""
         return Flops(self.written + times * other.written, self.on_mxu + times * other.on_mxu)
 
 
 def count(function: Callable[..., Any], *args: Any) -> Flops:
-    """The operations of one call; the arguments may be `jax.ShapeDtypeStruct`s."""
+    """The operations of one call. The arguments may be `jax.ShapeDtypeStruct`s."""
     return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def of_jaxpr(jaxpr: Any) -> Flops:
-    """Of a (closed or open) jaxpr. Of the branches of a condition the dearest counts, a loop of unknown length counts once."""
+    """The operations of a jaxpr, closed or open.
+
+    Of the branches of a condition only the most expensive counts. A loop of unknown length counts once.
+    """
     total = Flops()
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if eqn.primitive.name == "cond":
-            total = total.plus(
-                max((of_jaxpr(branch) for branch in eqn.params["branches"]), key=lambda f: f.on_mxu)
-            )
+            branches = [of_jaxpr(branch) for branch in eqn.params["branches"]]
+            total = total.plus(max(branches, key=lambda flops: flops.on_mxu))
         elif eqn.primitive.name in ("dot_general", "conv_general_dilated"):
             total = total.plus(_product(eqn))
         else:
@@ -56,6 +61,7 @@ def of_jaxpr(jaxpr: Any) -> Flops:
 
 
 def _product(eqn: Any) -> Flops:
+    """The operations of a `dot_general` or `conv_general_dilated`."""
     left, right = (v.aval.shape for v in eqn.invars)
     outputs = math.prod(eqn.outvars[0].aval.shape)
     if eqn.primitive.name == "dot_general":
@@ -63,10 +69,10 @@ def _product(eqn: Any) -> Flops:
         flops = 2 * outputs * math.prod(left[axis] for axis in contracted)
     else:
         features = right[eqn.params["dimension_numbers"].rhs_spec[0]]
-        dilation = math.prod(
-            eqn.params["lhs_dilation"]
-        )  # the zeros between the rows of a strided layer's gradient
+        # The input of a strided layer's gradient has zeros between its rows, which are not multiplied.
+        dilation = math.prod(eqn.params["lhs_dilation"])
         flops = 2 * outputs * (math.prod(right) // features) // dilation
+
     precision = eqn.params["precision"]
     precision = precision[0] if isinstance(precision, tuple) else precision
     passes = PASSES.get(precision, 1) if eqn.invars[0].aval.dtype == "float32" else 1
@@ -74,6 +80,7 @@ def _product(eqn: Any) -> Flops:
 
 
 def _inner(eqn: Any) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation."""
     for value in eqn.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(getattr(part, "jaxpr", part), "eqns"):

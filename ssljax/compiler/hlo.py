@@ -1,6 +1,7 @@
-"""Reader of the scheduled HLO text that a compiled program prints: what it runs, how often, and what it sends between devices.
+"""A parser of scheduled HLO text: what a compiled program runs, how often, and what its devices exchange.
 
-Pure text to NamedTuples. The format is XLA's, undocumented, read here as jaxlib 0.10.2 and libtpu 0.0.42 write it.
+It turns text into NamedTuples. The format is XLA's and undocumented; this is how jaxlib 0.10.2 and libtpu
+0.0.42 write it.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class Instruction(NamedTuple):
 
     Attributes:
         name: unique in the module.
-        shape: as printed, layout included; in parentheses where there are several results.
+        shape: as printed, with the layout; in parentheses if there are several results.
         opcode: `fusion`, `all-reduce`, ...
-        operands: names.
-        attributes: the rest of the line; of a constant its value, in parentheses, as well.
+        operands: the names of its arguments.
+        attributes: the rest of the line; for a constant this includes its value, in parentheses.
     """
 
     name: str
@@ -64,17 +65,17 @@ class Instruction(NamedTuple):
 
     @property
     def op_name(self) -> str:
-        """Where in the Python program it comes from: `jit(train_step)/.../conv_general_dilated`."""
+        """Its origin in the Python program: `jit(train_step)/.../conv_general_dilated`."""
         return _first(r'op_name="([^"]*)"', self.attributes)
 
     @property
     def cycles(self) -> int:
-        """The compiler's own estimate, 0 where it makes none (collectives, custom calls, asynchronous copies)."""
+        """The compiler's estimate; 0 if it makes none (collectives, custom calls, asynchronous copies)."""
         return int(_first(r'"estimated_cycles":"(\d+)"', self.attributes) or 0)
 
     @property
     def called(self) -> str:
-        """The computation it runs, or ""."""
+        """The name of the computation that it runs, or ""."""
         return _first(_CALLED.pattern, self.attributes)
 
 
@@ -82,9 +83,9 @@ class Module(NamedTuple):
     """A parsed program.
 
     Attributes:
-        entry: name of the computation that runs.
+        entry: the name of the computation that runs.
         computations: name -> instructions in scheduled order.
-        aliases: (output, parameter) pairs that share a buffer: donated arguments.
+        aliases: (output, parameter) pairs that share a buffer, for donated arguments.
     """
 
     entry: str
@@ -93,28 +94,35 @@ class Module(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """All operations of one kind and dtype (of their first result) in one step of one device.
+    """All collectives of one kind and dtype (of their first result) in one step of one device.
 
     Attributes:
         kind: one of COLLECTIVES.
-        dtype: of the data.
+        dtype: the dtype of the data.
         count: how many are run, loops included.
-        bytes: of their results.
-        largest_bytes: of the largest one.
-        largest: its shape, without layout.
+        bytes: the size of their results.
+        largest_bytes: the size of the largest one.
+        largest: the shape of the largest one, without its layout.
     """
 
     kind: str
     dtype: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nothing here calls
     bytes: int
     largest_bytes: int
     largest: str
 
 
 class Product(NamedTuple):
-    """A matrix product or convolution: `dot` or `convolution` (a TPU writes both so), the dtypes of its operands, its result, where it
-    comes from, and the precision asked for ("" = default)."""
+    """A matrix product or convolution.
+
+    Attributes:
+        opcode: `dot` or `convolution`, which a TPU writes for both.
+        dtypes: the dtypes of its operands.
+        shape: the shape of its result.
+        op_name: its origin in the Python program.
+        precision: the requested precision; "" is the default.
+    """
 
     opcode: str
     dtypes: tuple[str, str]
@@ -125,63 +133,74 @@ class Product(NamedTuple):
 
 def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
     """(dtype, dimensions) of every array in a printed shape."""
-    return [
-        (dtype, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d))
-        for dtype, dims in _ARRAY.findall(shape)
-        if dtype in BITS
-    ]
+    found = []
+    for dtype, dims in _ARRAY.findall(shape):
+        if dtype in BITS:
+            sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
+            found.append((dtype, sizes))
+    return found
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of a printed shape, padding left out."""
+    """The size of a printed shape in bytes, without padding."""
     return sum(_bytes(dtype, dims) for dtype, dims in arrays(shape))
 
 
 def parse(text: str) -> Module:
-    """The module in `compiled.as_text()`.
+    """Parse the module in `compiled.as_text()`.
 
     Raises:
-        ValueError: there is no entry computation: not HLO text, or a format this reader does not know.
+        ValueError: there is no entry computation: this is not HLO text, or an unknown form of it.
     """
     computations: dict[str, tuple[Instruction, ...]] = {}
-    entry, name, lines = "", "", []
+    entry = ""
+    name = ""
+    instructions: list[Instruction] = []
     for line in text.splitlines():
         header = None if line.startswith(" ") else _HEADER.match(line)
         if header:
-            name, lines = header[2], []
-            entry = name if header[1] else entry
+            name = header[2]
+            instructions = []
+            if header[1]:
+                entry = name
         elif line.startswith("}") and name:
-            computations[name], name = tuple(lines), ""
+            computations[name] = tuple(instructions)
+            name = ""
         elif name and (instruction := _instruction(line)):
-            lines.append(instruction)
+            instructions.append(instruction)
     if not entry:
         raise ValueError(
-            f"no ENTRY computation in this text of {len(text)} characters: not the HLO of a compiled program?"
+            f"no ENTRY computation in this text of {len(text)} characters: "
+            "it is not the HLO of a compiled program, or a form of it that is not known here"
         )
-    header = text[: text.find("\n")]
-    aliases = re.findall(r"\{(\d*)\}: \((\d+), \{[\d,]*\}", _braces(header, "input_output_alias="))
-    return Module(
-        entry, computations, tuple((int(output or 0), int(parameter)) for output, parameter in aliases)
-    )
+
+    first_line = text[: text.find("\n")]
+    shared = _braces(first_line, "input_output_alias=")
+    pairs = re.findall(r"\{(\d*)\}: \((\d+), \{[\d,]*\}", shared)
+    aliases = tuple((int(output or 0), int(parameter)) for output, parameter in pairs)
+    return Module(entry, computations, aliases)
 
 
 def _instruction(line: str) -> Instruction | None:
+    """One line of a computation: NAME = SHAPE OPCODE(OPERANDS) ATTRIBUTES."""
     match = _INSTRUCTION.match(line)
     if not match:
         return None
     rest = match[2]
     end = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
+    shape = rest[:end]
+    rest = rest[end:].lstrip()
+
     opened = rest.find("(")
     closed = _closing(rest, opened)
+    opcode = rest[:opened]
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[opened:closed]))
-    return Instruction(
-        match[1], shape, rest[:opened], operands, rest[opened if rest.startswith("constant(") else closed :]
-    )
+    attributes = rest[opened:] if opcode == "constant" else rest[closed:]
+    return Instruction(match[1], shape, opcode, operands, attributes)
 
 
 def _closing(text: str, start: int) -> int:
-    """The place behind the parenthesis that closes the one at `start`."""
+    """The position after the parenthesis that closes the one at `start`."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] == "(") - (text[i] == ")")
@@ -191,7 +210,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _braces(text: str, key: str) -> str:
-    """What stands in the braces behind `key`."""
+    """The text in the braces after `key`."""
     start = text.find(key + "{")
     depth = 0
     for i in range(start + len(key), len(text) if start >= 0 else 0):
@@ -202,16 +221,21 @@ def _braces(text: str, key: str) -> str:
 
 
 def _first(pattern: str, text: str) -> str:
+    """The first group of the first match, or ""."""
     match = re.search(pattern, text)
     return match[1] if match else ""
 
 
 def executed(module: Module) -> Iterator[tuple[Instruction, int]]:
-    """Every scheduled instruction and how often it runs in a step; what is inside a fusion belongs to the fusion.
+    """Every scheduled instruction, and how often it runs in a step.
 
-    Of a condition's branches the cheapest runs: the library's conditions are for what is measured at logged steps only. A loop whose
-    length the text does not tell counts once.
+    A fusion is one instruction. Of the branches of a condition the cheapest is taken to run, because the
+    library uses conditions for what is measured at logged steps only. A loop whose length is not in the text
+    counts once.
     """
+
+    def length(name: str) -> int:
+        return len(module.computations.get(name, ()))
 
     def walk(name: str, times: int) -> Iterator[tuple[Instruction, int]]:
         for instruction in module.computations.get(name, ()):
@@ -219,9 +243,8 @@ def executed(module: Module) -> Iterator[tuple[Instruction, int]]:
             if instruction.opcode == "while":
                 yield from walk(instruction.called, times * (trips(module, instruction) or 1))
             elif instruction.opcode == "conditional":
-                yield from walk(
-                    min(branches(instruction), key=lambda b: len(module.computations.get(b, ()))), times
-                )
+                cheapest = min(branches(instruction), key=length)
+                yield from walk(cheapest, times)
             elif instruction.opcode in ("call", "async-start"):
                 yield from walk(instruction.called, times)
 
@@ -229,38 +252,38 @@ def executed(module: Module) -> Iterator[tuple[Instruction, int]]:
 
 
 def trips(module: Module, loop: Instruction) -> int:
-    """How often a `while` runs its body; 0 where the text does not tell."""
+    """How often a `while` runs its body; 0 if the text does not say.
+
+    If the compiler does not state it, it is taken to be the only int32 constant in the loop's condition.
+    """
     known = _first(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
         return int(known)
-    condition = module.computations.get(_first(r"condition=%?([\w.\-]+)", loop.attributes), ())
-    bounds = [
-        int(n)
-        for i in condition
-        if i.opcode == "constant" and i.shape.startswith("s32[]")
-        for n in re.findall(r"^\((\d+)\)", i.attributes)
-    ]
-    return bounds[0] if len(bounds) == 1 else 0
+    name = _first(r"condition=%?([\w.\-]+)", loop.attributes)
+    bounds = []
+    for instruction in module.computations.get(name, ()):
+        if instruction.opcode == "constant" and instruction.shape.startswith("s32[]"):
+            bounds += re.findall(r"^\((\d+)\)", instruction.attributes)
+    return int(bounds[0]) if len(bounds) == 1 else 0
 
 
 def branches(conditional: Instruction) -> list[str]:
     """The computations of a `conditional`."""
     listed = _first(r"branch_computations=\{([^}]*)\}", conditional.attributes)
-    names = (
-        listed.split(",")
-        if listed
-        else re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", conditional.attributes)
-    )
+    if listed:
+        names = listed.split(",")
+    else:
+        names = re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", conditional.attributes)
     return [name.strip().lstrip("%") for name in names]
 
 
 def loops(module: Module) -> int:
-    """How many loops of more than one trip, or of unknown length, a step runs."""
+    """How many loops of unknown length, or of more than one trip, a step runs."""
     return sum(times for i, times in executed(module) if i.opcode == "while" and trips(module, i) != 1)
 
 
 def inside(module: Module, instruction: Instruction) -> Iterator[Instruction]:
-    """The instruction itself and, for a fusion, all that is fused, fusions in it included."""
+    """The instruction itself and, for a fusion, all instructions fused into it, at any depth."""
     yield instruction
     if instruction.opcode == "fusion":
         for inner in module.computations.get(instruction.called, ()):
@@ -268,7 +291,7 @@ def inside(module: Module, instruction: Instruction) -> Iterator[Instruction]:
 
 
 def collectives(module: Module) -> list[Collective]:
-    """What the devices exchange in a step, the most bytes first."""
+    """What the devices exchange in a step, ordered from most to fewest bytes."""
     found: dict[tuple[str, str], Collective] = {}
     for scheduled, times in executed(module):
         for i in inside(module, scheduled):
@@ -276,20 +299,26 @@ def collectives(module: Module) -> list[Collective]:
             if kind not in COLLECTIVES:
                 continue
             results = _results(i)
-            dtype, size = results[0][0], sum(_bytes(*result) for result in results)
+            dtype = results[0][0]
+            size = sum(_bytes(*result) for result in results)
             before = found.get((kind, dtype), Collective(kind, dtype, 0, 0, 0, ""))
+            largest_bytes, largest = max((before.largest_bytes, before.largest), (size, _text(results)))
             found[kind, dtype] = Collective(
-                kind,
-                dtype,
-                before.count + times,
-                before.bytes + times * size,
-                *max((before.largest_bytes, before.largest), (size, _text(results))),
+                kind=kind,
+                dtype=dtype,
+                count=before.count + times,
+                bytes=before.bytes + times * size,
+                largest_bytes=largest_bytes,
+                largest=largest,
             )
     return sorted(found.values(), key=lambda c: -c.bytes)
 
 
 def _results(i: Instruction) -> list[tuple[str, tuple[int, ...]]]:
-    """The arrays a collective gives: the `-start` of a gather or a permutation prints its operands before them."""
+    """The resulting arrays of a collective.
+
+    The `-start` of a gather, a scatter or a permutation prints its operands before them.
+    """
     shapes = arrays(i.shape)
     if i.opcode in ("all-gather-start", "reduce-scatter-start", "collective-permute-start"):
         shapes = [s for s in shapes if s[1] or s[0] != "u32"]  # a permutation's two context words
@@ -302,8 +331,10 @@ def _bytes(dtype: str, dims: tuple[int, ...]) -> int:
 
 
 def _text(shapes: list[tuple[str, tuple[int, ...]]]) -> str:
-    first = f"{shapes[0][0]}[{','.join(map(str, shapes[0][1]))}]"
-    return first + (f" and {len(shapes) - 1} more" if len(shapes) > 1 else "")
+    """The first shape, and how many more there are."""
+    dtype, dims = shapes[0]
+    first = f"{dtype}[{','.join(map(str, dims))}]"
+    return f"{first} and {len(shapes) - 1} more" if len(shapes) > 1 else first
 
 
 def products(module: Module) -> list[Product]:
@@ -320,11 +351,14 @@ def products(module: Module) -> list[Product]:
 
 
 def static_cycles(module: Module) -> int:
-    """Sum of the compiler's estimates over a step. Meaningful at full compile effort only; collectives carry no estimate."""
+    """The sum of the compiler's estimates over a step.
+
+    It means something at full compile effort only. Collectives have no estimate.
+    """
     return sum(i.cycles * times for i, times in executed(module))
 
 
 def costliest(module: Module, number: int) -> list[tuple[int, Instruction]]:
-    """(cycles in a step, instruction) of those the compiler thinks longest."""
+    """(cycles in a step, instruction) for the `number` longest instructions by the compiler's estimate."""
     rows = [(i.cycles * times, i) for i, times in executed(module) if i.cycles]
     return sorted(rows, key=lambda row: -row[0])[:number]

@@ -1,9 +1,10 @@
-"""TPU generations and their slices: what a chip has, and which topologies `plan` is asked for.
+"""TPU generations and their slices: the figures of a chip, and the topologies that `plan` accepts.
 
-Peaks, memory sizes and bandwidths are those of Google's pages (cloud.google.com/tpu/docs/v2 ... v6e, read in 2026; v4's bandwidth of 1228
-GB/s is stated there as 1200). The clock is not published for all: it is the one that makes
-matrix units x side^2 x 2 x clock the published peak. v6e's page counts two units of 256 x 256, which would need 3.5 GHz; half of that is
-taken, as for v5p, and its step times are as uncertain as that.
+Peaks, memory sizes and bandwidths are those of Google's pages (cloud.google.com/tpu/docs/v2 ... v6e, read in
+2026; they state v4's bandwidth of 1228 GB/s as 1200). The clock is not published for all generations. Here it
+is the one for which matrix units x side^2 x 2 x clock is the published peak. v6e's page counts two units of
+256 x 256, which would need 3.5 GHz. Half of that is used here, as for v5p, so v6e's step times are uncertain
+by that factor.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ GIB = 2**30
 
 
 class Generation(NamedTuple):
-    """One TPU generation; every figure is for a chip.
+    """One TPU generation. All figures are per chip.
 
     Attributes:
-        name: as in a topology.
-        peak_flops: bfloat16 floating-point operations a second.
-        hbm_bytes: size of the memory.
-        hbm_bandwidth: bytes a second.
-        cores: TensorCores a chip. A JAX device is a core on v2 and v3 and a chip from v4 on.
+        name: the name in a topology.
+        peak_flops: bfloat16 floating-point operations per second.
+        hbm_bytes: the size of the memory.
+        hbm_bandwidth: bytes per second.
+        cores: TensorCores per chip. A JAX device is a core on v2 and v3, and a chip from v4 on.
         clock: Hz.
-        shapes: slices in growing order, of those that Cloud TPU rents; the first fits on one host.
+        shapes: slices that Cloud TPU rents, in increasing size; the first fits on one host.
     """
 
     name: str
@@ -68,11 +69,11 @@ SWEEP = ("v2:8x8", "v3:8x8", "v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 
 
 class Slice(NamedTuple):
-    """A topology, taken apart.
+    """A parsed topology.
 
     Attributes:
-        generation: what its chips are.
-        shape: chips along each axis of the torus.
+        generation: the generation of its chips.
+        shape: the number of chips along each axis of the torus.
     """
 
     generation: Generation
@@ -80,43 +81,47 @@ class Slice(NamedTuple):
 
     @property
     def topology(self) -> str:
-        """As libtpu and the command line name it."""
+        """Its name for libtpu and on the command line."""
         return f"{self.generation.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def chips(self) -> int:
-        """How many chips."""
+        """The number of chips."""
         return math.prod(self.shape)
 
     @property
     def options(self) -> dict[str, str]:
-        """What libtpu is to be told beside the name: Cloud runs the two cores of a v4 chip as one device, libtpu by default does not."""
+        """What libtpu must be told beside the name.
+
+        Cloud TPU runs the two cores of a v4 chip as one device, and libtpu by default does not.
+        """
         return {"chip_config_name": "megacore"} if self.generation.name == "v4" else {}
 
 
 def parse(topology: str) -> Slice:
-    """`v5e:8x8` taken apart.
+    """Parse a topology, e.g. `v5e:8x8`.
 
     Raises:
-        ValueError: an unknown generation, or a shape with the wrong number of axes; lists the valid ones.
+        ValueError: the generation is unknown, or the shape has the wrong number of axes; lists the valid
+            ones.
     """
     match = re.fullmatch(r"(v\w+):(\d+(?:x\d+)+)", topology)
-    generation = GENERATIONS.get(match[1]) if match else None
-    if generation is None:
+    if match is None or match[1] not in GENERATIONS:
         known = "\n".join(f"  {g.name}:{', '.join(g.shapes)}" for g in GENERATIONS.values())
         raise ValueError(
-            f"topology {topology!r} is unknown. It is a generation and the chips along each axis, e.g. v5e:8x8:\n{known}"
+            f"topology {topology!r} is unknown. A topology is a generation and the chips along each axis, "
+            f"e.g. v5e:8x8. Those that can be rented:\n{known}"
         )
+    generation = GENERATIONS[match[1]]
     shape = tuple(int(side) for side in match[2].split("x"))
-    if len(shape) != generation.shapes[0].count("x") + 1 or 0 in shape:
-        raise ValueError(
-            f"topology {topology!r}: a {generation.name} slice has {generation.shapes[0].count('x') + 1} axes, e.g. "
-            f"{', '.join(f'{generation.name}:{s}' for s in generation.shapes)}"
-        )
+    axes = generation.shapes[0].count("x") + 1
+    if len(shape) != axes or 0 in shape:
+        valid = ", ".join(f"{generation.name}:{s}" for s in generation.shapes)
+        raise ValueError(f"topology {topology!r}: a {generation.name} slice has {axes} axes, e.g. {valid}")
     return Slice(generation, shape)
 
 
 def larger(slice_: Slice) -> list[Slice]:
-    """Slices of the same generation with more chips, the smallest first."""
+    """The slices of the same generation with more chips, the smallest first."""
     every = [parse(f"{slice_.generation.name}:{shape}") for shape in slice_.generation.shapes]
     return [s for s in every if s.chips > slice_.chips]

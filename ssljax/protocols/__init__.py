@@ -1,4 +1,4 @@
-"""The ways to judge a run: `PROTOCOLS[name]` says what one reads, what it measures and when it refuses."""
+"""Evaluation protocols: `PROTOCOLS[name]` says what a protocol reads and measures, and when it refuses."""
 
 from ssljax.protocols import classifier, clusters, knn, label_fraction, layers, linear
 from ssljax.types import Protocol

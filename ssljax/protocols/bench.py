@@ -1,4 +1,4 @@
-"""What a protocol is given to judge with: two splits, and callables that look at them through one network."""
+"""What a protocol is given: two splits, and functions that compute features of them with one network."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ Reduce = Callable[[jax.Array], jax.Array]
 
 
 class Bench(NamedTuple):
-    """One way to turn images into numbers, the run's network or a baseline, and the images.
+    """One way to turn images into features (the run's network or a baseline), and the images.
 
     Attributes:
-        config: of the run, with the data and settings of this evaluation; protocols read `config.evaluate` and `config.seed`.
+        config: the config of the run, with the data and the settings of this evaluation; protocols read
+            `config.evaluate` and `config.seed`.
         name: the run's method, "raw_pixels" or "random_init".
-        channels: C of raw pixels, whose features are images [H, W, C]; 0 for a network. See `linear.standardise`.
-        train: what may be learned from.
-        test: what is judged on.
-        load: ("train" or "test", settings of `config.data` that are others) -> a further source, e.g.
-            load("test", source="tfds:imagenet2012_corrupted/fog_3"); its `targets` hold what is more than one label per image.
-        features: a source -> its features, in its order; `train` and `test` are encoded once.
-        maps: (source, layer, reduce) -> what a layer gives for each image, map [B, h, w, C] -> [B, D] by `reduce`, as features.
-        predictions: a source -> {name: logits float32 [N, classes]} of the run's own heads, in its order. None: it has none.
-        assignment: int32 [ids], the cluster of every training image, -1 for none. None: the method has no clusters, or `train` is not
-            what the run was trained on.
+        channels: C for raw pixels, whose features are images [H, W, C]; 0 for a network. See
+            `linear.standardise`.
+        train: the images to learn from.
+        test: the images to evaluate on.
+        load: ("train" or "test", changed settings of `config.data`) -> a further source, e.g.
+            load("test", source="tfds:imagenet2012_corrupted/fog_3"); its `targets` hold anything beyond one
+            label per image.
+        features: source -> its features, in its order; `train` and `test` are encoded once.
+        maps: (source, layer, reduce) -> features of a layer: `reduce` turns its map [B, h, w, C] into [B, D].
+            None for pixels.
+        predictions: source -> {name: logits float32 [N, classes]} of the run's own heads, in its order. None
+            if it has no heads.
+        assignment: int32 [ids], the cluster of every training image, -1 for none. None if the method has no
+            clusters, or if the run was not trained on `train`.
     """
 
     config: ConfigDict
@@ -46,22 +51,20 @@ class Bench(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """Of the data; labels are 0..num_classes-1."""
+        """The number of classes in the data; labels are 0..num_classes-1."""
         return self.test.num_classes
 
     def unlabelled(self, protocol: str) -> str:
-        """Why a protocol that judges by labels cannot judge these splits; "" where it can."""
-        return unlabelled(self.train.labels, protocol, self.train.split) or unlabelled(
-            self.test.labels, protocol, self.test.split
-        )
+        """Why a protocol that needs labels cannot judge these splits; "" if it can."""
+        reasons = [unlabelled(split.labels, protocol, split.split) for split in (self.train, self.test)]
+        return reasons[0] or reasons[1]
 
     def labelled(self, protocol: str) -> tuple[Features, Features]:
-        """Features of the labelled images of the training and of the test split.
+        """Features of the labelled images of the training split and of the test split.
 
         Raises:
             ValueError: a split has no labelled image; names `protocol`.
         """
-        return (
-            labelled(self.features(self.train), protocol, "train"),
-            labelled(self.features(self.test), protocol, "test"),
-        )
+        train = labelled(self.features(self.train), protocol, "train")
+        test = labelled(self.features(self.test), protocol, "test")
+        return train, test

@@ -1,4 +1,4 @@
-"""The run's own heads on the held-out images: how a supervised, distilled or fine-tuned network is judged."""
+"""The run's own heads on the held-out images, for a supervised, distilled or fine-tuned network."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from ssljax.types import Measurement, Protocol
 
 
 def judge(bench: Bench) -> Iterator[Measurement]:
-    """One measurement per head, under the head's name; the first is the one that counts."""
+    """One measurement per head, under the head's name. The first is the one that counts."""
+    assert bench.predictions is not None, "`refuse` is asked first"
     test = bench.test.with_labels("--protocols: classifier")
     for name, logits in bench.predictions(test).items():
         if logits.shape[1] != bench.num_classes:
             raise ValueError(
-                f"--protocols: classifier: the run's head {name} tells {logits.shape[1]} classes apart, {bench.test.name} has "
-                f"{bench.num_classes}: use knn or linear, which learn the classes of these data"
+                f"--protocols: classifier: the run's head {name} tells {logits.shape[1]} classes apart, "
+                f"{bench.test.name} has {bench.num_classes}: use knn or linear, which learn the classes of "
+                "these data"
             )
         yield {"protocol": name, "settings": {}, **accuracies(logits, test.labels)}
 
 
 def refuse(bench: Bench) -> str:
-    """A network that never saw a label has no head to judge, and images without labels judge none."""
+    """The network needs a head that was trained on labels, and the test images need labels."""
     if bench.predictions is not None:
         return unlabelled(bench.test.labels, "classifier", bench.test.split)
     return (
-        f"classifier judges a network that was trained on labels; {bench.name} has no heads of its own. Use knn, linear or "
-        "label_fraction, or evaluate a fine-tuned stage"
+        f"classifier judges a network that was trained on labels; {bench.name} has no heads of its own. "
+        "Use knn, linear or label_fraction, or evaluate a fine-tuned stage"
     )
 
 

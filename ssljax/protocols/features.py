@@ -1,4 +1,4 @@
-"""Features of a whole split: one pass over its images, every image exactly once, in the order of the source."""
+"""Features of a whole split: one pass over its images, each exactly once, in the order of the source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Encode = Callable[[np.ndarray], jax.Array]
 
 
 class Features(NamedTuple):
-    """What `extract` returns.
+    """The features of a split.
 
     Attributes:
         features: float32 [N, D].
@@ -24,43 +24,46 @@ class Features(NamedTuple):
 
     features: np.ndarray
     labels: np.ndarray
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nothing here calls
 
 
 def extract(encode: Encode, batches: Iterable[Mapping[str, np.ndarray]]) -> Features:
-    """Encodes every image of a split.
+    """Encode every image of a split.
 
     Args:
-        encode: image uint8 [B, H, W, C] -> [B, D]. Frozen: inference-mode statistics, no state comes back.
-        batches: dicts of `image`, `label`, `index` and `mask` bool [B]; False marks the padding of the last batch.
+        encode: image uint8 [B, H, W, C] -> [B, D]; frozen, with the statistics of inference and no state
+            returned.
+        batches: dicts of `image`, `label`, `index` and `mask` bool [B], which is False for the padding of the
+            last batch.
 
     Returns:
-        The features of all rows with mask True: N is the number of images of the split whatever the batch size.
+        The features of all rows whose mask is True: one per image of the split, whatever the batch size.
 
     Raises:
-        ValueError: there are no images, or a feature is NaN or infinite (the index of the first such image is named).
+        ValueError: there are no images, or a feature is NaN or infinite (names the index of the first such
+            image).
     """
-    features, labels, indices = [], [], []
+    found: list[Features] = []
     pending = None
     for batch in batches:
         current = (encode(batch["image"]), batch)
         if pending is not None:  # fetched while the device works on the next batch
-            _collect(*pending, features, labels, indices)
+            found.append(_rows(*pending))
         pending = current
     if pending is None:
         raise ValueError(
             "no images to encode: the split is empty. Check config.data (source, splits, labels_per_class)."
         )
-    _collect(*pending, features, labels, indices)
-    return Features(np.concatenate(features), np.concatenate(labels), np.concatenate(indices))
+    found.append(_rows(*pending))
+    return Features(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 def labelled(found: Features, protocol: str, split: str) -> Features:
-    """The rows of images that have a label; `found` itself where all have.
+    """The rows of the images that have a label; `found` itself if all have one.
 
     Args:
-        found: of one split.
-        protocol: that judges by the labels, for the error.
+        found: the features of one split.
+        protocol: the name of the protocol that needs labels, for the error.
         split: "train" or "test", for the error.
 
     Raises:
@@ -74,54 +77,65 @@ def labelled(found: Features, protocol: str, split: str) -> Features:
 
 
 def unlabelled(labels: np.ndarray, protocol: str, split: str) -> str:
-    """Why a protocol cannot judge where all labels, int [N], are -1; "" where it can. Arguments as for `labelled`."""
+    """Why a protocol cannot judge a split because all labels, int [N], are -1; "" if it can.
+
+    The other arguments are those of `labelled`.
+    """
     if (labels >= 0).any():
         return ""
     return (
-        f"{protocol} judges by labels, and none of {len(labels)} {split} images has one: judge the network on labelled images "
-        "(--config.data.source=folder:PATH with one sub-folder per class, or another source)"
+        f"{protocol} judges by labels, and none of {len(labels)} {split} images has one: evaluate on "
+        "labelled images (--config.data.source=folder:PATH with one sub-folder per class, or another source)"
     )
 
 
-def _collect(
-    encoded: jax.Array, batch: Mapping[str, np.ndarray], features: list, labels: list, indices: list
-) -> None:
-    """Appends the rows of one batch that are images, not padding."""
+def _rows(encoded: jax.Array, batch: Mapping[str, np.ndarray]) -> Features:
+    """The rows of one batch that are images, not padding."""
     mask = np.asarray(batch["mask"], bool)
     rows = np.asarray(encoded, np.float32)[mask]
     index = np.asarray(batch["index"], np.int32)[mask]
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
         raise ValueError(
-            f"the features of image {index[bad][0]} are not finite ({int(bad.sum())} such images in this batch). "
-            "The run has diverged or its checkpoint is damaged: look at its loss, evaluate an earlier checkpoint."
+            f"the features of image {index[bad][0]} are not finite ({int(bad.sum())} such images in this "
+            "batch). The run has diverged or its checkpoint is damaged: look at its loss, or evaluate an "
+            "earlier checkpoint."
         )
-    features.append(rows)
-    labels.append(np.asarray(batch["label"], np.int32)[mask])
-    indices.append(index)
+    return Features(rows, np.asarray(batch["label"], np.int32)[mask], index)
 
 
 @jax.jit
 def raw_pixels(image: jax.Array) -> jax.Array:
-    """The features of no network at all: uint8 [B, H, W, C] -> pixels / 255, float32 [B, H*W*C]."""
+    """Features without a network: uint8 [B, H, W, C] -> pixels / 255, float32 [B, H*W*C]."""
     return image.reshape(image.shape[0], -1).astype(jnp.float32) / 255.0
 
 
 def check(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, num_classes: int
 ) -> None:
-    """Raises a ValueError where features and labels of a protocol do not fit together."""
+    """Check that the features and labels of two splits fit together.
+
+    Args:
+        train, test: [N, D].
+        train_labels, test_labels: int [N].
+        num_classes: labels must be in 0..num_classes-1.
+
+    Raises:
+        ValueError: they do not fit; says how.
+    """
     for name, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if features.ndim != 2 or labels.shape != features.shape[:1]:
             raise ValueError(
-                f"{name}: features {features.shape} and labels {labels.shape}; expected [N, D] and [N], one label a row."
+                f"{name}: features {features.shape} and labels {labels.shape}; expected [N, D] and [N], "
+                "one label per row."
             )
         if not len(labels):
             raise ValueError(f"{name}: no images. Check config.data (source, splits, labels_per_class).")
         if labels.min() < 0 or labels.max() >= num_classes:
             wrong = labels[(labels < 0) | (labels >= num_classes)][0]
             raise ValueError(
-                f"{name}: label {wrong} is outside 0..{num_classes - 1}. Do train and test have the same classes?"
+                f"{name}: label {wrong} is outside 0..{num_classes - 1}. "
+                "Do train and test have the same classes?"
             )
     if train.shape[1] != test.shape[1]:
         raise ValueError(
@@ -131,6 +145,12 @@ def check(
 
 
 def top_k_percent(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """The share in percent of rows whose label is among the k highest scores [N, classes]; ties go to the lowest class."""
+    """Top-k accuracy in percent. Of equal scores, the lowest class ranks first.
+
+    Args:
+        scores: [N, classes].
+        labels: int [N].
+        k: how many of the highest scores count.
+    """
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return 100.0 * float((order == labels[:, None]).any(axis=1).mean(dtype=np.float64))

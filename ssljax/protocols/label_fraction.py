@@ -1,9 +1,10 @@
-"""Few labels: a linear probe on k labelled images a class, for several k and several draws of the images.
+"""Few labels: a linear probe on k labelled images per class, for several k and several draws of the images.
 
-With one label a class nothing can be held out to choose a lambda on, and test images are not for choosing. So lambda is one fixed number
-for every k, draw and kind of feature: on standardised features (linear.py) the accuracies of raw pixels and of random convolutions,
-measured on held-out TRAINING digits, are within a point or two of their best from 0.001 to 0.1. Mean and deviations come from ALL
-training images: they need no labels.
+With one label per class nothing can be held out to choose lambda, and test images must not be used for it. So
+lambda is one fixed number for every k, draw and kind of feature. On standardised features (linear.py),
+measured on held-out TRAINING digits, the accuracies of raw pixels and of random convolutions are within a
+point or two of their best for lambda from 0.001 to 0.1. The mean and the standard deviations come from ALL
+training images, because they need no labels.
 """
 
 from __future__ import annotations
@@ -33,35 +34,41 @@ def label_fraction(
     draws: int,
     channels: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Accuracy with k labels a class, for each k of `counts` and each draw.
+    """Accuracy with k labels per class, for each k in `counts` and each draw.
 
-    Draw d labels the images `sampler.subset(labels, per_class=k, seed=d)`: the same images for every kind of feature and every run, and
-    the images of a smaller k are among those of a larger one.
+    Draw d labels the images `sampler.subset(labels, per_class=k, seed=d)`. They are the same images for
+    every kind of feature and every run, and the images of a smaller k are among those of a larger one.
 
-    `channels` is C for raw pixels [H*W*C] and 0 for the features of a network, as in `linear.standardise`.
+    Args:
+        train_features, test_features: [N, D]; standardised here.
+        train_labels, test_labels: int [N].
+        num_classes: labels are 0..num_classes-1.
+        counts: the values of k.
+        draws: how many draws of each k.
+        channels: C for raw pixels [H*W*C], 0 for the features of a network; see `linear.standardise`.
 
     Yields:
-        `labels_per_class`, `draw`, `top1` and, with more than five classes, `top5` in percent; `n` test images.
+        `labels_per_class`, `draw`, `top1` and, with more than five classes, `top5` in percent; `n`, the
+        number of test images.
 
     Raises:
         ValueError: a class has fewer than k images.
     """
     check(train_features, train_labels, test_features, test_labels, num_classes)
-    train, test = (linear.standardise(x, train_features, channels) for x in (train_features, test_features))
+    train = linear.standardise(train_features, train_features, channels)
+    test = linear.standardise(test_features, train_features, channels)
     for k in counts:
         for draw in range(draws):
             rows = sampler.subset(train_labels, per_class=k, seed=draw)
             model, _ = linear.fit(train[rows], train_labels[rows], L2)
-            yield {
-                "labels_per_class": k,
-                "draw": draw,
-                **linear.accuracies(linear.scores(model, test, num_classes), test_labels),
-            }
+            found = linear.accuracies(linear.scores(model, test, num_classes), test_labels)
+            yield {"labels_per_class": k, "draw": draw, **found}
 
 
 def judge(bench: Bench) -> Iterator[Measurement]:
-    """`config.evaluate.label_draws` draws of each number in `label_counts`."""
-    e, settings = bench.config.evaluate, {"l2": L2, "standardised": True}
+    """One measurement per number in `config.evaluate.label_counts` and draw of `label_draws`."""
+    e = bench.config.evaluate
+    settings = {"l2": L2, "standardised": True}
     train, test = bench.labelled("label_fraction")
     for found in label_fraction(
         train.features,

@@ -1,1 +1,1 @@
-"""A run while it lives: its folder, checkpoints, loop, hosts and health."""
+"""A training run: its folder, checkpoints, loop, hosts and health."""

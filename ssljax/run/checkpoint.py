@@ -1,4 +1,4 @@
-"""Checkpoints through Orbax: written in the background, renamed into place when whole, restored bit for bit."""
+"""Orbax checkpoints: written in the background, renamed into place when complete, restored bit for bit."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints/<step>`."""
 
     def __init__(self, workdir: str, *, keep_last: int = 1, best: str = "", read_only: bool = False):
-        """Opens the folder, making it if need be.
+        """Open the folder, creating it if necessary.
 
         Args:
             workdir: the run's folder, local or `gs://`.
-            keep_last: how many of the newest stay.
-            best: the metric whose highest value is kept as well; "" keeps none for its value.
-            read_only: for looking into a run that may still be training: nothing is made, moved or deleted, its unfinished
-                checkpoint least of all.
+            keep_last: how many of the newest checkpoints to keep.
+            best: a metric; the checkpoint with its highest value is kept as well. "" keeps none for its
+                value.
+            read_only: for reading from a run that may still be training. Nothing is created, moved or
+                deleted, and an unfinished checkpoint is left as it is.
         """
-        self.directory = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir)) / "checkpoints"
-        self._best, self._read_only = best, read_only
+        folder = workdir if "://" in workdir else os.path.abspath(workdir)
+        self.directory = epath.Path(folder) / "checkpoints"
+        self._best = best
+        self._read_only = read_only
         self._value = (lambda metrics: metrics[best]) if best else None
+
         policies = [keep.LatestN(n=keep_last)]
         if best:
-            policies.append(
-                keep.BestN(get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False)
-            )
+            highest = keep.BestN(get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False)
+            policies.append(highest)
         self._manager = self._open(keep.AnyPreservationPolicy(policies))
 
     def _open(self, policy: keep.PreservationPolicy) -> ocp.CheckpointManager:
@@ -56,9 +59,10 @@ class Checkpoints:
         return ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Starts writing `state`; returns once its arrays are copied from the devices. Skips a step that is already there.
+        """Start writing `state`, and return once its arrays are copied from the devices.
 
-        Only the metric that decides what is best goes with it; one that is not measured yet counts as the worst.
+        A step that already has a checkpoint is skipped. Of the metrics, only the one that decides which
+        checkpoint is best is stored; if it has not been measured yet, it counts as the worst value.
         """
         step = int(state.step)
         decisive = {self._best: metrics.get(self._best, UNMEASURED)} if self._best else None
@@ -66,16 +70,19 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.StandardSave(state), metrics=decisive)
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """The newest readable checkpoint, laid out as `like`; None where there is none.
+        """The newest readable checkpoint, with the shapes, dtypes and shardings of `like`.
 
-        A checkpoint that cannot be read is named, moved to `workdir/unreadable` (left alone if `read_only`), and the one before it
-        is used.
+        A checkpoint that cannot be read is reported and moved to `workdir/unreadable` (left where it is if
+        `read_only`), and the one before it is used.
 
         Args:
             like: a state, or its `jax.ShapeDtypeStruct`s with shardings.
 
+        Returns:
+            The state, or None if there is no readable checkpoint.
+
         Raises:
-            ValueError: the checkpoint is whole but belongs to another network.
+            ValueError: the checkpoint is intact but belongs to another network.
         """
         for step in self._newest_first():
             try:
@@ -86,13 +93,16 @@ class Checkpoints:
         return None
 
     def weights(self, like: TrainState) -> TrainState | None:
-        """The networks and the method's own state of the newest readable checkpoint, without the optimizer's; None where there is none.
+        """The newest readable checkpoint without its optimizer state.
 
-        The backbone must be the one of `like`; every other leaf comes in the shape that the checkpoint has: a head or labels may belong
-        to other data.
+        The backbone must be that of `like`. Every other leaf has the shape that it has in the checkpoint,
+        because a head or labels may belong to other data.
 
         Args:
-            like: `jax.ShapeDtypeStruct`s with shardings; its `opt_state` is not looked at and comes back as ().
+            like: `jax.ShapeDtypeStruct`s with shardings; its `opt_state` is ignored.
+
+        Returns:
+            The state with () for its `opt_state`, or None if there is no readable checkpoint.
 
         Raises:
             ValueError: the checkpoint is of another network.
@@ -115,12 +125,12 @@ class Checkpoints:
     def _refuse_other_backbone(
         self, step: int, stored: Mapping[str, tuple[int, ...]], wanted: Pytree
     ) -> None:
-        """Raises where a leaf is absent, or one of the backbone has another shape."""
+        """Raise an error if a leaf is absent, or if a leaf of the backbone has another shape."""
+        backbone = ("params/encoder/", "model_state/encoder/")
         for name, shape in _shapes(wanted).items():
             found = stored.get(name, "absent")
-            if found == "absent" or (
-                found != shape and name.startswith(("params/encoder/", "model_state/encoder/"))
-            ):
+            differs = found != shape and name.startswith(backbone)
+            if found == "absent" or differs:
                 raise ValueError(self._another(step, name, found, shape))
 
     def _another(
@@ -132,30 +142,35 @@ class Checkpoints:
         count: str = "",
     ) -> str:
         return (
-            f"the checkpoint {self.directory / str(step)} is of another network: {name} is {found} there and {shape} here{count}. "
-            "Use the configuration it was made with, or another --workdir."
+            f"the checkpoint {self.directory / str(step)} is of another network: "
+            f"{name} is {found} there and {shape} here{count}. "
+            "Use the config that it was trained with, or another --workdir."
         )
 
     def _refuse_other_network(self, step: int, like: TrainState, error: Exception) -> None:
-        """Raises if the checkpoint's tree or shapes, which Orbax keeps apart from the data, are not those of `like`."""
+        """Raise an error if the tree or the shapes of the checkpoint are not those of `like`.
+
+        Orbax keeps both apart from the data, so they may be readable when the data are not.
+        """
         try:
             stored = _shapes(self._manager.item_metadata(step))
-        except Exception:  # not even the description can be read: the checkpoint is broken, not foreign
+        except Exception:  # not even the description can be read: the checkpoint is damaged, not another's
             return
         wanted = _shapes(like)
-        differ = [
-            name for name in sorted(stored.keys() | wanted.keys()) if stored.get(name) != wanted.get(name)
-        ]
+        names = sorted(stored.keys() | wanted.keys())
+        differ = [name for name in names if stored.get(name) != wanted.get(name)]
         if stored and differ:
             name = differ[0]
+            there = stored.get(name, "absent")
+            here = wanted.get(name, "absent")
             count = f" ({len(differ)} leaves differ)"
-            raise ValueError(
-                self._another(step, name, stored.get(name, "absent"), wanted.get(name, "absent"), count)
-            ) from error
+            raise ValueError(self._another(step, name, there, here, count)) from error
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        folder, aside = self.directory / str(step), self.directory.parent / "unreadable"
-        fate = "It stays" if self._read_only else f"It is moved to {aside}"
+        """Report an unreadable checkpoint and, unless `read_only`, move it out of the way."""
+        folder = self.directory / str(step)
+        aside = self.directory.parent / "unreadable"
+        fate = "It stays there" if self._read_only else f"It is moved to {aside}"
         logging.error(
             "the checkpoint of step %d cannot be read (%s: %s). %s and the one before it is used.",
             step,
@@ -165,6 +180,7 @@ class Checkpoints:
         )
         if self._read_only:
             return
+
         hosts.meet(f"{folder} cannot be read")  # by any host; if only some fail, the run fails
         if jax.process_index() == 0:
             aside.mkdir(parents=True, exist_ok=True)
@@ -172,9 +188,10 @@ class Checkpoints:
                 target = aside / str(step)
                 if target.exists():
                     target.rmtree()
-                shutil.move(os.fspath(folder), os.fspath(target)) if "://" not in str(
-                    folder
-                ) else folder.rename(target)
+                if "://" in str(folder):
+                    folder.rename(target)
+                else:
+                    shutil.move(os.fspath(folder), os.fspath(target))
         hosts.meet(f"{folder} is set aside")
         self._manager.close()
         self._manager = self._open(self._policy)
@@ -183,25 +200,25 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def steps(self) -> list[int]:
-        """The steps that have a whole checkpoint, in order."""
+        """The steps that have a complete checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
     def wait(self) -> None:
-        """Returns when everything started is on disk."""
+        """Wait until everything that was started is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last write and lets go of the folder."""
+        """Wait for the last write and release the folder."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
 def load_weights(workdir: str, like: TrainState) -> TrainState:
-    """See `Checkpoints.weights`.
+    """Read the weights of a run's newest checkpoint; see `Checkpoints.weights`.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is of another network.
+        ValueError: the checkpoint is of another network.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     state = checkpoints.weights(like)
@@ -219,41 +236,34 @@ def load_part(
     part: str,
     resize: Mapping[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]] = types.MappingProxyType({}),
 ) -> Pytree:
-    """One branch of the newest checkpoint's state, e.g. `params/encoder`, for a run that starts from another's weights.
+    """Read one branch of a run's newest checkpoint, for a run that starts from its weights.
 
     Args:
-        workdir: the finished run's folder.
+        workdir: the folder of the finished run.
         like: the branch as the new run has it: shapes, dtypes and shardings.
-        part: the branch's path, `/`-separated; a branch without leaves, a ViT's running statistics, comes back as it is.
+        part: the path of the branch, e.g. "params/encoder". A branch without leaves, such as the running
+            statistics of a ViT, is returned as it is.
         resize: name of a leaf -> (stored array, wanted shape) -> array, for leaves that may differ in shape.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the branch is absent or of other shapes; names the first leaf that differs.
+        ValueError: the branch is absent or has other shapes; names the first leaf that differs.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     steps = checkpoints.steps()
     checkpoints.close()
     if not steps:
         raise FileNotFoundError(
-            f"no checkpoint in {checkpoints.directory}: train that run first, or correct its name in the config"
+            f"no checkpoint in {checkpoints.directory}: train that run first, "
+            "or correct its name in the config"
         )
     if not jax.tree.leaves(like):
         return like
-    # Only this branch is read: the optimizer state of the earlier stage is of another shape.
+
+    # Only this branch is read, because the optimizer state of the earlier stage has other shapes.
     folder = checkpoints.directory / str(steps[-1]) / "default"
     stored = _stored(folder)
-    if not any(name.startswith(f"{part}/") for name in stored):
-        branches = sorted({"/".join(name.split("/")[:2]) for name in stored})
-        raise ValueError(f"the checkpoint in {workdir} has no {part!r}, but {', '.join(branches)}")
-    for name, shape in _shapes(like).items():
-        if (found := stored.get(f"{part}/{name}", "absent")) != shape and (
-            found == "absent" or name.split("/")[-1] not in resize
-        ):
-            raise ValueError(
-                f"{part}/{name} is {found} in {workdir} and {shape} here: the two runs must have the same model settings"
-            )
-
+    _refuse_other_branch(workdir, stored, like, part, resizable=tuple(resize))
     tree = like
     for name in reversed(part.split("/")):
         tree = {name: tree}
@@ -261,36 +271,54 @@ def load_part(
     for name in part.split("/"):
         branch = branch[name]
 
-    def fitted(path: tuple, leaf: jax.Array, place: jax.Array) -> jax.Array:
-        same = leaf.shape == place.shape
-        return leaf if same else jax.device_put(resize[path[-1].key](leaf, place.shape), place.sharding)
+    def fitted(path: tuple, leaf: jax.Array, wanted: jax.Array) -> jax.Array:
+        if leaf.shape == wanted.shape:
+            return leaf
+        resized = resize[path[-1].key](leaf, wanted.shape)
+        return jax.device_put(resized, wanted.sharding)
 
     return jax.tree_util.tree_map_with_path(fitted, branch, like)
 
 
+def _refuse_other_branch(
+    workdir: str, stored: Mapping[str, tuple[int, ...]], like: Pytree, part: str, resizable: tuple[str, ...]
+) -> None:
+    """Raise an error if a branch is absent or a leaf of it has another shape and cannot be resized."""
+    if not any(name.startswith(f"{part}/") for name in stored):
+        branches = sorted({"/".join(name.split("/")[:2]) for name in stored})
+        raise ValueError(
+            f"the checkpoint in {workdir} has no {part!r}, only {', '.join(branches)}: name one of these"
+        )
+    for name, shape in _shapes(like).items():
+        found = stored.get(f"{part}/{name}", "absent")
+        may_differ = found != "absent" and name.split("/")[-1] in resizable
+        if found != shape and not may_differ:
+            raise ValueError(
+                f"{part}/{name} is {found} in {workdir} and {shape} here: "
+                "the two runs must have the same model settings"
+            )
+
+
 def _in_shape(tree: Pytree, stored: Mapping[str, tuple[int, ...]]) -> Pytree:
-    """The tree with the shapes that a checkpoint has; a leaf of another shape is whole on each device."""
+    """The tree with the shapes of a checkpoint. A leaf whose shape changes is replicated on all devices."""
 
     def one(path: tuple, leaf: jax.Array) -> jax.Array | jax.ShapeDtypeStruct:
         shape = stored[jax.tree_util.keystr(path, simple=True, separator="/")]
         if shape == tuple(leaf.shape):
             return leaf
-        return jax.ShapeDtypeStruct(
-            shape, leaf.dtype, sharding=NamedSharding(leaf.sharding.mesh, PartitionSpec())
-        )
+        assert isinstance(leaf.sharding, NamedSharding)
+        replicated = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=replicated)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _read(folder: epath.Path, like: Pytree) -> Pytree:
-    """The leaves of `like` out of a checkpoint that may hold more."""
+    """The leaves of `like` from a checkpoint that may hold more."""
+    each = ocp.checkpoint_utils.construct_restore_args(like)
+    arguments = ocp.args.PyTreeRestore(like, restore_args=each, partial_restore=True)
     with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(
-            folder,
-            args=ocp.args.PyTreeRestore(
-                like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
-            ),
-        )
+        return reader.restore(folder, args=arguments)
 
 
 def _stored(folder: epath.Path) -> dict[str, tuple[int, ...]]:
@@ -299,7 +327,7 @@ def _stored(folder: epath.Path) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes(tree: Pytree) -> dict[str, tuple[int, ...]]:
-    """The shape of each leaf by its path, `/`-separated."""
+    """The path of each leaf, with `/` between its parts, and its shape."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -1,8 +1,8 @@
-"""A run's folder: its config, versions and commit, metrics, TensorBoard events, checkpoints, and the way it asks to stop.
+"""A run's folder: config, versions and commit, metrics, TensorBoard events, checkpoints, and stop requests.
 
     config.json  run.json  metrics.jsonl  tensorboard/  checkpoints/<step>/
 
-TensorBoard events are written where TensorFlow and clu are installed.
+TensorBoard events are written if TensorFlow and clu are installed.
 """
 
 from __future__ import annotations
@@ -29,72 +29,84 @@ from ssljax.run import hosts, monitor
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import Facts, TrainState
 
-SHARED_SECONDS = 60  # a network disk may show a new file as late as that
+SHARED_SECONDS = 60  # a network disk may take this long to show a new file
 
-# What may change between two starts of one run without making it another.
+# Settings that may change between two starts of the same run.
 HARMLESS = ("log_every", "eval_every_epochs", "checkpoint", "evaluate", "name", "preset", "sharding")
 
 
 def installed(package: str) -> bool:
-    """Whether a package is there to be imported, without importing it."""
+    """Whether a package can be imported, found out without importing it."""
     return importlib.util.find_spec(package) is not None
 
 
 class RunFolder:
-    """Opens `workdir`, one folder that all hosts see, for one stage of a run. The first host writes; checkpoints are written by all.
+    """The open folder of one stage of a run, shared by all hosts.
 
-    `facts` are those of the training data, kept for whoever opens the run's networks later; None where no data were read.
-
-    Raises:
-        ValueError: the folder holds a run of another config (names the first setting that differs), or each host has a folder of its own.
+    The first host writes all files; only checkpoints are written by all hosts.
     """
 
     def __init__(self, workdir: str, config: ConfigDict, facts: Facts | None):
+        """Open the folder and describe the run in it.
+
+        Args:
+            workdir: one folder that all hosts see.
+            config: the config of the stage.
+            facts: the facts of the training data, kept for whoever opens the run's networks later; None if no
+                data were read.
+
+        Raises:
+            ValueError: the folder holds a run of another config (names the first settings that differ), or
+                each host has a folder of its own.
+        """
         self.path = epath.Path(workdir)
         self.path.mkdir(parents=True, exist_ok=True)
         self._main = jax.process_index() == 0
+        self._config = config
         self._describe(config, facts)
         self._checkpoints = Checkpoints(
             workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best
         )
-        self._config, self._bar, self._writer, self._known = config, None, None, {}
-        self._events = installed("tensorflow") and installed("clu")  # TensorBoard; metrics.jsonl is plain
-        self._clock: tuple[float, int] | None = None
-        self._starved = 0.0
-        self._alone, self._signalled = jax.process_count() == 1, False
-        if self._alone:  # of many hosts JAX catches the signal, see hosts.stop_asked
+
+        self._events = installed("tensorflow") and installed("clu")  # for TensorBoard
+        self._writer: Any = None
+        self._bar: tqdm | None = None
+        self._known: dict[str, float] = {}
+        self._clock: tuple[float, int] | None = None  # when and at which step the last line was logged
+        self._starved = 0.0  # seconds since then
+
+        self._alone = jax.process_count() == 1
+        self._signalled = False
+        if self._alone:  # with many hosts JAX catches the signal, see hosts.stop_asked
             self._before = signal.signal(signal.SIGTERM, self._signal)
 
     def _signal(self, *_: Any) -> None:
         self._signalled = True
 
     def stop_asked(self) -> bool:
-        """After a SIGTERM: leave with a checkpoint of this step. To be asked once a step; many hosts agree on the step."""
+        """Whether a SIGTERM asks the run to stop with a checkpoint of this step.
+
+        Call this once per step on every host. All hosts get the same answer at the same step.
+        """
         return self._signalled if self._alone else hosts.stop_asked()
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        """Closes; but after an error that other hosts may not share, nothing may wait for them: the last checkpoint stays unfinished."""
+        """Close the folder, unless other hosts may not share the error.
+
+        In that case nothing may wait for them, and the last checkpoint stays unfinished.
+        """
         if self._alone or kind is None or issubclass(kind, (SystemExit, monitor.NotFinite)):
             self.close()
 
     def _describe(self, config: ConfigDict, facts: Facts | None) -> None:
-        """Writes config.json and run.json; on a restart checks that the run is the same, and always that the hosts share the folder."""
+        """Write config.json and run.json, and check that the run is the same and the folder is shared."""
         new = json.loads(config.to_json())
         file = self.path / "config.json"
         if file.exists():
-            differ = [
-                f"{key} was {old!r}, now {now!r}"
-                for key, old, now in differences(json.loads(file.read_text()), new)
-                if key.split(".")[0] not in HARMLESS
-            ]
-            if differ:
-                raise ValueError(
-                    f"{self.path} holds a run of another config: {'; '.join(differ[:3])}. "
-                    "Use another --workdir, or the old settings."
-                )
+            self._refuse_other_config(json.loads(file.read_text()), new)
         hosts.meet(f"{self.path} is read")  # before anything is written
         if self._main:
             file.write_text(json.dumps(new, indent=1))
@@ -110,43 +122,63 @@ class RunFolder:
             with (self.path / "run.json").open("a") as out:
                 out.write(json.dumps(run) + "\n")
         hosts.meet(f"{self.path} is written")
+
         deadline = time.monotonic() + SHARED_SECONDS
         while not file.exists():
             if time.monotonic() > deadline:
                 raise ValueError(
-                    f"--workdir={self.path} is not one folder for all hosts: host {jax.process_index()} does not see what the "
-                    "first has written. Use a bucket, --workdir=gs://BUCKET/RUN, or a disk that all of them mount"
+                    f"--workdir={self.path} is not one folder for all hosts: host {jax.process_index()} "
+                    "does not see what the first host has written. Use a bucket, "
+                    "--workdir=gs://BUCKET/RUN, or a disk that all of them mount"
                 )
             time.sleep(1)
 
+    def _refuse_other_config(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Raise an error if a setting differs that is not HARMLESS."""
+        differ = [
+            f"{key} was {before!r}, now {now!r}"
+            for key, before, now in differences(old, new)
+            if key.split(".")[0] not in HARMLESS
+        ]
+        if differ:
+            raise ValueError(
+                f"{self.path} holds a run of another config: {'; '.join(differ[:3])}. "
+                "Use another --workdir, or the old settings."
+            )
+
     def restore(self, like: TrainState) -> TrainState | None:
-        """The newest readable checkpoint or None, and metrics.jsonl cut back to it."""
+        """Restore the newest readable checkpoint, and cut metrics.jsonl back to its step.
+
+        Args:
+            like: see `Checkpoints.restore`.
+
+        Returns:
+            The state, or None if there is no readable checkpoint.
+        """
         state = self._checkpoints.restore(like)
         file = self.path / "metrics.jsonl"
         if self._main and file.exists():
             step = -1 if state is None else int(state.step)
-            lines = [
-                line
-                for line in file.read_text().splitlines()
-                if line.endswith("}") and json.loads(line)["step"] <= step
-            ]
-            file.write_text("".join(line + "\n" for line in lines))
+            complete = [line for line in file.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in complete if json.loads(line)["step"] <= step]
+            file.write_text("".join(line + "\n" for line in kept))
         if state is not None and self._main:
             self._say(f"resuming {self.path} at step {int(state.step)}")
         return state
 
     def tick(self, step: int, total: int, starved: float) -> None:
-        """Called after each step is dispatched: moves the bar and starts the clock behind the first, compiling, step.
+        """Move the progress bar; call this after each step is dispatched.
+
+        The first call starts the clock, so that the compilation of the first step does not count.
 
         Args:
             step: the number of updates dispatched.
-            total: of the whole run.
-            starved: seconds that the devices stood idle for want of this step's batch.
+            total: the number of updates in the whole run.
+            starved: seconds for which the devices stood idle, waiting for the batch of this step.
         """
         self._starved += starved
         if self._clock is None:
-            self._starved = 0.0
-            self._clock = (time.perf_counter(), step)
+            self._restart_clock(time.perf_counter(), step)
             if self._main and sys.stderr.isatty():
                 self._bar = tqdm(
                     total=total, initial=step, desc=self._config.preset, unit="step", dynamic_ncols=True
@@ -155,15 +187,22 @@ class RunFolder:
             self._bar.update(1)
 
     def log(self, step: int, total: int, steps_per_epoch: int, metrics: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, TensorBoard and the terminal; warnings of the monitor.
+        """Write one line to metrics.jsonl, TensorBoard and the terminal, and the warnings of the monitor.
 
         `input_bound` is the share of the time since the last line in which the devices waited for a batch.
+
+        Args:
+            step: the number of updates done.
+            total: the number of updates in the whole run.
+            steps_per_epoch: the number of updates in an epoch.
+            metrics: host floats.
         """
+        assert self._clock is not None, "the first tick comes before the first log"
         now = time.perf_counter()
         since, first = self._clock
         rate = (step - first) / (now - since) if step > first and now > since else 0.0
         bound = min(self._starved / (now - since), 1.0) if now > since else 0.0
-        self._clock, self._starved = (now, step), 0.0
+        self._restart_clock(now, step)
         row = {
             "step": step,
             "epoch": round(step / steps_per_epoch, 3),
@@ -172,49 +211,52 @@ class RunFolder:
             "input_bound": round(bound, 4),
         }
         self._write(row)
+
         shown = {name: row[name] for name in ("loss", "accuracy") if name in row} | self._known
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         else:
             eta = f"{(total - step) / rate:.0f} s" if rate else "-"
-            self._say(
-                f"step {step}/{total}  epoch {row['epoch']:.1f}  {text}  {row['images_per_second']:.0f} images/s  eta {eta}"
-            )
+            speed = f"{row['images_per_second']:.0f} images/s"
+            self._say(f"step {step}/{total}  epoch {row['epoch']:.1f}  {text}  {speed}  eta {eta}")
         for warning in monitor.warnings(self._config.method, step, metrics):
             self._say("WARNING " + warning)
 
     def log_knn(self, step: int, value: float) -> None:
-        """The held-out kNN accuracy of this step, in percent."""
+        """Log the held-out kNN accuracy of this step, in percent."""
         self._known["knn"] = value
         self._write({"step": step, "knn": value})
-        self._clock, self._starved = (time.perf_counter(), step), 0.0  # the evaluation is no training time
+        self._restart_clock(time.perf_counter(), step)  # evaluation does not count as training time
 
     def log_refresh(self, step: int, row: Mapping[str, float]) -> None:
-        """What a method's refresh found after so many updates."""
+        """Log what a method's refresh found after `step` updates."""
         monitor.check_finite(step, row)
         self._write({"step": step, **row})
-        self._say(
-            f"refresh at step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items())
-        )
+        text = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+        self._say(f"refresh at step {step}  {text}")
         for warning in monitor.warnings(self._config.method, step, row):
             self._say("WARNING " + warning)
         if self._clock is not None:
-            self._clock, self._starved = (time.perf_counter(), step), 0.0  # no training time either
+            self._restart_clock(time.perf_counter(), step)  # nor does a refresh
+
+    def _restart_clock(self, now: float, step: int) -> None:
+        """Measure speed and idle time from here on."""
+        self._clock = (now, step)
+        self._starved = 0.0
 
     def _write(self, row: Mapping[str, float]) -> None:
+        """Append a row to metrics.jsonl and, if possible, to TensorBoard's events."""
         if not self._main:
             return
+        finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
         with (self.path / "metrics.jsonl").open("a") as out:
-            out.write(
-                json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()})
-                + "\n"
-            )
+            out.write(json.dumps(finite) + "\n")
+
         if self._writer is None and self._events:
             tensorflow()  # with the accelerators hidden from it
-            from clu import (
-                metric_writers,
-            )  # brings TensorFlow with it: seconds, so only once there is something to write
+            # This imports TensorFlow and takes seconds, so it waits until there is something to write.
+            from clu import metric_writers
 
             self._writer = metric_writers.SummaryWriter(str(self.path / "tensorboard"))
         if self._writer is not None:
@@ -230,11 +272,11 @@ class RunFolder:
             print(text, flush=True)
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Starts a checkpoint; the newest known kNN goes with it, so that the best can be kept."""
+        """Start a checkpoint. The newest kNN accuracy goes with it, so that the best one can be kept."""
         self._checkpoints.save(state, {**metrics, **self._known})
 
     def close(self) -> None:
-        """Everything on disk, the old signal handler back."""
+        """Wait until everything is on disk, and restore the old signal handler."""
         self._checkpoints.close()
         if self._writer is not None:
             self._writer.flush()
@@ -247,7 +289,7 @@ class RunFolder:
 
 
 def facts_of(workdir: str) -> Facts | None:
-    """What a run's training data were like; None for a folder that does not say, of a run before it was noted."""
+    """The facts of a run's training data; None for an older run, whose folder does not have them."""
     file = epath.Path(workdir) / "run.json"
     if not file.exists():
         return None

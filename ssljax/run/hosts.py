@@ -1,11 +1,12 @@
-"""Many hosts, one run: the same command on each of them, one process a host, and together they start, stop and fail.
+"""One run on many hosts: the same command and one process on each, which start, stop and fail together.
 
-On TPU slices and under SLURM the processes find each other by themselves; elsewhere flags say where the first one listens:
+On TPU slices and under SLURM the processes find each other. Elsewhere flags say where the first one listens:
 
-    ssljax train ... --coordinator 10.0.0.1:8476 --processes 2 --process 0        # and --process 1 on the other machine
+    ssljax train ... --coordinator 10.0.0.1:8476 --processes 2 --process 0   # --process 1 on the other
 
-A process whose peer has died cannot go on and must not wait for it either, be it in a collective or in the barrier at the end of a program.
-So among many every error ends the process at once, and a process that does not notice is ended by JAX when the heartbeats stay away.
+A process whose peer has died cannot continue. It must not wait for the peer either, in a collective or in the
+barrier at the end of a program. So in a run of several processes every error ends the process at once. A
+process that does not notice is ended by JAX when the heartbeats stop.
 """
 
 from __future__ import annotations
@@ -22,40 +23,46 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-FLAGS = {"coordinator": "", "processes": 1, "process": 0}  # for `cli.parse`, with their defaults
-HEARTBEAT_SECONDS = 10  # a host that is silent for so long is dead
-GOODBYE_SECONDS = 60  # how long a host that is done waits for the others
-MEET_SECONDS = 600  # hosts list their images at their own speed: millions of files on a slow disk
+FLAGS: dict[str, str | int] = {
+    "coordinator": "",
+    "processes": 1,
+    "process": 0,
+}  # for `cli.parse`, with defaults
+HEARTBEAT_SECONDS = 10  # a host that is silent for this long counts as dead
+GOODBYE_SECONDS = 60  # how long a finished host waits for the others
+MEET_SECONDS = 600  # listing millions of files on a slow disk takes some hosts longer than others
 
 _asked = itertools.count()
 
 
 def several(environment: Mapping[str, str]) -> bool:
-    """Does the environment say that this process may be one of many?
+    """Whether the environment says that this process may be one of many.
+
+    A single TPU host also counts as one of many, because only Google's metadata server knows how many there
+    are.
 
     Args:
-        environment: os.environ, after the import of jax, which puts TPU_ML_PLATFORM there when it finds TPU chips. A single TPU host is
-            started like one of many: only Google's metadata server knows how many there are.
+        environment: os.environ after the import of jax, which sets TPU_ML_PLATFORM when it finds TPU chips.
     """
-    if (environment.get("JAX_PLATFORMS") or "tpu").startswith("tpu") and environment.get(
-        "TPU_ML_PLATFORM"
-    ) == "JAX":
+    platforms = environment.get("JAX_PLATFORMS") or "tpu"
+    if platforms.startswith("tpu") and environment.get("TPU_ML_PLATFORM") == "JAX":
         return True
-    return int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1  # of this `srun`, not of the job around it
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")  # of this `srun`, not of the whole job
+    return int(tasks) > 1
 
 
 def start(coordinator: str = "", processes: int = 1, process: int = 0) -> None:
-    """Joins the other processes of the run, if there are any. Call it before anything asks JAX for a device.
+    """Join the other processes of the run, if there are any. Call this before anything asks JAX for a device.
 
     Args:
-        coordinator: host:port at which process 0 listens; "" finds the others by the environment, or starts nothing.
-        processes: how many there are.
-        process: which one this is, from 0.
+        coordinator: host:port at which process 0 listens; "" finds the others through the environment, or
+            starts nothing.
+        processes: how many processes there are.
+        process: the number of this one, from 0.
 
     Raises:
         ValueError: the flags do not fit together.
     """
-    patience = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": GOODBYE_SECONDS}
     if coordinator:
         if ":" not in coordinator:
             raise ValueError(
@@ -63,25 +70,34 @@ def start(coordinator: str = "", processes: int = 1, process: int = 0) -> None:
             )
         if not 0 <= process < processes:
             raise ValueError(
-                f"--process={process} with --processes={processes}: processes are numbered from 0 to {processes - 1}"
+                f"--process={process} with --processes={processes}: "
+                f"processes are numbered from 0 to {processes - 1}"
             )
         jax.distributed.initialize(
-            coordinator, processes, process, cluster_detection_method="deactivate", **patience
+            coordinator,
+            processes,
+            process,
+            cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=GOODBYE_SECONDS,
         )
     elif (processes, process) != (1, 0):
         raise ValueError(
-            f"--processes={processes} --process={process} without --coordinator: say where process 0 listens, "
-            "e.g. --coordinator=10.0.0.1:8476"
+            f"--processes={processes} --process={process} without --coordinator: "
+            "say where process 0 listens, e.g. --coordinator=10.0.0.1:8476"
         )
     elif several(os.environ):
-        jax.distributed.initialize(**patience)
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=GOODBYE_SECONDS
+        )
 
 
 @contextlib.contextmanager
 def together(verb: str, coordinator: str, processes: int, process: int) -> Iterator[None]:
-    """Starts as one of many, if so, and ends as one of many: an error inside ends this process at once, and so, soon, all the others.
+    """Join the other processes, if any, and let an error end this process at once and the others soon after.
 
-    Python's own way out of an error leads through a barrier in which every other host is awaited, a dead one for minutes.
+    Without this, Python's exit would pass a barrier that waits for every other host, and minutes for a dead
+    one.
 
     Args:
         verb: the name in messages.
@@ -94,23 +110,24 @@ def together(verb: str, coordinator: str, processes: int, process: int) -> Itera
             raise SystemExit(f"ssljax {verb}: {error}") from error
         yield
     except BaseException as error:
-        if not jax.distributed.is_initialized() or (isinstance(error, SystemExit) and not error.code):
+        finished = isinstance(error, SystemExit) and not error.code
+        if finished or not jax.distributed.is_initialized():
             raise
         leave(verb, error)
 
 
 def leave(verb: str, error: BaseException) -> NoReturn:
-    """Says what happened and ends the process here and now, without a word to the other hosts: they notice."""
+    """Print what happened and end the process at once, without telling the other hosts. They will notice."""
     if isinstance(error, SystemExit):
         print(error.code, file=sys.stderr)
     else:
         traceback.print_exception(error)
     cause = ""
     if isinstance(error, jax.errors.JaxRuntimeError):
-        cause = ": most likely another host died, see what it printed last"
+        cause = ": most likely another host died, see its last output"
     print(
-        f"ssljax {verb}: this host stops after an error{cause}. All others stop too. The same command on every host goes on from the "
-        "last checkpoint",
+        f"ssljax {verb}: this host stops after an error{cause}. All others stop too. "
+        "The same command on every host resumes from the last checkpoint",
         file=sys.stderr,
         flush=True,
     )
@@ -119,14 +136,20 @@ def leave(verb: str, error: BaseException) -> NoReturn:
 
 
 def meet(name: str) -> None:
-    """Returns when every host has come here; at once when there is only one.
+    """Wait until every host has arrived here. Returns at once if there is only one.
+
+    Args:
+        name: the name of the barrier, the same on every host.
 
     Raises:
-        Exception: a host did not come within MEET_SECONDS.
+        Exception: a host did not arrive within MEET_SECONDS.
     """
     ocp.multihost.get_barrier_sync_fn()(key=f"ssljax {name}", timeout_ms=1000 * MEET_SECONDS)
 
 
 def stop_asked() -> bool:
-    """Has any host been sent SIGTERM? To be asked once a step by every host; the one yes comes to all at the same step, soon after."""
+    """Whether any host was sent SIGTERM.
+
+    Call this once per step on every host. Soon after the signal, all hosts get True at the same step.
+    """
     return multihost_utils.reached_preemption_sync_point(next(_asked))

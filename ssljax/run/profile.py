@@ -1,8 +1,7 @@
-"""What a step's time goes to: a trace of a few steps for TensorBoard and XProf, and its longest operations on one screen."""
+"""Where the time of a step goes: a trace for TensorBoard and XProf, and a table of its longest operations."""
 
 from __future__ import annotations
 
-import collections
 import glob
 import gzip
 import json
@@ -12,36 +11,48 @@ from typing import Any, NamedTuple
 
 import jax
 
-FIRST = 10  # steps left alone: compilation, and the pipeline filling up
-SHOWN = 15
+FIRST = 10  # steps that are skipped: compilation, and the filling of the input pipeline
+SHOWN = 15  # operations in the table
 
 
 class Operation(NamedTuple):
-    """One name of the trace: how often it ran, and its seconds all together."""
+    """One kind of operation in the trace.
+
+    Attributes:
+        name: its name in the program, without the number.
+        count: how often it ran.
+        seconds: its time in total.
+    """
 
     name: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nothing here calls
     seconds: float
 
 
 def recorded(step: Callable[..., Any], steps: int, workdir: str, *, left: int) -> Callable[..., Any]:
-    """The same step; its calls FIRST, FIRST + 1, ... are traced into `workdir/profile`, and a summary is printed after the last.
+    """Wrap a step so that some of its calls are traced into `workdir/profile`.
+
+    The first FIRST calls are skipped. After the last traced call a summary is printed.
 
     Args:
         step: a train step.
         steps: how many calls to trace.
-        workdir: a local folder or `gs://`; there the summary is left out, TensorBoard reads it.
-        left: calls that the run will make.
+        workdir: a local folder, or `gs://`, for which there is no summary, only the files for TensorBoard.
+        left: the number of calls that the run will make.
+
+    Returns:
+        The same step, traced.
 
     Raises:
-        ValueError: the run ends before the last of them.
+        ValueError: the run ends before the last call to trace.
     """
     if left < FIRST + steps:
         raise ValueError(
-            f"--profile={steps} records steps {FIRST + 1} to {FIRST + steps}, but the run has only {left}: ask for fewer, or "
-            "train for more epochs"
+            f"--profile={steps} records steps {FIRST + 1} to {FIRST + steps}, but the run has only {left}: "
+            "ask for fewer, or train for more epochs"
         )
-    folder, calls = os.path.join(workdir, "profile"), 0
+    folder = os.path.join(workdir, "profile")
+    calls = 0
 
     def call(*arguments: Any) -> Any:
         nonlocal calls
@@ -53,41 +64,42 @@ def recorded(step: Callable[..., Any], steps: int, workdir: str, *, left: int) -
             jax.block_until_ready(result)
             jax.profiler.stop_trace()
             if jax.process_index() == 0:
-                print(f"profile of {steps} steps: tensorboard --logdir {folder}")
-                files = sorted(
-                    glob.glob(os.path.join(folder, "plugins", "profile", "*", "*.trace.json.gz")),
-                    key=os.path.getmtime,
-                )
-                if files:
-                    with gzip.open(files[-1], "rt") as trace:
-                        print(summary(operations(json.load(trace)), steps))
+                report(folder, steps)
         return result
 
     return call
 
 
+def report(folder: str, steps: int) -> None:
+    """Print where the traces are, and the summary of the newest one if it is on this machine."""
+    print(f"profile of {steps} steps: tensorboard --logdir {folder}")
+    pattern = os.path.join(folder, "plugins", "profile", "*", "*.trace.json.gz")
+    files = sorted(glob.glob(pattern), key=os.path.getmtime)
+    if files:
+        with gzip.open(files[-1], "rt") as trace:
+            print(summary(operations(json.load(trace)), steps))
+
+
 def operations(trace: dict[str, Any]) -> list[Operation]:
-    """The executed operations of a Chrome trace, longest first: those that XLA marks with the program they belong to."""
-    totals: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    """The executed operations in a Chrome trace, longest first.
+
+    Only the events that XLA marks with the program they belong to are operations.
+    """
+    totals: dict[str, Operation] = {}
     for event in trace["traceEvents"]:
         if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
-            entry = totals[event["args"]["hlo_op"].rsplit(".", 1)[0]]
-            entry[0] += 1
-            entry[1] += event["dur"] / 1e6
-    return sorted(
-        (Operation(name, int(count), seconds) for name, (count, seconds) in totals.items()),
-        key=lambda op: -op.seconds,
-    )
+            name = event["args"]["hlo_op"].rsplit(".", 1)[0]
+            before = totals.get(name, Operation(name, 0, 0.0))
+            totals[name] = Operation(name, before.count + 1, before.seconds + event["dur"] / 1e6)
+    return sorted(totals.values(), key=lambda op: -op.seconds)
 
 
 def summary(found: list[Operation], steps: int) -> str:
-    """The longest operations as lines: milliseconds a step, share of all operations' time, calls a step, name."""
+    """A table of the longest operations, per step: milliseconds, share of the total time, calls, name."""
     total = sum(op.seconds for op in found)
-    lines = [
-        f"{'ms a step':>10} {'share':>6} {'calls':>6}  operation ({len(found)} kinds, device threads added up)"
-    ]
-    lines += [
-        f"{1e3 * op.seconds / steps:10.2f} {op.seconds / total:6.1%} {op.count / steps:6.0f}  {op.name}"
-        for op in found[:SHOWN]
-    ]
+    header = f"{'ms per step':>11} {'share':>6} {'calls':>6}"
+    lines = [f"{header}  operation ({len(found)} kinds, summed over device threads)"]
+    for op in found[:SHOWN]:
+        ms = 1e3 * op.seconds / steps
+        lines.append(f"{ms:11.2f} {op.seconds / total:6.1%} {op.count / steps:6.0f}  {op.name}")
     return "\n".join(lines)

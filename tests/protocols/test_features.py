@@ -1,4 +1,4 @@
-"""extract: every image once, padding never, whatever the batch size."""
+"""Feature extraction: every image once and no padding, whatever the batch size."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,17 +8,18 @@ from ssljax.protocols.features import Features, check, extract, labelled, raw_pi
 
 
 def batches(images, labels, size):
-    """Like the loader's evaluation batches: the last one padded with garbage rows."""
+    """Evaluation batches like the loader's. The last one is padded with garbage rows."""
     for start in range(0, len(labels), size):
         rows = slice(start, start + size)
-        pad = size - len(labels[rows])
+        count = len(labels[rows])
+        pad = size - count
+        white = np.full((pad, *images.shape[1:]), 255, np.uint8)
+        ids = np.arange(100 + start, 100 + start + count, dtype=np.int32)
         yield {
-            "image": np.concatenate([images[rows], np.full((pad, *images.shape[1:]), 255, np.uint8)]),
+            "image": np.concatenate([images[rows], white]),
             "label": np.concatenate([labels[rows], np.full(pad, 7, np.int32)]),
-            "index": np.concatenate(
-                [np.arange(100 + start, 100 + start + size - pad, dtype=np.int32), np.zeros(pad, np.int32)]
-            ),
-            "mask": np.arange(size) < size - pad,
+            "index": np.concatenate([ids, np.zeros(pad, np.int32)]),
+            "mask": np.arange(size) < count,
         }
 
 
@@ -46,7 +47,7 @@ def test_empty_split_and_non_finite_features_are_errors():
 
 
 def test_padding_may_be_anything():
-    """A NaN in a padded row (a constant image through some normalisation) is nobody's business."""
+    """A NaN in a padded row (a constant image through some normalisation) does not matter."""
     images, labels = np.ones((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)
     found = extract(lambda image: raw_pixels(image).at[3].set(jnp.nan), batches(images, labels, 4))
     assert found.features.shape == (3, 4)
@@ -71,12 +72,15 @@ def test_check_names_what_does_not_fit():
         check(x, y, x[:, :1], y, 3)
     with pytest.raises(ValueError, match="test: no images"):
         check(x, y, x[:0], y[:0], 3)
-    with pytest.raises(ValueError, match="one label a row"):
+    with pytest.raises(ValueError, match="one label per row"):
         check(x, y[:2], x, y, 3)
 
 
 def test_top_k_percent_on_an_unbalanced_toy():
-    """A constant predictor on a 9:1 split: 90 % top-1 (not the 50 % of a mean over classes). Ties go to the lowest class."""
+    """A constant predictor on a 9:1 split has 90 % top-1, not the 50 % of a mean over classes.
+
+    Ties go to the lowest class.
+    """
     labels = np.array([0] * 9 + [1])
     assert top_k_percent(np.zeros((10, 3)), labels, 1) == 90.0
     assert top_k_percent(np.zeros((10, 3)), labels, 2) == 100.0

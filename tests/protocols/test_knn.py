@@ -23,7 +23,8 @@ def data(n=57, m=41, d=6, classes=7, seed=0, noise=0.8):
 @pytest.mark.parametrize("k, temperature", [(1, 0.07), (5, 0.07), (20, 0.5), (20, 1e-3), (57, np.inf)])
 def test_top1_equals_scikit_learn(k, temperature):
     train, y, test, z = data()
-    # scikit-learn in float64; the weight up to a constant factor, exp((1 - d) / T), written so that 1e-3 does not overflow
+    # scikit-learn in float64. The weight is exp((1 - d) / T) up to a constant factor, so that 1e-3 does not
+    # overflow.
     reference = KNeighborsClassifier(
         k,
         metric="cosine",
@@ -38,20 +39,20 @@ def test_top1_equals_scikit_learn(k, temperature):
 
 def test_top5_equals_numpy():
     train, y, test, z = data(seed=3, noise=3.0)
-    a, b = (
-        x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
-        for x in (train, test)
-    )
-    s = b @ a.T
+
+    def normalised(x):
+        x = x.astype(np.float64)
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    s = normalised(test) @ normalised(train).T
     hits = 0
     for row, label in zip(s, z, strict=True):
         near = np.argsort(-row, kind="stable")[:12]
         votes = np.bincount(y[near], np.exp(row[near] / 0.07), minlength=7)
         hits += label in np.argsort(-votes, kind="stable")[:5]
     assert 50 < 100 * hits / 41 < 100
-    assert knn(train, y, test, z, k=12, temperature=0.07, num_classes=7)["top5"] == pytest.approx(
-        100 * hits / 41, abs=1e-9
-    )
+    found = knn(train, y, test, z, k=12, temperature=0.07, num_classes=7)
+    assert found["top5"] == pytest.approx(100 * hits / 41, abs=1e-9)
     assert "top5" not in knn(train, y % 3, test, z % 3, k=12, temperature=0.07, num_classes=3)
 
 
@@ -63,56 +64,46 @@ def test_k1_on_the_training_set_itself_is_perfect():
 def test_duplicated_training_set_with_doubled_k_votes_the_same():
     train, y, test, z = data()
     once = knn(train, y, test, z, k=6, temperature=0.07, num_classes=7)
-    twice = knn(
-        np.concatenate([train, train]), np.concatenate([y, y]), test, z, k=12, temperature=0.07, num_classes=7
-    )
+    train, y = np.concatenate([train, train]), np.concatenate([y, y])
+    twice = knn(train, y, test, z, k=12, temperature=0.07, num_classes=7)
     assert once == twice
 
 
 def test_more_neighbours_than_images_counts_them_all():
     train, y, test, z = data()
-    assert knn(train, y, test, z, k=500, temperature=0.1, num_classes=7) == knn(
-        train, y, test, z, k=57, temperature=0.1, num_classes=7
-    )
+    found = knn(train, y, test, z, k=500, temperature=0.1, num_classes=7)
+    assert found == knn(train, y, test, z, k=57, temperature=0.1, num_classes=7)
 
 
 def test_ties_go_to_the_lowest_train_index_and_the_lowest_class():
-    train = np.array(
-        [[1, 0], [0, 1], [2, 0], [3, 0], [0, 5]], np.float32
-    )  # rows 0, 2, 3 have the same direction
-    scores, index = nearest(train, np.array([[4, 0]], np.float32), 5)
+    # Rows 0, 2 and 3 have the same direction.
+    train = np.array([[1, 0], [0, 1], [2, 0], [3, 0], [0, 5]], np.float32)
+    test = np.array([[4, 0]], np.float32)
+    scores, index = nearest(train, test, 5)
     np.testing.assert_array_equal(index, [[0, 2, 3, 1, 4]])
     np.testing.assert_allclose(scores, [[1, 1, 1, 0, 0]], atol=1e-7)
-    one = np.ones(1, np.int32)
-    labels = np.array([1, 0, 2, 2, 0], np.int32)  # k=1: row 0, class 1; k=2: classes 1 and 2 tie -> 1
-    assert (
-        knn(train, labels, np.array([[4, 0]], np.float32), one, k=1, temperature=1.0, num_classes=3)["top1"]
-        == 100.0
-    )
-    assert (
-        knn(train, labels, np.array([[4, 0]], np.float32), one, k=2, temperature=1.0, num_classes=3)["top1"]
-        == 100.0
-    )
-    assert (
-        knn(train, labels, np.array([[4, 0]], np.float32), 2 * one, k=3, temperature=1.0, num_classes=3)[
-            "top1"
-        ]
-        == 100.0
-    )
+
+    # With k=1 row 0 votes for class 1. With k=2 classes 1 and 2 tie, and 1 wins. With k=3 class 2 has most
+    # votes.
+    labels = np.array([1, 0, 2, 2, 0], np.int32)
+    for k, winner in ((1, 1), (2, 1), (3, 2)):
+        label = np.array([winner], np.int32)
+        found = knn(train, labels, test, label, k=k, temperature=1.0, num_classes=3)
+        assert found["top1"] == 100.0
 
 
 def test_neighbours_in_chunks_are_those_of_a_full_sort(monkeypatch):
-    """Few similarities at once, a bank that does not divide over the eight devices, k above the rows of a device."""
+    """Small chunks, a bank that does not divide over the eight devices, and k above the rows of a device."""
     monkeypatch.setattr("ssljax.protocols.knn.SIMILARITIES", 7 * 8)
     train, _, test, _ = data()
     scores, index = nearest(train, test, 20)
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
     expected = np.argsort(-(b @ a.T), axis=1, kind="stable")[:, :20]
     np.testing.assert_allclose(scores, np.take_along_axis(b @ a.T, expected, 1), atol=1e-6)
-    assert (index == expected).mean() > 0.99  # float32 rounding may swap two neighbours of equal similarity
+    assert (index == expected).mean() > 0.99  # float32 rounding may swap two neighbours
 
 
-def test_nonsense_is_refused():
+def test_invalid_settings_are_refused():
     train, y, test, z = data()
     with pytest.raises(ValueError, match="k=0"):
         knn(train, y, test, z, k=0, temperature=0.1, num_classes=7)

@@ -1,4 +1,4 @@
-"""Few labels: which images are labelled, and that nothing else of the labels is looked at."""
+"""Few labels: which images are labelled, and that no other label is used."""
 
 import numpy as np
 import pytest
@@ -32,12 +32,10 @@ def test_every_count_and_draw_equals_scikit_learn_on_that_subset(digits):
     scale = np.sqrt(x.var(0).mean())
     for row in found:
         rows = sampler.subset(y, per_class=row["labels_per_class"], seed=row["draw"])
-        model = LogisticRegression(C=1 / (len(rows) * L2), max_iter=5000).fit(
-            (x[rows] - x.mean(0)) / scale, y[rows]
-        )
-        assert row["top1"] == pytest.approx(
-            100 * model.score((x2 - x.mean(0)) / scale, y2), abs=0.35
-        )  # one image of 297
+        model = LogisticRegression(C=1 / (len(rows) * L2), max_iter=5000)
+        model.fit((x[rows] - x.mean(0)) / scale, y[rows])
+        expected = 100 * model.score((x2 - x.mean(0)) / scale, y2)
+        assert row["top1"] == pytest.approx(expected, abs=0.35)  # one image of 297
     assert found[0]["top1"] != found[1]["top1"]
     assert 50 < found[0]["top1"] < found[2]["top1"] < 95
 
@@ -48,7 +46,7 @@ def test_labels_outside_the_subset_do_not_matter(digits):
     kept = sampler.subset(y, per_class=2, seed=0)
     assert len(kept) == 20
     features = x.copy()
-    # every unlabelled image trades places with another: the mean and the scale stay, the labels of the rest are wrong
+    # Every unlabelled image trades places with another. Mean and scale stay, and all other labels are wrong.
     rest = np.setdiff1d(np.arange(len(y)), kept)
     features[rest] = x[np.roll(rest, 1)]
     found = list(label_fraction(features, y, x2, y2, num_classes=10, counts=(2,), draws=1))
@@ -57,9 +55,6 @@ def test_labels_outside_the_subset_do_not_matter(digits):
 
 def test_too_few_labels_is_an_error_that_names_the_class():
     x = np.eye(4, dtype=np.float32)
+    y = np.array([0, 0, 0, 1])
     with pytest.raises(ValueError, match="class 1 has 1 examples, 2 a class"):
-        list(
-            label_fraction(
-                x, np.array([0, 0, 0, 1]), x, np.array([0, 0, 0, 1]), num_classes=2, counts=(2,), draws=1
-            )
-        )
+        list(label_fraction(x, y, x, y, num_classes=2, counts=(2,), draws=1))

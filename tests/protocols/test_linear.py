@@ -1,4 +1,4 @@
-"""Linear probes against scikit-learn, optimality conditions by hand, and what a probe must leave alone."""
+"""Linear probes against scikit-learn, optimality conditions by hand, and what a probe must not change."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def data(n=120, m=80, d=5, classes=3, seed=0, noise=1.0):
 
 
 def test_fit_minimises_mean_loss_plus_half_lambda_norm():
-    """At the minimum (softmax - onehot)^T x / n + lambda W = 0, and without the penalty's term for the bias."""
+    """At the minimum (softmax - onehot)^T x / n + lambda W = 0; for the bias, without the penalty's term."""
     x, y, *_ = data()
     x = x.astype(np.float64)
     model, converged = linear.fit(x, y, 0.05)
@@ -43,7 +43,7 @@ def test_standardise_divides_each_channel_by_its_deviation():
 
 
 def test_standardise_of_pixels_keeps_their_proportions():
-    """Two places, two channels [[r, g], [r, g]]: one deviation for each of r and g."""
+    """Two places with two channels [[r, g], [r, g]]: r and g have one deviation each."""
     x = np.array([[0, 0, 0, 0], [2, 0, 6, 8]], np.float64)  # variances 1, 0, 9, 16: r -> 5, g -> 8
     found = linear.standardise(x, x, channels=2)
     np.testing.assert_allclose(found[1], np.array([1, 0, 3, 4]) / np.sqrt([5, 8, 5, 8]))
@@ -52,19 +52,21 @@ def test_standardise_of_pixels_keeps_their_proportions():
 def test_lbfgs_equals_scikit_learn():
     x, y, x2, y2 = data(noise=2.0)
     a, b = ((v - x.mean(0)) / x.std(0) for v in (x, x2))
-    expected = 100 * LogisticRegression(C=1 / (len(y) * 0.1), max_iter=5000).fit(a, y).score(b, y2)
+    model = LogisticRegression(C=1 / (len(y) * 0.1), max_iter=5000).fit(a, y)
+    expected = 100 * model.score(b, y2)
     found = linear.lbfgs(x, y, x2, y2, num_classes=3, l2=0.1)
-    assert (
-        found["top1"] == pytest.approx(expected)
-        and found["n"] == 80
-        and found["l2"] == 0.1
-        and found["converged"]
-    )
+    assert found["top1"] == pytest.approx(expected)
+    assert found["n"] == 80
+    assert found["l2"] == 0.1
+    assert found["converged"]
     assert 30 < expected < 95
 
 
 def test_lambda_is_chosen_on_training_images_only():
-    """Features of which only one dimension in fifty means something need a strong penalty; clean ones do not. Test images cannot matter."""
+    """Features with one informative dimension in a hundred need a strong penalty, clean ones do not.
+
+    Test images cannot matter.
+    """
     rng = np.random.default_rng(1)
     y = (np.arange(200) % 2).astype(np.int32)
     noisy = rng.normal(size=(200, 100)) + 0.6 * np.eye(100)[0] * (2 * y[:, None] - 1)
@@ -84,15 +86,16 @@ def test_a_class_without_training_image_is_never_predicted():
 
 
 def test_sgd_first_steps_by_hand_and_the_schedule_ends_at_zero():
-    """One batch an epoch, two epochs: W after Nesterov momentum 0.9 with learning rates lr and lr/2 (cosine of two steps)."""
+    """Two epochs of one batch each, with Nesterov momentum 0.9.
+
+    The learning rates are lr and lr/2, a cosine of two steps.
+    """
     x, y, x2, y2 = data(n=32)
     found = linear.sgd(x, y, x2, y2, num_classes=3, batch_size=256, epochs=2)
     lr = 0.1 * 32 / 256
     assert found["learning_rate"] == pytest.approx(lr)
-    w, b = (
-        0.01 * np.asarray(jax.random.normal(jax.random.key(0), (5, 3), jnp.float32), np.float64),
-        np.zeros(3),
-    )
+    w = 0.01 * np.asarray(jax.random.normal(jax.random.key(0), (5, 3), jnp.float32), np.float64)
+    b = np.zeros(3)
     vw, vb = 0.0, 0.0
     for rate in (lr, lr / 2):
         logits = x @ w + b
@@ -121,10 +124,8 @@ def test_a_probe_leaves_the_encoder_bitwise_alone():
 
     @jax.jit
     def encode(image):
-        return jax.nn.relu(
-            image.reshape(image.shape[0], -1).astype(jnp.float32) @ variables["params"]
-            - variables["batch_stats"][None]
-        )
+        x = image.reshape(image.shape[0], -1).astype(jnp.float32)
+        return jax.nn.relu(x @ variables["params"] - variables["batch_stats"][None])
 
     image = rng.integers(0, 255, (24, 2, 2, 3)).astype(np.uint8)
     label = (np.arange(24) % 3).astype(np.int32)
