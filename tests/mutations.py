@@ -411,42 +411,24 @@ NETWORK = [
     Mutation(
         "head_ends_without_norm",
         HEADS,
-        "x = BatchNorm(\n"
-        "                    self.bn_momentum,\n"
-        "                    self.bn_epsilon,\n"
-        "                    self.unbiased,\n"
-        "                    use_bias=not last,\n"
-        "                    dtype=self.dtype,\n"
-        '                    name=f"norm{layer}",\n'
-        "                )(x, train=train)",
-        "x = (\n"
-        "                    x\n"
-        "                    if last\n"
-        "                    else BatchNorm(\n"
-        "                        self.bn_momentum,\n"
-        "                        self.bn_epsilon,\n"
-        "                        self.unbiased,\n"
-        "                        use_bias=not last,\n"
-        "                        dtype=self.dtype,\n"
-        '                        name=f"norm{layer}",\n'
-        "                    )(x, train=train)\n"
-        "                )",
+        "x = self._batch_norm(self.layers, use_bias=False)(x, train=train)",
+        "pass",
         "the paper's head, not the released one",
         f"{T_HEADS}::test_official_weights_fill_exactly_our_tree",
     ),
     Mutation(
         "head_ends_with_an_offset",
         HEADS,
-        "use_bias=not last",
-        "use_bias=True",
+        "self._batch_norm(self.layers, use_bias=False)",
+        "self._batch_norm(self.layers, use_bias=True)",
         "the last norm of the head has a scale only",
         f"{T_HEADS}::test_official_weights_fill_exactly_our_tree",
     ),
     Mutation(
         "head_ends_with_relu",
         HEADS,
-        "outputs.append(x if last else nn.relu(x))",
-        "outputs.append(nn.relu(x))",
+        "            outputs.append(x)\n",
+        "            outputs.append(nn.relu(x))\n",
         "half of the sphere is lost",
         f"{T_HEADS}::test_official_projection_in_both_modes",
     ),

@@ -127,7 +127,7 @@ def test_the_layers_in_their_order(name, first_drop):
     )
     np.testing.assert_allclose(found, fc7, rtol=1e-3, atol=1e-4 * scale)
     assert (found < 0).any(), "k-means sees what the last ReLU would cut off"
-    with pytest.raises(ValueError, match="no layer 'conv9'; it names conv1"):
+    with pytest.raises(ValueError, match="no layer 'conv9'; its layers are conv1"):
         models.activation(net, p, stats, x, "conv9")
     nothing, _ = models.forward(net.clone(dropout=1.0), p, stats, x, key=jax.random.key(0))
     np.testing.assert_allclose(nothing, jnp.broadcast_to(p["fc7"]["bias"], nothing.shape), rtol=1e-6)
