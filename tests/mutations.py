@@ -1016,8 +1016,8 @@ FOLLOWERS = [
     Mutation(
         "heads_before_query_key_value",
         VIT,
-        "qkv.reshape(*x.shape[:2], 3, self.heads, width // self.heads), 2, 0",
-        "qkv.reshape(*x.shape[:2], self.heads, 3, width // self.heads), 3, 0",
+        "3, self.heads, size)\n        q, k, v = jnp.moveaxis(qkv, 2, 0)",
+        "self.heads, 3, size)\n        q, k, v = jnp.moveaxis(qkv, 3, 0)",
         "qkv unpacked in the other order",
         f"{T_VIT}::test_timm_forward_and_backward",
     ),
@@ -1403,8 +1403,8 @@ CLUSTERING = [
     Mutation(
         "features_after_the_relu",
         PLAIN,
-        'return full(name="fc7")(drop(x))',
-        'return nn.relu(full(name="fc7")(drop(x)))',
+        'x = full(name="fc7")(drop(x))',
+        'x = nn.relu(full(name="fc7")(drop(x)))',
         "k-means on what the last ReLU leaves",
         f"{T_PLAIN}::test_the_layers_in_their_order",
     ),

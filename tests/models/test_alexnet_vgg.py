@@ -157,7 +157,7 @@ def test_an_image_that_is_too_small_is_refused():
             jnp.zeros((1, size + 1, size + 1, 3), jnp.float32),
         )
         with pytest.raises(
-            ValueError, match=f"behind {layer} the image is .* config.data.image_size is too small"
+            ValueError, match=f"after {layer} the image is .* config.data.image_size is too small"
         ):
             jax.eval_shape(
                 lambda x, net=net: net.init(jax.random.key(0), x, train=False),

@@ -309,7 +309,7 @@ def test_positions_of_the_same_grid_stay_and_rows_stay_rows():
     rows = jnp.concatenate([jnp.full((1, 1), 9.0), jnp.repeat(jnp.arange(4.0), 4)[:, None]])
     found = resize_positions(rows, (4, 8), extra_tokens=1)[1:].reshape(4, 8)
     np.testing.assert_allclose(found, np.repeat(np.arange(4.0)[:, None], 8, axis=1), atol=1e-6)
-    with pytest.raises(ValueError, match="leave 15, which is no square"):
+    with pytest.raises(ValueError, match="leave 15, which is not a square number"):
         resize_positions(positions, (8, 8), extra_tokens=2)
 
 
