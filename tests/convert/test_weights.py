@@ -253,7 +253,8 @@ def test_what_cannot_be_read_or_written_says_why(tmp_path, monkeypatch):
         weights.write({}, str(tmp_path / "a.bin"))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
-        ValueError, match=r"it is not installed. Where it is: python -c .*torch.load\('a.pth'"
+        ValueError,
+        match=r"not installed. Convert it where PyTorch is installed: python -c .*torch.load\('a.pth'",
     ):
         weights.read(str(tmp_path / "a.pth"))
     monkeypatch.setitem(sys.modules, "safetensors", None)
