@@ -114,10 +114,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     try:
         config, workdir = stage(flags.config, flags.workdir, flags.stage)
-        if source:
-            found = import_weights(config, workdir, source)
-        else:
-            found = export_weights(config, workdir, target)
+        convert_file = import_weights if source else export_weights
+        found = convert_file(config, workdir, source or target)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"ssljax convert: {error}") from error
     for place in found:

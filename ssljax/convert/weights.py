@@ -163,7 +163,7 @@ def dump(tree: Pytree, family: Family) -> dict[str, np.ndarray]:
         array = leaf if place.row < 0 else leaf[place.row]
         state[place.theirs] = place.reorder.theirs(array)
     state.update(family.fixed)
-    # safetensors writes the memory of an array as it is, which is wrong for a transposed one (safetensors #825).
+    # safetensors writes an array's memory as it is, which is wrong for a transposed one (safetensors #825).
     return {name: np.ascontiguousarray(array) for name, array in state.items()}
 
 
