@@ -27,7 +27,7 @@ from ssljax.data import sources
 from ssljax.program import build, open_run, stage
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder, facts_of
-from ssljax.types import Facts
+from ssljax.types import Facts, Pytree
 
 
 def facts_for(config: ConfigDict, classes: int) -> Facts:
@@ -94,10 +94,11 @@ def export_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
     if facts is None:
         facts = sources.load(config.data, "train").facts
     run = open_run(config, facts, workdir)
-    tree = {
-        name: {part: branch for part, branch in getattr(run, name).items() if part in weights.PARTS}
-        for name in ("params", "model_state")
-    }
+
+    def convertible(branches: Pytree) -> Pytree:
+        return {part: branch for part, branch in branches.items() if part in weights.PARTS}
+
+    tree = {"params": convertible(run.params), "model_state": convertible(run.model_state)}
     weights.write(weights.dump(tree, family), file)
     return weights.places(tree, family)
 

@@ -67,14 +67,19 @@ ALEXNET = Architecture(
     ),
     drops_first=True,
 )
-VGG16 = Architecture(
-    tuple(
-        Conv(f"conv{group}_{i}", features, pool=(2, 2) if i == count else (0, 0))
-        for group, (features, count) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1)
-        for i in range(1, count + 1)
-    ),
-    drops_first=False,
-)
+
+
+def _vgg(*groups: tuple[int, int]) -> Architecture:
+    """A VGG of groups (channels, number of convolutions), each followed by a max-pool."""
+    convs = []
+    for group, (features, count) in enumerate(groups, start=1):
+        for i in range(1, count + 1):
+            pool = (2, 2) if i == count else (0, 0)
+            convs.append(Conv(f"conv{group}_{i}", features, pool=pool))
+    return Architecture(tuple(convs), drops_first=False)
+
+
+VGG16 = _vgg((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 ARCHITECTURES = {"alexnet_bn": ALEXNET, "vgg16_bn": VGG16}
 
 
