@@ -417,42 +417,24 @@ NETWORK = [
     Mutation(
         "head_ends_without_norm",
         HEADS,
-        "x = BatchNorm(\n"
-        "                    self.bn_momentum,\n"
-        "                    self.bn_epsilon,\n"
-        "                    self.unbiased,\n"
-        "                    use_bias=not last,\n"
-        "                    dtype=self.dtype,\n"
-        '                    name=f"norm{layer}",\n'
-        "                )(x, train=train)",
-        "x = (\n"
-        "                    x\n"
-        "                    if last\n"
-        "                    else BatchNorm(\n"
-        "                        self.bn_momentum,\n"
-        "                        self.bn_epsilon,\n"
-        "                        self.unbiased,\n"
-        "                        use_bias=not last,\n"
-        "                        dtype=self.dtype,\n"
-        '                        name=f"norm{layer}",\n'
-        "                    )(x, train=train)\n"
-        "                )",
+        "x = self._batch_norm(self.layers, use_bias=False)(x, train=train)",
+        "pass",
         "the paper's head, not the released one",
         f"{T_HEADS}::test_official_weights_fill_exactly_our_tree",
     ),
     Mutation(
         "head_ends_with_an_offset",
         HEADS,
-        "use_bias=not last",
-        "use_bias=True",
+        "self._batch_norm(self.layers, use_bias=False)",
+        "self._batch_norm(self.layers, use_bias=True)",
         "the last norm of the head has a scale only",
         f"{T_HEADS}::test_official_weights_fill_exactly_our_tree",
     ),
     Mutation(
         "head_ends_with_relu",
         HEADS,
-        "outputs.append(x if last else nn.relu(x))",
-        "outputs.append(nn.relu(x))",
+        "            outputs.append(x)\n",
+        "            outputs.append(nn.relu(x))\n",
         "half of the sphere is lost",
         f"{T_HEADS}::test_official_projection_in_both_modes",
     ),
@@ -1038,8 +1020,8 @@ FOLLOWERS = [
     Mutation(
         "heads_before_query_key_value",
         VIT,
-        "qkv.reshape(*x.shape[:2], 3, self.heads, width // self.heads), 2, 0",
-        "qkv.reshape(*x.shape[:2], self.heads, 3, width // self.heads), 3, 0",
+        "3, self.heads, size)\n        q, k, v = jnp.moveaxis(qkv, 2, 0)",
+        "self.heads, 3, size)\n        q, k, v = jnp.moveaxis(qkv, 3, 0)",
         "qkv unpacked in the other order",
         f"{T_VIT}::test_timm_forward_and_backward",
     ),
@@ -1422,8 +1404,8 @@ CLUSTERING = [
     Mutation(
         "features_after_the_relu",
         PLAIN,
-        'return full(name="fc7")(drop(x))',
-        'return nn.relu(full(name="fc7")(drop(x)))',
+        'x = full(name="fc7")(drop(x))',
+        'x = nn.relu(full(name="fc7")(drop(x)))',
         "k-means on features after the last ReLU",
         f"{T_PLAIN}::test_the_layers_in_their_order",
     ),

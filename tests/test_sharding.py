@@ -1,4 +1,4 @@
-"""Meshes, the rule that places every leaf, and activations that stay split by the batch."""
+"""Meshes, the sharding rule for every leaf, and activations that stay sharded along the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from ssljax import sharding
 from ssljax.models.placement import along_batch
 
 
-def test_a_mesh_that_fsdp_does_not_divide_lists_what_does():
+def test_an_fsdp_that_does_not_divide_the_devices_lists_those_that_do():
     assert sharding.make_mesh(8, fsdp=2).shape == {"data": 4, "fsdp": 2}
     with pytest.raises(ValueError, match="sharding.fsdp=3 does not divide 8 devices: use one of 1, 2, 4, 8"):
         sharding.make_mesh(8, fsdp=3)
@@ -42,8 +42,8 @@ def test_every_leaf_has_its_place():
     assert alone["longest"].spec == P() and alone["extra"]["queue"].spec == P(("data", "fsdp"))
 
 
-def test_activations_keep_their_rows_where_the_mesh_is_in_sight():
-    """Kernels split over fsdp would have the compiler split channels: seen in the placement of what a layer gives."""
+def test_activations_keep_their_rows_under_a_mesh():
+    """With kernels sharded over fsdp the compiler would split channels: the output's sharding shows it."""
     mesh = sharding.make_mesh(8, fsdp=2)
     x = jax.device_put(np.ones((16, 32), np.float32), sharding.batch_sharding(mesh))
     w = jax.device_put(np.ones((32, 64), np.float32), jax.sharding.NamedSharding(mesh, P(None, "fsdp")))
@@ -55,7 +55,6 @@ def test_activations_keep_their_rows_where_the_mesh_is_in_sight():
 def test_a_batch_must_divide_into_devices_and_micro_batches():
     mesh = sharding.make_mesh(8)
     sharding.check_batch(mesh, 32, accumulate=2)
-    with pytest.raises(
-        ValueError, match="batch_size=24 does not split over 8 devices in 2 micro-batches: use 16 or 32"
-    ):
+    message = "batch_size=24 does not split over 8 devices in 2 micro-batches: use 16 or 32"
+    with pytest.raises(ValueError, match=message):
         sharding.check_batch(mesh, 24, accumulate=2)

@@ -1,4 +1,7 @@
-"""Weights in and out: timm's ViT and DeiT, torchvision's and timm's ResNet and RegNetY <-> our `params` and `model_state`."""
+"""Convert weights between this package and other frameworks, in both directions.
+
+Supported are timm's ViT and DeiT, and torchvision's and timm's ResNet and RegNetY.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,23 @@ __all__ = ["family"]
 
 
 def family(config: ConfigDict, names: Collection[str] = ()) -> Family:
-    """The names that the network of `config.model` has elsewhere, and how its arrays lie there.
+    """The names and layouts that the arrays of `config.model` have in the other framework.
 
     Args:
         config: one stage.
-        names: of the arrays in the file that is read; they tell timm's RegNet from torchvision's, which is written.
+        names: of the arrays in the file to read. They tell timm's RegNet from torchvision's; without them, as
+            in writing, it is torchvision's.
 
     Raises:
-        ValueError: the network computes something that the other framework's does not.
+        ValueError: the network computes something that the other framework's network does not.
     """
     model = config.model
     if model.name not in BACKBONES and model.name not in TABLES:
         return vit.family(model, config.data.image_size)
     if model.bn_epsilon != 1e-5:
         raise ValueError(
-            f"config.model.bn_epsilon is {model.bn_epsilon}; torchvision and timm have 1e-5, and weights files do not say"
+            f"config.model.bn_epsilon is {model.bn_epsilon}, but torchvision and timm have 1e-5 and their "
+            "files do not record it. Their weights need --config.model.bn_epsilon=1e-5"
         )
     if model.name in TABLES:
         return regnet.TIMM if regnet.TIMM_ONLY in names else regnet.TORCHVISION

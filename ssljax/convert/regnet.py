@@ -1,4 +1,7 @@
-"""RegNetY under torchvision's names, which are written, and under timm's, which are read: DeiT's released teacher is timm's."""
+"""The names of torchvision's and timm's RegNetY.
+
+Both are read, because DeiT's released teacher has timm's names. Only torchvision's are written.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from functools import partial
 
 from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Reorder, patches
 
-# Ours, torchvision's, timm's.
+# Our name: (torchvision's, timm's).
 LAYERS = {
     "conv1": ("f.a.0", "conv1.conv"),
     "norm1": ("f.a.1", "conv1.bn"),
@@ -26,19 +29,35 @@ TIMM_ONLY = "stem.conv.weight"
 
 
 def rename(path: str, *, timm: bool) -> tuple[str, Reorder]:
-    """ "stage2_block1/se/fc1/kernel" -> "trunk_output.block2.block2-0.f.se.fc1.weight", or "s2.b1.se.fc1.weight"."""
+    """The name of a leaf and the conversion of its layout.
+
+    "stage2_block1/se/fc1/kernel" is "trunk_output.block2.block2-0.f.se.fc1.weight" in torchvision and
+    "s2.b1.se.fc1.weight" in timm.
+    """
     place, leaf = path.rsplit("/", 1)
-    reorder = (
-        SAME if leaf != "kernel" else patches(1) if "/se/" in path else CONV
-    )  # the gate's 1x1 convolutions are matrices here
-    block, layer = ("", place) if place in LAYERS else place.split("/", 1)
-    name = LAYERS[layer][timm]
-    if block:
-        stage, index = map(int, re.fullmatch(r"stage(\d+)_block(\d+)", block).groups())
-        name = (
-            f"s{stage}.b{index}." if timm else f"trunk_output.block{stage}.block{stage}-{index - 1}."
-        ) + name
-    return f"{name}.{LEAVES[leaf]}", reorder
+    if leaf != "kernel":
+        reorder = SAME
+    elif "/se/" in path:
+        reorder = patches(1)  # the gate's 1x1 convolutions are matrices here
+    else:
+        reorder = CONV
+
+    if place in LAYERS:
+        prefix = ""
+        layer = place
+    else:
+        block, layer = place.split("/", 1)
+        prefix = _block(block, timm=timm)
+    name = LAYERS[layer][1 if timm else 0]
+    return f"{prefix}{name}.{LEAVES[leaf]}", reorder
+
+
+def _block(block: str, *, timm: bool) -> str:
+    """The prefix of a block: "stage2_block1" -> "trunk_output.block2.block2-0." or "s2.b1."."""
+    match = re.fullmatch(r"stage(\d+)_block(\d+)", block)
+    assert match is not None, block
+    stage, index = map(int, match.groups())
+    return f"s{stage}.b{index}." if timm else f"trunk_output.block{stage}.block{stage}-{index - 1}."
 
 
 TORCHVISION = Family(partial(rename, timm=False), {"head": "fc"})

@@ -1,4 +1,4 @@
-"""torchvision's ResNet, whose names timm has too: `conv1`, `layer2.0.downsample.1`, `fc`."""
+"""The names of torchvision's ResNet, which timm shares: `conv1`, `layer2.0.downsample.1`, `fc`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Reorder
 
 
 def rename(path: str) -> tuple[str, Reorder]:
-    """ "group2_block1/shortcut/norm/var" -> "layer2.0.downsample.1.running_var"."""
+    """The name of a leaf and the conversion of its layout.
+
+    "group2_block1/shortcut/norm/var" is "layer2.0.downsample.1.running_var".
+    """
     *place, layer, leaf = path.split("/")
     layer = layer.removeprefix("stem_").replace("norm", "bn")
     if place:
-        group, block = re.fullmatch(r"group(\d+)_block(\d+)", place[0]).groups()
+        match = re.fullmatch(r"group(\d+)_block(\d+)", place[0])
+        assert match is not None, path
+        group, block = match.groups()
         if place[1:] == ["shortcut"]:
             layer = {"conv": "downsample.0", "bn": "downsample.1"}[layer]
         layer = f"layer{group}.{int(block) - 1}.{layer}"
@@ -25,15 +30,16 @@ RESNET = Family(rename, {"head": "fc"})
 
 
 def family(model: ConfigDict) -> Family:
-    """Of a ResNet in torchvision's dialect.
+    """The Family of a ResNet in torchvision's dialect.
 
     Raises:
-        ValueError: of SimCLR's, or with selective kernels.
+        ValueError: the ResNet has SimCLR's dialect or selective kernels.
     """
     for key, needed in (("shortcut", "torchvision"), ("sk_ratio", 0.0)):
         if model[key] != needed:
             raise ValueError(
-                f"config.model.{key} is {model[key]!r}: no network of torchvision or timm computes that. Their weights need "
-                f"--config.model.{key}={needed}; a network trained otherwise cannot be written in their form"
+                f"config.model.{key} is {model[key]!r}: no network of torchvision or timm computes that. "
+                f"Their weights need --config.model.{key}={needed}. A network that was trained otherwise "
+                "cannot be written in their form"
             )
     return RESNET

@@ -1,4 +1,7 @@
-"""timm's VisionTransformer, distilled or not, which is DeiT's and MoCo v3's too: `blocks.0.attn.qkv.weight`, `head`, `head_dist`."""
+"""The names of timm's VisionTransformer, distilled or not, which DeiT and MoCo v3 share.
+
+For example `blocks.0.attn.qkv.weight`, `head` and `head_dist`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ LAYERS = {
 
 
 def family(model: ConfigDict, image_size: int) -> Family:
-    """Of a ViT for images [image_size, image_size, C]; fixed positions have no leaf here and an array there."""
+    """The Family of a ViT for images [image_size, image_size, C].
+
+    Fixed positions are an array in timm's file, but not a leaf of our tree.
+    """
 
     def rename(path: str) -> tuple[str, Reorder]:
         if path in WHOLE:
@@ -30,16 +36,22 @@ def family(model: ConfigDict, image_size: int) -> Family:
         layer, leaf = path.rsplit("/", 1)
         reorder = LINEAR if leaf == "kernel" else SAME
         if layer == "patch":
-            return f"patch_embed.proj.{LEAVES[leaf]}", patches(model.patch) if leaf == "kernel" else SAME
+            reorder = patches(model.patch) if leaf == "kernel" else SAME
+            return f"patch_embed.proj.{LEAVES[leaf]}", reorder
         if layer == "norm":
             return f"norm.{LEAVES[leaf]}", reorder
-        number, layer = re.fullmatch(r"block(s|\d+)/(.*)", layer).groups()
-        return f"blocks.{'{}' if number == 's' else number}.{LAYERS[layer]}.{LEAVES[leaf]}", reorder
+
+        match = re.fullmatch(r"block(s|\d+)/(.*)", layer)
+        assert match is not None, path
+        number, layer = match.groups()
+        if number == "s":  # stacked blocks; see Family.rename
+            number = "{}"
+        return f"blocks.{number}.{LAYERS[layer]}.{LEAVES[leaf]}", reorder
 
     fixed = {}
     if model.positions == "sincos":
         side = image_size // model.patch
-        fixed["pos_embed"] = np.asarray(
-            sincos(SIZES[model.name][0], side, side, extra_tokens=1 + model.distillation)
-        )
+        width, _, _ = SIZES[model.name]
+        positions = sincos(width, side, side, extra_tokens=1 + model.distillation)
+        fixed["pos_embed"] = np.asarray(positions)
     return Family(rename, {"head": "head", "distillation_head": "head_dist"}, fixed)

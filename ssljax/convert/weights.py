@@ -1,7 +1,9 @@
-"""A foreign state dict (name -> array) in our tree and back, bit for bit; a name or shape that does not match is an error.
+"""Convert another framework's state dict (name -> array) to our tree and back, bit for bit.
 
-Which of their names a leaf of ours has, and how the array lies there, is a Family: one file each in this room. BatchNorm's
-`num_batches_tracked` is passed over and not written: PyTorch then starts it at 0.
+A name or shape that does not match is an error. A Family says which of their names a leaf of ours has and
+how the array is laid out there. This package has one file per kind of network.
+
+BatchNorm's `num_batches_tracked` is neither read nor written, so PyTorch starts it at 0.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 
 class Reorder(NamedTuple):
-    """How one array is turned, without a loss, into ours and into theirs."""
+    """How to convert the layout of one array, without loss.
+
+    Attributes:
+        ours: from their layout to ours.
+        theirs: from our layout to theirs.
+    """
 
     ours: Callable[[np.ndarray], np.ndarray]
     theirs: Callable[[np.ndarray], np.ndarray]
@@ -30,13 +37,15 @@ class Reorder(NamedTuple):
 
 SAME = Reorder(lambda x: x, lambda x: x)
 LINEAR = Reorder(np.transpose, np.transpose)  # [out, in] -> [in, out]
-CONV = Reorder(
-    lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)
-)  # [out, in, h, w] -> [h, w, in, out]
+# [out, in, h, w] -> [h, w, in, out]
+CONV = Reorder(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
 
 
 def patches(side: int) -> Reorder:
-    """A convolution [D, C, side, side] as the matrix [side * side * C, D] that multiplies a patch read row by row, channels innermost."""
+    """A convolution [D, C, side, side] as the matrix [side * side * C, D] that multiplies a patch.
+
+    The pixels of a patch are in row-major order, with the channels innermost.
+    """
     return Reorder(
         lambda w: CONV.ours(w).reshape(-1, w.shape[0]),
         lambda w: CONV.theirs(w.reshape(side, side, -1, w.shape[-1])),
@@ -44,12 +53,13 @@ def patches(side: int) -> Reorder:
 
 
 class Family(NamedTuple):
-    """The names of a kind of networks in another framework.
+    """The names that one kind of network has in another framework.
 
     Attributes:
-        rename: the path of a leaf below `encoder` -> its name there and how the array is turned; `{}` in the name counts stacked blocks.
-        heads: `head` and `distillation_head` -> the linear layer's name there.
-        fixed: what their file holds and our network computes.
+        rename: from the path of a leaf below `encoder` to its name there and the conversion of its layout.
+            `{}` in the name stands for the number of a block, where our leaf stacks the blocks.
+        heads: from `head` and `distillation_head` to the name of the linear layer there.
+        fixed: arrays that are in their file, but that our network computes.
     """
 
     rename: Callable[[str], tuple[str, Reorder]]
@@ -58,14 +68,14 @@ class Family(NamedTuple):
 
 
 class Place(NamedTuple):
-    """One array of theirs and where it lies in our tree.
+    """One array of theirs and its place in our tree.
 
     Attributes:
-        theirs: "blocks.0.attn.qkv.weight".
-        ours: "params/encoder/blocks/attn/qkv/kernel".
-        row: of the leaf's first axis, the stacked blocks; -1 is the whole leaf.
-        reorder: between the two.
-        shape: there.
+        theirs: its name there, e.g. "blocks.0.attn.qkv.weight".
+        ours: the path of our leaf, e.g. "params/encoder/blocks/attn/qkv/kernel".
+        row: index into the leaf's first axis, the stacked blocks; -1 means the whole leaf.
+        reorder: the conversion between the two layouts.
+        shape: of their array.
     """
 
     theirs: str
@@ -75,26 +85,32 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.theirs} {list(self.shape)} -> {self.ours}" + (f"[{self.row}]" if self.row >= 0 else "")
+        row = f"[{self.row}]" if self.row >= 0 else ""
+        return f"{self.theirs} {list(self.shape)} -> {self.ours}{row}"
 
 
 def places(like: Pytree, family: Family) -> list[Place]:
-    """Every array that a file for this network has.
+    """List every array that a file for this network has.
 
     Args:
-        like: {"params": ..., "model_state": ...}, arrays or shapes. Only PARTS are looked at.
-        family: the network's names elsewhere.
+        like: {"params": ..., "model_state": ...}, arrays or shapes. Only PARTS are read.
+        family: the network's names there.
     """
     found = []
     for path, leaf in flatten_dict(like, sep="/").items():
         _, part, *below = path.split("/", 2)
         if part not in PARTS:
             continue
-        theirs, reorder = family.rename(*below) if part == "encoder" else _linear(family.heads[part], *below)
+        if part == "encoder":
+            theirs, reorder = family.rename(*below)
+        else:
+            theirs, reorder = _linear(family.heads[part], *below)
+
         stacked = "{}" in theirs
-        for row in range(leaf.shape[0]) if stacked else (-1,):
-            shape = reorder.theirs(np.broadcast_to(np.float32(0), leaf.shape[stacked:])).shape
-            found.append(Place(theirs.format(row), path, row, reorder, shape))
+        rows = range(leaf.shape[0]) if stacked else (-1,)
+        one = leaf.shape[1:] if stacked else leaf.shape
+        shape = reorder.theirs(np.broadcast_to(np.float32(0), one)).shape
+        found += [Place(theirs.format(row), path, row, reorder, shape) for row in rows]
     return found
 
 
@@ -104,15 +120,16 @@ def _linear(name: str, below: str) -> tuple[str, Reorder]:
 
 
 def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
-    """Their arrays as float32 in our tree; what belongs to none of PARTS stays as it is in `like`.
+    """Convert a state dict to our tree, in float32.
 
     Args:
         state: the state dict.
-        like: our tree, see `places`.
-        family: the network's names elsewhere.
+        like: our tree, see `places`. Leaves outside of PARTS stay as they are.
+        family: the network's names there.
 
     Raises:
-        ValueError: an array is missing, has no place or is of another shape; names it and the likely cause.
+        ValueError: an array is missing, has no place or has another shape. The message names it and the
+            likely cause.
     """
     wanted = places(like, family)
     state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
@@ -123,39 +140,46 @@ def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
     for name, values in family.fixed.items():
         if state[name].shape != values.shape or not np.allclose(state[name], values, rtol=0, atol=1e-6):
             raise ValueError(
-                f"{name} in the file is not what config.model.positions='sincos' computes (MoCo v3's released networks have "
-                "rows and columns the other way round): read it with --config.model.positions=learned"
+                f"{name} in the file is not what config.model.positions='sincos' computes (MoCo v3's "
+                "released networks exchange rows and columns): read it with --config.model.positions=learned"
             )
+
     rows: dict[str, list[np.ndarray]] = {}
     for place in wanted:
-        rows.setdefault(place.ours, []).append(
-            place.reorder.ours(np.asarray(state[place.theirs], np.float32))
-        )
+        array = np.asarray(state[place.theirs], np.float32)
+        rows.setdefault(place.ours, []).append(place.reorder.ours(array))
     stacked = {place.ours for place in wanted if place.row >= 0}
     ours = {path: np.stack(arrays) if path in stacked else arrays[0] for path, arrays in rows.items()}
-    return unflatten_dict(flatten_dict(like, keep_empty_nodes=True, sep="/") | ours, sep="/")
+    flat = flatten_dict(like, keep_empty_nodes=True, sep="/")
+    return unflatten_dict(flat | ours, sep="/")
 
 
 def dump(tree: Pytree, family: Family) -> dict[str, np.ndarray]:
-    """Our tree as their state dict, float32."""
+    """Convert our tree to their state dict, in float32."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
-    state = {
-        place.theirs: place.reorder.theirs(flat[place.ours] if place.row < 0 else flat[place.ours][place.row])
-        for place in places(tree, family)
-    }
-    return {
-        name: np.ascontiguousarray(array) for name, array in {**state, **family.fixed}.items()
-    }  # safetensors #825
+    state = {}
+    for place in places(tree, family):
+        leaf = flat[place.ours]
+        array = leaf if place.row < 0 else leaf[place.row]
+        state[place.theirs] = place.reorder.theirs(array)
+    state.update(family.fixed)
+    # safetensors writes an array's memory as it is, which is wrong for a transposed one (safetensors #825).
+    return {name: np.ascontiguousarray(array) for name, array in state.items()}
 
 
 def _check_names(found: Arrays, wanted: Sequence[str]) -> None:
-    missing, left = [name for name in wanted if name not in found], sorted(set(found) - set(wanted))
-    cause = "config.model (name, distillation, ...) describes another network, or the names are those of another program"
+    missing = [name for name in wanted if name not in found]
+    left = sorted(set(found) - set(wanted))
+    cause = (
+        "config.model (name, distillation, ...) describes another network, or the names are those of another "
+        "program"
+    )
     if missing:
         near = difflib.get_close_matches(missing[0], left, 1, 0.5)
+        hint = f"; the nearest there is {near[0]!r}" if near else ""
         raise ValueError(
-            f"the file has no {missing[0]!r} ({len(missing)} of {len(wanted)} names are missing"
-            f"{f'; the nearest there is {near[0]!r}' if near else ''}): {cause}"
+            f"the file has no {missing[0]!r} ({len(missing)} of {len(wanted)} names are missing{hint}): "
+            f"{cause}"
         )
     if left:
         raise ValueError(f"{left[0]!r} of the file has no place here ({len(left)} such names): {cause}")
@@ -165,18 +189,19 @@ def _shape_error(place: Place, shape: tuple[int, ...], family: Family) -> str:
     text = f"{place.theirs} is {list(shape)} in the file and {list(place.shape)} here"
     if place.theirs.rpartition(".")[0] in family.heads.values() and shape[1:] == place.shape[1:]:
         return (
-            f"{text}: its head has {shape[0]} classes, this configuration {place.shape[0]}. Read it into a folder of its own with "
-            f"--config.data.num_classes={shape[0]} and start from that with init_from, which takes the encoder alone"
+            f"{text}: its head has {shape[0]} classes, this configuration {place.shape[0]}. Read it into a "
+            f"folder of its own with --config.data.num_classes={shape[0]} and start from that folder with "
+            "init_from, which takes only the encoder"
         )
     return f"{text}: config.model or config.data.image_size describes another network"
 
 
 def read(file: str) -> dict[str, np.ndarray]:
-    """The state dict in a .safetensors file, or in a .pth or .pt if PyTorch is installed.
+    """Read the state dict in a .safetensors file, or in a .pth or .pt file if PyTorch is installed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: of another kind, or the package that reads it is not installed.
+        ValueError: it is another kind of file, or the package that reads it is not installed.
     """
     path = Path(file)
     if not path.is_file():
@@ -193,15 +218,17 @@ def _pytorch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         import torch
     except ImportError as error:
         raise ValueError(
-            f"{path} is PyTorch's format, which PyTorch alone reads, and it is not installed. Where it is: python -c \"import torch, "
-            f"safetensors.torch as s; d = torch.load('{path.name}', map_location='cpu'); d = d.get('model', d); "
+            f"{path} is in PyTorch's format, which only PyTorch reads, and PyTorch is not installed. "
+            'Convert it where PyTorch is installed: python -c "import torch, safetensors.torch as s; '
+            f"d = torch.load('{path.name}', map_location='cpu'); d = d.get('model', d); "
             f"s.save_file({{k: v.contiguous() for k, v in d.items()}}, '{path.stem}.safetensors')\""
         ) from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than arrays, and reading it might run what is in it: save its state dict alone"
+            f"{path} holds more than arrays, and reading it could run code that is in it: save only its "
+            "state dict"
         ) from error
     for wrapper in ("model", "state_dict"):
         state = state.get(wrapper, state)
@@ -211,13 +238,13 @@ def _pytorch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def write(state: Arrays, file: str) -> None:
-    """Writes a state dict as .safetensors.
+    """Write a state dict as .safetensors.
 
     Raises:
-        ValueError: another ending, or safetensors is not installed.
+        ValueError: the file name ends otherwise, or safetensors is not installed.
     """
     if not file.endswith(".safetensors"):
-        raise ValueError(f"{file} does not end in .safetensors, the one format that is written")
+        raise ValueError(f"{file} does not end in .safetensors, the only format that can be written")
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     _safetensors().save_file(dict(state), file, metadata={"format": "pt"})
 

@@ -1,4 +1,4 @@
-"""Networks: the only room that knows Flax. `build` makes them from a configuration, `apply` uses them."""
+"""Networks. `build` makes them from a configuration, `apply` runs them. Only this package uses flax.linen."""
 
 from ssljax.models.apply import (
     activation,

@@ -1,8 +1,11 @@
-"""Plain networks: convolutions one after the other, then two full layers. AlexNet and VGG-16 as DeepCluster trains them.
+"""AlexNet and VGG-16 as DeepCluster trains them: a sequence of convolutions, then two fully connected layers.
 
-Batch normalisation behind every convolution (which keeps its bias), no local response normalisation, one AlexNet instead of two halves
-(facebookresearch/deepcluster, models/alexnet.py and vgg16.py). What comes out is the second full layer BEFORE its ReLU: k-means is better
-on it, and a head that wants the ReLU applies it.
+Batch normalisation follows every convolution, which keeps its bias. There is no local response
+normalisation, and AlexNet is one network instead of two halves (facebookresearch/deepcluster,
+models/alexnet.py and vgg16.py).
+
+The output is the second fully connected layer BEFORE its ReLU: k-means works better on it, and a head that
+needs the ReLU applies it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,16 @@ FULL = 4096
 
 
 class Conv(NamedTuple):
-    """One convolution: its name, channels, size, stride, padding, and the max-pool behind it (window, stride), (0, 0) for none."""
+    """One convolution.
+
+    Attributes:
+        name: of the layer.
+        features: channels of the output.
+        size: of the kernel.
+        stride: of rows and columns.
+        padding: on every side.
+        pool: window and stride of the max-pool after it; (0, 0) for none.
+    """
 
     name: str
     features: int
@@ -34,7 +46,12 @@ class Conv(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """A network: its convolutions, and whether dropout also stands before the first full layer."""
+    """The shape of a network.
+
+    Attributes:
+        convs: its convolutions.
+        drops_first: whether there is also dropout before the first fully connected layer.
+    """
 
     convs: tuple[Conv, ...]
     drops_first: bool
@@ -50,26 +67,32 @@ ALEXNET = Architecture(
     ),
     drops_first=True,
 )
-VGG16 = Architecture(
-    tuple(
-        Conv(f"conv{group}_{i}", features, pool=(2, 2) if i == count else (0, 0))
-        for group, (features, count) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1)
-        for i in range(1, count + 1)
-    ),
-    drops_first=False,
-)
+
+
+def _vgg(*groups: tuple[int, int]) -> Architecture:
+    """A VGG of groups (channels, number of convolutions), each followed by a max-pool."""
+    convs = []
+    for group, (features, count) in enumerate(groups, start=1):
+        for i in range(1, count + 1):
+            pool = (2, 2) if i == count else (0, 0)
+            convs.append(Conv(f"conv{group}_{i}", features, pool=pool))
+    return Architecture(tuple(convs), drops_first=False)
+
+
+VGG16 = _vgg((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 ARCHITECTURES = {"alexnet_bn": ALEXNET, "vgg16_bn": VGG16}
 
 
 class ConvNet(nn.Module):
-    """A network of a Architecture, without a classifier.
+    """A network with a given Architecture, without a classifier.
 
     Attributes:
         architecture: a value of ARCHITECTURES.
-        width: scales the channels and the full layers.
-        sobel: look at the gradients of the grey image instead of colours.
-        dropout: share of the full layers' inputs dropped while training; needs the key "dropout".
-        unbiased: see BatchNorm.
+        width: scales the channels and the fully connected layers.
+        sobel: replace the colours by the gradients of the grey image, see `sobel.py`.
+        dropout: share of the inputs of the fully connected layers that is dropped in training. Needs the rng
+            "dropout".
+        bn_momentum, bn_epsilon, unbiased: see BatchNorm.
         dtype: of the computation; parameters and running statistics are float32.
     """
 
@@ -84,37 +107,42 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Images `[B, H, W, C]` -> the second full layer before its ReLU `[B, 4096 width]`, float32.
+        """Images `[B, H, W, C]` -> fc7 before its ReLU `[B, 4096 width]`, float32.
 
-        What leaves the ReLU of each convolution, before the pool, is sown in the collection "intermediates" as `after_conv1`, ...; so is
-        `after_fc6`.
+        The activations after the ReLU of each convolution and before the pool are sown in the collection
+        "intermediates" as `after_conv1`, ..., and those of the first fully connected layer as `after_fc6`.
         """
-        x = sobel(x) if self.sobel else x
+        if self.sobel:
+            x = sobel(x)
         for layer in self.architecture.convs:
             x = along_batch(self._conv(layer, x, train=train))
             self.sow("intermediates", f"after_{layer.name}", x)
             if layer.pool[0]:
                 x = self._pool(layer, x)
-        full = partial(
-            nn.Dense, round(FULL * self.width), dtype=self.dtype, kernel_init=nn.initializers.normal(0.01)
-        )
+
+        width = round(FULL * self.width)
+        full = partial(nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
         drop = partial(nn.Dropout(self.dropout, name="dropout"), deterministic=not train)
+
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(full(name="fc6")(drop(x) if self.architecture.drops_first else x))
+        if self.architecture.drops_first:
+            x = drop(x)
+        x = nn.relu(full(name="fc6")(x))
         self.sow("intermediates", "after_fc6", x)
-        return full(name="fc7")(drop(x)).astype(jnp.float32)
+        x = full(name="fc7")(drop(x))
+        return x.astype(jnp.float32)
 
     def _conv(self, layer: Conv, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.Conv(
+        conv = nn.Conv(
             round(layer.features * self.width),
-            (layer.size,) * 2,
+            (layer.size, layer.size),
             layer.stride,
-            padding=((layer.padding,) * 2,) * 2,
+            padding=((layer.padding, layer.padding),) * 2,
             dtype=self.dtype,
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             conv_general_dilated=conv2d if jax.device_count() == 1 else None,
             name=layer.name,
-        )(x)
+        )
         norm = BatchNorm(
             self.bn_momentum,
             self.bn_epsilon,
@@ -122,13 +150,14 @@ class ConvNet(nn.Module):
             dtype=self.dtype,
             name=layer.name.replace("conv", "norm"),
         )
-        return nn.relu(norm(x, train=train))
+        return nn.relu(norm(conv(x), train=train))
 
     def _pool(self, layer: Conv, x: jax.Array) -> jax.Array:
         window, stride = layer.pool
         if min(x.shape[1:3]) < window:
             raise ValueError(
-                f"behind {layer.name} the image is {x.shape[1]}x{x.shape[2]}, smaller than the {window}x{window} pool: "
-                "config.data.image_size is too small for this network (AlexNet needs 63, VGG-16 32); use a ResNet"
+                f"after {layer.name} the image is {x.shape[1]}x{x.shape[2]}, smaller than the "
+                f"{window}x{window} pool: config.data.image_size is too small for this network "
+                "(AlexNet needs 63, VGG-16 32); increase it or use a ResNet"
             )
         return nn.max_pool(x, (window, window), (stride, stride))

@@ -1,4 +1,4 @@
-"""What is done with a network: initialise it, pass images through it in training and inference mode, look inside."""
+"""Using a network: initialise it, run it in training and inference mode, read its intermediate layers."""
 
 from __future__ import annotations
 
@@ -17,27 +17,47 @@ Pytree = Any
 
 
 def initialise_head(head: nn.Module, key: jax.Array, h: jax.Array) -> tuple[Pytree, Pytree, jax.Array]:
-    """Fresh parameters and running statistics of a head on features `h [2, D]`, and zeros shaped like its output."""
+    """Initialise a head on features `h [2, D]`.
+
+    Returns:
+        parameters, running statistics, and zeros shaped like the head's output.
+    """
     variables = head.init(key, h, train=False)
-    z = jax.eval_shape(lambda: head.apply(variables, h, train=False))
+    z = jax.eval_shape(lambda: _apply(head, variables, h, train=False))
     return variables["params"], variables.get("batch_stats", {}), jnp.zeros(z.shape, z.dtype)
 
 
 def unit_gains(params: Pytree) -> Pytree:
-    """Fresh parameters with every gain of a norm at 1, those that start a residual branch from zero too (zero_init_residual=False)."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.ones_like(leaf) if path[-1].key == "scale" else leaf, params
-    )
+    """`params` with the gains of all norms at 1.
+
+    This includes the gains that start a residual branch at zero (zero_init_residual=False).
+    """
+
+    def one(path: tuple, leaf: jax.Array) -> jax.Array:
+        return jnp.ones_like(leaf) if path[-1].key == "scale" else leaf
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def initialise(
     encoder: nn.Module, key: jax.Array, shape: tuple[int, int, int]
 ) -> tuple[Pytree, Pytree, jax.Array]:
-    """Fresh parameters and running statistics of a backbone for images [H, W, C], and zeros shaped like its features of two of them."""
+    """Initialise a backbone for images of `shape` [H, W, C].
+
+    Returns:
+        parameters, running statistics, and zeros shaped like the features of two images.
+    """
     image = jnp.zeros((2, *shape), jnp.float32)
     variables = encoder.init(key, image, train=False)
-    features = jax.eval_shape(lambda: encoder.apply(variables, image, train=False))
+    features = jax.eval_shape(lambda: _apply(encoder, variables, image, train=False))
     return variables["params"], variables.get("batch_stats", {}), jnp.zeros(features.shape, features.dtype)
+
+
+def _apply(net: nn.Module, variables: Pytree, x: jax.Array, **call: Any) -> jax.Array:
+    """`net.apply`, whose declared type also covers the changed variables that `mutable` asks for."""
+    y = net.apply(variables, x, **call)
+    assert not isinstance(y, tuple)
+    return y
 
 
 def forward(
@@ -48,30 +68,30 @@ def forward(
     *,
     groups: int = 1,
     key: jax.Array | None = None,
-    **call: bool,
+    **call: Any,
 ) -> tuple[jax.Array, Pytree]:
-    """A training pass, normalised by the batch's own statistics -> (output, the running statistics after it).
+    """Run the network in training mode, normalised by the statistics of the batch.
 
     Args:
         net: a backbone or a head.
         params: its parameters.
-        statistics: its running statistics; {} for a network that has none.
+        statistics: its running statistics; {} for a network without any.
         x: [B, ...].
-        groups: G > 1 normalises each of the G blocks of B / G neighbouring rows by itself, as G unsynchronised devices do; the running
-            statistics are the mean over the groups (MoCo's SplitBatchNorm). 1 is the whole, global batch.
-        key: for stochastic depth and dropout; not with groups.
-        call: what else the network takes: `tokens=True` for all tokens of a ViT.
+        groups: G > 1 normalises each of the G blocks of B / G neighbouring rows separately, as G
+            unsynchronised devices do. The running statistics are then the mean over the groups (MoCo's
+            SplitBatchNorm). 1 is the whole, global batch.
+        key: for stochastic depth and dropout; not used with groups.
+        call: further arguments of the network: `tokens=True` for all tokens of a ViT. Not used with groups.
+
+    Returns:
+        the output and the updated running statistics.
     """
     if groups > 1:
-        x, mesh = x.reshape(groups, -1, *x.shape[1:]), jax.sharding.get_abstract_mesh()
-        if not mesh.empty and groups % mesh.size == 0:
-            x = along_batch(x)  # whole groups on a device: their statistics need no exchange
-        with jax.sharding.use_abstract_mesh(
-            jax.sharding.AbstractMesh((), ())
-        ):  # inside, rows of one group are no batch to split
-            y, after = jax.vmap(lambda rows: forward(net, params, statistics, rows))(x)
-        return y.reshape(-1, *y.shape[2:]), jax.tree.map(lambda leaf: leaf.mean(0), after)
-    rngs = None if key is None else dict(zip(("drop_path", "dropout"), jax.random.split(key), strict=True))
+        return _forward_in_groups(net, params, statistics, x, groups)
+    rngs = None
+    if key is not None:
+        drop_path, dropout = jax.random.split(key)
+        rngs = {"drop_path": drop_path, "dropout": dropout}
     y, state = net.apply(
         {"params": params, "batch_stats": statistics},
         x,
@@ -83,21 +103,49 @@ def forward(
     return y, state.get("batch_stats", {})
 
 
+def _forward_in_groups(
+    net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, groups: int
+) -> tuple[jax.Array, Pytree]:
+    """`forward` for each of `groups` blocks of rows separately."""
+    x = x.reshape(groups, -1, *x.shape[1:])
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and groups % mesh.size == 0:
+        x = along_batch(x)  # each group lies on one device, so its statistics need no exchange
+
+    # Without a mesh, because the rows of one group are not a batch to shard.
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        y, after = jax.vmap(lambda rows: forward(net, params, statistics, rows))(x)
+    y = y.reshape(-1, *y.shape[2:])
+    return y, jax.tree.map(lambda leaf: leaf.mean(0), after)
+
+
 def logits(head: Pytree, h: jax.Array) -> jax.Array:
-    """What a LinearClassifier with these parameters says of features [B, D]: float32 [B, classes], as many as it was trained for."""
-    return LinearClassifier(head["dense"]["kernel"].shape[-1]).apply({"params": head}, h)
+    """Apply a LinearClassifier.
+
+    Args:
+        head: its parameters. They also tell the number of classes.
+        h: features [B, D].
+
+    Returns:
+        float32 [B, classes].
+    """
+    classes = head["dense"]["kernel"].shape[-1]
+    return _apply(LinearClassifier(classes), {"params": head}, h)
 
 
-def infer(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, **call: bool) -> jax.Array:
-    """A pass in inference mode: the running statistics, which stay as they are. `call` as in `forward`."""
-    return net.apply({"params": params, "batch_stats": statistics}, x, train=False, **call)
+def infer(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, **call: Any) -> jax.Array:
+    """Run the network in inference mode, normalised by the running statistics, which do not change.
+
+    The arguments are those of `forward`.
+    """
+    return _apply(net, {"params": params, "batch_stats": statistics}, x, train=False, **call)
 
 
 def tokens(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:
-    """All tokens of a vision transformer behind its last norm, the class token first: float32 `[B, N, D]`.
+    """All tokens of a vision transformer after its last norm, the class token first: float32 `[B, N, D]`.
 
     Raises:
-        ValueError: the network has none.
+        ValueError: the network is not a vision transformer.
     """
     return infer(_transformer(net), params, statistics, x, tokens=True)
 
@@ -105,7 +153,7 @@ def tokens(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> 
 def _transformer(net: nn.Module) -> ViT:
     if not isinstance(net, ViT):
         raise ValueError(
-            f"{type(net).__name__} is no vision transformer: it has neither tokens nor attention"
+            f"{type(net).__name__} is not a vision transformer: it has neither tokens nor attention"
         )
     return net
 
@@ -113,7 +161,11 @@ def _transformer(net: nn.Module) -> ViT:
 def resizable(
     net: nn.Module, image_size: int
 ) -> dict[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]]:
-    """Leaves that may have another shape in a run with images of another size: name -> (stored array, wanted shape) -> array."""
+    """The leaves whose shape depends on the image size, and how to resize them.
+
+    Returns:
+        for each leaf name a function from the stored array and the wanted shape to the resized array.
+    """
     if not isinstance(net, ViT):
         return {}
     side = image_size // net.patch
@@ -126,10 +178,13 @@ def resizable(
 
 
 def attention(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:
-    """Where the class token, and the distillation token if there is one, look in the last block: float32 `[B, heads, 1 or 2, N]`.
+    """Attention weights of the class token in the last block, and of the distillation token if there is one.
+
+    Returns:
+        float32 `[B, heads, 1 or 2, N]`.
 
     Raises:
-        ValueError: the network is no vision transformer.
+        ValueError: the network is not a vision transformer.
     """
     net = _transformer(net)
     _, found = net.apply(
@@ -142,20 +197,22 @@ def attention(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) 
 
 
 def activation(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array, layer: str) -> jax.Array:
-    """What a named layer gives in inference mode, e.g. "conv3" of an AlexNet or "group2" of a ResNet: float32 `[B, H, W, C]`.
+    """The output of a named layer in inference mode, e.g. "conv3" of an AlexNet or "group2" of a ResNet.
+
+    Returns:
+        float32 `[B, H, W, C]`.
 
     Raises:
-        ValueError: the network has no such layer; lists those it has.
+        ValueError: the network has no such layer; the message lists those it has.
     """
     _, state = net.apply(
         {"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"]
     )
-    sown = {
-        name: value[0] for name, value in state.get("intermediates", {}).items() if isinstance(value, tuple)
-    }
-    found = {
-        name.removeprefix("after_"): value for name, value in sown.items()
-    }  # a layer of parameters has the name without
+    # A layer is sown as "after_conv3", because its parameters already have the name "conv3".
+    found = {}
+    for name, value in state.get("intermediates", {}).items():
+        if isinstance(value, tuple):
+            found[name.removeprefix("after_")] = value[0]
     if layer not in found:
-        raise ValueError(f"this network has no layer {layer!r}; it names {', '.join(found)}")
+        raise ValueError(f"this network has no layer {layer!r}; its layers are {', '.join(found)}")
     return found[layer].astype(jnp.float32)

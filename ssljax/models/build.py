@@ -1,4 +1,4 @@
-"""Networks from a configuration: one table of backbones, and the heads on them."""
+"""Build networks from a configuration: one table of backbones, and the heads on them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, Res
 from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT
 from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
-# Kind and number of blocks of each group; a group is twice as wide as the one before.
-BACKBONES = {
+# Kind of block and number of blocks in each group; every group is twice as wide as the one before.
+BACKBONES: dict[str, tuple[type[Basic] | type[Bottleneck], tuple[int, ...]]] = {
     "resnet8": (Basic, (1, 1, 1)),  # three groups: small images on a CPU
     "resnet10": (Basic, (1, 1, 1, 1)),
     "resnet18": (Basic, (2, 2, 2, 2)),
@@ -32,45 +32,60 @@ def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 def backbone(model: ConfigDict) -> nn.Module:
-    """The backbone of `config.model`, a key of BACKBONES, ARCHITECTURES, TABLES or SIZES: images -> float32 features `[B, D]`.
+    """Build the backbone of `config.model`.
 
-    Its call is `net(images [B, H, W, C], *, train)`. `width` scales every layer of a ResNet or an AlexNet or VGG, the first included.
-    `shortcut="torchvision"` also brings PyTorch's unbiased running variance, which a RegNet always has, see BatchNorm. `sobel` puts
-    Sobel's filter before the first layer of a ResNet or an AlexNet or VGG; `drop_path` is the stochastic depth of a ViT or a RegNet.
+    Its call is `net(images [B, H, W, C], *, train)` and returns float32 features `[B, D]`.
+
+    Args:
+        model: `config.model`. `name` is a key of BACKBONES, ARCHITECTURES, TABLES or SIZES. `width` scales
+            every layer of a ResNet, AlexNet or VGG, including the first. `shortcut="torchvision"` also
+            selects PyTorch's unbiased running variance (see BatchNorm), which a RegNet always has. `sobel`
+            puts a Sobel filter before the first layer of a ResNet, AlexNet or VGG. `drop_path` is the rate
+            of stochastic depth of a ViT or a RegNet.
 
     Raises:
-        ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective kernels are asked of
-            basic blocks.
+        ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective
+            kernels are requested for basic blocks.
     """
     _one_of("name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SIZES))
     if model.name in SIZES:
         return _vit(model)
     if model.name in TABLES:
-        _one_of("remat", model.remat, REMAT)
-        return RegNet(
-            TABLES[model.name],
-            drop_path=model.drop_path,
-            remat=model.remat,
-            bn_momentum=model.bn_momentum,
-            bn_epsilon=model.bn_epsilon,
-            unbiased=True,
-            dtype=jnp.dtype(model.dtype),
-        )
+        return _regnet(model)
     if model.name in ARCHITECTURES:
         return ConvNet(ARCHITECTURES[model.name], model.width, model.sobel, model.dropout, **_norm(model))
+    return _resnet(model)
+
+
+def _regnet(model: ConfigDict) -> RegNet:
+    _one_of("remat", model.remat, REMAT)
+    return RegNet(
+        TABLES[model.name],
+        drop_path=model.drop_path,
+        remat=model.remat,
+        bn_momentum=model.bn_momentum,
+        bn_epsilon=model.bn_epsilon,
+        unbiased=True,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def _resnet(model: ConfigDict) -> ResNet:
     _one_of("stem", model.stem, STEMS)
     _one_of("shortcut", model.shortcut, SHORTCUTS)
     _one_of("remat", model.remat, REMAT)
     block, layers = BACKBONES[model.name]
     if model.sk_ratio > 0 and block is Basic:
         raise ValueError(
-            f"config.model.sk_ratio is {model.sk_ratio}, but {model.name} has basic blocks and selective kernels replace the "
-            "3x3 convolution of a bottleneck: set sk_ratio to 0, or name to resnet50, resnet101, resnet152 or resnet200"
+            f"config.model.sk_ratio is {model.sk_ratio}, but {model.name} has basic blocks and selective "
+            "kernels replace the 3x3 convolution of a bottleneck: set sk_ratio to 0, or name to resnet50, "
+            "resnet101, resnet152 or resnet200"
         )
     base = round(64 * model.width)
     if base < 2:
         raise ValueError(
-            f"config.model.width is {model.width}, which leaves {base} channels in the stem: 64 * width must be 2 or more"
+            f"config.model.width is {model.width}, which leaves {base} channels in the stem: "
+            "64 * width must be 2 or more"
         )
     return ResNet(
         block,
@@ -109,7 +124,7 @@ def _vit(model: ConfigDict) -> ViT:
 
 
 def draws(model: ConfigDict) -> bool:
-    """Whether a training pass of this backbone draws at random: stochastic depth or dropout is on."""
+    """Whether this backbone needs a random key in training, for stochastic depth or dropout."""
     if model.name in SIZES:
         return model.drop_path > 0 or model.dropout > 0
     if model.name in TABLES:
@@ -118,7 +133,7 @@ def draws(model: ConfigDict) -> bool:
 
 
 def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:
-    """SimCLR's projector of `config.head` on the backbone of `config.model`, whose norms and dtype it shares."""
+    """Build SimCLR's projector of `config.head`, with the norms and the dtype of `config.model`."""
     return MLP(
         head.layers,
         head.hidden,
@@ -134,7 +149,9 @@ def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:
 
 
 def mlp(head: ConfigDict, model: ConfigDict, dim: int) -> MLP:
-    """A projector or predictor of MoCo or BYOL with `dim` outputs; norms and dtype are those of `config.model`.
+    """Build a projector or predictor of MoCo or BYOL with `dim` outputs.
+
+    Norms and dtype are those of `config.model`.
 
     Raises:
         ValueError: `head.scheme` is unknown.

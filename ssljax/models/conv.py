@@ -1,15 +1,25 @@
-"""A convolution that is quick on a CPU too: elsewhere XLA's own, on CPUs the quickest form we know for its shape, equal but for rounding.
+"""A convolution that is fast on CPUs too.
 
-    3x3, stride 1, 32 channels or more     Winograd's F(2x2, 3x3): 4 of 9 multiplications (Lavin & Gray, arXiv 1509.09308); float32 only
+On other devices it is XLA's own convolution. On a CPU it is the fastest form that we know for its shape,
+equal to XLA's up to rounding:
+
+    3x3, stride 1, at least 32 channels    Winograd's F(2x2, 3x3): 4 of 9 multiplications (Lavin & Gray,
+                                           arXiv 1509.09308); float32 only
     1x1                                    a matrix product
     depthwise                              shifted multiply-adds
-    grouped                                some groups at a time, as one of the others with zeros between the groups
-    up to 16 features, stride 1            one matrix product for all taps, then shifted sums; so are strided input gradients
-    others                                 XLA's forward; kernel gradients from patches, a few images at a time
+    grouped                                several groups at a time, as one of the other forms with zeros
+                                           between the groups
+    few features, stride 1                 one matrix product for all taps, then shifted sums; up to 16
+                                           features for a 3x3 kernel
+    others                                 XLA's forward pass, an input gradient of shifted sums where there
+                                           are strides, a kernel gradient from patches of a few images
 
-XLA's CPU back end is slow at the gradient of a narrow convolution with respect to its kernel, at that of a strided one with respect to
-its input, and at all that is grouped: seconds where milliseconds do. The sums before and after Winograd's products are of four numbers at
-most, with weights 1 and 1/2, so that it rounds like the direct sum; F(4x4, 3x3), which multiplies less, loses digits.
+XLA's CPU backend is slow at three things: the kernel gradient of a narrow convolution, the input gradient
+of a strided one, and everything that is grouped. It takes seconds where milliseconds are enough.
+
+The sums before and after Winograd's products have at most three terms along each axis, with weights of
+magnitude 1 and 1/2, so the result rounds like the direct sum. F(4x4, 3x3) needs fewer multiplications but
+loses digits.
 """
 
 from __future__ import annotations
@@ -24,9 +34,14 @@ import jax.numpy as jnp
 from jax import lax
 
 Padding = tuple[tuple[int, int], ...]
-PIXELS = 2048  # of the smaller image at a time: what is made of them stays in the cache
-WIDE = 32  # channels from which Winograd's pays
-NARROW = 9 * 16  # taps times features up to which shifted products pay
+Size = tuple[int, ...]  # rows and columns
+Grid = Sequence[Sequence[jax.Array]]
+
+PIXELS = (
+    2048  # how many pixels of the smaller image to work on at a time, so that intermediates stay in the cache
+)
+WIDE = 32  # Winograd's form pays off from this many channels
+NARROW = 9 * 16  # shifted products pay off up to this many taps times features
 
 
 def conv2d(
@@ -38,10 +53,21 @@ def conv2d(
     feature_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
-    """`[B, H, W, C]` with `kernel [h, w, C / groups, D]` -> `[B, H', W', D]`; the `conv_general_dilated` of a `flax.linen.Conv`.
+    """Convolve; this is the `conv_general_dilated` of a `flax.linen.Conv`.
 
-    The other `options` of that argument are the defaults (no dilation). The choice falls when the program is lowered, so that compiling
-    for a TPU on a CPU is right. Reverse-mode differentiation only.
+    The form is chosen when the program is lowered, so compiling for a TPU on a CPU gives the TPU's form. Only
+    reverse-mode differentiation works.
+
+    Args:
+        x: `[B, H, W, C]`.
+        kernel: `[h, w, C / groups, D]`.
+        strides: of rows and columns.
+        padding: before and after the rows, before and after the columns.
+        feature_group_count: number of groups.
+        options: the other arguments that Flax passes; they must be its defaults (no dilation).
+
+    Returns:
+        `[B, H', W', D]`.
     """
     del options
     return _conv2d(x, kernel, tuple(strides), tuple(map(tuple, padding)), feature_group_count)
@@ -62,13 +88,13 @@ def _conv2d(
     def by_hand(x: jax.Array, kernel: jax.Array) -> jax.Array:
         if _suits_winograd(x, kernel, strides, padding, groups):
             return _winograd(x, kernel, padding)
-        if form := _composed(kernel, padding, groups):
+        form = _composed(kernel, padding, groups)
+        if form:
             return form(x, kernel, strides, padding, groups)
         return _dense(x, kernel, strides, padding)
 
-    return lax.platform_dependent(
-        x, kernel, cpu=by_hand, default=partial(_xla, strides=strides, padding=padding, groups=groups)
-    )
+    xla = partial(_xla, strides=strides, padding=padding, groups=groups)
+    return lax.platform_dependent(x, kernel, cpu=by_hand, default=xla)
 
 
 def _forward(
@@ -81,16 +107,18 @@ def _backward(
     strides: tuple[int, int], padding: Padding, groups: int, saved: tuple, grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def automatic(form: Any, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda x, kernel: form(x, kernel, strides, padding, groups), x, kernel)[1](grad)
+        _, vjp = jax.vjp(lambda x, kernel: form(x, kernel, strides, padding, groups), x, kernel)
+        return vjp(grad)
 
     def by_hand(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
         if _suits_winograd(x, kernel, strides, padding, groups):
-            return _winograd(grad, kernel, _around(kernel, padding), flipped=True), _winograd_kernel_gradient(
-                x, grad, padding
-            )
+            grad_x = _winograd(grad, kernel, _around(kernel, padding), flipped=True)
+            return grad_x, _winograd_kernel_gradient(x, grad, padding)
+
         form = _composed(kernel, padding, groups)
         if groups > 1:
             return automatic(form, x, kernel, grad)
+
         if form:
             grad_x, _ = automatic(form, x, kernel, grad)
         elif strides == (1, 1):
@@ -106,121 +134,140 @@ _conv2d.defvjp(_forward, _backward)
 
 
 def _dense(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> jax.Array:
-    """XLA's, or with few features the sums of shifted products: the input gradient of the convolution that has this one for its own."""
+    """XLA's convolution, or with few features the sums of shifted products.
+
+    The latter is written as an input gradient: that of the convolution whose input gradient is this one.
+    """
     if strides != (1, 1) or math.prod(kernel.shape[:2]) * kernel.shape[-1] > NARROW:
         return _xla(x, kernel, strides, padding)
-    size = tuple(x.shape[1 + axis] + sum(padding[axis]) - kernel.shape[axis] + 1 for axis in range(2))
+    size = _output_size(x, kernel.shape[:2], strides, padding)
     return _input_gradient(_reversed(kernel), x, size, strides, _around(kernel, padding))
 
 
 def _reversed(kernel: jax.Array) -> jax.Array:
-    """`[h, w, C, D] -> [h, w, D, C]`, read backwards: the kernel of the input gradient."""
+    """The kernel of the input gradient: `[h, w, C, D] -> [h, w, D, C]`, both axes reversed."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
 def _around(kernel: jax.Array, padding: Padding) -> Padding:
-    """The padding of the input gradient, without strides."""
+    """The padding of the input gradient of a convolution without strides."""
     return tuple(
         (extent - 1 - before, extent - 1 - after)
         for extent, (before, after) in zip(kernel.shape[:2], padding, strict=True)
     )
 
 
+def _output_size(x: jax.Array, size: Size, strides: tuple[int, int], padding: Padding) -> Size:
+    """Rows and columns that a kernel of `size` makes of `x`."""
+    return tuple(
+        (length + before + after - extent) // stride + 1
+        for length, extent, stride, (before, after) in zip(x.shape[1:3], size, strides, padding, strict=True)
+    )
+
+
 def _input_gradient(
-    kernel: jax.Array, grad: jax.Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding
+    kernel: jax.Array, grad: jax.Array, size: Size, strides: tuple[int, int], padding: Padding
 ) -> jax.Array:
     """The input gradient `[B, *size, C]`: the products of all taps at once, then their sums.
 
-    XLA spreads `grad` with zeros between its pixels and convolves those too. Pixel s q + r of the input meets tap t of output pixel
-    q + a where s a = r + before - t: so each of the s x s phases r is a sum of shifted products.
+    XLA puts zeros between the pixels of `grad` and convolves those too. Pixel s q + r of the input meets
+    tap t of output pixel q + a where s a = r + before - t, so each of the s x s phases r is a sum of shifted
+    products.
     """
-    (*extent, channels, features), dtype = kernel.shape, grad.dtype
-    rows, columns = (
-        _phases(*axis) for axis in zip(size, grad.shape[1:3], extent, strides, padding, strict=True)
-    )
-    pads = rows.pads, columns.pads
+    *extent, channels, features = kernel.shape
+    axes = zip(size, grad.shape[1:3], extent, strides, padding, strict=True)
+    rows, columns = (_phases(*axis) for axis in axes)
+    pads = (rows.pads, columns.pads)
     matrix = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
 
-    def some(grad: jax.Array) -> jax.Array:
-        if strides == (1, 1):  # pads the smaller: worth a few products too many unless the map is small
+    def gradient(grad: jax.Array) -> jax.Array:
+        # Without strides pad `grad`, which is smaller than its products: worth a few products of zeros.
+        if strides == (1, 1):
             grad = _pad(grad, pads)
-        y = jnp.matmul(grad, matrix, preferred_element_type=jnp.float32).reshape(
-            *grad.shape[:3], *extent, channels
-        )
+        y = jnp.matmul(grad, matrix, preferred_element_type=jnp.float32)
+        y = y.reshape(*grad.shape[:3], *extent, channels)
         if strides != (1, 1):
             y = _pad(y, pads)
-        nothing = jnp.zeros((y.shape[0], rows.count, columns.count, channels), y.dtype)
-        phases = [
-            [
-                sum(
-                    (
-                        y[:, a : a + rows.count, b : b + columns.count, t, u]
-                        for t, a in row
-                        for u, b in column
-                    ),
-                    start=nothing,
-                )
-                for column in columns.taps
-            ]
-            for row in rows.taps
-        ]
-        y = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2).astype(
-            dtype
-        )  # [n, q, r, q', r', C]
-        return y.reshape(y.shape[0], y.shape[1] * strides[0], -1, channels)[:, : size[0], : size[1]]
 
-    return _in_chunks(some, _images(grad), grad)
+        zeros = jnp.zeros((y.shape[0], rows.length, columns.length, channels), y.dtype)
+
+        def phase(row_taps: Taps, column_taps: Taps) -> jax.Array:
+            total = zeros
+            for t, a in row_taps:
+                for u, b in column_taps:
+                    total = total + y[:, a : a + rows.length, b : b + columns.length, t, u]
+            return total
+
+        phases = [[phase(row, column) for column in columns.taps] for row in rows.taps]
+        whole = _interleaved(phases).astype(grad.dtype)
+        whole = whole.reshape(whole.shape[0], whole.shape[1] * strides[0], -1, channels)
+        return whole[:, : size[0], : size[1]]
+
+    return _in_chunks(gradient, _images(grad), grad)
+
+
+Taps = list[tuple[int, int]]
 
 
 class Phases(NamedTuple):
-    """Along one axis: how `grad` is padded, the length of a phase, and of each phase its taps with the first padded pixel they meet."""
+    """The phases of an input gradient along one axis.
+
+    Attributes:
+        pads: padding of `grad`, before and after.
+        length: pixels in a phase.
+        taps: for each phase its taps, each with the first padded pixel that it meets.
+    """
 
     pads: tuple[int, int]
-    count: int
-    taps: list[list[tuple[int, int]]]
+    length: int
+    taps: list[Taps]
 
 
-def _phases(length: int, out: int, extent: int, stride: int, padding: tuple[int, int]) -> Phases:
-    before, count = padding[0], -(-length // stride)
-    first, last = (before - extent) // stride + 1, (stride - 1 + before) // stride  # of all a with a tap
+def _phases(size: int, out: int, extent: int, stride: int, padding: tuple[int, int]) -> Phases:
+    before, _ = padding
+    length = -(-size // stride)
+    first = (before - extent) // stride + 1  # the smallest and the largest `a` that have a tap
+    last = (stride - 1 + before) // stride
     taps = [
         [(t, (r + before - t) // stride - first) for t in range(extent) if (r + before - t) % stride == 0]
         for r in range(stride)
     ]
-    return Phases((-first, count - 1 + last - (out - 1)), count, taps)
+    return Phases((-first, length - 1 + last - (out - 1)), length, taps)
+
+
+def _interleaved(grid: Grid) -> jax.Array:
+    """The arrays `[n, h, w, D]` of a grid of R x S as one array `[n, h, R, w, S, D]`."""
+    return jnp.stack([jnp.stack(row, axis=3) for row in grid], axis=2)
 
 
 def _kernel_gradient(
-    x: jax.Array, grad: jax.Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding
+    x: jax.Array, grad: jax.Array, size: Size, strides: tuple[int, int], padding: Padding
 ) -> jax.Array:
-    """Output gradient times patches, a few images at a time, summed in float32: `[h, w, C, D]`."""
-    channels, features = x.shape[-1], grad.shape[-1]
+    """The output gradient times patches, a few images at a time, summed in float32: `[h, w, C, D]`."""
+    channels = x.shape[-1]
+    features = grad.shape[-1]
 
     def product(x: jax.Array, grad: jax.Array) -> jax.Array:
-        patches = jnp.concatenate(
-            [tap for _, _, tap in _taps(x, size, strides, padding)], axis=-1
-        )  # [n, H', W', h*w*C]
-        # The long side is the matrix product's columns: quicker than its transpose.
-        return jnp.matmul(
-            grad.reshape(-1, features).T,
-            patches.reshape(-1, patches.shape[-1]),
-            preferred_element_type=jnp.float32,
-        )
+        taps = [tap for _, _, tap in _taps(x, size, strides, padding)]
+        patches = jnp.concatenate(taps, axis=-1)  # [n, H', W', h * w * C]
+        # The long side is the columns of the matrix product: faster than its transpose.
+        grads = grad.reshape(-1, features).T
+        patches = patches.reshape(-1, patches.shape[-1])
+        return jnp.matmul(grads, patches, preferred_element_type=jnp.float32)
 
-    return _summed(product, x, grad).T.reshape(*size, channels, features).astype(x.dtype)
+    total = _summed(product, x, grad)
+    return total.T.reshape(*size, channels, features).astype(x.dtype)
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:
-    """Rows and columns, the second and third axis of `x`; a negative padding cuts."""
-    return lax.pad(
-        x,
-        jnp.zeros((), x.dtype),
-        ((0, 0, 0), *((*pair, 0) for pair in padding), *((0, 0, 0),) * (x.ndim - 3)),
-    )
+    """`x` with zeros around its rows and columns, the second and third axis; a negative padding crops."""
+    untouched = (0, 0, 0)
+    rows, columns = ((before, after, 0) for before, after in padding)
+    return lax.pad(x, jnp.zeros((), x.dtype), (untouched, rows, columns, *(untouched,) * (x.ndim - 3)))
 
 
 def _images(x: jax.Array) -> int:
-    """The largest divisor of the batch with up to PIXELS pixels, at least 1: so many images at a time."""
+    """How many images to work on at a time: the largest divisor of the batch within PIXELS pixels, or 1."""
     most = PIXELS // math.prod(x.shape[1:3])
     return max(n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and (n == 1 or n <= most))
 
@@ -229,28 +276,37 @@ def _chunks(x: jax.Array, n: int) -> jax.Array:
     return x.reshape(-1, n, *x.shape[1:])
 
 
-def _in_chunks(some: Callable[[jax.Array], jax.Array], n: int, x: jax.Array) -> jax.Array:
-    """`some` of `n` images at a time."""
+def _in_chunks(function: Callable[[jax.Array], jax.Array], n: int, x: jax.Array) -> jax.Array:
+    """`function(x)`, computed for `n` images at a time."""
     if n == x.shape[0]:
-        return some(x)
-    y = lax.map(some, _chunks(x, n))
+        return function(x)
+    y = lax.map(function, _chunks(x, n))
     return y.reshape(-1, *y.shape[2:])
 
 
-def _summed(some: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, grad: jax.Array) -> jax.Array:
-    """The sum in float32 of `some` of a few images at a time."""
+def _summed(
+    function: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, grad: jax.Array
+) -> jax.Array:
+    """`function(x, grad)` of a few images at a time, summed in float32."""
     n = _images(grad)
-    zeros = jnp.zeros(jax.eval_shape(some, x[:n], grad[:n]).shape, jnp.float32)
-    return lax.scan(
-        lambda total, chunk: (total + some(*chunk), None), zeros, (_chunks(x, n), _chunks(grad, n))
-    )[0]
+    shape = jax.eval_shape(function, x[:n], grad[:n]).shape
+
+    def add(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + function(*chunk), None
+
+    total, _ = lax.scan(add, jnp.zeros(shape, jnp.float32), (_chunks(x, n), _chunks(grad, n)))
+    return total
 
 
 def _composed(kernel: jax.Array, padding: Padding, groups: int) -> Callable[..., jax.Array] | None:
-    """The form that is made of other operations, if the shape has one; all its gradients but `_pointwise`'s to the kernel are quick."""
+    """The form that is made of other operations, if this shape has one.
+
+    Automatic differentiation of it is fast, except for `_pointwise` with respect to the kernel.
+    """
     if groups > 1:
         return _depthwise if kernel.shape[2] == 1 else _grouped
-    return _pointwise if kernel.shape[:2] == (1, 1) and not any(map(any, padding)) else None
+    padded = any(map(any, padding))
+    return _pointwise if kernel.shape[:2] == (1, 1) and not padded else None
 
 
 def _pointwise(
@@ -263,138 +319,146 @@ def _pointwise(
 def _depthwise(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int
 ) -> jax.Array:
-    x = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)  # several outputs of a channel lie side by side
-    return reduce(
-        jnp.add,
-        (tap * kernel[i : i + 1, j : j + 1] for i, j, tap in _taps(x, kernel.shape[:2], strides, padding)),
-    )
+    x = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)  # the outputs of a channel lie side by side
+    taps = _taps(x, kernel.shape[:2], strides, padding)
+    return reduce(jnp.add, (tap * kernel[i : i + 1, j : j + 1] for i, j, tap in taps))
 
 
 def _grouped(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int
 ) -> jax.Array:
-    """Convolutions of neighbouring groups together, up to WIDE channels at a time; the zeros between groups cost less than narrow ones."""
+    """Neighbouring groups in one convolution of up to WIDE channels.
+
+    The zeros between the groups cost less than narrow convolutions do.
+    """
     *size, narrow, features = kernel.shape
     together = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * narrow <= WIDE))
     parts = groups // together
+
+    # [part, h, w, group * C, group * D]: block-diagonal in the groups of a part.
     kernel = kernel.reshape(*size, narrow, parts, together, features // groups)
     diagonal = jnp.eye(together, dtype=kernel.dtype)
-    kernel = jnp.einsum("hwcpgd,fg->phwfcgd", kernel, diagonal).reshape(
-        parts, *size, together * narrow, features // parts
-    )
-    return jnp.concatenate(
-        [
-            _conv2d(part, kernel[i], strides, padding, 1)
-            for i, part in enumerate(jnp.split(x, parts, axis=-1))
-        ],
-        axis=-1,
-    )
+    kernel = jnp.einsum("hwcpgd,fg->phwfcgd", kernel, diagonal)
+    kernel = kernel.reshape(parts, *size, together * narrow, features // parts)
+
+    outputs = [
+        _conv2d(part, kernel[i], strides, padding, 1) for i, part in enumerate(jnp.split(x, parts, axis=-1))
+    ]
+    return jnp.concatenate(outputs, axis=-1)
 
 
 def _taps(
-    x: jax.Array, size: tuple[int, int], strides: tuple[int, int], padding: Padding
+    x: jax.Array, size: Size, strides: tuple[int, int], padding: Padding
 ) -> Iterator[tuple[int, int, jax.Array]]:
-    """What every tap `i, j` of a kernel meets: `[B, H', W', C]`."""
+    """For every tap `i, j` of a kernel, the pixels that it meets: `[B, H', W', C]`."""
+    rows, columns = _output_size(x, size, strides, padding)
+    down, across = strides
     x = _pad(x, padding)
-    rows, columns = ((x.shape[1 + axis] - size[axis]) // strides[axis] + 1 for axis in range(2))
     for i in range(size[0]):
         for j in range(size[1]):
-            yield (
-                i,
-                j,
-                x[
-                    :,
-                    i : i + (rows - 1) * strides[0] + 1 : strides[0],
-                    j : j + (columns - 1) * strides[1] + 1 : strides[1],
-                ],
-            )
+            met_rows = slice(i, i + (rows - 1) * down + 1, down)
+            met_columns = slice(j, j + (columns - 1) * across + 1, across)
+            yield i, j, x[:, met_rows, met_columns]
 
 
-# Winograd's: with d 4x4 pixels of the input and g the kernel, 2x2 pixels of the output are OUT (KERNEL g KERNEL' * IN d IN') OUT'.
+# Winograd's form. With 4x4 pixels d of the input and the kernel g, 2x2 pixels of the output are
+# OUT (KERNEL g KERNEL' * IN d IN') OUT'.
 IN = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 OUT = ((1, 1, 1, 0), (0, 1, -1, -1))
-FLIPPED = (3, 1, 2, 0)  # rows of KERNEL for a kernel read backwards
-
-Grid = Sequence[Sequence[jax.Array]]
+FLIPPED = (3, 1, 2, 0)  # the rows of KERNEL for a reversed kernel
 
 
 def _suits_winograd(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding, groups: int
 ) -> bool:
-    """Its sums before and after the products cost more than they save where there are few channels."""
-    usual = (
-        kernel.shape[:2] == (3, 3)
-        and strides == (1, 1)
-        and groups == 1
-        and all(0 <= p <= 2 for pair in padding for p in pair)
-    )
-    return usual and min(kernel.shape[2:]) >= WIDE and x.dtype == jnp.float32
+    """Whether Winograd's form applies and pays off: with few channels its sums cost more than it saves."""
+    usual = kernel.shape[:2] == (3, 3) and strides == (1, 1) and groups == 1
+    padded_by_two_at_most = all(0 <= p <= 2 for pair in padding for p in pair)
+    wide = min(kernel.shape[2:]) >= WIDE
+    return usual and padded_by_two_at_most and wide and x.dtype == jnp.float32
 
 
 def _winograd(x: jax.Array, kernel: jax.Array, padding: Padding, *, flipped: bool = False) -> jax.Array:
-    """`[B, H, W, C]` with `[3, 3, C, D]` -> `[B, H', W', D]`; `flipped`, with `[3, 3, D, C]` read backwards: the input gradient."""
-    rows, columns = (x.shape[1 + axis] + sum(padding[axis]) - 2 for axis in range(2))
+    """`[B, H, W, C]` with `[3, 3, C, D]` -> `[B, H', W', D]`.
+
+    `flipped` takes a kernel `[3, 3, D, C]` and reverses it: the input gradient.
+    """
+    rows, columns = _output_size(x, (3, 3), (1, 1), padding)
     order = FLIPPED if flipped else range(4)
+    channels = 1 if flipped else 0  # the axis of the kernel that meets the channels of `x`
     sums = _sandwich(KERNEL, kernel)
     kernels = [sums[i][j] for i in order for j in order]
 
-    def some(x: jax.Array) -> jax.Array:
+    def convolved(x: jax.Array) -> jax.Array:
         products = [
-            lax.dot_general(tile, kernel, (((3,), (1 if flipped else 0,)), ((), ())))
+            lax.dot_general(tile, kernel, (((3,), (channels,)), ((), ())))
             for tile, kernel in zip(_input_tiles(x, padding), kernels, strict=True)
         ]
-        y = _sandwich(OUT, [products[i : i + 4] for i in range(0, 16, 4)])
-        y = jnp.stack([jnp.stack(row, axis=3) for row in y], axis=2)  # [n, h, 2, w, 2, D]
-        return y.reshape(y.shape[0], 2 * y.shape[1], 2 * y.shape[3], -1)[:, :rows, :columns]
+        squares = _sandwich(OUT, [products[i : i + 4] for i in range(0, 16, 4)])
+        y = _interleaved(squares)
+        y = y.reshape(y.shape[0], 2 * y.shape[1], 2 * y.shape[3], -1)
+        return y[:, :rows, :columns]
 
-    return _in_chunks(some, _images(x), x)
+    return _in_chunks(convolved, _images(x), x)
 
 
 def _winograd_kernel_gradient(x: jax.Array, grad: jax.Array, padding: Padding) -> jax.Array:
     """`[3, 3, C, D]`: the transpose of `_winograd` with respect to its kernel."""
 
-    def some(x: jax.Array, grad: jax.Array) -> jax.Array:
+    def products(x: jax.Array, grad: jax.Array) -> jax.Array:
         n, rows, columns, features = grad.shape
         grad = _pad(grad, ((0, rows % 2), (0, columns % 2)))
         grad = grad.reshape(n, grad.shape[1] // 2, 2, grad.shape[2] // 2, 2, features)
-        outputs = _sandwich(_transposed(OUT), [[grad[:, :, i, :, j] for j in range(2)] for i in range(2)])
-        tiles = jnp.stack(_input_tiles(x, padding)).reshape(16, -1, x.shape[-1])
-        return jnp.einsum("ktc,ktd->kcd", tiles, jnp.stack(sum(outputs, [])).reshape(16, -1, features))
+        squares = [[grad[:, :, i, :, j] for j in range(2)] for i in range(2)]
+        outputs = _sandwich(_transposed(OUT), squares)
 
-    total = _summed(some, x, grad)
-    return jnp.stack(
-        [jnp.stack(row) for row in _sandwich(_transposed(KERNEL), total.reshape(4, 4, *total.shape[1:]))]
-    )
+        tiles = jnp.stack(_input_tiles(x, padding)).reshape(16, -1, x.shape[-1])
+        grads = jnp.stack(sum(outputs, [])).reshape(16, -1, features)
+        return jnp.einsum("ktc,ktd->kcd", tiles, grads)
+
+    total = _summed(products, x, grad)
+    total = total.reshape(4, 4, *total.shape[1:])
+    kernel = _sandwich(_transposed(KERNEL), total)
+    return jnp.stack([jnp.stack(row) for row in kernel])
 
 
 def _input_tiles(x: jax.Array, padding: Padding) -> list[jax.Array]:
     """IN d IN' of overlapping 4x4 squares two pixels apart: sixteen `[B, h, w, C]`."""
-    rows, columns = (-(-(x.shape[1 + axis] + sum(padding[axis]) - 2) // 2) for axis in range(2))
+    sizes = _output_size(x, (3, 3), (1, 1), padding)
+    rows, columns = (-(-size // 2) for size in sizes)  # of squares
+
+    # Pad to whole squares.
     height, width = (
         (padding[axis][0], 2 * tiles + 2 - x.shape[1 + axis] - padding[axis][0])
         for axis, tiles in enumerate((rows, columns))
     )
     x = _pad(x, (height, width))
     x = x.reshape(x.shape[0], rows + 1, 2, columns + 1, 2, -1)
-    tiles = [
-        [x[:, i // 2 : i // 2 + rows, i % 2, j // 2 : j // 2 + columns, j % 2] for j in range(4)]
-        for i in range(4)
-    ]
-    return sum(_sandwich(IN, tiles), [])
+
+    def tap(i: int, j: int) -> jax.Array:
+        first_row = i // 2
+        first_column = j // 2
+        return x[:, first_row : first_row + rows, i % 2, first_column : first_column + columns, j % 2]
+
+    squares = [[tap(i, j) for j in range(4)] for i in range(4)]
+    return sum(_sandwich(IN, squares), [])
 
 
 def _sandwich(matrix: tuple[tuple[float, ...], ...], grid: Grid | jax.Array) -> list[list[jax.Array]]:
     """`matrix grid matrix'`, where the elements of `grid` are arrays."""
 
     def times(column: Sequence[jax.Array]) -> list[jax.Array]:
-        weighted = (
-            [x if weight == 1 else weight * x for weight, x in zip(row, column, strict=True) if weight]
-            for row in matrix
-        )
-        return [reduce(jnp.add, terms) for terms in weighted]
+        sums = []
+        for row in matrix:
+            terms = [
+                x if weight == 1 else weight * x for weight, x in zip(row, column, strict=True) if weight
+            ]
+            sums.append(reduce(jnp.add, terms))
+        return sums
 
-    return [times(row) for row in zip(*(times(column) for column in zip(*grid, strict=True)), strict=True)]
+    columns = [times(column) for column in zip(*grid, strict=True)]
+    return [times(row) for row in zip(*columns, strict=True)]
 
 
 def _transposed(matrix: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:

@@ -1,4 +1,4 @@
-"""What stands on a backbone: the multi-layer perceptrons that are projectors and predictors, and a linear classifier."""
+"""Heads on a backbone: multi-layer perceptrons as projectors and predictors, and a linear classifier."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from flax import linen as nn
 
 from ssljax.models.norm import BatchNorm
 
-# What the papers' code starts a linear layer from: PyTorch's U(+-1/sqrt(fan_in)), Haiku's normal of 1/sqrt(fan_in) cut at two sigma, and
-# SimCLR's N(0, 0.01^2).
+# Initialisations of a linear layer in the papers' code: PyTorch's U(+-1/sqrt(fan_in)), Haiku's normal of
+# 1/sqrt(fan_in) truncated at two sigma, and SimCLR's N(0, 0.01^2).
 SCHEMES = {
     "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     "truncated_normal": nn.initializers.lecun_normal(),
@@ -18,7 +18,7 @@ SCHEMES = {
 
 
 class MLP(nn.Module):
-    """Dense - (BN) - ReLU a hidden layer, then Dense - (BN without offset).
+    """Dense - (BN) - ReLU per hidden layer, then Dense - (BN without offset).
 
                             layers  hidden_bias  last_bias  norm   last_norm
         SimCLR              1 to 3  False        False      True   True, with a gain
@@ -27,18 +27,18 @@ class MLP(nn.Module):
         MoCo v3             2 or 3  False        False      True   True, but not in the predictor on a ResNet
         BYOL                2       True         False      True   False
 
-    SimCLR's norms are not in the paper but in its code (google-research/simclr, tf2/model.py); one layer is the paper's linear head, two
-    its non-linear one, three SimCLRv2's.
+    SimCLR's norms are not in the paper but in its code (google-research/simclr, tf2/model.py). One layer is
+    the paper's linear head, two its non-linear one, three SimCLRv2's.
 
     Attributes:
         layers: number of Dense layers; 0 returns the input.
-        hidden: width of the hidden layers; 0 = as wide as the input.
+        hidden: width of the hidden layers; 0 means as wide as the input.
         dim: width of the output.
-        hidden_bias, last_bias: whether the Dense layers have one.
-        norm: batch normalisation behind the hidden layers.
-        last_norm: batch normalisation behind the last one, without offset.
-        last_gain: whether that one has a gain to learn.
-        scheme: a key of SCHEMES, the initialisation of the kernels.
+        hidden_bias, last_bias: whether the hidden and the last Dense layers have a bias.
+        norm: batch normalisation after the hidden layers.
+        last_norm: batch normalisation without offset after the last layer.
+        last_gain: whether that last norm learns a gain.
+        scheme: initialisation of the kernels, a key of SCHEMES.
         unbiased: see BatchNorm.
         dtype: of the computation.
     """
@@ -65,45 +65,58 @@ class MLP(nn.Module):
 
         Args:
             h: features.
-            train: statistics of the batch rather than the running ones.
-            every_layer: return `[h, a1, ..., z]` with the hidden layers after their ReLU; SimCLRv2 fine-tunes from a1.
+            train: normalise with the statistics of the batch rather than the running ones.
+            every_layer: return `[h, a1, ..., z]` with the hidden layers after their ReLU; SimCLRv2 fine-tunes
+                from a1.
         """
+        hidden = self.hidden or h.shape[-1]
         outputs = [h]
-        for layer in range(1, self.layers + 1):
-            last = layer == self.layers
-            x = nn.Dense(
-                self.dim if last else self.hidden or h.shape[-1],
-                use_bias=self.last_bias if last else self.hidden_bias,
-                dtype=self.dtype,
-                kernel_init=SCHEMES[self.scheme],
-                name=f"dense{layer}",
-            )(outputs[-1])
-            if last and self.last_norm and not self.last_gain:
-                x = self._standardize(x, f"norm{layer}", train)
-            elif self.last_norm if last else self.norm:
-                x = BatchNorm(
-                    self.bn_momentum,
-                    self.bn_epsilon,
-                    self.unbiased,
-                    use_bias=not last,
-                    dtype=self.dtype,
-                    name=f"norm{layer}",
-                )(x, train=train)
-            outputs.append(x if last else nn.relu(x))
+        for layer in range(1, self.layers):
+            x = self._dense(layer, hidden, self.hidden_bias)(outputs[-1])
+            if self.norm:
+                x = self._batch_norm(layer, use_bias=True)(x, train=train)
+            outputs.append(nn.relu(x))
+
+        if self.layers > 0:
+            x = self._dense(self.layers, self.dim, self.last_bias)(outputs[-1])
+            if self.last_norm and self.last_gain:
+                x = self._batch_norm(self.layers, use_bias=False)(x, train=train)
+            elif self.last_norm:
+                x = self._standardize(x, f"norm{self.layers}", train)
+            outputs.append(x)
+
         outputs = [x.astype(jnp.float32) for x in outputs]
         return outputs if every_layer else outputs[-1]
+
+    def _dense(self, layer: int, features: int, use_bias: bool) -> nn.Dense:
+        return nn.Dense(
+            features,
+            use_bias=use_bias,
+            dtype=self.dtype,
+            kernel_init=SCHEMES[self.scheme],
+            name=f"dense{layer}",
+        )
+
+    def _batch_norm(self, layer: int, *, use_bias: bool) -> BatchNorm:
+        return BatchNorm(
+            self.bn_momentum,
+            self.bn_epsilon,
+            self.unbiased,
+            use_bias=use_bias,
+            dtype=self.dtype,
+            name=f"norm{layer}",
+        )
 
     def _standardize(self, x: jax.Array, name: str, train: bool) -> jax.Array:
         """BatchNorm with the constant gain 1 and no offset: PyTorch's `affine=False`."""
         norm = BatchNorm(
             self.bn_momentum, self.bn_epsilon, self.unbiased, use_bias=False, dtype=self.dtype, parent=None
         )
-        fresh = lambda: {
-            "mean": jnp.zeros(x.shape[-1], jnp.float32),
-            "var": jnp.ones(x.shape[-1], jnp.float32),
-        }
+        channels = x.shape[-1]
+        fresh = lambda: {"mean": jnp.zeros(channels, jnp.float32), "var": jnp.ones(channels, jnp.float32)}
         running = self.variable("batch_stats", name, fresh)
-        variables = {"params": {"scale": jnp.ones(x.shape[-1], jnp.float32)}, "batch_stats": running.value}
+        gain = {"scale": jnp.ones(channels, jnp.float32)}
+        variables = {"params": gain, "batch_stats": running.value}
         y, after = norm.apply(variables, x, train=train, mutable=["batch_stats"])
         if train and not self.is_initializing():
             running.value = after["batch_stats"]
@@ -111,7 +124,13 @@ class MLP(nn.Module):
 
 
 class LinearClassifier(nn.Module):
-    """Logits in float32. Weights N(0, std^2): 0.01, DeiT's 0.02, or 0 (SimCLR's `zero_init_logits_layer`, for fine-tuning)."""
+    """A linear layer that gives logits in float32.
+
+    Attributes:
+        num_classes: number of logits.
+        std: of the initial weights N(0, std^2): 0.01, DeiT's 0.02, or 0 for fine-tuning (SimCLR's
+            `zero_init_logits_layer`).
+    """
 
     num_classes: int
     std: float = 0.01
@@ -119,9 +138,10 @@ class LinearClassifier(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         """Features `[B, D]` -> logits `[B, num_classes]`."""
-        return nn.Dense(
+        dense = nn.Dense(
             self.num_classes,
             kernel_init=nn.initializers.normal(self.std),
             precision=jax.lax.Precision.HIGHEST,
             name="dense",
-        )(h.astype(jnp.float32))
+        )
+        return dense(h.astype(jnp.float32))

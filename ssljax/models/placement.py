@@ -1,14 +1,17 @@
-"""How activations lie on the devices."""
+"""How activations are sharded over the devices."""
 
 import jax
 from jax.sharding import PartitionSpec
 
 
 def along_batch(x: jax.Array) -> jax.Array:
-    """`x [B, ...]`, split by rows over every device of the mesh in sight (`sharding.on_mesh`); x itself where there is none.
+    """Shard the rows of `x [B, ...]` over all devices of the current mesh (see `sharding.on_mesh`).
 
-    Without it, parameters sharded over `fsdp` lead XLA's partitioner to split the channels of activations instead: it gathers the whole
-    batch to every device, which shows in the bytes of the collectives and nowhere else.
+    Without a mesh this returns `x` itself.
+
+    Without this constraint, parameters sharded over `fsdp` make XLA's partitioner split the channels of the
+    activations instead. It then gathers the whole batch on every device, which shows only in the bytes of the
+    collectives.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

@@ -1,10 +1,14 @@
-"""RegNetY (Radosavovic et al., arXiv 2003.13678): residual networks with grouped convolutions and squeeze-and-excitation.
+"""RegNetY (Radosavovic et al., arXiv 2003.13678), residual networks with squeeze-and-excitation.
 
     stem 3x3/2;   x = ReLU(shortcut(x) + 1x1(SE(3x3 in groups(1x1(x)))));   spatial mean
 
-DeiT's convolutional teachers (arXiv 2012.12877, table 2) are these networks at 4, 8, 12 and 16 GFLOPs. Every convolution is followed by
-BatchNorm and all but a block's last by ReLU; a block is as wide inside as outside, and the first of a stage halves the image. The gate's
-hidden layer is a quarter of the block's INPUT. Structure and initialisation are those of torchvision.models.regnet; timm's starts the last
+DeiT's convolutional teachers (arXiv 2012.12877, table 2) are these networks at 4, 8, 12 and 16 GFLOPs.
+
+BatchNorm follows every convolution, and ReLU follows all but the last of a block. A block is as wide inside
+as outside, and the first block of a stage halves the image. The hidden layer of the gate has a quarter of the
+width of the block's INPUT.
+
+Structure and initialisation are those of torchvision.models.regnet. timm's RegNet differs: it starts the last
 gain of each block at 0.
 """
 
@@ -33,7 +37,7 @@ class Table(NamedTuple):
     Attributes:
         depths: blocks in each stage.
         widths: channels of each stage, multiples of `group`.
-        group: channels of a group of the 3x3 convolutions.
+        group: channels per group of the 3x3 convolutions.
         stem: channels of the stem.
     """
 
@@ -44,21 +48,30 @@ class Table(NamedTuple):
 
 
 def table(w0: int, wa: float, wm: float, depth: int, group: int) -> Table:
-    """The paper's quantised line (section 3.3): block j wants w0 + wa j channels and gets w0 times the nearest power of wm, in eights.
+    """The widths and depths of the paper's quantised linear function (section 3.3).
 
-    The width of a stage is then rounded to whole groups. torchvision rounds up where that takes more than a tenth away, so that the first
-    stage of its 8 GFLOPs network has 224 channels; the paper, pycls, timm and we have 168.
+    Block j asks for w0 + wa j channels. It gets w0 times the nearest power of wm, rounded to a multiple of 8.
+    The width of a stage is then rounded to whole groups. torchvision rounds up where that would remove more
+    than a tenth, so the first stage of its 8 GFLOPs network has 224 channels; the paper, pycls, timm and this
+    code have 168.
+
+    Args:
+        w0: width of the first block.
+        wa: slope of the widths.
+        wm: base of the powers.
+        depth: number of blocks.
+        group: channels per group.
     """
     powers = [round(math.log((w0 + wa * block) / w0, wm)) for block in range(depth)]
     widths = [8 * round(w0 * wm**power / 8) for power in powers]
     stages = sorted(set(widths))
-    return Table(
-        tuple(map(widths.count, stages)), tuple(group * round(width / group) for width in stages), group
-    )
+    depths = tuple(widths.count(width) for width in stages)
+    whole_groups = tuple(group * round(width / group) for width in stages)
+    return Table(depths, whole_groups, group)
 
 
 TABLES = {
-    "regnety_xs": Table((1, 2), (16, 32), 8, stem=16),  # no paper's: small images on a CPU
+    "regnety_xs": Table((1, 2), (16, 32), 8, stem=16),  # from no paper; for small images on a CPU
     "regnety_4gf": table(96, 31.41, 2.24, 22, 64),
     "regnety_8gf": table(192, 76.82, 2.19, 17, 56),
     "regnety_12gf": table(168, 73.36, 2.37, 19, 112),
@@ -67,7 +80,12 @@ TABLES = {
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels scaled by a gate that sees the whole image (Hu et al., arXiv 1709.01507)."""
+    """Scale the channels by a gate that sees the whole image (Hu et al., arXiv 1709.01507).
+
+    Attributes:
+        squeeze: width of the hidden layer.
+        dtype: of the computation.
+    """
 
     squeeze: int
     dtype: jnp.dtype
@@ -81,11 +99,21 @@ class SqueezeExcitation(nn.Module):
     def _dense(self, features: int, name: str, x: jax.Array) -> jax.Array:
         bound = x.shape[-1] ** -0.5  # PyTorch's rule for a bias
         uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-        return nn.Dense(features, dtype=self.dtype, kernel_init=FAN_OUT, bias_init=uniform, name=name)(x)
+        dense = nn.Dense(features, dtype=self.dtype, kernel_init=FAN_OUT, bias_init=uniform, name=name)
+        return dense(x)
 
 
 class Block(nn.Module):
-    """1x1, 3x3 in groups (with the stride), squeeze-and-excitation, 1x1; `drop` is this block's rate of stochastic depth."""
+    """1x1 convolution, 3x3 in groups (with the stride), squeeze-and-excitation, 1x1 convolution.
+
+    Attributes:
+        features: channels inside and of the output.
+        stride: of the 3x3 convolution.
+        group: channels per group of the 3x3 convolution.
+        conv, norm: make the layers.
+        dtype: of the computation.
+        drop: rate of stochastic depth of this block.
+    """
 
     features: int
     stride: int
@@ -98,11 +126,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
-        shortcut, squeeze = x, round(x.shape[-1] / 4)
+        squeeze = round(x.shape[-1] / 4)
+        shortcut = x
         if self.stride > 1 or x.shape[-1] != self.features:
-            shortcut = Shortcut(self.features, self.stride, False, self.conv, self.norm, name="shortcut")(
-                x, train=train
-            )
+            projection = Shortcut(self.features, self.stride, False, self.conv, self.norm, name="shortcut")
+            shortcut = projection(x, train=train)
+
         x = nn.relu(self.norm(name="norm1")(self.conv(self.features, 1, name="conv1")(x), train=train))
         x = self.conv(self.features, 3, self.stride, groups=self.features // self.group, name="conv2")(x)
         x = nn.relu(self.norm(name="norm2")(x, train=train))
@@ -120,8 +149,10 @@ class RegNet(nn.Module):
         table: its shape.
         bn_momentum, bn_epsilon, unbiased: see BatchNorm.
         dtype: of the computation; parameters and running statistics are float32.
-        drop_path: rate of stochastic depth in the last block; it grows linearly from 0 in the first. Needs the rng "drop_path".
-        remat: "blocks" keeps only the input of each block for the backward pass and computes the rest again; "none" keeps all.
+        drop_path: rate of stochastic depth in the last block; it grows linearly from 0 in the first block.
+            Needs the rng "drop_path".
+        remat: "blocks" keeps only the input of each block for the backward pass and recomputes the rest;
+            "none" keeps everything.
     """
 
     table: Table
@@ -138,32 +169,29 @@ class RegNet(nn.Module):
 
         The activations `stem`, `stage1`, ... are sown in the collection "intermediates".
         """
-        layer = dict(
-            conv=partial(conv, kernel_init=FAN_OUT, dtype=self.dtype),
-            norm=partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype),
-        )
+        make_conv = partial(conv, kernel_init=FAN_OUT, dtype=self.dtype)
+        make_norm = partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat == "blocks" else Block
-        x = layer["norm"](name="stem_norm")(
-            layer["conv"](self.table.stem, 3, 2, name="stem_conv")(x), train=train
-        )
+
+        x = make_conv(self.table.stem, 3, 2, name="stem_conv")(x)
+        x = make_norm(name="stem_norm")(x, train=train)
         x = along_batch(nn.relu(x))
         self.sow("intermediates", "stem", x)
+
         drop = iter(rates(self.drop_path, sum(self.table.depths)))
-        for stage, (depth, features) in enumerate(
-            zip(self.table.depths, self.table.widths, strict=True), start=1
-        ):
+        stages = zip(self.table.depths, self.table.widths, strict=True)
+        for stage, (depth, features) in enumerate(stages, start=1):
             for index in range(1, depth + 1):
-                stride, name = 2 if index == 1 else 1, f"stage{stage}_block{index}"
-                x = along_batch(
-                    block(
-                        features,
-                        stride,
-                        self.table.group,
-                        **layer,
-                        dtype=self.dtype,
-                        drop=next(drop),
-                        name=name,
-                    )(x, train)
+                layer = block(
+                    features,
+                    stride=2 if index == 1 else 1,
+                    group=self.table.group,
+                    conv=make_conv,
+                    norm=make_norm,
+                    dtype=self.dtype,
+                    drop=next(drop),
+                    name=f"stage{stage}_block{index}",
                 )
+                x = along_batch(layer(x, train))
             self.sow("intermediates", f"stage{stage}", x)
         return x.astype(jnp.float32).mean((1, 2))

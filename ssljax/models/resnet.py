@@ -1,15 +1,16 @@
-"""Residual networks as the self-supervised papers use them: ResNet v1.5, wide, with selective kernels, for photographs or for CIFAR.
+"""Residual networks for photographs and for CIFAR: ResNet v1.5, wide, with selective kernels.
 
-ResNet v1 (He et al., 2015, arXiv 1512.03385) with the stride in the 3x3 convolution ("v1.5") and a zero-initialised last gain.
-Two dialects, chosen by `shortcut`:
+ResNet v1 (He et al., 2015, arXiv 1512.03385) with the stride in the 3x3 convolution ("v1.5") and a
+zero-initialised last gain. There are two dialects, chosen by `shortcut`:
 
                       shortcut="simclr"                          shortcut="torchvision"
     projection        first block of every group                 only where the shape changes
     max-pool          SAME (0 above/left, 1 below/right if even) 1 on every side
     source            google-research/simclr, tf2/resnet.py      torchvision.models.resnet (MoCo, ...)
 
-`sk_ratio` > 0 replaces the 3x3 convolution of a bottleneck by selective kernels (Li et al., 2019, arXiv 1903.06586) and brings the
-stem and shortcuts of ResNet-D (He et al., 2018, arXiv 1812.01187), as in SimCLRv2 (Chen et al., 2020, arXiv 2006.10029).
+`sk_ratio` > 0 replaces the 3x3 convolution of a bottleneck by selective kernels (Li et al., 2019,
+arXiv 1903.06586). It also selects the stem and the shortcuts of ResNet-D (He et al., 2018, arXiv 1812.01187),
+as in SimCLRv2 (Chen et al., 2020, arXiv 2006.10029).
 """
 
 from __future__ import annotations
@@ -44,9 +45,12 @@ def conv(
     dtype: jnp.dtype,
     name: str,
 ) -> nn.Conv:
-    """A convolution without bias, padded by (size-1)//2 before and the rest behind whatever the stride (not TensorFlow's SAME)."""
+    """A convolution without bias.
+
+    Whatever the stride, the padding is (size-1)//2 before and the rest after. This is not TensorFlow's SAME.
+    """
     before = (size - 1) // 2
-    # conv2d scans along the batch: fine on a laptop's CPU, wrong where a batch is sharded over several devices.
+    # conv2d scans along the batch. That suits a laptop's CPU but not a batch that is sharded over devices.
     return nn.Conv(
         features,
         (size, size),
@@ -62,9 +66,10 @@ def conv(
 
 
 def average_pool(x: jax.Array, stride: int) -> jax.Array:
-    """2x2 average pool of ResNet-D, padded behind: `[B, H, W, C] -> [B, H/stride, W/stride, C]`.
+    """2x2 average pool of ResNet-D, padded after: `[B, H, W, C] -> [B, H/stride, W/stride, C]`.
 
-    As released: at stride 1 the pool is SAME and padding is not counted; at stride 2 an odd side gets a zero, which is.
+    As in the released code: at stride 1 the pool is SAME and does not count the padding. At stride 2 an odd
+    side gets a zero, which counts.
     """
     window = partial(
         nn.pool,
@@ -74,16 +79,17 @@ def average_pool(x: jax.Array, stride: int) -> jax.Array:
         strides=(stride, stride),
         padding=((0, 1), (0, 1)),
     )
-    counted = (
-        window(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
-        if stride == 1
-        else jnp.full((1, 1, 1, 1), 4, x.dtype)
-    )
+    if stride == 1:
+        counted = window(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+    else:
+        counted = jnp.full((1, 1, 1, 1), 4, x.dtype)
     return window(x) / counted
 
 
 class SelectiveKernel(nn.Module):
-    """Two 3x3 streams mixed by a softmax gate a channel; both streams are one convolution, neither is dilated (SimCLRv2's code).
+    """Two 3x3 streams, mixed by a softmax gate per channel.
+
+    One convolution computes both streams, and neither is dilated (as in SimCLRv2's code).
 
     Attributes:
         features: channels of one stream, and of the output.
@@ -112,7 +118,10 @@ class SelectiveKernel(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """The projection of a residual block: 1x1 convolution and norm; in ResNet-D the stride is a 2x2 average pool before it."""
+    """The projection of a residual block: a 1x1 convolution and a norm.
+
+    In ResNet-D a 2x2 average pool before the convolution takes the stride.
+    """
 
     features: int
     stride: int
@@ -125,13 +134,17 @@ class Shortcut(nn.Module):
         """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
         stride = self.stride
         if self.average_pool:
-            x, stride = average_pool(x, stride), 1
+            x = average_pool(x, stride)
+            stride = 1
         x = self.conv(self.features, 1, stride, name="conv")(x)
         return self.norm(name="norm")(x, train=train)
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions (ResNet-18, -34). `sk_ratio` reaches only its shortcut, as in the released code."""
+    """Two 3x3 convolutions (ResNet-18, -34).
+
+    `sk_ratio` affects only the shortcut, as in the released code.
+    """
 
     expansion = 1
     features: int
@@ -146,9 +159,10 @@ class Basic(nn.Module):
         """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
         shortcut = x
         if self.project:
-            shortcut = Shortcut(
-                self.features, self.stride, self.sk_ratio > 0, self.conv, self.norm, name="shortcut"
-            )(x, train=train)
+            resnet_d = self.sk_ratio > 0
+            projection = Shortcut(self.features, self.stride, resnet_d, self.conv, self.norm, name="shortcut")
+            shortcut = projection(x, train=train)
+
         x = self.conv(self.features, 3, self.stride, name="conv1")(x)
         x = nn.relu(self.norm(name="norm1")(x, train=train))
         x = self.conv(self.features, 3, name="conv2")(x)
@@ -157,7 +171,11 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride) and 1x1 to four times the width (ResNet-50 and deeper); the 3x3 may be a SelectiveKernel."""
+    """1x1, 3x3 (with the stride) and 1x1 convolutions, for ResNet-50 and deeper.
+
+    The last convolution has four times as many channels. With `sk_ratio` > 0 the 3x3 convolution is a
+    SelectiveKernel.
+    """
 
     expansion = 4
     features: int
@@ -173,18 +191,22 @@ class Bottleneck(nn.Module):
         wide = self.expansion * self.features
         shortcut = x
         if self.project:
-            shortcut = Shortcut(wide, self.stride, self.sk_ratio > 0, self.conv, self.norm, name="shortcut")(
-                x, train=train
-            )
+            resnet_d = self.sk_ratio > 0
+            projection = Shortcut(wide, self.stride, resnet_d, self.conv, self.norm, name="shortcut")
+            shortcut = projection(x, train=train)
+
         x = self.conv(self.features, 1, name="conv1")(x)
         x = nn.relu(self.norm(name="norm1")(x, train=train))
+
         if self.sk_ratio > 0:
-            x = SelectiveKernel(self.features, self.stride, self.sk_ratio, self.conv, self.norm, name="sk")(
-                x, train=train
+            selective = SelectiveKernel(
+                self.features, self.stride, self.sk_ratio, self.conv, self.norm, name="sk"
             )
+            x = selective(x, train=train)
         else:
             x = self.conv(self.features, 3, self.stride, name="conv2")(x)
             x = nn.relu(self.norm(name="norm2")(x, train=train))
+
         x = self.conv(wide, 1, name="conv3")(x)
         x = self.norm(scale_init=nn.initializers.zeros, name="norm3")(x, train=train)
         return nn.relu(x + shortcut)
@@ -199,13 +221,13 @@ class ResNet(nn.Module):
         widths: channels of each group inside its blocks (a Bottleneck's output has four times as many).
         stem_width: channels of the stem.
         stem: "imagenet" (7x7/2 and 3x3/2 max-pool) or "cifar" (one 3x3/1).
-        shortcut: "simclr" or "torchvision", see the head of this file.
-        sk_ratio: of the selective kernels; 0 = none.
-        unbiased: see BatchNorm.
+        shortcut: "simclr" or "torchvision", see the top of this file.
+        sk_ratio: of the selective kernels; 0 means none.
+        bn_momentum, bn_epsilon, unbiased: see BatchNorm.
         dtype: of the computation; parameters and running statistics are float32.
-        remat: "blocks" keeps only the input of each block for the backward pass and computes the rest again (a third more FLOPs);
-            "none" keeps all.
-        sobel: look at the gradients of the grey image instead of colours.
+        remat: "blocks" keeps only the input of each block for the backward pass and recomputes the rest (a
+            third more FLOPs); "none" keeps everything.
+        sobel: replace the colours by the gradients of the grey image, see `sobel.py`.
     """
 
     block: type[Basic] | type[Bottleneck]
@@ -228,38 +250,49 @@ class ResNet(nn.Module):
 
         The activations `stem`, `group1`, ... are sown in the collection "intermediates".
         """
-        layer = dict(
-            conv=partial(conv, dtype=self.dtype),
-            norm=partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype),
-        )
+        make_conv = partial(conv, dtype=self.dtype)
+        make_norm = partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype)
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat == "blocks" else self.block
-        x = along_batch(self._stem(sobel(x) if self.sobel else x, train=train, **layer))
+
+        if self.sobel:
+            x = sobel(x)
+        x = along_batch(self._stem(x, train=train, conv=make_conv, norm=make_norm))
         self.sow("intermediates", "stem", x)
+
         for group, (blocks, features) in enumerate(zip(self.layers, self.widths, strict=True), start=1):
             for index in range(1, blocks + 1):
                 stride = 2 if index == 1 and group > 1 else 1
                 changes = stride > 1 or x.shape[-1] != features * self.block.expansion
                 project = index == 1 and (self.shortcut == "simclr" or changes)
-                x = along_batch(
-                    block(
-                        features, stride, project, self.sk_ratio, **layer, name=f"group{group}_block{index}"
-                    )(x, train)
+                layer = block(
+                    features,
+                    stride,
+                    project,
+                    self.sk_ratio,
+                    conv=make_conv,
+                    norm=make_norm,
+                    name=f"group{group}_block{index}",
                 )
+                x = along_batch(layer(x, train))
             self.sow("intermediates", f"group{group}", x)
         return x.astype(jnp.float32).mean((1, 2))
 
     def _stem(self, x: jax.Array, *, train: bool, conv: Layer, norm: Layer) -> jax.Array:
-        """Image -> input of group 1: a quarter of the size for "imagenet", the size itself for "cifar"."""
-        full, half = self.stem_width, self.stem_width // 2
+        """The input of group 1: a quarter of the image's size for "imagenet", the same size for "cifar"."""
+        full = self.stem_width
+        half = full // 2
         if self.stem == "cifar":
-            convs = ((full, 3, 1),)
+            convs = [(full, 3, 1)]  # features, size, stride
         elif self.sk_ratio > 0:
-            convs = ((half, 3, 2), (half, 3, 1), (full, 3, 1))
+            convs = [(half, 3, 2), (half, 3, 1), (full, 3, 1)]
         else:
-            convs = ((full, 7, 2),)
+            convs = [(full, 7, 2)]
+
         for i, (features, size, stride) in enumerate(convs, start=1):
             x = conv(features, size, stride, name=f"stem_conv{i}")(x)
             x = nn.relu(norm(name=f"stem_norm{i}")(x, train=train))
+
         if self.stem == "cifar":
             return x
-        return nn.max_pool(x, (3, 3), (2, 2), "SAME" if self.shortcut == "simclr" else ((1, 1), (1, 1)))
+        padding = "SAME" if self.shortcut == "simclr" else ((1, 1), (1, 1))
+        return nn.max_pool(x, (3, 3), (2, 2), padding)

@@ -1,4 +1,4 @@
-"""What the tests of converted weights share."""
+"""Helpers of the tests of converted weights."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from flax import linen as nn
 
 
 def like(net: nn.Module, image: jax.Array, classes: int, *heads: str) -> dict:
-    """The shapes that a method keeps of a network: parameters, linear heads of so many classes, running statistics."""
+    """The shapes of a network in a train state: parameters, linear heads, running statistics."""
     h, variables = jax.eval_shape(lambda x: net.init_with_output(jax.random.key(0), x, train=False), image)
     dense = {
         "kernel": jax.ShapeDtypeStruct((h.shape[1], classes), jnp.float32),

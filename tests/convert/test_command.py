@@ -1,4 +1,4 @@
-"""`ssljax convert`: files become checkpoints that evaluation and other runs start from, and checkpoints become files."""
+"""`ssljax convert`: from files to checkpoints that evaluation and other runs start from, and back."""
 
 import sys
 
@@ -38,15 +38,16 @@ def regnet_config():
 
 
 def with_vit(**changes):
-    """The small ViT of MoCo v3's digits, trained on labels; learned positions."""
+    """The small ViT of MoCo v3's digits preset, trained on labels, with learned positions."""
     config = moco_config("digits_vit_v3").copy_and_resolve_references().unlock()
-    config.method, config.views = "supervised", dict(one=dict())
+    config.method = "supervised"
+    config.views = dict(one=dict())
     config.model.update({"positions": "learned", "frozen_patch": False, "scan": True, **changes})
     return resolve(config).lock()
 
 
 def random_state(config, family):
-    """Arrays as a file for this network has them, and our tree of them."""
+    """Random weights of this network, as a file has them and as our tree."""
     net = models.backbone(config.model)
     tree = filled(like(net, jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32), 10, "head"))
     return weights.dump(tree, family), tree
@@ -64,8 +65,12 @@ def assert_equal(found, expected):
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """A file of random weights, our tree of them, and the folder that the command made of it."""
-    folder, config = tmp_path_factory.mktemp("convert"), regnet_config()
+    """A folder with a file of random weights and the run that the command made of it.
+
+    Also the config, the weights as in the file and the weights as our tree.
+    """
+    folder = tmp_path_factory.mktemp("convert")
+    config = regnet_config()
     state, tree = random_state(config, regnet.TORCHVISION)
     save_file(state, folder / "regnet.safetensors")
     main([*FLAGS, f"--workdir={folder / 'run'}", f"--from={folder / 'regnet.safetensors'}"])
@@ -79,12 +84,10 @@ def test_a_file_becomes_a_checkpoint_that_predicts(imported):
     assert int(state.step) == 0 and (folder / "run" / "run.json").exists()
     assert_equal({"params": state.params, "model_state": state.model_state}, tree)
     image = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 16, 16, 1)).astype(np.uint8))
-    h = models.infer(
-        models.backbone(config.model),
-        tree["params"]["encoder"],
-        tree["model_state"]["encoder"],
-        np.float32(image) / 255,
-    )
+    net = models.backbone(config.model)
+    params = tree["params"]["encoder"]
+    statistics = tree["model_state"]["encoder"]
+    h = models.infer(net, params, statistics, np.float32(image) / 255)
     head = tree["params"]["head"]["dense"]
     features = program.encode(state.params, state.model_state, state.extra, image)
     found = program.method.classify(state.params, state.extra, features)["classifier"]
@@ -92,9 +95,10 @@ def test_a_file_becomes_a_checkpoint_that_predicts(imported):
 
 
 def started(config, folder):
-    """The fresh state of a run with `init_from=folder`, and that state with the weights in it."""
+    """The fresh state of a run with `init_from=folder`, and the same state after it took the weights."""
     config = config.copy_and_resolve_references().unlock()
-    config.init_from, config.init_branches = folder, ("encoder",)
+    config.init_from = folder
+    config.init_branches = ("encoder",)
     program = build(config.lock(), FACTS)
     return program.shapes, start_from(program, {})(program.shapes)
 
@@ -102,13 +106,12 @@ def started(config, folder):
 def test_another_run_starts_with_its_encoder(imported):
     folder, config, _, tree = imported
     fresh, state = started(config, str(folder / "run"))
-    assert_equal(
-        (state.params["encoder"], state.model_state), (tree["params"]["encoder"], tree["model_state"])
-    )
+    assert_equal(state.params["encoder"], tree["params"]["encoder"])
+    assert_equal(state.model_state, tree["model_state"])
     assert state.params["head"] is fresh.params["head"]
 
 
-def test_it_goes_out_as_it_came_in_and_the_map_is_printed(imported, capsys):
+def test_the_file_that_is_written_is_the_one_that_was_read_and_the_map_is_printed(imported, capsys):
     folder, _, state, _ = imported
     main([*FLAGS, f"--workdir={folder / 'run'}", f"--to={folder / 'again.safetensors'}"])
     printed = capsys.readouterr().out
@@ -172,17 +175,16 @@ def test_stacked_blocks_and_a_network_without_running_statistics(tmp_path):
     assert_equal(load_file(tmp_path / "again.safetensors"), state)
 
 
-def test_the_encoder_of_a_self_supervised_run_goes_out_and_comes_back(tmp_path):
-    """MoCo v3: the patch projection is no parameter, the positions are no leaf at all."""
+def test_the_encoder_of_a_self_supervised_run_is_written_and_read_back(tmp_path):
+    """MoCo v3: the patch projection is not a parameter, and the positions are not a leaf."""
     config = moco_config("digits_vit_v3")
     state = jax.device_put(filled(build(config, FACTS).shapes))
     with RunFolder(str(tmp_path / "moco"), config, FACTS) as folder:
         folder.save(state, {})
     export_weights(config, str(tmp_path / "moco"), str(tmp_path / "vit.safetensors"))
     arrays = load_file(tmp_path / "vit.safetensors")
-    assert arrays["pos_embed"].shape == (1, 17, 64) and not [
-        name for name in arrays if "head" in name or "project" in name
-    ]
+    assert arrays["pos_embed"].shape == (1, 17, 64)
+    assert not [name for name in arrays if "head" in name or "project" in name]
     tree = {
         "params": {"encoder": state.params["encoder"]},
         "model_state": {"encoder": state.model_state["encoder"]},
@@ -192,15 +194,12 @@ def test_the_encoder_of_a_self_supervised_run_goes_out_and_comes_back(tmp_path):
     np.testing.assert_array_equal(arrays["patch_embed.proj.bias"], flat["patch/bias"])
 
 
-def test_the_console_script_knows_a_verb_that_is_a_room(monkeypatch, capsys):
+def test_the_console_script_knows_a_verb_that_is_a_package(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ssljax", "convert", "--help"])
     console.main()
-    assert (
-        "ssljax convert --config configs/x.py[:preset] --workdir DIR --from FILE.safetensors"
-        in capsys.readouterr().out
-    )
-    monkeypatch.setattr(
-        sys, "argv", ["ssljax", "convert", "--config=configs/supervised.py:digits", "--workdir=x"]
-    )
+    usage = "ssljax convert --config configs/x.py[:preset] --workdir DIR --from FILE.safetensors"
+    assert usage in capsys.readouterr().out
+    argv = ["ssljax", "convert", "--config=configs/supervised.py:digits", "--workdir=x"]
+    monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit, match="say either"):
         console.main()

@@ -1,4 +1,7 @@
-"""Weights of timm and torchvision in our trees and back. (That the networks then compute the same: tests/models.)"""
+"""Weights of timm and torchvision in our trees and back.
+
+tests/models checks that the networks then compute the same.
+"""
 
 import sys
 
@@ -28,7 +31,7 @@ def image(size, channels=3):
 
 
 def tiny_vit(golden, case="vit", *heads, **settings):
-    """timm's state dict of a golden case, and what ours looks like."""
+    """timm's state dict of a golden case, and the shapes of our tree."""
     g = golden("arch_vit")
     width, depth, number, classes = (
         int(g[f"{case}/cfg/{name}"]) for name in ("embed_dim", "depth", "num_heads", "num_classes")
@@ -38,15 +41,15 @@ def tiny_vit(golden, case="vit", *heads, **settings):
 
 
 def convolutional(golden, name):
+    """The other framework's state dict, the shapes of our tree, and the Family."""
     if name == "regnet":
-        return (
-            golden("arch_regnet").under("state"),
-            like(RegNet(TABLES["regnety_xs"]), image(12), 5, "head"),
-            regnet.TORCHVISION,
-        )
+        template = like(RegNet(TABLES["regnety_xs"]), image(12), 5, "head")
+        return golden("arch_regnet").under("state"), template, regnet.TORCHVISION
+
     case = golden("arch_resnet").under(name)
+    blocks = {"BasicBlock": Basic, "Bottleneck": Bottleneck}
     net = ResNet(
-        {"BasicBlock": Basic, "Bottleneck": Bottleneck}[str(case["block"])],
+        blocks[str(case["block"])],
         tuple(case["layers"]),
         tuple(case["planes"]),
         int(case["stem_width"]),
@@ -69,10 +72,8 @@ def test_a_convolutional_network_goes_round_bit_for_bit(golden, name):
     state, template, family = convolutional(golden, name)
     tree = weights.load(state, template, family)
     assert jax.tree.map(np.shape, tree) == jax.tree.map(np.shape, template)
-    assert_same_arrays(
-        weights.dump(tree, family),
-        {name: a for name, a in state.items() if not name.endswith("num_batches_tracked")},
-    )
+    expected = {name: a for name, a in state.items() if not name.endswith("num_batches_tracked")}
+    assert_same_arrays(weights.dump(tree, family), expected)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -81,11 +82,8 @@ def test_a_distilled_transformer_goes_round_bit_for_bit(golden, scan):
     tree = weights.load(state, template, VIT)
     assert jax.tree.structure(tree) == jax.tree.structure(template)
     assert_same_arrays(weights.dump(tree, VIT), state)
-    kernel = (
-        tree["params"]["encoder"]["blocks"]["fc1"]["kernel"][1]
-        if scan
-        else tree["params"]["encoder"]["block1"]["fc1"]["kernel"]
-    )
+    encoder = tree["params"]["encoder"]
+    kernel = encoder["blocks"]["fc1"]["kernel"][1] if scan else encoder["block1"]["fc1"]["kernel"]
     np.testing.assert_array_equal(kernel, state["blocks.1.mlp.fc1.weight"].T)
     for ours, theirs in (("head", "head"), ("distillation_head", "head_dist")):
         np.testing.assert_array_equal(tree["params"][ours]["dense"]["kernel"], state[f"{theirs}.weight"].T)
@@ -97,11 +95,8 @@ def test_layouts_by_hand():
         for c in range(3):
             for i in range(2):
                 for j in range(2):
-                    assert (
-                        weights.patches(2).ours(w)[(2 * i + j) * 3 + c, d]
-                        == weights.CONV.ours(w)[i, j, c, d]
-                        == w[d, c, i, j]
-                    )
+                    assert weights.CONV.ours(w)[i, j, c, d] == w[d, c, i, j]
+                    assert weights.patches(2).ours(w)[(2 * i + j) * 3 + c, d] == w[d, c, i, j]
     for reorder in (weights.patches(2), weights.CONV):
         np.testing.assert_array_equal(reorder.theirs(reorder.ours(w)), w)
 
@@ -128,16 +123,15 @@ def test_the_two_names_of_a_regnet(ours, torchvision, timm):
     assert (regnet.TORCHVISION.rename(ours)[0], regnet.TIMM.rename(ours)[0]) == (torchvision, timm)
 
 
-def test_timms_regnet_is_known_by_its_names(golden):
+def test_timms_regnet_is_recognised_by_its_names(golden):
     state, template, _ = convolutional(golden, "regnet")
     tree = weights.load(state, template, regnet.TORCHVISION)
     config = simclr_config("digits").copy_and_resolve_references().unlock()
     config.model.name = "regnety_xs"
     theirs = weights.dump(tree, regnet.TIMM)
-    assert (
-        convert.family(config, theirs) is regnet.TIMM
-        and convert.family(config, state) is convert.family(config) is regnet.TORCHVISION
-    )
+    assert convert.family(config, theirs) is regnet.TIMM
+    assert convert.family(config, state) is regnet.TORCHVISION
+    assert convert.family(config) is regnet.TORCHVISION
     jax.tree.map(np.testing.assert_array_equal, weights.load(theirs, template, regnet.TIMM), tree)
 
 
@@ -189,13 +183,16 @@ def test_a_distilled_file_does_not_fit_a_plain_network(golden):
 def test_fixed_positions_are_written_and_compared(golden):
     state, template = tiny_vit(golden, positions="sincos", frozen_patch=True)
     fixed = np.asarray(sincos(32, 4, 4, extra_tokens=1))
-    family, state["pos_embed"] = VIT._replace(fixed={"pos_embed": fixed}), fixed
+    family = VIT._replace(fixed={"pos_embed": fixed})
+    state["pos_embed"] = fixed
     tree = weights.load(state, template, family)
     np.testing.assert_array_equal(
         tree["model_state"]["encoder"]["patch"]["bias"], state["patch_embed.proj.bias"]
     )
     assert_same_arrays(weights.dump(tree, family), state)
-    exchanged = np.concatenate([fixed[..., 16:], fixed[..., :16]], axis=-1)  # as MoCo v3 was released
+    exchanged = np.concatenate(
+        [fixed[..., 16:], fixed[..., :16]], axis=-1
+    )  # as in MoCo v3's released networks
     with pytest.raises(ValueError, match="pos_embed in the file is not what .*positions=learned"):
         weights.load({**state, "pos_embed": exchanged}, template, family)
 
@@ -206,7 +203,8 @@ def test_fixed_positions_are_written_and_compared(golden):
         (
             "imagenet_r50",
             {},
-            "config.model.shortcut is 'simclr': no network of torchvision .*--config.model.shortcut=torchvision",
+            "config.model.shortcut is 'simclr': no network of torchvision"
+            " .*--config.model.shortcut=torchvision",
         ),
         ("imagenet_r50", dict(shortcut="torchvision", sk_ratio=0.0625), "config.model.sk_ratio is 0.0625"),
         ("imagenet_r50", dict(shortcut="torchvision", bn_epsilon=1e-3), "config.model.bn_epsilon is 0.001"),
@@ -236,10 +234,8 @@ def test_half_precision_is_read_exactly_and_transposed_arrays_are_written_whole(
     save_file(half, tmp_path / "half.safetensors")
     tree = weights.load(weights.read(str(tmp_path / "half.safetensors")), template, VIT)
     weights.write(weights.dump(tree, VIT), str(tmp_path / "new" / "whole.safetensors"))
-    assert_same_arrays(
-        load_file(tmp_path / "new" / "whole.safetensors"),
-        {name: a.astype(np.float32) for name, a in half.items()},
-    )
+    expected = {name: a.astype(np.float32) for name, a in half.items()}
+    assert_same_arrays(load_file(tmp_path / "new" / "whole.safetensors"), expected)
 
 
 def test_what_cannot_be_read_or_written_says_why(tmp_path, monkeypatch):
@@ -253,7 +249,8 @@ def test_what_cannot_be_read_or_written_says_why(tmp_path, monkeypatch):
         weights.write({}, str(tmp_path / "a.bin"))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
-        ValueError, match=r"it is not installed. Where it is: python -c .*torch.load\('a.pth'"
+        ValueError,
+        match=r"not installed. Convert it where PyTorch is installed: python -c .*torch.load\('a.pth'",
     ):
         weights.read(str(tmp_path / "a.pth"))
     monkeypatch.setitem(sys.modules, "safetensors", None)

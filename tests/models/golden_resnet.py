@@ -1,11 +1,11 @@
-"""The golden files' weights under our names: `group2_block1/shortcut/conv/kernel` and so on."""
+"""The golden files' weights under our names, e.g. `group2_block1/shortcut/conv/kernel`."""
 
 import re
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-# TensorFlow (google-research/simclr, tf2/resnet.py). A block creates its projection first, then the main path.
+# TensorFlow (google-research/simclr, tf2/resnet.py). A block creates its projection before the main path.
 MAIN_CONVS = {
     "ResidualBlock": ("conv1", "conv2"),
     "BottleneckBlock": ("conv1", "conv2", "conv3"),
@@ -27,11 +27,10 @@ TF_LEAF = {
 
 def simclr_layers(case: dict) -> dict[str, str]:
     """Golden layer "007.bn" -> our path "group1_block1/shortcut/norm"."""
-    kind = (
-        "selective"
-        if case["sk_ratio"] > 0 and str(case["block"]) == "BottleneckBlock"
-        else str(case["block"])
-    )
+    kind = str(case["block"])
+    if case["sk_ratio"] > 0 and kind == "BottleneckBlock":
+        kind = "selective"
+
     places: dict[tuple[int, str], dict[str, list]] = {}  # (group, block as Keras names it), in network order
     for i, entry in enumerate(case["layer_paths"]):
         layer, path = str(entry).split(": ")
@@ -40,7 +39,8 @@ def simclr_layers(case: dict) -> dict[str, str]:
         created = int((re.search(r"_(\d+)$", path) or [0, 0])[1])  # Keras numbers layers as they are created
         places.setdefault(place, {"conv": [], "bn": []})[layer].append((created, f"{i:03d}.{layer}"))
 
-    ours, seen = {}, {}
+    ours = {}
+    seen = {}
     for (group, _), layers in places.items():
         seen[group] = seen.get(group, 0) + 1
         for layer, main in (("conv", MAIN_CONVS[kind]), ("bn", MAIN_NORMS[kind])):
@@ -49,17 +49,16 @@ def simclr_layers(case: dict) -> dict[str, str]:
             if group == 0:
                 names = [f"stem_{word}{n + 1}" for n in range(len(golden))]
             else:
-                names = [
-                    f"group{group}_block{seen[group]}/{n}"
-                    for n in ((f"shortcut/{word}",) if len(golden) > len(main) else ()) + main
-                ]
+                projection = (f"shortcut/{word}",) if len(golden) > len(main) else ()
+                names = [f"group{group}_block{seen[group]}/{n}" for n in projection + main]
             ours |= dict(zip(golden, names, strict=True))
     return ours
 
 
 def simclr_tree(case: dict, under: str) -> dict:
     """{"params": ..., "batch_stats": ...} of the fields below `under` ("weights" or "after_train")."""
-    layers, flat = simclr_layers(case), {}
+    layers = simclr_layers(case)
+    flat = {}
     for field, value in case.items():
         if field.startswith(under + "/"):
             index, layer, leaf = field[len(under) + 1 :].split(".")

@@ -1,4 +1,4 @@
-"""A convolutional network beside the one of torchvision whose weights, activations and gradients are in a golden file."""
+"""Compare a convolutional network with the torchvision network in a golden file."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def shapes(tree):
 
 
 def assert_trees_close(ours, golden, **tolerance):
-    """Equal structure and close values; an error names the leaf."""
+    """Equal structure and close values. An error names the leaf."""
     assert shapes(ours) == shapes(golden)
     jax.tree.map_with_path(
         lambda p, a, b: np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(p)),
@@ -35,28 +35,27 @@ def evaluate(net, variables, image):
 
 
 def computes_what_torch_does(net, case, family, layers):
-    """Both modes, the running statistics after training and the gradients that are in the file.
+    """Compare both modes, the running statistics after training and the gradients that are in the file.
 
     Args:
         net: the network.
-        case: fields of the file: `state/`, `image`, `labels`, `eval/`, `train/`, `train/grad/`, `after_train/`.
+        case: fields of the file: `state/`, `image`, `labels`, `eval/`, `train/`, `train/grad/`,
+            `after_train/`.
         family: the names of its weights.
         layers: sown activation -> field below `eval/`.
     """
     under = lambda prefix: {
         name.removeprefix(prefix): value for name, value in case.items() if name.startswith(prefix)
     }
-    image, labels = jnp.asarray(nhwc(case["image"])), jnp.asarray(case["labels"], jnp.int32)
-    classifier, template = (
-        LinearClassifier(int(case["num_classes"])),
-        like(net, image, int(case["num_classes"]), "head"),
-    )
+    image = jnp.asarray(nhwc(case["image"]))
+    labels = jnp.asarray(case["labels"], jnp.int32)
+    classes = int(case["num_classes"])
+    classifier = LinearClassifier(classes)
+    template = like(net, image, classes, "head")
     tree = jax.tree.map(jnp.asarray, weights.load(under("state/"), template, family))
-    params, statistics, fc = (
-        tree["params"]["encoder"],
-        tree["model_state"]["encoder"],
-        {"params": tree["params"]["head"]},
-    )
+    params = tree["params"]["encoder"]
+    statistics = tree["model_state"]["encoder"]
+    fc = {"params": tree["params"]["head"]}
 
     @jax.jit
     def both_modes(params):
@@ -70,6 +69,7 @@ def computes_what_torch_does(net, case, family, layers):
         pooled, found = evaluate(net, {"params": params, "batch_stats": statistics}, image)
         return pooled, classifier.apply(fc, pooled), found, jax.value_and_grad(loss, has_aux=True)(params)
 
+    # 1. Activations and logits in both modes.
     pooled, logits, found, ((loss, (train_logits, after)), grads) = both_modes(params)
     for layer, theirs in layers.items():
         np.testing.assert_allclose(found[layer], nhwc(case[f"eval/{theirs}"]), **CLOSE, err_msg=layer)
@@ -77,9 +77,14 @@ def computes_what_torch_does(net, case, family, layers):
     np.testing.assert_allclose(logits, case["eval/logits"], **CLOSE)
     np.testing.assert_allclose(train_logits, case["train/logits"], **CLOSE)
     np.testing.assert_allclose(loss, case["train/loss"], rtol=1e-5)
+
+    # 2. Running statistics.
     running = {"model_state": {"encoder": after["batch_stats"]}}
     assert_trees_close(running, weights.load(under("after_train/"), running, family), **CLOSE)
-    named, flat = under("train/grad/"), flatten_dict({"params": {"encoder": grads}}, sep="/")
+
+    # 3. Gradients.
+    named = under("train/grad/")
+    flat = flatten_dict({"params": {"encoder": grads}}, sep="/")
     checked = [place for place in weights.places(template, family) if place.theirs in named]
     assert len(checked) == len(named) >= 3
     for place in checked:

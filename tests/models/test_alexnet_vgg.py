@@ -1,4 +1,4 @@
-"""AlexNet, VGG-16 and Sobel's filter: the released counts and maps, the layers in their order by hand."""
+"""AlexNet, VGG-16 and Sobel filters: the released counts and feature maps, and the layers by hand."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_parameter_counts_of_the_released_networks(key):
         sum(leaf.size for leaf in jax.tree.leaves(tree))
         for tree in (found["params"], head["params"], found["batch_stats"])
     ]
-    # Sobel's fixed numbers are no parameters here; PyTorch counts its batches once a norm.
+    # The fixed Sobel filters are not parameters here. PyTorch has one batch counter per norm.
     expected = COUNTS[key]
     assert sizes[:2] == [expected["backbone_without_head"] - expected["frozen"], expected["head"]]
     assert sizes[2] == expected["float_buffers"]
@@ -50,15 +50,16 @@ def test_parameter_counts_of_the_released_networks(key):
 
 
 def test_maps_and_initialisation_of_the_released_alexnet():
-    net, image = models.backbone(model()), jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    net = models.backbone(model())
+    image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), image)
-    maps = jax.eval_shape(
-        lambda v, x: net.apply(
-            {k: v[k] for k in ("params", "batch_stats")}, x, train=False, mutable=["intermediates"]
-        ),
-        variables,
-        image,
-    )[1]["intermediates"]
+
+    def looking(variables, x):
+        kept = {name: variables[name] for name in ("params", "batch_stats")}
+        return net.apply(kept, x, train=False, mutable=["intermediates"])
+
+    _, state = jax.eval_shape(looking, variables, image)
+    maps = state["intermediates"]
     assert {name.removeprefix("after_"): found[0].shape[1:] for name, found in maps.items()} == {
         "conv1": (55, 55, 96),
         "conv2": (27, 27, 256),
@@ -68,10 +69,10 @@ def test_maps_and_initialisation_of_the_released_alexnet():
         "fc6": (4096,),
     }
     assert variables["params"]["fc6"]["kernel"].shape == (9216, 4096)
+
     small = models.backbone(model(width=0.25))
-    params = jax.jit(
-        lambda key: small.init(key, jnp.zeros((1, 67, 67, 3), jnp.float32), train=False)["params"]
-    )(jax.random.key(0))
+    image = jnp.zeros((1, 67, 67, 3), jnp.float32)
+    params = jax.jit(lambda key: small.init(key, image, train=False)["params"])(jax.random.key(0))
     for name, std in (
         ("conv2", np.sqrt(2 / (5 * 5 * 64))),
         ("conv3", np.sqrt(2 / (3 * 3 * 96))),
@@ -84,35 +85,36 @@ def test_maps_and_initialisation_of_the_released_alexnet():
 
 @pytest.mark.parametrize("name, first_drop", [("alexnet_bn", True), ("vgg16_bn", False)])
 def test_the_layers_in_their_order(name, first_drop):
-    """In inference mode, and the places of dropout with a rate that drops everything."""
+    """In inference mode. A rate that drops everything shows where the dropout is."""
     net = models.backbone(model(name=name, width=1 / 32, sobel=True))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 67, 67, 3)), jnp.float32)
     variables = net.init(jax.random.key(0), x, train=False)
     rng = np.random.default_rng(1)
-    p, stats = (
-        jax.tree.map(
-            lambda leaf: jnp.asarray(
-                rng.uniform(0.2, 0.6, leaf.shape) * rng.choice([-1, 1], leaf.shape), jnp.float32
-            ),
-            variables[part],
-        )
-        for part in ("params", "batch_stats")
-    )
+
+    def random(leaf):
+        size = rng.uniform(0.2, 0.6, leaf.shape)
+        sign = rng.choice([-1, 1], leaf.shape)
+        return jnp.asarray(size * sign, jnp.float32)
+
+    p = jax.tree.map(random, variables["params"])
+    stats = jax.tree.map(random, variables["batch_stats"])
     stats = jax.tree.map(jnp.abs, stats)
-    y, maps = sobel(x), {}
+
+    y = sobel(x)
+    maps = {}
     with jax.numpy_rank_promotion("allow"):
         for layer in net.architecture.convs:
-            norm, s = p[layer.name.replace("conv", "norm")], stats[layer.name.replace("conv", "norm")]
-            y = (
-                jax.lax.conv_general_dilated(
-                    y,
-                    p[layer.name]["kernel"],
-                    (layer.stride,) * 2,
-                    ((layer.padding,) * 2,) * 2,
-                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                )
-                + p[layer.name]["bias"]
+            norm_name = layer.name.replace("conv", "norm")
+            norm = p[norm_name]
+            s = stats[norm_name]
+            y = jax.lax.conv_general_dilated(
+                y,
+                p[layer.name]["kernel"],
+                (layer.stride,) * 2,
+                ((layer.padding,) * 2,) * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
+            y = y + p[layer.name]["bias"]
             y = (y - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * norm["scale"] + norm["bias"]
             y = maps[layer.name] = jnp.maximum(y, 0)
             if layer.pool[0]:
@@ -120,30 +122,34 @@ def test_the_layers_in_their_order(name, first_drop):
         fc6 = jnp.maximum(y.reshape(3, -1) @ p["fc6"]["kernel"] + p["fc6"]["bias"], 0)
         fc7 = fc6 @ p["fc7"]["kernel"] + p["fc7"]["bias"]
     scale = float(jnp.abs(fc7).max())
+
     found = models.infer(net, p, stats, x)
     last = net.architecture.convs[-1].name
     np.testing.assert_allclose(
         models.activation(net, p, stats, x, last), maps[last], rtol=1e-3, atol=1e-4 * float(maps[last].max())
     )
     np.testing.assert_allclose(found, fc7, rtol=1e-3, atol=1e-4 * scale)
-    assert (found < 0).any(), "k-means sees what the last ReLU would cut off"
-    with pytest.raises(ValueError, match="no layer 'conv9'; it names conv1"):
+    assert (found < 0).any(), "k-means must see what the last ReLU would cut off"
+    with pytest.raises(ValueError, match="no layer 'conv9'; its layers are conv1"):
         models.activation(net, p, stats, x, "conv9")
+
     nothing, _ = models.forward(net.clone(dropout=1.0), p, stats, x, key=jax.random.key(0))
     np.testing.assert_allclose(nothing, jnp.broadcast_to(p["fc7"]["bias"], nothing.shape), rtol=1e-6)
-    (_, state), whole = (
-        net.clone(dropout=rate).apply(
+
+    def after_fc6(rate):
+        _, state = net.clone(dropout=rate).apply(
             {"params": p, "batch_stats": stats},
             x,
             train=rate > 0,
             rngs={"dropout": jax.random.key(0)},
             mutable=["intermediates", "batch_stats"],
         )
-        for rate in (1.0, 0.0)
-    )
+        return state["intermediates"]["after_fc6"][0]
+
     dropped = jnp.maximum(jnp.broadcast_to(p["fc6"]["bias"], fc6.shape), 0)
-    assert np.allclose(state["intermediates"]["after_fc6"][0], dropped) == first_drop
-    assert not np.allclose(whole[1]["intermediates"]["after_fc6"][0], dropped)
+    assert np.allclose(after_fc6(1.0), dropped) == first_drop
+    assert not np.allclose(after_fc6(0.0), dropped)
+
     half = [models.forward(net, p, stats, x, key=jax.random.key(k))[0] for k in (0, 0, 1)]
     assert np.array_equal(half[0], half[1]) and not np.array_equal(half[0], half[2])
     np.testing.assert_array_equal(found, models.infer(net, p, stats, x))
@@ -152,20 +158,14 @@ def test_the_layers_in_their_order(name, first_drop):
 def test_an_image_that_is_too_small_is_refused():
     for name, size, layer in (("alexnet_bn", 62, "conv5"), ("vgg16_bn", 31, "conv5_3")):
         net = models.backbone(model(name=name, width=1 / 32))
-        jax.eval_shape(
-            lambda x, net=net: net.init(jax.random.key(0), x, train=False),
-            jnp.zeros((1, size + 1, size + 1, 3), jnp.float32),
-        )
-        with pytest.raises(
-            ValueError, match=f"behind {layer} the image is .* config.data.image_size is too small"
-        ):
-            jax.eval_shape(
-                lambda x, net=net: net.init(jax.random.key(0), x, train=False),
-                jnp.zeros((1, size, size, 3), jnp.float32),
-            )
+        init = lambda x, net=net: net.init(jax.random.key(0), x, train=False)
+        jax.eval_shape(init, jnp.zeros((1, size + 1, size + 1, 3), jnp.float32))
+        message = f"after {layer} the image is .* config.data.image_size is too small"
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(init, jnp.zeros((1, size, size, 3), jnp.float32))
 
 
-# ------------------------------------------------------------------------------------------------------------------------ Sobel
+# ------------------------------------------------------------------------------------------- Sobel
 
 
 def test_sobel_of_the_released_network(golden):
@@ -178,12 +178,10 @@ def test_sobel_by_hand():
     flat = sobel(jnp.full((1, 6, 7, 3), 2.0, jnp.float32))
     np.testing.assert_allclose(flat[0, 1:-1, 1:-1], 0, atol=1e-6)
     assert flat[0, 2, 0].tolist() == [-8, 0] and flat[0, 0, 2].tolist() == [0, -8]  # zeros beyond the border
-    ramp = jnp.broadcast_to(
-        jnp.arange(7, dtype=jnp.float32)[None, None, :, None], (1, 6, 7, 1)
-    )  # grows by one to the right
-    np.testing.assert_allclose(
-        sobel(3 * ramp)[0, 1:-1, 1:-1], jnp.broadcast_to(jnp.float32([-24, 0]), (4, 5, 2)), atol=1e-5
-    )
+    row = jnp.arange(7, dtype=jnp.float32)  # grows by one to the right
+    ramp = jnp.broadcast_to(row[None, None, :, None], (1, 6, 7, 1))
+    expected = jnp.broadcast_to(jnp.float32([-24, 0]), (4, 5, 2))
+    np.testing.assert_allclose(sobel(3 * ramp)[0, 1:-1, 1:-1], expected, atol=1e-5)
     assert sobel(jnp.zeros((1, 4, 4, 3), jnp.bfloat16)).dtype == jnp.float32
 
 

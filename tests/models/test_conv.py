@@ -1,4 +1,4 @@
-"""The CPU convolution computes what XLA's computes."""
+"""The CPU convolution computes what XLA's convolution computes."""
 
 from functools import partial
 
@@ -17,9 +17,10 @@ xla = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC
 
 
 def agree(x_shape, kernel_shape, strides, padding, groups=1):
-    """The value and both gradients, with float32's rounding relative to the largest element."""
+    """The value and both gradients agree up to float32's rounding, relative to the largest element."""
     keys = jax.random.split(jax.random.key(0), 3)
-    x, kernel = jax.random.normal(keys[0], x_shape), jax.random.normal(keys[1], kernel_shape)
+    x = jax.random.normal(keys[0], x_shape)
+    kernel = jax.random.normal(keys[1], kernel_shape)
     settings = dict(window_strides=strides, padding=padding, feature_group_count=groups)
     grad = jax.random.normal(keys[2], jax.eval_shape(lambda: xla(x, kernel, **settings)).shape)
 
@@ -28,10 +29,10 @@ def agree(x_shape, kernel_shape, strides, padding, groups=1):
         y, vjp = jax.vjp(conv, x, kernel)
         return y, *vjp(grad)
 
-    ours = value_and_gradients(
-        lambda x, kernel: conv2d(x, kernel, strides, padding, feature_group_count=groups), x, kernel
-    )
-    theirs = value_and_gradients(lambda x, kernel: xla(x, kernel, **settings), x, kernel)
+    our_conv = lambda x, kernel: conv2d(x, kernel, strides, padding, feature_group_count=groups)
+    their_conv = lambda x, kernel: xla(x, kernel, **settings)
+    ours = value_and_gradients(our_conv, x, kernel)
+    theirs = value_and_gradients(their_conv, x, kernel)
     for name, a, b in zip(("value", "input gradient", "kernel gradient"), ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * np.abs(b).max(), err_msg=name)
 
@@ -61,43 +62,38 @@ def test_more_padding_than_kernel(features, stride):
     ],
 )
 def test_winograd(shape, padding):
-    """Even and odd sides, less than a tile, other paddings, several chunks of images."""
+    """Even and odd sides, images smaller than a tile, other paddings, several chunks of images."""
     agree((*shape, WIDE), (3, 3, WIDE, WIDE + 8), (1, 1), padding)
 
 
 def test_winograd_is_for_float32_and_many_channels():
     def products(channels, dtype):
-        x, kernel = (
-            jax.ShapeDtypeStruct((2, 4, 4, channels), dtype),
-            jax.ShapeDtypeStruct((3, 3, channels, channels), dtype),
-        )
-        return (
-            jax.jit(lambda x, kernel: conv2d(x, kernel, (1, 1), ((1, 1), (1, 1))))
-            .lower(x, kernel)
-            .as_text()
-            .count("dot_general")
-        )
+        x = jax.ShapeDtypeStruct((2, 4, 4, channels), dtype)
+        kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), dtype)
+        program = jax.jit(lambda x, kernel: conv2d(x, kernel, (1, 1), ((1, 1), (1, 1))))
+        return program.lower(x, kernel).as_text().count("dot_general")
 
-    assert (
-        products(WIDE, jnp.float32) == 16 > products(WIDE // 2, jnp.float32)
-        and products(WIDE, jnp.bfloat16) < 16
-    )
+    assert products(WIDE, jnp.float32) == 16
+    assert products(WIDE // 2, jnp.float32) < 16
+    assert products(WIDE, jnp.bfloat16) < 16
 
 
 @pytest.mark.parametrize(
     "channels, features, groups, size, stride",
     [
+        # Depthwise.
         (6, 6, 6, 3, 1),
         (6, 12, 6, 3, 2),
         (4, 4, 4, 5, 1),
-        (3, 3, 3, 1, 2),  # depthwise
+        (3, 3, 3, 1, 2),
+        # Grouped: in one part, in several, and with Winograd's form.
         (6, 9, 3, 3, 1),
         (12, 8, 4, 3, 2),
         (80, 40, 20, 3, 1),
         (64, 128, 2, 3, 1),
         (8, 4, 2, 1, 1),
     ],
-)  # one part, several, Winograd's
+)
 def test_grouped_and_depthwise(channels, features, groups, size, stride):
     agree(
         (2, 7, 6, channels),
@@ -112,27 +108,24 @@ def test_a_grouped_layer_of_flax_passes_its_groups():
     layer = partial(nn.Conv, 8, (3, 3), padding=((1, 1), (1, 1)), feature_group_count=4, use_bias=False)
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
     variables = layer().init(jax.random.key(1), x)
-    np.testing.assert_allclose(
-        layer(conv_general_dilated=conv2d).apply(variables, x),
-        layer().apply(variables, x),
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    found = layer(conv_general_dilated=conv2d).apply(variables, x)
+    np.testing.assert_allclose(found, layer().apply(variables, x), rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_sums_in_float32():
-    x, grad = jnp.ones((512, 4, 4, 1), jnp.bfloat16), jnp.ones((512, 4, 4, 1), jnp.bfloat16)
-    _, vjp = jax.vjp(
-        lambda kernel: conv2d(x, kernel, (1, 1), ((0, 0), (0, 0))), jnp.ones((1, 1, 1, 1), jnp.bfloat16)
-    )
-    assert float(vjp(grad)[0][0, 0, 0, 0]) == 512 * 16  # a sum in bfloat16 would stop at 256 times its step
+    x = jnp.ones((512, 4, 4, 1), jnp.bfloat16)
+    grad = jnp.ones((512, 4, 4, 1), jnp.bfloat16)
+    kernel = jnp.ones((1, 1, 1, 1), jnp.bfloat16)
+    _, vjp = jax.vjp(lambda kernel: conv2d(x, kernel, (1, 1), ((0, 0), (0, 0))), kernel)
+    (found,) = vjp(grad)
+    assert float(found[0, 0, 0, 0]) == 512 * 16  # a sum in bfloat16 would stop at 256 times its step
 
 
 def test_a_network_uses_it_on_one_device_only_and_its_gradients_agree(monkeypatch):
     image = jax.random.uniform(jax.random.key(0), (4, 6, 6, 1))
     net = ResNet(Basic, (1,), (4,), 4, stem="cifar")
     variables = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
-    params = jax.tree.map(lambda p: p + 0.1, variables["params"])  # no silent branch
+    params = jax.tree.map(lambda p: p + 0.1, variables["params"])  # no branch is zero
 
     def gradients():
         def loss(params):
@@ -151,10 +144,8 @@ def test_a_network_uses_it_on_one_device_only_and_its_gradients_agree(monkeypatc
 
 
 def test_compiling_for_a_tpu_takes_its_own_gradient():
-    x, kernel = (
-        jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32),
-        jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32),
-    )
+    x = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32)
     step = jax.jit(jax.grad(lambda kernel, x: conv2d(x, kernel, (1, 1), ((1, 1), (1, 1))).sum()))
     assert "while" in step.trace(kernel, x).lower(lowering_platforms=("cpu",)).as_text()
     assert "while" not in step.trace(kernel, x).lower(lowering_platforms=("tpu",)).as_text()
@@ -165,10 +156,9 @@ def test_compiling_for_a_tpu_takes_its_own_operation(groups):
     def loss(x, kernel):
         return jnp.square(conv2d(x, kernel, (1, 1), ((1, 1), (1, 1)), feature_group_count=groups)).sum()
 
-    x, kernel = (
-        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 8, 8, WIDE), (3, 3, WIDE // groups, WIDE))
-    )
-    text = (
-        jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
-    )
-    assert text.count("stablehlo.convolution") == 3 and "dot_general" not in text and "while" not in text
+    x = jax.ShapeDtypeStruct((8, 8, 8, WIDE), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, WIDE // groups, WIDE), jnp.float32)
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel)
+    text = gradients.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.convolution") == 3
+    assert "dot_general" not in text and "while" not in text

@@ -1,4 +1,4 @@
-"""Projection head and classifier against google-research/simclr and by hand."""
+"""The projection head and the classifier against google-research/simclr and by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,13 @@ def head_of(layers, hidden, dim, bn_momentum=0.9, bn_epsilon=1e-5):
 def official(golden):
     """The released three-layer head: our module, its variables, the golden fields."""
     g = golden("simclr_head_batchnorm").under("head")
-    params, stats = {}, {}
+    params = {}
+    stats = {}
     for i in range(int(g["num_layers"])):
         params[f"dense{i + 1}"] = {"kernel": g[f"l{i}.dense.kernel"]}
-        params[f"norm{i + 1}"] = {"scale": g[f"l{i}.bn.gamma"]} | (
-            {"bias": g[f"l{i}.bn.beta"]} if g[f"l{i}.bn.has_beta"] else {}
-        )
+        params[f"norm{i + 1}"] = {"scale": g[f"l{i}.bn.gamma"]}
+        if g[f"l{i}.bn.has_beta"]:
+            params[f"norm{i + 1}"]["bias"] = g[f"l{i}.bn.beta"]
         stats[f"norm{i + 1}"] = {"mean": g[f"l{i}.bn.moving_mean"], "var": g[f"l{i}.bn.moving_variance"]}
     head = head_of(
         int(g["num_layers"]),
@@ -72,10 +73,10 @@ def test_every_layer_lists_input_hidden_and_projection(official):
 
 def test_hidden_width_and_no_layers():
     x = jnp.ones((2, 6))
-    shapes = jax.eval_shape(lambda: head_of(2, hidden=9, dim=4).init(jax.random.key(0), x, train=False))[
-        "params"
-    ]
-    assert shapes["dense1"]["kernel"].shape == (6, 9) and shapes["dense2"]["kernel"].shape == (9, 4)
+    head = head_of(2, hidden=9, dim=4)
+    shapes = jax.eval_shape(lambda: head.init(jax.random.key(0), x, train=False))["params"]
+    assert shapes["dense1"]["kernel"].shape == (6, 9)
+    assert shapes["dense2"]["kernel"].shape == (9, 4)
     assert "bias" in shapes["norm1"] and "bias" not in shapes["norm2"] and "bias" not in shapes["dense1"]
     np.testing.assert_array_equal(head_of(0, hidden=0, dim=4).apply({}, x, train=False), x)
 
@@ -87,12 +88,9 @@ def test_dense_weights_start_at_a_hundredth():
 
 def test_linear_classifier_by_hand():
     h = jnp.array([[1.0, 2.0], [0.0, -1.0]])
-    params = {
-        "dense": {
-            "kernel": jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]),
-            "bias": jnp.array([0.5, 0.0, 0.0]),
-        }
-    }
+    kernel = jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]])
+    bias = jnp.array([0.5, 0.0, 0.0])
+    params = {"dense": {"kernel": kernel, "bias": bias}}
     logits = LinearClassifier(3).apply({"params": params}, h)
     np.testing.assert_array_equal(logits, [[1.5, 2.0, 0.0], [0.5, -1.0, 1.0]])
 

@@ -1,4 +1,4 @@
-"""BatchNorm against PyTorch and Keras, in all it does: outputs, running statistics, gradients."""
+"""BatchNorm against PyTorch and Keras: outputs, running statistics and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +66,8 @@ def test_a_large_mean_does_not_cancel_the_variance():
     x = np.random.default_rng(0).normal(1000.0, 0.1, (4096, 3)).astype(np.float32)
     norm = BatchNorm(momentum=0.0)
     _, after = apply_train(norm, norm.init(jax.random.key(0), jnp.asarray(x), train=False), jnp.asarray(x))
-    np.testing.assert_allclose(
-        after["var"], x.astype(np.float64).var(0), rtol=1e-3
-    )  # E[x^2] - E[x]^2 in float32 is off by more
+    # E[x^2] - E[x]^2 in float32 is off by more.
+    np.testing.assert_allclose(after["var"], x.astype(np.float64).var(0), rtol=1e-3)
 
 
 def test_bfloat16_in_and_out_but_float32_statistics():
@@ -83,19 +82,23 @@ def test_bfloat16_in_and_out_but_float32_statistics():
 
 @pytest.mark.parametrize("offset, guess", [(0.0, 0.0), (30.0, 0.0), (30.0, 29.0)])
 def test_bfloat16_in_one_pass_is_float32_in_two(offset, guess):
-    """Outputs, statistics and gradients on the same numbers, the running mean far from the batch's (a first step) or near."""
+    """Outputs, statistics and gradients on the same numbers.
+
+    The running mean is far from the batch's, as in a first step, or near it.
+    """
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(offset, 1.0, (32, 6, 6, 4)), jnp.bfloat16)
     dy = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-    scale, bias, near = jnp.arange(1.0, 5.0), jnp.arange(4.0), jnp.full(4, guess)
+    scale = jnp.arange(1.0, 5.0)
+    bias = jnp.arange(4.0)
+    near = jnp.full(4, guess)
 
     def both(x):
         (y, mean, var), back = jax.vjp(lambda *args: normalize_batch(*args, near, 1e-5), x, scale, bias)
         return y, mean, var, *back((dy, jnp.zeros(4), jnp.zeros(4)))
 
-    for name, low, exact in zip(
-        ("y", "mean", "var", "dx", "dscale", "dbias"), both(x), both(x.astype(jnp.float32)), strict=True
-    ):
+    names = ("y", "mean", "var", "dx", "dscale", "dbias")
+    for name, low, exact in zip(names, both(x), both(x.astype(jnp.float32)), strict=True):
         tolerance = 5e-3 if name == "dx" else 2e-4  # dx comes back in the dtype of x
         np.testing.assert_allclose(
             np.asarray(low, np.float32), exact, rtol=tolerance, atol=tolerance, err_msg=name

@@ -1,4 +1,4 @@
-"""RegNetY against torchvision, the tables of the papers and its own rules."""
+"""RegNetY against torchvision, the papers' tables and its own rules."""
 
 from functools import partial
 
@@ -30,30 +30,23 @@ def model(**changes):
 
 
 def variables(net, size=32):
-    return jax.eval_shape(
-        partial(net.init, train=False),
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32),
-    )
+    image = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    return jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
 
 
 def test_torchvision_network(golden):
     case = golden("arch_regnet")
+    depths = tuple(case["depths"].tolist())
+    widths = tuple(case["widths"].tolist())
     net = RegNet(
-        Table(
-            tuple(case["depths"].tolist()),
-            tuple(case["widths"].tolist()),
-            int(case["group_width"]),
-            int(case["stem_width"]),
-        ),
+        Table(depths, widths, int(case["group_width"]), int(case["stem_width"])),
         bn_momentum=1 - float(case["bn_momentum_torch"]),
         bn_epsilon=float(case["bn_eps"]),
     )
     assert net.table == TABLES["regnety_xs"]
     fields = {name: case[name] for name in case.arrays.files}
-    computes_what_torch_does(
-        net, fields, TORCHVISION, {"stem": "stem_out", "stage1": "block1_out", "stage2": "block2_out"}
-    )
+    layers = {"stem": "stem_out", "stage1": "block1_out", "stage2": "block2_out"}
+    computes_what_torch_does(net, fields, TORCHVISION, layers)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -62,10 +55,8 @@ def test_tables_and_parameter_counts_of_the_official_networks(name):
     assert TABLES[name] == Table(depths, widths, group, 32)
     net = backbone(model(name=name))
     assert (net.table, net.unbiased, net.bn_momentum, net.dtype) == (TABLES[name], True, 0.9, jnp.bfloat16)
-    assert (
-        sum(leaf.size for leaf in jax.tree.leaves(variables(net)["params"])) + (widths[-1] + 1) * 1000
-        == parameters
-    )
+    backbone_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables(net)["params"]))
+    assert backbone_parameters + (widths[-1] + 1) * 1000 == parameters
 
 
 def test_the_gate_squeezes_the_blocks_input():
@@ -82,13 +73,14 @@ def test_initialisation_is_torchvisions():
     net = RegNet(Table((1,), (64,), 16))
     params = jax.jit(partial(net.init, train=False))(jax.random.key(0), jnp.ones((1, 4, 4, 3)))["params"]
     block = params["stage1_block1"]
-    for kernel, fan_out in (
+    kernels = (
         (block["conv2"]["kernel"], 9 * 64),
         (block["conv3"]["kernel"], 64),
         (block["se"]["fc2"]["kernel"], 64),
-    ):
+    )
+    for kernel, fan_out in kernels:
         np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / fan_out), rtol=0.1)
-        assert np.abs(kernel).max() > 2.3 * np.sqrt(2 / fan_out)  # not cut at two standard deviations
+        assert np.abs(kernel).max() > 2.3 * np.sqrt(2 / fan_out)  # not truncated at two standard deviations
     for bias, bound in ((block["se"]["fc1"]["bias"], 64**-0.5), (block["se"]["fc2"]["bias"], 8**-0.5)):
         assert 0.7 * bound < np.abs(bias).max() <= bound
     for norm in (params["stem_norm"], block["norm1"], block["norm3"], block["shortcut"]["norm"]):
@@ -108,9 +100,8 @@ def test_rematerialised_blocks_have_the_same_parameters_gradient_and_statistics(
         return jax.jit(jax.grad(loss, has_aux=True))
 
     frugal = net.clone(remat="blocks")
-    assert shapes(jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)) == shapes(
-        start
-    )
+    fresh = jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)
+    assert shapes(fresh) == shapes(start)
     for a, b in zip(gradient(frugal)(start["params"]), gradient(net)(start["params"]), strict=True):
         assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
     kept = {
@@ -121,33 +112,29 @@ def test_rematerialised_blocks_have_the_same_parameters_gradient_and_statistics(
 
 
 def test_stochastic_depth_grows_from_nothing_in_the_first_block():
-    """At rate 1 in the last block its branch vanishes, as if the last gain and bias were 0; the first block, at 0, is untouched."""
+    """The last block has rate 1: its branch vanishes, as if its last gain and bias were 0.
+
+    The first block has rate 0 and does not change.
+    """
     net = RegNet(Table((1, 1), (4, 8), 2, stem=4), drop_path=1.0 - 1e-6)
     image = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     start = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
-    training = partial(
-        RegNet.apply, x=image, train=True, mutable=["batch_stats"], rngs={"drop_path": jax.random.key(2)}
-    )
+    rngs = {"drop_path": jax.random.key(2)}
+    training = partial(RegNet.apply, x=image, train=True, mutable=["batch_stats"], rngs=rngs)
     whole = net.clone(drop_path=0.0)
-    (dropped, after), (kept, same) = training(net, start), training(whole, start)
+    dropped, after = training(net, start)
+    kept, same = training(whole, start)
     block = start["params"]["stage2_block1"]
-    silent = {
-        **start,
-        "params": {
-            **start["params"],
-            "stage2_block1": {**block, "norm3": jax.tree.map(jnp.zeros_like, block["norm3"])},
-        },
-    }
+    without_branch = {**block, "norm3": jax.tree.map(jnp.zeros_like, block["norm3"])}
+    silent = {**start, "params": {**start["params"], "stage2_block1": without_branch}}
     np.testing.assert_allclose(dropped, training(whole, silent)[0], rtol=1e-5)
     assert np.abs(dropped - kept).max() > 1e-3
     assert_trees_close(after, same, rtol=1e-6)  # the branch is computed and its norm learns
     np.testing.assert_array_equal(
         net.apply(start, image, train=False), whole.apply(start, image, train=False)
     )
-    assert (
-        backbone(model(name="regnety_16gf", drop_path=0.1)).drop_path == 0.1
-        and backbone(model(name="regnety_16gf")).drop_path == 0.0
-    )
+    assert backbone(model(name="regnety_16gf", drop_path=0.1)).drop_path == 0.1
+    assert backbone(model(name="regnety_16gf")).drop_path == 0.0
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
@@ -155,9 +142,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     start = variables(net)
     assert {leaf.dtype for leaf in jax.tree.leaves(start)} == {jnp.dtype("float32")}
     image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    h, after = jax.eval_shape(
-        partial(net.apply, train=True, mutable=["batch_stats", "intermediates"]), start, image
-    )
+    training = partial(net.apply, train=True, mutable=["batch_stats", "intermediates"])
+    h, after = jax.eval_shape(training, start, image)
     assert h.dtype == jnp.float32 and h.shape == (2, 32)
     assert {leaf.dtype for leaf in jax.tree.leaves(after["intermediates"])} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(after["batch_stats"])} == {jnp.dtype("float32")}
@@ -166,8 +152,6 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
 def test_a_wrong_config_says_what_is_wrong():
     with pytest.raises(ValueError, match="config.model.remat is 'dots'; it must be one of: none, blocks"):
         backbone(model(name="regnety_16gf", remat="dots"))
-    with pytest.raises(
-        ValueError,
-        match="config.model.name is 'regnety_32gf'; it must be one of: resnet8, .*, regnety_16gf, .*, vit_h",
-    ):
+    unknown = "config.model.name is 'regnety_32gf'; it must be one of: resnet8, .*, regnety_16gf, .*, vit_h"
+    with pytest.raises(ValueError, match=unknown):
         backbone(model(name="regnety_32gf"))

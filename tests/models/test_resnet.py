@@ -1,4 +1,4 @@
-"""ResNet against google-research/simclr and torchvision, layer by layer, and by its own rules."""
+"""ResNet against google-research/simclr and torchvision, layer by layer, and its own rules."""
 
 from functools import partial
 
@@ -39,24 +39,22 @@ def test_official_simclr_network(golden, name):
     )
     image = jnp.asarray(case["image"])
     variables = simclr_tree(case, "weights")
-    assert shapes(variables) == shapes(
-        jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
-    )
+    fresh = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
+    assert shapes(variables) == shapes(fresh)
 
     @jax.jit
     def both_modes(variables):
-        return evaluate(net, variables, image), net.apply(
-            variables, image, train=True, mutable=["batch_stats"]
-        )
+        trained = net.apply(variables, image, train=True, mutable=["batch_stats"])
+        return evaluate(net, variables, image), trained
 
     (pooled, layers), (train_pooled, after) = both_modes(jax.tree.map(jnp.asarray, variables))
     for layer in ("stem", "group1", "group2", "group3", "group4"):
         np.testing.assert_allclose(layers[layer], case[f"eval/{layer}"], **CLOSE, err_msg=layer)
     np.testing.assert_allclose(pooled, case["eval/pooled"], **CLOSE)
-    # With selective kernels BatchNorm divides by the spread of three gates: there the file itself is 2.7e-4 off a float64 computation.
-    np.testing.assert_allclose(
-        train_pooled, case["train/pooled"], **(dict(rtol=2e-4, atol=5e-4) if case["sk_ratio"] > 0 else CLOSE)
-    )
+    # With selective kernels BatchNorm divides by the spread of three gates. There the file itself differs by
+    # 2.7e-4 from a float64 computation.
+    close = dict(rtol=2e-4, atol=5e-4) if case["sk_ratio"] > 0 else CLOSE
+    np.testing.assert_allclose(train_pooled, case["train/pooled"], **close)
     assert_trees_close(after, simclr_tree(case, "after_train"), **CLOSE)
 
 
@@ -74,9 +72,8 @@ def test_torchvision_network(golden, name):
         bn_momentum=1 - float(case["bn_momentum_torch"]),
         bn_epsilon=float(case["bn_eps"]),
     )
-    computes_what_torch_does(
-        net, case, RESNET, {"stem": "stem_out", **{f"group{i}": f"layer{i}" for i in range(1, 5)}}
-    )
+    layers = {"stem": "stem_out", **{f"group{i}": f"layer{i}" for i in range(1, 5)}}
+    computes_what_torch_does(net, case, RESNET, layers)
 
 
 def init(net, size=32, channels=3):
@@ -87,7 +84,7 @@ def init(net, size=32, channels=3):
     "block, project", [(Basic, False), (Basic, True), (Bottleneck, False), (Bottleneck, True)]
 )
 def test_a_fresh_block_is_its_shortcut(block, project):
-    """The last gain is zero, so that residual branches are silent at the start."""
+    """The last gain is zero, so residual branches add nothing at the start."""
     layer = dict(conv=partial(conv, dtype=jnp.float32), norm=BatchNorm)
     net = block(4, 1, project, 0.0, **layer)
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4 * block.expansion))
@@ -95,12 +92,8 @@ def test_a_fresh_block_is_its_shortcut(block, project):
     y, _ = net.apply(variables, x, train=True, mutable=["batch_stats"])
     if project:
         shortcut = Shortcut(4 * block.expansion, 1, False, **layer)
-        x, _ = shortcut.apply(
-            {c: variables[c]["shortcut"] for c in ("params", "batch_stats")},
-            x,
-            train=True,
-            mutable=["batch_stats"],
-        )
+        weights = {name: variables[name]["shortcut"] for name in ("params", "batch_stats")}
+        x, _ = shortcut.apply(weights, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(y, np.maximum(x, 0), rtol=1e-6, atol=1e-6)
 
 
@@ -112,13 +105,15 @@ def test_every_other_gain_is_one_and_kernels_have_unit_fan_in_variance():
     np.testing.assert_array_equal(block["norm3"]["scale"], np.zeros(256))
     kernel = np.asarray(block["conv2"]["kernel"]) * (3 * 3 * 64) ** 0.5
     np.testing.assert_allclose(kernel.std(), 1.0, rtol=0.01)
-    assert (
-        2.2 < np.abs(kernel).max() < 2 / 0.8796 + 1e-3
-    )  # cut at two standard deviations of the normal before it was cut
+    # Truncated at two standard deviations of the normal before its truncation.
+    assert 2.2 < np.abs(kernel).max() < 2 / 0.8796 + 1e-3
 
 
 def test_strided_convolutions_pad_like_pytorch_not_like_same():
-    """At even sizes TensorFlow's SAME would put all padding behind: the first output would look at pixels 0..2, not -1..1."""
+    """At even sizes TensorFlow's SAME would put all padding after the image.
+
+    The first output would then see pixels 0..2 instead of -1..1.
+    """
     x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1.0)
     kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
     y = conv(1, 3, 2, dtype=jnp.float32, name="conv").apply({"params": {"kernel": kernel}}, x)
@@ -127,7 +122,10 @@ def test_strided_convolutions_pad_like_pytorch_not_like_same():
 
 @pytest.mark.parametrize("shortcut, rows", [("simclr", [[1, 0], [0, 0]]), ("torchvision", [[1, 1], [1, 1]])])
 def test_max_pool_padding_of_the_two_dialects(shortcut, rows):
-    """A single bright pixel at (1, 1) of the 4x4 map: SAME pools see rows 0-2 and 2-3; padding 1 sees rows 0-1 and 1-3."""
+    """A single bright pixel is at (1, 1) of the 4x4 map.
+
+    SAME pools see rows 0-2 and 2-3. With padding 1 they see rows 0-1 and 1-3.
+    """
     net = ResNet(Basic, (), (), stem_width=1, shortcut=shortcut)
     image = jnp.zeros((1, 8, 8, 1)).at[0, 2, 2, 0].set(1.0)
     variables = init(net, 8, 1)
@@ -138,7 +136,7 @@ def test_max_pool_padding_of_the_two_dialects(shortcut, rows):
 
 
 def test_average_pool_shortcut_at_odd_sizes_by_hand():
-    """Stride 2 counts the zero it pads (released code); stride 1 does not count padding (TensorFlow's SAME)."""
+    """Stride 2 counts its zero padding (released code), stride 1 does not (TensorFlow's SAME)."""
     x = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])[None, :, :, None]
     expected = {2: [[3.0, 2.25], [3.75, 2.25]], 1: [[3.0, 4.0, 4.5], [6.0, 7.0, 7.5], [7.5, 8.5, 9.0]]}
     for stride, pooled in expected.items():
@@ -154,9 +152,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     image = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
     variables = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    h, after = jax.eval_shape(
-        partial(net.apply, train=True, mutable=["batch_stats", "intermediates"]), variables, image
-    )
+    training = partial(net.apply, train=True, mutable=["batch_stats", "intermediates"])
+    h, after = jax.eval_shape(training, variables, image)
     assert h.dtype == jnp.float32 and h.shape == (4, 32)
     assert {leaf.dtype for leaf in jax.tree.leaves(after["batch_stats"])} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(after["intermediates"])} == {jnp.dtype("bfloat16")}
@@ -204,9 +201,8 @@ def test_rematerialised_blocks_have_the_same_parameters_gradient_and_statistics(
         return jax.jit(jax.grad(loss, has_aux=True))
 
     frugal = net.clone(remat="blocks")
-    assert shapes(jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)) == shapes(
-        variables
-    )
+    fresh = jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)
+    assert shapes(fresh) == shapes(variables)
     for a, b in zip(gradient(frugal)(variables["params"]), gradient(net)(variables["params"]), strict=True):
         assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
     kept = {

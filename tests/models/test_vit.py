@@ -31,7 +31,7 @@ def shaken(tree, seed):
 
 
 def official(g, prefix, net, image, *heads):
-    """timm's state dict as our parameters, and the heads apart."""
+    """timm's state dict as our parameters, with the heads separately."""
     names = family(ConfigDict(dict(patch=net.patch, positions="learned")), image.shape[1])
     template = like(net, image, int(g[f"{prefix}/cfg/num_classes"]), *heads)
     params = jax.tree.map(jnp.asarray, weights.load(g.under(f"{prefix}/state"), template, names)["params"])
@@ -48,7 +48,8 @@ def network(g, prefix, **settings):
 
 def test_timm_forward_and_backward(golden):
     g = golden("arch_vit")
-    net, image = network(g, "vit"), jnp.asarray(g["vit/image"].transpose(0, 2, 3, 1))
+    net = network(g, "vit")
+    image = jnp.asarray(g["vit/image"].transpose(0, 2, 3, 1))
     params, heads = official(g, "vit", net, image, "head")
     head = heads["head"]
 
@@ -57,12 +58,12 @@ def test_timm_forward_and_backward(golden):
             {"params": params}, image, train=True, tokens=True, mutable=["intermediates"]
         )
         logits = tokens[:, 0] @ head["kernel"] + head["bias"][None]
-        rows = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(g["vit/labels"])[:, None], axis=1)
+        labels = jnp.asarray(g["vit/labels"])[:, None]
+        rows = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=1)
         return rows.mean(), (tokens, logits, state["intermediates"])
 
-    (value, (tokens, logits, blocks)), (grads, grad_image) = jax.jit(
-        jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    )(params, image)
+    value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (value, (tokens, logits, blocks)), (grads, grad_image) = value_and_grad(params, image)
     for i in range(2):
         np.testing.assert_allclose(blocks[f"after_block{i}"][0], g[f"vit/block{i}_out"], **CLOSE)
     np.testing.assert_allclose(tokens, g["vit/tokens_after_norm"], **CLOSE)
@@ -76,19 +77,16 @@ def test_timm_forward_and_backward(golden):
     np.testing.assert_allclose(
         grads["patch"]["kernel"], patches(net.patch).ours(g["vit/grad/patch_embed.proj.weight"]), **CLOSE
     )
-    np.testing.assert_allclose(
-        tokens[:, 0],
-        jax.jit(lambda: net.apply({"params": params}, image, train=False))(),
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    features = jax.jit(lambda: net.apply({"params": params}, image, train=False))()
+    np.testing.assert_allclose(tokens[:, 0], features, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_deit_with_its_distillation_token(golden, scan):
     g = golden("arch_vit")
     image = jnp.asarray(g["deit_distilled/image"].transpose(0, 2, 3, 1))
-    net, names = network(g, "deit_distilled", distillation=True, scan=scan), ("head", "distillation_head")
+    net = network(g, "deit_distilled", distillation=True, scan=scan)
+    names = ("head", "distillation_head")
     params, heads = official(g, "deit_distilled", net, image, *names)
     tokens = jax.jit(lambda params: net.apply({"params": params}, image, train=False, tokens=True))(params)
     found = [tokens[:, i] @ heads[name]["kernel"] + heads[name]["bias"][None] for i, name in enumerate(names)]
@@ -122,10 +120,8 @@ def test_parameter_counts_of_the_official_networks(name):
 @pytest.mark.parametrize("preset, size", [("imagenet_vit_s_v3", "small"), ("imagenet_vit_b_v3", "base")])
 def test_moco_v3_has_neither_positions_nor_a_patch_projection_among_its_parameters(preset, size):
     model = get_config(preset).model
-    found, full = (
-        parameters(backbone(model), 224),
-        OFFICIAL[f"vit_{size}_patch16_224"]["backbone_without_head"],
-    )
+    found = parameters(backbone(model), 224)
+    full = OFFICIAL[f"vit_{size}_patch16_224"]["backbone_without_head"]
     width = backbone(model).width
     assert count(found["batch_stats"]) == 16 * 16 * 3 * width + width
     assert count(found["params"]) == full - count(found["batch_stats"]) - 197 * width
@@ -140,11 +136,8 @@ def test_a_scan_over_blocks_is_the_blocks_one_after_another_and_remat_changes_no
     stacked["blocks"] = jax.tree.map(lambda *rows: jnp.stack(rows), *(params[f"block{i}"] for i in range(3)))
 
     def value_and_grad(net, params):
-        return jax.jit(
-            jax.value_and_grad(
-                lambda params: jnp.sum(jnp.sin(net.apply({"params": params}, image, train=True)))
-            )
-        )(params)
+        loss = lambda params: jnp.sum(jnp.sin(net.apply({"params": params}, image, train=True)))
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     value, grads = value_and_grad(plain, params)
     grads["blocks"] = jax.tree.map(lambda *rows: jnp.stack(rows), *(grads.pop(f"block{i}") for i in range(3)))
@@ -160,10 +153,9 @@ def test_a_scan_over_blocks_is_the_blocks_one_after_another_and_remat_changes_no
 
 
 def test_stacked_blocks_start_from_different_weights():
-    params = ViT(**TINY, scan=True).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"][
-        "blocks"
-    ]["fc1"]["kernel"]
-    assert np.abs(params[0] - params[1]).max() > 1e-3
+    variables = ViT(**TINY, scan=True).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    kernel = variables["params"]["blocks"]["fc1"]["kernel"]
+    assert np.abs(kernel[0] - kernel[1]).max() > 1e-3
 
 
 def test_drop_path_keeps_the_mean_and_whole_examples():
@@ -177,7 +169,7 @@ def test_drop_path_keeps_the_mean_and_whole_examples():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_the_rate_grows_from_nothing_in_the_first_block(scan):
-    """At rate 1 in the last block its branches vanish; with depth 2 the first block, at 0, is untouched."""
+    """The last block has rate 1, so its branches vanish. With depth 2 the first block has rate 0."""
     net = ViT(32, 2, 4, 4, drop_path=1.0 - 1e-6, scan=scan)
     image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     variables = net.init(jax.random.key(0), image, train=False)
@@ -187,9 +179,8 @@ def test_the_rate_grows_from_nothing_in_the_first_block(scan):
         params["blocks"] = jax.tree.map(lambda leaf: leaf[:1], params["blocks"])
     else:
         del params["block1"]
-    np.testing.assert_allclose(
-        dropped, ViT(32, 1, 4, 4, scan=scan).apply({"params": params}, image, train=False), **CLOSE
-    )
+    one_block = ViT(32, 1, 4, 4, scan=scan).apply({"params": params}, image, train=False)
+    np.testing.assert_allclose(dropped, one_block, **CLOSE)
     assert np.abs(dropped - net.apply(variables, image, train=False)).max() > 1e-3
 
 
@@ -207,7 +198,8 @@ def test_dropout_keeps_the_mean_and_is_off_in_inference():
     np.testing.assert_allclose(np.mean(y), 3.0, rtol=0.01)
     assert Site(0.0).apply({}, x) is x
 
-    net, image = ViT(**TINY, dropout=0.5), jnp.ones((2, 8, 8, 3))
+    net = ViT(**TINY, dropout=0.5)
+    image = jnp.ones((2, 8, 8, 3))
     params = net.init(jax.random.key(0), image, train=False)["params"]
     run = lambda seed: forward(net, params, {}, image, key=jax.random.key(seed))[0]
     plain = ViT(**TINY).apply({"params": params}, image, train=False)
@@ -217,37 +209,37 @@ def test_dropout_keeps_the_mean_and_is_off_in_inference():
 
 
 def test_attention_maps_by_numpy():
-    """One block without an MLP's part in it: softmax of scaled products, of the class and of the distillation token's queries."""
+    """The attention of one block: softmax of scaled products for the class and the distillation token."""
     net = ViT(width=32, depth=1, heads=4, patch=4, distillation=True)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
     params = shaken(net.init(jax.random.key(0), image, train=False)["params"], 1)
     maps = attention(net, params, {}, image)
-    p, width = jax.tree.map(np.asarray, params), 32
-    patches = (
-        np.asarray(image).reshape(2, 2, 4, 2, 4, 3).swapaxes(2, 3).reshape(2, 4, 48) @ p["patch"]["kernel"]
-        + p["patch"]["bias"]
-    )
-    tokens = np.broadcast_to(
-        np.concatenate([p["class_token"], p["distillation_token"]], axis=1), (2, 2, width)
-    )
+    p = jax.tree.map(np.asarray, params)
+
+    pixels = np.asarray(image).reshape(2, 2, 4, 2, 4, 3).swapaxes(2, 3).reshape(2, 4, 48)
+    patches = pixels @ p["patch"]["kernel"] + p["patch"]["bias"]
+    extra = np.concatenate([p["class_token"], p["distillation_token"]], axis=1)
+    tokens = np.broadcast_to(extra, (2, 2, 32))
     x = np.concatenate([tokens, patches], axis=1) + p["positions"]
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     x = x * p["block0"]["norm1"]["scale"] + p["block0"]["norm1"]["bias"]
-    q, k, _ = np.split(
-        x @ p["block0"]["attn"]["qkv"]["kernel"] + p["block0"]["attn"]["qkv"]["bias"], 3, axis=-1
-    )
+
+    layer = p["block0"]["attn"]["qkv"]
+    q, k, _ = np.split(x @ layer["kernel"] + layer["bias"], 3, axis=-1)
     q, k = (a.reshape(2, 6, 4, 8) for a in (q, k))
     weights = np.exp(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(8))
-    np.testing.assert_allclose(
-        maps, (weights / weights.sum(-1, keepdims=True))[:, :, :2], rtol=1e-3, atol=1e-5
-    )
+    softmax = weights / weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(maps, softmax[:, :, :2], rtol=1e-3, atol=1e-5)
 
-    deep, stacked = ViT(**TINY), ViT(**TINY, scan=True)
+
+def test_attention_maps_of_stacked_blocks_are_those_of_separate_blocks():
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    deep = ViT(**TINY)
+    stacked = ViT(**TINY, scan=True)
     params = deep.init(jax.random.key(0), image, train=False)["params"]
     looped = {k: v for k, v in params.items() if not k.startswith("block")}
-    looped["blocks"] = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *(params[f"block{i}"] for i in range(3))
-    )
+    blocks = [params[f"block{i}"] for i in range(3)]
+    looped["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
     maps = attention(deep, params, {}, image)
     assert maps.shape == (2, 4, 1, 5)
     np.testing.assert_allclose(attention(stacked, looped, {}, image), maps, rtol=1e-5, atol=1e-7)
@@ -258,25 +250,21 @@ def test_initialisations():
     deit = ViT(128, 1, 4, 4).init(jax.random.key(0), image, train=False)["params"]
     for leaf in (deit["block0"]["attn"]["qkv"]["kernel"], deit["block0"]["fc2"]["kernel"], deit["positions"]):
         np.testing.assert_allclose(np.std(leaf), 0.02, rtol=0.06)
-        assert np.abs(leaf).max() > 0.05  # not cut at two standard deviations
+        assert np.abs(leaf).max() > 0.05  # not truncated at two standard deviations
     bound = 1 / np.sqrt(48)
-    assert (
-        0.95 * bound < np.abs(deit["patch"]["kernel"]).max() <= bound
-        and 0.8 * bound < np.abs(deit["patch"]["bias"]).max() <= bound
-    )
-    v3 = ViT(128, 1, 4, 4, scheme="moco_v3", positions="sincos").init(jax.random.key(0), image, train=False)[
-        "params"
-    ]
-    bounds = {"qkv": 6 / 256, "proj": 6 / 256}
-    for name, square in bounds.items():
-        assert (
-            0.99 * np.sqrt(square) < np.abs(v3["block0"]["attn"][name]["kernel"]).max() <= np.sqrt(square)
-        ), name
+    assert 0.95 * bound < np.abs(deit["patch"]["kernel"]).max() <= bound
+    assert 0.8 * bound < np.abs(deit["patch"]["bias"]).max() <= bound
+
+    net = ViT(128, 1, 4, 4, scheme="moco_v3", positions="sincos")
+    v3 = net.init(jax.random.key(0), image, train=False)["params"]
+    for name in ("qkv", "proj"):
+        largest = np.abs(v3["block0"]["attn"][name]["kernel"]).max()
+        assert 0.99 * np.sqrt(6 / 256) < largest <= np.sqrt(6 / 256), name
     assert 0.99 * np.sqrt(6 / 640) < np.abs(v3["block0"]["fc1"]["kernel"]).max() <= np.sqrt(6 / 640)
     assert 0.95 * np.sqrt(6 / 176) < np.abs(v3["patch"]["kernel"]).max() <= np.sqrt(6 / 176)
-    assert (
-        np.abs(v3["class_token"]).max() < 1e-5 and not np.any(v3["patch"]["bias"]) and "positions" not in v3
-    )
+    assert np.abs(v3["class_token"]).max() < 1e-5
+    assert not np.any(v3["patch"]["bias"])
+    assert "positions" not in v3
 
 
 def test_sincos_positions_by_hand():
@@ -294,13 +282,13 @@ def test_sincos_positions_by_hand():
 @pytest.mark.parametrize("case", range(4))
 def test_resized_positions_of_deit(golden, case):
     g = golden("deit_distillation").under(f"pos{case}")
-    grid, extra = (int(g["grid_out"]),) * 2, int(g["extra_tokens"])
+    grid = (int(g["grid_out"]),) * 2
+    extra = int(g["extra_tokens"])
     found = resize_positions(jnp.asarray(g["pos_embed"]), grid, extra_tokens=extra)
     np.testing.assert_allclose(found, g["new_pos_embed"], atol=1e-5)
     np.testing.assert_array_equal(found[:, :extra], g["pos_embed"][:, :extra])
-    np.testing.assert_array_equal(
-        resize_positions(jnp.asarray(g["pos_embed"][0]), grid, extra_tokens=extra), found[0]
-    )
+    without_batch = resize_positions(jnp.asarray(g["pos_embed"][0]), grid, extra_tokens=extra)
+    np.testing.assert_array_equal(without_batch, found[0])
 
 
 def test_positions_of_the_same_grid_stay_and_rows_stay_rows():
@@ -309,7 +297,7 @@ def test_positions_of_the_same_grid_stay_and_rows_stay_rows():
     rows = jnp.concatenate([jnp.full((1, 1), 9.0), jnp.repeat(jnp.arange(4.0), 4)[:, None]])
     found = resize_positions(rows, (4, 8), extra_tokens=1)[1:].reshape(4, 8)
     np.testing.assert_allclose(found, np.repeat(np.arange(4.0)[:, None], 8, axis=1), atol=1e-6)
-    with pytest.raises(ValueError, match="leave 15, which is no square"):
+    with pytest.raises(ValueError, match="leave 15, which is not a square number"):
         resize_positions(positions, (8, 8), extra_tokens=2)
 
 
@@ -317,11 +305,9 @@ def test_a_frozen_projection_takes_no_part_in_the_gradient_and_comes_back_from_a
     net = ViT(**TINY, frozen_patch=True, positions="sincos", scheme="moco_v3")
     image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     variables = net.init(jax.random.key(0), image, train=False)
-    assert (
-        set(variables["batch_stats"]) == {"patch"}
-        and "patch" not in variables["params"]
-        and "positions" not in variables["params"]
-    )
+    assert set(variables["batch_stats"]) == {"patch"}
+    assert "patch" not in variables["params"]
+    assert "positions" not in variables["params"]
     features, after = forward(net, variables["params"], variables["batch_stats"], image)
     jax.tree.map(np.testing.assert_array_equal, after, variables["batch_stats"])
     free = ViT(**TINY, positions="sincos", scheme="moco_v3")
@@ -334,9 +320,8 @@ def test_bfloat16_keeps_softmax_and_norms_in_float32():
     net = ViT(**TINY, dtype=jnp.bfloat16)
     variables = net.init(jax.random.key(0), image, train=False)
     found = net.apply(variables, image, train=False)
-    assert found.dtype == jnp.float32 and all(
-        leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables)
-    )
+    assert found.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     np.testing.assert_allclose(found, ViT(**TINY).apply(variables, image, train=False), atol=0.05)
     text = str(jax.make_jaxpr(lambda v: net.apply(v, image, train=False))(variables))
     exponentials = [line for line in text.splitlines() if "= exp " in line]
