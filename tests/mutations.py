@@ -595,8 +595,8 @@ NAMED_VIEWS = [
     Mutation(
         "a_view_ignores_its_overrides",
         RECIPES,
-        "for view in [*([stated[partner]] if partner else []), stated[name]]:",
-        "for view in [*([stated[partner]] if partner else [])]:",
+        "overrides = [stated[partner], stated[name]] if partner else [stated[name]]",
+        "overrides = [stated[partner]] if partner else []",
         "one recipe for all views: BYOL without its asymmetry",
         f"{T_VIEWS}::test_overrides_hold_for_their_view_alone",
     ),
@@ -1194,7 +1194,7 @@ DEIT_DATA = [
     Mutation(
         "epochs_three_times_as_long",
         SAMPLER,
-        "return np.repeat(order(seed, epoch, n)[: -(-n // repeats)], repeats)[:n]",
+        "return np.repeat(order(seed, epoch, n)[:different], repeats)[:n]",
         "return np.repeat(order(seed, epoch, n), repeats)",
         "repeats that lengthen the epoch: three times the steps and all images",
         f"{T_SAMPLER}::test_repeats_keep_the_length_and_see_a_third_of_the_images",
@@ -1202,8 +1202,8 @@ DEIT_DATA = [
     Mutation(
         "copies_a_pass_apart",
         SAMPLER,
-        "return np.repeat(order(seed, epoch, n)[: -(-n // repeats)], repeats)[:n]",
-        "return np.tile(order(seed, epoch, n)[: -(-n // repeats)], repeats)[:n]",
+        "return np.repeat(order(seed, epoch, n)[:different], repeats)[:n]",
+        "return np.tile(order(seed, epoch, n)[:different], repeats)[:n]",
         "the copies are never in one batch",
         f"{T_SAMPLER}::test_repeats_are_the_released_samplers[ra0]",
     ),

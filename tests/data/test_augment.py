@@ -27,7 +27,7 @@ def close(actual, expected, atol=1e-5):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
-# -------------------------------------------------------------------------------------------------------------- operations
+# ----------------------------------------------------------------------------------------------- operations
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_blur_refuses_what_it_cannot_do(image):
         augment.gaussian_blur(image, 1.0, kernel_size=3, padding="edge")
 
 
-# -------------------------------------------------------------------------------------------------------------- the recipe
+# ----------------------------------------------------------------------------------------------- the recipe
 
 
 @pytest.fixture(scope="module")

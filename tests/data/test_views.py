@@ -71,7 +71,7 @@ def close(actual, expected, atol=2e-6):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
-# ------------------------------------------------------------------------------------------------------- what the config says
+# ------------------------------------------------------------------------------------- what the config says
 
 
 def test_resolved_numbers_views_in_the_stated_order():
@@ -154,7 +154,7 @@ def test_views_that_cannot_be_are_named(named, message):
         views.resolved(a_config(**named))
 
 
-# -------------------------------------------------------------------------------------------------------------- yesterday's bits
+# ----------------------------------------------------------------------------------------- yesterday's bits
 
 CASES = {
     "host": (dict(), 20, dict(one=dict(), two=dict())),
@@ -257,7 +257,7 @@ def test_eight_devices_make_the_views_of_one():
         close(shards[name], one[name])
 
 
-# -------------------------------------------------------------------------------------- overrides, sizes, counts, shared crops
+# ------------------------------------------------------------------- overrides, sizes, counts, shared crops
 
 
 def test_overrides_hold_for_their_view_alone():
@@ -372,7 +372,7 @@ def test_copies_count_the_views_that_are_drawn():
         close(second[name], first[name])
 
 
-# -------------------------------------------------------------------------------------------------- what is drawn, how often
+# --------------------------------------------------------------------------------- what is drawn, how often
 
 
 def many(**changes):
@@ -443,7 +443,7 @@ def test_torchvisions_factors_are_not_negative():
     )  # uniform in [0, 2.6)
 
 
-# ----------------------------------------------------------------------------------------------------------------- by name
+# -------------------------------------------------------------------------------------------------- by name
 
 TORCHVISION = (augment.brightness, augment.contrast_torchvision, augment.saturation_torchvision, augment.hue)
 
