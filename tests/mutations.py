@@ -567,8 +567,8 @@ AUGMENTATION = [
     Mutation(
         "host_crops_follow_the_worker",
         CROPS,
-        "crop_seed,",
-        "tf.random.uniform([2], maxval=1 << 30, dtype=tf.int64),",
+        "crop_seed,\n",
+        "tf.random.uniform([2], maxval=1 << 30, dtype=tf.int64),\n",
         "random state of the worker (NumPy's seed copied into every PyTorch worker)",
         f"{T_CROPS}::test_a_view_depends_on_seed_epoch_index_and_number_alone",
     ),
@@ -1230,7 +1230,7 @@ DEIT_DATA = [
         "if augment.jitter_probability > 0:",
         "if augment.jitter_probability > 1:",
         "colour jitter left on together with RandAugment",
-        f"{T_POLICIES}::test_what_cannot_be_is_refused",
+        f"{T_POLICIES}::test_impossible_policies_are_refused",
     ),
     Mutation(
         "no_antialias",
