@@ -303,7 +303,7 @@ def _draw_randaugment(key: Sequence[int], augment: ConfigDict) -> list[Step]:
 
 
 def _draw_autoaugment(key: Sequence[int], augment: ConfigDict) -> list[Step]:
-    """Draw one pair of operations. Five uniform numbers: which pair, whether each applies, its direction."""
+    """Draw one pair of operations. Five uniform numbers: the pair, whether each applies, each direction."""
     pairs = AUTOAUGMENT[augment.policy]
     which, *u = uniforms(key, 5)
     pair = pairs[int(which * len(pairs))]
@@ -356,6 +356,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check(augment: ConfigDict, data: ConfigDict) -> None:
+    """Refuse the policy of one recipe, as `check` does for all views."""
     name = augment.policy
     if name not in POLICIES:
         raise ValueError(unknown(name))

@@ -65,7 +65,7 @@ def draw(key: jax.Array, augment: ConfigDict) -> Draw:
     if augment.blur_probability > 0.0:
         sigma = between(u[7], *augment.blur_sigma)
 
-    # Solarization has a key of its own, so that it leaves the twelve numbers above as they are without it.
+    # Solarization has its own key, so that the twelve numbers above are the same with and without it.
     solarized = jnp.bool_(False)
     if augment.solarize_probability > 0.0:
         u = jax.random.uniform(jax.random.fold_in(key, 12), (), jnp.float32)
