@@ -1,10 +1,14 @@
 """Download and build a data set once; training never downloads.
 
     ssljax prepare cifar10
-    ssljax prepare tfds:imagenet2012 --data_dir gs://bucket/tfds      # needs the two archives in <data_dir>/downloads/manual
-    ssljax prepare tfds:NAME --data_dir D --file_format array_record  # also converts a copy stored as TFRecord
+    ssljax prepare tfds:imagenet2012 --data_dir gs://bucket/tfds
+    ssljax prepare tfds:NAME --data_dir D --file_format array_record
 
-TensorFlow Datasets does the work. The format is array_record unless asked otherwise: it alone can be read at any index.
+The second needs ImageNet's two archives in <data_dir>/downloads/manual. The third also converts a copy that
+is stored as TFRecord.
+
+TensorFlow Datasets does the work. The default format is array_record, the only one that can be read at any
+index.
 """
 
 from __future__ import annotations
@@ -14,14 +18,17 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-RETRIES = 3  # of a failing connection. TFDS's 10, with waits that double, take 200 seconds to say that there is no network
+# Retries of a failing connection. TFDS's default of 10, with waits that double, takes 200 seconds to report
+# that there is no network.
+RETRIES = 3
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prepares the data set named on the command line and prints where it is.
+    """Prepare the data set named on the command line and print where it is.
 
     Raises:
-        SystemExit: unknown data set, no network, archives that must be fetched by hand; the message says what to do.
+        SystemExit: the data set is unknown, there is no network, or archives must be downloaded by hand. The
+            message says what to do.
     """
     parser = argparse.ArgumentParser(
         prog="ssljax prepare", description="Download and build a data set once, with TensorFlow Datasets."
@@ -32,30 +39,38 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--file_format", default="array_record", choices=("array_record", "tfrecord"))
     flags = parser.parse_args(argv)
-    builder = prepare(flags.name.removeprefix("tfds:"), flags.data_dir, flags.file_format)
-    sizes = ", ".join(f"{name} {info.num_examples:,}" for name, info in builder.info.splits.items())
+
+    name = flags.name.removeprefix("tfds:")
+    builder = prepare(name, flags.data_dir, flags.file_format)
+    sizes = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
     print(f"{builder.info.full_name}: {sizes} ({builder.info.dataset_size}) in {builder.data_path}")
-    print(
-        f"use it with --config.data.source=tfds:{flags.name.removeprefix('tfds:')}"
-        + (f" --config.data.data_dir={flags.data_dir}" if flags.data_dir else "")
-    )
+    where = f" --config.data.data_dir={flags.data_dir}" if flags.data_dir else ""
+    print(f"use it with --config.data.source=tfds:{name}{where}")
 
 
 def prepare(name: str, data_dir: str, file_format: str) -> Any:
-    """Builds `name` in `file_format` unless it is there already, and returns its TFDS builder."""
+    """Build a data set unless it is there already, and return its TFDS builder.
+
+    Args:
+        name: name of the builder, without "tfds:".
+        data_dir: where prepared data sets are; "" = TFDS's default.
+        file_format: "array_record" or "tfrecord". A copy stored as TFRecord is converted to array_record.
+
+    Raises:
+        SystemExit: as for `main`.
+    """
     from ssljax.data import crops, records
 
     crops.tensorflow()
     import tensorflow_datasets as tfds
 
+    where = data_dir or None
+    array_record = tfds.core.FileFormat.ARRAY_RECORD
     try:
-        builder = tfds.builder(name, data_dir=data_dir or None)
+        builder = tfds.builder(name, data_dir=where)
         if not builder.info.splits:
-            _build(tfds.builder(name, data_dir=data_dir or None, file_format=file_format), data_dir)
-        elif (
-            file_format == "array_record"
-            and tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats()
-        ):
+            _build(tfds.builder(name, data_dir=where, file_format=file_format), data_dir)
+        elif file_format == "array_record" and array_record not in builder.info.available_file_formats():
             records.convert(builder)
     except tfds.core.DatasetNotFoundError as error:
         near = difflib.get_close_matches(name.split("/")[0], tfds.list_builders(), 3)
@@ -65,20 +80,22 @@ def prepare(name: str, data_dir: str, file_format: str) -> Any:
 
 
 def _build(builder: Any, data_dir: str) -> None:
+    """Download and build. A failure raises SystemExit with a message that says what to do."""
     from tensorflow_datasets.core.download import downloader
 
     downloader.MAX_RETRIES = RETRIES
     try:
         builder.download_and_prepare()
-    except AssertionError as error:  # TFDS's way to ask for archives that need a registration
+    except AssertionError as error:  # this is how TFDS asks for archives that need a registration
         raise SystemExit(
             f"ssljax prepare: {builder.name} cannot be downloaded automatically. {error}"
         ) from error
     except OSError as error:
         where = Path(data_dir or "~/tensorflow_datasets")
         raise SystemExit(
-            f"ssljax prepare: {builder.name} could not be downloaded ({type(error).__name__}: {error}). Without a network, "
-            f"prepare it on another machine and copy the folder {builder.name} into {where}"
+            f"ssljax prepare: {builder.name} could not be downloaded ({type(error).__name__}: {error}). "
+            f"Without a network, prepare it on another machine and copy the folder {builder.name} into "
+            f"{where}"
         ) from error
 
 

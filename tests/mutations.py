@@ -555,8 +555,8 @@ AUGMENTATION = [
     Mutation(
         "host_crops_follow_the_worker",
         CROPS,
-        "crop_seed,",
-        "tf.random.uniform([2], maxval=1 << 30, dtype=tf.int64),",
+        "crop_seed,\n",
+        "tf.random.uniform([2], maxval=1 << 30, dtype=tf.int64),\n",
         "random state of the worker (NumPy's seed copied into every PyTorch worker)",
         f"{T_CROPS}::test_a_view_depends_on_seed_epoch_index_and_number_alone",
     ),
@@ -583,8 +583,8 @@ NAMED_VIEWS = [
     Mutation(
         "a_view_ignores_its_overrides",
         RECIPES,
-        "for view in [*([stated[partner]] if partner else []), stated[name]]:",
-        "for view in [*([stated[partner]] if partner else [])]:",
+        "overrides = [stated[partner], stated[name]] if partner else [stated[name]]",
+        "overrides = [stated[partner]] if partner else []",
         "one recipe for all views: BYOL without its asymmetry",
         f"{T_VIEWS}::test_overrides_hold_for_their_view_alone",
     ),
@@ -1181,7 +1181,7 @@ DEIT_DATA = [
     Mutation(
         "epochs_three_times_as_long",
         SAMPLER,
-        "return np.repeat(order(seed, epoch, n)[: -(-n // repeats)], repeats)[:n]",
+        "return np.repeat(order(seed, epoch, n)[:different], repeats)[:n]",
         "return np.repeat(order(seed, epoch, n), repeats)",
         "repeats that lengthen the epoch: three times the steps and all images",
         f"{T_SAMPLER}::test_repeats_keep_the_length_and_see_a_third_of_the_images",
@@ -1189,8 +1189,8 @@ DEIT_DATA = [
     Mutation(
         "copies_a_pass_apart",
         SAMPLER,
-        "return np.repeat(order(seed, epoch, n)[: -(-n // repeats)], repeats)[:n]",
-        "return np.tile(order(seed, epoch, n)[: -(-n // repeats)], repeats)[:n]",
+        "return np.repeat(order(seed, epoch, n)[:different], repeats)[:n]",
+        "return np.tile(order(seed, epoch, n)[:different], repeats)[:n]",
         "the copies are never in one batch",
         f"{T_SAMPLER}::test_repeats_are_the_released_samplers[ra0]",
     ),
@@ -1218,7 +1218,7 @@ DEIT_DATA = [
         "if augment.jitter_probability > 0:",
         "if augment.jitter_probability > 1:",
         "colour jitter left on together with RandAugment",
-        f"{T_POLICIES}::test_what_cannot_be_is_refused",
+        f"{T_POLICIES}::test_impossible_policies_are_refused",
     ),
     Mutation(
         "no_antialias",

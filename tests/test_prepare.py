@@ -1,4 +1,4 @@
-"""Prepared data sets: read by index in both formats, converted, and clear errors when something is missing. No network needed."""
+"""Prepared data sets are read by index in both formats and converted. No test needs a network."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def images():
 
 
 def store(images, data_dir, file_format, name="tiny", version="1.0.0", labelled=True):
-    """30 noise images as a prepared data set: 20 train, 10 test, label = number % 4."""
+    """Store 30 noise images as a prepared data set: 20 train, 10 test, label = number % 4."""
     crops.tensorflow()
     import tensorflow_datasets as tfds
 
@@ -55,7 +55,8 @@ def config_of(data_dir, **settings):
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
 def test_records_are_read_by_index(stored, images, file_format):
     data = config_of(stored[file_format]).data
-    train, test = sources.load(data, "train"), sources.load(data, "test")
+    train = sources.load(data, "train")
+    test = sources.load(data, "test")
     np.testing.assert_array_equal(train.images, images[:20])
     np.testing.assert_array_equal(test.images, images[20:])
     assert train.labels.tolist() == [i % 4 for i in range(20)] and train.class_names == ("a", "b", "c", "d")
@@ -75,24 +76,25 @@ def test_images_of_a_set_that_has_no_labels(images, tmp_path, file_format):
     source = sources.load(config_of(str(tmp_path), labels="none").data, "train")
     np.testing.assert_array_equal(source.images, images[:20])
     assert source.labels.tolist() == [-1] * 20 and source.num_classes == 0
-    assert not list(tmp_path.rglob("ssljax-labels*"))  # nothing that a labelled set would read
+    assert not list(tmp_path.rglob("ssljax-labels*"))  # a labelled set would read such a file
 
 
 def test_both_formats_give_the_same_batches(stored):
     configs = [config_of(stored[f], crop_on="host") for f in ("array_record", "tfrecord")]
     streams = [loader.train_batches(sources.load(c.data, "train"), c) for c in configs]
-    for _ in range(6):  # over the end of the epoch
-        a, b = next(streams[0]), next(streams[1])
+    for _ in range(6):  # past the end of the epoch
+        a = next(streams[0])
+        b = next(streams[1])
         assert all(np.array_equal(a[k], b[k]) for k in a) and a["image"].shape == (5, 2, 8, 8, 3)
 
 
-def test_labels_are_kept_beside_the_data(images, tmp_path):
+def test_labels_are_stored_beside_the_data(images, tmp_path):
     store(images, str(tmp_path), "array_record")
     data = config_of(str(tmp_path)).data
     first = sources.load(data, "train")
     kept = tmp_path / "tiny" / "1.0.0" / "ssljax-labels-train-20.npy"
     assert np.load(kept).tolist() == first.labels.tolist()
-    np.save(kept, np.full(20, 3, np.int32))  # it is this file that is read the next time
+    np.save(kept, np.full(20, 3, np.int32))  # the next load reads this file
     assert sources.load(data, "train").labels.tolist() == [3] * 20
 
 
@@ -100,10 +102,8 @@ def test_prepare_converts_tfrecord_in_place(images, tmp_path, capsys, monkeypatc
     store(images, str(tmp_path), "tfrecord")
     prepare.main(["tfds:tiny", "--data_dir", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert (
-        "train 20, test 10" in printed
-        and f"--config.data.source=tfds:tiny --config.data.data_dir={tmp_path}" in printed
-    )
+    assert "train 20, test 10" in printed
+    assert f"--config.data.source=tfds:tiny --config.data.data_dir={tmp_path}" in printed
     monkeypatch.setattr(records, "_into_memory", None)  # random access from now on
     data = config_of(str(tmp_path), crop_on="host").data
     source = sources.load(data, "train")
@@ -132,10 +132,10 @@ def test_unprepared_names_the_command(tmp_path):
         sources.load(data, "train")
 
 
-def test_missing_split_lists_those_there_are(stored):
+def test_missing_split_lists_the_existing_ones(stored):
     data = config_of(stored["array_record"]).data
     data.test_split = "validation"
-    with pytest.raises(FileNotFoundError, match="no split 'validation', but train, test"):
+    with pytest.raises(FileNotFoundError, match="no split 'validation'; it has train, test"):
         sources.load(data, "test")
 
 
@@ -167,7 +167,7 @@ def test_fashion_mnist_falls_back_to_a_prepared_copy(images, tmp_path):
     np.testing.assert_array_equal(sources.load(data, "train").images, images[:20])
 
 
-def test_prepare_of_an_unknown_set_gives_the_nearest(tmp_path):
+def test_prepare_of_an_unknown_set_names_the_nearest(tmp_path):
     with pytest.raises(SystemExit, match="no data set 'cifar11'; did you mean .*cifar10"):
         prepare.main(["cifar11", "--data_dir", str(tmp_path)])
 
@@ -180,7 +180,7 @@ def test_prepare_asks_for_archives_that_need_a_registration(tmp_path):
 
 
 def test_prepare_without_a_network_says_so(tmp_path, monkeypatch):
-    """Every connection is refused; TFDS's downloader does the rest."""
+    """Every connection is refused. The error comes from TFDS's own downloader."""
     from urllib3.util import connection
 
     def refuse(*_, **__):

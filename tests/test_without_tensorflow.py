@@ -1,4 +1,7 @@
-"""Training, evaluating and reporting where TensorFlow, clu and TensorBoard are not installed: one process for all, on one CPU device."""
+"""Training, evaluation and reports work where TensorFlow, clu and TensorBoard are not installed.
+
+One process on one CPU device does everything; the tests check its results.
+"""
 
 import subprocess
 import sys
@@ -14,7 +17,7 @@ from tests.processes import ROOT, environment, logged
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """(folder, what was printed). 40 photographs of noise in two classes, and the same without."""
+    """The folder and what was printed, for 40 images of noise in two classes and the same without classes."""
     root = tmp_path_factory.mktemp("without")
     for i in range(40):
         pixels = np.random.default_rng(i).integers(0, 100, (48, 50, 3)) + 150 * (i % 2)
@@ -41,10 +44,10 @@ def test_every_method_trains_and_is_evaluated(done, method):
     losses = [row["loss"] for row in logged(run) if "loss" in row]
     assert len(losses) >= 2 and np.isfinite(losses).all()
     found = {row["metric"]: row for row in read(run / "results.jsonl")}
-    assert found["top1"]["protocol"] == "knn" and found["top1"]["n"] == (
-        4 if method == "photographs" else 297
-    )
-    assert found["top1"]["value"] > 5 and "tensorflow" not in printed.split("imported:")[1]
+    assert found["top1"]["protocol"] == "knn"
+    assert found["top1"]["n"] == (4 if method == "photographs" else 297)
+    assert found["top1"]["value"] > 5
+    assert "tensorflow" not in printed.split("imported:")[1]
     assert (run / "metrics.jsonl").exists() and not (run / "tensorboard").exists()
 
 
@@ -52,9 +55,8 @@ def test_images_without_labels_train_and_are_not_judged(done):
     root, _ = done
     run = root / "runs" / "photographs"
     rows = logged(run)
-    assert len(rows) >= 2 and not any(
-        "knn" in row for row in rows
-    )  # config.checkpoint.best="knn" keeps the last all the same
+    assert len(rows) >= 2 and not any("knn" in row for row in rows)
+    # config.checkpoint.best="knn" keeps the last checkpoint nevertheless.
     assert (run / "checkpoints" / "2").is_dir() and (run / "preview.png").exists()
 
 
@@ -64,13 +66,10 @@ def test_what_lacks_labels_or_tensorflow_says_so(done):
     assert "knn judges by labels, and none of 36 train images has one" in refused[0]
     assert "supervised learns from labels" in refused[1] and "has none" in refused[1]
     for line in refused[2:]:
-        assert (
-            "TensorFlow cannot be imported" in line
-            and "pip install" in line
-            and "data.crop_on='device'" in line
-        )
+        assert "TensorFlow cannot be imported" in line
+        assert "pip install" in line and "data.crop_on='device'" in line
 
 
-def test_a_report_needs_none(done):
+def test_a_report_needs_no_tensorflow(done):
     folder = done[0] / "runs" / "simclr"
     assert "SimCLR" in (folder / "report.md").read_text() and (folder / "neighbours-digits.png").exists()

@@ -1,6 +1,9 @@
-"""What promises to do without TensorFlow, where there is none; test_without_tensorflow.py runs it and looks at what it leaves.
+"""Run everything that promises to work without TensorFlow in a process that cannot import it.
 
-python -m tests.without_tensorflow FOLDER        # reads FOLDER/sorted (class folders) and FOLDER/loose, writes beside
+    python -m tests.without_tensorflow FOLDER
+
+Reads FOLDER/sorted (class folders) and FOLDER/loose, and writes FOLDER/runs. test_without_tensorflow.py runs
+this program and checks its results.
 """
 
 import importlib
@@ -10,7 +13,7 @@ from pathlib import Path
 
 BLOCKED = ("tensorflow", "tensorflow_datasets", "clu", "tensorboard")
 
-# Two steps and a kNN of networks of one block: nearly all of the time goes into compiling.
+# Two steps and a kNN evaluation of one-block networks. Nearly all of the time goes into compilation.
 STEPS = {
     "batch_size": 64,
     "epochs": 1,
@@ -32,7 +35,7 @@ OWN = {
         for setting, value in RESNET.items()
     },
 }
-# Larger than 32 pixels, so that evaluation crops.
+# Images larger than 32 pixels, so that evaluation crops them.
 PHOTOGRAPHS = (
     STEPS
     | RESNET
@@ -49,48 +52,48 @@ PHOTOGRAPHS = (
 
 
 class Without(PathFinder):
-    """Finds what an installation without BLOCKED has."""
+    """A finder of modules that does not find the packages in BLOCKED."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return None if name.split(".")[0] in BLOCKED else super().find_spec(name, path, target)
+        if name.split(".")[0] in BLOCKED:
+            return None
+        return super().find_spec(name, path, target)
 
 
 def digits(method: str, workdir: Path) -> None:
-    """Every stage of the method's digits preset, and kNN on the last."""
+    """Train every stage of the method's digits preset, and evaluate the last by kNN."""
     from ssljax import evaluate, train
 
     config = importlib.import_module(f"configs.{method}").get_config("digits")
     stages = [f"{name}." for name in config.stages] if "stages" in config else [""]
     shared = STEPS if method == "deit" else STEPS | RESNET
-    shared = shared if method == "deepcluster" else shared | SLOW
-    settings = {f"{stage}{name}": value for stage in stages for name, value in shared.items()} | OWN.get(
-        method, {}
-    )
+    if method != "deepcluster":
+        shared = shared | SLOW
+    settings = {f"{stage}{name}": value for stage in stages for name, value in shared.items()}
+    settings |= OWN.get(method, {})
     argv = [f"--config=configs/{method}.py:digits", f"--workdir={workdir}", *flags(settings)]
     train.main(argv)
     evaluate.main([*argv, "--protocols=knn"])
 
 
 def photographs(root: Path) -> None:
-    """Trained on images without labels, judged on labelled ones, decoded by Pillow; what needs labels or TensorFlow says so."""
+    """Train on images without labels and evaluate on labelled ones, decoded by Pillow.
+
+    Then try what needs labels or TensorFlow, and print how it is refused.
+    """
     from ssljax import evaluate, preview, train
 
     def argv(
         source: str, labels: str = "folders", run: str = "photographs", paper: str = "simclr", **more: str
     ) -> list[str]:
-        settings = (
-            PHOTOGRAPHS
-            | {"data.source": source, "data.labels": labels}
-            | {k.replace("__", "."): v for k, v in more.items()}
-        )
-        return [
-            f"--config=configs/{paper}.py:cifar10_small",
-            f"--workdir={root / 'runs' / run}",
-            *flags(settings),
-        ]
+        settings = PHOTOGRAPHS | {"data.source": source, "data.labels": labels}
+        settings |= {key.replace("__", "."): value for key, value in more.items()}
+        config = f"--config=configs/{paper}.py:cifar10_small"
+        return [config, f"--workdir={root / 'runs' / run}", *flags(settings)]
 
-    loose, classes = f"folder:{root / 'loose'}", f"folder:{root / 'sorted'}"
+    loose = f"folder:{root / 'loose'}"
+    classes = f"folder:{root / 'sorted'}"
     train.main(argv(loose, "none"))
     evaluate.main([*argv(classes), "--protocols=knn"])
     preview.main(argv(loose, "none"))

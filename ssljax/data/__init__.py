@@ -1,1 +1,1 @@
-"""From stored images to batches: sources, sampling, host crops (the only TensorFlow) and device augmentation in JAX."""
+"""From stored images to batches: sources, sampling, host crops in TensorFlow, device augmentation in JAX."""

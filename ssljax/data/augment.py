@@ -1,7 +1,8 @@
-"""Operations on ONE float32 image [H, W, C] in [0, 1]: pure functions that draw nothing (`data.views` does).
+"""Pure operations on one float32 image [H, W, C] in [0, 1]; random numbers are drawn in `data.views`.
 
-Operations by the plain name are TensorFlow's, which SimCLR's released code calls (google-research/simclr, tf2/data_util.py);
-`*_torchvision` are torchvision's where the formula differs. They do not clip: that is the caller's part.
+Operations with a plain name follow TensorFlow, which SimCLR's released code calls (google-research/simclr,
+tf2/data_util.py). Those named `*_torchvision` follow torchvision, where its formula differs. Operations do
+not clip their result; the caller does.
 """
 
 from __future__ import annotations
@@ -11,49 +12,52 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-LUMA = (0.2989, 0.5870, 0.1140)  # tf.image.rgb_to_grayscale; they add up to 0.9999
+LUMA = (0.2989, 0.5870, 0.1140)  # tf.image.rgb_to_grayscale; the sum is 0.9999
 
 
-# ---------------------------------------------------------------------------------------------------------------- operations
+# ----------------------------------------------------------------------------------------------- operations
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Multiplies: the released code's `simclrv2` form, and torchvision's."""
+    """Multiply by a factor, as in torchvision and in the `simclrv2` form of SimCLR's released code."""
     return image * factor
 
 
 def brightness_add(image: jax.Array, delta: jax.Array) -> jax.Array:
-    """Adds: the paper's form (`tf.image.adjust_brightness`)."""
+    """Add a constant, as in the SimCLR paper (`tf.image.adjust_brightness`)."""
     return image + delta
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves away from the mean of each channel (`tf.image.adjust_contrast`)."""
+    """Scale the distance from the mean of each channel (`tf.image.adjust_contrast`)."""
     return image * factor + image.mean((0, 1), keepdims=True) * (1.0 - factor)
 
 
 def contrast_torchvision(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves away from one mean, that of the grey image."""
+    """Scale the distance from one mean for all channels, that of the grey image."""
     return image * factor + grayscale(image).mean() * (1.0 - factor)
 
 
 def saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales S of HSV (`tf.image.adjust_saturation`). `image [H, W, 3]`."""
+    """Scale the S of HSV (`tf.image.adjust_saturation`). `image` has shape [H, W, 3]."""
     return jnp.stack(hsv_shift(*planes(image), factor=factor, delta=0.0), axis=-1)
 
 
 def saturation_torchvision(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with the grey image."""
+    """Blend with the grey image."""
     return image * factor + grayscale(image) * (1.0 - factor)
 
 
 def hue(image: jax.Array, delta: jax.Array) -> jax.Array:
-    """Turns H of HSV by `delta` of a full turn (`tf.image.adjust_hue`, torchvision's `adjust_hue`). `image [H, W, 3]`."""
+    """Rotate the H of HSV by `delta` full turns (`adjust_hue` of tf.image and of torchvision).
+
+    `image` has shape [H, W, 3].
+    """
     return jnp.stack(hsv_shift(*planes(image), factor=1.0, delta=delta), axis=-1)
 
 
 def grayscale(image: jax.Array) -> jax.Array:
-    """Luma in all channels; an image of one channel is grey already."""
+    """Set every channel to the luma. A one-channel image is returned as it is."""
     if image.shape[-1] == 1:
         return image
     r, g, b = planes(image)
@@ -63,9 +67,20 @@ def grayscale(image: jax.Array) -> jax.Array:
 def gaussian_blur(
     image: jax.Array, sigma: jax.Array, *, kernel_size: int, padding: str = "zero"
 ) -> jax.Array:
-    """Separable Gaussian blur with 2*(kernel_size//2)+1 taps, `sigma` in pixels.
+    """Blur with a separable Gaussian of 2*(kernel_size//2)+1 taps.
 
-    `padding="zero"` is SimCLR's: the kernel keeps its sum and borders darken. `padding="reflect"` is torchvision's.
+    Args:
+        image: float32 [H, W, C].
+        sigma: standard deviation in pixels.
+        kernel_size: number of taps; an even number counts as the next odd one.
+        padding: "zero" as in SimCLR, where the kernel is not renormalised and borders darken, or "reflect" as
+            in torchvision.
+
+    Returns:
+        float32 [H, W, C].
+
+    Raises:
+        ValueError: the padding is unknown, or the kernel is too large to reflect.
     """
     rows = blur_matrix(image.shape[0], sigma, kernel_size, padding)
     columns = blur_matrix(image.shape[1], sigma, kernel_size, padding)
@@ -74,108 +89,126 @@ def gaussian_blur(
 
 
 def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Inverts what is not below the threshold."""
+    """Invert the pixels at or above the threshold."""
     return jnp.where(image < threshold, image, 1.0 - image)
 
 
 def normalize(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """Subtracts the mean and divides by the standard deviation of each channel."""
+    """Subtract the mean of each channel and divide by its standard deviation."""
     shape = (1, 1, image.shape[-1])
-    return (image - jnp.asarray(mean, jnp.float32).reshape(shape)) / jnp.asarray(std, jnp.float32).reshape(
-        shape
-    )
+    centred = image - jnp.asarray(mean, jnp.float32).reshape(shape)
+    return centred / jnp.asarray(std, jnp.float32).reshape(shape)
 
 
 def clip(image: jax.Array) -> jax.Array:
-    """To [0, 1]."""
+    """Clip to [0, 1]."""
     return jnp.clip(image, 0.0, 1.0)
 
 
-# --------------------------------------------------------------------------------------------------- what they are made of
+# ------------------------------------------------------------------------------------------ building blocks
 
 
 def planes(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Red, green and blue [H, W]: arithmetic on planes fills vector registers, on interleaved channels it does not."""
+    """Split into red, green and blue [H, W].
+
+    Arithmetic on planes fills the vector registers; on interleaved channels it does not.
+    """
     return image[..., 0], image[..., 1], image[..., 2]
 
 
 def luma(r: jax.Array, g: jax.Array, b: jax.Array) -> jax.Array:
-    """The grey level of each pixel."""
+    """Return the grey level of each pixel."""
     return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
 
 
 def hsv_shift(
     r: jax.Array, g: jax.Array, b: jax.Array, *, factor: jax.Array | float, delta: jax.Array | float
 ) -> tuple[jax.Array, ...]:
-    """RGB -> HSV -> (H + delta mod 1, S * factor clipped to [0, 1]) -> RGB, without the division of S by V.
+    """Change hue and saturation: RGB -> HSV -> (H + delta mod 1, S * factor clipped to [0, 1]) -> RGB.
 
-    With the chroma C = V S = max - min, S f clipped at 1 is C' = min(C f, V).
+    S = C / V is never computed. The chroma C = max - min takes its place: S * factor clipped at 1 becomes
+    C' = min(C * factor, V).
     """
     value = jnp.maximum(jnp.maximum(r, g), b)
     chroma = value - jnp.minimum(jnp.minimum(r, g), b)
     over = 1.0 / jnp.where(chroma > 0.0, chroma, 1.0)
-    sixth = jnp.where(
-        r == value, (g - b) * over, jnp.where(g == value, 2.0 + (b - r) * over, 4.0 + (r - g) * over)
-    )
+
+    # The hue in sixths of a turn: 0 at red, 2 at green, 4 at blue.
+    from_red = (g - b) * over
+    from_green = 2.0 + (b - r) * over
+    from_blue = 4.0 + (r - g) * over
+    sixth = jnp.where(r == value, from_red, jnp.where(g == value, from_green, from_blue))
     sixth = sixth + 6.0 * delta
     sixth = sixth - 6.0 * jnp.floor(sixth / 6.0)
+
     chroma = jnp.clip(chroma * factor, 0.0, value)
     low = value - chroma
-    return (
-        low + chroma * clip(jnp.abs(sixth - 3.0) - 1.0),
-        low + chroma * clip(2.0 - jnp.abs(sixth - 2.0)),
-        low + chroma * clip(2.0 - jnp.abs(sixth - 4.0)),
-    )
+    red = low + chroma * clip(jnp.abs(sixth - 3.0) - 1.0)
+    green = low + chroma * clip(2.0 - jnp.abs(sixth - 2.0))
+    blue = low + chroma * clip(2.0 - jnp.abs(sixth - 4.0))
+    return red, green, blue
 
 
 def blur_matrix(side: int, sigma: jax.Array, kernel_size: int, padding: str) -> jax.Array:
-    """The banded matrix [side, side] of a Gaussian blur along one axis. A matmul: grouped convolutions are slow on CPU and TPU alike."""
+    """Build the banded matrix [side, side] that blurs along one axis.
+
+    A matmul is used because grouped convolutions are slow on CPU and TPU alike.
+    """
     radius = kernel_size // 2
     taps = gaussian(jnp.arange(-radius, radius + 1), sigma)
-    to, of = jnp.arange(side)[:, None], jnp.arange(side)[None, :]
+    target = jnp.arange(side)[:, None]
+    origin = jnp.arange(side)[None, :]
 
     def band(distance: jax.Array) -> jax.Array:
         return jnp.where(jnp.abs(distance) <= radius, gaussian(distance, sigma) / taps.sum(), 0.0)
 
     if padding == "zero":
-        return band(to - of)
+        return band(target - origin)
     if padding != "reflect":
         raise ValueError(
             f"gaussian_blur: padding={padding!r} is unknown. Use 'zero' (SimCLR) or 'reflect' (torchvision)."
         )
     if radius >= side:
         raise ValueError(
-            f"gaussian_blur: kernel_size={kernel_size} reaches {radius} pixels, too far to reflect at a side of {side}. "
-            "Use a smaller kernel or padding='zero'."
+            f"gaussian_blur: kernel_size={kernel_size} reaches {radius} pixels beyond the border, and an "
+            f"image of side {side} is too small to reflect that far. Use a smaller kernel or padding='zero'."
         )
-    first, last = of == 0, of == side - 1  # a border pixel is its own mirror image: not counted twice
-    return (
-        band(to - of)
-        + jnp.where(first, 0.0, band(to + of))
-        + jnp.where(last, 0.0, band(to - (2 * (side - 1) - of)))
-    )
+    # A border pixel is its own mirror image and must not count twice.
+    first = origin == 0
+    last = origin == side - 1
+    direct = band(target - origin)
+    before = jnp.where(first, 0.0, band(target + origin))
+    after = jnp.where(last, 0.0, band(target - (2 * (side - 1) - origin)))
+    return direct + before + after
 
 
 def gaussian(distance: jax.Array, sigma: jax.Array) -> jax.Array:
-    """exp(-d^2 / 2 sigma^2) of an integer distance."""
+    """Return exp(-d^2 / (2 sigma^2)) for an integer distance d."""
     return jnp.exp(-(distance.astype(jnp.float32) ** 2) / (2.0 * sigma**2))
 
 
 def blur_kernel_size(side: int) -> int:
-    """SimCLR's kernel: a tenth of the image, 23 taps at 224 and 9 at 96 (tf2/data_util.py: `random_blur`)."""
+    """SimCLR's kernel size, a tenth of the image: 23 at 224, 9 at 96 (tf2/data_util.py, `random_blur`)."""
     return 2 * int((side // 10) / 2) + 1
 
 
 def to_float(image: jax.Array) -> jax.Array:
-    """uint8 [0, 255] or float [0, 1] to float32 [0, 1]."""
-    return image.astype(jnp.float32) / 255.0 if image.dtype == jnp.uint8 else image.astype(jnp.float32)
+    """Convert uint8 in [0, 255] or float in [0, 1] to float32 in [0, 1]."""
+    if image.dtype == jnp.uint8:
+        return image.astype(jnp.float32) / 255.0
+    return image.astype(jnp.float32)
 
 
-# ------------------------------------------------------------------------------------------------------------- the colour jitter
+# -------------------------------------------------------------------------------------------- colour jitter
 
 
 class Jitter(NamedTuple):
-    """The colour jitter's parameters, float32 scalars; `rank int32 [4]` is each operation's place in the order, as listed here."""
+    """Parameters of the colour jitter.
+
+    Attributes:
+        brightness, contrast, saturation, hue: float32 scalars.
+        rank: int32 [4], the place in the order of each of the four operations, as listed here.
+    """
 
     brightness: jax.Array
     contrast: jax.Array
@@ -185,41 +218,60 @@ class Jitter(NamedTuple):
 
 
 def color_jitter(image: jax.Array, jitter: Jitter, *, additive: bool = False) -> jax.Array:
-    """Brightness, contrast, saturation and hue in the order of `jitter.rank`, clipped to [0, 1] after each.
+    """Apply brightness, contrast, saturation and hue in the order of `jitter.rank`, clipping after each.
 
-    At each place of the order every operation runs, with neutral parameters unless its turn has come: brightness and contrast are
-    both x * a + b, saturation and hue share one turn through HSV. An image of one channel has no saturation and no hue.
+    All four operations run at each place of the order, with neutral parameters unless it is their turn.
+    Brightness and contrast are both x * a + b; saturation and hue share one pass through HSV. One-channel
+    images have no saturation and no hue.
+
+    Args:
+        image: float32 [H, W, C] in [0, 1].
+        jitter: the parameters.
+        additive: whether brightness adds (`brightness_add`) instead of multiplying.
+
+    Returns:
+        float32 [H, W, C] in [0, 1].
     """
-    x = planes(image) if image.shape[-1] == 3 else (image[..., 0],)
+    neutral = 0.0 if additive else 1.0
+    x: tuple[jax.Array, ...] = planes(image) if image.shape[-1] == 3 else (image[..., 0],)
     for place in range(4):
         turn = jitter.rank == place
-        light = jnp.where(turn[0], jitter.brightness, 0.0 if additive else 1.0)
+        light = jnp.where(turn[0], jitter.brightness, neutral)
         scale = jnp.where(turn[1], jitter.contrast, 1.0)
-        add, multiply = (light, scale) if additive else (0.0, light * scale)
+        multiply = scale if additive else light * scale
+        add = light if additive else 0.0
         x = tuple(clip(c * multiply + (c.mean() * (1.0 - scale) + add)) for c in x)
         if len(x) == 3:
-            x = hsv_shift(
-                *x,
-                factor=jnp.where(turn[2], jitter.saturation, 1.0),
-                delta=jnp.where(turn[3], jitter.hue, 0.0),
-            )
+            factor = jnp.where(turn[2], jitter.saturation, 1.0)
+            delta = jnp.where(turn[3], jitter.hue, 0.0)
+            x = hsv_shift(*x, factor=factor, delta=delta)
     return jnp.stack(x, axis=-1)
 
 
 def color_jitter_torchvision(image: jax.Array, jitter: Jitter) -> jax.Array:
-    """torchvision's `ColorJitter`: the same for its contrast and saturation, which blend with grey; brightness multiplies.
+    """Apply torchvision's `ColorJitter`, whose contrast and saturation blend with grey.
 
-    Brightness, contrast and saturation are one blend of the pixel, its grey level and the mean of all grey levels.
+    As in `color_jitter`, all four operations run at each place of the order. Brightness multiplies.
+    Brightness, contrast and saturation together are one blend of the pixel, its grey level and the mean grey
+    level of the image.
+
+    Args:
+        image: float32 [H, W, C] in [0, 1].
+        jitter: the parameters.
+
+    Returns:
+        float32 [H, W, C] in [0, 1].
     """
-    x = planes(image) if image.shape[-1] == 3 else (image[..., 0],)
+    x: tuple[jax.Array, ...] = planes(image) if image.shape[-1] == 3 else (image[..., 0],)
+    colour = len(x) == 3
     for place in range(4):
         turn = jitter.rank == place
         light = jnp.where(turn[0], jitter.brightness, 1.0)
         scale = jnp.where(turn[1], jitter.contrast, 1.0)
-        keep = jnp.where(turn[2], jitter.saturation, 1.0) if len(x) == 3 else 1.0
-        grey = luma(*x) if len(x) == 3 else x[0]
+        keep = jnp.where(turn[2], jitter.saturation, 1.0) if colour else 1.0
+        grey = luma(*x) if colour else x[0]
         add = grey.mean() * (1.0 - scale) + grey * (1.0 - keep)
         x = tuple(clip(c * (light * scale * keep) + add) for c in x)
-        if len(x) == 3:
+        if colour:
             x = hsv_shift(*x, factor=1.0, delta=jnp.where(turn[3], jitter.hue, 0.0))
     return jnp.stack(x, axis=-1)

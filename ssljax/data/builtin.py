@@ -1,7 +1,8 @@
 """`digits` and `fashion_mnist`: small data sets that are held in memory.
 
 digits          scikit-learn's 8x8 digits: 1,500 train, 297 test
-fashion_mnist   Debian's `dataset-fashion-mnist`, the same four files in data.data_dir, or a prepared TFDS copy
+fashion_mnist   the four files of Debian's `dataset-fashion-mnist`, or the same four in data.data_dir, or a
+                prepared TFDS copy
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ FASHION_MNIST_CLASSES = (
 
 
 def digits(data: ConfigDict, split: str) -> Source:
-    """scikit-learn's digits in their order: 1,500 to train on, 297 to test on. Grey levels 0..16 become 0..255."""
+    """Load scikit-learn's digits in their stored order: 1,500 to train on, 297 to test on.
+
+    Grey levels 0..16 become 0..255.
+    """
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -44,45 +48,66 @@ def digits(data: ConfigDict, split: str) -> Source:
 
 
 def fashion_mnist(data: ConfigDict, split: str) -> Source:
-    """Fashion-MNIST from gzip IDX files in `data.data_dir` (default: where Debian puts them), or a prepared TFDS copy."""
+    """Load Fashion-MNIST from gzip IDX files, or else from a prepared TFDS copy.
+
+    The files are looked for in `data.data_dir`, by default where Debian's package puts them.
+
+    Raises:
+        FileNotFoundError: there are neither files nor a prepared copy.
+        ValueError: a file is damaged, or the two files hold different numbers of examples.
+    """
     folder = Path(data.data_dir or FASHION_MNIST_DIR)
     stem = "train" if split == "train" else "t10k"
-    paths = [folder / f"{stem}-images-idx3-ubyte.gz", folder / f"{stem}-labels-idx1-ubyte.gz"]
-    if all(p.is_file() for p in paths):
-        images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
+    image_path = folder / f"{stem}-images-idx3-ubyte.gz"
+    label_path = folder / f"{stem}-labels-idx1-ubyte.gz"
+    if image_path.is_file() and label_path.is_file():
+        images = read_idx(image_path, 3)
+        labels = read_idx(label_path, 1)
         if len(images) != len(labels):
             raise ValueError(
-                f"{paths[0]} holds {len(images)} images, {paths[1].name} {len(labels)} labels: they do not belong together"
+                f"{image_path} holds {len(images)} images and {label_path.name} {len(labels)} labels: "
+                "they do not belong together. Copy both files again"
             )
         return in_memory(data, split, images[..., None], labels, FASHION_MNIST_CLASSES)
     try:
         return records.load(data, "fashion_mnist", split, decoded=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"Fashion-MNIST: no {paths[0].name} in {folder} and no prepared TFDS copy. Either `apt-get install dataset-fashion-mnist`, or "
-            "name a folder with the four gzip IDX files as data.data_dir, or run `ssljax prepare fashion_mnist`"
+            f"Fashion-MNIST: no {image_path.name} in {folder} and no prepared TFDS copy. Run "
+            "`apt-get install dataset-fashion-mnist`, or set data.data_dir to a folder with the four gzip "
+            "IDX files, or run `ssljax prepare fashion_mnist`"
         ) from error
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """A gzip IDX file of unsigned bytes.
+    """Read a gzip IDX file of unsigned bytes.
 
-    The format: bytes 0, 0, type (8 = uint8), number of dimensions; each dimension as a big-endian uint32; the data; end of file.
+    The format is: the bytes 0, 0, type (8 = uint8) and number of dimensions; each dimension as a big-endian
+    uint32; the data; end of file.
+
+    Args:
+        path: the file.
+        ndim: the number of dimensions it must have.
+
+    Returns:
+        uint8, in the shape that the header states.
 
     Raises:
-        ValueError: wrong magic number, or fewer or more bytes than the header says.
+        ValueError: not a gzip file, a wrong magic number, or fewer or more bytes than the header says.
     """
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}): copy it again") from error
+        raise ValueError(f"{path} is not a complete gzip file ({error}): copy it again") from error
     header = 4 + 4 * ndim
     if content[:4] != bytes((0, 0, 8, ndim)) or len(content) < header:
         raise ValueError(
-            f"{path} starts with {content[:4].hex()}, not with 000008{ndim:02x} (IDX, {ndim}-d bytes): wrong file?"
+            f"{path} starts with {content[:4].hex()}, not with 000008{ndim:02x} (IDX, {ndim}-d bytes): "
+            "it is probably the wrong file"
         )
     shape = struct.unpack(f">{ndim}I", content[4:header])
-    promised, found = math.prod(shape), len(content) - header
+    promised = math.prod(shape)
+    found = len(content) - header
     if found != promised:
         raise ValueError(f"{path} promises {shape} = {promised} bytes, but {found} follow: copy it again")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
@@ -91,12 +116,22 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 def in_memory(
     data: ConfigDict, split: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> Source:
-    """A source of stored pixels uint8 [N, H, W, 1], resized (bilinear) to `image_size` and repeated to `channels`."""
+    """Make a source of pixels held in memory.
+
+    Args:
+        data: the `data` section of a config. Images are resized (bilinear) to `image_size` and repeated to
+            `channels`.
+        split: "train" or "test".
+        images: uint8 [N, H, W, 1].
+        labels: int [N].
+        class_names: one name per label.
+    """
 
     def no_bytes(ids: np.ndarray) -> list[bytes]:
-        raise ValueError(f"{data.source} is held in memory: read `images`, not encoded bytes")
+        raise ValueError(f"{data.source} is held in memory: read its `images`, there are no encoded bytes")
 
     labels = labels.astype(np.int32)
+    checksum = digest(labels.tobytes(), images.tobytes())
     name = data.source
     return Source(
         name=name,
@@ -104,7 +139,7 @@ def in_memory(
         labels=labels,
         index=np.arange(len(labels), dtype=np.int32),
         class_names=tuple(class_names),
-        checksum=digest(labels.tobytes(), images.tobytes()),
+        checksum=checksum,
         images=_fit(images, data.image_size, data.channels),
         encoded=no_bytes,
         name_of=lambda i: f"image {i} of {name}, {split}",
@@ -112,11 +147,11 @@ def in_memory(
 
 
 def _fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """Resize uint8 [N, H, W, 1] to [N, size, size, channels]."""
     from PIL import Image
 
     if images.shape[1:3] != (size, size):
-        bilinear = Image.Resampling.BILINEAR
-        images = np.stack(
-            [np.asarray(Image.fromarray(x[..., 0]).resize((size, size), bilinear)) for x in images]
-        )[..., None]
+        pictures = [Image.fromarray(pixels[..., 0]) for pixels in images]
+        resized = [picture.resize((size, size), Image.Resampling.BILINEAR) for picture in pictures]
+        images = np.stack([np.asarray(picture) for picture in resized])[..., None]
     return np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:3], channels)))

@@ -1,13 +1,16 @@
-"""Host crops in TensorFlow's C++ threads: decode once, draw and resize every view, flip, hand out uint8.
+"""Host crops in TensorFlow's C++ threads: decode an image once, then crop, resize and flip every view.
 
-A view depends on (seed, epoch, index, number of the view) alone, through stateless draws, so it is the same
-whatever thread, process or device asks. An image is decoded once for all its views (measured on 110 KB
-photographs: no slower than `decode_and_crop_jpeg` a view, from two views on), with the accurate DCT (no
-slower than TensorFlow's fast default).
+Views are uint8. Draws are stateless: a view depends only on (seed, epoch, index, number of the view), so it
+is the same in every thread and process and on every device.
 
-Resizing is TensorFlow 2's (half-pixel centres; bicubic has Keys a = -0.5), clipped, rounded: without
-antialiasing like google-research/simclr, or, with `augment.antialias`, Pillow's to within a grey level or so
-(DeiT; measured mean difference 0.2 of 255, without it 2 to 8).
+An image is decoded once for all its views. On 110 KB photographs this was measured to be no slower than one
+`decode_and_crop_jpeg` per view, from two views on. The accurate DCT is used; it is no slower than
+TensorFlow's fast default.
+
+Resizing is TensorFlow 2's (half-pixel centres; bicubic uses Keys a = -0.5), then clipped and rounded. By
+default there is no antialiasing, as in google-research/simclr. With `augment.antialias` the result matches
+Pillow's to about one grey level, as DeiT needs (measured mean difference 0.2 of 255; without antialiasing 2
+to 8).
 """
 
 from __future__ import annotations
@@ -24,24 +27,25 @@ from ssljax.data import policies, recipes
 if TYPE_CHECKING:
     import tensorflow as tf
 
-ATTEMPTS_TF, ATTEMPTS_TORCHVISION = 100, 10
+ATTEMPTS_TF = 100
+ATTEMPTS_TORCHVISION = 10
 
 
 @functools.cache
 def tensorflow() -> Any:
-    """TensorFlow, imported on first use and kept off accelerators, which belong to JAX.
+    """Import TensorFlow on first use and hide the accelerators from it, which belong to JAX.
 
     Raises:
-        ImportError: it is not installed, or cannot be loaded; says what does without it.
+        ImportError: TensorFlow is not installed or cannot be loaded. The message says what works without it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
     except ImportError as error:
         raise ImportError(
-            f"TensorFlow cannot be imported ({error}), but data.crop_on='host' and tfds: sources are read "
-            "with it: pip install tensorflow (tensorflow-cpu on Linux). Digits, Fashion-MNIST and a folder "
-            "with data.crop_on='device' do without"
+            f"TensorFlow cannot be imported ({error}), and data.crop_on='host' and tfds: sources need it: "
+            "pip install tensorflow (tensorflow-cpu on Linux). Digits, Fashion-MNIST and a folder with "
+            "data.crop_on='device' work without it"
         ) from error
 
     tf.config.set_visible_devices([], "GPU")
@@ -49,9 +53,9 @@ def tensorflow() -> Any:
 
 
 def decode(encoded: tf.Tensor, channels: int) -> tf.Tensor:
-    """JPEG or PNG bytes (grey, palette, alpha, CMYK, ...) -> uint8 [H, W, channels].
+    """Decode JPEG or PNG bytes (grey, palette, alpha, CMYK, ...) to uint8 [H, W, channels].
 
-    One channel is the ITU-R 601 grey level.
+    A single channel is the ITU-R 601 grey level.
     """
     tf = tensorflow()
     image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # the op reads PNG as well
@@ -67,18 +71,18 @@ def box_tf(
     max_area: float = 1.0,
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tf.Tensor:
-    """The Inception crop as google-research/simclr draws it (data_util.py, distorted_bounding_box_crop).
+    """Draw the Inception crop of google-research/simclr (data_util.py, distorted_bounding_box_crop).
 
-    The op draws the aspect ratio and the integer height uniformly, and rejects crops that cover less than 10
-    % of the whole-image box, so small areas are commoner than in `box_torchvision` and `min_area` below 0.1
-    has no effect. After 100 attempts: the whole image.
+    The op draws the aspect ratio and the integer height uniformly, so small areas are more frequent than in
+    `box_torchvision`. It rejects crops that cover less than 10 % of the image, so a `min_area` below 0.1 has
+    no effect. After 100 failed attempts the box is the whole image.
 
     Args:
-        height, width: int32 scalars, pixels.
+        height, width: size of the image in pixels, int32 scalars.
         seed: int64 [2].
-        min_area: smallest share of the image's area.
-        max_area: largest share.
-        aspect: smallest and largest width over height.
+        min_area: smallest area, as a share of the image's area.
+        max_area: largest area, as a share of the image's area.
+        aspect: smallest and largest aspect ratio, width over height.
 
     Returns:
         int32 [4]: top, left, height, width.
@@ -107,37 +111,47 @@ def box_torchvision(
     max_area: float = 1.0,
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tf.Tensor:
-    """torchvision's RandomResizedCrop.get_params.
+    """Draw the crop of torchvision's RandomResizedCrop.get_params.
 
-    The area is uniform, the aspect ratio log-uniform; after 10 attempts a central crop. Arguments and result
-    as for `box_tf`.
+    The area is uniform and the aspect ratio log-uniform. After 10 failed attempts the box is the largest
+    central crop with an allowed aspect ratio. Arguments and result are those of `box_tf`.
     """
     tf = tensorflow()
-    h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    h = tf.cast(height, tf.float32)
+    w = tf.cast(width, tf.float32)
     u = tf.random.stateless_uniform([ATTEMPTS_TORCHVISION, 4], seed)
     area = h * w * (min_area + u[:, 0] * (max_area - min_area))
-    low, high = tf.math.log(aspect[0]), tf.math.log(aspect[1])
+    low = tf.math.log(aspect[0])
+    high = tf.math.log(aspect[1])
     ratio = tf.exp(low + u[:, 1] * (high - low))
-    crop_h, crop_w = tf.round(tf.sqrt(area / ratio)), tf.round(tf.sqrt(area * ratio))
-    top, left = tf.floor(u[:, 2] * (h - crop_h + 1)), tf.floor(u[:, 3] * (w - crop_w + 1))
-    fits = (crop_h >= 1) & (crop_h <= h) & (crop_w >= 1) & (crop_w <= w)
 
-    # All failed: the largest central crop with an allowed aspect ratio.
-    central_h, central_w = tf.minimum(h, tf.round(w / aspect[0])), tf.minimum(w, tf.round(h * aspect[1]))
+    # All attempts at once; the first that fits counts.
+    crop_h = tf.round(tf.sqrt(area / ratio))
+    crop_w = tf.round(tf.sqrt(area * ratio))
+    top = tf.floor(u[:, 2] * (h - crop_h + 1))
+    left = tf.floor(u[:, 3] * (w - crop_w + 1))
+    fits = (crop_h >= 1) & (crop_h <= h) & (crop_w >= 1) & (crop_w <= w)
+    boxes = tf.stack([top, left, crop_h, crop_w], 1)
+    first = boxes[tf.argmax(tf.cast(fits, tf.int32))]
+
+    central_h = tf.minimum(h, tf.round(w / aspect[0]))
+    central_w = tf.minimum(w, tf.round(h * aspect[1]))
     central = tf.stack([(h - central_h) // 2, (w - central_w) // 2, central_h, central_w])
-    first = tf.stack([top, left, crop_h, crop_w], 1)[tf.argmax(tf.cast(fits, tf.int32))]
     return tf.cast(tf.where(tf.reduce_any(fits), first, central), tf.int32)
 
 
 def resize(
     image: tf.Tensor, height: int, width: int, method: str = "bicubic", *, antialias: bool = False
 ) -> tf.Tensor:
-    """[H, W, C] -> float32 [height, width, C] by tf.image.resize; bicubic may overshoot the input's range."""
+    """Resize [H, W, C] to float32 [height, width, C] with tf.image.resize.
+
+    Bicubic interpolation may overshoot the input's range.
+    """
     return tensorflow().image.resize(image, (height, width), method, antialias=antialias)
 
 
 def to_uint8(image: tf.Tensor) -> tf.Tensor:
-    """Clips to [0, 255], rounds."""
+    """Clip to [0, 255] and round."""
     tf = tensorflow()
     return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
 
@@ -145,51 +159,59 @@ def to_uint8(image: tf.Tensor) -> tf.Tensor:
 def training_views(
     image: tf.Tensor, key: tf.Tensor, config: ConfigDict, copy: tf.Tensor | int = 0
 ) -> dict[str, tf.Tensor]:
-    """All training views of one image.
+    """Make all training views of one image.
 
-    An image that comes several times in an epoch (`data.repeats`) has views 0..V-1 at its first coming,
-    V..2V-1 at its second, ... A view that shares the crop of another has its number, so crop, flip and policy
-    are the same.
+    An image that occurs several times per epoch (`data.repeats`) gets views 0..V-1 as copy 0, V..2V-1 as copy
+    1, and so on. A view that shares the crop of another has the same number, so it has the same crop, flip
+    and policy.
 
     Args:
         image: uint8 [H, W, C].
         key: int64 [2], epoch and index.
         config: reads `seed`, `views`, `augment`, `data.image_size` and `data.channels`.
-        copy: which coming of the image in this epoch, from 0.
+        copy: which copy of the image in this epoch, counted from 0.
 
     Returns:
-        uint8, in the entries and of the shapes that `recipes.host_shapes` says.
+        uint8 arrays, with the names and shapes given by `recipes.host_shapes`.
 
     Raises:
-        ValueError: a view's `crop` cannot be done here.
+        ValueError: the host cannot make the `crop` of a view.
     """
     tf = tensorflow()
     epoch, index = key[0], key[1]
-    # one pair of words for every (seed, epoch, index, view, purpose)
     stream = tf.constant(config.seed << 32, tf.int64) + epoch
-    words = lambda number: tf.stack([stream, index * (1 << 16) + number])
-    total, made = recipes.total(config), {}
+    total = recipes.total(config)
+    made = {}
     for view in recipes.resolved(config):
         crops = []
         for place in range(view.first, view.first + view.count):
             number = tf.cast(copy, tf.int64) * total + place
-            crop = _view(image, words(2 * number), words(2 * number + 1), view, config.data.channels)
+            crop_seed = _words(stream, index, 2 * number)
+            flip_seed = _words(stream, index, 2 * number + 1)
+            crop = _view(image, crop_seed, flip_seed, view, config.data.channels)
             if view.augment.policy != "none":
                 crop = _policy(crop, tf.stack([epoch, index, number]), config.seed, view.augment)
             crops.append(crop)
         made[view.name] = tf.stack(crops)
     if made.keys() == recipes.host_shapes(config).keys():
         return made
-    return {"image": tf.concat(list(made.values()), 0)}
+    return {"image": tf.concat(list(made.values()), 0)}  # views of one size are one array
+
+
+def _words(stream: tf.Tensor, index: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """Make a seed, int64 [2]: one pair of words for every (seed, epoch, index, view, purpose)."""
+    return tensorflow().stack([stream, index * (1 << 16) + number])
 
 
 def _view(
     image: tf.Tensor, crop_seed: tf.Tensor, flip_seed: tf.Tensor, view: recipes.View, channels: int
 ) -> tf.Tensor:
-    """One crop, uint8 [size, size, C]."""
+    """Make one view: crop, resize and flip. Returns uint8 [size, size, C]."""
     tf = tensorflow()
-    size, augment = view.size, view.augment
+    size = view.size
+    augment = view.augment
     shape = tf.shape(image)
+
     if augment.crop == "none":
         crop = central_crop(image, size, size, 1.0, augment.interpolation, antialias=augment.antialias)
     elif augment.crop in ("tf", "torchvision"):
@@ -207,12 +229,13 @@ def _view(
         crop = resize(crop, size, size, augment.interpolation, antialias=augment.antialias)
     else:
         raise ValueError(
-            f"augment.crop={augment.crop!r} cannot be done with data.crop_on='host': use 'tf', "
-            "'torchvision' or 'none', or crop on the device"
+            f"augment.crop={augment.crop!r} does not work with data.crop_on='host': use 'tf', 'torchvision' "
+            "or 'none', or set data.crop_on='device'"
         )
+
     crop = to_uint8(crop)
     if augment.flip:
-        # tf.reverse: a strided slice of -1 was measured to cost as much as the resize
+        # tf.reverse, because a slice with stride -1 was measured to cost as much as the resize
         mirrored = tf.random.stateless_uniform([], flip_seed) < 0.5
         crop = tf.cond(mirrored, lambda: tf.reverse(crop, [1]), lambda: crop)
     crop.set_shape([size, size, channels])
@@ -220,7 +243,7 @@ def _view(
 
 
 def _policy(crop: tf.Tensor, place: tf.Tensor, seed: int, augment: ConfigDict) -> tf.Tensor:
-    """`policies.policy` as a node of the pipeline; `place` is epoch, index and the view's number."""
+    """Run `policies.policy` as a node of the pipeline. `place` is (epoch, index, number of the view)."""
     tf = tensorflow()
 
     def changed(crop: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -240,14 +263,14 @@ def central_crop(
     *,
     antialias: bool = False,
 ) -> tf.Tensor:
-    """The central crop of google-research/simclr (data_util.py, center_crop).
+    """Cut out and resize the central crop of google-research/simclr (data_util.py, center_crop).
 
-    The largest box with the result's aspect ratio, its sides times `proportion` and rounded (to even at .5);
-    offset (side - crop + 1) // 2; unclipped.
+    The box is the largest one with the aspect ratio of the result. Its sides are multiplied by `proportion`
+    and rounded (to even at .5). Its offset is (side - crop + 1) // 2. The result is not clipped.
 
     Args:
         image: [H, W, C].
-        height, width: of the result.
+        height, width: size of the result.
         proportion: e.g. 0.875.
         method: "bicubic" or "bilinear".
         antialias: as for `resize`.
@@ -257,23 +280,32 @@ def central_crop(
     """
     tf = tensorflow()
     shape = tf.shape(image)
-    h, w, aspect = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32), width / height
-    wide = aspect > w / h
+    h = tf.cast(shape[0], tf.float32)
+    w = tf.cast(shape[1], tf.float32)
+    aspect = width / height
+    wide = aspect > w / h  # wider than the image: the box is as wide as the image allows
     crop_h = tf.cast(tf.where(wide, tf.round(proportion / aspect * w), tf.round(proportion * h)), tf.int32)
     crop_w = tf.cast(tf.where(wide, tf.round(proportion * w), tf.round(proportion * aspect * h)), tf.int32)
-    top, left = (shape[0] - crop_h + 1) // 2, (shape[1] - crop_w + 1) // 2
-    return resize(image[top : top + crop_h, left : left + crop_w], height, width, method, antialias=antialias)
+    top = (shape[0] - crop_h + 1) // 2
+    left = (shape[1] - crop_w + 1) // 2
+    crop = image[top : top + crop_h, left : left + crop_w]
+    return resize(crop, height, width, method, antialias=antialias)
 
 
 def eval_image(image: tf.Tensor, config: ConfigDict) -> tf.Tensor:
-    """What an evaluator sees: the central crop of `eval_crop` times the shorter side.
+    """Make the image that evaluation sees: a central crop of `data.eval_crop` times the shorter side.
 
-    Up to 32 pixels it is the whole shorter side.
+    If `data.image_size` is at most 32, the crop has the whole shorter side.
+
+    Args:
+        image: [H, W, C].
+        config: reads `data` and `augment`.
 
     Returns:
         uint8 [S, S, C], S = data.image_size.
     """
-    data, augment = config.data, config.augment
+    data = config.data
+    augment = config.augment
     proportion = data.eval_crop if data.image_size > 32 else 1.0
     size = data.image_size
     method = recipes.evaluation_resize(augment)

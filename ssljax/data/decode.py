@@ -1,4 +1,4 @@
-"""Encoded images into memory: a whole split decoded once at `image_size` (Pillow, threads; no TensorFlow)."""
+"""Decode a whole split into memory once, at `image_size`, with Pillow in threads and without TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,41 +12,56 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-MEMORY_LIMIT = 8 * 2**30  # bytes of pixels (or of encoded records) held in memory
+MEMORY_LIMIT = 8 * 2**30  # bytes of pixels, or of encoded records, held in memory
 
 
 def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
-    """The central square of an image at [size, size, channels], bicubic with antialiasing, uint8.
+    """Decode the central square of an image, resized by bicubic interpolation with antialiasing.
 
-    Grey, palette, alpha (dropped), 16-bit and CMYK images all become RGB, or one grey channel (ITU-R 601 weights).
+    Grey, palette, alpha (dropped), 16-bit and CMYK images all become RGB, or one grey channel with ITU-R 601
+    weights.
+
+    Returns:
+        uint8 [size, size, channels].
 
     Raises:
-        OSError, ValueError, SyntaxError: the bytes are no image, or a truncated one.
+        OSError, ValueError, SyntaxError: the bytes are not an image, or the image is truncated.
     """
     from PIL import Image
 
-    image = Image.open(io.BytesIO(encoded))
+    image: Image.Image = Image.open(io.BytesIO(encoded))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip instead of scale
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
         image = Image.fromarray((np.asarray(image, np.int64) >> 8).astype(np.uint8))
     image = image.convert("RGB")
     if channels == 1:
         image = image.convert("L")
-    side = min(image.size)
-    left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
+
     if image.size != (size, size):
-        image = image.crop((left, top, left + side, top + side)).resize(
-            (size, size), Image.Resampling.BICUBIC
-        )
+        side = min(image.size)
+        left = (image.width - side + 1) // 2
+        top = (image.height - side + 1) // 2
+        square = image.crop((left, top, left + side, top + side))
+        image = square.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(size, size, channels)
 
 
 def require_memory(wanted: int, what: str, fix: str) -> None:
-    """Raises MemoryError when `wanted` bytes pass MEMORY_LIMIT."""
+    """Check that `wanted` bytes fit into MEMORY_LIMIT.
+
+    Args:
+        wanted: number of bytes.
+        what: what needs them, as the subject of the error message.
+        fix: what the user can do about it.
+
+    Raises:
+        MemoryError: they do not fit.
+    """
     if wanted > MEMORY_LIMIT:
         raise MemoryError(
-            f"{what} would take {wanted / 2**30:.1f} GiB of memory, the limit is {MEMORY_LIMIT / 2**30:.0f} GiB: {fix}"
+            f"{what} would take {wanted / 2**30:.1f} GiB of memory. The limit is "
+            f"{MEMORY_LIMIT / 2**30:.0f} GiB: {fix}"
         )
 
 
@@ -59,27 +74,29 @@ def decode_all(
     channels: int,
     on_bad: str,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Decodes images 0..n-1.
+    """Decode images 0..n-1.
 
     Args:
-        read: i -> encoded bytes.
-        name_of: i -> its name in messages.
-        n: how many.
+        read: returns the encoded bytes of image i.
+        name_of: returns the name of image i, for messages.
+        n: number of images.
         size: side of the square.
         channels: 3 or 1.
-        on_bad: "error" raises at the first unreadable image, "skip" leaves it out.
+        on_bad: "error" raises at the first unreadable image, "skip" leaves such images out.
 
     Returns:
-        uint8 [K, size, size, channels], the int64 [K] numbers of the readable images, and the names of the others.
+        The pixels, uint8 [K, size, size, channels]; the numbers of the readable images, int64 [K]; and the
+        names of the unreadable ones.
 
     Raises:
-        MemoryError: more than MEMORY_LIMIT bytes.
-        ValueError: an unreadable image with on_bad="error".
+        MemoryError: the pixels take more than MEMORY_LIMIT bytes.
+        ValueError: an image is unreadable and on_bad="error".
     """
     require_memory(
         n * size * size * channels,
         f"{n} decoded images of {size}x{size}x{channels}",
-        "set data.crop_on='host' (images are then decoded as they come), or a smaller data.image_size",
+        "set data.crop_on='host' (images are then decoded one by one during training), or a smaller "
+        "data.image_size",
     )
     images = np.empty((n, size, size, channels), np.uint8)
 
@@ -91,67 +108,73 @@ def decode_all(
         return ""
 
     good, skipped = settle(threaded(one, n, os.cpu_count() or 1), name_of, on_bad)
-    return (images if len(good) == n else images[good]), good, skipped
+    if skipped:
+        images = images[good]
+    return images, good, skipped
 
 
 def threaded(problem: Callable[[int], str], n: int, threads: int) -> Iterator[tuple[int, str]]:
-    """(i, problem(i)) for 0..n-1 in order, worked on in chunks by several threads."""
+    """Yield (i, problem(i)) for i in 0..n-1 in order. Several threads work on chunks of images."""
     chunks = [range(first, min(first + 64, n)) for first in range(0, n, 64)]
+
+    def problems_of(chunk: range) -> list[str]:
+        return [problem(i) for i in chunk]
+
     with ThreadPoolExecutor(threads) as pool:
-        for chunk, found in zip(chunks, pool.map(lambda c: [problem(i) for i in c], chunks), strict=True):
+        for chunk, found in zip(chunks, pool.map(problems_of, chunks), strict=True):
             yield from zip(chunk, found, strict=True)
 
 
 def settle(
     problems: Iterable[tuple[int, str]], name_of: Callable[[int], str], on_bad: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Splits images into good ones (int64 numbers) and the names of the unreadable, or raises at the first of these.
+    """Separate the readable images from the unreadable ones, or raise at the first unreadable one.
 
     Args:
-        problems: (number, what is wrong with it or "").
-        name_of: number -> name.
+        problems: pairs of an image's number and what is wrong with it; "" if nothing is.
+        name_of: returns the name of image i, for messages.
         on_bad: "error" or "skip".
 
+    Returns:
+        The numbers of the readable images, int64 [K], and the names of the unreadable ones.
+
     Raises:
-        ValueError: an unreadable image with on_bad="error", or another value of on_bad.
+        ValueError: an image is unreadable and on_bad="error", or on_bad has another value.
     """
     if on_bad not in ("error", "skip"):
-        raise ValueError(f"data.on_bad_image={on_bad!r} is neither 'error' nor 'skip'")
-    good, skipped = [], []
+        raise ValueError(f"data.on_bad_image={on_bad!r} is unknown: use 'error' or 'skip'")
+    good: list[int] = []
+    skipped: list[str] = []
     for i, problem in problems:
         if not problem:
             good.append(i)
         elif on_bad == "error":
             raise ValueError(
                 f"{name_of(i)} cannot be read as an image ({problem}): replace or delete it, or set "
-                "data.on_bad_image='skip' to leave out such images"
+                "data.on_bad_image='skip' to leave such images out"
             )
         else:
             skipped.append(name_of(i))
     if skipped:
-        log.warning(
-            "%d unreadable image%s left out: %s",
-            len(skipped),
-            "s" * (len(skipped) > 1),
-            ", ".join(skipped[:20]),
-        )
+        plural = "s" if len(skipped) > 1 else ""
+        log.warning("%d unreadable image%s left out: %s", len(skipped), plural, ", ".join(skipped[:20]))
     return np.array(good, np.int64), tuple(skipped)
 
 
 def problem_with(path: str) -> str:
-    """What is wrong with an image file, "" when nothing shows; cheap, for a look at every file before training.
+    """Check an image file cheaply and return what is wrong with it, "" if nothing is.
 
-    Reads the first and last bytes. Only a file without the signature or the end marker of its format is decoded in full.
+    This is cheap enough to check every file before training: only the first and last bytes are read. A file
+    without the signature or the end marker of its format is decoded in full.
     """
     try:
         with open(path, "rb") as file:
             head = file.read(8)
             file.seek(max(0, os.fstat(file.fileno()).st_size - 64))
             tail = file.read()
-        whole = (head[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in tail) or (
-            head == b"\x89PNG\r\n\x1a\n" and b"IEND" in tail
-        )
-        if not whole:
+        whole_jpeg = head[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in tail
+        whole_png = head == b"\x89PNG\r\n\x1a\n" and b"IEND" in tail
+        if not (whole_jpeg or whole_png):
             with open(path, "rb") as file:
                 decode(file.read(), 8, 3)
     except Exception as error:  # as in decode_all

@@ -1,15 +1,18 @@
-"""`folder:PATH`: images on disk, one sub-folder per class, or without labels.
+"""`folder:PATH`: images on disk, in one sub-folder per class or without labels.
 
-    PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg (or the names in data.train_split and
-    data.test_split, or val, validation);
-    or PATH/<class>/*.jpg, or PATH/train alone: `data.holdout` of every class is then kept for testing, always
-    the same images.
+There are two layouts:
 
-Files are .jpg, .jpeg or .png at any depth below the class; others and hidden ones are ignored.
+    PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg
+        The folders may also have the names in data.train_split and data.test_split. The test folder may be
+        called val or validation.
+    PATH/<class>/*.jpg, or PATH/train without a test folder
+        A share `data.holdout` of every class is held out for testing. It is always the same images.
+
+Files are .jpg, .jpeg or .png at any depth below the class folder. Other files and hidden files are ignored.
 
 With `data.labels="none"` every image at any depth below PATH (or PATH/train and PATH/test) is an example
-without a label, and `data.holdout` is a share of all images. The same holds, without the setting, for images
-that lie loose in a folder without class folders.
+without a label, and `data.holdout` is a share of all images. The same happens without that setting if the
+images lie directly in a folder that has no class folders.
 """
 
 from __future__ import annotations
@@ -32,17 +35,23 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def load(data: ConfigDict, path: str, split: str) -> Source:
-    """One split of the folder; decoded into memory when `data.crop_on` is "device".
+    """Load one split of the folder. It is decoded into memory if `data.crop_on` is "device".
+
+    Args:
+        data: the `data` section of a config.
+        path: PATH of `folder:PATH`.
+        split: "train" or "test".
 
     Raises:
         FileNotFoundError: the folder does not exist, or holds no images.
-        ValueError: an empty class, different classes in train and test, loose images beside class folders,
-            nothing to hold out, an unreadable image, or `data.train_per_class` of images without labels.
+        ValueError: a class is empty, train and test have different classes, some images lie loose beside
+            class folders, there are too few images to hold some out, an image is unreadable, or
+            `data.train_per_class` is set and images have no labels.
     """
     root = Path(path).expanduser()
     files, labels, classes = list_split(data, root, split)
     if split == "train" and data.train_per_class and data.on_bad_image == "error":
-        # Before decoding what is not used.
+        # Select before decoding, so that unused images are not decoded.
         asked = f"data.train_per_class={data.train_per_class}"
         require_labels(labels, lambda i: files[i], asked, f"train images of {data.source}")
         files, labels = _only(sampler.first_per_class(labels, data.train_per_class), files, labels)
@@ -66,16 +75,18 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
     else:
         look = decode.threaded(lambda i: decode.problem_with(files[i]), len(files), threads=16)
         good, skipped = decode.settle(look, name_of, data.on_bad_image)
-    files[:], labels = _only(good, files, labels)  # read_file and name_of see the good ones
+
+    files[:], labels = _only(good, files, labels)  # in place, because read_file and name_of read this list
     sizes = np.array([os.path.getsize(f) for f in files], np.int64)
     relative = "\n".join(os.path.relpath(f, root) for f in files)
+    checksum = digest(relative.encode(), sizes.tobytes(), labels.tobytes())
     return Source(
         name=data.source,
         split=split,
         labels=labels,
         index=np.arange(len(files), dtype=np.int32),
         class_names=tuple(classes),
-        checksum=digest(relative.encode(), sizes.tobytes(), labels.tobytes()),
+        checksum=checksum,
         images=images,
         encoded=lambda ids: [read_file(i) for i in ids],
         name_of=name_of,
@@ -84,110 +95,146 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
 
 
 def list_split(data: ConfigDict, root: Path, split: str) -> tuple[list[str], np.ndarray, list[str]]:
-    """The files of a split in a fixed order, their labels int32 [N], and the class names (sorted).
+    """List the files of a split in a fixed order, with their labels and the class names.
 
-    A label is a place in the class names, or -1 where there are none.
+    Args:
+        data: the `data` section of a config.
+        root: the folder.
+        split: "train" or "test".
+
+    Returns:
+        The files; their labels, int32 [N], as positions in the class names, or -1 if there are no classes;
+        and the class names, sorted.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or holds no images, or it has a test folder but no train
+            folder.
+        ValueError: the layout of the folder is inconsistent.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"data.source=folder:{root}: there is no folder {root}{_nearest(root)}")
-    train, test = (
-        _stored(root, data.train_split, "train"),
-        _stored(root, data.test_split, "test", "val", "validation"),
-    )
+    train = _stored(root, data.train_split, "train")
+    test = _stored(root, data.test_split, "test", "val", "validation")
     if test and not train:
         raise FileNotFoundError(
             f"{root} has a folder {test.name}, but no folder {data.train_split} to train on"
         )
+
     here = train or root
     by_class = data.labels == "folders" and has_classes(here)
     if data.labels == "folders" and not by_class and split == "train":
         log.warning(
-            "%s has images but no class folders: they are taken without labels, as with data.labels='none'",
+            "%s has images but no class folders: the images have no labels, as with data.labels='none'",
             here,
         )
-    listed = list_classes if by_class else list_loose
+    list_images = list_classes if by_class else list_loose
     if test:
         if data.labels == "folders":
             _same_classes(here, test, by_class)
-        return listed(here if split == "train" else test)
-    files, labels, classes = listed(here)
-    whose = [f"class {name}" for name in classes] if by_class else [str(here)]
-    held = held_out(labels if by_class else np.zeros_like(labels), whose, data.holdout)
+        return list_images(here if split == "train" else test)
+
+    files, labels, classes = list_images(here)
+    if by_class:
+        held = held_out(labels, [f"class {name}" for name in classes], data.holdout)
+    else:
+        held = held_out(np.zeros_like(labels), [str(here)], data.holdout)
     rows = np.flatnonzero(held if split == "test" else ~held)
-    return *_only(rows, files, labels), classes
+    files, labels = _only(rows, files, labels)
+    return files, labels, classes
 
 
 def has_classes(folder: Path) -> bool:
-    """Whether the folder's images are in class folders; False where they all lie loose in it.
+    """Tell whether the images are in class folders. False if they all lie loose in `folder`.
 
     Raises:
-        ValueError: some are, and some lie loose.
+        ValueError: some images are in class folders and some lie loose.
     """
     loose = sorted(name for name in os.listdir(folder) if _is_image(name) and (folder / name).is_file())
     if not loose:
-        return True  # or there are no images at all, which is said elsewhere
+        return True  # or there are no images at all, which `list_classes` reports
     filled = next((name for name in class_folders(folder) if any(_images(folder / name))), None)
     if filled is None:
         return False
     raise ValueError(
         f"{folder / loose[0]} lies loose beside class folders such as {folder / filled} (loose "
         f"images: {len(loose)}): move it into the folder of its class, or set "
-        "data.labels='none' to take every image below the folder without a label"
+        "data.labels='none' to use every image below the folder without a label"
     )
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the visible sub-folders, sorted."""
+    """List the names of the visible sub-folders, sorted."""
     return sorted(
         name for name in os.listdir(folder) if (folder / name).is_dir() and not name.startswith(".")
     )
 
 
 def _same_classes(train: Path, test: Path, by_class: bool) -> None:
-    """Raises ValueError where train and test are not labelled alike; `by_class`: train has class folders."""
+    """Check that train and test are labelled alike.
+
+    Args:
+        train, test: the two folders.
+        by_class: whether the train folder has class folders.
+
+    Raises:
+        ValueError: only one of them has class folders, or their classes differ.
+    """
     if by_class != has_classes(test):
         with_classes, without = (train, test) if by_class else (test, train)
         raise ValueError(
             f"{with_classes} has class folders ({', '.join(class_folders(with_classes)[:10])}), "
             f"but the images in {without} lie loose: sort them into the same class folders, or "
-            "set data.labels='none' to take all images without labels"
+            "set data.labels='none' to use all images without labels"
         )
     if not by_class:
         return
-    here, there = class_folders(train), class_folders(test)
+    here = class_folders(train)
+    there = class_folders(test)
     if here != there:
+        only_one = sorted(set(here) ^ set(there))
         raise ValueError(
-            f"{train} has {len(here)} classes, {test} {len(there)}; only one of them has "
-            f"{', '.join(sorted(set(here) ^ set(there))[:10])}. Labels are places in the sorted "
-            "list of class folders: both splits need the same"
+            f"{train} has {len(here)} classes, {test} has {len(there)}; only one of them has "
+            f"{', '.join(only_one[:10])}. Labels are positions in the sorted list of class folders, "
+            "so both splits need the same folders"
         )
 
 
 def list_classes(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
-    """All images in the class folders of `folder`: sorted files, labels int32 [N], sorted class names."""
+    """List all images in the class folders of `folder`.
+
+    Returns:
+        The files, sorted; their labels, int32 [N]; and the class names, sorted.
+
+    Raises:
+        FileNotFoundError: there are no images.
+        ValueError: a class folder has no images.
+    """
     classes = class_folders(folder)
     found = [sorted(_images(folder / name)) for name in classes]
     empty = [name for name, files in zip(classes, found, strict=True) if not files]
     wanted = ", ".join(SUFFIXES)
     if len(empty) == len(classes):
         raise FileNotFoundError(
-            f"{folder} holds no images ({wanted}), neither loose nor in sub-folders, one "
-            f"per class; its sub-folders: {', '.join(empty[:10]) or 'none'}"
+            f"{folder} holds no images ({wanted}), neither directly nor in one sub-folder per class; "
+            f"its sub-folders: {', '.join(empty[:10]) or 'none'}"
         )
     if empty:
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise ValueError(
-            f"class folder {folder / empty[0]} has no images ({wanted}): fill or delete it"
-            + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else "")
+            f"class folder {folder / empty[0]} has no images ({wanted}): fill or delete it{more}"
         )
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found])
     return [f for files in found for f in files], labels, classes
 
 
 def list_loose(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
-    """All images below `folder`, at any depth: sorted files, a label of -1 for each, and no class names.
+    """List all images below `folder`, at any depth, without labels.
+
+    Returns:
+        The files, sorted; a label of -1 for each, int32 [N]; and an empty list of class names.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: there are no images.
     """
     files = sorted(_images(folder, hidden_folders=False))
     if not files:
@@ -196,11 +243,13 @@ def list_loose(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
 
 
 def _images(folder: Path, hidden_folders: bool = True) -> Iterator[str]:
-    """The paths of the images below a folder, in no particular order; hidden files are left out."""
+    """Yield the paths of the images below a folder, in no particular order, without hidden files."""
     for at, folders, names in os.walk(folder):
         if not hidden_folders:
             folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(at, name) for name in names if _is_image(name))
+        for name in names:
+            if _is_image(name):
+                yield os.path.join(at, name)
 
 
 def _is_image(name: str) -> bool:
@@ -208,27 +257,35 @@ def _is_image(name: str) -> bool:
 
 
 def held_out(labels: np.ndarray, groups: list[str], share: float) -> np.ndarray:
-    """bool [N]: round(share n) of the n images of each group, at least 1, leaving 1 or more; always the same.
+    """Choose the images to hold out for testing. The choice is always the same.
+
+    Of a group of n images, round(share * n) are held out, but at least 1 and at most n - 1.
 
     Args:
         labels: int [N], the group of each image.
-        groups: what the groups are called in an error: "class cat".
-        share: of each group's images.
+        groups: the name of each group in error messages, e.g. "class cat".
+        share: which share of each group to hold out.
+
+    Returns:
+        bool [N], True for a held-out image.
 
     Raises:
         ValueError: the share is not between 0 and 1, or a group has fewer than two images.
     """
     if not 0 < share < 1:
         raise ValueError(
-            f"data.holdout={share}: without a test folder it must lie between 0 and 1 (exclusive)"
+            f"data.holdout={share}: there is no test folder, so it must lie between 0 and 1 (exclusive)"
         )
     held = np.zeros(len(labels), bool)
     for label, name in enumerate(groups):
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
-            raise ValueError(f"{name} has {len(rows)} image: without a test folder 2 are needed")
+            raise ValueError(
+                f"{name} has {len(rows)} image: there is no test folder, so at least 2 are needed"
+            )
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        held[rows[sampler.order(0, label, len(rows))[:count]]] = True
+        chosen = sampler.order(0, label, len(rows))[:count]
+        held[rows[chosen]] = True
     return held
 
 
@@ -237,16 +294,15 @@ def _only(rows: np.ndarray, files: list[str], labels: np.ndarray) -> tuple[list[
 
 
 def _stored(root: Path, *names: str) -> Path | None:
-    """The first of these sub-folders that exists."""
+    """Return the first of these sub-folders that exists."""
     return next((root / name for name in names if name and (root / name).is_dir()), None)
 
 
 def _nearest(path: Path) -> str:
-    """A hint: the part of the path that exists, and the name there that is closest."""
+    """Make a hint for an error message: the folder with the closest name, or which parent exists."""
     parent = path.parent
     if not parent.is_dir():
         return f" (nor {parent})"
-    near = difflib.get_close_matches(
-        path.name, [name for name in os.listdir(parent) if (parent / name).is_dir()], 1, 0.5
-    )
+    folders = [name for name in os.listdir(parent) if (parent / name).is_dir()]
+    near = difflib.get_close_matches(path.name, folders, n=1, cutoff=0.5)
     return f"; did you mean {parent / near[0]}?" if near else f"; {parent} exists"

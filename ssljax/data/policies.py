@@ -1,14 +1,16 @@
-"""RandAugment (arXiv 1909.13719) and AutoAugment (arXiv 1805.09501) on the host, as timm applies them with Pillow: DeiT's recipe.
+"""RandAugment (arXiv 1909.13719) and AutoAugment (arXiv 1805.09501) on the host, as in DeiT's recipe.
 
     crop -> flip -> policy -> (device) normalise, erase, mix
 
-`apply` is pure and knows nothing of chance; `draw` says which operations a view gets, with which arguments. A draw is a function of
-(seed, epoch, index, view) alone: raw Philox words keyed by them, as in `data.sampler`. Pillow computes the pixels without holding
-Python's lock. Geometric operations interpolate bicubically, as DeiT's crop does.
+The operations are timm's, computed by Pillow. `apply` is pure and draws nothing; `draw` decides which
+operations a view gets, with which arguments. A draw depends only on (seed, epoch, index, view): it reads raw
+Philox words keyed by them, as in `data.sampler`. Pillow releases Python's global lock while it computes.
+Geometric operations interpolate bicubically, as DeiT's crop does.
 
-timm's form, not the paper's: each of RandAugment's operations is skipped with probability a half, its magnitude is normal around the
-given one (`mstd`), and the "increasing" operations grow with the magnitude ("rand-m9-mstd0.5-inc1"; "randaugment_plain" is without inc).
-AutoAugment's tables have their own magnitudes; DeiT's ablation does not say which table it means, "autoaugment_original" is the paper's.
+RandAugment has timm's form, not the paper's. Each operation is skipped with probability 1/2. Its magnitude is
+normal around the given one (`mstd`). The "increasing" operations grow with the magnitude
+("rand-m9-mstd0.5-inc1"; "randaugment_plain" is the form without inc). AutoAugment's tables have their own
+magnitudes. DeiT's ablation does not say which table it uses; "autoaugment_original" is the paper's.
 """
 
 from __future__ import annotations
@@ -25,8 +27,12 @@ from PIL import Image, ImageEnhance, ImageOps
 from ssljax.data import recipes
 
 POLICIES = ("none", "randaugment", "randaugment_plain", "autoaugment_original", "autoaugment_v0")
-APPLIED = 0.5  # timm's AugmentOp: the share of RandAugment's draws that are carried out
-IMAGENET_FILL = (124, 116, 104)  # round(255 mean): what shows where the image has moved away
+APPLIED = 0.5  # timm's AugmentOp: the share of RandAugment's draws that are applied
+IMAGENET_FILL = (
+    124,
+    116,
+    104,
+)  # round(255 mean): the colour of pixels that a geometric operation leaves empty
 
 RANDAUGMENT = {
     "randaugment": (
@@ -65,7 +71,7 @@ RANDAUGMENT = {
     ),
 }
 
-# 25 pairs of (operation, probability, magnitude), one pair an image.
+# 25 pairs of (operation, probability, magnitude). Each image gets one pair.
 AUTOAUGMENT = {
     "autoaugment_original": (
         (("PosterizeOriginal", 0.4, 8), ("Rotate", 0.6, 9)),
@@ -131,19 +137,22 @@ class Step(NamedTuple):
     argument: float
 
 
-# ---------------------------------------------------------------------------------------------------------------- operations
+# ----------------------------------------------------------------------------------------------- operations
 
 
 def argument(op: str, magnitude: float, negative: bool) -> float:
-    """What timm makes of a magnitude in [0, 10].
+    """Convert a magnitude in [0, 10] to the argument that timm passes to an operation.
 
     Args:
         op: a name from the tables above.
-        magnitude: 10 is the strongest, except for Posterize, PosterizeOriginal and Solarize without "Increasing", where 0 is.
-        negative: which way, for operations that have two: rotations, shears, translations, and factors around 1.
+        magnitude: 10 is the strongest. For Posterize, PosterizeOriginal and Solarize (without "Increasing") 0
+            is the strongest.
+        negative: the direction, for operations that have two: rotations, shears, translations, and factors
+            around 1.
 
     Returns:
-        degrees | shear | share of the side | blending factor | bits kept | threshold | addend; 0 for operations without an argument.
+        The argument in the operation's own unit: degrees, shear, share of the side, blending factor, number
+        of bits kept, threshold or addend. 0 for operations without an argument.
     """
     level = magnitude / 10.0
     sign = -1.0 if negative else 1.0
@@ -157,19 +166,17 @@ def argument(op: str, magnitude: float, negative: bool) -> float:
         return max(0.1, 1.0 + sign * level * 0.9)
     if op in ("Color", "Contrast", "Brightness", "Sharpness"):
         return level * 1.8 + 0.1
-    return float(
-        {
-            "Posterize": int(level * 4),
-            "PosterizeIncreasing": 4 - int(level * 4),
-            "PosterizeOriginal": int(level * 4) + 4,
-            "Solarize": int(level * 256),
-            "SolarizeIncreasing": 256 - int(level * 256),
-            "SolarizeAdd": int(level * 110),
-            "AutoContrast": 0,
-            "Equalize": 0,
-            "Invert": 0,
-        }[op]
-    )
+    if op in ("AutoContrast", "Equalize", "Invert"):
+        return 0.0
+    whole = {
+        "Posterize": int(level * 4),
+        "PosterizeIncreasing": 4 - int(level * 4),
+        "PosterizeOriginal": int(level * 4) + 4,
+        "Solarize": int(level * 256),
+        "SolarizeIncreasing": 256 - int(level * 256),
+        "SolarizeAdd": int(level * 110),
+    }
+    return float(whole[op])
 
 
 def apply(
@@ -178,22 +185,22 @@ def apply(
     argument: float,
     *,
     fill: tuple[int, ...] = IMAGENET_FILL,
-    resample: int = Image.Resampling.BICUBIC,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
-    """One operation on one image.
+    """Apply one operation to one image.
 
     Args:
         op: a name from the tables above.
         image: uint8 [H, W, 3].
-        argument: from `argument`.
-        fill: the colour where a geometric operation leaves nothing.
-        resample: Pillow's interpolation of geometric operations.
+        argument: what the function `argument` returns.
+        fill: the colour of pixels that a geometric operation leaves empty.
+        resample: Pillow's interpolation for geometric operations.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
-        KeyError: an unknown operation.
+        KeyError: the operation is unknown.
     """
     picture = Image.fromarray(image)
     if op in ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"):
@@ -205,30 +212,31 @@ def apply(
 
 
 def _geometric(
-    op: str, picture: Image.Image, argument: float, fill: tuple[int, ...], resample: int
+    op: str, picture: Image.Image, argument: float, fill: tuple[int, ...], resample: Image.Resampling
 ) -> Image.Image:
     if op == "Rotate":
         return picture.rotate(argument, resample=resample, fillcolor=fill)
-    matrix = {
+    matrices = {
         "ShearX": (1, argument, 0, 0, 1, 0),
         "ShearY": (1, 0, 0, argument, 1, 0),
         "TranslateXRel": (1, 0, argument * picture.width, 0, 1, 0),
         "TranslateYRel": (1, 0, 0, 0, 1, argument * picture.height),
-    }[op]
+    }
+    matrix = matrices[op]
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=fill)
 
 
 @functools.cache
 def _table(op: str, argument: int) -> list[int]:
-    """New values of the 256 old ones, once for each channel."""
-    value = {
+    """Tabulate the new value of each of the 256 old values, once per channel."""
+    functions: dict[str, Callable[[int], int]] = {
         "Invert": lambda v: 255 - v,
-        "Posterize": lambda v: (
-            v & 0xFF << 8 - argument
-        ),  # 0 bits are black; Pillow's own function refuses them
+        # Keeping 0 bits gives black; Pillow's own function refuses it.
+        "Posterize": lambda v: v & 0xFF << 8 - argument,
         "Solarize": lambda v: v if v < argument else 255 - v,
         "SolarizeAdd": lambda v: min(255, v + argument) if v < 128 else v,
-    }[op]
+    }
+    value = functions[op]
     return [value(v) for v in range(256)] * 3
 
 
@@ -242,64 +250,78 @@ _COLOUR: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------- chance
+# ---------------------------------------------------------------------------------------------------- draws
 
 
 def uniforms(key: Sequence[int], n: int) -> list[float]:
-    """n numbers in [0, 1) that follow from `key` = (seed, epoch, index, view), none of it negative: 53 bits of each raw Philox word."""
+    """Draw n numbers in [0, 1), each from 53 bits of a raw Philox word.
+
+    Args:
+        key: (seed, epoch, index, view), none of them negative. The numbers depend on nothing else.
+        n: how many numbers.
+    """
     seed, epoch, index, view = (int(word) for word in key)
-    # the last word of the counter is 0 in `sampler.order`, whose key is (seed, epoch) too: the streams never meet
-    words = np.random.Philox(
+    # `sampler.order` has the key (seed, epoch) too, but the last word of its counter is 0: no overlap.
+    generator = np.random.Philox(
         key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, index, view + 1], np.uint64)
-    ).random_raw(n)
+    )
+    words = generator.random_raw(n)
     return [int(word >> 11) * 2.0**-53 for word in words.tolist()]
 
 
 def draw(key: Sequence[int], augment: ConfigDict) -> list[Step]:
-    """The operations of one view, in order; those that chance skips are left out.
+    """Draw the operations of one view, in order, without those that are skipped at random.
 
     Args:
         key: (seed, epoch, index, view).
         augment: reads `policy`; for RandAugment also `policy_magnitude`, `policy_std` and `policy_ops`.
 
     Raises:
-        ValueError: an unknown policy.
+        ValueError: the policy is unknown.
     """
-    steps = []
     if augment.policy in RANDAUGMENT:
-        names, u = RANDAUGMENT[augment.policy], iter(uniforms(key, 5 * augment.policy_ops))
-        for which, applied, a, b, negative in zip(
-            u, u, u, u, u, strict=True
-        ):  # five numbers an operation; with replacement
-            if applied < APPLIED:
-                op, magnitude = (
-                    names[int(which * len(names))],
-                    normal(a, b, augment.policy_magnitude, augment.policy_std),
-                )
-                steps.append(Step(op, argument(op, magnitude, negative >= 0.5)))
-        return steps
+        return _draw_randaugment(key, augment)
     if augment.policy in AUTOAUGMENT:
-        pairs, (which, *u) = AUTOAUGMENT[augment.policy], uniforms(key, 5)
-        for (op, probability, magnitude), applied, negative in zip(
-            pairs[int(which * len(pairs))], u[:2], u[2:], strict=True
-        ):
-            if applied < probability:
-                steps.append(Step(op, argument(op, magnitude, negative >= 0.5)))
-        return steps
+        return _draw_autoaugment(key, augment)
     if augment.policy == "none":
         return []
     raise ValueError(unknown(augment.policy))
 
 
+def _draw_randaugment(key: Sequence[int], augment: ConfigDict) -> list[Step]:
+    """Draw `policy_ops` operations with replacement. Each of them takes five uniform numbers."""
+    names = RANDAUGMENT[augment.policy]
+    u = uniforms(key, 5 * augment.policy_ops)
+    steps = []
+    for first in range(0, len(u), 5):
+        which, applied, a, b, negative = u[first : first + 5]
+        if applied < APPLIED:
+            op = names[int(which * len(names))]
+            magnitude = normal(a, b, augment.policy_magnitude, augment.policy_std)
+            steps.append(Step(op, argument(op, magnitude, negative >= 0.5)))
+    return steps
+
+
+def _draw_autoaugment(key: Sequence[int], augment: ConfigDict) -> list[Step]:
+    """Draw one pair of operations. Five uniform numbers: the pair, whether each applies, each direction."""
+    pairs = AUTOAUGMENT[augment.policy]
+    which, *u = uniforms(key, 5)
+    pair = pairs[int(which * len(pairs))]
+    steps = []
+    for (op, probability, magnitude), applied, negative in zip(pair, u[:2], u[2:], strict=True):
+        if applied < probability:
+            steps.append(Step(op, argument(op, magnitude, negative >= 0.5)))
+    return steps
+
+
 def normal(u: float, v: float, mean: float, deviation: float) -> float:
-    """A magnitude, normal (Box-Muller) and clipped to [0, 10] like timm's."""
-    return min(
-        max(mean + deviation * math.sqrt(-2.0 * math.log(1.0 - u)) * math.cos(2.0 * math.pi * v), 0.0), 10.0
-    )
+    """Make a normal magnitude from two uniform numbers (Box-Muller), clipped to [0, 10] as in timm."""
+    magnitude = mean + deviation * math.sqrt(-2.0 * math.log(1.0 - u)) * math.cos(2.0 * math.pi * v)
+    return min(max(magnitude, 0.0), 10.0)
 
 
 def policy(image: np.ndarray, key: Sequence[int], augment: ConfigDict) -> np.ndarray:
-    """The policy on one view.
+    """Apply the policy to one view.
 
     Args:
         image: uint8 [H, W, 3], cropped and flipped.
@@ -316,21 +338,25 @@ def policy(image: np.ndarray, key: Sequence[int], augment: ConfigDict) -> np.nda
 
 
 def fill(mean: Sequence[float]) -> tuple[int, ...]:
-    """round(255 mean), ImageNet's where the config does not normalise."""
-    return tuple(min(255, round(255 * m)) for m in mean) if any(mean) else IMAGENET_FILL
+    """Return the fill colour, round(255 mean), or ImageNet's if the config does not normalise."""
+    if not any(mean):
+        return IMAGENET_FILL
+    return tuple(min(255, round(255 * m)) for m in mean)
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses a policy, of any view, that cannot or should not be applied.
+    """Refuse a policy, of any view, that cannot or should not be applied.
 
     Raises:
-        ValueError: an unknown policy; a policy on the device, on grey images or beside the colour jitter.
+        ValueError: a policy is unknown, or is combined with crops on the device, grey images or the colour
+            jitter.
     """
     for view in recipes.resolved(config):
         _check(view.augment, config.data)
 
 
 def _check(augment: ConfigDict, data: ConfigDict) -> None:
+    """Refuse the policy of one recipe, as `check` does for all views."""
     name = augment.policy
     if name not in POLICIES:
         raise ValueError(unknown(name))
@@ -338,23 +364,23 @@ def _check(augment: ConfigDict, data: ConfigDict) -> None:
         return
     if data.crop_on != "host":
         raise ValueError(
-            f"augment.policy={name!r} works on the crops that the host makes, and with data.crop_on={data.crop_on!r} it makes "
-            "none: set data.crop_on='host' (images in memory can be cropped there too) or augment.policy='none'"
+            f"augment.policy={name!r} works on crops made on the host, but data.crop_on={data.crop_on!r}: "
+            "set data.crop_on='host' (images in memory can be cropped there too) or augment.policy='none'"
         )
     if data.channels != 3:
         raise ValueError(
-            f"augment.policy={name!r} needs RGB and data.channels={data.channels}: its colour operations and its fill are "
-            "made for three channels. Set data.channels=3 or augment.policy='none'"
+            f"augment.policy={name!r} needs RGB, but data.channels={data.channels}: its colour operations "
+            "and its fill colour need three channels. Set data.channels=3 or augment.policy='none'"
         )
     if augment.jitter_probability > 0:
         raise ValueError(
-            f"augment.policy={name!r} and augment.jitter_probability={augment.jitter_probability}: RandAugment replaces the "
-            "colour jitter, and so does AutoAugment. Set augment.jitter_probability=0.0 or augment.policy='none'"
+            f"augment.policy={name!r} and augment.jitter_probability={augment.jitter_probability} do not go "
+            "together: RandAugment and AutoAugment replace the colour jitter. Set "
+            "augment.jitter_probability=0.0 or augment.policy='none'"
         )
 
 
 def unknown(name: str) -> str:
-    """The message about an unknown policy."""
-    return (
-        f"augment.policy={name!r} is unknown. Use {', '.join(map(repr, POLICIES[:-1]))} or {POLICIES[-1]!r}."
-    )
+    """Return the error message for an unknown policy."""
+    *others, last = (repr(known) for known in POLICIES)
+    return f"augment.policy={name!r} is unknown. Use {', '.join(others)} or {last}."

@@ -1,11 +1,11 @@
-"""What `config.views` says: the named views of an image, each a recipe of its own, without a pixel or a draw.
+"""Read `config.views`: the named views of an image, each with its own recipe. No pixels, no random draws.
 
-A view holds what differs from `config.augment`, its `size` and `count`, and in `of` the view whose crop it
-shares:
+An entry holds what differs from `config.augment`, the view's `size` and `count`, and, in `of`, the name of
+the view whose crop it shares:
 
-    views=dict(one=dict(), two=dict(blur_probability=0.1, solarize_probability=0.2))       # a recipe each
-    views=dict(large=dict(count=2), small=dict(count=6, size=96, max_area=0.14))           # sizes and counts
-    views=dict(patches=dict(size=224), tokens=dict(size=112, of="patches"))                # one crop, two sizes
+    views=dict(one=dict(), two=dict(blur_probability=0.1, solarize_probability=0.2))  # one recipe per view
+    views=dict(large=dict(count=2), small=dict(count=6, size=96, max_area=0.14))      # sizes and counts
+    views=dict(patches=dict(size=224), tokens=dict(size=112, of="patches"))           # one crop, two sizes
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from ssljax.config import view_names
 
-TAKEN = ("image", "label", "index", "copy", "mask", "boxes")  # entries of a batch that are no view
+TAKEN = ("image", "label", "index", "copy", "mask", "boxes")  # entries of a batch that are not views
 GEOMETRY = ("crop", "min_area", "max_area", "aspect", "flip", "rotate", "shift", "zoom", "shear")
 
 
@@ -25,121 +25,121 @@ class View(NamedTuple):
     """One entry of `config.views`.
 
     Attributes:
-        name: its key.
-        augment: its recipe, `config.augment` with what the view overrides.
+        name: its key in `config.views`.
+        augment: its recipe: `config.augment` with the view's overrides.
         size: side in pixels.
         count: how many views it stands for.
-        first: the number of the first of them, from which its random key is folded; the others follow. With
-            `of` these are the numbers of the view named there, so that all that is drawn is the same.
+        first: the number of its first view; the others follow. The number is folded into the view's random
+            key. An entry with `of` has the numbers of the view named there, so that all its draws are the
+            same.
     """
 
     name: str
     augment: ConfigDict
     size: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides the method tuple.count, which nothing calls on a View
     first: int
 
 
 def resolved(config: ConfigDict) -> tuple[View, ...]:
-    """The views in the order of `config.views`.
+    """List the views in the order of `config.views`.
 
-    A view with `of` starts from the recipe of the view it names; what it overrides itself (size,
-    interpolation, mean, ...) comes on top.
+    A view with `of` starts from the recipe of the view it names. Its own overrides (size, interpolation,
+    mean, ...) come on top.
 
     Args:
         config: reads `views`, `augment` and `data.image_size`.
 
     Raises:
-        ValueError: a view that cannot be (named).
+        ValueError: there is no view, or the settings of a view are impossible (the message names it).
     """
-    stated = {
-        name: {"size": config.data.image_size, "count": 1, "of": "", **config.views[name].to_dict()}
-        for name in view_names(config)
-    }
+    defaults = {"size": config.data.image_size, "count": 1, "of": ""}
+    stated = {name: {**defaults, **config.views[name].to_dict()} for name in view_names(config)}
     if not stated:
         raise ValueError("config.views is empty: name at least one view, e.g. views=dict(one=dict())")
-    firsts, drawn = {}, 0
+
+    firsts: dict[str, int] = {}
+    drawn = 0
     for name, view in stated.items():
         _check(name, view, stated)
         if not view["of"]:
             firsts[name] = drawn
             drawn += view["count"]
-    return tuple(
-        View(
-            name,
-            _recipe(config.augment, stated, name),
-            view["size"],
-            view["count"],
-            firsts[view["of"] or name],
-        )
-        for name, view in stated.items()
-    )
+
+    views = []
+    for name, view in stated.items():
+        recipe = _recipe(config.augment, stated, name)
+        first = firsts[view["of"] or name]
+        views.append(View(name, recipe, view["size"], view["count"], first))
+    return tuple(views)
 
 
 def _check(name: str, view: Mapping[str, Any], stated: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a view whose settings are impossible, with a ValueError."""
     place = f"config.views.{name}"
     if name in TAKEN:
         raise ValueError(
-            f"{place}: a batch has another entry of that name; call the view something other "
-            f"than {', '.join(TAKEN)}"
+            f"{place}: a batch has another entry of that name. Give the view a name that is none of "
+            f"{', '.join(TAKEN)}"
         )
     for key in ("size", "count"):
         if view[key] < 1:
             raise ValueError(
-                f"{place}.{key}={view[key]}: it must be at least 1; leave the view out if it is not wanted"
+                f"{place}.{key}={view[key]}: it must be at least 1. To have no such view, remove its entry"
             )
     if not view["of"]:
         return
     partners = [other for other, values in stated.items() if not values["of"]]
     if view["of"] not in partners:
         raise ValueError(
-            f"{place}.of={view['of']!r} is not a view with a crop of its own. Use one of: "
+            f"{place}.of={view['of']!r} does not name a view with a crop of its own. Use one of: "
             f"{', '.join(partners) or '(there is none)'}"
         )
     count = stated[view["of"]]["count"]
     if view["count"] != count:
         raise ValueError(
-            f"{place}.count={view['count']}, but {view['of']!r}, whose crops it shares, has "
-            f"count {count}: set {place}.count={count}"
+            f"{place}.count={view['count']}, but {view['of']!r}, whose crops it shares, has count {count}: "
+            f"set {place}.count={count}"
         )
     own = [key for key in GEOMETRY if key in view]
     if own:
         raise ValueError(
-            f"{place}.{own[0]}={view[own[0]]!r} does not go with of={view['of']!r}: a shared "
-            f"crop is that view's. Set config.views.{view['of']}.{own[0]}, or leave `of` out"
+            f"{place}.{own[0]}={view[own[0]]!r} does not go with of={view['of']!r}: the shared crop is drawn "
+            f"for that view. Set config.views.{view['of']}.{own[0]} instead, or remove `of`"
         )
 
 
 def _recipe(augment: ConfigDict, stated: Mapping[str, Mapping[str, Any]], name: str) -> ConfigDict:
-    """The recipe of a view.
-
-    `config.augment`, then what its partner overrides, then what it overrides itself.
-    """
+    """Make the recipe of a view: `config.augment`, then its partner's overrides, then its own."""
     recipe = augment.copy_and_resolve_references().unlock()
     partner = stated[name]["of"]
-    for view in [*([stated[partner]] if partner else []), stated[name]]:
+    overrides = [stated[partner], stated[name]] if partner else [stated[name]]
+    for view in overrides:
         recipe.update({key: value for key, value in view.items() if key not in ("size", "count", "of")})
     return recipe.lock()
 
 
 def evaluation_resize(augment: ConfigDict) -> str:
-    """How images are resized for evaluation: as the crop is, and bicubic beside a warp, which names no kind."""
+    """Name the interpolation that evaluation uses: the crop's, or bicubic for a warp, which has none."""
     return "bicubic" if augment.crop == "affine" else augment.interpolation
 
 
 def total(config: ConfigDict) -> int:
-    """How many views are drawn per image: those that share the crop of another do not count."""
+    """Count the views drawn per image. Views that share the crop of another do not count."""
     return max(view.first + view.count for view in resolved(config))
 
 
 def host_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Shapes per example of the uint8 crops that the host delivers where data.crop_on="host".
+    """Return the shapes, per example, of the uint8 crops that the host makes with data.crop_on="host".
 
     Returns:
-        image: (V, S, S, C), all views in order, where they have one size; where sizes differ
+        If all views have one size: {"image": (V, S, S, C)}, with all views in order. If sizes differ:
         (count, size, size, C) by the view's name.
     """
-    views, channels = resolved(config), config.data.channels
+    views = resolved(config)
+    channels = config.data.channels
     if len({view.size for view in views}) == 1:
-        return {"image": (sum(view.count for view in views), views[0].size, views[0].size, channels)}
+        count = sum(view.count for view in views)
+        size = views[0].size
+        return {"image": (count, size, size, channels)}
     return {view.name: (view.count, view.size, view.size, channels) for view in views}

@@ -1,7 +1,8 @@
-"""Which example comes when: pure functions of (seed, epoch), so that a run's position is its step and nothing else.
+"""The order of examples: pure functions of (seed, epoch), so that a run's position is its step alone.
 
-Every draw is a sort of raw Philox words keyed by the arguments. NumPy keeps the raw stream of a bit generator for ever, but not that of
-`Generator.permutation`; a run resumed years later sees the same order.
+Every draw sorts raw Philox words keyed by the arguments. NumPy guarantees that the raw stream of a bit
+generator never changes; it does not guarantee this for `Generator.permutation`. So a run that is resumed
+years later sees the same order.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 
 def order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of one epoch: a permutation of 0..n-1, independent for every (seed, epoch).
+    """Return the order of one epoch: a permutation of 0..n-1, independent for every (seed, epoch).
 
     Args:
         seed: the run's seed, >= 0.
@@ -24,84 +25,96 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
         int64 [n].
 
     Raises:
-        ValueError: a negative argument.
+        ValueError: an argument is negative.
     """
     if min(seed, epoch, n) < 0:
-        raise ValueError(f"order(seed={seed}, epoch={epoch}, n={n}): none may be negative")
-    return np.argsort(words_of(seed, epoch)(n), kind="stable").astype(np.int64)
+        raise ValueError(f"order(seed={seed}, epoch={epoch}, n={n}): none of them may be negative")
+    random = words_of(seed, epoch)
+    return np.argsort(random(n), kind="stable").astype(np.int64)
 
 
 def words_of(seed: int, epoch: int) -> Callable[[int], np.ndarray]:
-    """The random words of one epoch: count -> uint64 [count], the next ones of the stream at every call."""
+    """Return the random words of one epoch: a function that yields the next `count` words, uint64 [count]."""
     return np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw
 
 
 def repeated(seed: int, epoch: int, n: int, repeats: int) -> np.ndarray:
-    """`order` with every example `repeats` times in a row, cut to n places: repeated augmentation (arXiv 1901.09335, DeiT's RASampler).
+    """Return `order` with every example repeated in a row, cut to n entries.
 
-    An epoch keeps its length and sees ceil(n / repeats) different examples. Place p holds copy p % repeats of its example. The released
-    code keeps n rounded down to a multiple of 256: as many whole batches, if 256 divides the batch.
+    This is repeated augmentation (arXiv 1901.09335, DeiT's RASampler). An epoch keeps its length and sees
+    ceil(n / repeats) different examples. Entry p is copy p % repeats of its example. The released code keeps
+    n rounded down to a multiple of 256 entries, which gives the same whole batches if 256 divides the batch.
 
     Args:
         seed: the run's seed, >= 0.
         epoch: counted from 0.
         n: number of examples.
-        repeats: copies of each, >= 1; 1 is `order`.
+        repeats: number of copies of each example, >= 1; 1 is `order`.
 
     Returns:
         int64 [n].
 
     Raises:
-        ValueError: a negative argument, or no repeats.
+        ValueError: an argument is negative, or `repeats` is 0.
     """
     if repeats < 1:
         raise ValueError(
-            f"repeated(repeats={repeats}): data.repeats must be at least 1, which is every example once"
+            f"repeated(repeats={repeats}): data.repeats must be at least 1; 1 takes every example once"
         )
-    return np.repeat(order(seed, epoch, n)[: -(-n // repeats)], repeats)[:n]
+    different = -(-n // repeats)  # rounded up
+    return np.repeat(order(seed, epoch, n)[:different], repeats)[:n]
 
 
 def balanced(seed: int, epoch: int, assignment: np.ndarray) -> np.ndarray:
-    """The order of one epoch that draws evenly from clusters (DeepCluster, arXiv 1807.05520, section 3.2; its `UnifLabelSampler`).
+    """Return the order of one epoch that draws evenly from clusters.
 
-    Each of the K clusters that are not empty gives q = N // K + 1 of its members: different ones where it has more than q, else drawn
-    with repeats. These K q draws are shuffled and cut to N.
+    This is DeepCluster's `UnifLabelSampler` (arXiv 1807.05520, section 3.2). Each of the K non-empty clusters
+    gives q = N // K + 1 of its members. A cluster with more than q members gives different ones; the others
+    are sampled with replacement. These K q draws are shuffled and cut to N.
 
     Args:
         seed: the run's seed, >= 0.
         epoch: counted from 0.
-        assignment: int [N], the cluster of each example; -1 for one that is in none and is not drawn.
+        assignment: int [N], the cluster of each example; -1 for an example that is in no cluster and is never
+            drawn.
 
     Returns:
         int64 [N], positions in `assignment`.
 
     Raises:
-        ValueError: a negative seed or epoch, or all clusters are empty.
+        ValueError: the seed or epoch is negative, or all clusters are empty.
     """
     assignment = np.asarray(assignment)
     if min(seed, epoch) < 0:
         raise ValueError(f"balanced(seed={seed}, epoch={epoch}): neither may be negative")
     random = words_of(seed, epoch)
+
+    # Examples sorted by cluster, in a random order within each, without those in no cluster.
     words = random(len(assignment))
-    members = np.lexsort((words, assignment))  # by cluster, in a random order within each
+    members = np.lexsort((words, assignment))
     members = members[np.searchsorted(assignment[members], 0) :]
     sizes = np.unique(assignment[members], return_counts=True)[1]
     if not len(sizes):
         raise ValueError(
-            f"none of {len(assignment)} examples is in a cluster: nothing can be drawn. Was the data clustered?"
+            f"none of {len(assignment)} examples is in a cluster, so nothing can be drawn. Was the data "
+            "clustered?"
         )
+
+    # `quota` members of each cluster, as places in the cluster: the first ones, or drawn with replacement.
     quota = len(assignment) // len(sizes) + 1
-    start, turn = np.cumsum(sizes) - sizes, np.arange(quota)[None]
-    share = (random(len(sizes) * quota) >> np.uint64(32)).astype(np.float64).reshape(
-        len(sizes), quota
-    ) / 2**32
-    place = np.where(sizes[:, None] > quota, turn, np.floor(share * sizes[:, None])).astype(np.int64)
+    words = random(len(sizes) * quota) >> np.uint64(32)
+    share = words.astype(np.float64).reshape(len(sizes), quota) / 2**32
+    in_turn = np.arange(quota)[None]
+    place = np.where(sizes[:, None] > quota, in_turn, np.floor(share * sizes[:, None])).astype(np.int64)
+    start = np.cumsum(sizes) - sizes
     drawn = members[(start[:, None] + place).ravel()]
-    return drawn[np.argsort(random(len(drawn)), kind="stable")][: len(assignment)].astype(np.int64)
+
+    shuffled = drawn[np.argsort(random(len(drawn)), kind="stable")]
+    return shuffled[: len(assignment)].astype(np.int64)
 
 
 def turns(order: np.ndarray) -> np.ndarray:
-    """How often each entry of an epoch's order has come before in it: int32 [N], 0 at its first coming."""
+    """Count, for each entry of an epoch's order, how many times it occurred before: int32 [N]."""
     by_value = np.argsort(order, kind="stable")
     ordered = order[by_value]
     first = np.searchsorted(ordered, ordered)
@@ -111,17 +124,18 @@ def turns(order: np.ndarray) -> np.ndarray:
 
 
 def subset(labels: np.ndarray, *, fraction: float = 1.0, per_class: int = 0, seed: int) -> np.ndarray:
-    """A balanced labelled subset, drawn with `seed`.
+    """Draw a balanced labelled subset.
 
-    All subsets of one seed are prefixes of one sequence that goes round the classes (a random member of each class, then a second of
-    each, ...): counts of two classes differ by at most one while both have members left, and 1 % is contained in 10 %, like SimCLR's
-    lists of ImageNet (12,811 and 128,116 images; imagenet_subsets/ of google-research/simclr).
+    All subsets with the same seed are prefixes of one sequence that cycles through the classes: a random
+    member of each class, then a second one of each, and so on. So the counts of two classes differ by at most
+    one while both have members left, and the 1 % subset is contained in the 10 % subset, as in SimCLR's lists
+    for ImageNet (12,811 and 128,116 images; imagenet_subsets/ of google-research/simclr).
 
     Args:
         labels: int [N].
-        fraction: share of the N examples, in (0, 1], rounded down; every class keeps at least one.
-        per_class: so many of each class; 0 = `fraction` decides.
-        seed: of the draw.
+        fraction: share of the N examples, in (0, 1], rounded down. Every class keeps at least one example.
+        per_class: number of examples per class; 0 = `fraction` decides.
+        seed: seed of the draw.
 
     Returns:
         int64 indices, sorted.
@@ -132,23 +146,28 @@ def subset(labels: np.ndarray, *, fraction: float = 1.0, per_class: int = 0, see
     """
     if per_class < 0 or (per_class == 0 and not 0 < fraction <= 1):
         raise ValueError(
-            f"subset(fraction={fraction}, per_class={per_class}): the fraction must lie in (0, 1], per_class must be >= 0"
+            f"subset(fraction={fraction}, per_class={per_class}): the fraction must lie in (0, 1] and "
+            "per_class must be >= 0"
         )
     labels = _all_labelled(labels)
     shuffled = order(seed, 0, len(labels))
-    rank = np.empty(len(labels), np.int64)  # place of an example among those of its class
+    rank = np.empty(len(labels), np.int64)  # position of an example among those of its class
     rank[shuffled] = _rank_in_class(labels[shuffled])
     if per_class:
         _require(labels, per_class)
         return np.flatnonzero(rank < per_class)
     classes, inverse = np.unique(labels, return_inverse=True)
-    turn = order(seed, 1, len(classes))[inverse]  # which classes get the odd one out
+    turn = order(seed, 1, len(classes))[inverse]  # which classes get one example more
     total = max(math.floor(fraction * len(labels) + 1e-6), len(classes))
     return np.sort(np.lexsort((turn, rank))[:total]).astype(np.int64)
 
 
 def first_per_class(labels: np.ndarray, n: int) -> np.ndarray:
-    """The first n examples of each class, as sorted int64 indices.
+    """Return the first n examples of each class, as sorted int64 indices.
+
+    Args:
+        labels: int [N].
+        n: number of examples per class.
 
     Raises:
         ValueError: a class has fewer than n examples, or an example has no label.
@@ -159,20 +178,19 @@ def first_per_class(labels: np.ndarray, n: int) -> np.ndarray:
 
 
 def _all_labelled(labels: np.ndarray) -> np.ndarray:
-    """The labels; raises a ValueError where one is -1, which is no class to choose from."""
+    """Return the labels. Raise a ValueError if one of them is -1, which is not a class to choose from."""
     labels = np.asarray(labels)
     without = np.flatnonzero(labels < 0)
     if len(without):
         raise ValueError(
-            f"{len(without)} of {len(labels)} examples have no label (-1), the first at "
-            f"position {without[0]}: a subset by label is chosen among labelled "
-            "examples; leave the others out first"
+            f"{len(without)} of {len(labels)} examples have no label (-1), the first at position "
+            f"{without[0]}: a subset by label needs a label for every example. Leave the others out first"
         )
     return labels
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """How many examples of the same class stand before each example."""
+    """Count, for each example, the examples of the same class before it."""
     grouped = np.argsort(labels, kind="stable")
     _, start, count = np.unique(labels[grouped], return_index=True, return_counts=True)
     rank = np.empty(len(labels), np.int64)
@@ -181,9 +199,10 @@ def _rank_in_class(labels: np.ndarray) -> np.ndarray:
 
 
 def _require(labels: np.ndarray, n: int) -> None:
+    """Raise a ValueError if a class has fewer than n examples."""
     classes, counts = np.unique(labels, return_counts=True)
     if len(counts) and counts.min() < n:
         raise ValueError(
-            f"class {classes[counts.argmin()]} has {counts.min()} examples, {n} a class were asked for: "
-            f"ask for at most {counts.min()}, or add examples of that class"
+            f"class {classes[counts.argmin()]} has {counts.min()} examples, but {n} per class were asked "
+            f"for: ask for at most {counts.min()}, or add examples of that class"
         )

@@ -1,15 +1,16 @@
-"""Which source `data.source` names.
+"""Load the source that `data.source` names.
 
     digits          scikit-learn's 8x8 digits: 1,500 train, 297 test, in memory (data.builtin)
-    fashion_mnist   Debian's `dataset-fashion-mnist`, the same four files in data.data_dir, or a prepared TFDS copy; in memory
+    fashion_mnist   the four files of Debian's `dataset-fashion-mnist`, or the same four in data.data_dir, or
+                    a prepared TFDS copy; in memory (data.builtin)
     folder:PATH     PATH/train and PATH/test (or val) with one sub-folder per class, or one such folder, or
                     images without labels (data.folder)
     tfds:NAME       a data set prepared by `ssljax prepare NAME` (data.records)
 
-`load` never downloads. What is held in memory (digits, Fashion-MNIST, a folder with data.crop_on="device")
-never imports TensorFlow.
+`load` never downloads. Sources held in memory (digits, Fashion-MNIST from its files, a folder with
+data.crop_on="device") never import TensorFlow.
 
-An example without a label has -1. `data.labels="none"` takes the labels of any source away.
+An example without a label has the label -1. `data.labels="none"` removes the labels of any source.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SOURCES = ("digits", "fashion_mnist", "folder:PATH", "tfds:NAME")
 
 
 def load(data: ConfigDict, split: str) -> Source:
-    """The source named by `data.source`.
+    """Load one split of the source named by `data.source`.
 
     `train_per_class`, `labels_per_class` and `label_fraction` apply to the train split only.
 
@@ -38,19 +39,21 @@ def load(data: ConfigDict, split: str) -> Source:
         split: "train" or "test".
 
     Raises:
-        ValueError: unknown source, split or `data.labels`, labels outside the range, a class with too few
-            examples, or examples without a label where a subset is asked for by label.
-        FileNotFoundError: the data is not where it should be; the message says how to get it.
+        ValueError: the source, split or `data.labels` is unknown, a label is out of range, a class has too
+            few examples, or a subset by label is asked for and an example has no label.
+        FileNotFoundError: the data is not where it should be. The message says how to get it.
     """
     if split not in ("train", "test"):
         raise ValueError(
-            f"split {split!r} is neither 'train' nor 'test'; data.train_split and data.test_split name the stored splits"
+            f"split {split!r} is neither 'train' nor 'test'; the names of the stored splits belong in "
+            "data.train_split and data.test_split"
         )
     if data.labels not in LABELS:
         raise ValueError(
-            f"data.labels={data.labels!r} is unknown: 'folders' (a folder's sub-folders are its "
-            "classes, other sources have their own labels) or 'none' (no image has a label)"
+            f"data.labels={data.labels!r} is unknown: use 'folders' (the sub-folders of a folder are its "
+            "classes; other sources have their own labels) or 'none' (no image has a label)"
         )
+
     kind, _, argument = data.source.partition(":")
     if data.source == "digits":
         source = builtin.digits(data, split)
@@ -63,7 +66,8 @@ def load(data: ConfigDict, split: str) -> Source:
     else:
         near = difflib.get_close_matches(data.source, SOURCES, 1, 0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"data.source={data.source!r} is unknown{hint}: one of {', '.join(SOURCES)}")
+        raise ValueError(f"data.source={data.source!r} is unknown{hint}: use one of {', '.join(SOURCES)}")
+
     if data.labels == "none":
         source = dataclasses.replace(source, labels=np.full(len(source), -1, np.int32), class_names=())
     check_labels(source)
@@ -71,55 +75,56 @@ def load(data: ConfigDict, split: str) -> Source:
 
 
 def subset(source: Source, data: ConfigDict) -> Source:
-    """What `train_per_class`, `labels_per_class` and `label_fraction` leave of a training split.
+    """Reduce a training split by `train_per_class`, `labels_per_class` and `label_fraction`.
 
     Raises:
-        ValueError: a class with too few examples, or examples without a label.
+        ValueError: a class has too few examples, or an example has no label.
     """
     if data.train_per_class:
         source.require_labels(f"data.train_per_class={data.train_per_class}")
         rows = sampler.first_per_class(source.labels, data.train_per_class)
-        source = source if len(rows) == len(source) else source.select(rows)
+        if len(rows) < len(source):
+            source = source.select(rows)
     if data.labels_per_class or data.label_fraction < 1:
         asked = "labels_per_class" if data.labels_per_class else "label_fraction"
         source.require_labels(f"data.{asked}={data[asked]}")
-        source = source.select(
-            sampler.subset(
-                source.labels,
-                fraction=data.label_fraction,
-                per_class=data.labels_per_class,
-                seed=data.subset_seed,
-            )
+        rows = sampler.subset(
+            source.labels,
+            fraction=data.label_fraction,
+            per_class=data.labels_per_class,
+            seed=data.subset_seed,
         )
+        source = source.select(rows)
     return source
 
 
 def facts(data: ConfigDict, source: Source) -> Facts:
-    """What a method is told of its training split, after a look whether the config says otherwise.
+    """Return what a method is told about its training split, and check it against the config.
 
     Raises:
-        ValueError: the config states another number of examples or of classes than the data have.
+        ValueError: the config states another number of examples or classes than the data has.
     """
     found = source.facts
     for key in ("num_examples", "num_classes"):
-        stated, there = data[key], getattr(found, key)
+        stated = data[key]
+        there = getattr(found, key)
         if stated and stated != there:
             what = key.removeprefix("num_")
             raise ValueError(
-                f"data.{key}={stated}, but {data.source} has {there} {what}: leave it at 0, which reads it from the data, or "
-                "look whether these are the data you meant"
+                f"data.{key}={stated}, but {data.source} has {there} {what}: leave it at 0, which reads the "
+                "number from the data, or check that this is the data you meant"
             )
     return found
 
 
 def check_labels(source: Source) -> None:
-    """Raises ValueError when a label is neither in 0..classes-1 nor -1, which is no label."""
+    """Raise a ValueError if a label is neither in 0..classes-1 nor -1, which means no label."""
     classes = len(source.class_names)
     bad = np.flatnonzero((source.labels < -1) | (source.labels >= classes))
     if len(bad):
         raise ValueError(
-            f"{source.name}, {source.split}: {source.describe(bad[0])} has label "
-            f"{source.labels[bad[0]]}, outside 0..{classes - 1} ({len(bad)} such); only -1, for "
-            "no label, may be. The data are damaged, or belong to other class names: prepare or "
-            "copy them again, or set data.labels='none' to use the images alone"
+            f"{source.name}, {source.split}: {source.describe(bad[0])} has label {source.labels[bad[0]]}, "
+            f"which is outside 0..{classes - 1} and not -1 for no label ({len(bad)} such). The data is "
+            "damaged or belongs to other class names: prepare or copy it again, or set data.labels='none' "
+            "to use the images alone"
         )

@@ -1,12 +1,12 @@
-"""Random views on the device: each of `config.views` by its own recipe.
+"""Random views on the device, each of `config.views` with its own recipe.
 
-    crop (if the host has not) -> flip -> colour jitter (p) -> grayscale (p) -> blur (p) -> solarize (p)
-    -> normalise -> random erasing (p; DeiT's)
+    crop (unless the host has done it) -> flip -> colour jitter (p) -> grayscale (p) -> blur (p)
+    -> solarize (p) -> normalise -> random erasing (p; DeiT's)
 
-The jitter applies brightness, contrast, saturation and hue in an order of its own and clips to [0, 1] after
-each. Randomness is drawn in `draw` and `random_crop` only. A view depends only on (key, index, copy, its
-number), so it is the same whatever its place in the batch, the batch's size or the number of devices. What
-the config says about views is `data.recipes`; what mixes a batch is `data.mixing`.
+The jitter applies brightness, contrast, saturation and hue in an order that is drawn too, and clips to [0, 1]
+after each. Randomness is drawn in `draw` and `random_crop`, and for erasing in `data.mixing`. A view depends
+only on (key, index, copy, its number). So it does not depend on its place in the batch, the batch size or the
+number of devices. `data.recipes` reads the views from the config; `data.mixing` mixes the images of a batch.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from ssljax.data.recipes import View, resolved, total
 
 
 class Draw(NamedTuple):
-    """All that is random in a view after the crop, neutral where an operation is off.
+    """The random parameters of a view after the crop. They are neutral if an operation is off.
 
     Attributes:
-        jitter: of the colours.
-        apply_jitter, apply_grayscale, apply_blur, apply_solarize: bool, whether the view gets it.
-        sigma: of the blur, in pixels.
+        jitter: parameters of the colour jitter.
+        apply_jitter, apply_grayscale, apply_blur, apply_solarize: bool, whether the operation is applied.
+        sigma: standard deviation of the blur in pixels.
     """
 
     jitter: Jitter
@@ -55,64 +55,100 @@ class Draw(NamedTuple):
 
 
 def draw(key: jax.Array, augment: ConfigDict) -> Draw:
-    """Draws a view's parameters; `augment` is the view's recipe."""
+    """Draw the parameters of a view. `augment` is the view's recipe."""
     u = jax.random.uniform(key, (12,), jnp.float32)
     jitter = draw_jitter(u, augment)
-    jittered, grey = u[4] < augment.jitter_probability, u[5] < augment.grayscale_probability
-    blurred, sigma = u[6] < augment.blur_probability, jnp.float32(0.0)
+    jittered = u[4] < augment.jitter_probability
+    grey = u[5] < augment.grayscale_probability
+    blurred = u[6] < augment.blur_probability
+    sigma = jnp.float32(0.0)
     if augment.blur_probability > 0.0:
         sigma = between(u[7], *augment.blur_sigma)
+
+    # Solarization has its own key, so that the twelve numbers above are the same with and without it.
     solarized = jnp.bool_(False)
-    if augment.solarize_probability > 0.0:  # a number of its own: the twelve are as without it
+    if augment.solarize_probability > 0.0:
         u = jax.random.uniform(jax.random.fold_in(key, 12), (), jnp.float32)
         solarized = u < augment.solarize_probability
     return Draw(jitter, jittered, grey, blurred, sigma, solarized)
 
 
 def draw_jitter(u: jax.Array, augment: ConfigDict) -> Jitter:
-    """The colour jitter's parameters from `u [12]`, uniform in [0, 1)."""
+    """Make the parameters of the colour jitter from `u [12]`, uniform in [0, 1)."""
     if augment.jitter_probability <= 0.0:
-        return Jitter(*map(jnp.float32, (1.0, 1.0, 1.0, 0.0)), jnp.arange(4, dtype=jnp.int32))
+        return Jitter(
+            brightness=jnp.float32(1.0),
+            contrast=jnp.float32(1.0),
+            saturation=jnp.float32(1.0),
+            hue=jnp.float32(0.0),
+            rank=jnp.arange(4, dtype=jnp.int32),
+        )
+    _check_jitter(augment)
+
+    s = augment.jitter_strength
+    hue = augment.jitter_hue * augment.jitter_strength
+    low = 1.0 - 0.8 * s
+    high = 1.0 + 0.8 * s
+    grey = 1.0 - augment.jitter_saturation * s
+    vivid = 1.0 + augment.jitter_saturation * s
+    if augment.brightness == "multiply":
+        light = between(u[0], max(low, 0.0), high)
+    else:
+        light = between(u[0], -0.8 * s, 0.8 * s)
+    if augment.jitter == "torchvision":  # its factors are never negative, however strong the jitter is
+        low = max(low, 0.0)
+        grey = max(grey, 0.0)
+
+    # The ranks of four uniform numbers: every permutation is equally likely.
+    rank = (u[8:, None] > u[None, 8:]).sum(1, dtype=jnp.int32)
+    if augment.jitter_order == "fixed":
+        rank = jnp.arange(4, dtype=jnp.int32)
+    scale = between(u[1], low, high)
+    keep = between(u[2], grey, vivid)
+    turn = between(u[3], -hue, hue)
+    return Jitter(brightness=light, contrast=scale, saturation=keep, hue=turn, rank=rank)
+
+
+def _check_jitter(augment: ConfigDict) -> None:
+    """Refuse an unknown kind of jitter, with a ValueError."""
     for name, valid in (("jitter", ("tensorflow", "torchvision")), ("jitter_order", ("random", "fixed"))):
         if augment[name] not in valid:
             raise ValueError(
                 f"config.augment.{name}={augment[name]!r} is unknown. Use {valid[0]!r} or {valid[1]!r}."
             )
-    s, hue = augment.jitter_strength, augment.jitter_hue * augment.jitter_strength
-    low, high = 1.0 - 0.8 * s, 1.0 + 0.8 * s
-    grey, vivid = 1.0 - augment.jitter_saturation * s, 1.0 + augment.jitter_saturation * s
-    if augment.brightness == "multiply":
-        light = between(u[0], max(low, 0.0), high)
-    elif augment.brightness == "add" and augment.jitter == "tensorflow":
-        light = between(u[0], -0.8 * s, 0.8 * s)
-    elif augment.brightness == "add":
-        raise ValueError(
-            "config.augment.brightness='add' does not go with jitter='torchvision', which "
-            "multiplies: set brightness='multiply'"
-        )
-    else:
+    if augment.brightness not in ("multiply", "add"):
         raise ValueError(
             f"config.augment.brightness={augment.brightness!r} is unknown. Use 'multiply' "
             "(released code) or 'add' (paper)."
         )
-    if augment.jitter == "torchvision":  # its factors are not negative, however strong the jitter
-        low, grey = max(low, 0.0), max(grey, 0.0)
-    # The order of four uniforms: every permutation is equally likely.
-    rank = (u[8:, None] > u[None, 8:]).sum(1, dtype=jnp.int32)
-    if augment.jitter_order == "fixed":
-        rank = jnp.arange(4, dtype=jnp.int32)
-    return Jitter(light, between(u[1], low, high), between(u[2], grey, vivid), between(u[3], -hue, hue), rank)
+    if augment.brightness == "add" and augment.jitter == "torchvision":
+        raise ValueError(
+            "config.augment.brightness='add' does not go with jitter='torchvision', which "
+            "multiplies: set brightness='multiply'"
+        )
 
 
 def between(u: jax.Array, low: float, high: float) -> jax.Array:
-    """`u` in [0, 1) stretched to [low, high)."""
+    """Stretch `u` in [0, 1) to [low, high)."""
     return low + u * (high - low)
 
 
 def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: int) -> jax.Array:
-    """A random crop (or warp) of `image [H, W, C]`, resized to `size` and mirrored at random.
+    """Make a random crop (or warp) of an image, resized and mirrored at random.
 
-    It is clipped as the host's uint8 crops are.
+    Crops are clipped, as the host's uint8 crops are.
+
+    Args:
+        image: float32 [H, W, C] in [0, 1].
+        key: determines all that is random.
+        augment: the view's recipe.
+        size: side of the result.
+
+    Returns:
+        float32 [size, size, C] in [0, 1].
+
+    Raises:
+        ValueError: the recipe's `crop` is unknown.
     """
     box_key, flip_key = jax.random.split(key)
     height, width, _ = image.shape
@@ -127,21 +163,22 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
             max_area=augment.max_area,
             aspect=augment.aspect,
         )
-        return clip(
-            geometry.crop_resize(
-                image,
-                box,
-                size,
-                method=augment.interpolation,
-                antialias=augment.crop == "torchvision",
-                flip=flip,
-            )
+        crop = geometry.crop_resize(
+            image,
+            box,
+            size,
+            method=augment.interpolation,
+            antialias=augment.crop == "torchvision",
+            flip=flip,
         )
+        return clip(crop)
     if augment.crop == "affine":
         u = jax.random.uniform(box_key, (5,), jnp.float32, -1.0, 1.0)
-        matrix = geometry.affine_matrix(
-            u[0] * augment.rotate, u[1:3] * augment.shift, 1.0 + u[3] * augment.zoom, u[4] * augment.shear
-        )
+        rotation = u[0] * augment.rotate
+        shift = u[1:3] * augment.shift
+        zoom = 1.0 + u[3] * augment.zoom
+        shear = u[4] * augment.shear
+        matrix = geometry.affine_matrix(rotation, shift, zoom, shear)
         image = geometry.affine(image, matrix, size)
     elif augment.crop != "none":
         raise ValueError(
@@ -159,37 +196,51 @@ def view(
     crop: bool,
     sigma: jax.Array | None = None,
 ) -> jax.Array:
-    """One random view of one image.
+    """Make one random view of one image.
 
     Args:
         image: uint8 or float in [0, 1], [H, W, C] with C = 3 or 1.
-        key: all that is random follows from it.
+        key: determines all that is random.
         augment: the view's recipe.
         size: side of the view.
-        crop: whether to crop and flip here; False when the host has done both.
-        sigma: a blur width to use instead of drawing one.
+        crop: whether to crop and flip here. False if the host has done both.
+        sigma: a blur width to use instead of the drawn one.
 
     Returns:
-        float32 [size, size, C], in [0, 1] before the normalisation and the erasing.
+        float32 [size, size, C], in [0, 1] before it is normalised and erased.
+
+    Raises:
+        ValueError: the image does not have the view's size after cropping.
     """
-    crop_key, color_key = jax.random.split(key)  # `draws` reads the second in the same way
+    crop_key, color_key = jax.random.split(key)  # `_drawn` uses the second key in the same way
     image = to_float(image)
     if crop:
         image = random_crop(image, crop_key, augment, size=size)
     if image.shape[:2] != (size, size):
         raise ValueError(
             f"view: the image is {image.shape[0]}x{image.shape[1]} and the view's size={size} "
-            "(config.data.image_size, or `size` in config.views). Host crops must have that "
-            "size; on the device augment.crop='none' does not resize, the other crops do."
+            "(config.data.image_size, or `size` in config.views). Host crops must have that size; on the "
+            "device augment.crop='none' does not resize, the other crops do."
         )
     image = color(image, draw(color_key, augment), augment, sigma=sigma)
-    if augment.erasing_probability > 0.0:  # fold_in(key, 0) and (key, 1) are the split's two keys
-        image = random_erasing(image, jax.random.fold_in(key, 2), probability=augment.erasing_probability)
+    if augment.erasing_probability > 0.0:
+        erasing_key = jax.random.fold_in(key, 2)  # fold_in(key, 0) and (key, 1) are the split's two keys
+        image = random_erasing(image, erasing_key, probability=augment.erasing_probability)
     return image
 
 
 def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Array | None = None) -> jax.Array:
-    """All that follows the crop, up to the normalisation. `image` float32 [S, S, C] in [0, 1]."""
+    """Apply all that follows the crop, up to the normalisation.
+
+    Args:
+        image: float32 [S, S, C] in [0, 1].
+        drawn: the random parameters.
+        augment: the view's recipe.
+        sigma: a blur width to use instead of the drawn one.
+
+    Returns:
+        float32 [S, S, C], normalised.
+    """
     if augment.jitter_probability > 0.0:
         if augment.jitter == "torchvision":
             jittered = color_jitter_torchvision(image, drawn.jitter)
@@ -212,13 +263,15 @@ def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Arra
 
 
 def make(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) -> dict[str, jax.Array]:
-    """The views of every image of a batch.
+    """Make the views of every image of a batch.
 
     Args:
-        batch: index int32 [B], the stable ids of the examples; copy int32 [B] where an image comes several
-            times an epoch, for views of its own each time; and the pixels, uint8: image [B, H, W, C], to crop
-            here, or what `recipes.host_shapes` says, [B, ...], cropped and flipped.
-        key: the step's key; a view's own is fold_in(fold_in(key, index), copy * V + number), V =
+        batch: holds
+            index: int32 [B], the stable ids of the examples.
+            copy: int32 [B], only if an image occurs several times per epoch; each copy gets its own views.
+            image: uint8 [B, H, W, C], to be cropped here; or the arrays of `recipes.host_shapes`, uint8
+            [B, ...], already cropped and flipped.
+        key: the step's key. The key of a view is fold_in(fold_in(key, index), copy * V + number), with V =
             `total(config)`.
         config: reads `views`, `augment` and `data.image_size`.
 
@@ -226,88 +279,112 @@ def make(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) -> 
         float32 [B, count, size, size, C] by the view's name.
 
     Raises:
-        ValueError: crops that are not those of the config; a setting that is unknown or cannot be.
+        ValueError: the crops are not those of the config, or a setting is unknown or impossible.
     """
     made = {}
     for group, images in _made(batch, key, config):
-        place = 0
+        first = 0
         for member in group:
-            made[member.name] = images[:, place : place + member.count]
-            place += member.count
+            made[member.name] = images[:, first : first + member.count]
+            first += member.count
     return made
 
 
 def stacked(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) -> jax.Array:
-    """All views in order, float32 [B, V, S, S, C], for methods whose views have one size.
+    """Make all views of every image as one array, for methods whose views have one size.
 
-    Arguments as for `make`.
+    Arguments are those of `make`.
+
+    Returns:
+        float32 [B, V, S, S, C], the views in order.
 
     Raises:
-        ValueError: as `make`; sizes differ.
+        ValueError: as for `make`, or the views have different sizes.
     """
     sizes = {member.name: member.size for member in resolved(config)}
     if len(set(sizes.values())) > 1:
         stated = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ValueError(
-            f"config.views have the sizes {stated}, and this method works on views of one size: "
-            "leave `size` out"
+            f"config.views have the sizes {stated}, but this method needs views of one size: remove `size` "
+            "from config.views"
         )
     parts = [images for _, images in _made(batch, key, config)]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
 def draws(index: jax.Array, key: jax.Array, config: ConfigDict) -> dict[str, Draw]:
-    """What `make` draws for an example's first copy after the crops, every leaf [B, count, ...].
+    """Return what `make` draws after the crops for the first copy of every example. For figures and tests.
 
-    For pictures and tests.
+    Args:
+        index: int32 [B], the stable ids of the examples.
+        key: the step's key.
+        config: as for `make`.
+
+    Returns:
+        A `Draw` by the view's name; every leaf has shape [B, count, ...].
     """
-    made = {}
-    for member in resolved(config):
+    drawn = total(config)
+    return {member.name: _drawn(index, key, member, drawn) for member in resolved(config)}
 
-        def one(
-            index: jax.Array, number: jax.Array, sigma: jax.Array | None, augment: ConfigDict = member.augment
-        ) -> Draw:
-            _, color_key = jax.random.split(view_key(key, index, number))
-            drawn = draw(color_key, augment)
-            return drawn if sigma is None else drawn._replace(sigma=sigma)
 
-        shared = _shared_sigma(key, (member,), total(config))
-        over_views = jax.vmap(one, in_axes=(None, 0, None if shared is None else 0))
-        made[member.name] = jax.vmap(over_views, in_axes=(0, None, None))(index, _numbers((member,)), shared)
-    return made
+def _drawn(index: jax.Array, key: jax.Array, member: View, drawn: int) -> Draw:
+    """Draw one entry of `config.views` for every example. `drawn` is the number of views of an image."""
+    shared = _shared_sigma(key, (member,), drawn)
+
+    def one(index: jax.Array, number: jax.Array, sigma: jax.Array | None) -> Draw:
+        _, color_key = jax.random.split(view_key(key, index, number))
+        parameters = draw(color_key, member.augment)
+        return parameters if sigma is None else parameters._replace(sigma=sigma)
+
+    over_views = jax.vmap(one, in_axes=(None, 0, None if shared is None else 0))
+    over_images = jax.vmap(over_views, in_axes=(0, None, None))
+    return over_images(index, _numbers((member,)), shared)
 
 
 def _made(
     batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict
 ) -> Iterator[tuple[tuple[View, ...], jax.Array]]:
-    """The views in groups that can be made at once, float32 [B, views of the group, S, S, C]."""
-    views, drawn = resolved(config), total(config)
+    """Yield the views in groups that can be made at once, float32 [B, views of the group, S, S, C]."""
+    views = resolved(config)
+    drawn = total(config)
+    places = sum(member.count for member in views)
     copy = batch.get("copy")
-    place, places = 0, sum(member.count for member in views)
+    first = 0
     for group in _groups(views):
         count = sum(member.count for member in group)
-        image = _pixels(batch, group, slice(place, place + count), places)
+        image = _pixels(batch, group, slice(first, first + count), places)
         yield group, _random_views(image, batch["index"], copy, key, group, drawn)
-        place += count
+        first += count
 
 
 def _groups(views: tuple[View, ...]) -> list[tuple[View, ...]]:
-    """Neighbours of one recipe and size whose numbers follow each other."""
+    """Group neighbours that have the same recipe and size and consecutive numbers."""
     groups: list[tuple[View, ...]] = []
     for member in views:
-        last = groups[-1][-1] if groups else None
-        follows = last is not None and last.first + last.count == member.first
-        if follows and (last.augment, last.size) == (member.augment, member.size):
+        if groups and _continues(groups[-1][-1], member):
             groups[-1] += (member,)
         else:
             groups.append((member,))
     return groups
 
 
-def _pixels(batch: Mapping[str, jax.Array], group: tuple[View, ...], part: slice, places: int) -> jax.Array:
-    """What a group is made from.
+def _continues(last: View, member: View) -> bool:
+    """Tell whether `member` can be made together with the entry before it."""
+    follows = last.first + last.count == member.first
+    return follows and last.augment == member.augment and last.size == member.size
 
-    Images [B, H, W, C], or the host's crops of it [B, views of the group, S, S, C].
+
+def _pixels(batch: Mapping[str, jax.Array], group: tuple[View, ...], part: slice, places: int) -> jax.Array:
+    """Select the pixels from which a group is made.
+
+    Args:
+        batch: as for `make`.
+        group: entries of `config.views`.
+        part: the places of the group among all views.
+        places: number of all views.
+
+    Returns:
+        Whole images [B, H, W, C], or the host's crops for this group [B, views of the group, S, S, C].
     """
     if "image" not in batch:
         crops = [batch[member.name] for member in group]
@@ -317,8 +394,8 @@ def _pixels(batch: Mapping[str, jax.Array], group: tuple[View, ...], part: slice
         return image
     if image.shape[1] != places:
         raise ValueError(
-            f"the batch holds {image.shape[1]} views of each image and config.views has "
-            f"{places}. The loader and the method must read the same config."
+            f"the batch holds {image.shape[1]} views of each image, but config.views has {places}. The "
+            "loader and the method must read the same config."
         )
     return image if part == slice(0, places) else image[:, part]
 
@@ -331,11 +408,13 @@ def _random_views(
     group: tuple[View, ...],
     drawn: int,
 ) -> jax.Array:
-    """One group of views, float32 [B, views of the group, S, S, C].
+    """Make one group of views, float32 [B, views of the group, S, S, C].
 
-    `drawn` is how many views an image has.
+    `drawn` is the number of views of an image.
     """
-    augment, size, crop = group[0].augment, group[0].size, image.ndim == 4
+    augment = group[0].augment
+    size = group[0].size
+    crop = image.ndim == 4
     numbers = _numbers(group)
     shared = _shared_sigma(key, group, drawn)
     first = jnp.zeros_like(index) if copy is None else copy * drawn
@@ -345,17 +424,21 @@ def _random_views(
     ) -> jax.Array:
         return view(image, view_key(key, index, first + number), augment, size=size, crop=crop, sigma=sigma)
 
-    over_views = jax.vmap(one, in_axes=(None if crop else 0, None, None, 0, None if shared is None else 0))
-    return jax.vmap(over_views, in_axes=(0, 0, 0, None, None))(image, index, first, numbers, shared)
+    image_axis = None if crop else 0  # the views share the whole image, or each has its own crop
+    sigma_axis = None if shared is None else 0
+    over_views = jax.vmap(one, in_axes=(image_axis, None, None, 0, sigma_axis))
+    over_images = jax.vmap(over_views, in_axes=(0, 0, 0, None, None))
+    return over_images(image, index, first, numbers, shared)
 
 
 def _numbers(group: tuple[View, ...]) -> jax.Array:
+    """Return the numbers of the group's views, int32 [views of the group]."""
     return jnp.arange(group[0].first, group[-1].first + group[-1].count, dtype=jnp.int32)
 
 
 def _shared_sigma(key: jax.Array, group: tuple[View, ...], drawn: int) -> jax.Array | None:
-    """The blur width of each view of the group where a batch shares it, or None."""
-    augment, numbers = group[0].augment, slice(group[0].first, group[-1].first + group[-1].count)
+    """Draw the blur width of each view of the group if the batch shares it. None if it does not."""
+    augment = group[0].augment
     if augment.blur_probability <= 0.0 or augment.blur_sigma_per == "image":
         return None
     if augment.blur_sigma_per != "batch":
@@ -364,27 +447,32 @@ def _shared_sigma(key: jax.Array, group: tuple[View, ...], drawn: int) -> jax.Ar
             "(paper) or 'batch' (released code)."
         )
     sigma = batch_sigma(key, augment, drawn)
-    return sigma if numbers == slice(0, drawn) else sigma[numbers]
+    first = group[0].first
+    end = group[-1].first + group[-1].count
+    if (first, end) == (0, drawn):
+        return sigma
+    return sigma[first:end]
 
 
 def view_key(key: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
-    """The key of view `number` of example `index` at the step of `key`."""
+    """Make the key of view `number` of example `index`, from the key of the step."""
     return jax.random.fold_in(jax.random.fold_in(key, index), number)
 
 
 def batch_sigma(key: jax.Array, augment: ConfigDict, num_views: int) -> jax.Array:
-    """One blur width per view of a batch, float32 [V].
+    """Draw one blur width per view for a whole batch, float32 [V].
 
     The released code blurs a whole batch with one kernel.
     """
-    no_example = jnp.uint32(2**32 - 1)  # indices are not negative, so no example shares this key
+    no_example = jnp.uint32(2**32 - 1)  # no example has this index, so none shares this key
     key = jax.random.fold_in(key, no_example)
     return jax.random.uniform(key, (num_views,), jnp.float32, *augment.blur_sigma)
 
 
 def for_network(images: jax.Array, augment: ConfigDict) -> jax.Array:
-    """Images without a random view, as the encoder expects them at evaluation.
+    """Normalise images [B, H, W, C] to float32 without a random view, as evaluation feeds the encoder."""
 
-    [B, H, W, C] -> float32, normalised.
-    """
-    return jax.vmap(lambda image: normalize(to_float(image), augment.mean, augment.std))(images)
+    def one(image: jax.Array) -> jax.Array:
+        return normalize(to_float(image), augment.mean, augment.std)
+
+    return jax.vmap(one)(images)

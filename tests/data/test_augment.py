@@ -1,4 +1,4 @@
-"""Each operation against the values of TensorFlow, torchvision and the released codes; the recipe against its invariants."""
+"""Operations match TensorFlow, torchvision and the released code; recipes keep their invariants."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def close(actual, expected, atol=1e-5):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
-# -------------------------------------------------------------------------------------------------------------- operations
+# ----------------------------------------------------------------------------------------------- operations
 
 
 @pytest.mark.parametrize(
@@ -100,21 +100,16 @@ def test_solarize_and_normalize(g, image):
 
 @pytest.mark.parametrize("case", range(4))
 def test_blur_with_zero_padding(g, image, case):
-    size, sigma = (
-        int(g[f"simclr/blur{case}_kernel_size_argument"]),
-        jnp.float32(g[f"simclr/blur{case}_sigma"]),
-    )
+    size = int(g[f"simclr/blur{case}_kernel_size_argument"])
+    sigma = jnp.float32(g[f"simclr/blur{case}_sigma"])
     close(augment.gaussian_blur(image, sigma, kernel_size=size), g[f"simclr/blur{case}"])
 
 
 def test_blur_with_reflection(g, image):
+    size = int(g["tv/blur_kernel_size"])
     for sigma, expected in zip(g["tv/blur_sigmas"], g["tv/blur_float"], strict=True):
-        close(
-            augment.gaussian_blur(
-                image, jnp.float32(sigma), kernel_size=int(g["tv/blur_kernel_size"]), padding="reflect"
-            ),
-            expected,
-        )
+        blurred = augment.gaussian_blur(image, jnp.float32(sigma), kernel_size=size, padding="reflect")
+        close(blurred, expected)
 
 
 def test_blur_kernel_follows_the_size():
@@ -128,17 +123,17 @@ def test_blur_refuses_what_it_cannot_do(image):
         augment.gaussian_blur(image, 1.0, kernel_size=3, padding="edge")
 
 
-# -------------------------------------------------------------------------------------------------------------- the recipe
+# ----------------------------------------------------------------------------------------------- the recipe
 
 
 @pytest.fixture(scope="module")
 def recipe():
-    """The ImageNet recipe; a copy, so that a test may change it."""
+    """A copy of the ImageNet recipe, which a test may change."""
     return simclr.get_config("imagenet_r50").augment.copy_and_resolve_references().unlock()
 
 
 def made(recipe, size, count=2):
-    """(images, index, key, copy) -> the views, jitted."""
+    """Return a jitted function from (images, index, key, copy) to the views."""
     config = ConfigDict(dict(data=dict(image_size=size), augment=recipe, views=dict(only=dict(count=count))))
 
     def make(images, index, key, copy=None):
@@ -155,7 +150,8 @@ def test_jitter_is_the_four_operations_in_turn(image):
     for order in itertools.permutations(range(4)):
         expected = image
         for i in order:
-            expected = augment.clip(getattr(augment, names[i])(expected, values[names[i]]))
+            operation = getattr(augment, names[i])
+            expected = augment.clip(operation(expected, values[names[i]]))
         rank = jnp.asarray([order.index(i) for i in range(4)], jnp.int32)
         close(jitter(image, augment.Jitter(**values, rank=rank)), expected)
 
@@ -179,17 +175,15 @@ def test_draw_has_the_ranges_of_the_paper(recipe):
         (d.jitter.hue, -0.2, 0.2),
         (d.sigma, 0.1, 2.0),
     ):
-        assert (
-            low <= values.min() < low + 0.01 * (high - low)
-            and high - 0.01 * (high - low) < values.max() <= high
-        )
+        margin = 0.01 * (high - low)
+        assert low <= values.min() < low + margin
+        assert high - margin < values.max() <= high
         close(values.mean(), (low + high) / 2, 0.02 * (high - low))
     for applied, probability in ((d.apply_jitter, 0.8), (d.apply_grayscale, 0.2), (d.apply_blur, 0.5)):
         close(applied.mean(), probability, 0.03)
     _, counts = np.unique(np.asarray(d.jitter.rank), axis=0, return_counts=True)
-    assert (
-        len(counts) == 24 and counts.min() > n / 24 * 0.65 and counts.max() < n / 24 * 1.4
-    )  # every order, about equally often
+    assert len(counts) == 24  # every order, about equally often
+    assert counts.min() > n / 24 * 0.65 and counts.max() < n / 24 * 1.4
     assert np.corrcoef(d.apply_jitter, d.apply_grayscale)[0, 1] < 0.05
 
 
@@ -202,18 +196,20 @@ def test_views_depend_on_key_index_and_view_only(recipe):
     all_views = make(images, index, key)
     assert all_views.shape == (4, 2, 16, 16, 3) and all_views.dtype == jnp.float32
     assert all_views.min() >= 0.0 and all_views.max() <= 1.0
-    np.testing.assert_array_equal(make(images[::-1], index[::-1], key)[::-1], all_views)  # place in the batch
-    assert all(abs(v[0] - v[1]).max() > 0.02 for v in all_views)  # the views differ,
-    assert abs(make(images, index + 1, key) - all_views).max() > 0.1  # and follow the index
-    assert abs(make(images, index, jax.random.key(1)) - all_views).max() > 0.1  # and the key
+    in_reverse = make(images[::-1], index[::-1], key)[::-1]
+    np.testing.assert_array_equal(in_reverse, all_views)  # the place in the batch does not matter
+    assert all(abs(v[0] - v[1]).max() > 0.02 for v in all_views)  # the two views differ
+    assert abs(make(images, index + 1, key) - all_views).max() > 0.1  # the index matters
+    assert abs(make(images, index, jax.random.key(1)) - all_views).max() > 0.1  # the key matters
 
 
 def test_copies_of_an_image_have_views_of_their_own(recipe):
-    """Copy c has views cV .. cV+V-1 of its example, so the first copy's are those without repeats."""
+    """Copy c has views cV .. cV+V-1 of its example, so the first copy has the views made without repeats."""
     recipe = recipe.copy_and_resolve_references()
     recipe.update(blur_probability=0.0, erasing_probability=1.0)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3)), jnp.uint8)
-    index, copy = jnp.asarray([7, 7, 7, 9], jnp.int32), jnp.asarray([0, 1, 2, 0], jnp.int32)
+    index = jnp.asarray([7, 7, 7, 9], jnp.int32)
+    copy = jnp.asarray([0, 1, 2, 0], jnp.int32)
     images = images.at[1:3].set(images[0])
     two = made(recipe, 12)(images, index, jax.random.key(0), copy)
     six = made(recipe, 12, 6)(images[:1].repeat(4, 0), index, jax.random.key(0))
@@ -222,7 +218,7 @@ def test_copies_of_an_image_have_views_of_their_own(recipe):
 
 
 def test_erasing_comes_last_in_normalised_units(recipe):
-    """Normalised by a deviation of 0.01, the noise would be a hundred times as large if it came before."""
+    """With a standard deviation of 0.01, noise added before normalising would be a hundred times as large."""
     recipe = recipe.copy_and_resolve_references()
     recipe.update(
         jitter_probability=0.0,
@@ -233,24 +229,25 @@ def test_erasing_comes_last_in_normalised_units(recipe):
         std=(0.01, 0.01, 0.01),
     )
     image = jnp.full((16, 16, 3), 255, jnp.uint8)  # 50 once normalised
-    many = jax.jit(jax.vmap(lambda k: views.view(image, k, recipe, size=16, crop=False)))(
-        jax.random.split(jax.random.key(0), 200)
-    )
-    noise = np.asarray(many)[abs(np.asarray(many) - 50.0) > 1e-3]
-    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1.0) < 0.05 and 0.05 < noise.size / many.size < 0.3
+    make = jax.jit(jax.vmap(lambda k: views.view(image, k, recipe, size=16, crop=False)))
+    many = np.asarray(make(jax.random.split(jax.random.key(0), 200)))
+    noise = many[abs(many - 50.0) > 1e-3]
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1.0) < 0.05
+    assert 0.05 < noise.size / many.size < 0.3
 
 
 def test_eight_devices_make_the_views_of_one(recipe):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 2, 12, 12, 3)), jnp.uint8)
-    index, key = jnp.arange(16, dtype=jnp.int32), jax.random.key(0)
+    index = jnp.arange(16, dtype=jnp.int32)
+    key = jax.random.key(0)
     make = made(recipe, 12)
     mesh = jax.make_mesh((8,), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     shards = make(jax.device_put(images, rows), jax.device_put(index, rows), key)
     assert shards.sharding.is_equivalent_to(rows, shards.ndim)
     one = np.asarray(make(images, index, key))
-    close(make(images[:2], index[:2], key), one[:2], 2e-6)  # nor does the size of the batch matter
-    close(np.asarray(shards), one, 2e-6)  # compiled for 2 rows a device, not 16: the last bit may differ
+    close(make(images[:2], index[:2], key), one[:2], 2e-6)  # the batch size does not matter either
+    close(np.asarray(shards), one, 2e-6)  # compiled for 2 rows per device, not 16: the last bit may differ
 
 
 def test_one_channel(recipe):
@@ -281,18 +278,15 @@ def test_nothing_random_is_the_image_normalised(recipe, image):
         std=(0.2, 0.3, 0.4),
     )
     pixels = jnp.asarray(image[:24, :24] * 255, jnp.uint8)
-    expected = (np.asarray(pixels, np.float32) / 255 - np.float32([0.5, 0.4, 0.3])) / np.float32(
-        [0.2, 0.3, 0.4]
-    )
+    centred = np.asarray(pixels, np.float32) / 255 - np.float32([0.5, 0.4, 0.3])
+    expected = centred / np.float32([0.2, 0.3, 0.4])
     close(views.view(pixels, jax.random.key(0), recipe, size=24, crop=False), expected, 1e-5)
     recipe.update(crop="none", flip=True)
-    crops = jax.vmap(lambda k: views.view(pixels, k, recipe, size=24, crop=True))(
-        jax.random.split(jax.random.key(0), 8)
-    )
+    make = jax.vmap(lambda k: views.view(pixels, k, recipe, size=24, crop=True))
+    crops = make(jax.random.split(jax.random.key(0), 8))
     mirrored = [bool(abs(c - expected[:, ::-1]).max() < 1e-5) for c in crops]
-    assert 0 < sum(mirrored) < 8 and all(
-        m or abs(c - expected).max() < 1e-5 for m, c in zip(mirrored, crops, strict=True)
-    )
+    assert 0 < sum(mirrored) < 8
+    assert all(m or abs(c - expected).max() < 1e-5 for m, c in zip(mirrored, crops, strict=True))
 
 
 def test_gray_blur_and_the_shared_sigma(recipe, image):
@@ -302,18 +296,17 @@ def test_gray_blur_and_the_shared_sigma(recipe, image):
     )
     pixels = jnp.asarray(image[:24, :24] * 255, jnp.uint8)
     batch = jnp.stack([jnp.stack([pixels] * 2)] * 3)
-    index, key = jnp.arange(3, dtype=jnp.int32), jax.random.key(5)
+    index = jnp.arange(3, dtype=jnp.int32)
+    key = jax.random.key(5)
     out = made(recipe, 24)(batch, index, key)
     assert abs(out - out[..., :1]).max() == 0.0  # grey: equal channels
-    np.testing.assert_array_equal(
-        out[1:], jnp.broadcast_to(out[:1], out[1:].shape)
-    )  # one sigma for the batch
+    same = jnp.broadcast_to(out[:1], out[1:].shape)
+    np.testing.assert_array_equal(out[1:], same)  # one sigma for the batch
     sigma = views.batch_sigma(key, recipe, 2)
+    grey = augment.grayscale(augment.to_float(pixels))
+    size = augment.blur_kernel_size(24)
     for v in range(2):  # and one for each view
-        expected = augment.gaussian_blur(
-            augment.grayscale(augment.to_float(pixels)), sigma[v], kernel_size=augment.blur_kernel_size(24)
-        )
-        close(out[0, v], expected)
+        close(out[0, v], augment.gaussian_blur(grey, sigma[v], kernel_size=size))
     assert sigma[0] != sigma[1]
     recipe.blur_sigma_per = "image"
     each = made(recipe, 24)(batch, index, key)
@@ -345,7 +338,7 @@ def test_bad_settings_are_named(recipe, change, message):
 
 
 def test_wrong_number_of_views(recipe):
-    with pytest.raises(ValueError, match="3 views of each image and config.views has 2"):
-        made(recipe, 8)(
-            jnp.zeros((2, 3, 8, 8, 3), jnp.uint8), jnp.arange(2, dtype=jnp.int32), jax.random.key(0)
-        )
+    images = jnp.zeros((2, 3, 8, 8, 3), jnp.uint8)
+    index = jnp.arange(2, dtype=jnp.int32)
+    with pytest.raises(ValueError, match="3 views of each image, but config.views has 2"):
+        made(recipe, 8)(images, index, jax.random.key(0))

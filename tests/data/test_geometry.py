@@ -1,4 +1,4 @@
-"""Resizing and warps against TensorFlow's and torchvision's values; crop boxes against the distributions of both libraries."""
+"""Resizing and warps match TensorFlow and torchvision; crop boxes have the distributions of both."""
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,10 @@ def whole(image):
     [("bicubic", (9, 13), 1e-3), ("bicubic", (31, 40), 1e-3), ("bilinear", (9, 13), 1e-5)],
 )
 def test_resize_is_tensorflows(g, image, whole, method, shape, atol):
+    """The tolerance is larger for bicubic because TensorFlow's op tabulates its kernel."""
     resized = geometry.crop_resize(image, whole, shape, method=method)
-    np.testing.assert_allclose(
-        resized, g[f"tf/resize_{method}_{shape[0]}x{shape[1]}"], rtol=0, atol=atol
-    )  # the op tabulates its kernel
+    expected = g[f"tf/resize_{method}_{shape[0]}x{shape[1]}"]
+    np.testing.assert_allclose(resized, expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("method, antialias", [("bilinear", True), ("bicubic", True), ("bilinear", False)])
@@ -59,7 +59,7 @@ def test_unknown_interpolation(image, whole):
         geometry.crop_resize(image, whole, 8, method="lanczos")
 
 
-# ------------------------------------------------------------------------------------------------------------------- warps
+# ---------------------------------------------------------------------------------------------------- warps
 
 SCIPY_CASES = (
     (0.0, (0.0, 0.0), 1.0, 0.0),
@@ -78,20 +78,22 @@ def test_affine_is_scipys(image, rotation, shift, zoom, shear):
     )
     square = image[:24, :24]
     warped = geometry.affine(square, matrix, 24)
-    linear, shift_in_pixels = np.asarray(matrix[:, :2], float), np.asarray(matrix[:, 2], float) * 24
+    linear = np.asarray(matrix[:, :2], float)
+    shift_in_pixels = np.asarray(matrix[:, 2], float) * 24
     centre = np.full(2, 12.5)  # of the padded image
+    offset = centre + shift_in_pixels - linear @ centre
     for c in range(3):
-        padded = np.pad(
-            np.asarray(square[..., c], float), 1
-        )  # SciPy's constant mode does not blend across the border
-        expected = ndimage.affine_transform(
-            padded, linear, centre + shift_in_pixels - linear @ centre, order=1
-        )[1:-1, 1:-1]
-        np.testing.assert_allclose(warped[..., c], expected, rtol=0, atol=2e-5)
+        # Padded, because SciPy's constant mode does not blend across the border.
+        padded = np.pad(np.asarray(square[..., c], float), 1)
+        expected = ndimage.affine_transform(padded, linear, offset, order=1)
+        np.testing.assert_allclose(warped[..., c], expected[1:-1, 1:-1], rtol=0, atol=2e-5)
 
 
 def test_affine_directions():
-    """By hand: a quarter turn is anticlockwise, a shift moves down and right, a zoom of 2 enlarges, outside is 0."""
+    """Values by hand.
+
+    A quarter turn is anticlockwise, a shift moves down and right, a zoom of 2 enlarges, and the outside is 0.
+    """
     image = jnp.arange(16, dtype=jnp.float32).reshape(4, 4, 1) + 1.0
 
     def warp(rotation=0.0, shift=(0.0, 0.0), zoom=1.0):
@@ -105,24 +107,22 @@ def test_affine_directions():
     down_right = np.zeros((4, 4))
     down_right[1:, 2:] = original[:-1, :-2]
     np.testing.assert_allclose(warp(shift=(0.25, 0.5)), down_right, atol=1e-5)
-    np.testing.assert_allclose(
-        warp(zoom=2.0)[1:3, 1:3], original[1:3, 1:3] * 0.5 + original[1:3, 1:3].mean() * 0.5, atol=1e-4
-    )
+    middle = original[1:3, 1:3]
+    np.testing.assert_allclose(warp(zoom=2.0)[1:3, 1:3], middle * 0.5 + middle.mean() * 0.5, atol=1e-4)
 
 
 def test_affine_resizes():
-    """The identity at twice the size is a bilinear resize; only the outermost pixels blend with the 0 outside."""
+    """The identity at twice the size is a bilinear resize, but border pixels blend with the 0 outside."""
     image = jnp.asarray(np.random.default_rng(0).random((8, 8, 1)), jnp.float32)
     still = geometry.affine_matrix(
         jnp.float32(0.0), jnp.zeros(2, jnp.float32), jnp.float32(1.0), jnp.float32(0.0)
     )
     resized = geometry.crop_resize(image, jnp.asarray([0, 0, 8, 8], jnp.int32), 16, method="bilinear")
-    np.testing.assert_allclose(
-        geometry.affine(image, still, 16)[1:-1, 1:-1], resized[1:-1, 1:-1], rtol=0, atol=1e-5
-    )
+    warped = geometry.affine(image, still, 16)
+    np.testing.assert_allclose(warped[1:-1, 1:-1], resized[1:-1, 1:-1], rtol=0, atol=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------------------- crop boxes
+# ----------------------------------------------------------------------------------------------- crop boxes
 
 N = 4000
 
@@ -133,7 +133,7 @@ def boxes(function, height, width, **settings):
 
 
 def compare(ours, theirs, height, width):
-    """Mean and quantiles of area, aspect, height and corner agree within sampling error of N boxes each."""
+    """Compare means and quantiles of area, aspect, height and corner, up to the sampling error of N boxes."""
     assert (ours[:, :2] >= 0).all() and (ours[:, 2:] > 0).all()
     assert (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
     statistics = {
@@ -144,7 +144,8 @@ def compare(ours, theirs, height, width):
         "left": lambda b: b[:, 1] / width,
     }
     for name, f in statistics.items():
-        a, b = f(ours), f(theirs)
+        a = f(ours)
+        b = f(theirs)
         quantiles = np.linspace(0.1, 0.9, 9)
         spread = max(b.std(), 1e-3)
         assert abs(a.mean() - b.mean()) < 5 * spread * np.sqrt(2 / N), name
@@ -181,13 +182,12 @@ def test_tf_boxes_are_tensorflows(height, width):
 
     ours = boxes(geometry.crop_box_tf, height, width)
     compare(ours, reference().numpy(), height, width)
-    assert (
-        ours[:, 2] * ours[:, 3] >= 0.1 * height * width
-    ).all()  # min_object_covered, although min_area is 0.08
+    area = ours[:, 2] * ours[:, 3]
+    assert (area >= 0.1 * height * width).all()  # min_object_covered, although min_area is 0.08
 
 
 def test_no_tf_box_covers_less_than_a_tenth():
-    """`min_object_covered` is 0.1, whatever smaller share `min_area` allows."""
+    """`min_object_covered` is 0.1, even if `min_area` allows less."""
     area = boxes(geometry.crop_box_tf, 40, 40, min_area=0.02)[:, 2:].prod(1) / 1600
     assert 0.1 <= area.min() < 0.12
 
@@ -197,25 +197,25 @@ def test_tf_box_that_cannot_fit_is_the_whole_image():
 
 
 def torchvision_box(rng, height, width, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """RandomResizedCrop.get_params, transcribed."""
+    """A transcription of RandomResizedCrop.get_params."""
     for _ in range(10):
-        area, aspect = height * width * rng.uniform(*scale), np.exp(rng.uniform(*np.log(ratio)))
-        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        area = height * width * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(*np.log(ratio)))
+        w = round(np.sqrt(area * aspect))
+        h = round(np.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w
-    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    w = min(width, round(height * ratio[1]))
+    h = min(height, round(width / ratio[0]))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (375, 500), (20, 60)])
 def test_torchvision_boxes(height, width):
     rng = np.random.default_rng(0)
-    compare(
-        boxes(geometry.crop_box_torchvision, height, width),
-        np.array([torchvision_box(rng, height, width) for _ in range(N)]),
-        height,
-        width,
-    )
+    ours = boxes(geometry.crop_box_torchvision, height, width)
+    theirs = np.array([torchvision_box(rng, height, width) for _ in range(N)])
+    compare(ours, theirs, height, width)
 
 
 def test_torchvision_box_that_cannot_fit_is_central():

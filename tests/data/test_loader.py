@@ -1,4 +1,4 @@
-"""Batches are a pure function of (source, config, step), whatever the processes, the start, or the kind of source."""
+"""Batches depend only on (source, config, step), not on the processes, the start or the kind of source."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from ssljax.data import crops, loader, recipes, sampler, sources
 
 
 def take(batches, n):
-    """The first n of an endless stream, which is then closed."""
+    """Take the first n elements of an endless stream and close it."""
     out = list(itertools.islice(batches, n))
     batches.close()
     return out
@@ -25,15 +25,15 @@ def same(a, b):
 
 @pytest.fixture
 def memory():
-    """90 digits in batches of 20: 4 steps an epoch, 10 images left over."""
+    """90 digits in batches of 20: 4 steps per epoch, 10 images left over."""
     config = get_config("digits").unlock()
-    config.batch_size, config.seed = 20, 3
+    config.update(batch_size=20, seed=3)
     return sources.load(config.data, "train").select(range(50, 140)), config
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """21 photographs of noise, 24 to 44 pixels wide, every third a PNG, most JPEG."""
+    """21 images of noise, 24 to 44 pixels wide. Every third is a PNG, the others are JPEG."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(21):
@@ -45,10 +45,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def host(folder):
-    """The same on the host: 21 files less one held out a class, batches of 6, 3 steps an epoch."""
+    """The folder, cropped on the host: 21 files minus one held out per class, batches of 6, 3 per epoch."""
     config = get_config("folder").unlock()
     config.data.update(source=f"folder:{folder}", image_size=16)
-    config.batch_size, config.seed = 6, 5
+    config.update(batch_size=6, seed=5)
     return sources.load(config.data, "train"), config
 
 
@@ -101,13 +101,12 @@ def test_host_views_are_those_of_crops(host):
         assert batch["image"].shape == (6, 2, 16, 16, 3) and batch["image"].dtype == np.uint8
         for k, row in enumerate(rows):
             image = crops.decode(source.read([row])[0], 3)
-            np.testing.assert_array_equal(
-                batch["image"][k], crops.training_views(image, np.int64([step // 3, row]), config)["image"]
-            )
+            expected = crops.training_views(image, np.int64([step // 3, row]), config)["image"]
+            np.testing.assert_array_equal(batch["image"][k], expected)
 
 
 def test_views_of_several_sizes_come_under_their_names(host):
-    """The entries and shapes that `host_shapes` says, resumed too."""
+    """Names and shapes are those of `host_shapes`, also after resuming."""
     source, config = host
     config.views = dict(
         large=dict(count=2), small=dict(size=8, max_area=0.3), again=dict(of="large", count=2, size=4)
@@ -115,33 +114,33 @@ def test_views_of_several_sizes_come_under_their_names(host):
     whole = take(loader.train_batches(source, config), 4)
     shapes = {name: (6, *shape) for name, shape in recipes.host_shapes(config).items()}
     assert {name: leaf.shape for name, leaf in whole[0].items()} == {**shapes, "label": (6,), "index": (6,)}
-    image = crops.decode(source.read([whole[3]["index"][2]])[0], 3)
-    expected = crops.training_views(image, np.int64([1, whole[3]["index"][2]]), config)
-    assert all(
-        (whole[3][name][2] == leaf.numpy()).all() and whole[3][name].dtype == np.uint8
-        for name, leaf in expected.items()
-    )
+    row = whole[3]["index"][2]
+    image = crops.decode(source.read([row])[0], 3)
+    for name, expected in crops.training_views(image, np.int64([1, row]), config).items():
+        assert whole[3][name].dtype == np.uint8
+        np.testing.assert_array_equal(whole[3][name][2], expected.numpy())
     assert same(take(loader.train_batches(source, config, start_step=3), 1)[0], whole[3])
 
 
 @pytest.fixture
 def repeated(host):
-    """DeiT's input in small: three copies of each image, cropped as Pillow does, with RandAugment."""
+    """DeiT's input on a small scale: three copies per image, cropped as in Pillow, with RandAugment."""
     source, config = host
-    config.data.repeats, config.views = 3, dict(one=dict())
+    config.data.repeats = 3
+    config.views = dict(one=dict())
     config.augment.update(crop="torchvision", policy="randaugment", jitter_probability=0.0, antialias=True)
     return source, resolve(config)
 
 
 @pytest.mark.parametrize("kind", ["repeated", "memory"])
 def test_copies_are_neighbours_with_views_of_their_own(kind, request):
-    """An epoch has as many steps as without repeats, a third of its images, and no two rows alike."""
+    """An epoch has as many steps as without repeats, a third of the images, and no two equal rows."""
     source, config = request.getfixturevalue(kind)
     config.data.repeats = 3
-    n, spe = len(source), len(source) // config.batch_size
-    for epoch, batches in enumerate(
-        np.split(np.array(take(loader.train_batches(source, config), 2 * spe), object), 2)
-    ):
+    n = len(source)
+    spe = n // config.batch_size
+    two_epochs = take(loader.train_batches(source, config), 2 * spe)
+    for epoch, batches in enumerate((two_epochs[:spe], two_epochs[spe:])):
         stream = {k: np.concatenate([b[k] for b in batches]) for k in ("image", "index", "label", "copy")}
         rows = sampler.repeated(config.seed, epoch, n, 3)[: spe * config.batch_size]
         np.testing.assert_array_equal(stream["index"], source.index[rows])
@@ -174,16 +173,15 @@ def test_a_policy_is_checked_before_anything_is_read(memory):
 def test_views_of_one_image_differ_between_epochs_and_stay_when_the_batch_changes(host):
     source, config = host
     batches = take(loader.train_batches(source, config), 6)
-    by_epoch = [
-        {i: v for b in batches[3 * e : 3 * e + 3] for i, v in zip(b["index"], b["image"], strict=True)}
-        for e in (0, 1)
-    ]
+    by_epoch = [{}, {}]
+    for step, batch in enumerate(batches):
+        by_epoch[step // 3].update(zip(batch["index"], batch["image"], strict=True))
     assert all((by_epoch[0][i] != by_epoch[1][i]).any() for i in range(18))
     config.batch_size = 9
     for batch in take(loader.train_batches(source, config), 2):
         assert all((by_epoch[0][i] == v).all() for i, v in zip(batch["index"], batch["image"], strict=True))
     config.batch_size = 6
-    half = source.select(range(0, 18, 2))  # another position, the same id: the same view
+    half = source.select(range(0, 18, 2))  # other positions, same ids: same views
     batch = take(loader.train_batches(half, config), 1)[0]
     assert set(batch["index"]) <= set(range(0, 18, 2))
     assert all((by_epoch[0][i] == v).all() for i, v in zip(batch["index"], batch["image"], strict=True))
@@ -191,14 +189,14 @@ def test_views_of_one_image_differ_between_epochs_and_stay_when_the_batch_change
 
 def test_pixels_in_memory_can_be_cropped_on_the_host(memory):
     source, config = memory
-    config.data.crop_on, config.augment.crop = "host", "torchvision"
+    config.data.crop_on = "host"
+    config.augment.crop = "torchvision"
     config = resolve(config)
     batch = take(loader.train_batches(source, config), 1)[0]
     assert batch["image"].shape == (20, 2, 16, 16, 1)
     row = batch["index"][7] - 50
-    np.testing.assert_array_equal(
-        batch["image"][7], crops.training_views(source.images[row], np.int64([0, row + 50]), config)["image"]
-    )
+    expected = crops.training_views(source.images[row], np.int64([0, row + 50]), config)["image"]
+    np.testing.assert_array_equal(batch["image"][7], expected)
 
 
 def test_crop_on_must_be_host_or_device_and_device_needs_pixels(host):
@@ -223,11 +221,10 @@ def test_evaluation_sees_every_example_once_in_order(kind, batch_size, request):
     images = np.concatenate([b["image"] for b in batches])
     assert images.shape[1:] == (16, 16, config.data.channels) and not images[~mask].any()
     for i in (0, len(source) - 1):
-        image = (
-            source.images[i]
-            if source.images is not None
-            else crops.eval_image(crops.decode(source.read([i])[0], 3), config)
-        )
+        if source.images is None:
+            image = crops.eval_image(crops.decode(source.read([i])[0], 3), config)
+        else:
+            image = source.images[i]
         np.testing.assert_array_equal(images[i], image)
 
 
@@ -237,7 +234,7 @@ def test_evaluation_sees_every_example_once_in_order(kind, batch_size, request):
     [((40, 40), 40, 0.875), ((64, 50), 40, 0.875), ((45, 70), 33, 0.9), ((20, 23), 16, 0.5)],
 )
 def test_pixels_in_memory_are_cropped_for_evaluation_as_on_the_host(memory, stored, size, share, antialias):
-    """Noise: all that a kernel can be wrong about; black and white: what it overshoots.
+    """Noise shows any error of the kernel; black and white pixels show overshoot.
 
     Up to 32 pixels nothing is cut off.
     """
@@ -256,7 +253,7 @@ def test_pixels_in_memory_are_cropped_for_evaluation_as_on_the_host(memory, stor
 
 
 def spoil(path):
-    """Destroys the middle of a PNG: signature and end marker stay."""
+    """Destroy the middle of a PNG but keep its signature and end marker."""
     content = bytearray(path.read_bytes())
     content[200:400] = bytes(200)
     path.write_bytes(content)

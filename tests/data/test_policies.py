@@ -1,15 +1,17 @@
-"""RandAugment and AutoAugment: pixels, arguments and tables of timm with Pillow; draws by their documented stream and distribution."""
+"""RandAugment and AutoAugment match timm's pixels, arguments, tables and the documented random stream."""
 
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.simclr import get_config
 from ssljax.config import resolve
 from ssljax.data import policies, sampler
 
-BILINEAR, NEAREST = 2, 0  # Pillow's numbers
+BILINEAR = Image.Resampling.BILINEAR
+NEAREST = Image.Resampling.NEAREST
 OPS = sorted(
     {*policies.RANDAUGMENT["randaugment"], *policies.RANDAUGMENT["randaugment_plain"], "PosterizeOriginal"}
 )
@@ -35,20 +37,18 @@ def a_config(policy, **augment):
 def test_pixels_and_arguments_are_timms(g, image, op):
     fill = tuple(g["timm/img_mean_fill"].tolist())
     assert fill == policies.IMAGENET_FILL
+    arguments = g[f"timm/arg/{op}"]
     for i, level in enumerate(g["timm/levels"]):
         value = policies.argument(op, level, negative=False)
-        np.testing.assert_allclose(
-            value, g[f"timm/arg/{op}"][i] if g[f"timm/arg/{op}"].size else 0.0, atol=1e-12
-        )
+        np.testing.assert_allclose(value, arguments[i] if arguments.size else 0.0, atol=1e-12)
         if g[f"timm/valid/{op}"][i]:
-            np.testing.assert_array_equal(
-                policies.apply(op, image, value, fill=fill, resample=BILINEAR), g[f"timm/img/{op}"][i]
-            )
+            found = policies.apply(op, image, value, fill=fill, resample=BILINEAR)
+            np.testing.assert_array_equal(found, g[f"timm/img/{op}"][i])
             if f"timm/img_nearest/{op}" in g:
                 nearest = policies.apply(op, image, value, fill=(128, 128, 128), resample=NEAREST)
                 np.testing.assert_array_equal(nearest, g[f"timm/img_nearest/{op}"][i])
         else:
-            assert (op, value) == ("Posterize", 0.0)  # Pillow refuses to keep no bits; it used to be black
+            assert (op, value) == ("Posterize", 0.0)  # Pillow refuses to keep 0 bits; it used to return black
             assert not policies.apply(op, image, value).any()
 
 
@@ -60,9 +60,8 @@ def test_tables_are_timms(g):
         assert list(policies.RANDAUGMENT[name]) == g[field].tolist()
     tables = json.loads(str(g["autoaugment_tables_json"]))
     for name in ("original", "v0"):
-        assert [[list(op) for op in pair] for pair in policies.AUTOAUGMENT[f"autoaugment_{name}"]] == tables[
-            f"timm_{name}"
-        ]
+        ours = [[list(op) for op in pair] for pair in policies.AUTOAUGMENT[f"autoaugment_{name}"]]
+        assert ours == tables[f"timm_{name}"]
 
 
 def test_negative_arguments_by_hand():
@@ -76,9 +75,8 @@ def test_negative_arguments_by_hand():
     }
     assert {op: policies.argument(op, 9.0, negative=True) for op in expected} == pytest.approx(expected)
     assert policies.argument("ContrastIncreasing", 10.0, negative=True) == 0.1
-    assert [
-        policies.argument(op, 10.0, negative=False) for op in ("PosterizeIncreasing", "SolarizeIncreasing")
-    ] == [0.0, 0.0]
+    assert policies.argument("PosterizeIncreasing", 10.0, negative=False) == 0.0
+    assert policies.argument("SolarizeIncreasing", 10.0, negative=False) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -100,7 +98,7 @@ def test_identities(image, op, argument):
 
 
 def test_geometric_operations_move_and_fill(image):
-    """A quarter of 24 columns and half of 26 rows, in whole pixels: contents come from the right and from below."""
+    """Moved by a quarter of 24 columns and by half of 26 rows: whole pixels, to the left and downwards."""
     right = policies.apply("TranslateXRel", image, 0.25, fill=(1, 2, 3))
     np.testing.assert_array_equal(right[:, :18], image[:, 6:])
     assert (right[:, 18:] == (1, 2, 3)).all()
@@ -114,19 +112,23 @@ def test_uniforms_are_the_documented_stream_and_not_that_of_the_order():
     for other in ((8, 2, 0, 0), (7, 3, 0, 0), (7, 2, 1, 0), (7, 2, 0, 1), (2, 7, 0, 0)):
         assert not set(first) & set(policies.uniforms(other, 50))
     order = np.random.Philox(key=[7, 2]).random_raw(50)  # what `sampler.order(7, 2, 50)` sorts
-    assert (
-        not set(first) & {int(w) // 2**11 / 2**53 for w in order}
-        and sampler.order(7, 2, 50)[0] == order.argmin()
-    )
+    assert not set(first) & {int(w) // 2**11 / 2**53 for w in order}
+    assert sampler.order(7, 2, 50)[0] == order.argmin()
+
+
+def arguments_of(op, augment, n):
+    """The absolute arguments that an operation gets in n views."""
+    drawn = [policies.draw((0, 0, i, 0), augment) for i in range(n)]
+    return {abs(step.argument) for steps in drawn for step in steps if step.op == op}
 
 
 def test_randaugment_draws_as_timm_does():
-    n, augment = 6000, a_config("randaugment").augment
+    n = 6000
+    augment = a_config("randaugment").augment
     drawn = [policies.draw((0, 0, i, 0), augment) for i in range(n)]
     counts = np.bincount([len(steps) for steps in drawn], minlength=3)
-    np.testing.assert_allclose(
-        counts / n, [0.25, 0.5, 0.25], atol=0.03
-    )  # two draws, each carried out with probability a half
+    # Two draws, each applied with probability 1/2.
+    np.testing.assert_allclose(counts / n, [0.25, 0.5, 0.25], atol=0.03)
     steps = [step for view in drawn for step in view]
     for op in policies.RANDAUGMENT["randaugment"]:
         assert abs(sum(step.op == op for step in steps) / len(steps) - 1 / 15) < 0.015
@@ -136,30 +138,26 @@ def test_randaugment_draws_as_timm_does():
     assert abs((degrees < 0).mean() - 0.5) < 0.12  # a fair coin
     magnitude = np.abs(degrees) / 3
     assert abs(magnitude.mean() - 9.0) < 0.1 and abs(magnitude.std() - 0.5) < 0.1 and magnitude.max() <= 10.0
-    augment.policy_magnitude, augment.policy_std, augment.policy_ops = 10.0, 0.0, 40
+
+    augment.update(policy_magnitude=10.0, policy_std=0.0, policy_ops=40)
     strongest = policies.draw((0, 0, 0, 0), augment)
-    assert 8 < len(strongest) < 32 and all(
-        step.argument in (30.0, -30.0) for step in strongest if step.op == "Rotate"
-    )
+    assert 8 < len(strongest) < 32
+    assert all(step.argument in (30.0, -30.0) for step in strongest if step.op == "Rotate")
     augment.policy_std = 100.0
-    assert {
-        abs(step.argument)
-        for i in range(60)
-        for step in policies.draw((0, 0, i, 0), augment)
-        if step.op == "ShearX"
-    } >= {0.0, 0.3}
+    assert arguments_of("ShearX", augment, n=60) >= {0.0, 0.3}
 
 
 def test_normal_by_hand():
     assert policies.normal(0.0, 0.3, 4.0, 1.0) == 4.0
-    assert policies.normal(1 - np.exp(-2.0), 0.0, 4.0, 1.5) == pytest.approx(7.0)  # two deviations
+    assert policies.normal(1 - np.exp(-2.0), 0.0, 4.0, 1.5) == pytest.approx(7.0)  # two standard deviations
     assert policies.normal(1 - np.exp(-2.0), 0.5, 4.0, 1.5) == pytest.approx(1.0)
     assert (policies.normal(0.99, 0.0, 9.0, 5.0), policies.normal(0.99, 0.5, 1.0, 5.0)) == (10.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["autoaugment_original", "autoaugment_v0"])
 def test_autoaugment_draws_one_pair_with_its_probabilities(name):
-    n, augment = 8000, a_config(name).augment
+    n = 8000
+    augment = a_config(name).augment
     drawn = [tuple(step.op for step in policies.draw((1, 0, i, 0), augment)) for i in range(n)]
     expected = {}
     for (first, p, _), (second, q, _) in policies.AUTOAUGMENT[name]:
@@ -176,18 +174,12 @@ def test_autoaugment_draws_one_pair_with_its_probabilities(name):
         assert abs(found.get(ops, 0.0) - share) < 5 * np.sqrt(share / n) + 1e-3, ops
 
 
-def test_autoaugments_magnitudes_are_the_tables_whatever_randaugment_is_set_to():
+def test_autoaugment_takes_its_magnitudes_from_the_table_alone():
     augment = a_config("autoaugment_original", policy_magnitude=1.0, policy_std=3.0, policy_ops=7).augment
-    arguments = {
-        abs(step.argument)
-        for i in range(800)
-        for step in policies.draw((0, 0, i, 0), augment)
-        if step.op == "Rotate"
-    }
-    assert sorted(arguments) == pytest.approx([9.0, 24.0, 27.0])
+    assert sorted(arguments_of("Rotate", augment, n=800)) == pytest.approx([9.0, 24.0, 27.0])
 
 
-def test_policy_is_what_was_drawn_applied_in_turn(image):
+def test_policy_applies_the_drawn_operations_in_turn(image):
     augment = a_config("randaugment", mean=(0.5, 0.25, 1.0)).augment
     assert policies.fill(augment.mean) == (128, 64, 255)
     assert policies.fill((0.0, 0.0, 0.0)) == policies.fill((0.485, 0.456, 0.406)) == (124, 116, 104)
@@ -216,12 +208,13 @@ def test_policy_is_what_was_drawn_applied_in_turn(image):
         (dict(data=dict(channels=1)), "data.channels=1.*three channels"),
         (
             dict(augment=dict(jitter_probability=0.8)),
-            "jitter_probability=0.8: RandAugment replaces the colour jitter.*jitter_probability=0.0",
+            "jitter_probability=0.8 do not go together: RandAugment and AutoAugment replace the colour jitter"
+            ".*jitter_probability=0.0",
         ),
     ],
     ids=["unknown", "device", "grey", "jitter"],
 )
-def test_what_cannot_be_is_refused(change, message):
+def test_impossible_policies_are_refused(change, message):
     config = a_config("randaugment")
     policies.check(config)
     for section, values in change.items():
@@ -230,5 +223,5 @@ def test_what_cannot_be_is_refused(change, message):
         policies.check(config)
 
 
-def test_no_policy_is_no_reason_to_refuse():
+def test_no_policy_is_accepted():
     policies.check(get_config("digits"))

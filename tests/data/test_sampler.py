@@ -11,14 +11,16 @@ def test_order_is_a_permutation_that_depends_on_seed_and_epoch_only():
     assert first.dtype == np.int64 and sorted(first) == list(range(1000))
     np.testing.assert_array_equal(first, sampler.order(3, 5, 1000))
     for other in (sampler.order(3, 6, 1000), sampler.order(4, 5, 1000), sampler.order(5, 3, 1000)):
-        assert (
-            first == other
-        ).mean() < 0.02  # a random pair of permutations agrees at one place in a thousand
+        # A random pair of permutations agrees at one place in a thousand.
+        assert (first == other).mean() < 0.02
         assert abs(np.corrcoef(first, other)[0, 1]) < 0.15  # 5 standard deviations of independent orders
 
 
 def test_order_is_the_documented_stream():
-    """Sorting the raw words of Philox keyed by (seed, epoch): a resumed run of another NumPy version depends on this."""
+    """The order sorts the raw words of Philox keyed by (seed, epoch).
+
+    A run that is resumed with another NumPy version depends on this.
+    """
     words = np.random.Philox(key=[7, 2]).random_raw(20)
     assert sampler.order(7, 2, 20).tolist() == sorted(range(20), key=lambda i: words[i])
 
@@ -36,9 +38,10 @@ def test_order_refuses_negatives():
 
 @pytest.mark.parametrize("case", ["ra0", "ra1"])
 def test_repeats_are_the_released_samplers(golden, monkeypatch, case):
-    """DeiT's RASampler for 4 and 2 replicas: its ranks, interleaved, are our stream on the same permutation."""
+    """The interleaved ranks of DeiT's RASampler, for 4 and 2 replicas, equal our stream."""
     g = golden("deit_distillation")
-    n, replicas = int(g[f"{case}/dataset_len"]), int(g[f"{case}/num_replicas"])
+    n = int(g[f"{case}/dataset_len"])
+    replicas = int(g[f"{case}/num_replicas"])
     permutation = g[f"{case}/permutation"] if g[f"{case}/shuffle"] else np.arange(n)
     monkeypatch.setattr(sampler, "order", lambda seed, epoch, n: permutation[:n])
     theirs = np.stack([g[f"{case}/rank{r}"] for r in range(replicas)], axis=1).ravel()
@@ -50,12 +53,8 @@ def test_repeats_are_the_released_samplers(golden, monkeypatch, case):
 def test_repeats_keep_the_length_and_see_a_third_of_the_images():
     stream = sampler.repeated(4, 2, 1000, 3)
     ids, counts = np.unique(stream, return_counts=True)
-    assert (
-        stream.dtype == np.int64
-        and len(stream) == 1000
-        and len(ids) == 334
-        and sorted(counts) == [1] + [3] * 333
-    )
+    assert stream.dtype == np.int64 and len(stream) == 1000
+    assert len(ids) == 334 and sorted(counts) == [1] + [3] * 333
     np.testing.assert_array_equal(stream[::3], sampler.order(4, 2, 1000)[:334])  # the copies are neighbours
     np.testing.assert_array_equal(sampler.repeated(4, 2, 1000, 1), sampler.order(4, 2, 1000))
     assert set(ids) != set(sampler.repeated(4, 3, 1000, 3))
@@ -75,16 +74,18 @@ def test_subset_is_balanced_sorted_deterministic_and_nested():
 
 
 def test_subset_counts_are_those_of_simclrs_lists():
-    """imagenet_subsets/1percent.txt: 12,811 ids, 811 classes of 13 and 189 of 12; 10percent.txt: 128,116, 116 classes of 129."""
+    """Class counts equal those of imagenet_subsets/ in google-research/simclr.
+
+    1percent.txt has 12,811 ids: 811 classes of 13 and 189 of 12. 10percent.txt has 128,116 ids: 116 classes
+    of 129, the others of 128.
+    """
     counts = np.full(1000, 1281)
     counts[:167] += 1
     labels = np.repeat(np.arange(1000), counts)
     one, ten = (np.bincount(labels[sampler.subset(labels, fraction=f, seed=0)]) for f in (0.01, 0.1))
-    assert (
-        len(labels) == 1_281_167
-        and np.bincount(one).tolist()[12:] == [189, 811]
-        and np.bincount(ten).tolist()[128:] == [884, 116]
-    )
+    assert len(labels) == 1_281_167
+    assert np.bincount(one).tolist()[12:] == [189, 811]
+    assert np.bincount(ten).tolist()[128:] == [884, 116]
 
 
 def test_subset_keeps_one_of_every_class_and_exhausts_small_ones():
@@ -99,13 +100,13 @@ def test_per_class_subset_and_its_error():
     two = sampler.subset(labels, per_class=2, seed=1)
     assert np.bincount(labels[two]).tolist() == [2, 2]
     assert set(two) < set(sampler.subset(labels, per_class=3, seed=1))
-    with pytest.raises(ValueError, match="class 1 has 3 examples, 4 a class.*at most 3"):
+    with pytest.raises(ValueError, match="class 1 has 3 examples, but 4 per class.*at most 3"):
         sampler.subset(labels, per_class=4, seed=1)
     with pytest.raises(ValueError, match="fraction=0"):
         sampler.subset(labels, fraction=0.0, seed=1)
 
 
-def test_examples_without_a_label_are_no_class():
+def test_examples_without_a_label_are_not_a_class():
     labels = np.array([0, 1, -1, 0, 1, -1])
     for choose in (
         lambda: sampler.subset(labels, per_class=1, seed=0),
@@ -119,34 +120,35 @@ def test_examples_without_a_label_are_no_class():
 def test_first_per_class():
     labels = np.array([2, 0, 2, 2, 0, 1, 1])
     assert sampler.first_per_class(labels, 2).tolist() == [0, 1, 2, 4, 5, 6]
-    with pytest.raises(ValueError, match="class 0 has 2 examples, 3 a class"):
+    with pytest.raises(ValueError, match="class 0 has 2 examples, but 3 per class"):
         sampler.first_per_class(labels, 3)
 
 
 @pytest.mark.parametrize("case", ["sampler0", "sampler1"])
 def test_balanced_draws_are_those_of_the_released_sampler(golden, case):
-    """Its counts over 500 draws: as many of a cluster on average, never the same image twice where a cluster has more than its quota."""
+    """The mean counts per cluster over 500 draws equal the released ones.
+
+    A cluster that has more members than its quota never gives the same image twice.
+    """
     g = golden("deepcluster")
-    clusters, quota, n = (
-        g[f"{case}/cluster_of_index"],
-        int(g[f"{case}/size_per_pseudolabel"]),
-        int(g[f"{case}/N"]),
-    )
-    filled = [k for k in range(len(g[f"{case}/cluster_sizes"])) if g[f"{case}/cluster_sizes"][k]]
+    clusters = g[f"{case}/cluster_of_index"]
+    sizes = g[f"{case}/cluster_sizes"]
+    quota = int(g[f"{case}/size_per_pseudolabel"])
+    n = int(g[f"{case}/N"])
     counts = []
     for epoch in range(500):
         drawn = sampler.balanced(3, epoch, clusters)
         assert drawn.shape == (n,) and drawn.dtype == np.int64
         of = clusters[drawn]
-        counts.append([(of == k).sum() for k in range(len(g[f"{case}/cluster_sizes"]))])
-        for k in filled:
-            if g[f"{case}/cluster_sizes"][k] > quota:
+        counts.append([(of == k).sum() for k in range(len(sizes))])
+        for k in range(len(sizes)):
+            if sizes[k] > quota:
                 assert len(set(drawn[of == k])) == (of == k).sum()
     np.testing.assert_allclose(np.mean(counts, axis=0), g[f"{case}/mean_counts_500_draws"], atol=0.25)
     assert np.max(counts) <= quota
 
 
-def test_balanced_leaves_out_what_is_in_no_cluster_and_draws_every_member():
+def test_balanced_skips_examples_in_no_cluster_and_draws_every_member():
     clusters = np.array([-1] * 5 + [2] * 90 + [7] * 5)
     seen = set()
     for epoch in range(50):
@@ -156,7 +158,7 @@ def test_balanced_leaves_out_what_is_in_no_cluster_and_draws_every_member():
         sampler.balanced(0, 0, np.full(4, -1))
 
 
-def test_turns_count_how_often_an_image_has_come():
+def test_turns_count_the_earlier_occurrences_of_an_image():
     np.testing.assert_array_equal(sampler.turns(np.array([4, 2, 4, 4, 0, 2])), [0, 0, 1, 2, 0, 1])
     order = sampler.repeated(0, 1, 10, 3)
     np.testing.assert_array_equal(sampler.turns(order), np.arange(10) % 3)

@@ -1,4 +1,4 @@
-"""Sources: what they hold, how they split, and an error with a fix for every kind of bad input."""
+"""Sources: their contents, their splits, and an error with a fix for every kind of bad input."""
 
 import dataclasses
 import gzip
@@ -44,16 +44,17 @@ def folder(tmp_path):
 
 def test_digits_are_scikit_learns_in_order():
     data = data_of("digits", channels=1)
-    train, test = sources.load(data, "train"), sources.load(data, "test")
+    train = sources.load(data, "train")
+    test = sources.load(data, "test")
     raw = load_digits()
     assert (len(train), len(test), train.num_classes) == (1500, 297, 10)
     np.testing.assert_array_equal(np.concatenate([train.labels, test.labels]), raw.target)
     np.testing.assert_allclose(train.images[:, :, :, 0], raw.images[:1500] * 255 / 16, atol=0.5)
     assert train.images.dtype == np.uint8 and train.labels.dtype == train.index.dtype == np.int32
-    data.image_size, data.channels = 16, 3
+    data.update(image_size=16, channels=3)
     large = sources.load(data, "train")
     assert large.images.shape == (1500, 16, 16, 3) and large.checksum == train.checksum != test.checksum
-    # Doubling, bilinear with half-pixel centres: 3/4 of the near pixel and 1/4 of the far one along each side.
+    # Doubled, bilinear with half-pixel centres: 3/4 of the near pixel and 1/4 of the far one on each axis.
     x = train.images[0, :, :, 0].astype(float)
     expected = (9 * x[3, 4] + 3 * x[3, 5] + 3 * x[4, 4] + x[4, 5]) / 16
     assert abs(large.images[0, 7, 9, 0] - expected) <= 1
@@ -68,7 +69,8 @@ from ssljax.data import loader, sources
 config = get_config("digits").unlock()
 next(loader.train_batches(sources.load(config.data, "train"), config))
 next(loader.eval_batches(sources.load(config.data, "test"), config, batch_size=9))
-config.data.update(source="folder:{folder}", channels=3, image_size=40, eval_crop=0.875); config.batch_size = 4
+config.data.update(source="folder:{folder}", channels=3, image_size=40, eval_crop=0.875)
+config.batch_size = 4
 config = resolve(config)
 next(loader.train_batches(sources.load(config.data, "train"), config))
 next(loader.eval_batches(sources.load(config.data, "test"), config, batch_size=9))
@@ -83,10 +85,10 @@ def test_subsets_apply_to_training_only():
     assert np.bincount(train.labels).tolist() == [3] * 10 and len(sources.load(data, "test")) == 297
     assert train.index.max() < 250  # ids are those of the whole split
     np.testing.assert_array_equal(train.labels, load_digits().target[train.index])
-    data.labels_per_class, data.label_fraction = 0, 0.5
+    data.update(labels_per_class=0, label_fraction=0.5)
     assert np.bincount(sources.load(data, "train").labels).tolist() == [10] * 10
     data.labels_per_class = 30
-    with pytest.raises(ValueError, match="has 20 examples, 30 a class"):
+    with pytest.raises(ValueError, match="has 20 examples, but 30 per class"):
         sources.load(data, "train")
 
 
@@ -125,13 +127,15 @@ def test_fashion_mnist_from_idx_files(tmp_path):
         sources.load(data, "train")
     write_idx(path, images)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="not a whole gzip file"):
+    with pytest.raises(ValueError, match="not a complete gzip file"):
         sources.load(data, "train")
     write_idx(path, images[:4])
     with pytest.raises(ValueError, match="4 images.*5 labels"):
         sources.load(data, "train")
     write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", labels + np.uint8(1))
-    with pytest.raises(ValueError, match=r"image 0 of fashion_mnist, test has label 10, outside 0\.\.9"):
+    with pytest.raises(
+        ValueError, match=r"image 0 of fashion_mnist, test has label 10, which is outside 0\.\.9"
+    ):
         sources.load(data, "test")
 
 
@@ -145,11 +149,9 @@ def test_fashion_mnist_missing_names_the_three_ways(tmp_path):
 
 def test_folder_in_memory_reads_every_kind_of_image(folder):
     source = sources.load(data_of(f"folder:{folder}", channels=3), "train")
-    assert (
-        source.images.shape == (12, 8, 8, 3)
-        and source.class_names == ("cat", "dog")
-        and source.labels.tolist() == [0] * 6 + [1] * 6
-    )
+    assert source.images.shape == (12, 8, 8, 3)
+    assert source.class_names == ("cat", "dog")
+    assert source.labels.tolist() == [0] * 6 + [1] * 6
     assert [source.describe(i).rsplit("/", 2)[1:] for i in (0, 7)] == [["cat", "0.jpeg"], ["dog", "1.jpeg"]]
     means = source.images.mean((1, 2, 3))  # the grey level plus the noise's mean, whatever the mode
     np.testing.assert_allclose(means, [100 * c + 10 * i + 19.5 for c in (0, 1) for i in range(6)], atol=6)
@@ -185,12 +187,13 @@ def test_holdout_is_deterministic_disjoint_and_per_class(tmp_path, inner):
         for i in range(n):
             save(tmp_path / inner / name / f"{i}.png", i, "PNG")
     data = data_of(f"folder:{tmp_path}", holdout=0.3, crop_on="host")
-    train, test = sources.load(data, "train"), sources.load(data, "test")
+    train = sources.load(data, "train")
+    test = sources.load(data, "test")
     assert np.bincount(train.labels).tolist() == [7, 3] and np.bincount(test.labels).tolist() == [3, 1]
-    names = [{s.describe(i) for i in range(len(s))} for s in (train, test)]
-    assert len(names[0] | names[1]) == 14
+    files = [{s.describe(i) for i in range(len(s))} for s in (train, test)]
+    assert len(files[0] | files[1]) == 14
     again = sources.load(data, "test")
-    assert {again.describe(i) for i in range(4)} == names[1] and again.checksum == test.checksum
+    assert {again.describe(i) for i in range(4)} == files[1] and again.checksum == test.checksum
     data.holdout = 0.0
     with pytest.raises(ValueError, match="data.holdout=0.0"):
         sources.load(data, "train")
@@ -222,7 +225,7 @@ def names(source):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Ten unlabelled photographs, two of them in folders of their own; hidden files and folders are nobody's."""
+    """Ten unlabelled photographs, two of them in sub-folders, beside a hidden file and a hidden folder."""
     root = tmp_path / "photographs"
     for i in range(10):
         save(root / {3: "2019/summer", 7: "2020"}.get(i, "") / f"{i}.png", 10 * i, "PNG")
@@ -234,7 +237,8 @@ def photographs(tmp_path):
 @pytest.mark.parametrize("crop_on", ["device", "host"])
 def test_every_image_of_a_nested_folder_is_an_example_without_a_label(photographs, crop_on):
     data = data_of(f"folder:{photographs}", labels="none", holdout=0.3, channels=3, crop_on=crop_on)
-    train, test = sources.load(data, "train"), sources.load(data, "test")
+    train = sources.load(data, "train")
+    test = sources.load(data, "test")
     assert (len(train), len(test)) == (7, 3)  # a share of all images, not one of each sub-folder
     assert sorted(names(train) + names(test)) == [f"{i}.png" for i in range(10)]
     for source in (train, test):
@@ -259,23 +263,25 @@ def test_unlabelled_images_in_train_and_test_folders_are_all_used(tmp_path):
     assert sorted(names(sources.load(data, "test"))) == [f"val{i}.png" for i in range(3)]
 
 
-def test_images_that_all_lie_loose_are_taken_without_labels_and_that_is_said(tmp_path, caplog):
+def test_loose_images_have_no_labels_and_a_warning_says_so(tmp_path, caplog):
     for i in range(5):
         save(tmp_path / f"{i}.png", i, "PNG")
-    (tmp_path / "notes").mkdir()  # a folder without images is no class
+    (tmp_path / "notes").mkdir()  # a folder without images is not a class
     source = sources.load(data_of(f"folder:{tmp_path}"), "train")
     assert len(source) == 4 and not source.labelled.any()
-    assert f"{tmp_path} has images but no class folders: they are taken without labels" in caplog.text
+    assert f"{tmp_path} has images but no class folders: the images have no labels" in caplog.text
     data = data_of(f"folder:{tmp_path}", holdout=0.0)
     with pytest.raises(ValueError, match="data.holdout=0.0"):
         sources.load(data, "train")
     for i in range(1, 5):
         (tmp_path / f"{i}.png").unlink()
-    with pytest.raises(ValueError, match=f"{tmp_path} has 1 image: without a test folder 2 are needed"):
+    with pytest.raises(
+        ValueError, match=f"{tmp_path} has 1 image: there is no test folder, so at least 2 are"
+    ):
         sources.load(data_of(f"folder:{tmp_path}"), "train")
 
 
-def test_loose_images_beside_class_folders_are_refused_with_both_ways_out(folder):
+def test_loose_images_beside_class_folders_are_refused_with_both_fixes(folder):
     save(folder / "train" / "stray.jpg", 3)
     stray = folder / "train" / "stray.jpg"
     with pytest.raises(
@@ -298,15 +304,14 @@ def test_only_one_split_with_class_folders(tmp_path, sorted_split, loose):
 
 
 @pytest.mark.parametrize("where", ["digits", "folder"])
-def test_labels_can_be_taken_away_and_nothing_else_changes(folder, where):
+def test_labels_can_be_removed_and_nothing_else_changes(folder, where):
     source = "digits" if where == "digits" else f"folder:{folder}"
-    with_them, without = (
-        sources.load(data_of(source, labels=labels), "train") for labels in ("folders", "none")
-    )
+    with_them = sources.load(data_of(source, labels="folders"), "train")
+    without = sources.load(data_of(source, labels="none"), "train")
     assert (without.labels == -1).all() and without.class_names == () and without.num_classes == 0
     np.testing.assert_array_equal(without.images, with_them.images)
     np.testing.assert_array_equal(without.index, with_them.index)
-    with pytest.raises(ValueError, match="data.labels='flat' is unknown: 'folders'.*'none'"):
+    with pytest.raises(ValueError, match="data.labels='flat' is unknown: use 'folders'.*'none'"):
         sources.load(data_of(source, labels="flat"), "train")
 
 
@@ -326,7 +331,7 @@ def test_a_subset_by_label_of_unlabelled_images_is_refused_by_name(folder, asked
 
 
 def test_a_source_may_be_partly_labelled():
-    """-1 is no label; anything else outside the classes is a fault of the data."""
+    """-1 means no label. Any other value outside the classes is an error in the data."""
     source = sources.load(data_of("digits"), "train")
     labels = source.labels.copy()
     labels[[3, 8]] = -1
@@ -344,21 +349,20 @@ def test_a_source_may_be_partly_labelled():
     for wrong in (-2, 10):
         labels[5] = wrong
         with pytest.raises(
-            ValueError, match=f"image 5 of digits, train has label {wrong}, outside 0..9 .1 such"
+            ValueError,
+            match=f"image 5 of digits, train has label {wrong}, which is outside 0..9 and not -1 .*1 such",
         ):
             sources.check_labels(part)
 
 
-def test_select_moves_further_targets_with_their_examples():
+def test_select_keeps_targets_with_their_examples():
     source = sources.load(data_of("digits"), "train")
     source = dataclasses.replace(
         source, targets={"tags": np.arange(3000).reshape(1500, 2), "weight": source.index * 0.5}
     )
     some = source.select([7, 2, 7]).select([2, 1])
-    assert some.targets["tags"].tolist() == [[14, 15], [4, 5]] and some.targets["weight"].tolist() == [
-        3.5,
-        1.0,
-    ]
+    assert some.targets["tags"].tolist() == [[14, 15], [4, 5]]
+    assert some.targets["weight"].tolist() == [3.5, 1.0]
     assert some.index.tolist() == [7, 2] and source.select([1]).targets.keys() == {"tags", "weight"}
 
 

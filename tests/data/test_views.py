@@ -1,4 +1,7 @@
-"""Named views: recipes, sizes, counts and shared crops of their own, on the device; and yesterday's pixels where nothing is overridden."""
+"""Named views on the device: their recipes, sizes, counts and shared crops.
+
+Views without overrides match recorded pixels.
+"""
 
 import itertools
 
@@ -27,7 +30,7 @@ PLAIN = dict(
     erasing_probability=0.0,
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
-)  # nothing of what is switched off is there
+)  # has no settings of the operations that are off
 JITTER = dict(
     jitter_probability=0.8,
     jitter_strength=1.0,
@@ -41,7 +44,8 @@ BLUR = dict(
     blur_probability=0.5, blur_sigma=(0.1, 2.0), blur_sigma_per="image", blur_border="zero", blur_kernel=3
 )
 COLOUR = PLAIN | JITTER | BLUR | dict(grayscale_probability=0.2)
-INDEX, KEY = jnp.asarray([7, 100], jnp.int32), jax.random.key(3)
+INDEX = jnp.asarray([7, 100], jnp.int32)
+KEY = jax.random.key(3)
 
 
 def a_config(recipe=None, size=16, **named):
@@ -51,10 +55,8 @@ def a_config(recipe=None, size=16, **named):
 
 
 def a_batch(*shape, seed=0):
-    return {
-        "image": jnp.asarray(np.random.default_rng(seed).integers(0, 256, shape), jnp.uint8),
-        "index": INDEX,
-    }
+    pixels = np.random.default_rng(seed).integers(0, 256, shape)
+    return {"image": jnp.asarray(pixels, jnp.uint8), "index": INDEX}
 
 
 def made(config, batch, key=KEY):
@@ -62,7 +64,7 @@ def made(config, batch, key=KEY):
 
 
 def coloured(view, crops, drawn):
-    """What comes of crops [B, count, S, S, C] by what was drawn."""
+    """Apply what was drawn to crops [B, count, S, S, C]."""
     one = jax.vmap(jax.vmap(lambda image, drawn: views.color(augment.to_float(image), drawn, view.augment)))
     return jax.jit(one)(crops, drawn)
 
@@ -71,7 +73,7 @@ def close(actual, expected, atol=2e-6):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
-# ------------------------------------------------------------------------------------------------------- what the config says
+# ------------------------------------------------------------------------------------- what the config says
 
 
 def test_resolved_numbers_views_in_the_stated_order():
@@ -90,12 +92,8 @@ def test_resolved_numbers_views_in_the_stated_order():
     ]
     assert [view.augment.max_area for view in found] == [0.14, 1.0, 1.0, 1.0]
     assert views.total(config) == 9
-    assert [view.name for view in views.resolved(config.copy_and_resolve_references())] == [
-        "small",
-        "large",
-        "again",
-        "alone",
-    ]
+    copied = views.resolved(config.copy_and_resolve_references())
+    assert [view.name for view in copied] == ["small", "large", "again", "alone"]
 
 
 def test_a_view_that_shares_a_crop_starts_from_its_partners_recipe():
@@ -104,11 +102,9 @@ def test_a_view_that_shares_a_crop_starts_from_its_partners_recipe():
         patches=dict(min_area=0.4, interpolation="bicubic"),
     )
     tokens, patches = views.resolved(config)
-    assert (tokens.augment.min_area, tokens.augment.interpolation, patches.augment.interpolation) == (
-        0.4,
-        "bilinear",
-        "bicubic",
-    )
+    assert tokens.augment.min_area == 0.4
+    assert tokens.augment.interpolation == "bilinear"
+    assert patches.augment.interpolation == "bicubic"
     assert "size" not in tokens.augment and "of" not in tokens.augment
     assert config.augment.min_area == 0.08
 
@@ -130,11 +126,11 @@ def test_host_shapes(named, shapes):
         (dict(), "config.views is empty: name at least one"),
         (
             dict(a=dict(), b=dict(of="c")),
-            "views.b.of='c' is not a view with a crop of its own. Use one of: a",
+            "views.b.of='c' does not name a view with a crop of its own. Use one of: a",
         ),
         (
             dict(a=dict(), b=dict(of="a"), c=dict(of="b")),
-            "views.c.of='b' is not a view with a crop of its own",
+            "views.c.of='b' does not name a view with a crop of its own",
         ),
         (
             dict(a=dict(count=2), b=dict(of="a")),
@@ -149,12 +145,12 @@ def test_host_shapes(named, shapes):
         (dict(label=dict()), "views.label: a batch has another entry of that name"),
     ],
 )
-def test_views_that_cannot_be_are_named(named, message):
+def test_impossible_views_are_named(named, message):
     with pytest.raises(ValueError, match=message):
         views.resolved(a_config(**named))
 
 
-# -------------------------------------------------------------------------------------------------------------- yesterday's bits
+# ------------------------------------------------------------------------------------------ recorded pixels
 
 CASES = {
     "host": (dict(), 20, dict(one=dict(), two=dict())),
@@ -199,24 +195,23 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def pixels():
-    """The images that the golden views were made of, by case."""
+    """The images from which the golden views were made, by case."""
     rng = np.random.default_rng(0)
-    two, one, grey = (
-        rng.integers(0, 256, shape).astype(np.uint8)
-        for shape in ((2, 2, 20, 20, 3), (2, 26, 24, 3), (2, 16, 16, 1))
-    )
+    two = rng.integers(0, 256, (2, 2, 20, 20, 3)).astype(np.uint8)
+    one = rng.integers(0, 256, (2, 26, 24, 3)).astype(np.uint8)
+    grey = rng.integers(0, 256, (2, 16, 16, 1)).astype(np.uint8)
     return {"host": two, "tf": one, "torchvision": one, "affine": grey}
 
 
 @pytest.mark.parametrize("case", [*CASES, "tf apart"])
-def test_views_without_overrides_are_those_from_before_they_had_names(golden, pixels, case):
-    """`apart` makes every view by itself: the same numbers, so the same views up to the last bits."""
+def test_views_without_overrides_match_the_recorded_ones(golden, pixels, case):
+    """`apart` makes every view separately. It has the same number, so it differs at most in the last bits."""
     case, _, apart = case.partition(" ")
     recipe, size, named = CASES[case]
     batch = {"image": jnp.asarray(pixels[case]), "index": INDEX}
     if case == "torchvision":
         batch["copy"] = jnp.asarray([0, 2], jnp.int32)
-    if apart:  # a setting that nothing reads here keeps them from being made at once
+    if apart:  # views that differ in a setting, even an unused one, are not made together
         named = {name: dict(antialias=bool(i % 2)) for i, name in enumerate(named)}
     config = a_config(COLOUR | recipe, size, **named)
     found = jax.jit(lambda batch: views.stacked(batch, KEY, config))(batch)
@@ -225,15 +220,16 @@ def test_views_without_overrides_are_those_from_before_they_had_names(golden, pi
 
 
 def test_equal_neighbours_are_made_at_once():
-    """One program for all views of one recipe, so that two names cost what a count of two costs."""
+    """Views of one recipe are one program, so two names cost as much as a count of two."""
     batch = a_batch(2, 24, 24, 3)
 
     def program(**named):
         config = a_config(COLOUR, **named)
         return jax.jit(lambda batch, key: views.stacked(batch, key, config)).lower(batch, KEY).as_text()
 
-    assert program(one=dict(), two=dict()) == program(all=dict(count=2))
-    assert len(program(one=dict(), two=dict(flip=False))) > 1.5 * len(program(one=dict(), two=dict()))
+    together = program(one=dict(), two=dict())
+    assert together == program(all=dict(count=2))
+    assert len(program(one=dict(), two=dict(flip=False))) > 1.5 * len(together)
 
 
 def test_eight_devices_make_the_views_of_one():
@@ -246,7 +242,8 @@ def test_eight_devices_make_the_views_of_one():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 20, 20, 3)), jnp.uint8)
     batch = {"image": images, "index": jnp.arange(16, dtype=jnp.int32)}
     rows = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
-    shards, one = made(config, jax.device_put(batch, rows)), made(config, batch)
+    shards = made(config, jax.device_put(batch, rows))
+    one = made(config, batch)
     assert {name: leaf.shape[1:] for name, leaf in one.items()} == {
         "one": (2, 16, 16, 3),
         "two": (2, 8, 8, 3),
@@ -257,21 +254,20 @@ def test_eight_devices_make_the_views_of_one():
         close(shards[name], one[name])
 
 
-# -------------------------------------------------------------------------------------- overrides, sizes, counts, shared crops
+# ------------------------------------------------------------------- overrides, sizes, counts, shared crops
 
 
 def test_overrides_hold_for_their_view_alone():
     batch = a_batch(2, 24, 24, 3)
     base = a_config(PLAIN | BLUR, one=dict(), two=dict())
     other = a_config(PLAIN | BLUR, one=dict(), two=dict(grayscale_probability=1.0, blur_probability=0.0))
-    plain, found = made(base, batch), made(other, batch)
+    plain = made(base, batch)
+    found = made(other, batch)
     close(found["one"], plain["one"])
-    assert (
-        abs(found["two"] - found["two"][..., :1]).max() == 0.0
-        and abs(plain["two"] - found["two"]).max() > 0.05
-    )
+    assert abs(found["two"] - found["two"][..., :1]).max() == 0.0
+    assert abs(plain["two"] - found["two"]).max() > 0.05
     crop = made(a_config(PLAIN, one=dict(), two=dict()), batch)["two"]
-    close(found["two"], jax.vmap(jax.vmap(augment.grayscale))(crop))  # the crop is not drawn anew
+    close(found["two"], jax.vmap(jax.vmap(augment.grayscale))(crop))  # it is the same crop
 
 
 def test_sizes_and_counts_from_the_host_and_from_whole_images():
@@ -286,33 +282,33 @@ def test_sizes_and_counts_from_the_host_and_from_whole_images():
         name: jnp.asarray(rng.integers(0, 256, (2, *shape)), jnp.uint8)
         for name, shape in recipes.host_shapes(config).items()
     }
-    found, drawn = made(config, {**crops, "index": INDEX}), views.draws(INDEX, KEY, config)
+    found = made(config, {**crops, "index": INDEX})
+    drawn = views.draws(INDEX, KEY, config)
     for view in views.resolved(config):
         close(found[view.name], coloured(view, crops[view.name], drawn[view.name]))
     sigma = np.concatenate([np.asarray(leaf.sigma) for leaf in drawn.values()], axis=1)
     assert sigma.shape == (2, 5) and len(np.unique(sigma)) == 10  # no number serves two views
     with pytest.raises(
-        ValueError, match="sizes large 16, small 8, and this method works on views of one size"
+        ValueError, match="sizes large 16, small 8, but this method needs views of one size: remove `size`"
     ):
         views.stacked({**crops, "index": INDEX}, KEY, config)
 
 
-def test_host_crops_of_one_size_are_shared_out_in_order():
-    """Views with `of` have a place of their own among the crops and the numbers of their partner."""
+def test_host_crops_of_one_size_are_assigned_in_order():
+    """A view with `of` has its own place among the crops, but the numbers of its partner."""
     config = a_config(PLAIN | BLUR, a=dict(), b=dict(of="a"), c=dict(count=2, mean=(0.5, 0.5, 0.5)))
     batch = a_batch(2, 4, 16, 16, 3)
-    found, drawn = made(config, batch), views.draws(INDEX, KEY, config)
+    found = made(config, batch)
+    drawn = views.draws(INDEX, KEY, config)
     for view, place in zip(views.resolved(config), (slice(0, 1), slice(1, 2), slice(2, 4)), strict=True):
         close(found[view.name], coloured(view, batch["image"][:, place], drawn[view.name]))
     np.testing.assert_array_equal(drawn["a"].sigma, drawn["b"].sigma)
-    close(
-        jax.jit(lambda batch: views.stacked(batch, KEY, config))(batch),
-        np.concatenate([found["a"], found["b"], found["c"]], axis=1),
-    )
+    stacked = jax.jit(lambda batch: views.stacked(batch, KEY, config))(batch)
+    close(stacked, np.concatenate([found["a"], found["b"], found["c"]], axis=1))
 
 
 def test_a_shared_crop_is_one_box_at_two_sizes():
-    """The small view is the resize of the very box of the large one, mirrored alike: made by hand here."""
+    """Both views are resized from the same box and flipped alike. They are made by hand here."""
     config = a_config(
         PLAIN,
         patches=dict(count=2, min_area=0.3),
@@ -324,7 +320,8 @@ def test_a_shared_crop_is_one_box_at_two_sizes():
     for row, number in itertools.product(range(2), range(2)):
         crop_key, _ = jax.random.split(views.view_key(KEY, INDEX[row], jnp.int32(number)))
         box_key, flip_key = jax.random.split(crop_key)
-        box, flip = geometry.crop_box_tf(box_key, 24, 20, min_area=0.3), jax.random.bernoulli(flip_key)
+        box = geometry.crop_box_tf(box_key, 24, 20, min_area=0.3)
+        flip = jax.random.bernoulli(flip_key)
         image = augment.to_float(batch["image"][row])
         for name, size, method in (("patches", 16, "bicubic"), ("tokens", 8, "bilinear")):
             expected = augment.clip(geometry.crop_resize(image, box, size, method=method, flip=flip))
@@ -333,7 +330,7 @@ def test_a_shared_crop_is_one_box_at_two_sizes():
     assert set(mirrored) == {True, False}
 
 
-def test_all_that_is_drawn_is_shared():
+def test_views_of_one_crop_share_all_draws():
     config = a_config(
         COLOUR | dict(solarize_probability=0.5),
         a=dict(count=3),
@@ -353,17 +350,15 @@ def test_a_shared_blur_width_follows_the_number_of_the_view():
     )
     drawn = views.draws(INDEX, KEY, config)
     recipe = config.augment
-    np.testing.assert_array_equal(
-        drawn["a"].sigma, jnp.broadcast_to(views.batch_sigma(KEY, recipe, 2)[:1], (2, 1))
-    )
+    expected = jnp.broadcast_to(views.batch_sigma(KEY, recipe, 2)[:1], (2, 1))
+    np.testing.assert_array_equal(drawn["a"].sigma, expected)
     np.testing.assert_array_equal(drawn["b"].sigma, drawn["c"].sigma)
-    assert ((drawn["b"].sigma >= 3.0) & (drawn["b"].sigma < 4.0)).all() and drawn["b"].sigma[0] == drawn[
-        "b"
-    ].sigma[1]
+    sigma = drawn["b"].sigma
+    assert ((sigma >= 3.0) & (sigma < 4.0)).all() and sigma[0] == sigma[1]
 
 
 def test_copies_count_the_views_that_are_drawn():
-    """With V = 2 drawn per image, its second coming has the numbers 2 and 3, shared crops or not."""
+    """With V = 2 views drawn per image, copy 1 has the numbers 2 and 3, with or without shared crops."""
     batch = a_batch(2, 24, 24, 3)
     named = dict(a=dict(), b=dict(of="a", size=8), c=dict(flip=False))
     second = made(a_config(PLAIN, **named), {**batch, "copy": jnp.asarray([1, 1], jnp.int32)})
@@ -372,20 +367,19 @@ def test_copies_count_the_views_that_are_drawn():
         close(second[name], first[name])
 
 
-# -------------------------------------------------------------------------------------------------- what is drawn, how often
+# --------------------------------------------------------------------------------- what is drawn, how often
 
 
 def many(**changes):
-    """The draws of 4000 views."""
+    """Return the draws of 4000 views."""
     config = a_config(COLOUR | changes, one=dict())
-    return jax.tree.map(
-        lambda leaf: np.asarray(leaf[:, 0]),
-        views.draws(jnp.arange(4000, dtype=jnp.int32), KEY, config)["one"],
-    )
+    drawn = views.draws(jnp.arange(4000, dtype=jnp.int32), KEY, config)["one"]
+    return jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), drawn)
 
 
-def test_solarize_is_drawn_apart_from_everything_else():
-    without, found = many(), many(solarize_probability=0.2)
+def test_solarize_is_drawn_independently_of_everything_else():
+    without = many()
+    found = many(solarize_probability=0.2)
     for before, after in zip(jax.tree.leaves(without)[:-1], jax.tree.leaves(found)[:-1], strict=True):
         np.testing.assert_array_equal(before, after)
     assert not without.apply_solarize.any() and abs(found.apply_solarize.mean() - 0.2) < 0.02
@@ -415,11 +409,13 @@ def test_solarize_follows_the_blur_and_inverts_from_its_threshold_on():
 
 
 def test_the_order_is_fixed_or_random_and_nothing_else_changes():
-    random, fixed = many(), many(jitter_order="fixed")
-    assert (fixed.jitter.rank == np.arange(4)).all() and len(np.unique(random.jitter.rank, axis=0)) == 24
-    for before, after in zip(
-        random._replace(jitter=random.jitter[:4]), fixed._replace(jitter=fixed.jitter[:4]), strict=True
-    ):
+    random = many()
+    fixed = many(jitter_order="fixed")
+    assert (fixed.jitter.rank == np.arange(4)).all()
+    assert len(np.unique(random.jitter.rank, axis=0)) == 24
+    random = random._replace(jitter=random.jitter[:4])  # without the rank
+    fixed = fixed._replace(jitter=fixed.jitter[:4])
+    for before, after in zip(random, fixed, strict=True):
         np.testing.assert_array_equal(before, after)
 
 
@@ -435,15 +431,16 @@ def test_strengths_of_saturation_and_hue_are_their_own():
 
 
 def test_torchvisions_factors_are_not_negative():
-    theirs, ours = many(jitter="torchvision", jitter_strength=2.0), many(jitter_strength=2.0)
+    theirs = many(jitter="torchvision", jitter_strength=2.0)
+    ours = many(jitter_strength=2.0)
     for name in ("contrast", "saturation"):
-        assert getattr(ours.jitter, name).min() < -0.5 and 0.0 <= getattr(theirs.jitter, name).min() < 0.01
-    assert (
-        theirs.jitter.brightness.min() >= 0.0 and abs(theirs.jitter.brightness.mean() - 1.3) < 0.03
-    )  # uniform in [0, 2.6)
+        assert getattr(ours.jitter, name).min() < -0.5
+        assert 0.0 <= getattr(theirs.jitter, name).min() < 0.01
+    brightness = theirs.jitter.brightness  # uniform in [0, 2.6)
+    assert brightness.min() >= 0.0 and abs(brightness.mean() - 1.3) < 0.03
 
 
-# ----------------------------------------------------------------------------------------------------------------- by name
+# -------------------------------------------------------------------------------------------------- by name
 
 TORCHVISION = (augment.brightness, augment.contrast_torchvision, augment.saturation_torchvision, augment.hue)
 
@@ -455,7 +452,8 @@ def photograph(golden):
 
 @pytest.mark.parametrize("channels", [3, 1])
 def test_torchvisions_jitter_is_its_four_operations_in_turn(photograph, channels):
-    image, factors = photograph[..., :channels], [jnp.float32(f) for f in (1.3, 1.6, 0.4, -0.15)]
+    image = photograph[..., :channels]
+    factors = [jnp.float32(f) for f in (1.3, 1.6, 0.4, -0.15)]
     jitter = jax.jit(augment.color_jitter_torchvision)
     for order in itertools.permutations(range(4)):
         expected = image
@@ -470,19 +468,16 @@ def test_torchvisions_jitter_is_its_four_operations_in_turn(photograph, channels
 def test_torchvisions_jitter_is_torchvisions(golden, photograph, place, field):
     """One operation at a time, the others neutral."""
     neutral = [1.0, 1.0, 1.0, 0.0]
-    for factor, expected in zip(
-        golden("augment")[f"tv/{field}_factors"], golden("augment")[f"tv/{field}_float"], strict=True
-    ):
+    factors = golden("augment")[f"tv/{field}_factors"]
+    images = golden("augment")[f"tv/{field}_float"]
+    for factor, expected in zip(factors, images, strict=True):
         values = [jnp.float32(factor if i == place else n) for i, n in enumerate(neutral)]
-        close(
-            augment.color_jitter_torchvision(photograph, augment.Jitter(*values, jnp.arange(4))),
-            expected,
-            1e-4,
-        )
+        jitter = augment.Jitter(*values, jnp.arange(4))
+        close(augment.color_jitter_torchvision(photograph, jitter), expected, 1e-4)
 
 
-def test_a_view_is_jittered_as_its_recipe_names(photograph):
-    """Both kinds differ in contrast and saturation, and each is what the function of its name makes of the draw."""
+def test_a_view_gets_the_kind_of_jitter_in_its_recipe(photograph):
+    """The kinds differ in contrast and saturation; each applies the function of its name to the draw."""
     functions = {"tensorflow": augment.color_jitter, "torchvision": augment.color_jitter_torchvision}
     found = {}
     for kind, function in functions.items():
@@ -517,33 +512,32 @@ def test_blur_has_the_kernel_and_the_border_of_the_recipe(photograph, changes, k
     "crop, interpolation", list(itertools.product(["tf", "torchvision"], ["bicubic", "bilinear"]))
 )
 def test_crops_have_the_areas_the_aspect_and_the_resize_of_the_recipe(crop, interpolation):
-    """A ramp across and one down tell the box: its area and its aspect lie where the recipe says."""
+    """A horizontal and a vertical ramp reveal the box, whose area and aspect lie in the recipe's ranges."""
     recipe = PLAIN | dict(
         crop=crop, min_area=0.2, max_area=0.3, aspect=(1.0, 1.5), interpolation=interpolation, flip=False
     )
     config = a_config(recipe, size=16, one=dict(count=20))
     down, across = jnp.meshgrid(jnp.arange(100.0), jnp.arange(100.0), indexing="ij")
     image = jnp.stack([down, across, across], -1)[None].repeat(2, 0) / 100.0
-    found = np.asarray(made(config, {"image": image, "index": INDEX})["one"], np.float64).reshape(
-        -1, 16, 16, 3
-    )
+    found = made(config, {"image": image, "index": INDEX})["one"]
+    found = np.asarray(found, np.float64).reshape(-1, 16, 16, 3)
     height = (found[:, 11, 8, 0] - found[:, 4, 8, 0]) * 100 * 16 / 7
     width = (found[:, 8, 11, 1] - found[:, 8, 4, 1]) * 100 * 16 / 7
-    area, aspect = height * width / 1e4, width / height
+    area = height * width / 1e4
+    aspect = width / height
     assert 0.19 < area.min() < 0.23 and 0.27 < area.max() < 0.31
     assert 0.97 < aspect.min() < 1.1 and 1.35 < aspect.max() < 1.54
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_a_crop_is_resized_as_its_recipe_names(interpolation):
+def test_a_crop_is_resized_with_its_recipes_interpolation(interpolation):
     config = a_config(PLAIN | dict(crop="torchvision", interpolation=interpolation, flip=False), one=dict())
     batch = a_batch(2, 24, 20, 3)
     found = made(config, batch)["one"]
     for row in range(2):
-        box_key, _ = jax.random.split(jax.random.split(views.view_key(KEY, INDEX[row], jnp.int32(0)))[0])
+        crop_key, _ = jax.random.split(views.view_key(KEY, INDEX[row], jnp.int32(0)))
+        box_key, _ = jax.random.split(crop_key)
         box = geometry.crop_box_torchvision(box_key, 24, 20, min_area=0.08)
         image = augment.to_float(batch["image"][row])
-        close(
-            found[row, 0],
-            augment.clip(geometry.crop_resize(image, box, 16, method=interpolation, antialias=True)),
-        )
+        resized = geometry.crop_resize(image, box, 16, method=interpolation, antialias=True)
+        close(found[row, 0], augment.clip(resized))
