@@ -191,8 +191,13 @@ def _stage(workdir: epath.Path, stage: str) -> tuple[epath.Path, ConfigDict]:
         )
     if not names:
         return workdir, restored(stored)
-    name = stage or names[-1]
-    return workdir / name, restored(stored[name])
+    folder = workdir / (stage or names[-1])
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"the stage {folder.name} of {workdir} has not begun: load an earlier one with stage=..., or go on "
+            "with `ssljax train`"
+        )
+    return folder, restored(json.loads((folder / "config.json").read_text()))
 
 
 def _runs_below(workdir: epath.Path) -> str:

@@ -17,7 +17,7 @@ from ssljax import cli
 from ssljax.data import sources
 from ssljax.program import build, stages, start_from, use_compilation_cache
 from ssljax.run import hosts, monitor, profile
-from ssljax.run.folder import RunFolder
+from ssljax.run.folder import RunFolder, describe_stages
 from ssljax.run.loop import fit
 
 
@@ -41,19 +41,26 @@ def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, prof
         fit(program, source, seed=config.seed, folder=folder, test=test, start=start_from(program, earlier))
 
 
+def run_stages(config: ConfigDict, workdir: str, *, profile_steps: int = 0) -> None:
+    """Run every stage of a config in its order, each in a folder of its own below `workdir`."""
+    if "stages" in config:
+        describe_stages(workdir, config)
+    earlier: dict[str, str] = {}
+    for name, stage, folder in stages(config, workdir):
+        run_stage(stage, folder, earlier, profile_steps=profile_steps)
+        earlier[name] = folder
+
+
 def main(argv: list[str] | None = None) -> None:
     """`ssljax train`."""
     flags = cli.parse("train", argv, profile=0, **hosts.FLAGS)
-    earlier: dict[str, str] = {}
 
     with hosts.together("train", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
-        for name, config, folder in stages(flags.config, flags.workdir):
-            try:
-                run_stage(config, folder, earlier, profile_steps=flags.profile)
-            except (ValueError, FileNotFoundError, ImportError, MemoryError, monitor.NotFinite) as error:
-                raise SystemExit(f"ssljax train: {error}") from error
-            earlier[name] = folder
+        try:
+            run_stages(flags.config, flags.workdir, profile_steps=flags.profile)
+        except (ValueError, FileNotFoundError, ImportError, MemoryError, monitor.NotFinite) as error:
+            raise SystemExit(f"ssljax train: {error}") from error
         if jax.process_index() == 0:
             print(f"done: {flags.workdir}")
 

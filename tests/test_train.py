@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ssljax
 from configs import simclr, supervised
 from ssljax import evaluate, sharding, train
 from ssljax.data import sampler, sources
@@ -80,6 +81,16 @@ def test_a_stage_starts_from_the_one_before_and_is_skipped_when_done(tmp_path, c
     capsys.readouterr()
     train.main(argv)
     assert "step 1" not in capsys.readouterr().out
+
+    assert ssljax.load(str(tmp_path)).config.method == "supervised"  # the last stage
+    assert ssljax.load(str(tmp_path), stage="pretrain").config.method == "simclr"
+    with pytest.raises(ValueError, match="stage='tune': the stages of .* are pretrain, finetune"):
+        ssljax.load(str(tmp_path), stage="tune")
+    (tmp_path / "config.json").write_text('{"stages": ["teacher", "finetune"]}')
+    with pytest.raises(
+        SystemExit, match="holds a run of teacher, finetune, and the stages of this config are"
+    ):
+        train.main(argv)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
+SKIP = "set data.on_bad_image='skip'"
 MEMORY_LIMIT = 8 * 2**30  # bytes of pixels, or of encoded records, held in memory
 
 
@@ -73,6 +74,7 @@ def decode_all(
     size: int,
     channels: int,
     on_bad: str,
+    how_to_skip: str = SKIP,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Decode images 0..n-1.
 
@@ -83,6 +85,7 @@ def decode_all(
         size: side of the square.
         channels: 3 or 1.
         on_bad: "error" raises at the first unreadable image, "skip" leaves such images out.
+        how_to_skip: how to get "skip", for the error.
 
     Returns:
         The pixels, uint8 [K, size, size, channels]; the numbers of the readable images, int64 [K]; and the
@@ -107,7 +110,7 @@ def decode_all(
             return str(error) or type(error).__name__
         return ""
 
-    good, skipped = settle(threaded(one, n, os.cpu_count() or 1), name_of, on_bad)
+    good, skipped = settle(threaded(one, n, os.cpu_count() or 1), name_of, on_bad, how_to_skip)
     if skipped:
         images = images[good]
     return images, good, skipped
@@ -126,7 +129,7 @@ def threaded(problem: Callable[[int], str], n: int, threads: int) -> Iterator[tu
 
 
 def settle(
-    problems: Iterable[tuple[int, str]], name_of: Callable[[int], str], on_bad: str
+    problems: Iterable[tuple[int, str]], name_of: Callable[[int], str], on_bad: str, how_to_skip: str = SKIP
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Separate the readable images from the unreadable ones, or raise at the first unreadable one.
 
@@ -134,6 +137,7 @@ def settle(
         problems: pairs of an image's number and what is wrong with it; "" if nothing is.
         name_of: returns the name of image i, for messages.
         on_bad: "error" or "skip".
+        how_to_skip: how to get "skip", for the error.
 
     Returns:
         The numbers of the readable images, int64 [K], and the names of the unreadable ones.
@@ -150,8 +154,8 @@ def settle(
             good.append(i)
         elif on_bad == "error":
             raise ValueError(
-                f"{name_of(i)} cannot be read as an image ({problem}): replace or delete it, or set "
-                "data.on_bad_image='skip' to leave such images out"
+                f"{name_of(i)} cannot be read as an image ({problem}): replace or delete it, or "
+                f"{how_to_skip} to leave such images out"
             )
         else:
             skipped.append(name_of(i))

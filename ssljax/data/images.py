@@ -16,6 +16,7 @@ from ssljax.data.source import Source, digest
 Picture = str | os.PathLike | Image.Image | np.ndarray
 """A path to a JPEG or PNG file, a Pillow image, or an array uint8 [H, W] or [H, W, C] with C = 1, 3 or 4."""
 
+SKIP = "use `encode_readable` (in the shell: --on_bad_image skip)"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # the modes of Pillow that a PNG file can hold
 
 
@@ -64,10 +65,11 @@ def source(pictures: Sequence[Picture], data: ConfigDict) -> Source:
             size=data.image_size,
             channels=data.channels,
             on_bad=data.on_bad_image,
+            how_to_skip=SKIP,
         )
     else:
         problems = decode.threaded(problem_with, len(pictures), threads=16)
-        good, skipped = decode.settle(problems, name_of, data.on_bad_image)
+        good, skipped = decode.settle(problems, name_of, data.on_bad_image, SKIP)
 
     return Source(
         name="images",

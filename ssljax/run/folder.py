@@ -288,6 +288,31 @@ class RunFolder:
         logging.flush()
 
 
+def describe_stages(workdir: str, config: ConfigDict) -> None:
+    """Write `workdir/config.json` for a config with stages, whose own folders lie below.
+
+    Each stage compares its own config with that of its folder; here only the names count.
+
+    Raises:
+        ValueError: the folder holds a run of other stages.
+    """
+    if jax.process_index() > 0:
+        return
+    path = epath.Path(workdir)
+    file = path / "config.json"
+    if not file.exists():
+        path.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(json.loads(config.to_json()), indent=1))
+        return
+
+    stages = json.loads(file.read_text()).get("stages", [])
+    if stages != list(config.stages):
+        raise ValueError(
+            f"{workdir} holds a run of {', '.join(stages) or 'a single stage'}, and the stages of this config are "
+            f"{', '.join(config.stages)}. Use another --workdir, or the old config."
+        )
+
+
 def facts_of(workdir: str) -> Facts | None:
     """The facts of a run's training data; None for an older run, whose folder does not have them."""
     file = epath.Path(workdir) / "run.json"

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from configs import simclr
+from ssljax import sharding
 from ssljax.data import augment, views
 
 
@@ -241,8 +241,7 @@ def test_eight_devices_make_the_views_of_one(recipe):
     index = jnp.arange(16, dtype=jnp.int32)
     key = jax.random.key(0)
     make = made(recipe, 12)
-    mesh = jax.make_mesh((8,), ("data",))
-    rows = NamedSharding(mesh, PartitionSpec("data"))
+    rows = sharding.batch_sharding(sharding.make_mesh(8))
     shards = make(jax.device_put(images, rows), jax.device_put(index, rows), key)
     assert shards.sharding.is_equivalent_to(rows, shards.ndim)
     one = np.asarray(make(images, index, key))

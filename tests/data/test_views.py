@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from ssljax import sharding
 from ssljax.data import augment, geometry, recipes, views
 
 PLAIN = dict(
@@ -241,7 +241,7 @@ def test_eight_devices_make_the_views_of_one():
     )
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 20, 20, 3)), jnp.uint8)
     batch = {"image": images, "index": jnp.arange(16, dtype=jnp.int32)}
-    rows = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
+    rows = sharding.batch_sharding(sharding.make_mesh(8))
     shards = made(config, jax.device_put(batch, rows))
     one = made(config, batch)
     assert {name: leaf.shape[1:] for name, leaf in one.items()} == {
