@@ -17,7 +17,7 @@ from ssljax.types import Pytree
 Schedule = Callable[[jax.Array], jax.Array]
 
 
-# ------------------------------------------------------------------------------------------------ schedules
+# ------------------------------------------------------------------------------------------------- schedules
 
 
 def warmup_cosine(
@@ -134,7 +134,7 @@ def scaled_learning_rate(learning_rate: float, scaling: str, batch_size: int) ->
     return learning_rate * scales[scaling]
 
 
-# -------------------------------------------------------------------------------------------- weight decay
+# ---------------------------------------------------------------------------------------------- weight decay
 
 
 def decayed(params: Pytree, probes: Collection[str] = ()) -> Pytree:
@@ -180,7 +180,7 @@ def timm_decayed(params: Pytree, *, distillation_token: bool) -> Pytree:
     return jax.tree_util.tree_map_with_path(rule, params)
 
 
-# ---------------------------------------------------------------------------------------------------- LARS
+# ------------------------------------------------------------------------------------------------------ LARS
 
 
 def lars(
@@ -224,7 +224,7 @@ def lars(
     return optax.chain(decay, adapt, velocity, rate)
 
 
-# ------------------------------------------------------------------------------------- optimizers by name
+# ---------------------------------------------------------------------------------------- optimizers by name
 
 
 class Horizon(NamedTuple):

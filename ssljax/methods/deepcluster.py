@@ -97,7 +97,7 @@ def deepcluster(config: ConfigDict, facts: Facts) -> Method:
     return _v2(config, facts)
 
 
-# ------------------------------------------------------------------------------------------------ version 1
+# ------------------------------------------------------------------------------------------------- version 1
 
 
 def _v1(config: ConfigDict, facts: Facts) -> Method:
@@ -144,10 +144,10 @@ def _v1(config: ConfigDict, facts: Facts) -> Method:
     def by_cluster_size(rows: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
         """Divide the loss of each image by the size of its cluster; over all images the weights average 1."""
         counts = counts.astype(jnp.float32)
-        total = rows * counts.sum()
+        scaled = rows * counts.sum()
         used_clusters = (counts > 0).sum().astype(jnp.float32)
         cluster_size = jnp.maximum(counts, 1.0)[jnp.maximum(y, 0)]
-        return total / (used_clusters * cluster_size)
+        return scaled / (used_clusters * cluster_size)
 
     @every(c.every)
     def refresh(state: TrainState, run: Any) -> TrainState:
@@ -172,6 +172,7 @@ def _v1(config: ConfigDict, facts: Facts) -> Method:
         return run.place(state.replace(params=params, opt_state=opt_state, extra=found))
 
     def log(found: Clusters, objective: jax.Array, previous: Clusters, run: Any) -> None:
+        """Log the size of the clusters, and how much they tell about the labels and the last clusters."""
         labels = (found.assignment >= 0).sum().astype(jnp.float32)
         numbers = {
             "kmeans_objective": objective / labels,
@@ -318,7 +319,7 @@ def _forget(opt_state: Pytree, name: str) -> Pytree:
     return jax.tree_util.tree_map_with_path(rule, opt_state)
 
 
-# ------------------------------------------------------------------------------------------------ version 2
+# ------------------------------------------------------------------------------------------------- version 2
 
 
 def _v2(config: ConfigDict, facts: Facts) -> Method:
@@ -419,6 +420,7 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
     def log(
         found: list[kmeans.Clusters], assignment: jax.Array, previous: Prototypes, run: Any, first: bool
     ) -> None:
+        """Log how much the clusters of the first head tell about labels, other heads and the last clusters."""
         ids = run.ids
         numbers = {
             **with_labels(assignment[:, 0], run),

@@ -41,7 +41,7 @@ class Clusters(NamedTuple):
     counts: jax.Array
 
 
-# -------------------------------------------------------------------------------------------------- k-means
+# --------------------------------------------------------------------------------------------------- k-means
 
 
 def fit(
@@ -252,7 +252,7 @@ def split_empty(
     return centroids, counts
 
 
-# ------------------------------------------------------------------------------------------------------ PCA
+# ------------------------------------------------------------------------------------------------------- PCA
 
 
 class Moments(NamedTuple):
@@ -349,7 +349,7 @@ def whiten(features: jax.Array, w: Whitening) -> jax.Array:
     return jnp.dot(features.astype(jnp.float32) - w.mean[None], w.projection, precision=HIGHEST)
 
 
-# ---------------------------------------------------------------------------------- rows on their devices
+# ------------------------------------------------------------------------------------- rows on their devices
 
 
 def _split(features: jax.Array) -> tuple[AnyMesh | None, Axes]:
