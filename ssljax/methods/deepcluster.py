@@ -420,7 +420,7 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
     def log(
         found: list[kmeans.Clusters], assignment: jax.Array, previous: Prototypes, run: Any, first: bool
     ) -> None:
-        """Log how much the clusters of the first head tell about labels, other heads and the last clusters."""
+        """Log how much the first head's clusters tell about labels, other heads and the last clusters."""
         ids = run.ids
         numbers = {
             **with_labels(assignment[:, 0], run),
