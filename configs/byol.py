@@ -5,20 +5,21 @@
     ssljax train --config configs/byol.py:imagenet_r50_e300 --workdir gs://bucket/byol      # 72.5 / 90.8
     ssljax train --config configs/byol.py:imagenet_r50_e1000 --workdir gs://bucket/byol     # 74.3 / 91.6
 
-The figures are those of a linear probe; imagenette is the released code's small run.
+The figures are top-1 / top-5 of a linear probe; imagenette is the released code's small run.
 
-`imagenet_r50_finetune_1pct` and `_10pct`, and the same of larger networks, go on to fine-tune on a part of
+`imagenet_r50_finetune_1pct` and `_10pct`, and the same for larger networks, go on to fine-tune on a part of
 the labels. Ablations of the paper at 300 epochs: `_no_predictor` (0.2), `_tau_0` (0.3), `_tau_1` (a random
-target: 18.8); other fixed tau with `--config.target.schedule=constant --config.target.momentum=0.99`. Sources
-of the numbers: [P] the paper, [C] the released code (deepmind-research, byol, commit f5de0ed), [X] chosen
-here.
+target: 18.8). For another fixed tau use `--config.target.schedule=constant --config.target.momentum=0.99`.
+
+Sources of the numbers: [P] the paper, [C] the released code (deepmind-research, byol, commit f5de0ed),
+[X] chosen here.
 """
 
 from ml_collections import ConfigDict
 
 from ssljax import config
 
-# [C] epochs, batch -> base learning rate, weight decay, tau at the start.
+# Epochs, batch size, base learning rate, weight decay, tau at the start [C].
 IMAGENET_TABLE = {
     "imagenet_r50_e40": (40, 4096, 0.45, 1e-6, 0.97),
     "imagenet_r50_e100": (100, 4096, 0.45, 1e-6, 0.99),
@@ -26,7 +27,7 @@ IMAGENET_TABLE = {
     "imagenet_r50_e1000": (1000, 4096, 0.2, 1.5e-6, 0.996),
     "imagenet_r50_e1000_b512": (1000, 512, 0.4, 1.5e-6, 0.9995),
 }
-# [P] 1000 epochs with a linear probe: 77.4, 78.2, 78.6; 76.4, 77.3, 77.8; 79.6.
+# Network and width. Linear probe after 1000 epochs [P]: 77.4, 78.2, 78.6; 76.4, 77.3, 77.8; 79.6.
 LARGER = {
     "imagenet_r50_x2": ("resnet50", 2.0),
     "imagenet_r50_x3": ("resnet50", 3.0),
@@ -63,11 +64,10 @@ PRESETS = (
 
 
 def byol(c: ConfigDict) -> ConfigDict:
-    """The paper's method on a data set, with the views of photographs; the optimizer is each preset's own."""
+    """The paper's method on a data set, with views for photographs. Each preset chooses its own optimizer."""
     c.method = c.name = "byol"
     c.views = dict(one=dict(), two=dict())
-    # [C]
-    c.augment.update(
+    c.augment.update(  # [C]
         crop="torchvision",
         min_area=0.08,
         jitter_probability=0.8,
@@ -77,8 +77,7 @@ def byol(c: ConfigDict) -> ConfigDict:
         blur_probability=0.5,
     )
     c.zero_init_residual = True  # False: the last gain of a residual branch starts from 1
-    # [C]
-    c.head = dict(
+    c.head = dict(  # [C]
         layers=2,
         hidden=4096,
         dim=256,
@@ -88,9 +87,8 @@ def byol(c: ConfigDict) -> ConfigDict:
         last_norm=False,
         scheme="truncated_normal",
     )
-    # 0: an ablation
     c.predictor = dict(
-        layers=2,
+        layers=2,  # 0: an ablation
         hidden=4096,
         hidden_bias=True,
         last_bias=False,
@@ -99,16 +97,16 @@ def byol(c: ConfigDict) -> ConfigDict:
         scheme="truncated_normal",
     )
     c.target = dict(
-        momentum=0.996,
-        schedule="cosine",  # tau; schedule="constant" for the ablations
-        init="independent",
-    )  # independent [C] | copy
+        momentum=0.996,  # tau at the start
+        schedule="cosine",  # of tau, up to 1; "constant" for the ablations
+        init="independent",  # independent [C] | copy
+    )
     c.online_probe = True  # a linear classifier on stop-gradient features of view 1 [C]
     return c
 
 
 def lars(learning_rate: float, weight_decay: float) -> ConfigDict:
-    """LARS as the released code has it, ten epochs of warm-up [C]."""
+    """LARS as in the released code, with ten epochs of warm-up [C]."""
     return ConfigDict(
         dict(
             name="lars",
@@ -130,13 +128,13 @@ def imagenet(
     c = byol(config.imagenet(epochs, batch))
     c.augment.update(config.IMAGENET)  # [C]
     c.optim = lars(rate, decay)
-    c.zero_init_residual = False  # the paper's results had it so [C]
+    c.zero_init_residual = False  # as for the paper's results [C]
     c.target.momentum = tau
     return c
 
 
 def ablation(what: str | float) -> ConfigDict:
-    """A row of the paper's ablations, 300 epochs."""
+    """A row of the paper's ablations, at 300 epochs."""
     c = imagenet(*IMAGENET_TABLE["imagenet_r50_e300"])
     if what == "predictor":
         c.predictor.layers = 0
@@ -148,16 +146,17 @@ def ablation(what: str | float) -> ConfigDict:
 def larger(name: str) -> ConfigDict:
     """The headline recipe on one of LARGER, or on the ResNet-50."""
     c = imagenet()
-    c.model.name, c.model.width = LARGER.get(name, (c.model.name, c.model.width))
+    if name in LARGER:
+        c.model.name, c.model.width = LARGER[name]
     return c
 
 
 def finetune(name: str, fraction: float) -> ConfigDict:
-    """Semi-supervised, two stages: the headline recipe, then the whole network on 1 % or 10 % of the labels.
+    """Semi-supervised, in two stages: the headline recipe, then the whole network on a part of the labels.
 
-    Batch 1024 [P]. The paper chooses rate and epochs on its local validation images, among 0.005, 0.01, 0.02,
-    0.05, 0.1 and 30, 50; here they stand in the middle and at the end [X], and
-    --config.finetune.optim.learning_rate and --config.finetune.epochs try the others.
+    The batch size is 1024 [P]. The paper selects the learning rate (0.005, 0.01, 0.02, 0.05, 0.1) and the
+    epochs (30, 50) on local validation images. Here they are the middle one and the last one [X]; try the
+    others with --config.finetune.optim.learning_rate and --config.finetune.epochs.
     """
     c = config.finetune(larger(name))
     c.finetune.data.label_fraction = fraction
@@ -183,7 +182,7 @@ def folder() -> ConfigDict:
 
 
 def cifar10_r18() -> ConfigDict:
-    """Not in the paper: imagenette's optimizer, SimCLR's stem, 32-pixel crops without blur [X]."""
+    """CIFAR-10, which is not in the paper: imagenette's optimizer, SimCLR's stem, crops without blur [X]."""
     c = byol(config.cifar10(epochs=1000, batch_size=512))
     c.augment.blur_probability = 0.0
     c.optim = lars(2.0, 1e-6)
@@ -191,20 +190,26 @@ def cifar10_r18() -> ConfigDict:
 
 
 def short(c: ConfigDict, hidden: int) -> ConfigDict:
-    """For a run of a few thousand steps: views of SimCLR's small presets, small steps, a quick target [X]."""
-    own = c.augment.copy_and_resolve_references()
+    """A run of a few thousand steps: views of SimCLR's small presets, and a target that moves fast [X]."""
+    own_views = c.augment.copy_and_resolve_references()
     c = byol(c)
-    c.augment = own
+    c.augment = own_views
     c.augment.update(
-        jitter_probability=0.8, jitter_strength=0.5, brightness="multiply", grayscale_probability=0.2
+        jitter_probability=0.8,
+        jitter_strength=0.5,
+        brightness="multiply",
+        grayscale_probability=0.2,
     )
-    c.head.hidden = c.predictor.hidden = hidden
-    c.zero_init_residual, c.target.momentum, c.batch_size = False, 0.8, 128
+    c.zero_init_residual = False
+    c.head.hidden = hidden
+    c.predictor.hidden = hidden
+    c.target.momentum = 0.8
+    c.batch_size = 128
     return c
 
 
 def cifar10_small() -> ConfigDict:
-    """Network, views and epochs of configs/simclr.py:cifar10_small; the rest is fashion_mnist's [X].
+    """Network, views and epochs of configs/simclr.py:cifar10_small; the rest is that of fashion_mnist [X].
 
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
@@ -217,11 +222,19 @@ def cifar10_small() -> ConfigDict:
 def fashion_mnist() -> ConfigDict:
     """Network, views and epochs of configs/simclr.py:fashion_mnist [X].
 
-    Half the batch, AdamW and a target that follows at once. Held-out kNN (k=20, 20,000 training images) of
-    seed 3 after 2 epochs, by which this was chosen (commit 985fb14); a random network has 78.1: 79.0; with
-    tau from 0.6: 78.9, from 0.9: 77.8; with batch 256: 75.2, and then with tau from 0.9: 70.6; with crops
-    from 0.08 of the area: 77.4. SimCLR's SGD at batch 256 with tau from 0.98 was no better than a random
-    network after 5 epochs (seed 0).
+    It has half the batch size, AdamW, and a target that follows at once. These were chosen by held-out kNN
+    (k=20, 20,000 training images) of seed 3 after 2 epochs (commit 985fb14):
+
+        this preset                               79.0
+        tau from 0.6                              78.9
+        tau from 0.9                              77.8
+        batch size 256                            75.2
+        batch size 256 and tau from 0.9           70.6
+        crops from 0.08 of the area               77.4
+        a random network                          78.1
+
+    SimCLR's SGD at batch size 256 with tau from 0.98 was no better than a random network after 5 epochs
+    (seed 0).
     """
     c = short(config.fashion_mnist(), hidden=512)
     c.augment.crop = "tf"
@@ -230,11 +243,16 @@ def fashion_mnist() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """Network, views, batch and budget of configs/simclr.py:digits [X].
+    """Network, views, batch size and epochs of configs/simclr.py:digits [X].
 
-    AdamW and a target that follows within five steps. Held-out kNN of seeds 3 and 4 (commit 166b42d), by
-    which this was chosen: 90.9 and 87.2; with tau from 0.9: 88.9 and 81.1, from 0.96: 78.8 and 68.7; from 0.9
-    with a third of the learning rate: 83.5 and 80.8, with SimCLR's SGD at twice its rate: 71.7 and 75.4.
+    It has AdamW, and a target that follows within five steps. These were chosen by held-out kNN of seeds 3
+    and 4 (commit 166b42d):
+
+        this preset                                          90.9 and 87.2
+        tau from 0.9                                         88.9 and 81.1
+        tau from 0.96                                        78.8 and 68.7
+        tau from 0.9, a third of the learning rate           83.5 and 80.8
+        tau from 0.9, SimCLR's SGD at twice its rate         71.7 and 75.4
     """
     c = short(config.digits(), hidden=256)
     c.augment.grayscale_probability = 0.0
@@ -244,7 +262,7 @@ def digits() -> ConfigDict:
 
 
 def digits_collapse() -> ConfigDict:
-    """Neither predictor nor target: it collapses, and the monitor says so [X].
+    """Without predictor and target network: it collapses, and the monitor reports it [X].
 
     tau = 0 makes the target the online network itself.
     """

@@ -5,10 +5,12 @@
     ssljax train --config configs/deepcluster.py:imagenet_alexnet --workdir gs://bucket/deepcluster
     ssljax train --config configs/deepcluster.py:imagenet_r50_v2_e400 --workdir gs://bucket/v2      # 70.2
 
-The small presets have variants: `_shuffled` is the control, whose images learn the clusters of other images;
-`_weights` weighs clusters in the loss instead of drawing evenly; `_plain` does neither; `_repaired` starts
-nine tenths of its clusters empty. Sources of the numbers: [P] the paper, [C] the released code
-(facebookresearch/deepcluster; facebookresearch/swav for v2), [X] chosen here.
+The small presets have variants. `_shuffled` is the control, whose images learn the clusters of other images;
+`_weights` weights the clusters in the loss instead of drawing evenly from them; `_plain` does neither;
+`_repaired` starts with nine tenths of its clusters empty.
+
+Sources of the numbers: [P] the paper, [C] the released code (facebookresearch/deepcluster;
+facebookresearch/swav for v2), [X] chosen here.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +24,7 @@ VARIANTS = {
     "_plain": {"sampler": "none"},
     "_repaired": {"distinct": 10},
 }
-# epochs between two clusterings: an epoch of CIFAR-10's is 78 steps
+# Epochs between two clusterings. An epoch of cifar10_small is 78 steps.
 EVERY = {"fashion_mnist": 1, "cifar10_small": 2}
 SMALL = {f"{data}{variant}": (data, variant) for data in EVERY for variant in VARIANTS}
 
@@ -40,7 +42,7 @@ PRESETS = (
 
 
 def deepcluster(c: ConfigDict, k: int, dim: int) -> ConfigDict:
-    """The paper's recipe on a data set: one view of crops and flips, edges instead of colours."""
+    """The paper's recipe on a data set: one view by crops and flips, and edges instead of colours."""
     c.method = c.name = "deepcluster"
     c.views = dict(one=dict())
     c.augment.update(crop="torchvision", min_area=0.08)  # [C]
@@ -48,27 +50,29 @@ def deepcluster(c: ConfigDict, k: int, dim: int) -> ConfigDict:
     c.clusters = dict(
         version=1,
         k=k,  # clusters; about ten times the classes one expects [P]
-        dim=dim,  # components after whitening [P] 256
+        dim=dim,  # components after whitening; 256 [P]
         every=1,  # epochs between two clusterings [C]
         iterations=20,  # of k-means [C]
-        # lloyd | minibatch, for features that do not fit: the network sees the data three times
-        algorithm="lloyd",
+        algorithm="lloyd",  # minibatch: for features that do not fit; the network sees the data three times
         repair="faiss",  # of empty clusters: faiss [C] | additive | none
         sampler="uniform",  # evenly over clusters [P] | weights in the loss instead [P] | none
-        distinct=0,  # only so many first centroids differ, the rest start empty; 0: all differ
+        distinct=0,  # how many first centroids differ, the others start empty; 0: all differ
         shuffled=False,  # True: the control
     )
-    # [C]
-    c.optim = dict(
-        name="deepcluster_sgd", learning_rate=0.05, scaling="none", momentum=0.9, weight_decay=1e-5
+    c.optim = dict(  # [C]
+        name="deepcluster_sgd",
+        learning_rate=0.05,
+        scaling="none",
+        momentum=0.9,
+        weight_decay=1e-5,
     )
     return c
 
 
 def second(c: ConfigDict, k: int) -> ConfigDict:
-    """Version 2 on a data set: two views with SimCLR's colours, three sets of prototypes [C].
+    """Version 2 on a data set: two views with SimCLR's colours, and three sets of prototypes [C].
 
-    The optimizer is each preset's own.
+    Each preset chooses its own optimizer.
     """
     c.method = c.name = "deepcluster"
     c.views = dict(one=dict(), two=dict())
@@ -90,8 +94,9 @@ def second(c: ConfigDict, k: int) -> ConfigDict:
 
 def imagenet(network: str) -> ConfigDict:
     """500 epochs, which the paper's tables need (the code's default is 200); 10,000 clusters, seed 31 [C]."""
-    c = deepcluster(config.imagenet(epochs=500, batch_size=256), 10_000, 256)
-    c.model.name, c.seed = network, 31
+    c = deepcluster(config.imagenet(epochs=500, batch_size=256), k=10_000, dim=256)
+    c.model.name = network
+    c.seed = 31
     c.augment.update(config.IMAGENET)
     return c
 
@@ -129,7 +134,7 @@ def imagenet_r50_v2_e400() -> ConfigDict:
 
     The code warms up from 0.3 to 4.8 [C]; here from 0 [X].
     """
-    c = second(config.imagenet(epochs=400, batch_size=4096), 3_000)
+    c = second(config.imagenet(epochs=400, batch_size=4096), k=3_000)
     c.augment.update(
         crop="torchvision",
         min_area=0.08,
@@ -151,16 +156,15 @@ def imagenet_r50_v2_e400() -> ConfigDict:
 
 
 def small(data: str, variant: str) -> ConfigDict:
-    """Network, batch and budget of configs/simclr.py's preset; a hundred clusters [X].
+    """Network, batch size and epochs of the same preset of configs/simclr.py; a hundred clusters [X].
 
-    Few steps lie between two clusterings. With the paper's rate (`fashion_mnist --config.seed=3
-    --config.optim.learning_rate=0.05`) a new head learns next to nothing in them: NMI with the labels after
-    the first epoch 0.32 and kNN at the end 69.9, below a random network's 72.1. With 0.2 the NMI is 0.45
-    after the first epoch.
+    There are few steps between two clusterings. At the paper's learning rate (`fashion_mnist --config.seed=3
+    --config.optim.learning_rate=0.05`) a new head learns next to nothing in them: the NMI with the labels is
+    0.32 after the first epoch, and kNN at the end is 69.9, below the 72.1 of a random network. At 0.2 the NMI
+    is 0.45 after the first epoch.
     """
-    c = deepcluster(
-        {"fashion_mnist": config.fashion_mnist, "cifar10_small": config.cifar10_small}[data](), 100, 64
-    )
+    base = config.fashion_mnist() if data == "fashion_mnist" else config.cifar10_small()
+    c = deepcluster(base, k=100, dim=64)
     c.augment.min_area = 0.2
     c.evaluate.update(layers=("stem", "group1", "group2", "group3", "group4"), layer_dim=1024)
     c.clusters.update(every=EVERY[data], **VARIANTS[variant])
@@ -169,8 +173,8 @@ def small(data: str, variant: str) -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """scikit-learn's digits with SimCLR's small warps; fifty clusters [X]."""
-    c = deepcluster(config.digits(), 50, 32)
+    """scikit-learn's digits with the small affine changes of SimCLR's preset; fifty clusters [X]."""
+    c = deepcluster(config.digits(), k=50, dim=32)
     c.augment.crop = "affine"
     c.clusters.every = 5  # an epoch is eleven steps: too few for a new head
     c.optim.learning_rate = 0.1
@@ -179,8 +183,8 @@ def digits() -> ConfigDict:
 
 
 def digits_v2() -> ConfigDict:
-    """Version 2 on the digits, with the views and the optimizer of SimCLR's [X]."""
-    c = second(config.digits(), 50)
+    """Version 2 on the digits, with the views and the optimizer of SimCLR's preset [X]."""
+    c = second(config.digits(), k=50)
     c.augment.update(jitter_strength=0.5, grayscale_probability=0.0)
     c.head.dim = 64
     c.optim = dict(
@@ -192,9 +196,9 @@ def digits_v2() -> ConfigDict:
 def folder() -> ConfigDict:
     """Your own photographs, --config.data.source=folder:PATH: ResNet-50 at 224 pixels [X].
 
-    --config.clusters.k should be ten times the classes that one expects.
+    --config.clusters.k should be ten times the number of classes you expect.
     """
-    c = deepcluster(config.folder(), 1_000, 256)
+    c = deepcluster(config.folder(), k=1_000, dim=256)
     c.augment.update(config.IMAGENET)
     return c
 
@@ -206,4 +210,5 @@ def get_config(preset: str = "digits") -> ConfigDict:
         ValueError: the preset is not one of PRESETS.
     """
     config.choose(preset, PRESETS, "configs/deepcluster.py")
-    return config.named(small(*SMALL[preset]) if preset in SMALL else globals()[preset](), preset)
+    c = small(*SMALL[preset]) if preset in SMALL else globals()[preset]()
+    return config.named(c, preset)

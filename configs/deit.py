@@ -6,21 +6,21 @@
     ssljax train --config configs/deit.py:imagenet_b_distilled --workdir gs://bucket/b \\
         --config.distill.teacher=gs://bucket/teacher                                          # 83.4
 
-Names follow the paper's tables. `imagenet_{ti,s,b}` has no teacher; `_soft` and `_hard` distil into the class
-token, `_distilled` into a distillation token (table 3); `imagenet_b..._384` go on to 384 pixels, `_160` and
-`_320` likewise (table 10); `imagenet_b_ablation_...` are the rows of table 8, each in two stages. Other
-teachers (table 2): train `imagenet_regnety_4gf` and set `--config.teacher.name` as well.
-Sources: [P] the paper, [C] the released code (facebookresearch/deit, timm 0.3.2), [X] chosen here.
-"""
+Names follow the paper's tables. `imagenet_{ti,s,b}` has no teacher. `_soft` and `_hard` distil into the class
+token, `_distilled` into a distillation token (table 3). `imagenet_b..._384` fine-tune at 384 pixels, `_160`
+and `_320` likewise (table 10). `imagenet_b_ablation_...` are the rows of table 8, each in two stages. For
+another teacher (table 2) train, for example, `imagenet_regnety_4gf` and set `--config.teacher.name` as well.
 
-from collections.abc import Callable
+Sources of the numbers: [P] the paper, [C] the released code (facebookresearch/deit, timm 0.3.2), [X] chosen
+here.
+"""
 
 from ml_collections import ConfigDict
 
 from ssljax import config
 
 MODELS = {"ti": "vit_ti", "s": "vit_s", "b": "vit_b"}
-# Distillation, and whether there is a token for it.
+# The kind of distillation, and whether there is a token for it.
 KINDS = {
     "": ("none", False),
     "_soft": ("soft", False),
@@ -30,12 +30,12 @@ KINDS = {
 TEACHERS = ("regnety_4gf", "regnety_8gf", "regnety_12gf", "regnety_16gf")
 RESOLUTIONS = (160, 320, 384)
 
-# Table 8, DeiT-B without a teacher: what is changed in the first stage and, where the paper names it, in
-# the second.
+# Table 8, DeiT-B without a teacher: what changes in training ("train"), in fine-tuning ("finetune"), or in
+# both stages.
 ABLATIONS: dict[str, dict[str, dict]] = {
     "sgd": {"train": {"optim.name": "timm_sgd"}},
     "sgd_finetune": {"finetune": {"optim.name": "timm_sgd"}},
-    # the colour jitter then comes on [C]
+    # Without a policy the colour jitter is on [C].
     "no_randaugment": {"both": {"augment.policy": "none", "augment.jitter_probability": 1.0}},
     "autoaugment": {"both": {"augment.policy": "autoaugment_original"}},
     "no_mixup": {"both": {"mix.mixup_alpha": 0.0}},
@@ -69,23 +69,23 @@ PRESETS = (
 
 
 def deit(c: ConfigDict) -> ConfigDict:
-    """DeiT's training from scratch (table 9) on a data set, with the data set's own network and views."""
+    """DeiT's training from scratch (table 9) on a data set, with the network and views of that data set."""
     c.method = c.name = "deit"
     c.views = dict(one=dict())
     c.mix = dict(
-        mixup_alpha=0.8,  # of Beta(alpha, alpha); 0 = never [P]
-        cutmix_alpha=1.0,  # both on: either, by a fair coin [C]
+        mixup_alpha=0.8,  # of Beta(alpha, alpha); 0: never [P]
+        cutmix_alpha=1.0,  # if both are on, a fair coin chooses one [C]
         label_smoothing=0.1,  # [P]
     )
     c.distill = dict(
         name="none",  # none | soft | hard
-        teacher="",  # an earlier stage's name or the folder of a run of `supervised` or `deit`
+        teacher="",  # the name of an earlier stage, or the folder of a run of `supervised` or `deit`
         alpha=0.5,  # weight of the teacher: hard 1/2 [P], soft 0.1 [P]
         temperature=3.0,  # soft only [P]
-        normalization="code",  # soft only: code divides the KL by the classes too | paper
+        normalization="code",  # soft only: code divides the KL by the number of classes | paper
     )
     c.inference = "code"  # of two heads: code averages logits | paper averages probabilities
-    c.ema = dict(decay=0.0)  # of the weights, then evaluated instead of them; 0 = none [P]
+    c.ema = dict(decay=0.0)  # a moving average of the weights, evaluated in their place; 0: none [P]
     c.optim = dict(
         name="timm_adamw",
         learning_rate=2.5e-4,
@@ -94,7 +94,7 @@ def deit(c: ConfigDict) -> ConfigDict:
         warmup_epochs=5,  # [P]
         start=1e-6,
         end=1e-5,  # not scaled [C]
-        lag=0,  # 1: every epoch at the rate of the one before [C]
+        lag=0,  # 1: every epoch has the learning rate of the one before [C]
         decay_distillation_token=True,  # [C]
     )
     c.evaluate.protocols = ("classifier",)
@@ -103,23 +103,22 @@ def deit(c: ConfigDict) -> ConfigDict:
 
 def augmented(c: ConfigDict) -> ConfigDict:
     """Repeated augmentation, RandAugment and erasing."""
-    c.data.repeats = 3  # every image three times an epoch, of a third of the images [C]
-    c.augment.update(
+    c.data.repeats = 3  # each epoch takes a third of the images, each of them three times [C]
+    c.augment.update(  # [C]
         crop="torchvision",
         min_area=0.08,
         antialias=True,
-        # Where there is jitter, without a policy: +-0.3 and no hue [C].
-        jitter_strength=0.375,
-        jitter_hue=0.0,
+        jitter_strength=0.375,  # +-0.3; used only without a policy
+        jitter_hue=0.0,  # likewise
         policy="randaugment",
         erasing_probability=0.25,  # [P]
         **config.IMAGENET,
-    )  # [C]
+    )
     return c
 
 
 def student(c: ConfigDict, name: str, patch: int, kind: str) -> ConfigDict:
-    """The student, and how it is taught: a key of KINDS."""
+    """The student, and how it is taught (`kind`, a key of KINDS)."""
     c.model = config.vit(name, patch, dtype=c.model.dtype)
     c.model.drop_path = 0.1
     c.distill.name, c.model.distillation = KINDS[kind]
@@ -129,7 +128,8 @@ def student(c: ConfigDict, name: str, patch: int, kind: str) -> ConfigDict:
 
 def imagenet(size: str, kind: str, epochs: int = 300) -> ConfigDict:
     """Table 3."""
-    c = student(augmented(deit(config.imagenet(epochs, 1024))), MODELS[size], 16, kind)
+    c = augmented(deit(config.imagenet(epochs, 1024)))
+    c = student(c, MODELS[size], 16, kind)
     c.teacher = dict(name="regnety_16gf", drop_path=0.0, dtype="bfloat16")
     return c
 
@@ -144,18 +144,19 @@ def teacher(name: str) -> ConfigDict:
 def at_resolution(train: ConfigDict, side: int) -> ConfigDict:
     """Two stages: `train`, then 30 epochs at another resolution, positions resized (section 3, and [C])."""
     c = train.copy_and_resolve_references()
-    c.init_from, c.init_branches = (
-        "train",
-        ("encoder", "head", *(("distillation_head",) if c.model.distillation else ())),
-    )
-    c.epochs, c.batch_size, c.data.image_size = 30, 512, side
-    # a constant 5e-6 behind the warm-up [C]
-    c.optim.update(learning_rate=2.5e-6, end=5e-6, weight_decay=1e-8)
+    c.init_from = "train"
+    c.init_branches = ("encoder", "head")
+    if c.model.distillation:
+        c.init_branches += ("distillation_head",)
+    c.epochs = 30
+    c.batch_size = 512
+    c.data.image_size = side
+    c.optim.update(learning_rate=2.5e-6, end=5e-6, weight_decay=1e-8)  # a constant 5e-6 after warm-up [C]
     return config.two_stages("train", train, "finetune", c)
 
 
 def ablation(name: str) -> ConfigDict:
-    """A row of table 8, the mean over both stages of which the paper shows as two columns."""
+    """A row of table 8, whose two columns are the two stages."""
     changes = ABLATIONS[name]
     c = at_resolution(imagenet("b", ""), 384)
     c.train.update_from_flattened_dict(changes.get("both", changes.get("train", {})))
@@ -164,7 +165,7 @@ def ablation(name: str) -> ConfigDict:
 
 
 def cifar10_teacher() -> ConfigDict:
-    """The small teacher: SimCLR's ResNet-18 of base width 16, on labels with crops and flips alone [X]."""
+    """The small teacher: SimCLR's ResNet-18 of base width 16, on labels with only crops and flips [X]."""
     c = deit(config.cifar10_small())
     c.augment.update(crop="torchvision", min_area=0.25, antialias=True, **config.IMAGENET)
     c.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
@@ -177,14 +178,15 @@ def cifar10_teacher() -> ConfigDict:
         weight_decay=5e-4,
         warmup_epochs=1,
     )
-    c.epochs, c.eval_every_epochs = 15, 5
+    c.epochs = 15
+    c.eval_every_epochs = 5
     return c
 
 
 def cifar10_small(kind: str = "") -> ConfigDict:
-    """A ViT of width 64 and 64 patches of 4 pixels [X].
+    """A ViT of width 64 with 64 patches of 4 pixels [X].
 
-    The teacher is a run of `cifar10_teacher`, named as --config.distill.teacher.
+    The teacher is a run of `cifar10_teacher`; name its folder with --config.distill.teacher.
     """
     c = augmented(deit(config.cifar10_small()))
     c.teacher = c.model
@@ -192,20 +194,27 @@ def cifar10_small(kind: str = "") -> ConfigDict:
     c.data.crop_on = "host"  # RandAugment works on the host
     c.augment.min_area = 0.25
     c.optim.update(learning_rate=1e-3, start=1e-5, end=1e-5, warmup_epochs=2)
-    c.epochs, c.eval_every_epochs, c.checkpoint.every_steps = 10, 5, 200
+    c.epochs = 10
+    c.eval_every_epochs = 5
+    c.checkpoint.every_steps = 200
     return c
 
 
 def digits() -> ConfigDict:
-    """A small ResNet on labels, and a small ViT that learns from it and from the labels [X]."""
+    """A small ResNet on labels, then a small ViT that learns from it and from the labels [X].
+
+    The views were chosen by held-out accuracy (seed 0): 90.9 %, against 78.8 % with those of SimCLR's digits.
+    """
     c = deit(config.digits())
-    # seed 0: 90.9 % held out, 78.8 with the views of SimCLR's digits
     c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)
     c.augment.update(jitter_probability=0.8, jitter_strength=0.5)
     c.optim.update(learning_rate=2e-3, scaling="none", start=1e-5, warmup_epochs=5)
-    first, c.teacher = c.copy_and_resolve_references(), c.model
+    first = c.copy_and_resolve_references()
+
+    c.teacher = c.model
     second = student(c, "vit_xs", 4, "_distilled")
     second.distill.teacher = "teacher"
+
     first.epochs = 20
     first.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
     first.optim = dict(
@@ -227,19 +236,25 @@ def get_config(preset: str = "digits") -> ConfigDict:
         ValueError: the preset is not one of PRESETS.
     """
     config.choose(preset, PRESETS, "configs/deit.py")
-    builders: list[tuple[dict, Callable[..., ConfigDict]]] = [
-        (IMAGENET, lambda at: imagenet(*at)),
-        (LONG, lambda size: imagenet(size, "_distilled", 1000)),
-        (SMALL, cifar10_small),
-        (FINETUNED, lambda at: at_resolution(imagenet("b", at[0]), at[1])),
-        (ABLATED, ablation),
-    ]
-    c = next((build(table[preset]) for table, build in builders if preset in table), None)
-    if c is None and preset in SMALL_ABLATED:
+    network = preset.removeprefix("imagenet_")
+    if preset in IMAGENET:
+        size, kind = IMAGENET[preset]
+        c = imagenet(size, kind)
+    elif preset in LONG:
+        c = imagenet(LONG[preset], "_distilled", epochs=1000)
+    elif preset in FINETUNED:
+        kind, side = FINETUNED[preset]
+        c = at_resolution(imagenet("b", kind), side)
+    elif preset in ABLATED:
+        c = ablation(ABLATED[preset])
+    elif preset in SMALL:
+        c = cifar10_small(SMALL[preset])
+    elif preset in SMALL_ABLATED:
         c = cifar10_small()
-        for part in ABLATIONS[SMALL_ABLATED[preset]].values():
-            c.update_from_flattened_dict(part)
-    elif c is None:
-        network = preset.removeprefix("imagenet_")
-        c = teacher(network) if network in TEACHERS else globals()[preset]()
+        for changes in ABLATIONS[SMALL_ABLATED[preset]].values():
+            c.update_from_flattened_dict(changes)
+    elif network in TEACHERS:
+        c = teacher(network)
+    else:
+        c = globals()[preset]()
     return config.named(c, preset)

@@ -6,19 +6,20 @@
     ssljax train --config configs/moco.py:imagenet_r50_v3_e300 --workdir gs://bucket/v3         # 72.8
     ssljax train --config configs/moco.py:imagenet_vit_b_v3 --workdir gs://bucket/vit           # 76.5
 
-The figures are those of a linear probe in the papers; the repository of v3 has 76.7 for the last.
+The figures are those of a linear probe in the papers; the repository of v3 reports 76.7 for the last.
 
-`imagenet_r50_v1_mlp`, `_aug` and `_mlp_aug` are the rows of v2's ablation between v1 and v2; its temperatures
-and v1's momenta are `--config.loss.temperature` and `--config.target.momentum` away. Sources of the numbers:
-[P] the papers, [C] the released code (facebookresearch/moco with its CIFAR-10 notebook,
-facebookresearch/moco-v3), [X] chosen here.
+`imagenet_r50_v1_mlp`, `_aug` and `_mlp_aug` are the rows of v2's ablation between v1 and v2. For its other
+temperatures and v1's other momenta set `--config.loss.temperature` and `--config.target.momentum`.
+
+Sources of the numbers: [P] the papers, [C] the released code (facebookresearch/moco with its CIFAR-10
+notebook, facebookresearch/moco-v3), [X] chosen here.
 """
 
 from ml_collections import ConfigDict
 
 from ssljax import config
 
-# v3 on a ResNet-50 [C]: epochs -> base learning rate, weight decay, momentum at the start.
+# v3 on a ResNet-50: epochs -> base learning rate, weight decay, momentum at the start [C].
 V3_RESNET = {100: (0.6, 1e-6, 0.99), 300: (0.3, 1e-6, 0.99), 1000: (0.3, 1.5e-6, 0.996)}
 V3_VIT = {
     "imagenet_vit_s_v3": "vit_s_h12",
@@ -26,14 +27,16 @@ V3_VIT = {
     "imagenet_vit_l_v3": "vit_l",
     "imagenet_vit_h_v3": "vit_h",
 }
-# MLP head, v2's views; none has v2's cosine.
+# Whether it has v2's MLP head, and v2's views. None has v2's cosine.
 V1_ABLATION = {
     "imagenet_r50_v1": (False, False),
     "imagenet_r50_v1_mlp": (True, False),
     "imagenet_r50_v1_aug": (False, True),
     "imagenet_r50_v1_mlp_aug": (True, True),
 }
+# Epochs.
 V2 = {"imagenet_r50_v2_e200": 200, "imagenet_r50_v2_e800": 800}
+# Whether the loss is symmetric, and the epochs.
 DEMO = {
     f"cifar10_r18_{kind}_e{epochs}": (kind == "sym", epochs)
     for kind in ("asym", "sym")
@@ -56,7 +59,7 @@ PRESETS = (
 
 
 def moco(c: ConfigDict) -> ConfigDict:
-    """MoCo v2 on a data set, with the views of photographs; the optimizer is each preset's own."""
+    """MoCo v2 on a data set, with views for photographs. Each preset chooses its own optimizer."""
     c.method = c.name = "moco"
     c.views = dict(one=dict(), two=dict())
     c.augment.update(
@@ -68,9 +71,8 @@ def moco(c: ConfigDict) -> ConfigDict:
         blur_probability=0.5,
     )
     c.zero_init_residual = True  # False: the last gain of a residual branch starts from 1
-    # v2 [C]; v1 has one layer.
-    c.head = dict(
-        layers=2,
+    c.head = dict(  # v2 [C]
+        layers=2,  # v1: 1
         hidden=0,
         dim=128,
         hidden_bias=True,
@@ -79,25 +81,35 @@ def moco(c: ConfigDict) -> ConfigDict:
         last_norm=False,
         scheme="uniform",
     )
-    c.predictor = dict(layers=0)  # v3 alone has one
+    c.predictor = dict(layers=0)  # only v3 has one
     c.loss = dict(
-        temperature=0.2,  # v2 [P]; v1 0.07
-        symmetric=False,
-    )  # the CIFAR-10 demo's option: both directions, twice the keys [C]
+        temperature=0.2,  # v2 [P]; v1: 0.07
+        symmetric=False,  # True, an option of the CIFAR-10 demo: both directions, twice the keys [C]
+    )
     c.queue = dict(size=65536)  # [P]; 0: negatives from the batch (v3)
-    c.target = dict(momentum=0.999, schedule="constant")  # [P]; v3: cosine, up to 1
-    # 8 groups of 32 images [P]; 1 group: statistics of the whole batch (v3)
-    c.bn = dict(groups=8, shuffle=True)
+    c.target = dict(
+        momentum=0.999,  # [P]
+        schedule="constant",  # [P]; v3: cosine, up to 1
+    )
+    c.bn = dict(
+        groups=8,  # of 32 images [P]; 1: statistics of the whole batch (v3)
+        shuffle=True,
+    )
     return c
 
 
 def released(c: ConfigDict) -> ConfigDict:
-    """The released code's network and optimizer, v1 and v2 [C]."""
+    """Network and optimizer of the released code, v1 and v2 [C]."""
     c.model.shortcut = "torchvision"  # and the unbiased running variance
     c.zero_init_residual = False
     c.optim = dict(
-        name="torch_sgd", learning_rate=0.03, scaling="linear", momentum=0.9, weight_decay=1e-4, milestones=()
-    )  # none: a cosine by whole epochs (v2); v1 divides by ten at each
+        name="torch_sgd",
+        learning_rate=0.03,
+        scaling="linear",
+        momentum=0.9,
+        weight_decay=1e-4,
+        milestones=(),  # none: a cosine by whole epochs (v2); v1 divides the rate by ten at each
+    )
     return c
 
 
@@ -109,11 +121,12 @@ def imagenet_v2(epochs: int = 200) -> ConfigDict:
 
 
 def imagenet_v1(mlp: bool, augmented: bool) -> ConfigDict:
-    """MoCo v1, optionally with v2's head or views. With the linear head tau = 0.07, with the MLP 0.2 [P]."""
+    """MoCo v1, optionally with v2's head or views. tau is 0.07 with the linear head, 0.2 with the MLP [P]."""
     c = imagenet_v2()
     c.optim.milestones = (120, 160)  # [C]
     if not mlp:
-        c.head.layers, c.loss.temperature = 1, 0.07
+        c.head.layers = 1
+        c.loss.temperature = 0.07
     if not augmented:
         c.augment.update(jitter_probability=1.0, blur_probability=0.0)  # [C]
     return c
@@ -124,12 +137,16 @@ def v3(c: ConfigDict) -> ConfigDict:
     c.zero_init_residual = True  # [C]
     c.queue = dict(size=0)
     c.bn = dict(groups=1)
-    # [C]
-    c.head.update(
-        layers=2, hidden=4096, dim=256, hidden_bias=False, last_bias=False, norm=True, last_norm=True
+    c.head.update(  # [C]
+        layers=2,
+        hidden=4096,
+        dim=256,
+        hidden_bias=False,
+        last_bias=False,
+        norm=True,
+        last_norm=True,
     )
-    # [C]
-    c.predictor = dict(
+    c.predictor = dict(  # [C]
         layers=2,
         hidden=4096,
         hidden_bias=False,
@@ -143,10 +160,12 @@ def v3(c: ConfigDict) -> ConfigDict:
 
 
 def imagenet_v3_resnet(epochs: int) -> ConfigDict:
-    """v3 on a ResNet-50, batch 4096, LARS [C]."""
+    """v3 on a ResNet-50, batch size 4096, LARS [C]."""
     rate, decay, m = V3_RESNET[epochs]
     c = v3(imagenet_v2(epochs))
-    c.batch_size, c.loss.temperature, c.target.momentum = 4096, 1.0, m
+    c.batch_size = 4096
+    c.loss.temperature = 1.0
+    c.target.momentum = m
     c.optim = dict(
         name="lars",
         learning_rate=rate,
@@ -161,10 +180,10 @@ def imagenet_v3_resnet(epochs: int) -> ConfigDict:
 
 
 def with_vit(c: ConfigDict, name: str, patch: int) -> ConfigDict:
-    """v3 on a vision transformer: three layers in the projector, norms behind both heads [C].
+    """v3 on a vision transformer: three layers in the projector, a norm at the end of both heads [C].
 
-    The blocks of S and B are unrolled: 353 ms a step against 421 in a loop by the compiler's estimate
-    (experiments/plans.md). L, H and the small one are looped, or they compile for many minutes.
+    The blocks of S and B are unrolled, which takes 353 ms per step against 421 ms in a loop by the compiler's
+    estimate (experiments/plans.md). L, H and the small one run in a loop, or they compile for many minutes.
     """
     c.model.update(
         name=name,
@@ -177,20 +196,27 @@ def with_vit(c: ConfigDict, name: str, patch: int) -> ConfigDict:
         dropout=0.0,
         scan=name not in ("vit_s_h12", "vit_b"),
     )
-    c.head.layers, c.predictor.last_norm = 3, True
+    c.head.layers = 3
+    c.predictor.last_norm = True
     return c
 
 
 def imagenet_v3_vit(name: str) -> ConfigDict:
-    """300 epochs at batch 4096; the huge one has patches of 14 pixels [C].
+    """300 epochs at batch size 4096; H has patches of 14 pixels [C].
 
-    L and H keep less for the backward pass: else L does not fit on 64 chips of v3.
+    L and H keep less for the backward pass. Otherwise L would not fit on 64 TPU v3 chips.
     """
-    c = with_vit(v3(imagenet_v2(300)), name, 14 if name == "vit_h" else 16)
+    patch = 14 if name == "vit_h" else 16
+    c = with_vit(v3(imagenet_v2(300)), name, patch)
     c.model.remat = {"vit_l": "dots", "vit_h": "blocks"}.get(name, "none")
-    c.batch_size, c.augment.min_area = 4096, 0.08
+    c.batch_size = 4096
+    c.augment.min_area = 0.08
     c.optim = dict(
-        name="torch_adamw", learning_rate=1.5e-4, scaling="linear", weight_decay=0.1, warmup_epochs=40
+        name="torch_adamw",
+        learning_rate=1.5e-4,
+        scaling="linear",
+        weight_decay=0.1,
+        warmup_epochs=40,
     )
     return c
 
@@ -199,32 +225,36 @@ def demo(symmetric: bool, epochs: int) -> ConfigDict:
     """The authors' CIFAR-10 notebook [C].
 
     Its kNN is 82.6, 86.3, 88.7 (asymmetric) and 85.3, 88.5, 89.7 (symmetric) after 200, 400, 800 epochs. Its
-    learning rate counts epochs from 1, ours from 0; its kNN looks at the head's output, ours at the
-    encoder's.
+    learning rate counts epochs from 1, ours from 0. Its kNN uses the output of the head, ours that of the
+    encoder.
     """
     c = released(moco(config.cifar10(epochs, batch_size=512)))
     c.augment.update(min_area=0.08, blur_probability=0.0, **config.CIFAR10)
-    c.head.layers, c.loss.temperature, c.loss.symmetric = 1, 0.1, symmetric
-    c.queue.size, c.target.momentum = 4096, 0.99
+    c.head.layers = 1
+    c.loss.temperature = 0.1
+    c.loss.symmetric = symmetric
+    c.queue.size = 4096
+    c.target.momentum = 0.99
     c.optim.update(learning_rate=0.06, scaling="none", weight_decay=5e-4)
     return c
 
 
 def few_steps(c: ConfigDict, m: float) -> ConfigDict:
-    """For runs of some hundred steps: norms in the head and a faster target [X].
+    """A run of some hundred steps: norms in the head, and a target that moves faster [X].
 
-    Without the norms they are over before the embeddings have spread.
+    Without the norms the run would be over before the embeddings have spread.
     """
     c = moco(c)
     c.augment.blur_probability = 0.0
     c.head.update(hidden_bias=False, last_bias=False, norm=True, last_norm=True)
     c.loss.symmetric = True
-    c.queue.size, c.target.momentum = 4096, m
+    c.queue.size = 4096
+    c.target.momentum = m
     return c
 
 
 def cifar10_small() -> ConfigDict:
-    """Network, batch and budget of configs/simclr.py:cifar10_small; the rest after the demo [X].
+    """Network, batch size and epochs of configs/simclr.py:cifar10_small; the rest follows the demo [X].
 
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
@@ -236,7 +266,7 @@ def cifar10_small() -> ConfigDict:
 
 
 def fashion_mnist() -> ConfigDict:
-    """Network, batch and budget of configs/simclr.py:fashion_mnist [X]."""
+    """Network, batch size and epochs of configs/simclr.py:fashion_mnist [X]."""
     c = few_steps(config.fashion_mnist(), 0.97)
     c.optim = dict(
         name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=0
@@ -245,15 +275,18 @@ def fashion_mnist() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """Network, views, batch and budget of configs/simclr.py:digits [X].
+    """Network, views, batch size and epochs of configs/simclr.py:digits [X].
 
-    The queue holds a sixth of the images; groups have 32, as in the paper. The temperature is SimCLR's there:
-    held-out kNN of seeds 3 and 4 (commit 166b42d) is 92.6 and 89.6, against 84.5 and 84.8 at the 0.1 of the
-    demo.
+    The queue holds a sixth of the images. Groups have 32 images, as in the paper. The temperature is that of
+    SimCLR's digits: held-out kNN of seeds 3 and 4 (commit 166b42d) is then 92.6 and 89.6, against 84.5 and
+    84.8 at the demo's 0.1.
     """
     c = few_steps(config.digits(), 0.95)
     c.augment.update(crop="affine", grayscale_probability=0.0)
-    c.head.dim, c.loss.temperature, c.queue.size, c.bn.groups = 64, 0.35, 256, 4
+    c.head.dim = 64
+    c.loss.temperature = 0.35
+    c.queue.size = 256
+    c.bn.groups = 4
     c.optim = dict(
         name="sgd", learning_rate=0.3, scaling="linear", momentum=0.9, weight_decay=1e-4, warmup_epochs=2
     )
@@ -261,10 +294,11 @@ def digits() -> ConfigDict:
 
 
 def digits_v3() -> ConfigDict:
-    """v3 on the digits' ResNet [X]."""
+    """v3 on the ResNet of the digits [X]."""
     c = v3(digits())
     c.head.update(hidden=256, dim=64)
-    c.predictor.hidden, c.loss.temperature = 256, 0.2
+    c.predictor.hidden = 256
+    c.loss.temperature = 0.2
     return c
 
 
@@ -276,10 +310,14 @@ def digits_vit_v3() -> ConfigDict:
 
 
 def folder() -> ConfigDict:
-    """Your own photographs, --config.data.source=folder:PATH: a ResNet-50, K below a quarter of them [X]."""
+    """Your own photographs, --config.data.source=folder:PATH: ResNet-50 [X].
+
+    The queue size K should stay below a quarter of the number of images.
+    """
     c = released(moco(config.folder()))
     c.augment.update(config.IMAGENET)
-    c.queue.size, c.target.momentum = 1024, 0.99
+    c.queue.size = 1024
+    c.target.momentum = 0.99
     return c
 
 
@@ -297,7 +335,8 @@ def get_config(preset: str = "digits") -> ConfigDict:
     elif preset in V3_VIT:
         c = imagenet_v3_vit(V3_VIT[preset])
     elif preset.startswith("imagenet"):
-        c = imagenet_v3_resnet(int(preset.removeprefix("imagenet_r50_v3_e")))
+        epochs = int(preset.removeprefix("imagenet_r50_v3_e"))
+        c = imagenet_v3_resnet(epochs)
     elif preset in DEMO:
         c = demo(*DEMO[preset])
     else:

@@ -4,23 +4,25 @@
     ssljax train --config configs/simclr.py:cifar10_r18 --workdir runs/cifar10        # one accelerator
     ssljax train --config configs/simclr.py:imagenet_r50 --workdir gs://bucket/r50    # TPU v4-128 or v5e-64
 
-`imagenet_r50_e100_b4096` and its siblings name the epochs and the batch of the paper's tables; `imagenet_r50`
-is the headline (1000 epochs, batch 4096: 69.3 / 89.0 top-1 / top-5 with a linear probe). Sources of the
-numbers: [P] the paper, [C] the released code (google-research/simclr, commit 383d414), [X] chosen here.
+`imagenet_r50_e100_b4096` and its siblings name the epochs and the batch size of the paper's tables.
+`imagenet_r50` is the headline: 1000 epochs at batch size 4096, 69.3 / 89.0 top-1 / top-5 with a linear probe.
+
+Sources of the numbers: [P] the paper, [C] the released code (google-research/simclr, commit 383d414),
+[X] chosen here.
 """
 
 from ml_collections import ConfigDict
 
 from ssljax import config
 
-# The paper's table of batch sizes and epochs (appendix): ResNet-50, square-root learning-rate scaling.
+# The paper's table of epochs and batch sizes (appendix): ResNet-50, square-root learning-rate scaling.
 EPOCHS = (100, 200, 400, 800, 1000)
 BATCHES = (256, 512, 1024, 2048, 4096, 8192)
 IMAGENET_TABLE = {
     f"imagenet_r50_e{epochs}_b{batch}": (epochs, batch) for epochs in EPOCHS for batch in BATCHES
 }
 WIDTHS = {"imagenet_r50": 1.0, "imagenet_r50_x2": 2.0, "imagenet_r50_x4": 4.0}
-# The share of the labels and the epochs of the second stage [P].
+# Fraction of the labels, and epochs of the second stage [P].
 FINETUNED = {"imagenet_r50_finetune_1pct": (0.01, 60), "imagenet_r50_finetune_10pct": (0.1, 30)}
 
 PRESETS = (
@@ -37,28 +39,30 @@ PRESETS = (
 
 
 def simclr(c: ConfigDict) -> ConfigDict:
-    """The paper's recipe on a data set; what follows it is for small data."""
+    """The paper's recipe on a data set."""
     c.method = c.name = "simclr"
     c.views = dict(one=dict(), two=dict())
     c.augment.update(
-        jitter_probability=0.8,  # [P] appendix A
-        # [P] ImageNet 1.0, CIFAR-10 0.5; times 0.8 for brightness, contrast and saturation
-        jitter_strength=1.0,
-        jitter_hue=0.2,  # and times this for the hue [P]
+        jitter_probability=0.8,  # appendix A [P]
+        jitter_strength=1.0,  # ImageNet 1.0, CIFAR-10 0.5; times 0.8: brightness, contrast, saturation [P]
+        jitter_hue=0.2,  # times the strength: hue [P]
         brightness="multiply",  # multiply [C] | add [P]
         grayscale_probability=0.2,  # [P]
     )
-    # hidden 0 = as wide as the features [C]; 2 layers [P], 128 [C]
-    c.head = dict(layers=2, hidden=0, dim=128)
-    c.loss = dict(temperature=0.1)  # [P] table of temperatures
+    c.head = dict(
+        layers=2,  # [P]
+        hidden=0,  # as wide as the features [C]
+        dim=128,  # [C]
+    )
+    c.loss = dict(temperature=0.1)  # table of temperatures [P]
     c.optim = dict(
         name="lars",
         learning_rate=0.075,
-        scaling="sqrt",  # 0.075 sqrt(B) = 4.8 at 4096 [P] appendix B.1
+        scaling="sqrt",  # 0.075 sqrt(B) = 4.8 at 4096, appendix B.1 [P]
         momentum=0.9,
         trust_coefficient=0.001,
         lr_in_momentum=True,  # [C]
-        weight_decay=1e-6,  # [P]; the README's 1e-4 is SimCLRv2's
+        weight_decay=1e-6,  # [P]; the 1e-4 of the released README is that of SimCLRv2
         warmup_epochs=10,  # [P]
     )
     c.online_probe = True  # a linear classifier on stop-gradient features, trained beside the network [C]
@@ -66,10 +70,10 @@ def simclr(c: ConfigDict) -> ConfigDict:
 
 
 def photographs(c: ConfigDict) -> ConfigDict:
-    """Crops and blur as the released code has them; pixels stay in [0, 1], none normalised [C]."""
+    """Crops and blur as in the released code; pixels stay in [0, 1] and are not normalised [C]."""
     c.augment.update(
         crop="tf",  # sample_distorted_bounding_box [C]
-        min_area=0.08,  # [P] appendix A; the TF op's min_object_covered makes 0.10 of it [C]
+        min_area=0.08,  # appendix A [P]; min_object_covered of the TF op makes it 0.10 [C]
         blur_probability=0.5,  # [P]
         blur_sigma=(0.1, 2.0),  # [P]
         blur_sigma_per="image",  # image [P] | batch [C]
@@ -87,7 +91,8 @@ def imagenet(epochs: int = 1000, batch: int = 4096, width: float = 1.0) -> Confi
 def imagenet_finetune(fraction: float, epochs: int) -> ConfigDict:
     """The headline recipe, then the whole network on a part of the labels."""
     c = config.finetune(imagenet())
-    c.finetune.epochs, c.finetune.data.label_fraction = epochs, fraction
+    c.finetune.epochs = epochs
+    c.finetune.data.label_fraction = fraction
     return c
 
 
@@ -100,7 +105,7 @@ def folder() -> ConfigDict:
 
 
 def small_images(c: ConfigDict) -> ConfigDict:
-    """Half the jitter and no blur [P] appendix B.9."""
+    """Half the jitter and no blur, appendix B.9 [P]."""
     c = simclr(c)
     c.augment.update(crop="tf", jitter_strength=0.5)
     return c
@@ -116,7 +121,7 @@ def cifar10_r18() -> ConfigDict:
 
 
 def cifar10_small() -> ConfigDict:
-    """ResNet-18 of base width 16 for ten epochs: what two CPU cores do in twenty minutes [X].
+    """ResNet-18 of base width 16 for ten epochs, twenty minutes on two CPU cores [X].
 
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
@@ -129,7 +134,7 @@ def cifar10_small() -> ConfigDict:
 
 
 def fashion_mnist() -> ConfigDict:
-    """Fashion-MNIST on a CPU: grey, so the colour jitter is brightness and contrast alone [X]."""
+    """Fashion-MNIST on a CPU. Images are grey, so the colour jitter is only brightness and contrast [X]."""
     c = small_images(config.fashion_mnist())
     c.loss.temperature = 0.2
     c.optim = dict(
@@ -139,7 +144,7 @@ def fashion_mnist() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """scikit-learn's scanned digits, for the demo: small affine and intensity changes, never flips [X]."""
+    """scikit-learn's scanned digits, for the demo: small affine and intensity changes, no flips [X]."""
     c = simclr(config.digits())
     c.augment.update(jitter_strength=0.5, grayscale_probability=0.0)
     c.head.dim = 64

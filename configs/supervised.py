@@ -6,8 +6,8 @@
     ssljax train --config configs/supervised.py:imagenet_r50_10pct --workdir gs://bucket/r50    # top-5 80.4
     ssljax train --config configs/supervised.py:imagenet_vit_b --workdir gs://bucket/vit        # plain
 
-The ResNets are those of the SimCLR presets, the ViTs those of the DeiT presets. Sources: [P] SimCLR (arXiv
-2002.05709), [X] chosen here.
+The ResNets are those of the SimCLR presets, the ViTs those of the DeiT presets.
+Sources of the numbers: [P] SimCLR (arXiv 2002.05709), [X] chosen here.
 """
 
 from ml_collections import ConfigDict
@@ -23,8 +23,8 @@ RESNETS = (
     "imagenet_r50_1pct",
     "imagenet_r50_10pct",
 )
-# The DeiT preset whose network, optimizer and crops each has, without stochastic depth and the rest of the
-# recipe.
+# The DeiT preset whose network, optimizer and crops each ViT takes, without stochastic depth and the rest of
+# DeiT's recipe.
 VITS = {
     "digits_vit": "digits",
     "cifar10_small_vit": "cifar10_small",
@@ -34,6 +34,11 @@ VITS = {
     "imagenet_vit_b": "imagenet_b",
 }
 FRACTIONS = {"1pct": 0.01, "10pct": 0.1}
+SMALL_DATA = {
+    "digits": config.digits,
+    "fashion_mnist": config.fashion_mnist,
+    "cifar10_small": config.cifar10_small,
+}
 
 PRESETS = (*RESNETS, *VITS)
 
@@ -47,7 +52,7 @@ def supervised(c: ConfigDict) -> ConfigDict:
 
 
 def resnet(c: ConfigDict, fraction: float) -> ConfigDict:
-    """The ResNet of a data set on a share of its labels [X]."""
+    """The ResNet of a data set, on a fraction of its labels [X]."""
     c = supervised(c)
     c.data.label_fraction = fraction
     c.augment.crop = "affine" if c.data.source == "digits" else "tf"
@@ -81,7 +86,7 @@ def timm_adamw(learning_rate: float, scaling: str, warmup_epochs: int, start: fl
 
 
 def imagenet(fraction: float) -> ConfigDict:
-    """90 epochs, 500 on a part of the labels [X]."""
+    """90 epochs on all labels, 500 on a part of them [X]."""
     return config.imagenet(epochs=90 if fraction == 1 else 500, batch_size=1024)
 
 
@@ -96,7 +101,7 @@ def imagenet_vit(size: str, fraction: float) -> ConfigDict:
 
 
 def cifar10_small_vit() -> ConfigDict:
-    """As configs/deit.py:cifar10_small, likewise [X]."""
+    """Network, optimizer and crops of configs/deit.py:cifar10_small, without the rest of its recipe [X]."""
     c = supervised(config.cifar10_small())
     c.model = config.vit("vit_xs", 4, dtype="float32")
     c.augment.update(crop="torchvision", min_area=0.25, antialias=True, **config.IMAGENET)
@@ -105,7 +110,7 @@ def cifar10_small_vit() -> ConfigDict:
 
 
 def digits_vit() -> ConfigDict:
-    """As configs/deit.py:digits, likewise [X]."""
+    """Network, optimizer and crops of configs/deit.py:digits, without the rest of its recipe [X]."""
     c = supervised(config.digits())
     c.model = config.vit("vit_xs", 4, dtype="float32")
     c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)
@@ -130,12 +135,5 @@ def get_config(preset: str = "digits") -> ConfigDict:
     elif preset == "cifar10_r18":
         c = resnet(config.cifar10(epochs=1000, batch_size=512), fraction)
     else:
-        c = resnet(
-            {
-                "digits": config.digits,
-                "fashion_mnist": config.fashion_mnist,
-                "cifar10_small": config.cifar10_small,
-            }[preset](),
-            fraction,
-        )
+        c = resnet(SMALL_DATA[preset](), fraction)
     return config.named(c, preset)

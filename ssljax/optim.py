@@ -1,4 +1,4 @@
-"""Schedules, LARS in both momentum forms, the parameters they leave alone, and OPTIMIZERS. Everything else is optax."""
+"""Learning-rate schedules, LARS in both momentum forms, decay masks, and OPTIMIZERS. The rest is optax."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from ssljax.types import Pytree
 Schedule = Callable[[jax.Array], jax.Array]
 
 
+# ------------------------------------------------------------------------------------------------- schedules
+
+
 def warmup_cosine(
     peak: float,
     *,
@@ -28,14 +31,16 @@ def warmup_cosine(
 ) -> Schedule:
     """Linear warm-up, then half a cosine down to `end`.
 
-    Step 0 gives `start`, step `warmup_steps` gives `peak`, `total_steps` and later give `end`.
+    Step 0 gives `start`, step `warmup_steps` gives `peak`, and `total_steps` and later steps give `end`.
 
     Args:
         peak: the learning rate at the end of the warm-up.
-        warmup_steps: 0 starts at the peak.
-        total_steps: warm-up included.
-        shift: True starts the cosine when the warm-up ends (google-research/simclr); False lets it run from step 0 under the
-            warm-up (timm's scheduler, DeiT), so the peak itself is never quite reached.
+        warmup_steps: length of the warm-up; 0 starts at the peak.
+        total_steps: length of the run, warm-up included.
+        start: the learning rate at step 0.
+        end: the learning rate at the end of the run.
+        shift: True starts the cosine when the warm-up ends (google-research/simclr). False lets it run from
+            step 0 underneath the warm-up (timm's scheduler, DeiT), so the peak is never quite reached.
 
     Raises:
         ValueError: the warm-up is longer than the run.
@@ -57,24 +62,94 @@ def warmup_cosine(
     return schedule
 
 
+def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tuple[int, ...] = ()) -> Schedule:
+    """A learning rate that changes only between epochs, without warm-up (facebookresearch/moco).
+
+    This is `adjust_learning_rate` of that repository. Epoch e = step // steps_per_epoch counts from 0.
+
+    Args:
+        peak: the learning rate of the first epoch.
+        steps_per_epoch: whole batches per epoch.
+        epochs: length of the run.
+        milestones: epochs at which the rate is divided by ten (MoCo v1: 120 and 160 of 200). Without any, the
+            rate is peak * (1 + cos(pi e / epochs)) / 2 (MoCo v2), so the last epoch is not at 0.
+    """
+
+    def schedule(step: jax.Array) -> jax.Array:
+        epoch = jnp.minimum(jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1), epochs)
+        epoch = epoch.astype(jnp.float32)
+        if milestones:
+            passed = sum((epoch >= at).astype(jnp.float32) for at in milestones)
+            return jnp.float32(peak) * 0.1**passed
+        return 0.5 * peak * (1.0 + jnp.cos(jnp.float32(math.pi) * epoch / max(epochs, 1)))
+
+    return schedule
+
+
+def timm_cosine(
+    peak: float, *, steps_per_epoch: int, epochs: int, warmup_epochs: int, start: float, end: float, lag: int
+) -> Schedule:
+    """timm's cosine as DeiT calls it: constant within an epoch, the cosine running underneath the warm-up.
+
+    Args:
+        peak: the rate that the cosine starts from; never quite reached.
+        steps_per_epoch: whole batches per epoch.
+        epochs: length of the run.
+        warmup_epochs: length of the warm-up.
+        start: the learning rate of the first epoch.
+        end: the rate that the last epoch approaches.
+        lag: 1 = every epoch uses the value of the epoch before, as in the released code, whose first two
+            epochs both train at `start`.
+    """
+    value = warmup_cosine(
+        peak, warmup_steps=warmup_epochs, total_steps=epochs, start=start, end=end, shift=False
+    )
+
+    def schedule(step: jax.Array) -> jax.Array:
+        epoch = jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1)
+        return value(jnp.maximum(epoch - lag, 0))
+
+    return schedule
+
+
 def train_steps(num_examples: int, epochs: int, batch_size: int) -> int:
-    """Optimizer updates of a run: examples * epochs // batch + 1 (google-research/simclr, get_train_steps)."""
+    """Optimizer updates of a run: examples * epochs // batch + 1 (`get_train_steps` of SimCLR's code)."""
     return num_examples * epochs // batch_size + 1
 
 
 def scaled_learning_rate(learning_rate: float, scaling: str, batch_size: int) -> float:
-    """The peak learning rate of a batch: linear = lr * B / 256, sqrt = lr * sqrt(B), none = lr (SimCLR, appendix B.1)."""
+    """Scale a base learning rate to the batch size (SimCLR, appendix B.1).
+
+    Args:
+        learning_rate: lr, the base learning rate.
+        scaling: "linear" gives lr * B / 256, "sqrt" gives lr * sqrt(B), "none" gives lr.
+        batch_size: B, the global batch size.
+
+    Raises:
+        ValueError: an unknown scaling.
+    """
     scales = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
     if scaling not in scales:
         raise ValueError(f"optim.scaling={scaling!r} is not one of {', '.join(scales)}")
     return learning_rate * scales[scaling]
 
 
-def decayed(params: Pytree, probes: Collection[str] = ()) -> Pytree:
-    """True for the leaves that weight decay and layer-wise adaptation apply to: the kernels, without those of a linear probe.
+# ---------------------------------------------------------------------------------------------- weight decay
 
-    Left out are biases, the scales and offsets of normalisation, and the supervised head (google-research/simclr: the names
-    batch_normalization, bias, head_supervised; here the leaf is not called `kernel`, or lies in a branch of `probes`).
+
+def decayed(params: Pytree, probes: Collection[str] = ()) -> Pytree:
+    """Mark the leaves that weight decay and layer-wise adaptation apply to: kernels, except a probe's.
+
+    Biases, the scales and offsets of normalisation and the supervised head are left out. In google-research/
+    simclr these are the names batch_normalization, bias and head_supervised. Here they are the leaves that
+    are not called `kernel` or that lie in a branch of `probes`.
+
+    Args:
+        params: the parameters.
+        probes: names of top-level branches.
+
+    Returns:
+        A tree of bools like `params`.
     """
 
     def rule(path: tuple, leaf: jax.Array) -> bool:
@@ -85,15 +160,27 @@ def decayed(params: Pytree, probes: Collection[str] = ()) -> Pytree:
 
 
 def timm_decayed(params: Pytree, *, distillation_token: bool) -> Pytree:
-    """True for the leaves that DeiT's code decays: kernels, and the distillation token, which its list of exceptions forgot.
+    """Mark the leaves that DeiT's code decays: kernels, and the distillation token.
 
-    Biases, gains, positions and the class token are left out. Newer timm leaves out the distillation token too (False).
+    Biases, gains, positions and the class token are left out.
+
+    Args:
+        params: the parameters.
+        distillation_token: whether that token is decayed. True is the released code, whose list of exceptions
+            forgot it; newer timm leaves it out as well (False).
+
+    Returns:
+        A tree of bools like `params`.
     """
 
     def rule(path: tuple, leaf: jax.Array) -> bool:
-        return path[-1].key == "kernel" or (distillation_token and path[-1].key == "distillation_token")
+        name = path[-1].key
+        return name == "kernel" or (distillation_token and name == "distillation_token")
 
     return jax.tree_util.tree_map_with_path(rule, params)
+
+
+# ------------------------------------------------------------------------------------------------------ LARS
 
 
 def lars(
@@ -107,76 +194,46 @@ def lars(
 ) -> optax.GradientTransformation:
     """LARS (You et al., arXiv 1708.03888), in the two forms that papers shipped under one name.
 
-        g     <- g + weight_decay * w                                    where mask
-        ratio  = trust_coefficient * |w| / |g|, 1 where a norm is 0      where mask, else 1
-        True:  v <- momentum * v + learning_rate * ratio * g;   w <- w - v                     SimCLR's released code
-        False: v <- momentum * v + ratio * g;                   w <- w - learning_rate * v     BYOL, MoCo v3
+        g     <- g + weight_decay * w                                        where mask
+        ratio  = trust_coefficient * |w| / |g|, or 1 where a norm is 0       where mask, else 1
 
-    The two part as soon as the learning rate moves.
+        lr_in_momentum=True (SimCLR's released code)
+            v <- momentum * v + learning_rate * ratio * g
+            w <- w - v
+        lr_in_momentum=False (BYOL, MoCo v3)
+            v <- momentum * v + ratio * g
+            w <- w - learning_rate * v
+
+    The two differ as soon as the learning rate changes.
 
     Args:
-        learning_rate: a number or a schedule of the update count.
+        learning_rate: a number, or a schedule of the update count.
         lr_in_momentum: which of the two forms.
-        mask: tree of bools like the parameters (or a function that makes one): True = decayed and adapted. `decayed` is SimCLR's.
+        weight_decay: added to the gradient before the ratio is taken.
+        momentum: decay of the velocity v.
+        trust_coefficient: scales the ratio of the norms.
+        mask: tree of bools like the parameters, or a function that makes one. True means decayed and adapted.
+            `decayed` is SimCLR's.
     """
-    adapt = [
-        optax.add_decayed_weights(weight_decay, mask=mask),
-        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), mask),
-    ]
+    decay = optax.add_decayed_weights(weight_decay, mask=mask)
+    adapt = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), mask)
     rate = optax.scale_by_learning_rate(learning_rate)
-    trace = optax.trace(decay=momentum)
-    return optax.chain(*adapt, rate, trace) if lr_in_momentum else optax.chain(*adapt, trace, rate)
+    velocity = optax.trace(decay=momentum)
+    if lr_in_momentum:
+        return optax.chain(decay, adapt, rate, velocity)
+    return optax.chain(decay, adapt, velocity, rate)
 
 
-def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tuple[int, ...] = ()) -> Schedule:
-    """A learning rate that changes between epochs only, without warm-up (facebookresearch/moco, adjust_learning_rate).
-
-    Epoch e = step // steps_per_epoch, counted from 0. With milestones the peak is divided by ten at each of them (MoCo v1: 120 and 160 of
-    200); without, it is peak * (1 + cos(pi e / epochs)) / 2 (v2), so the last epoch is not at 0.
-    """
-
-    def schedule(step: jax.Array) -> jax.Array:
-        epoch = jnp.minimum(jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1), epochs).astype(
-            jnp.float32
-        )
-        if milestones:
-            return jnp.float32(peak) * 0.1 ** sum((epoch >= at).astype(jnp.float32) for at in milestones)
-        return 0.5 * peak * (1.0 + jnp.cos(jnp.float32(math.pi) * epoch / max(epochs, 1)))
-
-    return schedule
-
-
-def timm_cosine(
-    peak: float, *, steps_per_epoch: int, epochs: int, warmup_epochs: int, start: float, end: float, lag: int
-) -> Schedule:
-    """timm's cosine as DeiT calls it: constant within an epoch, the cosine running under the warm-up.
-
-    Args:
-        peak: never quite reached.
-        start: in the first epoch.
-        end: approached by the last.
-        lag: 1 = every epoch uses the value of the one before, as the released code does: its first two epochs both train at `start`.
-    """
-    value = warmup_cosine(
-        peak, warmup_steps=warmup_epochs, total_steps=epochs, start=start, end=end, shift=False
-    )
-
-    def schedule(step: jax.Array) -> jax.Array:
-        return value(jnp.maximum(jnp.asarray(step, jnp.int32) // max(steps_per_epoch, 1) - lag, 0))
-
-    return schedule
-
-
-# ------------------------------------------------------------------------------------------------------------- by their names
+# ---------------------------------------------------------------------------------------- optimizers by name
 
 
 class Horizon(NamedTuple):
-    """What an optimizer is told of the run beside its own settings.
+    """What an optimizer needs to know about the run besides its own settings.
 
     Attributes:
-        peak: the learning rate, scaled by the batch.
-        steps_per_epoch: examples / batch, not rounded.
-        total_steps: of the whole run.
+        peak: the learning rate, scaled to the batch size.
+        steps_per_epoch: examples / batch size, not rounded.
+        total_steps: optimizer updates of the whole run.
         probes: see `Method.probes`.
         restarted: see `Method.restarted`.
     """
@@ -189,23 +246,25 @@ class Horizon(NamedTuple):
 
     @property
     def whole_steps(self) -> int:
-        """Whole batches in an epoch."""
+        """Whole batches per epoch."""
         return int(self.steps_per_epoch + 1e-9)
 
     @property
     def epochs(self) -> int:
-        """Of the whole run."""
+        """Epochs of the whole run."""
         return round((self.total_steps - 1) / self.steps_per_epoch)
 
     def warmed_up(self, epochs: float) -> Schedule:
-        """`warmup_cosine` over the run; the warm-up is examples * epochs // batch steps (google-research/simclr)."""
+        """`warmup_cosine` over the run.
+
+        The warm-up lasts examples * epochs // batch steps (google-research/simclr).
+        """
         # The small term keeps 0.1 * 10 epochs from being floored to 0 by a float that is one ulp short.
-        return warmup_cosine(
-            self.peak, warmup_steps=int(self.steps_per_epoch * epochs + 1e-9), total_steps=self.total_steps
-        )
+        warmup_steps = int(self.steps_per_epoch * epochs + 1e-9)
+        return warmup_cosine(self.peak, warmup_steps=warmup_steps, total_steps=self.total_steps)
 
     def mask(self) -> Callable[[Pytree], Pytree]:
-        """`decayed` with the run's probes."""
+        """`decayed` with the probes of the run."""
         return functools.partial(decayed, probes=self.probes)
 
 
@@ -213,61 +272,84 @@ Optimizer = tuple[optax.GradientTransformation, Schedule]
 
 
 def _lars(optim: ConfigDict, run: Horizon) -> Optimizer:
-    """SimCLR, BYOL, MoCo v3."""
+    """SimCLR, BYOL, MoCo v3 on a ResNet."""
     schedule = run.warmed_up(optim.warmup_epochs)
-    return lars(
+    tx = lars(
         schedule,
         lr_in_momentum=optim.lr_in_momentum,
         weight_decay=optim.weight_decay,
         momentum=optim.momentum,
         trust_coefficient=optim.trust_coefficient,
         mask=run.mask(),
-    ), schedule
+    )
+    return tx, schedule
 
 
 def _sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
-    """Decays kernels alone."""
+    """SGD that decays kernels only."""
     schedule = run.warmed_up(optim.warmup_epochs)
     decay = optax.add_decayed_weights(optim.weight_decay, mask=run.mask())
-    return optax.chain(decay, optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov)), schedule
+    sgd = optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov)
+    return optax.chain(decay, sgd), schedule
 
 
 def _adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
-    """Decays kernels alone."""
+    """AdamW that decays kernels only."""
     schedule = run.warmed_up(optim.warmup_epochs)
     return optax.adamw(schedule, weight_decay=optim.weight_decay, mask=run.mask()), schedule
 
 
 def _torch_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
-    """Decays every parameter, biases and norms too, as PyTorch does unless told otherwise (MoCo v1, v2)."""
+    """SGD that decays every parameter, biases and norms too, as PyTorch does by default (MoCo v1, v2)."""
     schedule = by_epoch(
         run.peak, steps_per_epoch=run.whole_steps, epochs=run.epochs, milestones=tuple(optim.milestones)
     )
     decay = optax.add_decayed_weights(optim.weight_decay)
-    return optax.chain(decay, optax.sgd(learning_rate=schedule, momentum=optim.momentum)), schedule
+    sgd = optax.sgd(schedule, momentum=optim.momentum)
+    return optax.chain(decay, sgd), schedule
 
 
 def _torch_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
-    """Decays every parameter (MoCo v3 on vision transformers)."""
+    """AdamW that decays every parameter (MoCo v3 on vision transformers)."""
     schedule = run.warmed_up(optim.warmup_epochs)
     return optax.adamw(schedule, weight_decay=optim.weight_decay), schedule
 
 
 def _deepcluster_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
-    """A constant rate; every parameter decays, and what a clustering begins anew has no momentum."""
+    """SGD at a constant rate that decays every parameter.
+
+    A branch that each clustering initialises anew has no momentum.
+    """
     schedule = optax.constant_schedule(run.peak)
 
     def lasting(params: Pytree) -> Pytree:
-        return {
-            name: jax.tree.map(lambda _, old=name not in run.restarted: old, branch)
-            for name, branch in params.items()
-        }
+        """True for the leaves of the branches that last from one clustering to the next."""
+        mask = {}
+        for name, branch in params.items():
+            lasts = name not in run.restarted
+            mask[name] = jax.tree.map(lambda _, lasts=lasts: lasts, branch)
+        return mask
 
-    return optax.chain(
+    tx = optax.chain(
         optax.add_decayed_weights(optim.weight_decay),
         optax.masked(optax.trace(optim.momentum), lasting),
         optax.scale_by_learning_rate(schedule),
-    ), schedule
+    )
+    return tx, schedule
+
+
+def _timm_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """DeiT."""
+    schedule = _timm_schedule(optim, run)
+    return optax.adamw(schedule, weight_decay=optim.weight_decay, mask=_timm_mask(optim)), schedule
+
+
+def _timm_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """DeiT's ablation."""
+    schedule = _timm_schedule(optim, run)
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=_timm_mask(optim))
+    sgd = optax.sgd(schedule, momentum=optim.momentum, nesterov=True)
+    return optax.chain(decay, sgd), schedule
 
 
 def _timm_schedule(optim: ConfigDict, run: Horizon) -> Schedule:
@@ -282,19 +364,8 @@ def _timm_schedule(optim: ConfigDict, run: Horizon) -> Schedule:
     )
 
 
-def _timm_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
-    """DeiT."""
-    schedule = _timm_schedule(optim, run)
-    mask = functools.partial(timm_decayed, distillation_token=optim.decay_distillation_token)
-    return optax.adamw(schedule, weight_decay=optim.weight_decay, mask=mask), schedule
-
-
-def _timm_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
-    """DeiT's ablation."""
-    schedule = _timm_schedule(optim, run)
-    mask = functools.partial(timm_decayed, distillation_token=optim.decay_distillation_token)
-    decay = optax.add_decayed_weights(optim.weight_decay, mask=mask)
-    return optax.chain(decay, optax.sgd(schedule, momentum=optim.momentum, nesterov=True)), schedule
+def _timm_mask(optim: ConfigDict) -> Callable[[Pytree], Pytree]:
+    return functools.partial(timm_decayed, distillation_token=optim.decay_distillation_token)
 
 
 OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
@@ -318,12 +389,15 @@ def make_optimizer(
     probes: tuple[str, ...] = (),
     restarted: tuple[str, ...] = (),
 ) -> Optimizer:
-    """The optimizer of a config's `optim`, and its learning-rate schedule (for the logs).
+    """Build the optimizer of a config's `optim`, and its learning-rate schedule (for the logs).
 
     Args:
-        optim: `name`, a key of OPTIMIZERS, `learning_rate`, `scaling`, and what that optimizer reads.
-        batch_size: the global batch, which scales the learning rate.
-        steps_per_epoch, total_steps, probes, restarted: see Horizon.
+        optim: `name`, a key of OPTIMIZERS; `learning_rate`; `scaling`; and what that optimizer reads.
+        batch_size: the global batch size, which scales the learning rate.
+        steps_per_epoch: see Horizon.
+        total_steps: see Horizon.
+        probes: see Horizon.
+        restarted: see Horizon.
 
     Raises:
         ValueError: an unknown name or scaling.
@@ -331,4 +405,5 @@ def make_optimizer(
     if optim.name not in OPTIMIZERS:
         raise ValueError(f"optim.name={optim.name!r} is not one of {', '.join(OPTIMIZERS)}")
     peak = scaled_learning_rate(optim.learning_rate, optim.scaling, batch_size)
-    return OPTIMIZERS[optim.name](optim, Horizon(peak, steps_per_epoch, total_steps, probes, restarted))
+    run = Horizon(peak, steps_per_epoch, total_steps, probes, restarted)
+    return OPTIMIZERS[optim.name](optim, run)

@@ -14,10 +14,15 @@ Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.
 
 
 def make_train_step(method: Method, tx: optax.GradientTransformation, accumulate: int = 1) -> Step:
-    """The step to jit: (state, batch, key) -> (state, metrics).
+    """Build the function to jit: (state, batch, key) -> (state, metrics).
 
-    The key is the run's own, `jax.random.key(seed)`, the same at every step: what a step draws follows from (seed, step), so a
-    resumed run draws what the uninterrupted one would have drawn. With `accumulate` > 1 the gradient is taken in micro-batches.
+    The key is the run's own, `jax.random.key(seed)`, and it is the same at every step. What a step draws
+    follows from (seed, step), so a resumed run draws what the uninterrupted one would have drawn.
+
+    Args:
+        method: the paper.
+        tx: the optimizer.
+        accumulate: number of micro-batches that the gradient is accumulated over; 1 takes the batch whole.
 
     Raises:
         ValueError: the method's loss cannot be taken in micro-batches.
@@ -29,9 +34,11 @@ def make_train_step(method: Method, tx: optax.GradientTransformation, accumulate
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
         (loss, out), grads = gradient(state.params, state.model_state, state.extra, batch, key, state.step)
+
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         extra = method.update(state.extra, params, out.carry, state.step)
+
         metrics = {
             **out.metrics,
             "loss": loss,
@@ -39,8 +46,13 @@ def make_train_step(method: Method, tx: optax.GradientTransformation, accumulate
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
         }
-        return TrainState(
-            step=state.step + 1, params=params, model_state=out.model_state, opt_state=opt_state, extra=extra
-        ), metrics
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            model_state=out.model_state,
+            opt_state=opt_state,
+            extra=extra,
+        )
+        return state, metrics
 
     return train_step

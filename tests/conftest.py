@@ -1,5 +1,7 @@
-"""Strict JAX on 8 fake CPU devices: no silent promotion, warnings of our own code are errors. Programs here run for milliseconds, so the
-compiler is told not to optimise them."""
+"""Strict JAX on 8 fake CPU devices: no silent promotion, and warnings of our own code are errors.
+
+The programs of the tests run for milliseconds, so the compiler is told not to optimise them.
+"""
 
 import os
 

@@ -1,5 +1,6 @@
-"""Micro-batches give the gradient of the whole batch, by a direct calculation of it."""
+"""Micro-batches give the gradient of the whole batch, which is calculated directly."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,16 +22,15 @@ ARGUMENTS = (PARAMS, {"seen": np.float32(1.0)}, (), BATCH, None, np.int32(0))
 
 
 def embed(params, model_state, extra, batch, key, step):
-    """A layer without batch statistics; the state becomes the mean index that it saw."""
+    """A layer without batch statistics. The state becomes the mean index that it saw."""
     return {"z": jnp.tanh(batch["image"] @ params["w"])}, {"seen": batch["index"].astype(jnp.float32).mean()}
 
 
 def objective(params, embeddings, batch, step):
     z = embeddings["z"]
     rows = params["scale"] * nt_xent(z[:, 0], z[:, 1], temperature=0.5)
-    return rows.mean() + (z[:, 0] * batch["index"].astype(jnp.float32)[:, None]).mean(), {
-        "largest": rows.max()
-    }
+    weighted = z[:, 0] * batch["index"].astype(jnp.float32)[:, None]
+    return rows.mean() + weighted.mean(), {"largest": rows.max()}
 
 
 def contrastive(params, model_state, extra, batch, key, step):
@@ -62,19 +62,15 @@ def test_pieces_interleave_the_rows_and_join_puts_them_back():
     ids=["mean", "two_pass"],
 )
 def test_micro_batches_give_the_whole_batch(method):
-    (loss, out), grads = jax.jit(make_gradient(method, 1))(*ARGUMENTS)
-    (micro_loss, micro_out), micro_grads = jax.jit(make_gradient(method, 3))(*ARGUMENTS)
-    for whole, pieces in zip(
-        jax.tree.leaves((loss, out, grads)),
-        jax.tree.leaves((micro_loss, micro_out, micro_grads)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(pieces, whole, rtol=2e-6, atol=1e-6)
-    assert micro_out.model_state["seen"] == 5.5  # of all twelve rows, once
+    whole = jax.jit(make_gradient(method, 1))(*ARGUMENTS)
+    pieces = jax.jit(make_gradient(method, 3))(*ARGUMENTS)
+    chex.assert_trees_all_close(pieces, whole, rtol=2e-6, atol=1e-6)
+    (_, out), _ = pieces
+    assert out.model_state["seen"] == 5.5  # the mean over all twelve rows, each counted once
 
 
 def test_averaging_a_loss_over_the_whole_batch_would_be_wrong():
-    """What is refused: the mean of NT-Xent over micro-batches is another loss with another gradient."""
+    """It is refused: the mean of NT-Xent over micro-batches is another loss with another gradient."""
     (whole, _), grads = make_gradient(Method(None, contrastive, None), 1)(*ARGUMENTS)
     (pieces, _), wrong = make_gradient(Method(None, contrastive, None, separable=True), 3)(*ARGUMENTS)
     assert abs(whole - pieces) > 0.1 and np.abs(grads["w"] - wrong["w"]).max() > 1e-3
@@ -83,21 +79,21 @@ def test_averaging_a_loss_over_the_whole_batch_would_be_wrong():
 
 
 def test_simclr_in_micro_batches_is_its_loss_over_all_their_embeddings():
-    """Against one backward pass through both micro-batches side by side, each normalised by its own statistics."""
+    """Against one backward pass through both micro-batches at once, each with its own batch statistics."""
     config = small_config("simclr")
     source = sources.load(config.data, "train")
     program = build(config, source.facts)
     batch = {k: np.asarray(v) for k, v in next(device_batches(program, source, 0, 0)).items()}
-    state, key = jax.tree.map(np.asarray, program.init(0)), jax.random.key(1)
+    state = jax.tree.map(np.asarray, program.init(0))
+    key = jax.random.key(1)
     two_pass = program.method.two_pass
 
+    def embeddings(params, a):
+        micro = {k: v[a::2] for k, v in batch.items()}
+        return two_pass.embed(params, state.model_state, (), micro, key, state.step)[0]
+
     def side_by_side(params):
-        pieces = [
-            two_pass.embed(
-                params, state.model_state, (), {k: v[a::2] for k, v in batch.items()}, key, state.step
-            )[0]
-            for a in (0, 1)
-        ]
+        pieces = [embeddings(params, a) for a in (0, 1)]
         together = jax.tree.map(lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:]), *pieces)
         return two_pass.objective(params, together, batch, state.step)[0]
 

@@ -1,8 +1,12 @@
-"""What every method promises, generated over METHODS. A new method is picked up by itself; it needs `configs/<method>.py:digits`, and a
-file in tests/contract if it keeps a state of its own."""
+"""What every method promises, generated over METHODS.
+
+A new method is tested automatically. It needs `configs/<method>.py:digits`, and a file in tests/contract if
+it keeps a state of its own.
+"""
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,22 +27,25 @@ def case(request):
 
 
 def test_a_step_keeps_tree_shapes_dtypes_and_shardings(case):
-    before, after = case.initial, case.states[1]
-    assert jax.tree.structure(before) == jax.tree.structure(after)
+    before = case.initial
+    after = case.states[1]
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
     for (name, a), (_, b) in zip(leaves(before), leaves(after), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim), name
         assert len(b.sharding.device_set) == 8, name
 
 
 def test_every_trainable_leaf_moves(case):
-    """Four steps: a zero-initialised head, and then a zero-initialised last gamma, each hold back what lies below them for one."""
+    """Within four steps. A head and a last gain that start from zero each delay the layers below by one."""
     for (name, a), (_, b) in zip(leaves(case.initial.params), leaves(case.states[-1].params), strict=True):
         assert np.any(np.asarray(a) != np.asarray(b)), f"{name} has not moved in four steps"
 
 
 def test_one_device_computes_what_eight_and_four_by_two_compute(case):
-    """Loss and every gradient leaf, on the same batch and from the same parameters after a step; 4 x 2 with its parameters split."""
+    """Loss and every gradient leaf, on the same batch and from the same parameters after one step.
+
+    On 4 x 2 devices the parameters are sharded.
+    """
 
     def gradient(program):
         places = jax.tree.map(lambda leaf: leaf.sharding, program.shapes)
@@ -63,9 +70,8 @@ def test_one_device_computes_what_eight_and_four_by_two_compute(case):
         assert bool(split) == (program is case.four_by_two), split
         np.testing.assert_allclose(loss, loss1, rtol=1e-5)
         for (name, a), (_, b) in zip(leaves(grad), leaves(grad1), strict=True):
-            scale = max(
-                np.abs(np.asarray(b)).max(), 1e-2
-            )  # the gradient of a bias before a norm is nothing but rounding
+            # The gradient of a bias before a norm is nothing but rounding.
+            scale = max(np.abs(np.asarray(b)).max(), 1e-2)
             np.testing.assert_allclose(
                 np.asarray(a), np.asarray(b), rtol=1e-4, atol=3e-5 * scale, err_msg=name
             )
@@ -79,11 +85,11 @@ def test_stopping_and_resuming_changes_no_bit(case, tmp_path):
     balance = balance_of(case.eight, case.source, restored)
     batch = next(device_batches(case.eight, case.source, 0, int(restored.step), balance))
     resumed, _ = case.eight.step(restored, batch, case.key)
-    for (name, a), (_, b) in zip(leaves(case.states[3]), leaves(resumed), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=name)
+    chex.assert_trees_all_equal(resumed, case.states[3], strict=True)
 
 
 def test_nothing_is_traced_again_after_the_second_step(case):
+    """The size of jit's cache also sees a step that is compiled again for other shardings without a trace."""
     assert case.eight.step._cache_size() == 1
 
 
@@ -91,7 +97,8 @@ def test_extra_follows_its_numpy_oracle(case):
     if jax.tree.leaves(case.initial.extra):
         oracle = own(case.name).oracle
         assert oracle is not None, (
-            f"{case.name} has extra state: give it an independent NumPy version in tests/contract/{case.name}.py"
+            f"{case.name} has extra state: "
+            f"write an independent NumPy version of it in tests/contract/{case.name}.py"
         )
         oracle(case)
     else:
@@ -99,7 +106,7 @@ def test_extra_follows_its_numpy_oracle(case):
 
 
 def test_the_loss_falls_on_one_small_batch(case):
-    """Forty updates on the same views of the same sixteen images; a queue or a target network stands still meanwhile."""
+    """Forty updates on the same views of sixteen images, while a queue or a target network stands still."""
     state = case.on_one_device(case.states[-1])
     extra = state.extra
     batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[0].items()}
@@ -109,9 +116,8 @@ def test_the_loss_falls_on_one_small_batch(case):
         step = jax.jit(make_train_step(case.one.method, tx))
         state = state.replace(opt_state=tx.init(state.params))
         for _ in range(40):
-            state, metrics = step(
-                state.replace(step=jnp.zeros((), jnp.int32), extra=extra), batch, case.key
-            )  # step 0: the same views
+            state = state.replace(step=jnp.zeros((), jnp.int32), extra=extra)  # step 0 draws the same views
+            state, metrics = step(state, batch, case.key)
             losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.75 * losses[0], losses
 

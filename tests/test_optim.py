@@ -1,5 +1,6 @@
 """LARS, schedules and masks against the released optimizers."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,26 +16,43 @@ from tests.methods.small import FACTS
 
 def follow(tx, init, grads):
     """Parameters after every update."""
-    params, state, out = init, tx.init(init), []
+    params = init
+    state = tx.init(init)
     update = jax.jit(tx.update)
+    after = []
     for g in grads:
         updates, state = update(g, state, params)
         params = optax.apply_updates(params, updates)
-        out.append(params)
-    return out
+        after.append(params)
+    return after
 
 
 def run_golden(g, case, tx, excluded, steps):
-    init = {k: jnp.asarray(v) for k, v in g.under(f"{case}/init").items()}
-    grads = [{k: jnp.asarray(v) for k, v in g.under(f"{case}/grad{s}").items()} for s in range(steps)]
-    for s, got in enumerate(follow(tx({k: not excluded(k, v) for k, v in init.items()}), init, grads)):
-        for k, want in g.under(f"{case}/param{s}").items():
-            np.testing.assert_allclose(got[k], want, rtol=1e-4, atol=1e-5, err_msg=f"{case} step {s} {k}")
+    """Compare the parameters after every step with those of a released optimizer.
+
+    Args:
+        g: the golden file.
+        case: name of the case in it.
+        tx: mask -> the optimizer under test.
+        excluded: (name, array) -> whether the parameter is neither decayed nor adapted.
+        steps: number of steps in the file.
+    """
+    arrays = lambda name: {k: jnp.asarray(v) for k, v in g.under(f"{case}/{name}").items()}
+    init = arrays("init")
+    grads = [arrays(f"grad{s}") for s in range(steps)]
+    mask = {k: not excluded(k, v) for k, v in init.items()}
+    for s, got in enumerate(follow(tx(mask), init, grads)):
+        chex.assert_trees_all_close(got, arrays(f"param{s}"), rtol=1e-4, atol=1e-5)
 
 
 def test_simclr_lars(golden):
-    """The default of the released optimizer; its Nesterov and trust-ratio-after-momentum variants (cases 1 to 3) are in no paper here."""
-    g, c = golden("lars"), "simclr0"
+    """The default of the released optimizer.
+
+    Its variants with Nesterov momentum or with the trust ratio after the momentum (cases 1 to 3) are in no
+    paper here.
+    """
+    g = golden("lars")
+    c = "simclr0"
     rates = jnp.asarray(g[f"{c}/lr_per_step"], jnp.float32)
 
     def tx(mask):
@@ -119,7 +137,9 @@ def test_the_two_forms_part_when_the_learning_rate_moves(inside, want):
 @pytest.mark.parametrize("case", range(3))
 def test_simclr_schedule(golden, case):
     g = golden("schedules").under(f"simclr{case}")
-    n, epochs, batch = int(g["num_examples"]), int(g["train_epochs"]), int(g["train_batch_size"])
+    n = int(g["num_examples"])
+    epochs = int(g["train_epochs"])
+    batch = int(g["train_batch_size"])
     total = int(g["train_steps_flag"]) or optim.train_steps(n, epochs, batch)
     assert total == int(g["total_steps"])
     config = optim.ConfigDict(
@@ -139,7 +159,7 @@ def test_simclr_schedule(golden, case):
 
 @pytest.mark.parametrize("case", range(2))
 def test_timm_schedule_runs_its_cosine_under_the_warmup(golden, case):
-    """The value of each epoch, in all of its steps; with the released code's lag that of the epoch before."""
+    """The value of each epoch, in all its steps; with the released code's lag, that of the epoch before."""
     g = golden("schedules").under(f"deit{case}")
     settings = dict(
         steps_per_epoch=3,
@@ -158,7 +178,7 @@ def test_timm_schedule_runs_its_cosine_under_the_warmup(golden, case):
 
 
 def test_deit_schedule_and_decayed_leaves_by_hand():
-    """Six values of the recipe at batch 1024; kernels decay, and the distillation token where the flag says so."""
+    """Six values of the recipe at batch size 1024. Kernels decay, and the token too if the flag is set."""
     c = deit_config("imagenet_ti_distilled")
     tx, schedule = optim.make_optimizer(
         c.optim, batch_size=1024, steps_per_epoch=1_281_167 / 1024, total_steps=1_281_167 * 300 // 1024 + 1
@@ -178,9 +198,8 @@ def test_deit_schedule_and_decayed_leaves_by_hand():
         )
         moved[flag] = {name for name, on in named if on}
     assert moved[True] - moved[False] == {"encoder/distillation_token"}
-    assert len(moved[False]) == 1 + 12 * 4 + 2 and not any(
-        "position" in name or "class_token" in name for name in moved[True]
-    )
+    assert len(moved[False]) == 1 + 12 * 4 + 2
+    assert not any("position" in name or "class_token" in name for name in moved[True])
 
 
 def test_imagenet_schedule_by_hand():
@@ -261,9 +280,8 @@ def made(name):
             lr_in_momentum=True,
         )
     )
-    return optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10, probes=("probe",))[
-        0
-    ]
+    tx, _ = optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10, probes=("probe",))
+    return tx
 
 
 @pytest.mark.parametrize(
@@ -277,9 +295,10 @@ def test_a_warmup_starts_at_zero_and_only_kernels_decay(name, moved):
     }
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its integer count with floats
         first, second = follow(made(name), init, [jax.tree.map(jnp.zeros_like, init)] * 2)
-    jax.tree.map(np.testing.assert_array_equal, first, init)
+    chex.assert_trees_all_equal(first, init)
     np.testing.assert_array_equal([*second["bias"], *second["probe"]["kernel"].ravel()], np.full(6, 2.0))
-    # The second step's rate is 0.1, the decay's gradient 0.1 * 2: LARS shrinks it to a thousandth of the kernel, SGD remembers the first.
+    # The learning rate of the second step is 0.1, and the gradient of the decay is 0.1 * 2. LARS shrinks that
+    # to a thousandth of the kernel; the momentum of SGD adds that of the first step.
     np.testing.assert_allclose(second["kernel"], np.full((2, 2), 2.0 - 0.1 * moved), rtol=1e-6)
 
 
@@ -292,7 +311,10 @@ def test_a_kernel_of_zeros_moves_by_its_plain_gradient():
 
 
 def test_a_layer_wise_rate_is_a_row_of_the_table(monkeypatch):
-    """Block i of L learns at decay^(L + 1 - i) of the rate, what lies before the blocks at decay^(L + 1), the head at the whole one."""
+    """Block i of L learns at decay^(L + 1 - i) times the rate.
+
+    The layers before the blocks learn at decay^(L + 1) times the rate, and the head at the full rate.
+    """
 
     def layered(config, run):
         schedule = run.warmed_up(config.warmup_epochs)
@@ -300,7 +322,8 @@ def test_a_layer_wise_rate_is_a_row_of_the_table(monkeypatch):
         def depth(path):
             if path[0].key != "encoder":
                 return config.layers + 1
-            return int(path[1].key.removeprefix("block")) + 1 if path[1].key.startswith("block") else 0
+            name = path[1].key
+            return int(name.removeprefix("block")) + 1 if name.startswith("block") else 0
 
         def scaled(updates, params):
             return jax.tree.map_with_path(

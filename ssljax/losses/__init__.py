@@ -1,1 +1,1 @@
-"""Pure functions from arrays to one value an example. No Flax, no NumPy, no state."""
+"""Pure functions from arrays to one value per example. No Flax, no NumPy, no state."""

@@ -1,16 +1,16 @@
-"""Cross entropy for labelled images."""
+"""Cross entropy and accuracy for labelled images."""
 
 import jax
 import jax.numpy as jnp
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross entropy, one value an example.
+    """Softmax cross entropy, one value per example.
 
     Args:
         logits: [B, C], any floating dtype; the softmax is taken in float32.
-        labels: int [B], or probabilities [B, C]. A negative integer is no label: its row's loss is 0.
-        label_smoothing: mass s spread evenly: targets become (1 - s) * target + s / C.
+        labels: int [B], or probabilities [B, C]. A negative integer means no label, and gives a loss of 0.
+        label_smoothing: mass s spread evenly over the classes. Targets become (1 - s) * target + s / C.
 
     Returns:
         float32 [B].
@@ -38,19 +38,28 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """1 where the largest logit is the label's -> float32 [B]. labels: int [B]; a negative one gives 0."""
+    """Whether the largest logit is that of the label.
+
+    Args:
+        logits: [B, C].
+        labels: int [B]; a negative label gives 0.
+
+    Returns:
+        float32 [B] of 0 and 1.
+    """
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
 def mean_of_labelled(rows: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean over examples with a label, 0 where there are none.
+    """The mean over the examples that have a label; 0 if none has.
 
     Args:
-        rows: float32 [B], 0 for an example without a label, as `cross_entropy` and `accuracy` give it.
+        rows: float32 [B], 0 for an example without a label, as `cross_entropy` and `accuracy` return it.
         labels: int [B], negative for no label.
 
     Returns:
-        float32 scalar. With all labels it is the plain mean to the last bit: what that is multiplied by is 1.
+        float32 scalar. If all examples have a label it equals the plain mean to the last bit, because the
+        correction is then a factor of exactly 1.
     """
     labelled = jnp.maximum((labels >= 0).sum(), 1).astype(jnp.float32)
     return jnp.mean(rows) * (rows.shape[0] / labelled)

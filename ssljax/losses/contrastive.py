@@ -1,29 +1,31 @@
-"""Contrastive losses. Embeddings come in as the network gave them and are normalised inside."""
+"""Contrastive losses. They take embeddings as the network gives them and normalise inside."""
 
 import jax
 import jax.numpy as jnp
 
 from ssljax.losses.similarity import dot, l2_normalize
 
-# What the released code subtracts from a masked logit: finite, so that no softmax ever meets an all-masked row.
+# What the released code subtracts from a masked logit. It is finite, so no softmax sees a row of -inf.
 MASKED = 1e9
 
 
 def nt_xent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
-    """The normalised temperature-scaled cross entropy of SimCLR (arXiv 2002.05709, equation 1; google-research/simclr objective.py).
+    """The normalised temperature-scaled cross entropy of SimCLR (arXiv 2002.05709, equation 1).
 
         l(i, j) = -log  exp(sim(z_i, z_j) / tau) / sum_{k != i} exp(sim(z_i, z_k) / tau)
 
-    Under jit the batch is one array: the negatives of a row are all other 2B - 2 rows, on however many devices they live, and the
-    gradient flows through both sides of every similarity.
+    It follows objective.py of google-research/simclr. Under jit the batch is one array. The negatives of a
+    row are all other 2B - 2 rows, on however many devices they live, and the gradient flows through both
+    sides of every similarity.
 
     Args:
         z1: [B, D] embeddings of view 1, unnormalised.
         z2: [B, D] embeddings of view 2; row i shows the same image as row i of z1.
-        temperature: tau, divides the cosine similarities.
+        temperature: tau, which divides the cosine similarities.
 
     Returns:
-        float32 [2B]: the rows of view 1, then those of view 2. Their mean is the paper's loss; the released code's is twice that.
+        float32 [2B]: the rows of view 1, then those of view 2. Their mean is the paper's loss; the released
+        code's loss is twice that.
 
     Raises:
         ValueError: the two views do not have the same [B, D] shape.
@@ -32,7 +34,8 @@ def nt_xent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
         raise ValueError(
             f"nt_xent pairs row i of z1 with row i of z2: both must be [B, D], got {z1.shape} and {z2.shape}"
         )
-    z1, z2 = l2_normalize(z1), l2_normalize(z2)
+    z1 = l2_normalize(z1)
+    z2 = l2_normalize(z2)
     tau = jnp.float32(temperature)
     itself = MASKED * jnp.eye(z1.shape[0], dtype=jnp.float32)
     ab = dot(z1, z2) / tau
@@ -43,15 +46,22 @@ def nt_xent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
 
 
 def _first_block_diagonal(positives: jax.Array, others: jax.Array) -> jax.Array:
-    """Cross entropy over the columns of [positives | others] (each [B, B]) with column i as the label of row i -> [B]."""
+    """Cross entropy over the columns of [positives | others], each [B, B], with label i for row i -> [B]."""
     logits = jnp.concatenate([positives, others], axis=1)
     return jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(positives)
 
 
 def contrast_accuracy(z1: jax.Array, z2: jax.Array) -> jax.Array:
-    """How often a row of view 1 is nearest to its own row of view 2, among the B rows of view 2 -> float32 [B].
+    """Whether a row of view 1 is nearest to its own row among the B rows of view 2.
 
-    The released code's metric: a B-way problem, easier than the (2B - 1)-way problem of the loss.
+    This is the released code's metric: a B-way problem, easier than the (2B - 1)-way problem of the loss.
+
+    Args:
+        z1: [B, D] embeddings of view 1, unnormalised.
+        z2: [B, D] embeddings of view 2, unnormalised.
+
+    Returns:
+        float32 [B] of 0 and 1.
     """
     similarity = jax.lax.stop_gradient(dot(l2_normalize(z1), l2_normalize(z2)))
     return (jnp.argmax(similarity, axis=1) == jnp.arange(z1.shape[0])).astype(jnp.float32)
@@ -68,18 +78,19 @@ def info_nce(q: jax.Array, k: jax.Array, queue: jax.Array, *, temperature: float
         q: [B, D] queries, unnormalised.
         k: [B, D] keys, unnormalised; row i shows the same image as row i of q.
         queue: [K, D] keys of earlier batches.
-        temperature: tau, divides the cosine similarities.
+        temperature: tau, which divides the cosine similarities.
 
     Returns:
-        float32 [B]. With K random negatives and a perfect key it is log(1 + K exp(-1/tau)), not 0; without learning log(K + 1).
+        float32 [B]. With K random negatives and a perfect key it is log(1 + K exp(-1/tau)), not 0; without
+        learning it is log(K + 1).
 
     Raises:
-        ValueError: queries and keys differ in shape, or the queue in width.
+        ValueError: queries and keys differ in shape, or the queue has another width.
     """
     if q.shape != k.shape or q.ndim != 2 or queue.shape[1:] != q.shape[1:]:
         raise ValueError(
-            f"info_nce compares row i of q [B, D] with row i of k [B, D] and all rows of queue [K, D], got {q.shape}, "
-            f"{k.shape} and {queue.shape}"
+            "info_nce compares row i of q [B, D] with row i of k [B, D] and all rows of queue [K, D], "
+            f"got {q.shape}, {k.shape} and {queue.shape}"
         )
     positive, negatives = queue_similarities(q, k, queue)
     logits = jnp.concatenate([positive[:, None], negatives], axis=1) / temperature
@@ -87,32 +98,50 @@ def info_nce(q: jax.Array, k: jax.Array, queue: jax.Array, *, temperature: float
 
 
 def queue_similarities(q: jax.Array, k: jax.Array, queue: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines of q [B, D] with its own key [B] and with the queue [B, K], float32; only q is differentiated."""
-    q, k, queue = (
-        l2_normalize(q),
-        jax.lax.stop_gradient(l2_normalize(k)),
-        jax.lax.stop_gradient(l2_normalize(queue)),
-    )
-    return jnp.einsum("bd,bd->b", q, k, precision=jax.lax.Precision.HIGHEST), dot(q, queue)
+    """Cosine similarities of queries with their own keys and with the queue. Only q gets a gradient.
+
+    Args:
+        q: [B, D] queries, unnormalised.
+        k: [B, D] keys, unnormalised.
+        queue: [K, D].
+
+    Returns:
+        float32 [B] and float32 [B, K].
+    """
+    q = l2_normalize(q)
+    k = jax.lax.stop_gradient(l2_normalize(k))
+    queue = jax.lax.stop_gradient(l2_normalize(queue))
+    positive = jnp.einsum("bd,bd->b", q, k, precision=jax.lax.Precision.HIGHEST)
+    return positive, dot(q, queue)
 
 
 def queue_accuracy(q: jax.Array, k: jax.Array, queue: jax.Array) -> jax.Array:
-    """1 where a query's own key is nearer than the whole queue -> float32 [B]: the accuracy of MoCo's pretext task."""
+    """Whether a query is nearer to its own key than to the whole queue: the accuracy of MoCo's pretext task.
+
+    Args:
+        q: [B, D] queries, unnormalised.
+        k: [B, D] keys, unnormalised.
+        queue: [K, D].
+
+    Returns:
+        float32 [B] of 0 and 1.
+    """
     positive, negatives = queue_similarities(q, k, queue)
     return (positive > jnp.max(negatives, axis=1)).astype(jnp.float32)
 
 
 def in_batch_info_nce(q: jax.Array, k: jax.Array, *, temperature: float) -> jax.Array:
-    """MoCo v3's contrast (arXiv 2104.02057, Algorithm 1, `ctr` without its factor): a row's negatives are the other rows' keys.
+    """MoCo v3's contrast (arXiv 2104.02057, Algorithm 1, `ctr` without its factor).
 
         l(q_i) = -log  exp(q_i.k_i / tau) / sum_j exp(q_i.k_j / tau)
 
-    Unlike NT-Xent there are no negatives from the own view. The caller stops the gradient to k and scales by 2 tau.
+    The negatives of a row are the keys of the other rows. Unlike NT-Xent, it takes no negatives from the same
+    view. The caller stops the gradient to k and scales by 2 tau.
 
     Args:
         q: [B, D], unnormalised.
         k: [B, D], unnormalised; under jit B is the global batch, on however many devices.
-        temperature: tau.
+        temperature: tau, which divides the cosine similarities.
 
     Returns:
         float32 [B]; log(B) when all embeddings are equal.
@@ -122,7 +151,8 @@ def in_batch_info_nce(q: jax.Array, k: jax.Array, *, temperature: float) -> jax.
     """
     if q.shape != k.shape or q.ndim != 2:
         raise ValueError(
-            f"in_batch_info_nce pairs row i of q with row i of k: both must be [B, D], got {q.shape} and {k.shape}"
+            "in_batch_info_nce pairs row i of q with row i of k: "
+            f"both must be [B, D], got {q.shape} and {k.shape}"
         )
     logits = dot(l2_normalize(q), l2_normalize(k)) / temperature
     return jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)

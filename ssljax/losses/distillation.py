@@ -1,11 +1,13 @@
-"""Distillation of a teacher's class probabilities (Hinton et al., arXiv 1503.02531) as DeiT uses it (arXiv 2012.12877, section 4).
+"""Distillation of a teacher's class probabilities, as DeiT uses it (arXiv 2012.12877, section 4).
 
-    soft    (1 - alpha) CE(class, y) + alpha tau^2 KL(softmax(teacher / tau) || softmax(token / tau))        equation 2
-    hard    (1 - alpha) CE(class, y) + alpha CE(token, argmax teacher)                                       equation 3, alpha = 1/2
+    soft    (1 - alpha) CE(class, y) + alpha tau^2 KL(softmax(teacher / tau) || softmax(token / tau))
+            (equation 2; Hinton et al., arXiv 1503.02531)
+    hard    (1 - alpha) CE(class, y) + alpha CE(token, argmax teacher)
+            (equation 3, alpha = 1/2)
 
-`class` are the logits of the class token, `token` those of the distillation token; without one, the same logits serve both terms. The
-paper prints the two distributions of the KL in the other order; the released code (facebookresearch/deit, losses.py) has the order above.
-No gradient flows to the teacher.
+`class` stands for the logits of the class token, `token` for those of the distillation token; without one,
+the same logits serve both terms. The paper prints the two distributions of the KL in the other order; the
+released code (facebookresearch/deit, losses.py) has the order above. No gradient flows to the teacher.
 """
 
 import jax
@@ -26,7 +28,7 @@ def soft(
     normalization: str = "paper",
     label_smoothing: float = 0.0,
 ) -> jax.Array:
-    """Soft distillation, one value an example.
+    """Soft distillation, one value per example.
 
     Args:
         logits: ([B, C], [B, C]), of the class token and of the distillation token.
@@ -34,8 +36,8 @@ def soft(
         labels: int [B], or probabilities [B, C].
         alpha: weight of the teacher; the paper's lambda, 0.1.
         temperature: tau; 3 in the paper.
-        normalization: "paper" sums the KL over the classes; "code" divides it by their number, which is what the released numbers were
-            trained with.
+        normalization: "paper" sums the KL over the classes. "code" divides it by their number, as in the
+            training of the released numbers.
         label_smoothing: of the labels, see `cross_entropy`.
 
     Returns:
@@ -46,7 +48,8 @@ def soft(
     """
     if normalization not in NORMALIZATIONS:
         raise ValueError(
-            f"config.distill.normalization={normalization!r} is unknown. Use 'paper' (sum over classes) or 'code' (mean)."
+            f"config.distill.normalization={normalization!r} is unknown. "
+            "Use 'paper' (sum over classes) or 'code' (mean)."
         )
     student, token = _matching(logits, teacher_logits)
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32) / temperature)
@@ -54,9 +57,8 @@ def soft(
     divergence = jnp.sum(jnp.exp(teacher) * (teacher - pupil), axis=-1)
     if normalization == "code":
         divergence = divergence / token.shape[-1]
-    return (1.0 - alpha) * cross_entropy(
-        student, labels, label_smoothing=label_smoothing
-    ) + alpha * temperature**2 * divergence
+    classification = (1.0 - alpha) * cross_entropy(student, labels, label_smoothing=label_smoothing)
+    return classification + alpha * temperature**2 * divergence
 
 
 def hard(
@@ -67,19 +69,22 @@ def hard(
     alpha: float = 0.5,
     label_smoothing: float = 0.0,
 ) -> jax.Array:
-    """Hard distillation: the teacher's decision is a second label, never smoothed. Arguments and result as for `soft`."""
+    """Hard distillation: the teacher's decision is a second label, which is never smoothed.
+
+    Arguments, result and errors are those of `soft`.
+    """
     student, token = _matching(logits, teacher_logits)
     decision = jnp.argmax(teacher_logits, axis=-1)
-    return (1.0 - alpha) * cross_entropy(
-        student, labels, label_smoothing=label_smoothing
-    ) + alpha * cross_entropy(token, decision)
+    classification = (1.0 - alpha) * cross_entropy(student, labels, label_smoothing=label_smoothing)
+    return classification + alpha * cross_entropy(token, decision)
 
 
 def _matching(logits: tuple[jax.Array, jax.Array], teacher_logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The student's two logits, after a check that all three shapes agree."""
     student, token = logits
     if not student.shape == token.shape == teacher_logits.shape:
         raise ValueError(
-            f"logits of the class token {student.shape}, of the distillation token {token.shape} and of the teacher "
-            f"{teacher_logits.shape} must be alike: the teacher must know the same classes"
+            f"logits of the class token {student.shape}, of the distillation token {token.shape} and of the "
+            f"teacher {teacher_logits.shape} must be alike: the teacher must know the same classes"
         )
     return student, token

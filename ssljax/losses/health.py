@@ -1,4 +1,7 @@
-"""How embeddings lie on the sphere: what tells a healthy run from a collapsed one, for `run/monitor.py` to judge."""
+"""How embeddings are spread over the sphere.
+
+These numbers tell a healthy run from a collapsed one; `run/monitor.py` judges them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +10,41 @@ from ssljax.losses.similarity import dot, l2_normalize
 
 
 def embedding_std(z: jax.Array) -> jax.Array:
-    """Standard deviation of the normalised embeddings, averaged over dimensions, times sqrt(D) -> scalar.
+    """Standard deviation of the normalised embeddings, averaged over dimensions, times sqrt(D).
 
-    1 when the rows [N, D] are spread evenly over the sphere, 0 when they are all the same vector (Chen & He, arXiv 2011.10566, 4.1).
+    See Chen & He, arXiv 2011.10566, section 4.1.
+
+    Args:
+        z: [N, D].
+
+    Returns:
+        A scalar: 1 if the rows are spread evenly over the sphere, 0 if they are all the same vector.
     """
     z = l2_normalize(z)
     return jnp.mean(jnp.std(z, axis=0)) * jnp.sqrt(jnp.float32(z.shape[1]))
 
 
 def alignment(z1: jax.Array, z2: jax.Array) -> jax.Array:
-    """Mean squared distance of the normalised pairs [N, D], [N, D] -> scalar (Wang & Isola, arXiv 2005.10242, alpha = 2)."""
+    """Mean squared distance of the normalised pairs (Wang & Isola, arXiv 2005.10242, alpha = 2).
+
+    Args:
+        z1: [N, D].
+        z2: [N, D].
+
+    Returns:
+        A scalar.
+    """
     return jnp.mean(jnp.sum((l2_normalize(z1) - l2_normalize(z2)) ** 2, axis=1))
 
 
 def uniformity(z: jax.Array) -> jax.Array:
-    """log of the mean of exp(-2 |z_i - z_j|^2) over the pairs i != j of rows [N, D] -> scalar (Wang & Isola, t = 2).
+    """The log of the mean of exp(-2 |z_i - z_j|^2) over the pairs i != j (Wang & Isola, t = 2).
 
-    0 when all rows are equal, -4 when they are evenly spread in many dimensions.
+    Args:
+        z: [N, D].
+
+    Returns:
+        A scalar: 0 if all rows are equal, -4 if they are evenly spread in many dimensions.
     """
     z = l2_normalize(z)
     n = z.shape[0]
@@ -33,10 +54,13 @@ def uniformity(z: jax.Array) -> jax.Array:
 
 
 def effective_rank(z: jax.Array) -> jax.Array:
-    """RankMe (Garrido et al., arXiv 2210.02885): exp of the entropy of the singular values' shares, between 1 and D -> scalar.
+    """RankMe (Garrido et al., arXiv 2210.02885): exp of the entropy of the normalised singular values.
 
     Args:
         z: [N, D]. The singular values come from the D x D Gram matrix, so the rows may stay sharded.
+
+    Returns:
+        A scalar between 1 and D.
     """
     z = z.astype(jnp.float32)
     gram = jnp.einsum("nd,ne->de", z, z, precision=jax.lax.Precision.HIGHEST)
@@ -46,17 +70,24 @@ def effective_rank(z: jax.Array) -> jax.Array:
 
 
 def health(z1: jax.Array, z2: jax.Array, *, logged: jax.Array) -> dict[str, jax.Array]:
-    """Spread, alignment, uniformity and rank of embeddings [B, D] of two views, as float32 scalars; no gradient.
+    """Spread, alignment, uniformity and rank of the embeddings of two views. No gradient flows through them.
 
     Args:
-        z1: of view 1.
-        z2: of view 2, row i of the same image.
-        logged: bool scalar, whether this step is logged: the rank needs an eigendecomposition and is 0 (not measured) elsewhere.
+        z1: [B, D], embeddings of view 1.
+        z2: [B, D], embeddings of view 2; row i shows the same image as row i of z1.
+        logged: bool scalar, whether this step is logged. The rank needs an eigendecomposition, so it is 0
+            (not measured) at all other steps.
+
+    Returns:
+        float32 scalars by name.
     """
-    z1, z2 = jax.lax.stop_gradient(z1), jax.lax.stop_gradient(z2)
-    rank = jax.lax.cond(
-        logged, effective_rank, lambda z: jnp.zeros((), jnp.float32), jnp.concatenate([z1, z2])
-    )
+    z1 = jax.lax.stop_gradient(z1)
+    z2 = jax.lax.stop_gradient(z2)
+
+    def not_measured(z: jax.Array) -> jax.Array:
+        return jnp.zeros((), jnp.float32)
+
+    rank = jax.lax.cond(logged, effective_rank, not_measured, jnp.concatenate([z1, z2]))
     return {
         "embedding_std": embedding_std(z1),
         "alignment": alignment(z1, z2),

@@ -6,26 +6,38 @@ import jax.numpy as jnp
 
 @jax.jit
 def nmi(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Normalised mutual information I(a; b) / sqrt(H(a) H(b)) (DeepCluster, arXiv 1807.05520, equation 3), float32 in [0, 1].
+    """Normalised mutual information I(a; b) / sqrt(H(a) H(b)) (DeepCluster, arXiv 1807.05520, equation 3).
 
-    No labelling need know the names of the other, nor how many there are. Two labellings of one class each agree (1).
+    The two labellings may use different names and different numbers of classes.
 
     Args:
-        a, b: int [N].
+        a: int [N].
+        b: int [N].
+
+    Returns:
+        float32 scalar in [0, 1]; 1 if both labellings have a single class.
     """
-    ha, hb, hab = _entropy(a, a), _entropy(b, b), _entropy(a, b)
+    ha = _entropy(a, a)
+    hb = _entropy(b, b)
+    hab = _entropy(a, b)
     scale = jnp.sqrt(ha * hb)
-    return jnp.where(
-        scale > 0,
-        jnp.clip((ha + hb - hab) / jnp.where(scale > 0, scale, 1.0), 0.0, 1.0),
-        jnp.float32(ha == hb),
-    )
+    defined = scale > 0
+    information = ha + hb - hab
+    ratio = jnp.clip(information / jnp.where(defined, scale, 1.0), 0.0, 1.0)
+    return jnp.where(defined, ratio, jnp.float32(ha == hb))
 
 
 def _entropy(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The entropy of the pairs (a, b) in nats. Equal pairs are counted where they stand together, so that no table of all pairs is made."""
+    """The entropy of the pairs (a, b), in nats.
+
+    The pairs are sorted and equal neighbours are counted, so no table of all possible pairs is needed.
+    """
     order = jnp.lexsort((b, a))
-    a, b = a[order], b[order]
+    a = a[order]
+    b = b[order]
     new = jnp.concatenate([jnp.zeros(1, bool), (a[1:] != a[:-1]) | (b[1:] != b[:-1])])
-    share = jax.ops.segment_sum(jnp.ones(a.shape, jnp.float32), jnp.cumsum(new), a.shape[0]) / a.shape[0]
-    return jnp.maximum(-(share * jnp.log(jnp.where(share > 0, share, 1.0))).sum(), 0.0)
+    ones = jnp.ones(a.shape, jnp.float32)
+    counts = jax.ops.segment_sum(ones, jnp.cumsum(new), a.shape[0])
+    share = counts / a.shape[0]
+    log_share = jnp.log(jnp.where(share > 0, share, 1.0))
+    return jnp.maximum(-(share * log_share).sum(), 0.0)

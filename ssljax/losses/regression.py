@@ -7,22 +7,26 @@ from ssljax.losses.similarity import l2_normalize
 
 
 def byol(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """BYOL's loss (arXiv 2006.07733, equation 2): |p/|p| - t/|t||^2 = 2 - 2 cos(p, t), one value an example.
+    """BYOL's loss, |p/|p| - t/|t||^2 = 2 - 2 cos(p, t), one value per example (arXiv 2006.07733, equation 2).
+
+    The paper's loss is the sum over the two directions.
 
     Args:
         prediction: [B, D], unnormalised.
         target: [B, D], unnormalised; no gradient flows to it.
 
     Returns:
-        float32 [B], between 0 (the same direction) and 4 (opposite). Squared norms are bounded below by 1e-12, as in the released
-        code (deepmind-research, byol/utils/helpers.py: regression_loss). The paper's loss is the sum over the two directions.
+        float32 [B], between 0 (the same direction) and 4 (opposite directions). Squared norms are bounded
+        below by 1e-12, as in the released code (deepmind-research, byol/utils/helpers.py: regression_loss).
 
     Raises:
         ValueError: the two shapes differ.
     """
     if prediction.shape != target.shape:
         raise ValueError(
-            f"byol compares row i of the prediction with row i of the target: both must be [B, D], got {prediction.shape} "
-            f"and {target.shape}"
+            "byol compares row i of the prediction with row i of the target: "
+            f"both must be [B, D], got {prediction.shape} and {target.shape}"
         )
-    return jnp.sum((l2_normalize(prediction) - l2_normalize(jax.lax.stop_gradient(target))) ** 2, axis=-1)
+    p = l2_normalize(prediction)
+    t = l2_normalize(jax.lax.stop_gradient(target))
+    return jnp.sum((p - t) ** 2, axis=-1)

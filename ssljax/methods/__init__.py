@@ -1,4 +1,4 @@
-"""The table of contents: `METHODS[config.method](config, facts)` is a paper as pure functions."""
+"""The table of contents: `METHODS[config.method](config, facts)` builds a paper as pure functions."""
 
 from collections.abc import Callable
 

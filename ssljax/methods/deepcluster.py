@@ -1,27 +1,43 @@
-"""DeepCluster (Caron et al.: Deep Clustering for Unsupervised Learning of Visual Features, arXiv 1807.05520), and its second version.
+"""DeepCluster, version 1 and version 2: learn to predict clusters of the network's own features.
 
-    between epochs   x_n = features of every image, whitened to `clusters.dim` components, of length one
-                     min over C, y of  mean_n |x_n - C y_n|^2          k-means; y_n in 1..K becomes the label of image n   (equation 2)
-    in an epoch      L = mean_n CE(W f(view of n), y_n)                images drawn evenly over clusters                  (equation 1)
+    v1  Caron et al.: Deep Clustering for Unsupervised Learning of Visual Features, arXiv 1807.05520
+    v2  Caron et al., arXiv 2006.09882 (facebookresearch/swav, main_deepclusterv2.py)
 
-The clusters of one epoch have nothing to do with those of the next, so W starts anew every epoch, and its optimizer state with it; the
-network's momentum goes on. Centroids are not used again.
+Version 1 (`clusters.version=1`)
 
-DeepCluster-v2 (`clusters.version=2`; Caron et al., arXiv 2006.09882, facebookresearch/swav, main_deepclusterv2.py) has no W to learn:
+    between epochs   x_n = features of every image, whitened to `clusters.dim` components, of unit length
+                     min over C, y of  mean_n |x_n - C y_n|^2                        (k-means, equation 2)
+                     y_n in 1..K becomes the label of image n
+    in an epoch      L = mean_n CE(W f(view of n), y_n)                              (equation 1)
+                     images are drawn evenly over the clusters
 
-    z = g(f(view)) / |g(f(view))|;  L = mean over views and over heads h of CE(z . C_h / tau, y_h)
+The clusters of one epoch have nothing to do with those of the next. So W is initialised anew at every
+clustering, and so is its optimizer state; the momentum of the network goes on. The centroids are not used
+again.
 
-The prototypes C_h are the centroids of spherical k-means on the z that the last epoch left behind, one bank a view: head h takes bank
-h mod V. Nothing is encoded between epochs, except once before the first.
+Version 2 (`clusters.version=2`) has no W to learn:
 
-Differences from the papers, after the released code (facebookresearch/deepcluster, facebookresearch/swav) unless marked [X]:
-- k-means repairs empty clusters as faiss does, with 1 -+ 1/1024; the paper speaks of a small perturbation.
-- The features are those before the last ReLU; `W` reads them behind it. A ResNet's features are behind its ReLU already. [X]
-- The released sampler draws image i of the data set sorted by cluster where it means image i of the data set, and so does not draw
-  evenly; ours does. An image that is drawn several times in an epoch has another view each time. [X]
-- `sampler="weights"` takes every image once and divides its loss by the size of its cluster: the paper's equivalent.
-- v2 sees two views of one size; the released code's headline also has six small ones, which are not built. [X]
-- v2's adaptation (LARS) leaves out biases and norms, and the warm-up starts from 0. [X]
+    z = g(f(view)) / |g(f(view))|
+    L = mean over views and over heads h of CE(z . C_h / tau, y_h)
+
+The prototypes C_h are the centroids of spherical k-means on the embeddings z of the last epoch. There is one
+bank of embeddings per view; head h clusters bank h mod V. Nothing is encoded between epochs, except once
+before the first.
+
+Differences from the papers, after the released code (facebookresearch/deepcluster, facebookresearch/swav)
+unless marked [X]:
+- k-means repairs empty clusters as faiss does, with factors 1 -+ 1/1024; the paper speaks of a small
+  perturbation.
+- The features are those before the last ReLU; W reads them after it. The features of a ResNet come after its
+  last ReLU already. [X]
+- The released sampler draws image i of the data set sorted by cluster where it means image i of the data set,
+  so it does not draw evenly. Ours does. An image that is drawn several times in an epoch has a different view
+  each time. [X]
+- `sampler="weights"` takes every image once and divides its loss by the size of its cluster, which the paper
+  calls equivalent.
+- v2 sees two views of one size. The headline run of the released code also has six small ones, which are not
+  built. [X]
+- In v2, the adaptation of LARS leaves out biases and norms, and the warm-up starts from 0. [X]
 """
 
 from __future__ import annotations
@@ -39,18 +55,16 @@ from ssljax.losses.classification import accuracy, cross_entropy
 from ssljax.losses.information import nmi
 from ssljax.losses.similarity import l2_normalize
 from ssljax.targets import kmeans
-from ssljax.types import Batch, Facts, Method, Out, Pytree, TrainState
-
-Refresh = Callable[[TrainState, Any], TrainState]
+from ssljax.types import Batch, Facts, Method, Out, Pytree, RefreshFn, TrainState
 
 
 class Clusters(NamedTuple):
-    """Labels that the network gave: what k-means found, by id of the image.
+    """v1: the labels that the last clustering gave, by image id, and the clusters.
 
     Attributes:
-        assignment: int32 [ids]; -1 before the first clustering and for ids that no training image has.
-        centroids: float32 [K, dim], of whitened features of length one.
-        counts: int32 [K].
+        assignment: int32 [ids]; -1 before the first clustering, and for ids of no training image.
+        centroids: float32 [K, dim], of whitened features of unit length.
+        counts: int32 [K], images per cluster.
     """
 
     assignment: jax.Array
@@ -59,13 +73,14 @@ class Clusters(NamedTuple):
 
 
 class Prototypes(NamedTuple):
-    """v2: labels, prototypes and the embeddings they come from.
+    """v2: labels, prototypes, and the embeddings that they come from.
 
     Attributes:
-        assignment: int32 [ids, heads]; -1 for an image that was not seen in the last epoch: it does not count in the loss.
-        centroids: float32 [heads, K, D], of length one.
+        assignment: int32 [ids, heads]; -1 for an image that was not seen in the last epoch, which then does
+            not count in the loss.
+        centroids: float32 [heads, K, D], of unit length.
         banks: float32 [ids, V, D], the embedding of each view when the image was last seen.
-        seen: bool [ids], whether it was in this epoch.
+        seen: bool [ids], whether the image was seen in this epoch.
     """
 
     assignment: jax.Array
@@ -75,81 +90,99 @@ class Prototypes(NamedTuple):
 
 
 def deepcluster(config: ConfigDict, facts: Facts) -> Method:
-    """DeepCluster as pure functions, of the version that `clusters.version` says."""
+    """Build the version of DeepCluster that `clusters.version` names, as pure functions."""
     _check(config)
-    return _v1(config, facts) if config.clusters.version == 1 else _v2(config, facts)
+    if config.clusters.version == 1:
+        return _v1(config, facts)
+    return _v2(config, facts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- version 1
+# ------------------------------------------------------------------------------------------------- version 1
 
 
 def _v1(config: ConfigDict, facts: Facts) -> Method:
-    """params: encoder, head; extra: Clusters."""
-    size, channels, c = config.data.image_size, config.data.channels, config.clusters
-    encoder, head = models.backbone(config.model), models.LinearClassifier(c.k, std=0.01)
+    """Version 1. `params` holds encoder and head; `extra` is a Clusters."""
+    size = config.data.image_size
+    image_shape = (size, size, config.data.channels)
+    c = config.clusters
+
+    encoder = models.backbone(config.model)
+    head = models.LinearClassifier(c.k, std=0.01)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, Clusters]:
         del batch
         keys = jax.random.split(key)
-        f, f_state, h = models.initialise(encoder, keys[0], (size, size, channels))
-        nothing = Clusters(
-            jnp.full(facts.num_ids, -1, jnp.int32),
-            jnp.zeros((c.k, c.dim), jnp.float32),
-            jnp.zeros(c.k, jnp.int32),
+        f, f_state, h = models.initialise(encoder, keys[0], image_shape)
+        no_clusters = Clusters(
+            assignment=jnp.full(facts.num_ids, -1, jnp.int32),
+            centroids=jnp.zeros((c.k, c.dim), jnp.float32),
+            counts=jnp.zeros(c.k, jnp.int32),
         )
-        return {"encoder": f, "head": head.init(keys[1], h)["params"]}, {"encoder": f_state}, nothing
+        params = {"encoder": f, "head": head.init(keys[1], h)["params"]}
+        return params, {"encoder": f_state}, no_clusters
 
     def loss(
         params: Pytree, model_state: Pytree, extra: Clusters, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Out]:
-        # 1. One view of each image, and the label its image was given.
+        # 1. One view of each image, and the label y_n that the clustering gave the image.
         x = views.stacked(batch, key, config)[:, 0]
         y = extra.assignment[batch["index"]]
-        # 2. The classifier reads the features behind their ReLU.
-        h, f_state = models.forward(
-            encoder, params["encoder"], model_state["encoder"], x, key=jax.random.fold_in(key, 1)
-        )
-        logits = head.apply({"params": params["head"]}, jax.nn.relu(h))
-        # 3. Clusters count alike: by how images are drawn, or by a weight of one over the size of the cluster, 1 on average.
+
+        # 2. W reads the features after their ReLU.
+        network_key = jax.random.fold_in(key, 1)
+        h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x, key=network_key)
+        logits = models.logits(params["head"], jax.nn.relu(h))
+
+        # 3. All clusters count alike: because images are drawn evenly over them, or by a weight in the loss.
         rows = cross_entropy(logits, y)
         if c.sampler == "weights":
-            counts = extra.counts.astype(jnp.float32)
-            rows = (
-                rows
-                * counts.sum()
-                / ((counts > 0).sum().astype(jnp.float32) * jnp.maximum(counts, 1.0)[jnp.maximum(y, 0)])
-            )
-        return jnp.mean(rows), Out({"encoder": f_state}, (), {"accuracy": jnp.mean(accuracy(logits, y))})
+            rows = by_cluster_size(rows, y, extra.counts)
+        total = jnp.mean(rows)
+        metrics = {"accuracy": jnp.mean(accuracy(logits, y))}
+        return total, Out({"encoder": f_state}, (), metrics)
+
+    def by_cluster_size(rows: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
+        """Divide the loss of each image by the size of its cluster; over all images the weights average 1."""
+        counts = counts.astype(jnp.float32)
+        scaled = rows * counts.sum()
+        used_clusters = (counts > 0).sum().astype(jnp.float32)
+        cluster_size = jnp.maximum(counts, 1.0)[jnp.maximum(y, 0)]
+        return scaled / (used_clusters * cluster_size)
 
     @every(c.every)
     def refresh(state: TrainState, run: Any) -> TrainState:
-        """Features -> whitening -> unit length -> k-means -> labels; a new head that has no past."""
+        """Cluster the features of all images, take the clusters as labels, and start a new head."""
         enough(c.k, run)
-        keys = jax.random.split(run.key(state), 3)  # other centroids to start from every time
-        found, objective = (_piecewise if c.algorithm == "minibatch" else _at_once)(
-            state, run, keys[0], config
-        )
-        if c.shuffled:
-            found = found._replace(assignment=jax.random.permutation(keys[2], found.assignment))
+        # The key differs from one clustering to the next, so each starts from other centroids.
+        kmeans_key, head_key, shuffle_key = jax.random.split(run.key(state), 3)
+
+        # 1. Features -> whitening -> unit length -> k-means -> labels.
+        cluster = _piecewise if c.algorithm == "minibatch" else _at_once
+        found, objective = cluster(state, run, kmeans_key, config)
+        if c.shuffled:  # the control: each image learns the cluster of another
+            shuffled = jax.random.permutation(shuffle_key, found.assignment)
+            found = found._replace(assignment=shuffled)
+        log(found, objective, state.extra, run)
+
+        # 2. A new W, whose optimizer state starts from zero.
+        width = state.params["head"]["dense"]["kernel"].shape[0]
+        new_head = head.init(head_key, jnp.zeros((1, width), jnp.float32))["params"]
+        params = {**state.params, "head": new_head}
+        opt_state = _forget(state.opt_state, "head")
+        return run.place(state.replace(params=params, opt_state=opt_state, extra=found))
+
+    def log(found: Clusters, objective: jax.Array, previous: Clusters, run: Any) -> None:
+        """Log the size of the clusters, and how much they tell about the labels and the last clusters."""
         labels = (found.assignment >= 0).sum().astype(jnp.float32)
-        old, new = state.extra.assignment, found.assignment
         numbers = {
             "kmeans_objective": objective / labels,
-            **with_labels(new, run),
+            **with_labels(found.assignment, run),
             "largest_cluster": found.counts.max().astype(jnp.float32) / labels,
             "empty_clusters": (found.counts == 0).sum(),
         }
-        if int(old.max()) >= 0:  # else these are the first
-            numbers["nmi_previous"] = nmi(new[run.ids], old[run.ids])
+        if int(previous.assignment.max()) >= 0:  # not at the first clustering
+            numbers["nmi_previous"] = nmi(found.assignment[run.ids], previous.assignment[run.ids])
         run.log({name: float(value) for name, value in numbers.items()})
-        features = state.params["head"]["dense"]["kernel"].shape[:1]
-        params = {
-            **state.params,
-            "head": head.init(keys[1], jnp.zeros((1, *features), jnp.float32))["params"],
-        }
-        return run.place(
-            state.replace(params=params, opt_state=_forget(state.opt_state, "head"), extra=found)
-        )
 
     return Method(
         init=init,
@@ -169,27 +202,45 @@ def _assignment(extra: Clusters | Prototypes) -> jax.Array:
     return extra.assignment
 
 
-def every(epochs: int) -> Callable[[Refresh], Refresh]:
-    """A refresh that leaves the state alone but in every n-th epoch."""
+def every(epochs: int) -> Callable[[RefreshFn], RefreshFn]:
+    """Run a refresh every n-th epoch only; in the others it leaves the state alone."""
 
-    def wrapped(refresh: Refresh) -> Refresh:
-        return lambda state, run: state if run.epochs_done(state) % epochs else refresh(state, run)
+    def decorate(refresh: RefreshFn) -> RefreshFn:
+        def refresh_if_due(state: TrainState, run: Any) -> TrainState:
+            if run.epochs_done(state) % epochs:
+                return state
+            return refresh(state, run)
 
-    return wrapped
+        return refresh_if_due
+
+    return decorate
 
 
 def enough(k: int, run: Any) -> None:
-    """Refuses more clusters than there are training images: asked for before the first step, not of who only looks at the network."""
+    """Refuse more clusters than there are training images.
+
+    This is checked at a refresh, before the first step, so that a run can still be opened for evaluation on
+    other data.
+
+    Raises:
+        ValueError: names k and the number of images.
+    """
     if k > len(run.ids):
         raise ValueError(
-            f"config.clusters.k={k} clusters of {len(run.ids)} images: choose fewer, about ten times the classes you expect"
+            f"config.clusters.k={k} clusters of {len(run.ids)} images: "
+            "choose fewer, about ten times the number of classes you expect"
         )
 
 
 def with_labels(assignment: jax.Array, run: Any) -> dict[str, jax.Array]:
-    """What the clusters know of the labels, over the training images that have one; nothing where none has.
+    """How much the clusters tell about the labels: NMI over the training images that have a label.
 
-    `assignment` is int32 [ids].
+    Args:
+        assignment: int32 [ids].
+        run: what `refresh` was given.
+
+    Returns:
+        {"nmi_labels": scalar}, or {} if no image has a label.
     """
     labelled = run.labels >= 0
     if not labelled.any():
@@ -198,7 +249,11 @@ def with_labels(assignment: jax.Array, run: Any) -> dict[str, jax.Array]:
 
 
 def _at_once(state: TrainState, run: Any, key: jax.Array, config: ConfigDict) -> tuple[Clusters, jax.Array]:
-    """k-means on the features of all images, which stay where they were computed; and the sum of squared distances."""
+    """k-means on the features of all images, which stay on the devices where they were computed.
+
+    Returns:
+        The clusters, and the sum of squared distances.
+    """
     c = config.clusters
     rows = run.features(state)
     present = run.by_rows(rows.present)
@@ -206,143 +261,176 @@ def _at_once(state: TrainState, run: Any, key: jax.Array, config: ConfigDict) ->
     found = kmeans.fit(
         x, c.k, key, iterations=c.iterations, present=present, repair=c.repair, distinct=c.distinct
     )
-    return Clusters(run.by_id(found.assignment, rows), found.centroids, found.counts), kmeans.objective(
-        x, found
-    )
+    assignment = run.by_id(found.assignment, rows)
+    return Clusters(assignment, found.centroids, found.counts), kmeans.objective(x, found)
 
 
 def _piecewise(state: TrainState, run: Any, key: jax.Array, config: ConfigDict) -> tuple[Clusters, jax.Array]:
-    """The same for data whose features fit nowhere: the network sees it three times, for the moments, the centroids and the labels."""
-    c, first = config.clusters, None
+    """`_at_once` for data whose features do not fit in memory, by mini-batch k-means.
+
+    The network sees the data three times: for the moments, the centroids and the labels.
+    """
+    c = config.clusters
+
+    # 1. The whitening, from the moments of all features.
+    moments: kmeans.Moments | None = None
     for rows in run.encoded(state):
-        moments = kmeans.moments(rows.features, run.by_rows(rows.present))
-        first = moments if first is None else kmeans.merge(first, moments)
-    w = kmeans.whitening(first, c.dim)
+        part = kmeans.moments(rows.features, run.by_rows(rows.present))
+        moments = part if moments is None else kmeans.merge(moments, part)
+    assert moments is not None, "a training split has at least one batch"
+    whitening = kmeans.whitening(moments, c.dim)
 
     def white(rows: Any) -> tuple[jax.Array, jax.Array]:
-        return l2_normalize(kmeans.whiten(rows.features, w)), run.by_rows(rows.present)
+        """Whitened features of unit length, and which rows are present."""
+        return l2_normalize(kmeans.whiten(rows.features, whitening)), run.by_rows(rows.present)
 
-    drawn = run.drawn(key, c.k)  # the first centroids: images at random
-    centroids = jnp.concatenate([white(rows)[0] for rows in run.encoded(state, drawn)])[: c.k]
+    # 2. The first centroids: K images drawn at random.
+    drawn = run.drawn(key, c.k)
+    first = [white(rows)[0] for rows in run.encoded(state, drawn)]
+    centroids = jnp.concatenate(first)[: c.k]
+
+    # 3. Mini-batch k-means, over all images in random order.
     counts = jnp.zeros(c.k, jnp.int32)
-    for rows in run.encoded(state, run.drawn(key, len(run.source))):  # in a random order
-        centroids, counts = kmeans.minibatch(centroids, counts, *white(rows))
-    centroids, _ = (
-        kmeans.split_empty(centroids, counts, key, c.repair) if c.repair != "none" else (centroids, counts)
-    )
-    labels, total = jnp.full(run.program.facts.num_ids, -1, jnp.int32), jnp.float32(0.0)
+    for rows in run.encoded(state, run.drawn(key, len(run.source))):
+        x, present = white(rows)
+        centroids, counts = kmeans.minibatch(centroids, counts, x, present)
+    if c.repair != "none":
+        centroids, _ = kmeans.split_empty(centroids, counts, key, c.repair)
+
+    # 4. The label of every image: its nearest centroid.
+    labels = jnp.full(run.program.facts.num_ids, -1, jnp.int32)
+    total = jnp.float32(0.0)
     for rows in run.encoded(state):
         x, present = white(rows)
-        found = kmeans.clusters(jnp.where(present, kmeans.assign(x, centroids), -1), centroids)
-        labels, total = run.by_id(found.assignment, rows, labels), total + kmeans.objective(x, found)
+        assignment = jnp.where(present, kmeans.assign(x, centroids), -1)
+        found = kmeans.clusters(assignment, centroids)
+        labels = run.by_id(found.assignment, rows, labels)
+        total = total + kmeans.objective(x, found)
     return Clusters(*kmeans.clusters(labels, centroids)), total
 
 
 def _forget(opt_state: Pytree, name: str) -> Pytree:
-    """An optimizer's state without what it remembers of one branch of the parameters: zeros, as it started."""
+    """Reset what an optimizer remembers of one branch of the parameters to zeros, as it started."""
 
     def rule(path: tuple, leaf: jax.Array) -> jax.Array:
-        return jnp.zeros_like(leaf) if any(getattr(entry, "key", None) == name for entry in path) else leaf
+        inside = any(getattr(entry, "key", None) == name for entry in path)
+        return jnp.zeros_like(leaf) if inside else leaf
 
     return jax.tree_util.tree_map_with_path(rule, opt_state)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- version 2
+# ------------------------------------------------------------------------------------------------- version 2
 
 
 def _v2(config: ConfigDict, facts: Facts) -> Method:
-    """params: encoder, projector; extra: Prototypes."""
-    size, channels, c, dim, count = (
-        config.data.image_size,
-        config.data.channels,
-        config.clusters,
-        config.head.dim,
-        views.total(config),
-    )
-    encoder, projector = models.backbone(config.model), models.mlp(config.head, config.model, dim)
+    """Version 2. `params` holds encoder and projector; `extra` is a Prototypes."""
+    size = config.data.image_size
+    image_shape = (size, size, config.data.channels)
+    c = config.clusters
+    dim = config.head.dim
+    num_views = views.total(config)
+
+    encoder = models.backbone(config.model)
+    projector = models.mlp(config.head, config.model, dim)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, Prototypes]:
         del batch
-        keys, ids = jax.random.split(key), facts.num_ids
-        f, f_state, h = models.initialise(encoder, keys[0], (size, size, channels))
+        keys = jax.random.split(key)
+        f, f_state, h = models.initialise(encoder, keys[0], image_shape)
         g, g_state, _ = models.initialise_head(projector, keys[1], h)
-        nothing = Prototypes(
-            jnp.full((ids, c.heads), -1, jnp.int32),
-            jnp.zeros((c.heads, c.k, dim), jnp.float32),
-            jnp.zeros((ids, count, dim), jnp.float32),
-            jnp.zeros(ids, bool),
+        no_clusters = Prototypes(
+            assignment=jnp.full((facts.num_ids, c.heads), -1, jnp.int32),
+            centroids=jnp.zeros((c.heads, c.k, dim), jnp.float32),
+            banks=jnp.zeros((facts.num_ids, num_views, dim), jnp.float32),
+            seen=jnp.zeros(facts.num_ids, bool),
         )
-        return {"encoder": f, "projector": g}, {"encoder": f_state, "projector": g_state}, nothing
+        return {"encoder": f, "projector": g}, {"encoder": f_state, "projector": g_state}, no_clusters
 
     def loss(
         params: Pytree, model_state: Pytree, extra: Prototypes, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Out]:
-        # 1. V views of each image; an image has one label a head, for all its views.
+        # 1. V views of each image. An image has one label per head, the same for all its views.
         x = views.stacked(batch, key, config)
-        y = jnp.repeat(extra.assignment[batch["index"]], count, axis=0)  # [B V, heads]
-        # 2. All views in one pass, so that batch statistics are theirs together; an image's stay on its device.
+        y = jnp.repeat(extra.assignment[batch["index"]], num_views, axis=0)  # [B V, heads]
+
+        # 2. All views in one pass, so that they share batch statistics. The views of an image are
+        #    neighbouring rows, so that no row changes its device.
         x = x.reshape(-1, *x.shape[2:])
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
         z, g_state = models.forward(projector, params["projector"], model_state["projector"], h)
         z = l2_normalize(z)
-        # 3. Similarities to fixed prototypes; images without a label count nowhere.
-        logits = (
-            jnp.einsum("nd,hkd->nhk", z, extra.centroids, precision=jax.lax.Precision.HIGHEST) / c.temperature
-        )
-        rows, labelled = (
-            cross_entropy(logits.reshape(-1, c.k), y.reshape(-1)),
-            jnp.maximum((y >= 0).sum(), 1).astype(jnp.float32),
-        )
-        metrics = {"accuracy": accuracy(logits.reshape(-1, c.k), y.reshape(-1)).sum() / labelled}
-        carry = {"z": jax.lax.stop_gradient(z).reshape(-1, count, dim), "index": batch["index"]}
+
+        # 3. Cross entropy over similarities to the fixed prototypes. Images without a label do not count.
+        similarity = jnp.einsum("nd,hkd->nhk", z, extra.centroids, precision=jax.lax.Precision.HIGHEST)
+        logits = similarity / c.temperature
+        rows = cross_entropy(logits.reshape(-1, c.k), y.reshape(-1))
+        labelled = jnp.maximum((y >= 0).sum(), 1).astype(jnp.float32)
+        hits = accuracy(logits.reshape(-1, c.k), y.reshape(-1))
+        metrics = {"accuracy": hits.sum() / labelled}
+
+        carry = {"z": jax.lax.stop_gradient(z).reshape(-1, num_views, dim), "index": batch["index"]}
         return rows.sum() / labelled, Out({"encoder": f_state, "projector": g_state}, carry, metrics)
 
     def update(extra: Prototypes, params: Pytree, carry: Pytree, step: jax.Array) -> Prototypes:
-        # 4. What the next clustering will see of these images.
-        return extra._replace(
-            banks=extra.banks.at[carry["index"]].set(carry["z"]), seen=extra.seen.at[carry["index"]].set(True)
-        )
+        # 4. Store what the next clustering will see of these images.
+        banks = extra.banks.at[carry["index"]].set(carry["z"])
+        seen = extra.seen.at[carry["index"]].set(True)
+        return extra._replace(banks=banks, seen=seen)
 
     def fill(extra: Prototypes, state: TrainState, batch: Batch, key: jax.Array) -> Prototypes:
-        """The banks of one batch without learning, views and batch statistics as in training."""
+        """Fill the banks from one batch without learning; views and batch statistics are as in training."""
         _, out = loss(state.params, state.model_state, extra, batch, key, state.step)
         return update(extra, state.params, out.carry, state.step)
 
-    @every(c.every)
-    def refresh(state: TrainState, run: Any) -> TrainState:
-        """Spherical k-means on the last epoch's embeddings, a head at a time; an empty cluster keeps its prototype."""
-        enough(c.k, run)
-        extra, first = state.extra, int(state.step) == 0
-        if first:
-            write = jax.jit(fill)
-            for batch, key in run.epoch(state):
-                extra = write(extra, state, batch, key)
-        seen, keys = extra.seen, jax.random.split(run.key(state), c.heads)
-        found = [
+    def cluster(extra: Prototypes, key: jax.Array) -> list[kmeans.Clusters]:
+        """Spherical k-means, once per head. An empty cluster keeps its prototype."""
+        keys = jax.random.split(key, c.heads)
+        return [
             kmeans.fit(
-                extra.banks[:, head % count],
+                extra.banks[:, head % num_views],
                 c.k,
                 keys[head],
                 iterations=c.iterations,
-                present=seen,
+                present=extra.seen,
                 repair="none",
                 spherical=True,
             )
             for head in range(c.heads)
         ]
-        new = jnp.stack([f.assignment for f in found], axis=1)
-        ids, old = run.ids, extra.assignment
+
+    @every(c.every)
+    def refresh(state: TrainState, run: Any) -> TrainState:
+        """Cluster the embeddings that the last epoch left behind."""
+        enough(c.k, run)
+        extra = state.extra
+        first = int(state.step) == 0
+        if first:  # no epoch has filled the banks yet
+            write = jax.jit(fill)
+            for batch, key in run.epoch(state):
+                extra = write(extra, state, batch, key)
+
+        found = cluster(extra, run.key(state))
+        assignment = jnp.stack([clusters.assignment for clusters in found], axis=1)
+        centroids = jnp.stack([clusters.centroids for clusters in found])
+        log(found, assignment, extra, run, first)
+
+        seen = jnp.zeros_like(extra.seen)
+        return run.place(state.replace(extra=Prototypes(assignment, centroids, extra.banks, seen)))
+
+    def log(
+        found: list[kmeans.Clusters], assignment: jax.Array, previous: Prototypes, run: Any, first: bool
+    ) -> None:
+        """Log how much the first head's clusters tell about labels, other heads and the last clusters."""
+        ids = run.ids
         numbers = {
-            **with_labels(new[:, 0], run),
-            "nmi_heads": nmi(new[ids, 0], new[ids, c.heads - 1]),
-            "unseen": (~seen[ids]).sum(),
-            "empty_clusters": sum((f.counts == 0).sum() for f in found),
+            **with_labels(assignment[:, 0], run),
+            "nmi_heads": nmi(assignment[ids, 0], assignment[ids, c.heads - 1]),
+            "unseen": (~previous.seen[ids]).sum(),
+            "empty_clusters": sum((clusters.counts == 0).sum() for clusters in found),
         }
         if not first:
-            numbers["nmi_previous"] = nmi(new[ids, 0], old[ids, 0])
+            numbers["nmi_previous"] = nmi(assignment[ids, 0], previous.assignment[ids, 0])
         run.log({name: float(value) for name, value in numbers.items()})
-        centroids = jnp.stack([f.centroids for f in found])
-        return run.place(state.replace(extra=Prototypes(new, centroids, extra.banks, jnp.zeros_like(seen))))
 
     return Method(
         init=init,
@@ -355,21 +443,18 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
 
 
 def _check(config: ConfigDict) -> None:
-    """Refuses what the method cannot do.
+    """Refuse settings that the method does not know.
 
     Raises:
-        ValueError: names the setting and what it may be.
+        ValueError: names the setting and its valid values.
     """
     c = config.clusters
-    valid = {"version": (1, 2)}
+    valid: dict[str, tuple] = {"version": (1, 2)}
     if c.version == 1:
-        valid |= {
-            "sampler": ("uniform", "weights", "none"),
-            "algorithm": ("lloyd", "minibatch"),
-            "repair": kmeans.REPAIRS,
-        }
+        valid["sampler"] = ("uniform", "weights", "none")
+        valid["algorithm"] = ("lloyd", "minibatch")
+        valid["repair"] = kmeans.REPAIRS
     for name, values in valid.items():
         if c[name] not in values:
-            raise ValueError(
-                f"config.clusters.{name}={c[name]!r} is unknown. Use {', '.join(map(repr, values))}."
-            )
+            known = ", ".join(map(repr, values))
+            raise ValueError(f"config.clusters.{name}={c[name]!r} is unknown. Use {known}.")

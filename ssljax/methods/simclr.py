@@ -1,14 +1,21 @@
-"""SimCLR (Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations, arXiv 2002.05709).
+"""SimCLR: contrast the two views of an image with the views of all other images in the batch.
 
-    h = f(view),  z = g(h);   for a positive pair (i, j) among the 2B embeddings of a batch
+Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations,
+arXiv 2002.05709.
+
+    h = f(view),   z = g(h);   for a positive pair (i, j) among the 2B embeddings of a batch
+
     l(i, j) = -log  exp(sim(z_i, z_j) / tau) / sum_{k != i} exp(sim(z_i, z_k) / tau)        (equation 1)
     L = mean over the B rows of view 1 + mean over the B rows of view 2
 
 Differences from the paper, all after the released code (google-research/simclr, commit 383d414):
-- L is the sum of the two directions, twice the paper's average. LARS-adapted kernels do not notice; normalisation parameters do.
-- Batch normalisation follows every layer of the projection head; the last has a scale and no offset, and no ReLU.
-- A linear classifier reads stop-gradient features while pretraining (`online_probe`). It cannot touch the encoder; with LARS its kernel
-  carries its own weight decay in the loss, because the optimizer leaves it out.
+- L is the sum of the two directions, twice the paper's average. Kernels that LARS adapts do not notice;
+  the parameters of normalisation layers do.
+- Batch normalisation follows every layer of the projection head. The last one has a scale, no offset, and no
+  ReLU behind it.
+- A linear classifier reads stop-gradient features during pretraining (`online_probe`). It cannot affect the
+  encoder. With LARS the loss itself carries the weight decay of its kernel, because the optimizer leaves that
+  kernel out.
 """
 
 from __future__ import annotations
@@ -26,16 +33,23 @@ from ssljax.types import Batch, Facts, Method, Out, Pytree, TwoPass
 
 
 def simclr(config: ConfigDict, facts: Facts) -> Method:
-    """SimCLR as pure functions. params: encoder, projector and, with `online_probe`, probe; no extra state."""
-    size, channels, classes = config.data.image_size, config.data.channels, facts.num_classes
+    """Build SimCLR as pure functions.
+
+    `params` holds encoder, projector and, with `online_probe`, probe; there is no extra state.
+    """
+    size = config.data.image_size
+    image_shape = (size, size, config.data.channels)
+
     encoder = models.backbone(config.model)
     projector = models.projection_head(config.head, config.model)
-    probe = models.LinearClassifier(classes) if config.online_probe and classes else None
+    probe = None
+    if config.online_probe and facts.num_classes:
+        probe = models.LinearClassifier(facts.num_classes)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, tuple]:
         del batch
         keys = jax.random.split(key, 3)
-        f, f_state, h = models.initialise(encoder, keys[0], (size, size, channels))
+        f, f_state, h = models.initialise(encoder, keys[0], image_shape)
         g = projector.init(keys[1], h, train=False)
         params = {"encoder": f, "projector": g["params"]}
         if probe is not None:
@@ -45,23 +59,26 @@ def simclr(config: ConfigDict, facts: Facts) -> Method:
     def embed(
         params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Pytree, Pytree]:
-        # 1. Two views of each image: [B, 2, S, S, C]. A view's draw follows from (key, index of the image, view).
+        # 1. Two views of each image: [B, 2, S, S, C]. A view's draw follows from (key, image index, view).
         x = views.stacked(batch, key, config)
-        # 2. One pass over the 2B views, so that batch statistics are theirs together. Views stay beside their image, so that
-        #    rows keep their device.
+
+        # 2. One pass over the 2B views, so that both views share batch statistics. The two views of an image
+        #    are neighbouring rows, so that no row changes its device.
         x = x.reshape(-1, *x.shape[2:])
         h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
         z, g_state = models.forward(projector, params["projector"], model_state["projector"], h)
-        return {"h": h.reshape(-1, 2, h.shape[1]), "z": z.reshape(-1, 2, z.shape[1])}, {
-            "encoder": f_state,
-            "projector": g_state,
-        }
+
+        embeddings = {"h": h.reshape(-1, 2, h.shape[1]), "z": z.reshape(-1, 2, z.shape[1])}
+        return embeddings, {"encoder": f_state, "projector": g_state}
 
     def objective(
         params: Pytree, embeddings: Pytree, batch: Batch, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        # 3. Equation 1 for every row, both directions.
-        h, z1, z2 = embeddings["h"], embeddings["z"][:, 0], embeddings["z"][:, 1]
+        h = embeddings["h"]
+        z1 = embeddings["z"][:, 0]
+        z2 = embeddings["z"][:, 1]
+
+        # 3. Equation 1 for every row, in both directions.
         rows = nt_xent(z1, z2, temperature=config.loss.temperature)
         total = 2.0 * jnp.mean(rows)
         metrics = {
@@ -69,12 +86,12 @@ def simclr(config: ConfigDict, facts: Facts) -> Method:
             "contrast_accuracy": jnp.mean(contrast_accuracy(z1, z2)),
             **health(z1, z2, logged=(step + 1) % config.log_every == 0),
         }
-        # 4. The online probe, fed by features that carry no gradient.
+
+        # 4. The online probe reads features that carry no gradient.
         if probe is not None:
             features = jax.lax.stop_gradient(h.reshape(-1, h.shape[2]))
-            probe_loss, metrics["probe_accuracy"] = probing(
-                params["probe"], features, jnp.repeat(batch["label"], 2)
-            )
+            label = jnp.repeat(batch["label"], 2)
+            probe_loss, metrics["probe_accuracy"] = probing(params["probe"], features, label)
             total += probe_loss
         return total, metrics
 
@@ -86,7 +103,8 @@ def simclr(config: ConfigDict, facts: Facts) -> Method:
         return total, Out(model_state, (), metrics)
 
     def probing(params: Pytree, h: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = probe.apply({"params": params}, h)
+        """The loss of the probe, its weight decay included, and its accuracy."""
+        logits = models.logits(params, h)
         decay = config.optim.weight_decay if config.optim.name == "lars" else 0.0
         penalty = 0.5 * decay * jnp.sum(params["dense"]["kernel"] ** 2)
         fit = mean_of_labelled(cross_entropy(logits, label), label)

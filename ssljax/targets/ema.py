@@ -1,4 +1,4 @@
-"""A network that follows another: the exponential moving average of parameters, and the schedule of its decay."""
+"""A network that follows another: the exponential moving average of parameters, and its decay schedule."""
 
 from __future__ import annotations
 
@@ -12,27 +12,32 @@ Pytree = Any
 
 
 class Ema(NamedTuple):
-    """The moving average of a whole network: parameters and running statistics alike (DeiT, Noisy Student)."""
+    """The moving average of a whole network, parameters and running statistics (DeiT, Noisy Student)."""
 
     params: Pytree
     model_state: Pytree
 
 
 def follow(params: Pytree, model_state: Pytree) -> Ema:
-    """A follower that begins as the network itself: copies, because the train step donates both."""
+    """Start a moving average at the network itself. It holds copies, because the train step donates both."""
     return jax.tree.map(jnp.copy, Ema(params, model_state))
 
 
 def update(target: Pytree, online: Pytree, decay: jax.Array | float) -> Pytree:
-    """decay * target + (1 - decay) * online, leaf by leaf, in float32 and returned in the target's dtype.
+    """Move a target towards the online network: decay * target + (1 - decay) * online, leaf by leaf.
 
-    MoCo's equation 2 (arXiv 1911.05722) and BYOL's equation 1 (arXiv 2006.07733): every parameter takes part, biases and the gains of
-    normalisation too. Running statistics do not: they come from the target's own forward passes, so keep them out of both trees.
+    This is equation 2 of MoCo (arXiv 1911.05722) and equation 1 of BYOL (arXiv 2006.07733). Every parameter
+    takes part, biases and the gains of normalisation too. Running statistics do not: they come from the
+    target's own forward passes, so keep them out of both trees.
 
     Args:
-        target: the follower's parameters. Keep them float32: 1 - decay falls to 1e-10 late in a run, which bfloat16 would round away.
-        online: the same tree; other branches of the online network must be left out by the caller.
+        target: the target's parameters. Keep them float32: late in a run 1 - decay falls to 1e-10, which
+            bfloat16 would round away.
+        online: the same tree. The caller leaves out all other branches of the online network.
         decay: float32 scalar; 1 keeps the target as it is, 0 makes it equal to `online`.
+
+    Returns:
+        The new target. It is computed in float32 and has the target's dtypes.
 
     Raises:
         ValueError: the two trees differ.
@@ -46,13 +51,16 @@ def update(target: Pytree, online: Pytree, decay: jax.Array | float) -> Pytree:
 
 
 def decay(step: jax.Array | int, *, schedule: str, base: float, total: int) -> jax.Array:
-    """The decay of a step, counted from 0, float32.
+    """The decay at a step.
 
     Args:
-        step: int scalar.
+        step: int scalar, counted from 0.
         schedule: "constant" (MoCo v1 and v2, ablations) or "cosine" (BYOL, MoCo v3), see `cosine_decay`.
-        base: the decay, or what it starts from.
-        total: the steps of the run; not looked at when constant.
+        base: the constant decay, or the value that the cosine starts from.
+        total: the number of steps in the run; ignored if the schedule is constant.
+
+    Returns:
+        float32 scalar.
 
     Raises:
         ValueError: an unknown schedule, or a cosine over no steps.
@@ -62,27 +70,32 @@ def decay(step: jax.Array | int, *, schedule: str, base: float, total: int) -> j
     if schedule == "cosine":
         return cosine_decay(step, total, base)
     raise ValueError(
-        f"config.target.schedule={schedule!r} is unknown. Use 'constant' (MoCo v1, v2) or 'cosine' (MoCo v3, BYOL)."
+        f"config.target.schedule={schedule!r} is unknown. "
+        "Use 'constant' (MoCo v1, v2) or 'cosine' (MoCo v3, BYOL)."
     )
 
 
 def cosine_decay(step: jax.Array | int, total: int, base: float) -> jax.Array:
-    """1 - (1 - base) * (1 + cos(pi * step / total)) / 2, float32: `base` at step 0, 1 at `total` and from then on.
+    """1 - (1 - base) * (1 + cos(pi * step / total)) / 2: `base` at step 0, 1 from step `total` on.
 
-    BYOL, section 3.2 (there tau), and MoCo v3's released code (there m, with a fraction of an epoch for the step).
+    BYOL, section 3.2 (there tau), and the released code of MoCo v3 (there m, with a fraction of an epoch in
+    place of the step).
 
     Args:
-        step: int or float scalar or array.
-        total: the steps of the run.
+        step: int or float, scalar or array.
+        total: the number of steps in the run.
         base: the decay at the beginning.
+
+    Returns:
+        float32, shaped like `step`.
 
     Raises:
         ValueError: a run without steps.
     """
     if total < 1:
         raise ValueError(
-            f"cosine_decay: a run of total={total} steps has no schedule: it needs at least one batch of training "
-            "images, and config.epochs of at least 1"
+            f"cosine_decay: a run of total={total} steps has no schedule. It needs at least one batch of "
+            "training images, and config.epochs of at least 1."
         )
     progress = jnp.clip(jnp.asarray(step).astype(jnp.float32) / jnp.float32(total), 0.0, 1.0)
     return 1.0 - (1.0 - jnp.float32(base)) * 0.5 * (1.0 + jnp.cos(jnp.float32(math.pi) * progress))

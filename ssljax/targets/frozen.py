@@ -1,4 +1,7 @@
-"""Networks that stay as they are: a teacher, a tokenizer. They live in a method's `extra`, so no gradient can reach them."""
+"""Networks that are never trained: a teacher, a tokenizer.
+
+They live in a method's `extra`, so no gradient can reach them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ class Frozen(NamedTuple):
 
     Attributes:
         params: its branches by name, `{"encoder": ..., "head": ...}` for one with a classifier.
-        model_state: the running statistics of those that have any.
+        model_state: the running statistics of the branches that have any.
     """
 
     params: Pytree
@@ -21,21 +24,22 @@ class Frozen(NamedTuple):
 
 
 def adopt(frozen: Frozen, run: str, load: Callable[..., Pytree], *, setting: str) -> Frozen:
-    """The same network with the weights of a finished run.
+    """Load the weights of a finished run into a frozen network.
 
     Args:
-        frozen: its shapes, dtypes and shardings, as `Method.init` made it.
+        frozen: the shapes, dtypes and shardings, as `Method.init` made them.
         run: the name of an earlier stage, or the folder of a finished run that has these branches.
-        load: (run, like, part) -> one branch of a checkpoint, as `Method.adopt` is given it.
-        setting: where `run` stands in the config, for the message.
+        load: (run, like, part) -> one branch of a checkpoint, as `Method.adopt` receives it.
+        setting: the name of the setting that holds `run`, for the error message.
 
     Raises:
-        ValueError: `run` is empty, or the run has no such branches.
+        ValueError: `run` is empty, or the run does not have these branches.
     """
     if not run:
         raise ValueError(
-            f"config.{setting} is empty, but this method looks at a frozen network with {', '.join(frozen.params)}: name the "
-            "folder of a finished run that has these, or an earlier stage"
+            f"config.{setting} is empty, but this method needs a frozen network with "
+            f"{', '.join(frozen.params)}. Name the folder of a finished run that has these, or an earlier "
+            "stage."
         )
     params = {name: load(run, branch, f"params/{name}") for name, branch in frozen.params.items()}
     model_state = {

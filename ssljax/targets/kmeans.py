@@ -1,9 +1,10 @@
-"""k-means (Lloyd) and PCA whitening on the devices that hold the features, as DeepCluster uses them (arXiv 1807.05520, section 3).
+"""k-means (Lloyd) and PCA whitening on the devices that hold the features, as DeepCluster uses them.
 
-    minimise over centroids C and assignments a   sum_n |x_n - C_{a(n)}|^2
+    minimise over centroids C and assignments a   sum_n |x_n - C_{a(n)}|^2      (arXiv 1807.05520, section 3)
 
-Rows may be split over devices: each works on its own, a few hundred at a time, and what is exchanged are the K sums of an iteration. Empty
-clusters are repaired as faiss does (`Clustering.cpp`, which the released code calls) or as the released DeeperCluster does.
+The rows may be split over devices. Each device then works on its own rows, a few hundred at a time, and the
+devices exchange only the K sums of an iteration. Empty clusters are repaired as faiss does it
+(`Clustering.cpp`, which the released code calls) or as the released DeeperCluster does it.
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssljax.losses.similarity import l2_normalize
 
 HIGHEST = jax.lax.Precision.HIGHEST
-BLOCK = 256  # rows whose distances to all centroids exist at a time: on a CPU they stay in the cache
+BLOCK = 256  # rows whose distances to all centroids exist at a time; on a CPU they stay in the cache
 REPAIRS = ("faiss", "additive", "none")
 Axes = tuple[str, ...]
+AnyMesh = Mesh | AbstractMesh
 
 
 class Clusters(NamedTuple):
-    """Pseudo-labels and what they came from.
+    """Pseudo-labels, and the clusters that they came from.
 
     Attributes:
         assignment: int32 [N], the cluster of each row; -1 for a row that did not take part.
         centroids: float32 [K, D].
-        counts: int32 [K], rows of each cluster.
+        counts: int32 [K], rows per cluster.
     """
 
     assignment: jax.Array
@@ -39,7 +41,7 @@ class Clusters(NamedTuple):
     counts: jax.Array
 
 
-# ------------------------------------------------------------------------------------------------------------------------ k-means
+# --------------------------------------------------------------------------------------------------- k-means
 
 
 def fit(
@@ -53,37 +55,47 @@ def fit(
     spherical: bool = False,
     distinct: int = 0,
 ) -> Clusters:
-    """k-means from k of the rows drawn at random, and a last assignment to what it found.
+    """Run k-means from k rows drawn at random, then assign every row to its nearest centroid.
 
     Args:
-        features: float32 [N, D], whole or split by rows over the devices of a mesh.
-        k: clusters.
-        key: of the first centroids and of the repairs.
-        iterations: of Lloyd's algorithm; 20 in the paper's code.
-        present: bool [N], False for padding; None: all rows are.
+        features: float32 [N, D], whole, or split by rows over the devices of a mesh.
+        k: number of clusters.
+        key: for the first centroids and for the repairs.
+        iterations: number of Lloyd iterations; 20 in the paper's code.
+        present: bool [N], False for padding. None: all rows take part.
         repair: "faiss", "additive" or "none", see `lloyd`.
         spherical: see `lloyd`.
-        distinct: only so many of the first centroids differ, the others are copies, which start empty; 0: all differ.
+        distinct: number of different first centroids. The others are copies, whose clusters start empty.
+            0: all differ.
 
     Raises:
         ValueError: fewer rows than clusters.
     """
-    present = jnp.ones(features.shape[:1], bool) if present is None else present
+    present = _or_all(present, features)
     rows = int(present.sum())
     if not 1 <= k <= rows:
         raise ValueError(
-            f"{k} clusters of {rows} rows: config.clusters.k must be at least 1 and at most the number of training images"
+            f"{k} clusters of {rows} rows: config.clusters.k must be at least 1 and at most the number of "
+            "training images"
         )
-    first, later = jax.random.split(key)
-    centroids = _some_rows(features, present, first, k)[jnp.arange(k) % (distinct or k)]
+    draw_key, lloyd_key = jax.random.split(key)
+    drawn = _some_rows(features, present, draw_key, k)
+    centroids = drawn[jnp.arange(k) % (distinct or k)]
     centroids, _ = lloyd(
-        features, centroids, later, iterations=iterations, present=present, repair=repair, spherical=spherical
+        features,
+        centroids,
+        lloyd_key,
+        iterations=iterations,
+        present=present,
+        repair=repair,
+        spherical=spherical,
     )
-    return clusters(jnp.where(present, assign(features, centroids), -1), centroids)
+    assignment = jnp.where(present, assign(features, centroids), -1)
+    return clusters(assignment, centroids)
 
 
 def clusters(assignment: jax.Array, centroids: jax.Array) -> Clusters:
-    """The three fields from the first two."""
+    """Build Clusters from its first two fields by counting."""
     return Clusters(assignment, centroids, _counted(assignment, centroids.shape[0]))
 
 
@@ -94,9 +106,14 @@ def _counted(assignment: jax.Array, k: int) -> jax.Array:
 
 @partial(jax.jit, static_argnums=3)
 def _some_rows(features: jax.Array, present: jax.Array, key: jax.Array, k: int) -> jax.Array:
-    """k different rows, each present one equally likely."""
+    """Draw k different rows; each row that is present is equally likely."""
     lot = jnp.where(present, jax.random.uniform(key, present.shape), -1.0)
     return features[jax.lax.top_k(lot, k)[1]]
+
+
+def _or_all(present: jax.Array | None, features: jax.Array) -> jax.Array:
+    """`present`, or True for every row."""
+    return jnp.ones(features.shape[:1], bool) if present is None else present
 
 
 def lloyd(
@@ -114,34 +131,49 @@ def lloyd(
     Args:
         features: float32 [N, D].
         centroids: float32 [K, D].
-        key: of the repairs.
-        iterations: how many.
-        present: bool [N], False for padding; None: all rows are.
-        repair: what becomes of an empty cluster. "faiss": it and a donor, drawn with a probability that grows with its size, stand around
-            the donor's mean at 1 -+ 1/1024 of its coordinates, alternating. "additive": any donor, 1e-7 to either side (DeeperCluster).
-            Both are lost in bfloat16. "none": it keeps its centroid (DeepCluster-v2).
-        spherical: unit centroids; with unit rows the nearest is then the most similar one.
+        key: for the repairs.
+        iterations: number of iterations.
+        present: bool [N], False for padding. None: all rows take part.
+        repair: what happens to an empty cluster.
+            "faiss": a donor is drawn with a probability that grows with its size. The empty cluster and the
+            donor are placed around the donor's mean, at 1 -+ 1/1024 of its coordinates, with alternating
+            signs.
+            "additive": any donor, 1e-7 to either side (DeeperCluster).
+            "none": the cluster keeps its centroid (DeepCluster-v2).
+            bfloat16 would lose the offsets of the first two.
+        spherical: normalise the centroids to unit length. For rows of unit length the nearest centroid is
+            then the most similar one.
 
     Returns:
-        centroids float32 [K, D], and the objective with the centroids before each iteration, float32 [iterations].
+        Centroids float32 [K, D], and float32 [iterations], the objective with the centroids before each
+        iteration.
 
     Raises:
         ValueError: an unknown repair.
     """
     if repair not in REPAIRS:
         raise ValueError(f"config.clusters.repair={repair!r} is not one of {', '.join(REPAIRS)}")
-    present = jnp.ones(features.shape[:1], bool) if present is None else present
-    return _lloyd(*_split(features), iterations, repair, spherical)(features, present, centroids, key)
+    present = _or_all(present, features)
+    run = _lloyd(*_split(features), iterations, repair, spherical)
+    return run(features, present, centroids, key)
 
 
 def assign(features: jax.Array, centroids: jax.Array) -> jax.Array:
-    """The nearest centroid of each row, of equally near ones the first: [N, D], [K, D] -> int32 [N], split as the rows are."""
+    """The nearest centroid of each row; of equally near ones, the first.
+
+    Args:
+        features: float32 [N, D].
+        centroids: float32 [K, D].
+
+    Returns:
+        int32 [N], split over devices as the rows are.
+    """
     return _assign(*_split(features))(features, centroids)
 
 
 @jax.jit
 def objective(features: jax.Array, found: Clusters) -> jax.Array:
-    """The sum of squared distances, float32; rows that did not take part do not count."""
+    """The sum of squared distances, float32, over the rows that took part."""
     distance = jnp.square(features - found.centroids[jnp.maximum(found.assignment, 0)]).sum(axis=1)
     return jnp.where(found.assignment < 0, 0.0, distance).sum()
 
@@ -150,82 +182,118 @@ def objective(features: jax.Array, found: Clusters) -> jax.Array:
 def minibatch(
     centroids: jax.Array, counts: jax.Array, rows: jax.Array, present: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One step of mini-batch k-means (Sculley, WWW 2010), for data that is seen in pieces and never held.
+    """One step of mini-batch k-means (Sculley, WWW 2010), for data that does not fit in memory.
 
-    Every centroid is the mean of all rows that were ever given to it.
+    Every centroid is the mean of all rows that were ever assigned to it.
 
     Args:
         centroids: float32 [K, D].
-        counts: int32 [K], rows given to each so far.
+        counts: int32 [K], the number of rows assigned to each centroid so far.
         rows: float32 [B, D].
-        present: bool [B].
+        present: bool [B], False for padding.
+
+    Returns:
+        The new centroids and counts.
     """
     sums, new, _ = _pass(rows, present, centroids)
     total = counts + new
-    step = (sums - new[:, None].astype(jnp.float32) * centroids) / jnp.maximum(total, 1)[:, None].astype(
-        jnp.float32
-    )
-    return centroids + step, total
+    shift = sums - new[:, None].astype(jnp.float32) * centroids
+    share = shift / jnp.maximum(total, 1)[:, None].astype(jnp.float32)
+    return centroids + share, total
 
 
 @partial(jax.jit, static_argnums=3)
 def split_empty(
     centroids: jax.Array, counts: jax.Array, key: jax.Array, repair: str
 ) -> tuple[jax.Array, jax.Array]:
-    """Every empty cluster takes half the rows of another, as long as one has two: see `lloyd`. Counts are those that are hoped for."""
+    """Give every empty cluster half the rows of another, as long as one has two; see `lloyd`.
+
+    Args:
+        centroids: float32 [K, D].
+        counts: int32 [K], rows per cluster.
+        key: for the donors.
+        repair: "faiss" or "additive".
+
+    Returns:
+        The new centroids, and the counts that the next assignment is expected to give.
+    """
     even = jnp.arange(centroids.shape[1]) % 2 == 0
 
     def apart(c: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Two points around c: the empty cluster's and the donor's."""
+        """Two points around c: for the empty cluster and for the donor."""
         if repair == "faiss":
-            return c * jnp.where(even, 1 + 1 / 1024, 1 - 1 / 1024), c * jnp.where(
-                even, 1 - 1 / 1024, 1 + 1 / 1024
-            )
-        return c + jnp.where(even, -1e-7, 1e-7), c - jnp.where(even, -1e-7, 1e-7)
+            new = c * jnp.where(even, 1 + 1 / 1024, 1 - 1 / 1024)
+            old = c * jnp.where(even, 1 - 1 / 1024, 1 + 1 / 1024)
+            return new, old
+        new = c + jnp.where(even, -1e-7, 1e-7)
+        old = c - jnp.where(even, -1e-7, 1e-7)
+        return new, old
 
-    def one(state: tuple) -> tuple:
+    def repair_one(state: tuple) -> tuple:
         centroids, counts, key = state
         key, draw = jax.random.split(key)
         chance = jnp.maximum(counts - 1, 0).astype(jnp.float32)
-        donor = jax.random.categorical(
-            draw, jnp.log(chance if repair == "faiss" else jnp.minimum(chance, 1.0))
-        )
-        empty, half = jnp.argmin(counts), counts[donor] // 2
+        if repair != "faiss":
+            chance = jnp.minimum(chance, 1.0)
+        donor = jax.random.categorical(draw, jnp.log(chance))
+
+        empty = jnp.argmin(counts)
+        half = counts[donor] // 2
         new, old = apart(centroids[donor])
-        return (
-            centroids.at[empty].set(new).at[donor].set(old),
-            counts.at[empty].set(half).at[donor].add(-half),
-            key,
-        )
+        centroids = centroids.at[empty].set(new).at[donor].set(old)
+        counts = counts.at[empty].set(half).at[donor].add(-half)
+        return centroids, counts, key
 
-    def more(state: tuple) -> jax.Array:
-        return (state[1].min() == 0) & (state[1].max() > 1)
+    def any_to_repair(state: tuple) -> jax.Array:
+        _, counts, _ = state
+        return (counts.min() == 0) & (counts.max() > 1)
 
-    return jax.lax.while_loop(more, one, (centroids, counts, key))[:2]
+    centroids, counts, _ = jax.lax.while_loop(any_to_repair, repair_one, (centroids, counts, key))
+    return centroids, counts
 
 
-# -------------------------------------------------------------------------------------------------------------------------- PCA
+# ------------------------------------------------------------------------------------------------------- PCA
 
 
 class Moments(NamedTuple):
-    """Of the rows seen so far: their number, mean [D] and scatter [D, D] (sum of outer products around the mean), float32."""
+    """The moments of the rows seen so far, float32.
 
-    count: jax.Array
+    Attributes:
+        count: scalar, the number of rows.
+        mean: [D].
+        scatter: [D, D], the sum of outer products around the mean.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nothing here calls
     mean: jax.Array
     scatter: jax.Array
 
 
 class Whitening(NamedTuple):
-    """x -> (x - mean) @ projection has mean 0 and covariance 1: mean float32 [D], projection float32 [D, dim]."""
+    """A linear map: x -> (x - mean) @ projection has mean 0 and covariance 1.
+
+    Attributes:
+        mean: float32 [D].
+        projection: float32 [D, dim].
+    """
 
     mean: jax.Array
     projection: jax.Array
 
 
 def pca_whiten(features: jax.Array, dim: int, present: jax.Array | None = None) -> jax.Array:
-    """The first `dim` principal components at unit variance: float32 [N, D] -> [N, dim], split as the rows are.
+    """The first `dim` principal components, scaled to unit variance.
 
-    Fitted on all (present) rows. DeepCluster's `preprocess_features` is this and then rows of length one. Signs of columns are arbitrary.
+    DeepCluster's `preprocess_features` is this, followed by scaling the rows to unit length. The signs of the
+    columns are arbitrary.
+
+    Args:
+        features: float32 [N, D].
+        dim: number of components.
+        present: bool [N], the rows to fit on. None: all.
+
+    Returns:
+        [N, dim], split over devices as the rows are.
 
     Raises:
         ValueError: `dim` is more than D.
@@ -234,8 +302,8 @@ def pca_whiten(features: jax.Array, dim: int, present: jax.Array | None = None) 
 
 
 def moments(features: jax.Array, present: jax.Array | None = None) -> Moments:
-    """The moments of all (present) rows, in one pass."""
-    present = jnp.ones(features.shape[:1], bool) if present is None else present
+    """The moments of all rows that are present, in one pass."""
+    present = _or_all(present, features)
     return _moments(*_split(features))(features, present)
 
 
@@ -245,65 +313,77 @@ def merge(a: Moments, b: Moments) -> Moments:
     count = a.count + b.count
     share = b.count / jnp.maximum(count, 1.0)
     apart = b.mean - a.mean
-    return Moments(
-        count, a.mean + share * apart, a.scatter + b.scatter + a.count * share * jnp.outer(apart, apart)
-    )
+    mean = a.mean + share * apart
+    scatter = a.scatter + b.scatter + a.count * share * jnp.outer(apart, apart)
+    return Moments(count, mean, scatter)
 
 
 @partial(jax.jit, static_argnums=1)
 def _eigen(m: Moments, dim: int) -> Whitening:
     variance, vectors = jnp.linalg.eigh(m.scatter / m.count)
-    variance, vectors = variance[::-1][:dim], vectors[:, ::-1][:, :dim]
-    return Whitening(m.mean, vectors * jax.lax.rsqrt(jnp.maximum(variance, 1e-8 * variance[0]))[None])
+    variance = variance[::-1][:dim]  # the largest first
+    vectors = vectors[:, ::-1][:, :dim]
+    scale = jax.lax.rsqrt(jnp.maximum(variance, 1e-8 * variance[0]))
+    return Whitening(m.mean, vectors * scale[None])
 
 
 def whitening(m: Moments, dim: int) -> Whitening:
-    """What makes rows of these moments white; variances below 1e-8 of the largest are rounding and not blown up further."""
-    if not 1 <= dim <= m.mean.shape[0]:
+    """The map that whitens rows with these moments.
+
+    A variance below 1e-8 of the largest is rounding error and is not amplified further.
+
+    Raises:
+        ValueError: `dim` is less than 1 or more than D.
+    """
+    features = m.mean.shape[0]
+    if not 1 <= dim <= features:
         raise ValueError(
-            f"config.clusters.dim={dim} components of {m.mean.shape[0]} features: choose from 1 to {m.mean.shape[0]}"
+            f"config.clusters.dim={dim} components of {features} features: choose from 1 to {features}"
         )
     return _eigen(m, dim)
 
 
 @jax.jit
 def whiten(features: jax.Array, w: Whitening) -> jax.Array:
-    """[N, D] -> [N, dim], float32."""
+    """Apply a whitening: [N, D] -> float32 [N, dim]."""
     return jnp.dot(features.astype(jnp.float32) - w.mean[None], w.projection, precision=HIGHEST)
 
 
-# ------------------------------------------------------------------------------------------------------- rows on their devices
+# ------------------------------------------------------------------------------------- rows on their devices
 
 
-def _split(features: jax.Array) -> tuple[Mesh | None, Axes]:
-    """The mesh and its axes over which the rows are split; (None, ()) for an array that is whole, or being traced."""
-    place = None if isinstance(features, jax.core.Tracer) else features.sharding
+def _split(features: jax.Array) -> tuple[AnyMesh | None, Axes]:
+    """The mesh and the axes that the rows are split over; (None, ()) for a whole or a traced array."""
+    if isinstance(features, jax.core.Tracer):
+        return None, ()
+    place = features.sharding
     if not isinstance(place, NamedSharding) or not place.spec or place.spec[0] is None:
         return None, ()
     axes = place.spec[0]
     return place.mesh, (axes,) if isinstance(axes, str) else tuple(axes)
 
 
-def _on(mesh: Mesh | None, local: Callable, arguments: tuple[P, ...], out: P) -> Callable:
-    """jit of `local`, run by each device on its own part."""
-    return jax.jit(
-        local
-        if mesh is None
-        else jax.shard_map(local, mesh=mesh, in_specs=arguments, out_specs=out, check_vma=False)
-    )
+def _on(mesh: AnyMesh | None, local: Callable, arguments: tuple[P, ...], out: P) -> Callable:
+    """Jit `local`; with a mesh, each device runs it on its own part."""
+    if mesh is None:
+        return jax.jit(local)
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=arguments, out_specs=out, check_vma=False))
 
 
 @lru_cache(maxsize=8)
-def _lloyd(mesh: Mesh | None, axes: Axes, iterations: int, repair: str, spherical: bool) -> Callable:
+def _lloyd(mesh: AnyMesh | None, axes: Axes, iterations: int, repair: str, spherical: bool) -> Callable:
     def local(
         x: jax.Array, present: jax.Array, centroids: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         def iteration(centroids: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             sums, counts, total = jax.lax.psum(_pass(x, present, centroids), axes)
             means = sums / jnp.maximum(counts, 1)[:, None].astype(jnp.float32)
-            means = l2_normalize(means) if spherical else means
+            if spherical:
+                means = l2_normalize(means)
             centroids = jnp.where(counts[:, None] > 0, means, centroids)
-            return centroids if repair == "none" else split_empty(centroids, counts, key, repair)[0], total
+            if repair != "none":
+                centroids, _ = split_empty(centroids, counts, key, repair)
+            return centroids, total
 
         return jax.lax.scan(iteration, centroids, jax.random.split(key, iterations))
 
@@ -311,84 +391,111 @@ def _lloyd(mesh: Mesh | None, axes: Axes, iterations: int, repair: str, spherica
 
 
 @lru_cache(maxsize=8)
-def _assign(mesh: Mesh | None, axes: Axes) -> Callable:
+def _assign(mesh: AnyMesh | None, axes: Axes) -> Callable:
     def local(x: jax.Array, centroids: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda block: _nearest(block, centroids)[0], _blocks(x)).reshape(-1)[: x.shape[0]]
+        nearest = jax.lax.map(lambda block: _nearest(block, centroids)[0], _blocks(x))
+        return nearest.reshape(-1)[: x.shape[0]]
 
     return _on(mesh, local, (P(axes), P()), P(axes))
 
 
 @lru_cache(maxsize=8)
-def _moments(mesh: Mesh | None, axes: Axes) -> Callable:
-    def block(total: Moments, rows: tuple[jax.Array, jax.Array]) -> tuple[Moments, None]:
-        x, here = rows[0].astype(jnp.float32), rows[1][:, None].astype(jnp.float32)
+def _moments(mesh: AnyMesh | None, axes: Axes) -> Callable:
+    def add(total: Moments, rows: tuple[jax.Array, jax.Array]) -> tuple[Moments, None]:
+        x = rows[0].astype(jnp.float32)
+        here = rows[1][:, None].astype(jnp.float32)
         count = here.sum()
         mean = (x * here).sum(axis=0) / jnp.maximum(count, 1.0)
         x = (x - mean[None]) * here
-        return merge(total, Moments(count, mean, jnp.dot(x.T, x, precision=HIGHEST))), None
+        scatter = jnp.dot(x.T, x, precision=HIGHEST)
+        return merge(total, Moments(count, mean, scatter)), None
 
     def local(x: jax.Array, present: jax.Array) -> Moments:
+        dim = x.shape[1]
         nothing = Moments(
-            jnp.float32(0.0), jnp.zeros(x.shape[1:], jnp.float32), jnp.zeros((x.shape[1],) * 2, jnp.float32)
+            count=jnp.float32(0.0),
+            mean=jnp.zeros((dim,), jnp.float32),
+            scatter=jnp.zeros((dim, dim), jnp.float32),
         )
-        m, _ = jax.lax.scan(block, nothing, (_blocks(x), _blocks(present)))
+        m, _ = jax.lax.scan(add, nothing, (_blocks(x), _blocks(present)))
         if mesh is None:
             return m
+
+        # Merge the moments of all devices.
         count = jax.lax.psum(m.count, axes)
         mean = jax.lax.psum(m.count * m.mean, axes) / count
-        return Moments(
-            count, mean, jax.lax.psum(m.scatter + m.count * jnp.outer(m.mean - mean, m.mean - mean), axes)
-        )
+        scatter = m.scatter + m.count * jnp.outer(m.mean - mean, m.mean - mean)
+        return Moments(count, mean, jax.lax.psum(scatter, axes))
 
     return _on(mesh, local, (P(axes), P(axes)), P())
 
 
-# -------------------------------------------------------------------------------------------------------------- a block of rows
+# -------------------------------------------------------------------------------------------- blocks of rows
 
 
 def _blocks(x: jax.Array) -> jax.Array:
-    """[N, ...] -> [blocks, <= BLOCK, ...], zeros behind the last row."""
+    """[N, ...] -> [blocks, <= BLOCK, ...], padded with zeros after the last row."""
     size = min(BLOCK, x.shape[0])
     missing = -x.shape[0] % size
-    return jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1))).reshape(-1, size, *x.shape[1:])
+    padding = ((0, missing), *((0, 0),) * (x.ndim - 1))
+    return jnp.pad(x, padding).reshape(-1, size, *x.shape[1:])
 
 
 def _nearest(x: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The nearest centroid int32 [B] of rows [B, D], and the squared distance to it.
 
-    The first of the largest c.x - |c|^2 / 2. On a CPU, a maximum over the leading axis and a look where it stands cost a third of XLA's
-    argmax over the last.
+    It is the first of the largest c.x - |c|^2 / 2. On a CPU, a maximum over the leading axis and a search for
+    its position cost a third of XLA's argmax over the last axis.
     """
     x = x.astype(jnp.float32)
     score = jnp.dot(centroids, x.T, precision=HIGHEST) - 0.5 * jnp.square(centroids).sum(axis=1)[:, None]
-    best, last = score.max(axis=0), centroids.shape[0] - 1
-    nearest = jnp.where(score == best[None], jnp.arange(last + 1, dtype=jnp.int32)[:, None], last).min(axis=0)
+    best = score.max(axis=0)
+    last = centroids.shape[0] - 1
+    is_best = score == best[None]
+    number = jnp.arange(last + 1, dtype=jnp.int32)[:, None]
+    nearest = jnp.where(is_best, number, last).min(axis=0)
     return nearest, jnp.square(x).sum(axis=1) - 2.0 * best
 
 
 def _pass(x: jax.Array, present: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of the rows nearest to each centroid: their sum [K, D] and number int32 [K]; and the sum of all squared distances."""
+    """Assign rows to centroids, block by block.
 
-    def block(total: Any, rows: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+    Returns:
+        Per centroid, the sum [K, D] and the number int32 [K] of its rows; and the sum of all squared
+        distances.
+    """
+    k = centroids.shape[0]
+
+    def add(total: Any, rows: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         x, here = rows
         nearest, distance = _nearest(x, centroids)
-        sums, counts = _grouped(x.astype(jnp.float32), nearest, here, centroids.shape[0])
-        return (total[0] + sums, total[1] + counts, total[2] + jnp.where(here, distance, 0.0).sum()), None
+        block_sums, block_counts = _grouped(x.astype(jnp.float32), nearest, here, k)
 
-    k = centroids.shape[0]
+        sums, counts, objective = total
+        sums = sums + block_sums
+        counts = counts + block_counts
+        objective = objective + jnp.where(here, distance, 0.0).sum()
+        return (sums, counts, objective), None
+
     nothing = (jnp.zeros_like(centroids), jnp.zeros(k, jnp.int32), jnp.float32(0.0))
-    return jax.lax.scan(block, nothing, (_blocks(x), _blocks(present)))[0]
+    total, _ = jax.lax.scan(add, nothing, (_blocks(x), _blocks(present)))
+    return total
 
 
 def _grouped(x: jax.Array, cluster: jax.Array, here: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Sums [K, D] and numbers int32 [K] of the rows of each cluster: scattered on a CPU, a matrix product elsewhere."""
+    """Sums [K, D] and counts int32 [K] of the rows per cluster.
+
+    They come from a scatter on a CPU and from a matrix product elsewhere.
+    """
 
     def scattered(x: jax.Array, cluster: jax.Array, here: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = jnp.where(here[:, None], x, 0.0)
-        return jax.ops.segment_sum(x, cluster, k), jax.ops.segment_sum(here.astype(jnp.int32), cluster, k)
+        sums = jax.ops.segment_sum(x, cluster, k)
+        return sums, jax.ops.segment_sum(here.astype(jnp.int32), cluster, k)
 
     def product(x: jax.Array, cluster: jax.Array, here: jax.Array) -> tuple[jax.Array, jax.Array]:
-        member = ((cluster[None] == jnp.arange(k, dtype=jnp.int32)[:, None]) & here[None]).astype(jnp.float32)
+        own = cluster[None] == jnp.arange(k, dtype=jnp.int32)[:, None]
+        member = (own & here[None]).astype(jnp.float32)
         return jnp.dot(member, x, precision=HIGHEST), member.sum(axis=1).astype(jnp.int32)
 
     return jax.lax.platform_dependent(x, cluster, here, cpu=scattered, default=product)

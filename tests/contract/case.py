@@ -1,7 +1,8 @@
-"""One method's program on fake devices and a few of its steps, for what every method promises (tests/test_contract.py).
+"""One method's program on fake devices and a few of its steps, for tests/test_contract.py.
 
-A method whose digits preset has to be made smaller still, or whose `extra` is not empty, says so in a file of its own here, called as the
-method: SMALL, dotted setting -> value, and oracle(case), which compares `extra` after the steps with an independent NumPy version.
+A method has a file of its own here, named after it, if its digits preset must be made smaller still or if
+its `extra` is not empty. The file defines SMALL, dotted setting -> value, and oracle(case), which compares
+`extra` after the steps with an independent NumPy version.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 import importlib.util
 from types import ModuleType, SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,17 +26,22 @@ from ssljax.run.loop import refreshed
 
 
 def own(method: str) -> ModuleType | SimpleNamespace:
-    """What the method says of itself in this folder; nothing, where it has no file."""
+    """SMALL and oracle of the method's file in this folder; empty if it has no file."""
     name = f"tests.contract.{method}"
     found = importlib.import_module(name) if importlib.util.find_spec(name) else None
     return SimpleNamespace(SMALL=getattr(found, "SMALL", {}), oracle=getattr(found, "oracle", None))
 
 
 def small_config(method: str, **changes) -> ConfigDict:
-    """The method's digits preset (its last stage) with a network of 8 channels and no warm-up: a rate of 0 moves nothing."""
+    """The method's digits preset (its last stage) with a network of 8 channels.
+
+    There is no warm-up, because a learning rate of 0 moves nothing.
+    """
     c = importlib.import_module(f"configs.{method}").get_config("digits").unlock()
     c = c[c.stages[-1]] if "stages" in c else c
-    c.batch_size, c.epochs, c.log_every = 16, 2, 2
+    c.batch_size = 16
+    c.epochs = 2
+    c.log_every = 2
     c.model.update(name="resnet8", width=0.125, stem="imagenet")
     c.optim.update(
         name="lars",
@@ -53,10 +60,11 @@ def small_config(method: str, **changes) -> ConfigDict:
 
 
 class Case:
-    """One method's program on 8 devices and on 1, a batch, and the states after a step. Made once a session."""
+    """One method's program on 8 devices and on 1, four batches, and the states after each step."""
 
     def __init__(self, name: str):
-        self.name, self.config = name, small_config(name)
+        self.name = name
+        self.config = small_config(name)
         self.source = sources.load(self.config.data, "train")
         self.facts = self.source.facts
         self.eight = build(self.config, self.facts)
@@ -71,7 +79,8 @@ class Case:
         self.balance = balance_of(self.eight, self.source, self.initial)
         stream = device_batches(self.eight, self.source, 0, 0, self.balance)
         self.batches = [b for b, _ in zip(stream, range(4), strict=False)]
-        self.states, self.metrics = [self.initial], []
+        self.states = [self.initial]
+        self.metrics = []
         for batch in self.batches:
             state, metrics = self.eight.step(copy(self.states[-1]), batch, self.key)
             self.states.append(state)
@@ -82,11 +91,12 @@ class Case:
 
 
 def copy(tree):
-    """The step donates its state."""
+    """A copy of a state, because the step donates its argument."""
     return jax.tree.map(lambda leaf: leaf.copy(), tree)
 
 
 def leaves(tree):
+    """(path, leaf) of every leaf."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
@@ -94,7 +104,8 @@ def carries(case):
     """(state before, what `loss` left for `update`, state after) of every step, on one device."""
     loss = jax.jit(case.one.method.loss)
     for step, batch in enumerate(case.batches):
-        before, after = case.on_one_device(case.states[step]), case.states[step + 1]
+        before = case.on_one_device(case.states[step])
+        after = case.states[step + 1]
         batch = {k: jnp.asarray(np.asarray(v)) for k, v in batch.items()}
         _, out = loss(
             before.params,
@@ -113,13 +124,9 @@ def carries(case):
 
 def follows(target, online, decay, found):
     """`found` is the moving average of the two trees, computed in float64."""
-    for (name, old), (_, new), (_, got) in zip(
-        leaves(target), leaves({k: online[k] for k in target}), leaves(found), strict=True
-    ):
-        np.testing.assert_allclose(
-            got, decay * old.astype(np.float64) + (1 - decay) * new, rtol=1e-5, atol=1e-7, err_msg=name
-        )
-
-
-def close(tree, other):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), tree, other)
+    expected = jax.tree.map(
+        lambda old, new: decay * old.astype(np.float64) + (1 - decay) * new,
+        target,
+        {name: online[name] for name in target},
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)

@@ -1,4 +1,4 @@
-"""NT-Xent against the released code (TensorFlow autodiff) and against numbers made by hand."""
+"""NT-Xent against the released code (TensorFlow autodiff) and against numbers calculated by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ Z2 = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, -2.0, 1.0]], jnp.float32
 
 
 def released(z1, z2, temperature):
-    """The released loss: the sum of the two directions' means."""
+    """The released loss: the sum of the means of the two directions."""
     return 2.0 * nt_xent(z1, z2, temperature=temperature).mean()
 
 
@@ -22,12 +22,12 @@ def released(z1, z2, temperature):
 def test_loss_gradient_and_accuracy_equal_the_released_code(golden, case):
     g = golden("nt_xent").under(f"c{case}")
     n = len(g["hidden"]) // 2
-    loss, grad = jax.value_and_grad(lambda z: released(z[:n], z[n:], float(g["temperature"])))(
-        jnp.asarray(g["hidden"])
-    )
+    temperature = float(g["temperature"])
+    hidden = jnp.asarray(g["hidden"])
+    loss, grad = jax.value_and_grad(lambda z: released(z[:n], z[n:], temperature))(hidden)
     np.testing.assert_allclose(loss, g["loss"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(grad, g["grad_hidden"], rtol=1e-4, atol=1e-6)
-    accuracy = contrast_accuracy(jnp.asarray(g["hidden"][:n]), jnp.asarray(g["hidden"][n:])).mean()
+    accuracy = contrast_accuracy(hidden[:n], hidden[n:]).mean()
     np.testing.assert_allclose(accuracy, g["contrast_acc"], atol=1e-6)
     if "lightly_loss" in g:
         np.testing.assert_allclose(loss / 2, g["lightly_loss"], rtol=1e-5)
@@ -77,7 +77,8 @@ def test_pairing_matters_but_order_scale_and_rotation_do_not():
 
 
 def test_bfloat16_embeddings_are_compared_in_float32():
-    z1, z2 = Z1.astype(jnp.bfloat16), Z2.astype(jnp.bfloat16)  # these values are exact in bfloat16
+    z1 = Z1.astype(jnp.bfloat16)  # these values are exact in bfloat16
+    z2 = Z2.astype(jnp.bfloat16)
     rows = nt_xent(z1, z2, temperature=0.1)
     assert rows.dtype == jnp.float32
     np.testing.assert_allclose(rows, nt_xent(Z1, Z2, temperature=0.1), rtol=1e-6)

@@ -32,7 +32,8 @@ def test_the_released_codes_loss_and_gradients(golden, case):
 def test_the_two_normalizations_differ_by_the_number_of_classes():
     """Pitfall 3: B = 2, C = 4. By hand: teacher (1/2, 1/2, 0, 0), pupil uniform, KL = log 2."""
     teacher = jnp.array([[30.0, 30.0, 0.0, 0.0]] * 2)
-    flat, labels = jnp.zeros((2, 4)), jnp.array([0, 1])
+    flat = jnp.zeros((2, 4))
+    labels = jnp.array([0, 1])
     paper, code = (
         soft((flat, flat), teacher, labels, alpha=1.0, temperature=1.0, normalization=name)
         for name in ("paper", "code")
@@ -44,16 +45,19 @@ def test_the_two_normalizations_differ_by_the_number_of_classes():
 def test_a_student_that_equals_its_teacher_has_no_soft_loss_and_no_gradient():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
     labels = jnp.array([0, 1, 2])
-    value, grad = jax.value_and_grad(
-        lambda z: soft((logits, z), logits, labels, alpha=1.0, temperature=3.0).sum()
-    )(logits)
+
+    def loss(z):
+        return soft((logits, z), logits, labels, alpha=1.0, temperature=3.0).sum()
+
+    value, grad = jax.value_and_grad(loss)(logits)
     np.testing.assert_allclose(value, 0.0, atol=1e-6)
     np.testing.assert_allclose(grad, np.zeros((3, 5)), atol=1e-6)
 
 
 def test_hard_with_a_teacher_that_knows_the_labels_is_cross_entropy_and_its_teacher_gets_no_gradient():
     rng = np.random.default_rng(1)
-    logits, labels = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32), jnp.array([5, 0, 2, 2])
+    logits = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    labels = jnp.array([5, 0, 2, 2])
     teacher = 9.0 * jax.nn.one_hot(labels, 6)
     np.testing.assert_allclose(
         hard((logits, logits), teacher, labels), cross_entropy(logits, labels), rtol=1e-6
@@ -63,7 +67,8 @@ def test_hard_with_a_teacher_that_knows_the_labels_is_cross_entropy_and_its_teac
 
 
 def test_wrong_arguments_are_named():
-    a, b = jnp.zeros((2, 4)), jnp.zeros((2, 5))
+    a = jnp.zeros((2, 4))
+    b = jnp.zeros((2, 5))
     with pytest.raises(ValueError, match=r"\(2, 5\).*same classes"):
         hard((a, a), b, jnp.array([0, 1]))
     with pytest.raises(ValueError, match="'batchmean' is unknown"):

@@ -11,22 +11,23 @@ UNIT = Z / np.linalg.norm(Z, axis=1, keepdims=True)
 
 
 def test_values_equal_numpy():
+    z = jnp.asarray(Z)
+    np.testing.assert_allclose(health.embedding_std(z), UNIT.std(0).mean() * 4, rtol=1e-5)
+
     other = RNG.normal(size=Z.shape).astype(np.float32)
     unit2 = other / np.linalg.norm(other, axis=1, keepdims=True)
-    np.testing.assert_allclose(health.embedding_std(jnp.asarray(Z)), UNIT.std(0).mean() * 4, rtol=1e-5)
-    np.testing.assert_allclose(
-        health.alignment(jnp.asarray(Z), jnp.asarray(other)), ((UNIT - unit2) ** 2).sum(1).mean(), rtol=1e-5
-    )
+    expected = ((UNIT - unit2) ** 2).sum(1).mean()
+    np.testing.assert_allclose(health.alignment(z, jnp.asarray(other)), expected, rtol=1e-5)
+
     distance = ((UNIT[:, None] - UNIT[None]) ** 2).sum(-1)
     others = ~np.eye(200, dtype=bool)
-    np.testing.assert_allclose(
-        health.uniformity(jnp.asarray(Z)), np.log(np.exp(-2 * distance)[others].mean()), rtol=1e-4
-    )
+    expected = np.log(np.exp(-2 * distance)[others].mean())
+    np.testing.assert_allclose(health.uniformity(z), expected, rtol=1e-4)
+
     s = np.linalg.svd(Z, compute_uv=False)
     p = s / s.sum()
-    np.testing.assert_allclose(
-        health.effective_rank(jnp.asarray(Z)), np.exp(-(p * np.log(p)).sum()), rtol=1e-3
-    )
+    expected = np.exp(-(p * np.log(p)).sum())
+    np.testing.assert_allclose(health.effective_rank(z), expected, rtol=1e-3)
 
 
 def test_collapse_is_visible_in_every_quantity():

@@ -3,6 +3,7 @@
 import importlib
 from contextlib import contextmanager
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +27,13 @@ def one_block():
 
 
 def config_of(method: str, preset: str = "digits", **changes):
-    """A preset on images of 8 pixels with one block of 4 channels; dotted settings as keywords with `__` for the dot."""
+    """A preset on images of 8 pixels with one block of 4 channels.
+
+    `changes` are dotted settings, with `__` for the dot.
+    """
     c = importlib.import_module(f"configs.{method}").get_config(preset).unlock()
-    c.log_every, c.batch_size = 1, 8
+    c.log_every = 1
+    c.batch_size = 8
     c.data.image_size = SIZE
     c.augment.update(crop="none", jitter_strength=0.2)
     if "head" in c:
@@ -50,7 +55,7 @@ def batch_of(rows: int, seed: int = 0) -> dict:
 
 
 def shaken(tree, seed: int):
-    """The same tree with random values: no silent branch, no two equal networks."""
+    """The same tree with random values, so that no branch is silent and no two networks are equal."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.5, leaf.shape), jnp.float32), tree)
 
@@ -63,11 +68,6 @@ def names(tree) -> set[str]:
     }
 
 
-def assert_close(ours, expected, **tolerance):
+def assert_close(ours, expected, rtol=1e-7, atol=0.0):
     """Equal structure and close values; an error names the leaf."""
-    assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    jax.tree.map_with_path(
-        lambda p, a, b: np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(p)),
-        ours,
-        expected,
-    )
+    chex.assert_trees_all_close(ours, expected, rtol=rtol, atol=atol)

@@ -1,5 +1,9 @@
-"""BYOL's loss against the released code and by hand; its step put together from its parts: statistics, target, probe, collapse."""
+"""BYOL's loss against the released code and by hand, and its step put together from its parts.
 
+The parts are the statistics, the target, the probe, and the collapse without predictor and target.
+"""
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +16,7 @@ from ssljax.losses.regression import byol
 from ssljax.methods import METHODS
 from ssljax.program import build, device_batches, encoder
 from ssljax.run import monitor
-from tests.methods.small import FACTS, assert_close, batch_of, config_of, names, one_block, shaken
+from tests.methods.small import FACTS, batch_of, config_of, names, one_block, shaken
 
 B = 6
 
@@ -23,7 +27,7 @@ def small_networks():
         yield
 
 
-# ----------------------------------------------------------------------------------------------------------------------- the loss
+# -------------------------------------------------------------------------------------------------- the loss
 
 
 @pytest.mark.parametrize("case", range(3))
@@ -34,9 +38,8 @@ def test_released_loss_and_gradients(golden, case):
         for name in ("prediction_view1", "prediction_view2", "projection_view1", "projection_view2")
     )
     np.testing.assert_allclose(byol(p1, z2), g["regression_loss_p1_z2"], rtol=1e-5, atol=1e-6)
-    value, grads = jax.value_and_grad(lambda p1, p2: jnp.mean(byol(p1, z2) + byol(p2, z1)), argnums=(0, 1))(
-        p1, p2
-    )
+    both = lambda p1, p2: jnp.mean(byol(p1, z2) + byol(p2, z1))
+    value, grads = jax.value_and_grad(both, argnums=(0, 1))(p1, p2)
     np.testing.assert_allclose(value, g["repr_loss"], rtol=1e-5)
     for found, name in zip(grads, ("grad_prediction_view1", "grad_prediction_view2"), strict=True):
         np.testing.assert_allclose(found, g[name], rtol=1e-4, atol=1e-6 * max(1.0, np.abs(g[name]).max()))
@@ -54,28 +57,30 @@ def test_values_by_hand():
         byol(p, target[:2])
 
 
-# ----------------------------------------------------------------------------------------------------- a step put together by hand
+# ------------------------------------------------------------------------------- a step put together by hand
 
 
 class Pass:
-    """One loss and gradient with random parameters everywhere, and the pieces they are made of."""
+    """One loss and gradient with random parameters everywhere, and the parts they are made of."""
 
     def __init__(self, **changes):
         self.config = config_of("byol", **{"head__hidden": 5, "predictor__hidden": 5, **changes})
-        self.method, self.key, self.batch = (
-            METHODS["byol"](self.config, FACTS),
-            jax.random.key(3),
-            batch_of(B),
-        )
+        self.method = METHODS["byol"](self.config, FACTS)
+        self.key = jax.random.key(3)
+        self.batch = batch_of(B)
+
         params, state, extra = jax.eval_shape(lambda key: self.method.init(key, {}), jax.random.key(0))
-        self.params, self.state = shaken(params, 1), self.fresh(state)
+        self.params = shaken(params, 1)
+        self.state = self.fresh(state)
         self.extra = extra._replace(
             target_params=shaken(extra.target_params, 2), target_stats=self.fresh(extra.target_stats)
         )
+
         self.gradient = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
         (self.total, self.out), self.grads = self.gradient(self.params, self.batch)
         made = views.stacked(self.batch, self.key, self.config)
-        self.v1, self.v2 = made[:, 0], made[:, 1]
+        self.v1 = made[:, 0]
+        self.v2 = made[:, 1]
 
     @staticmethod
     def fresh(stats):
@@ -87,19 +92,15 @@ class Pass:
         return self.method.loss(params, self.state, self.extra, batch, self.key, jnp.int32(0))
 
     def forward(self, params, state, x):
-        """Features, and projection or, where there is a predictor, prediction; the running statistics after it."""
-        h, f = models.forward(models.backbone(self.config.model), params["encoder"], state["encoder"], x)
-        z, g = models.forward(
-            models.mlp(self.config.head, self.config.model, 4), params["projector"], state["projector"], h
-        )
+        """Features, the prediction (without a predictor the projection), and the running statistics."""
+        encoder = models.backbone(self.config.model)
+        projector = models.mlp(self.config.head, self.config.model, 4)
+        h, f = models.forward(encoder, params["encoder"], state["encoder"], x)
+        z, g = models.forward(projector, params["projector"], state["projector"], h)
         state = {**state, "encoder": f, "projector": g}
         if "predictor" in params:
-            z, q = models.forward(
-                models.mlp(self.config.predictor, self.config.model, 4),
-                params["predictor"],
-                state["predictor"],
-                z,
-            )
+            predictor = models.mlp(self.config.predictor, self.config.model, 4)
+            z, q = models.forward(predictor, params["predictor"], state["predictor"], z)
             state = {**state, "predictor": q}
         return np.asarray(h, np.float64), np.asarray(z, np.float64), state
 
@@ -117,10 +118,11 @@ def done():
 def test_images_without_a_label_are_left_out_of_the_probe(done):
     part = {**done.batch, "label": done.batch["label"].at[:2].set(-1)}
     (_, out), grads = done.gradient(done.params, part)
-    assert_close(grads["encoder"], done.grads["encoder"], rtol=0, atol=0)
+    chex.assert_trees_all_equal(grads["encoder"], done.grads["encoder"])
     h1, _, _ = done.forward(done.params, done.state, done.v1)
     dense = {name: np.asarray(leaf) for name, leaf in done.params["classifier"]["dense"].items()}
-    scores, label = (h1 @ dense["kernel"] + dense["bias"])[2:], np.asarray(done.batch["label"])[2:]
+    scores = (h1 @ dense["kernel"] + dense["bias"])[2:]
+    label = np.asarray(done.batch["label"])[2:]
     wrong = np.exp(scores) / np.exp(scores).sum(1, keepdims=True) - np.eye(10)[label]
     np.testing.assert_allclose(grads["classifier"]["dense"]["bias"], wrong.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(out.metrics["probe_accuracy"], (scores.argmax(1) == label).mean(), rtol=1e-6)
@@ -133,18 +135,15 @@ def test_the_loss_is_the_sum_of_both_directions_and_the_probe_on_view_1(done):
     _, t2, stats = done.forward(done.extra.target_params, stats, done.v2)
     both = regression(p1, t2).mean() + regression(p2, t1).mean()
     np.testing.assert_allclose(done.out.metrics["repr_loss"], both, rtol=1e-4)
-    scores = h1 @ np.asarray(done.params["classifier"]["dense"]["kernel"]) + np.asarray(
-        done.params["classifier"]["dense"]["bias"]
-    )
+    dense = {name: np.asarray(leaf) for name, leaf in done.params["classifier"]["dense"].items()}
+    scores = h1 @ dense["kernel"] + dense["bias"]
     probe = np.log(np.exp(scores).sum(1)) - scores[np.arange(B), done.batch["label"]]
     np.testing.assert_allclose(done.total, both + probe.mean(), rtol=1e-4)
-    # View 1, then view 2: the recursion of two passes, each network with its own.
-    assert_close(done.out.model_state, state, rtol=1e-4, atol=1e-5)
-    assert_close(done.out.carry, stats, rtol=1e-4, atol=1e-5)
-    online, target = (
-        done.out.model_state["encoder"]["stem_norm1"]["mean"],
-        done.out.carry["encoder"]["stem_norm1"]["mean"],
-    )
+    # View 1, then view 2: the recursion of two passes, each network with its own statistics.
+    chex.assert_trees_all_close(done.out.model_state, state, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(done.out.carry, stats, rtol=1e-4, atol=1e-5)
+    online = done.out.model_state["encoder"]["stem_norm1"]["mean"]
+    target = done.out.carry["encoder"]["stem_norm1"]["mean"]
     assert np.abs(online - target).max() > 1e-3 and np.abs(target).max() > 1e-3
 
 
@@ -164,30 +163,29 @@ def test_labels_reach_the_classifier_and_nothing_else(done):
     other = {**done.batch, "label": (done.batch["label"] + 1) % 10}
     _, grads = done.gradient(done.params, other)
     for part in ("encoder", "projector", "predictor"):
-        jax.tree.map(np.testing.assert_array_equal, grads[part], done.grads[part])
-    assert (
-        np.abs(grads["classifier"]["dense"]["kernel"] - done.grads["classifier"]["dense"]["kernel"]).max()
-        > 1e-3
-    )
+        chex.assert_trees_all_equal(grads[part], done.grads[part])
+    difference = grads["classifier"]["dense"]["kernel"] - done.grads["classifier"]["dense"]["kernel"]
+    assert np.abs(difference).max() > 1e-3
 
 
 def test_the_target_has_the_encoder_and_projector_only_and_its_own_start():
     for start, equal in (("independent", False), ("copy", True)):
         method = METHODS["byol"](config_of("byol", target__init=start), FACTS)
         params, state, extra = jax.jit(lambda key, method=method: method.init(key, {}))(jax.random.key(0))
-        assert names(extra.target_params) == {
-            n for n in names(params) if n.startswith(("encoder", "projector"))
-        }
-        same = np.array_equal(
-            extra.target_params["encoder"]["stem_conv1"]["kernel"], params["encoder"]["stem_conv1"]["kernel"]
-        )
+        followed = {n for n in names(params) if n.startswith(("encoder", "projector"))}
+        assert names(extra.target_params) == followed
+        stem = lambda tree: tree["encoder"]["stem_conv1"]["kernel"]
+        same = np.array_equal(stem(extra.target_params), stem(params))
         assert same == equal, start
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(extra))
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.75, 1.0])
 def test_a_constant_tau(done, tau):
-    """At 0 every leaf of the target is the online network's, at 1 none has moved; running statistics are neither averaged nor copied."""
+    """At 0 every leaf of the target is that of the online network, at 1 none has moved.
+
+    Running statistics are neither averaged nor copied.
+    """
     p = Pass(target__momentum=tau, target__schedule="constant")
     new = shaken(p.params, 7)
     after = jax.jit(p.method.update)(p.extra, new, p.out.carry, jnp.int32(5))
@@ -196,25 +194,22 @@ def test_a_constant_tau(done, tau):
         p.extra.target_params,
         {name: new[name] for name in ("encoder", "projector")},
     )
-    assert_close(after.target_params, expected, rtol=1e-5, atol=1e-6)
-    assert_close(after.target_stats, p.out.carry, rtol=0, atol=0)
+    chex.assert_trees_all_close(after.target_params, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal(after.target_stats, p.out.carry)
     assert float(p.out.metrics["tau"]) == tau
 
 
 def test_tau_is_that_of_the_steps_own_number_and_reaches_1(done):
-    total, new = 20, shaken(done.params, 7)
-    update = jax.jit(
-        METHODS["byol"](
-            config_of("byol", epochs=20, target__momentum=0.9), FACTS._replace(num_examples=8)
-        ).update
-    )
+    total = 20
+    config = config_of("byol", epochs=20, target__momentum=0.9)
+    update = jax.jit(METHODS["byol"](config, FACTS._replace(num_examples=8)).update)
+    new = shaken(done.params, 7)
+    kernel = lambda tree: tree["projector"]["dense1"]["kernel"]
     for step in (0, total // 4, total):
-        found = update(done.extra, new, done.out.carry, jnp.int32(step)).target_params["projector"]["dense1"][
-            "kernel"
-        ]
+        after = update(done.extra, new, done.out.carry, jnp.int32(step))
         tau = 1 - 0.1 * (1 + np.cos(np.pi * step / total)) / 2
-        old, online = (tree["projector"]["dense1"]["kernel"] for tree in (done.extra.target_params, new))
-        np.testing.assert_allclose(found, tau * old + (1 - tau) * online, rtol=1e-4, atol=1e-6)
+        expected = tau * kernel(done.extra.target_params) + (1 - tau) * kernel(new)
+        np.testing.assert_allclose(kernel(after.target_params), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_without_a_predictor_the_projection_is_the_prediction():
@@ -224,16 +219,15 @@ def test_without_a_predictor_the_projection_is_the_prediction():
     _, z2, _ = p.forward(p.params, state, p.v2)
     _, t1, stats = p.forward(p.extra.target_params, p.extra.target_stats, p.v1)
     _, t2, _ = p.forward(p.extra.target_params, stats, p.v2)
-    np.testing.assert_allclose(
-        p.out.metrics["repr_loss"], regression(z1, t2).mean() + regression(z2, t1).mean(), rtol=1e-4
-    )
+    expected = regression(z1, t2).mean() + regression(z2, t1).mean()
+    np.testing.assert_allclose(p.out.metrics["repr_loss"], expected, rtol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ collapse
+# -------------------------------------------------------------------------------------------------- collapse
 
 
 def test_without_predictor_and_target_the_network_collapses_and_the_monitor_says_so():
-    """The same few epochs with and without the two: one run is called collapsed, the other is not."""
+    """The same few epochs with and without the two: only the run without them is reported as collapsed."""
     verdicts = {}
     for preset, tau in (("digits_collapse", 0.0), ("digits", 0.96)):
         c = config_of(
@@ -258,24 +252,23 @@ def test_without_predictor_and_target_the_network_collapses_and_the_monitor_says
         )
         source = sources.load(c.data, "train")
         program = build(c, source.facts)
-        state, key = program.init(0), jax.random.key(0)
+        state = program.init(0)
+        key = jax.random.key(0)
         for batch, _ in zip(device_batches(program, source, 0, 0), range(program.total_steps), strict=False):
             state, metrics = program.step(state, batch, key)
-        verdicts[preset] = monitor.warnings(
-            "byol", int(state.step), {name: float(value) for name, value in metrics.items()}
-        )
-    assert any("embedding_std" in text and "collapsed" in text for text in verdicts["digits_collapse"]), (
-        verdicts
-    )
+        numbers = {name: float(value) for name, value in metrics.items()}
+        verdicts[preset] = monitor.warnings("byol", int(state.step), numbers)
+    collapsed = ["embedding_std" in text and "collapsed" in text for text in verdicts["digits_collapse"]]
+    assert any(collapsed), verdicts
     assert not verdicts["digits"], verdicts
 
 
-# ----------------------------------------------------------------------------------------------------------------- configurations
+# -------------------------------------------------------------------------------------------- configurations
 
 
 @pytest.mark.parametrize("case", range(2))
 def test_learning_rate(golden, case):
-    """The released schedule ends with its last step; the run's own has one step more."""
+    """The released schedule ends with its last step; that of our runs has one step more."""
     g = golden("byol_regression").under(f"lr{case}")
     peak = float(g["base_learning_rate"]) * int(g["batch_size"]) / 256
     schedule = optim.warmup_cosine(
@@ -341,10 +334,8 @@ def test_fine_tuning_continues_from_the_pretrained_encoder_on_the_papers_batch()
     assert c.pretrain.to_dict() == alone  # what the second stage changes is its own
     assert (c.finetune.method, c.finetune.init_from) == ("supervised", "pretrain")
     assert (c.finetune.batch_size, c.finetune.data.label_fraction) == (1024, 0.1)
-    assert c.finetune.model == c.pretrain.model and (c.pretrain.model.name, c.pretrain.model.width) == (
-        "resnet200",
-        2.0,
-    )
+    assert c.finetune.model == c.pretrain.model
+    assert (c.pretrain.model.name, c.pretrain.model.width) == ("resnet200", 2.0)
     assert (c.finetune.optim.nesterov, c.finetune.optim.weight_decay) == (True, 0.0)
 
 
@@ -363,16 +354,14 @@ def test_encode_is_the_online_encoder_with_its_running_statistics(name):
     config = config_of(name, augment__mean=(0.3,), augment__std=(0.6,))
     method = METHODS[name](config, FACTS)
     params, state, extra = jax.eval_shape(lambda key: method.init(key, {}), jax.random.key(0))
-    params, extra = shaken(params, 1), shaken(extra, 2)
-    state = jax.tree.map_with_path(
-        lambda path, s: jnp.full(s.shape, 0.5 + (path[-1].key == "var"), s.dtype), state
-    )
+    params = shaken(params, 1)
+    extra = shaken(extra, 2)
+    fill = lambda path, s: jnp.full(s.shape, 0.5 + (path[-1].key == "var"), s.dtype)
+    state = jax.tree.map_with_path(fill, state)
     image = np.asarray(batch_of(3)["image"])
     x = jnp.asarray((image / 255.0 - 0.3) / 0.6, jnp.float32)
-    expected = jax.jit(
-        lambda: models.infer(models.backbone(config.model), params["encoder"], state["encoder"], x)
-    )()
+    net = models.backbone(config.model)
+    expected = jax.jit(lambda: models.infer(net, params["encoder"], state["encoder"], x))()
     assert np.abs(expected).max() > 1e-3
-    np.testing.assert_allclose(
-        jax.jit(encoder(method, config))(params, state, extra, image), expected, rtol=1e-4, atol=1e-5
-    )
+    found = jax.jit(encoder(method, config))(params, state, extra, image)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,8 +1,9 @@
-"""DeepCluster: what a refresh finds and leaves alone, the weights of clusters, and the banks of the second version."""
+"""DeepCluster: what a refresh finds and leaves alone, the weights of clusters, and the banks of version 2."""
 
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,8 @@ from tests.contract.case import small_config
 from tests.contract.deepcluster import SMALL
 from tests.methods.small import FACTS
 
-K, DIM = SMALL["clusters.k"], SMALL["clusters.dim"]
+K = SMALL["clusters.k"]
+DIM = SMALL["clusters.dim"]
 
 
 def config_of(**changes):
@@ -46,7 +48,7 @@ def program(source):
 
 @pytest.fixture(scope="module")
 def trained(program, source):
-    """Refreshed, and three steps on: every momentum is there."""
+    """A state three steps after a refresh, when every momentum has a value."""
     state = refreshed(program, source, program.init(0), 0, None)
     batches = device_batches(program, source, 0, 0, balance_of(program, source, state))
     for batch, _ in zip(batches, range(3), strict=False):
@@ -55,7 +57,8 @@ def trained(program, source):
 
 
 def test_no_clustering_without_an_epoch_to_learn_it(program, source):
-    epoch, steps = program.steps_per_epoch, []
+    epoch = program.steps_per_epoch
+    steps = []
 
     def refresh(state, run):
         steps.append(int(state.step))
@@ -67,7 +70,7 @@ def test_no_clustering_without_an_epoch_to_learn_it(program, source):
 
 
 def features(program, source, state):
-    """In float64, whitened and of length one, by NumPy."""
+    """Features of all images, whitened and scaled to unit length by NumPy in float64."""
     encode = functools.partial(program.encode, state.params, state.model_state, state.extra)
     x = encoded(encode, program.mesh, program.config, source).features.astype(np.float64)
     x -= x.mean(0)
@@ -78,7 +81,8 @@ def features(program, source, state):
 
 def test_every_image_is_in_the_cluster_whose_centroid_is_nearest(program, source, trained):
     after = refreshed(program, source, trained, 0, None)
-    labels, centroids = np.asarray(after.extra.assignment)[source.index], np.asarray(after.extra.centroids)
+    labels = np.asarray(after.extra.assignment)[source.index]
+    centroids = np.asarray(after.extra.centroids)
     x = features(program, source, trained)
     means = np.stack([x[labels == k].mean(0) for k in np.unique(labels)])
     x *= np.sign((means * centroids[np.unique(labels)]).sum(0))  # the sign of a component is arbitrary
@@ -97,11 +101,10 @@ def test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else(prog
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after.opt_state)]
     assert not any("head" in path for path in paths), "the head has no momentum"
     for part in ("opt_state", "model_state", "step"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(trained, part), getattr(after, part))
-    jax.tree.map(np.testing.assert_array_equal, trained.params["encoder"], after.params["encoder"])
-    assert jax.tree.map(lambda leaf: leaf.sharding, trained) == jax.tree.map(
-        lambda leaf: leaf.sharding, after
-    )
+        chex.assert_trees_all_equal(getattr(trained, part), getattr(after, part))
+    chex.assert_trees_all_equal(trained.params["encoder"], after.params["encoder"])
+    shardings = lambda state: jax.tree.map(lambda leaf: leaf.sharding, state)
+    assert shardings(trained) == shardings(after)
 
 
 def test_an_optimizer_that_remembers_the_head_forgets_it(source):
@@ -110,9 +113,12 @@ def test_an_optimizer_that_remembers_the_head_forgets_it(source):
     batch = next(device_batches(program, source, 0, 0, balance_of(program, source, state)))
     state, _ = program.step(state, batch, jax.random.key(0))
     after = refreshed(program, source, state, 0, None)
-    for (path, old), (_, new) in zip(
-        *(jax.tree_util.tree_leaves_with_path(s.opt_state) for s in (state, after)), strict=True
-    ):
+    before_and_after = zip(
+        jax.tree_util.tree_leaves_with_path(state.opt_state),
+        jax.tree_util.tree_leaves_with_path(after.opt_state),
+        strict=True,
+    )
+    for (path, old), (_, new) in before_and_after:
         if any(getattr(entry, "key", None) == "head" for entry in path):
             assert np.asarray(old).any() and not np.asarray(new).any()
         else:
@@ -125,10 +131,10 @@ def test_another_clustering_starts_from_other_images_and_one_device_finds_what_e
     again = refreshed(program, source, trained.replace(step=trained.step + 4), 0, None)
     after = refreshed(program, source, trained, 0, None)
     assert float(nmi(after.extra.assignment, again.extra.assignment)) < 0.99
+
     one = build(config_of(), source.facts, sharding.make_mesh(1))
-    alone = refreshed(
-        one, source, jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh)), 0, None
-    )
+    on_one_device = jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh))
+    alone = refreshed(one, source, on_one_device, 0, None)
     both = [jnp.asarray(np.asarray(state.extra.assignment)) for state in (after, alone)]
     assert float(nmi(*both)) > 0.8  # rounding may move a centroid, and others after it
 
@@ -136,16 +142,11 @@ def test_another_clustering_starts_from_other_images_and_one_device_finds_what_e
 def test_epochs_are_even_over_clusters(program, source, trained):
     clusters = balance_of(program, source, trained)
     batches = device_batches(program, source, 0, 0, clusters)
-    drawn = np.concatenate(
-        [
-            np.asarray(batch["index"])
-            for batch, _ in zip(batches, range(program.steps_per_epoch), strict=False)
-        ]
-    )
-    seen = np.bincount(np.asarray(trained.extra.assignment)[drawn], minlength=K)[
-        np.asarray(trained.extra.counts) > 0
-    ]
-    sizes = np.asarray(trained.extra.counts)[np.asarray(trained.extra.counts) > 0]
+    epoch = zip(batches, range(program.steps_per_epoch), strict=False)
+    drawn = np.concatenate([np.asarray(batch["index"]) for batch, _ in epoch])
+    counts = np.asarray(trained.extra.counts)
+    seen = np.bincount(np.asarray(trained.extra.assignment)[drawn], minlength=K)[counts > 0]
+    sizes = counts[counts > 0]
     assert sizes.std() / sizes.mean() > 0.2 and seen.std() / seen.mean() < 0.1
 
 
@@ -173,12 +174,10 @@ def test_the_control_keeps_sizes_and_loses_what_they_mean(source):
     shuffled = refreshed(program, source, state, 0, None).extra
     meant = refreshed(build(config_of(), source.facts), source, state, 0, None).extra
     np.testing.assert_array_equal(shuffled.counts, meant.counts)
-    assert (
-        meant.counts.sum() == len(source) and len(source) % program.config.evaluate.batch_size
-    )  # the last, incomplete batch too
-    assert float(nmi(shuffled.assignment[source.index], source.labels)) < 0.6 * float(
-        nmi(meant.assignment[source.index], source.labels)
-    )
+    # The images of the last, incomplete batch have labels too.
+    assert meant.counts.sum() == len(source) and len(source) % program.config.evaluate.batch_size
+    information = lambda extra: float(nmi(extra.assignment[source.index], source.labels))
+    assert information(shuffled) < 0.6 * information(meant)
 
 
 def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
@@ -205,9 +204,8 @@ def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version,
         part = dataclasses.replace(source, labels=given)
         run = Run(program, part, 0, logged.append, functools.partial(device_batches, program, part, 0, 0))
         state = program.method.refresh(program.init(0), run)
-    first = np.asarray(state.extra.assignment)[source.index].reshape(len(source), -1)[
-        :, 0
-    ]  # the same clusters both times
+    # Both refreshes find the same clusters.
+    first = np.asarray(state.extra.assignment)[source.index].reshape(len(source), -1)[:, 0]
     expected = normalized_mutual_info_score(
         labels[labels >= 0], first[labels >= 0], average_method="geometric"
     )
@@ -215,9 +213,8 @@ def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version,
     assert logged[0].keys() - logged[1].keys() == {"nmi_labels"}
     if version == 1:
         run = evaluated(program.config, source.facts, state, program.mesh)
-        bench = evaluate.of_network(
-            run, "deepcluster", dataclasses.replace(source, labels=labels), source, run.assignment()
-        )
+        train = dataclasses.replace(source, labels=labels)
+        bench = evaluate.of_network(run, "deepcluster", train, source, run.assignment())
         (found,) = clusters.judge(bench)
         np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
         assert found["n"] == (labels >= 0).sum()
@@ -228,7 +225,7 @@ def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version,
 
 
 def test_what_is_evaluated(program, source, trained):
-    """The labels on the last checkpoint against scikit-learn, members of clusters, and the layer that a probe of a layer reads."""
+    """The labels against scikit-learn, the members of clusters, and what the probe of a layer reads."""
     run = evaluated(program.config, source.facts, trained, program.mesh)
     bench = evaluate.of_network(run, "deepcluster", source, source, run.assignment())
     given = bench.assignment[source.index]
@@ -239,37 +236,34 @@ def test_what_is_evaluated(program, source, trained):
     assert found["n"] == len(source) and found["settings"] == {"clusters": len(np.unique(given))}
     sheet = gallery.contact_sheet(given, source, program.config)
     counts = np.bincount(given)
-    assert (
-        sheet["cluster_size"].tolist() == sorted(sheet["cluster_size"], reverse=True)
-        and sheet["cluster_size"][0] == counts.max()
-    )
+    assert sheet["cluster_size"].tolist() == sorted(sheet["cluster_size"], reverse=True)
+    assert sheet["cluster_size"][0] == counts.max()
     largest = np.flatnonzero(given == counts.argmax())
     np.testing.assert_array_equal(sheet["cluster"][0, 0], source.images[largest[0]])
     assert set(sheet["cluster_labels"][0]) <= set(source.labels[largest])
 
     seen = []
+
+    def probe(train, *_, **__):
+        seen.append(train)
+        return {"protocol": "p", "settings": {}}
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            layers, "probe", lambda train, *_, **__: seen.append(train) or {"protocol": "p", "settings": {}}
-        )
+        patch.setattr(layers, "probe", probe)
         probed = [result["protocol"] for result in layers.judge(bench)]
     assert probed == ["layer_stem", "layer_group1", "layer_group2", "layer_group3"]
-    net, x = (
-        models.backbone(program.config.model),
-        views.for_network(jnp.asarray(source.images), program.config.augment),
-    )
+    net = models.backbone(program.config.model)
+    weights = trained.params["encoder"]
+    statistics = trained.model_state["encoder"]
+    x = views.for_network(jnp.asarray(source.images), program.config.augment)
     for train, layer in zip(seen, program.config.evaluate.layers, strict=True):
-        map_ = np.asarray(
-            models.activation(net, trained.params["encoder"], trained.model_state["encoder"], x, layer),
-            np.float64,
-        )
-        assert train.features.shape[1] <= program.config.evaluate.layer_dim
-        np.testing.assert_allclose(
-            train.features.sum(1) / train.features.shape[1], map_.mean((1, 2, 3)), rtol=1e-3
-        )
+        map_ = np.asarray(models.activation(net, weights, statistics, x, layer), np.float64)
+        width = train.features.shape[1]
+        assert width <= program.config.evaluate.layer_dim
+        np.testing.assert_allclose(train.features.sum(1) / width, map_.mean((1, 2, 3)), rtol=1e-3)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- version 2
+# ------------------------------------------------------------------------------------------------- version 2
 
 
 @pytest.fixture(scope="module")
@@ -298,21 +292,20 @@ def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second
     assert not extra.seen.any()
     inside = extra.assignment[source.index]
     unseen = (inside < 0).all(1)
-    assert unseen.sum() == len(source) % second.config.batch_size  # the rest of the first pass
+    assert unseen.sum() == len(source) % second.config.batch_size  # the first pass drops an incomplete batch
     for head in range(3):  # head h reads bank h mod 2
         z = extra.banks[source.index[~unseen], head % 2]
         np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
         nearest = (z @ extra.centroids[head].T).argmax(1)
         assert (nearest == inside[~unseen, head]).mean() > 0.99
+
     batch = next(device_batches(second, source, 0, 0))
     loss, out = second.method.loss(
         state.params, state.model_state, state.extra, batch, jax.random.key(5), state.step
     )
-    z, index, y = (
-        np.asarray(out.carry["z"], np.float64),
-        np.asarray(batch["index"]),
-        extra.assignment[np.asarray(batch["index"])],
-    )
+    z = np.asarray(out.carry["z"], np.float64)
+    index = np.asarray(batch["index"])
+    y = extra.assignment[index]
     rows = []
     for view in range(2):
         for head in range(3):
@@ -320,6 +313,7 @@ def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second
             logits -= np.log(np.exp(logits).sum(1, keepdims=True))
             rows += [-logits[n, y[n, head]] for n in range(len(y)) if y[n, head] >= 0]
     np.testing.assert_allclose(loss, np.mean(rows), rtol=1e-4)
+
     after = second.method.update(state.extra, state.params, out.carry, state.step)
     np.testing.assert_array_equal(np.asarray(after.banks)[index], np.asarray(out.carry["z"]))
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(after.seen)), np.sort(index))

@@ -1,5 +1,6 @@
-"""DeiT: what the loss is made of, which head counts, what a stage takes over from earlier ones."""
+"""DeiT: what the loss is made of, which head counts, and what a stage takes over from earlier ones."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +17,13 @@ from ssljax.program import build, stages, start_from
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.targets.frozen import Frozen
 from ssljax.types import TrainState
-from tests.methods.small import FACTS, SIZE, assert_close, batch_of, one_block, shaken
+from tests.methods.small import FACTS, SIZE, batch_of, one_block, shaken
 
 CLASSES = 4
 
 
 def student(**changes):
-    """The digits' student on images of 8 pixels, one residual block for a teacher."""
+    """The student of the digits on images of 8 pixels, with one residual block for a teacher."""
     c = get_config("digits").student.unlock()
     c.data.image_size = SIZE
     c.augment.update(crop="none", jitter_probability=0.0)
@@ -33,27 +34,25 @@ def student(**changes):
 
 
 def built(**changes):
-    """Method, random state, batch."""
+    """Method, random state and batch."""
     with one_block():
         c = student(**changes)
         method = METHODS["deit"](c, FACTS._replace(num_classes=CLASSES))
         params, model_state, extra = method.init(jax.random.key(0), {})
     batch = batch_of(8)
     batch["label"] = batch["label"] % CLASSES
-    extra = (
-        extra._replace(teacher=Frozen(shaken(extra.teacher.params, 2), extra.teacher.model_state))
-        if extra.teacher
-        else extra
-    )
+    if extra.teacher:
+        teacher = Frozen(shaken(extra.teacher.params, 2), extra.teacher.model_state)
+        extra = extra._replace(teacher=teacher)
     return method, (shaken(params, 1), model_state, extra), batch
 
 
+def dense(head, h):
+    return np.asarray(h) @ np.asarray(head["dense"]["kernel"]) + np.asarray(head["dense"]["bias"])
+
+
 def logits(params, tokens):
-    head = lambda name, h: (
-        np.asarray(h) @ np.asarray(params[name]["dense"]["kernel"])
-        + np.asarray(params[name]["dense"]["bias"])
-    )
-    return head("head", tokens[:, 0]), head("distillation_head", tokens[:, 1])
+    return dense(params["head"], tokens[:, 0]), dense(params["distillation_head"], tokens[:, 1])
 
 
 def softmax(z):
@@ -63,8 +62,10 @@ def softmax(z):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the student and the teacher are shown and what they make of it."""
-    found, forward, infer = {}, models.forward, models.infer
+    """What the student and the teacher see, and what they make of it."""
+    found = {}
+    forward = models.forward
+    infer = models.infer
 
     def student_pass(net, params, statistics, x, **rest):
         out = forward(net, params, statistics, x, **rest)
@@ -82,24 +83,25 @@ def seen(monkeypatch):
 
 
 def test_hard_distillation_of_a_mixed_image_by_numpy(seen):
-    """Half the mixed, smoothed label at the class token, half the teacher's decision on the same mixed image at the other token."""
+    """Half comes from the mixed, smoothed label at the class token.
+
+    The other half comes from the teacher's decision on the same mixed image at the distillation token.
+    """
     method, (params, model_state, extra), batch = built(mix__mixup_alpha=0.8, mix__cutmix_alpha=0.0)
     key = jax.random.key(5)
     value, out = method.loss(params, model_state, extra, batch, key, jnp.int32(0))
     assert seen["teacher"] is seen["student"]
 
-    # lambda from any pixel, as the mixture of a row and its mirror
-    x, plain = np.asarray(seen["student"]), np.asarray(batch["image"], np.float32) / 255
+    # lambda follows from the pixels, which are a mixture of a row and its mirror.
+    x = np.asarray(seen["student"])
+    plain = np.asarray(batch["image"], np.float32) / 255
     difference = plain - plain[::-1]
     lam = float((difference * (x - plain[::-1])).sum() / (difference**2).sum())
     np.testing.assert_allclose(x, lam * plain + (1 - lam) * plain[::-1], atol=1e-5)
     y = np.eye(CLASSES)[batch["label"]] * 0.9 + 0.1 / CLASSES
     y = lam * y + (1 - lam) * y[::-1]
     z, token = logits(params, seen["tokens"])
-    head = extra.teacher.params["head"]["dense"]
-    decision = np.argmax(
-        np.asarray(seen["features"]) @ np.asarray(head["kernel"]) + np.asarray(head["bias"]), -1
-    )
+    decision = np.argmax(dense(extra.teacher.params["head"], seen["features"]), -1)
     expected = -0.5 * (y * np.log(softmax(z))).sum(-1) - 0.5 * np.log(softmax(token))[np.arange(8), decision]
     np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
     np.testing.assert_allclose(out.metrics["agreement"], (token.argmax(-1) == decision).mean(), rtol=1e-6)
@@ -107,7 +109,7 @@ def test_hard_distillation_of_a_mixed_image_by_numpy(seen):
 
 @pytest.mark.parametrize("normalization, scale", [("paper", 1), ("code", CLASSES)])
 def test_soft_distillation_without_a_token_by_numpy(seen, normalization, scale):
-    """Both terms at the class head; without mixing the labels are smoothed all the same."""
+    """Both terms are at the class head. The labels are smoothed without mixing too."""
     method, (params, model_state, extra), batch = built(
         model__distillation=False,
         distill__name="soft",
@@ -117,11 +119,10 @@ def test_soft_distillation_without_a_token_by_numpy(seen, normalization, scale):
         mix__cutmix_alpha=0.0,
     )
     value, _ = method.loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
-    dense = lambda p, h: (
-        np.asarray(h) @ np.asarray(p["head"]["dense"]["kernel"]) + np.asarray(p["head"]["dense"]["bias"])
-    )
-    z, t = dense(params, seen["tokens"]), dense(extra.teacher.params, seen["features"])
-    p, log_s = softmax(t / 3), np.log(softmax(z / 3))
+    z = dense(params["head"], seen["tokens"])
+    t = dense(extra.teacher.params["head"], seen["features"])
+    p = softmax(t / 3)
+    log_s = np.log(softmax(z / 3))
     kl = (p * (np.log(p) - log_s)).sum(-1) / scale
     base = cross_entropy(jnp.asarray(z), batch["label"], label_smoothing=0.1)
     np.testing.assert_allclose(value, np.mean(0.9 * np.asarray(base) + 0.1 * 9 * kl), rtol=2e-5)
@@ -130,22 +131,26 @@ def test_soft_distillation_without_a_token_by_numpy(seen, normalization, scale):
 def test_without_a_teacher_the_second_head_learns_nothing():
     method, (params, model_state, extra), batch = built(distill__name="none")
     assert extra == ((), ())
-    grads = jax.grad(lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0])(
-        params
-    )
+    loss = lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
+    grads = jax.grad(loss)(params)
     assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["distillation_head"]))
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["head"]))
 
 
 def test_the_released_codes_prediction(golden):
     g = golden("arch_vit").under("deit_distilled")
-    z, token = jnp.asarray(g["train_cls_logits"]), jnp.asarray(g["train_dist_logits"])
+    z = jnp.asarray(g["train_cls_logits"])
+    token = jnp.asarray(g["train_dist_logits"])
     np.testing.assert_allclose(joint(z, token, "code"), g["eval_logits"], rtol=1e-4, atol=1e-5)
 
 
 def test_averages_of_logits_and_of_probabilities_may_disagree():
-    """Pitfall 1. The logits' means are 0, 1/2, -1: the second class. One head is sure of the third, the other leaves it half."""
-    z, token = jnp.array([[0.0, 1.0, -20.0]]), jnp.array([[0.0, 0.0, 18.0]])
+    """Pitfall 1. The means of the logits are 0, 1/2, -1, which is the second class.
+
+    One head is sure of the third class, which leaves it half of the averaged probability.
+    """
+    z = jnp.array([[0.0, 1.0, -20.0]])
+    token = jnp.array([[0.0, 0.0, 18.0]])
     np.testing.assert_allclose(joint(z, token, "code"), [[0.0, 0.5, -1.0]])
     both = (softmax(np.asarray(z)) + softmax(np.asarray(token))) / 2
     np.testing.assert_allclose(np.exp(joint(z, token, "paper")), both, rtol=1e-4)
@@ -153,16 +158,15 @@ def test_averages_of_logits_and_of_probabilities_may_disagree():
 
 
 def test_encode_and_classify_read_both_tokens_of_the_average():
-    """Features are both tokens; with a moving average it is its network and heads that speak."""
+    """Features are both tokens. If a moving average is kept, its network and its heads are used."""
     method, (params, model_state, extra), batch = built(ema__decay=0.5)
-    assert_close(extra.ema.model_state, model_state)
+    chex.assert_trees_all_equal(extra.ema.model_state, model_state)
     after = method.update(extra, params, model_state, jnp.int32(0))
-    assert_close(
-        after.ema.params, jax.tree.map(lambda a, b: (a + b) / 2, extra.ema.params, params), rtol=1e-6
-    )
+    halfway = jax.tree.map(lambda a, b: (a + b) / 2, extra.ema.params, params)
+    chex.assert_trees_all_close(after.ema.params, halfway, rtol=1e-6)
     assert after.teacher is extra.teacher
     features = method.encode(params, model_state, after, batch["image"])
-    assert features.shape == (8, 128)
+    chex.assert_shape(features, (8, 128))
     raw = METHODS["deit"](student(distill__name="none"), FACTS._replace(num_classes=CLASSES))
     same = raw.encode(after.ema.params, model_state, DeitState((), ()), batch["image"])
     np.testing.assert_allclose(features, same, rtol=1e-5, atol=1e-6)
@@ -181,7 +185,10 @@ def saved(folder, state):
 
 
 def test_a_larger_stage_takes_network_heads_and_teacher_and_resizes_the_positions(tmp_path):
-    """16 positions become 64; class and distillation token keep theirs to the bit; the teacher's statistics come along."""
+    """4 positions become 16; the class and the distillation token keep theirs to the last bit.
+
+    The running statistics of the teacher come along.
+    """
     with one_block():
         small = student()
         large = student(
@@ -200,18 +207,16 @@ def test_a_larger_stage_takes_network_heads_and_teacher_and_resizes_the_position
     saved(tmp_path / "teacher", TrainState(jnp.int32(3), teacher.params, teacher.model_state, (), ()))
     start = start_from(program, {name: str(tmp_path / name) for name in ("small", "teacher")})
     state = start(program.init(0))
-    old, new = donor.params["encoder"].pop("positions"), state.params["encoder"].pop("positions")
+    old = donor.params["encoder"].pop("positions")
+    new = state.params["encoder"].pop("positions")
     np.testing.assert_array_equal(new[:, :2], old[:, :2])
-    assert new.shape == (1, 2 + 16, 64) and old.shape == (1, 2 + 4, 64)
+    chex.assert_shape([new, old], [(1, 2 + 16, 64), (1, 2 + 4, 64)])
     np.testing.assert_allclose(new, models.resize_positions(old, (4, 4), extra_tokens=2), rtol=1e-6)
-    assert_close(state.params, donor.params)
-    assert_close(state.extra.teacher.params, teacher.params)
-    assert_close(state.extra.teacher.model_state, teacher.model_state)
+    chex.assert_trees_all_equal(state.params, donor.params)
+    chex.assert_trees_all_equal(state.extra.teacher, teacher)
     np.testing.assert_array_equal(state.extra.ema.params["encoder"]["positions"], new)
-    assert all(
-        a.sharding == b.sharding
-        for a, b in zip(jax.tree.leaves(program.shapes.extra), jax.tree.leaves(state.extra), strict=True)
-    )
+    shardings = lambda tree: [leaf.sharding for leaf in jax.tree.leaves(tree)]
+    assert shardings(program.shapes.extra) == shardings(state.extra)
 
 
 def test_a_teacher_of_other_classes_or_none_at_all_is_refused(tmp_path):
@@ -251,40 +256,25 @@ def test_every_preset_is_a_method_and_only_what_draws_nothing_is_separable():
 
 
 def test_presets_are_the_papers_tables():
-    """Tables 3, 8, 9 and 10; what the names promise, and that no two stages or sections share their settings."""
+    """Tables 3, 8, 9 and 10: what the names promise, and that no two stages or sections share settings."""
     b = get_config("imagenet_b")
-    assert (b.epochs, b.batch_size, b.optim.weight_decay, b.model.drop_path, b.data.repeats) == (
-        300,
-        1024,
-        0.05,
-        0.1,
-        3,
-    )
+    assert (b.epochs, b.batch_size, b.data.repeats) == (300, 1024, 3)
+    assert (b.optim.weight_decay, b.model.drop_path) == (0.05, 0.1)
     assert optim.scaled_learning_rate(b.optim.learning_rate, b.optim.scaling, 1024) == pytest.approx(1e-3)
-    assert (b.mix.mixup_alpha, b.mix.cutmix_alpha, b.mix.label_smoothing, b.augment.erasing_probability) == (
-        0.8,
-        1.0,
-        0.1,
-        0.25,
-    )
+    assert (b.mix.mixup_alpha, b.mix.cutmix_alpha, b.mix.label_smoothing) == (0.8, 1.0, 0.1)
+    assert b.augment.erasing_probability == 0.25
+
     kinds = {kind: get_config(f"imagenet_s{kind}") for kind in ("", "_soft", "_hard", "_distilled")}
-    assert [(c.distill.name, c.model.distillation) for c in kinds.values()] == [
-        ("none", False),
-        ("soft", False),
-        ("hard", False),
-        ("hard", True),
-    ]
+    taught = [(c.distill.name, c.model.distillation) for c in kinds.values()]
+    assert taught == [("none", False), ("soft", False), ("hard", False), ("hard", True)]
     assert [kinds[kind].distill.alpha for kind in ("_soft", "_hard", "_distilled")] == [0.1, 0.5, 0.5]
+
     both = get_config("imagenet_b_distilled_384")
-    assert (
-        both.stages == ("train", "finetune")
-        and both.finetune.data.image_size == 384
-        and both.train.data.image_size == 224
-    )
-    assert (
-        both.finetune.optim.learning_rate * 512 / 256 == both.finetune.optim.end == 5e-6
-        and both.train.optim.weight_decay == 0.05
-    )
+    assert both.stages == ("train", "finetune")
+    assert (both.train.data.image_size, both.finetune.data.image_size) == (224, 384)
+    assert both.finetune.optim.learning_rate * 512 / 256 == both.finetune.optim.end == 5e-6
+    assert both.train.optim.weight_decay == 0.05
+
     off = get_config("imagenet_b_ablation_no_mixing")
     assert off.train.mix.mixup_alpha == off.finetune.mix.cutmix_alpha == 0 and b.mix.mixup_alpha == 0.8
     only = get_config("imagenet_b_ablation_sgd_finetune")
@@ -296,17 +286,15 @@ def test_presets_are_the_papers_tables():
         c = get_config(preset)
         for stage in [c[name] for name in c.stages] if "stages" in c else [c]:
             assert (stage.name, stage.preset) == ("deit", preset)
-            assert stage.augment.policy == "none" or (
-                stage.augment.jitter_probability == 0 and stage.data.crop_on == "host"
-            ), preset
+            if stage.augment.policy != "none":
+                assert stage.augment.jitter_probability == 0 and stage.data.crop_on == "host", preset
     for student, teacher in (
         ("cifar10_small_hard", "cifar10_teacher"),
         ("imagenet_b_distilled", "imagenet_regnety_16gf"),
     ):
-        inside, run = get_config(student).teacher.to_dict(), get_config(teacher).model.to_dict()
+        inside = get_config(student).teacher.to_dict()
+        run = get_config(teacher).model.to_dict()
         assert inside | {"drop_path": 0.0} == run | {"drop_path": 0.0}, student
     digits = get_config("digits")
-    assert (
-        digits.student.teacher.name == digits.teacher.model.name == "resnet8"
-        and digits.student.distill.teacher == "teacher"
-    )
+    assert digits.student.teacher.name == digits.teacher.model.name == "resnet8"
+    assert digits.student.distill.teacher == "teacher"

@@ -1,5 +1,9 @@
-"""SimCLR's loss put together by hand from its views: pairing, statistics over all 2B views, the probe that touches nothing, `encode`."""
+"""SimCLR's loss put together by hand from its views.
 
+Covers the pairing, the statistics over all 2B views, the probe that affects nothing else, and `encode`.
+"""
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,20 +17,22 @@ from ssljax.models.resnet import Basic
 from ssljax.program import encoder
 from tests.methods.small import FACTS, config_of
 
-B, SIZE = 6, 8
-MEAN, STD = 0.3, 0.6
+B = 6
+SIZE = 8
+MEAN = 0.3
+STD = 0.6
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_block():
-    """A network of one residual block: what is looked at here is what surrounds it."""
+    """A network of one residual block; these tests look at what surrounds the network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.BACKBONES, "one_block", (Basic, (1,)))
         yield
 
 
 def small_config():
-    """A normalisation that shows; LARS, whose probe carries its own weight decay."""
+    """A normalisation that shows, and LARS, whose probe carries its own weight decay."""
     c = get_config("digits").unlock()
     c.log_every = 1
     c.data.image_size = SIZE
@@ -38,20 +44,20 @@ def small_config():
 
 
 def random_state(method):
-    """Parameters without a silent branch, and running statistics of a fresh run."""
+    """Parameters without a silent branch, and the running statistics of a fresh run."""
     params, model_state, _ = jax.eval_shape(lambda key: method.init(key, {}), jax.random.key(0))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(0.0, 0.5, p.shape), jnp.float32), params)
-    return params, jax.tree.map_with_path(
-        lambda path, s: jnp.full(s.shape, float(path[-1].key == "var"), s.dtype), model_state
-    )
+    fresh = lambda path, s: jnp.full(s.shape, float(path[-1].key == "var"), s.dtype)
+    return params, jax.tree.map_with_path(fresh, model_state)
 
 
 class Pass:
     """One forward and backward pass, and the same views through the network in another order."""
 
     def __init__(self):
-        self.config, self.key = small_config(), jax.random.key(0)
+        self.config = small_config()
+        self.key = jax.random.key(0)
         self.method = METHODS["simclr"](self.config, FACTS)
         self.params, self.model_state = random_state(self.method)
         rng = np.random.default_rng(0)
@@ -62,9 +68,8 @@ class Pass:
         }
         self.gradient = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
         (self.total, self.out), self.grads = self.gradient(self.params, self.batch)
-        self.h, self.z, self.encoder_state, self.head_state = map(
-            lambda tree: jax.tree.map(np.asarray, tree), jax.jit(self.by_view)()
-        )
+        by_view = jax.tree.map(np.asarray, jax.jit(self.by_view)())
+        self.h, self.z, self.encoder_state, self.head_state = by_view
 
     def loss(self, params, batch):
         return self.method.loss(params, self.model_state, (), batch, self.key, jnp.int32(0))
@@ -99,20 +104,16 @@ def test_the_loss_is_the_sum_of_both_directions_and_the_probes(done):
         np.asarray(done.params["probe"]["dense"][name], np.float64) for name in ("kernel", "bias")
     )
     scores = done.h @ kernel + bias
-    probe = (
-        np.log(np.exp(scores).sum(1)) - scores[np.arange(2 * B), np.tile(np.asarray(done.batch["label"]), 2)]
-    )
+    label = np.tile(np.asarray(done.batch["label"]), 2)
+    probe = np.log(np.exp(scores).sum(1)) - scores[np.arange(2 * B), label]
     expected = np.mean(rows[:B]) + np.mean(rows[B:]) + probe.mean() + 0.5 * 0.3 * (kernel**2).sum()
     np.testing.assert_allclose(done.total, expected, rtol=1e-4)
     np.testing.assert_allclose(done.out.metrics["loss_per_view"], np.mean(rows), rtol=1e-4)
 
 
 def test_running_statistics_are_those_of_all_views_together(done):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        done.out.model_state,
-        {"encoder": done.encoder_state, "projector": done.head_state},
-    )
+    expected = {"encoder": done.encoder_state, "projector": done.head_state}
+    chex.assert_trees_all_close(done.out.model_state, expected, rtol=1e-4, atol=1e-5)
     hidden = done.h.astype(np.float64) @ np.asarray(done.params["projector"]["dense1"]["kernel"], np.float64)
     norm = done.out.model_state["projector"]["norm1"]
     np.testing.assert_allclose(norm["mean"], 0.1 * hidden.mean(0), rtol=1e-3, atol=1e-5)
@@ -123,7 +124,7 @@ def test_labels_reach_the_probe_and_nothing_else(done):
     other = {**done.batch, "label": (done.batch["label"] + 1) % 10}
     (_, _), grads = done.gradient(done.params, other)
     for part in ("encoder", "projector"):
-        jax.tree.map(np.testing.assert_array_equal, grads[part], done.grads[part])
+        chex.assert_trees_all_equal(grads[part], done.grads[part])
     assert np.abs(grads["probe"]["dense"]["kernel"] - done.grads["probe"]["dense"]["kernel"]).max() > 1e-3
 
 
@@ -133,9 +134,10 @@ def test_images_without_a_label_are_left_out_of_the_probe(done):
     part = {**done.batch, "label": jnp.where(labelled, done.batch["label"], -1)}
     (total, out), grads = done.gradient(done.params, part)
     for name in ("encoder", "projector"):
-        jax.tree.map(np.testing.assert_array_equal, grads[name], done.grads[name])
+        chex.assert_trees_all_equal(grads[name], done.grads[name])
     dense = {name: np.asarray(leaf, np.float64) for name, leaf in done.params["probe"]["dense"].items()}
-    rows, label = np.tile(labelled, 2), np.tile(np.asarray(done.batch["label"]), 2)
+    rows = np.tile(labelled, 2)
+    label = np.tile(np.asarray(done.batch["label"]), 2)
     scores = (done.h @ dense["kernel"] + dense["bias"])[rows]
     p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     wrong = p - np.eye(10)[label[rows]]
@@ -155,11 +157,8 @@ def test_encode_normalises_and_uses_the_running_statistics(name):
     image = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 1)).astype(np.uint8)
     x = jnp.asarray((image / 255.0 - MEAN) / STD, jnp.float32)
     net = models.backbone(config.model)
-    expected = jax.jit(
-        lambda: net.apply(
-            {"params": params["encoder"], "batch_stats": model_state["encoder"]}, x, train=False
-        )
-    )()
+    variables = {"params": params["encoder"], "batch_stats": model_state["encoder"]}
+    expected = jax.jit(lambda: net.apply(variables, x, train=False))()
     found = jax.jit(encoder(method, config))(params, model_state, (), image)
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The supervised baseline: its presets, and what it shares with no other method's test."""
+"""The supervised baseline: its presets, and what no other method's test covers."""
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,17 @@ def test_every_preset_builds_its_network_with_a_silent_head(preset):
     params, _, extra = jax.eval_shape(method.init, jax.random.key(0), {})
     assert set(params) == {"encoder", "head"} and extra == () and method.separable
     assert {leaf.shape[-1] for leaf in jax.tree.leaves(params["head"])} == {FACTS.num_classes}
-    assert (
-        c.augment.flip is not preset.startswith("digits")
-        and c.augment.policy == "none"
-        and c.augment.jitter_probability == 0.0
-    )
+    assert c.augment.flip is not preset.startswith("digits")
+    assert c.augment.policy == "none" and c.augment.jitter_probability == 0.0
 
 
 def test_the_vits_are_deits_without_the_recipe():
     for preset, theirs in VITS.items():
-        c, d = get_config(preset), deit.get_config(theirs)
+        c = get_config(preset)
+        d = deit.get_config(theirs)
         d = d.student if "stages" in d else d
-        ours, net = models.backbone(c.model), models.backbone(d.model)
+        ours = models.backbone(c.model)
+        net = models.backbone(d.model)
         assert isinstance(ours, ViT) and ours == net.clone(distillation=False, drop_path=0.0)
         assert c.optim == d.optim and c.data.repeats == 1 and c.augment.erasing_probability == 0.0
     labels = [get_config(f"imagenet_vit_s{part}").data.label_fraction for part in ("", "_1pct", "_10pct")]
@@ -46,11 +45,10 @@ def test_a_step_may_draw_stochastic_depth():
         c.model.drop_path = rate
         method = supervised(c.lock(), FACTS)
         params, state, extra = method.init(jax.random.key(0), batch)
-        head = jax.tree.map(
-            lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), params["head"]
-        )  # from 0, no draw is seen
-        found[rate] = float(
-            method.loss({**params, "head": head}, state, extra, batch, jax.random.key(2), 0)[0]
-        )
-        assert method.separable is (rate == 0)  # micro-batches would draw anew
+        # A random head: behind one that starts from zero, no draw would show.
+        draw = lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape)
+        params["head"] = jax.tree.map(draw, params["head"])
+        loss, _ = method.loss(params, state, extra, batch, jax.random.key(2), 0)
+        found[rate] = float(loss)
+        assert method.separable is (rate == 0)  # each micro-batch would have its own draw
     assert np.isfinite(list(found.values())).all() and abs(found[0.0] - found[0.5]) > 1e-3

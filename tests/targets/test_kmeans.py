@@ -20,7 +20,7 @@ def distances(x, centroids):
     return ((np.asarray(x, np.float64)[:, None] - np.asarray(centroids, np.float64)[None]) ** 2).sum(-1)
 
 
-# --------------------------------------------------------------------------------------------------------------- the released codes
+# ---------------------------------------------------------------------------------------- the released codes
 
 
 def test_one_iteration_of_given_centroids(golden, blobs):
@@ -36,9 +36,8 @@ def test_one_iteration_of_given_centroids(golden, blobs):
         np.asarray(means)[full], g["means_nan_where_empty"][full], rtol=1e-4, atol=1e-4
     )
     assert not full.all()
-    np.testing.assert_array_equal(
-        np.asarray(means)[~full], g["centroids"][~full]
-    )  # without repair it stays where it was
+    # Without repair an empty cluster keeps its centroid.
+    np.testing.assert_array_equal(np.asarray(means)[~full], g["centroids"][~full])
     np.testing.assert_allclose(objective, [g["objective"]], rtol=1e-5)
 
 
@@ -58,8 +57,8 @@ def test_the_best_of_twenty_runs_is_among_the_better_of_faiss(golden, blobs):
     ]
     ends = [float(kmeans.objective(blobs, run)) for run in runs]
     assert min(ends) <= np.percentile(g["faiss_final_obj_seed0to29"], 25)
-    assert min(ends) > 0.98 * g["sklearn_kmeanspp_ninit20_inertia"]  # and no better than can be
-    assert len(set(ends)) > 10, "another key, other first centroids"
+    assert min(ends) > 0.98 * g["sklearn_kmeanspp_ninit20_inertia"]  # and not better than possible
+    assert len(set(ends)) > 10, "different keys must give different first centroids"
 
 
 def test_whitening_of_the_released_code(golden):
@@ -78,7 +77,7 @@ def test_whitening_of_the_released_code(golden):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------- by hand
+# --------------------------------------------------------------------------------------------------- by hand
 
 
 def test_four_points_by_hand():
@@ -109,19 +108,23 @@ def test_the_objective_never_rises(blobs):
 
 def test_a_split_by_hand():
     """Cluster 1 has 7 rows and gives 3 to the empty one; cluster 0 has one row and cannot give."""
-    centroids, counts = jnp.float32([[5, 5, 5], [2, -4, 8], [0, 0, 0]]), jnp.int32([1, 7, 0])
-    new, hoped = kmeans.split_empty(centroids, counts, jax.random.key(0), "faiss")
+    centroids = jnp.float32([[5, 5, 5], [2, -4, 8], [0, 0, 0]])
+    counts = jnp.int32([1, 7, 0])
+    key = jax.random.key(0)
+    new, expected_counts = kmeans.split_empty(centroids, counts, key, "faiss")
     up, down = 1 + 1 / 1024, 1 - 1 / 1024
     np.testing.assert_allclose(
         new, [[5, 5, 5], [2 * down, -4 * up, 8 * down], [2 * up, -4 * down, 8 * up]], rtol=1e-7
     )
-    assert hoped.tolist() == [1, 4, 3]
+    assert expected_counts.tolist() == [1, 4, 3]
+
     small = jnp.float32([[5, 5, 5], [0.2, -0.4, 0.8], [0, 0, 0]])
-    new, hoped = kmeans.split_empty(small, counts, jax.random.key(0), "additive")
+    new, expected_counts = kmeans.split_empty(small, counts, key, "additive")
     np.testing.assert_allclose((new - small[1][None])[1:] * 1e7, [[1, -1, 1], [-1, 1, -1]], atol=0.4)
-    assert hoped.tolist() == [1, 4, 3]
-    alone, _ = kmeans.split_empty(centroids, jnp.int32([1, 1, 0]), jax.random.key(0), "faiss")
-    np.testing.assert_array_equal(alone, centroids)  # nobody has two rows
+    assert expected_counts.tolist() == [1, 4, 3]
+
+    alone, _ = kmeans.split_empty(centroids, jnp.int32([1, 1, 0]), key, "faiss")
+    np.testing.assert_array_equal(alone, centroids)  # no cluster has two rows
 
 
 def test_large_clusters_give_more_often():
@@ -134,7 +137,7 @@ def test_large_clusters_give_more_often():
 
 
 def test_empty_clusters_are_repaired(blobs):
-    """25 centroids, but only two different ones: all others start empty."""
+    """25 centroids, of which only two differ; all others start empty."""
 
     def empty(repair):
         found = kmeans.fit(blobs, 25, jax.random.key(0), iterations=20, repair=repair, distinct=2)
@@ -166,12 +169,13 @@ def test_a_large_mean_does_not_spoil_the_whitening(blobs):
         kmeans.pca_whiten(blobs, 33)
 
 
-# ------------------------------------------------------------------------------------------------------------- pieces and devices
+# ---------------------------------------------------------------------------------------- pieces and devices
 
 
 def test_eight_devices_and_padding_change_nothing(blobs):
     """1,900 rows, and 100 rows of rubbish that are not present."""
-    own, key = blobs[:1900], jax.random.key(3)
+    own = blobs[:1900]
+    key = jax.random.key(3)
     rubbish = jnp.concatenate([own, 1e3 + blobs[1900:]])
     present = jnp.arange(2000) < 1900
     split = jax.device_put((rubbish, present), sharding.batch_sharding(sharding.make_mesh(8, fsdp=2)))
@@ -186,7 +190,8 @@ def test_eight_devices_and_padding_change_nothing(blobs):
     np.testing.assert_array_equal(
         np.asarray(found.assignment)[:1900], kmeans.assign(own, jnp.asarray(np.asarray(found.centroids)))
     )
-    white, alone = kmeans.pca_whiten(split[0], 8, split[1]), kmeans.pca_whiten(own, 8)
+    white = kmeans.pca_whiten(split[0], 8, split[1])
+    alone = kmeans.pca_whiten(own, 8)
     assert white.sharding.is_equivalent_to(split[0].sharding, 2)
     np.testing.assert_allclose(np.abs(white[:1900]), np.abs(alone), rtol=1e-3, atol=1e-3)
 
@@ -203,10 +208,10 @@ def test_moments_of_pieces_are_those_of_the_whole(blobs):
 
 
 def test_mini_batches(golden):
-    rows, nothing = jnp.float32([[0, 0], [2, 2], [10, 0], [7, 7]]), jnp.zeros(2, jnp.int32)
-    centroids, counts = kmeans.minibatch(
-        jnp.float32([[0, 0], [9, 0]]), nothing, rows, jnp.array([True, True, True, False])
-    )
+    start = jnp.float32([[0, 0], [9, 0]])
+    rows = jnp.float32([[0, 0], [2, 2], [10, 0], [7, 7]])
+    present = jnp.array([True, True, True, False])
+    centroids, counts = kmeans.minibatch(start, jnp.zeros(2, jnp.int32), rows, present)
     np.testing.assert_allclose(centroids, [[1, 1], [10, 0]], atol=1e-6)
     centroids, counts = kmeans.minibatch(centroids, counts, jnp.float32([[4, 1]]), jnp.array([True]))
     np.testing.assert_allclose(centroids, [[2, 1], [10, 0]], atol=1e-6)  # the mean of its three rows
@@ -214,7 +219,9 @@ def test_mini_batches(golden):
 
     g = golden("deepcluster").under("kmeans_sphere")
     x = jnp.asarray(g["x_float16"].astype(np.float32))
-    centroids, counts, present = x[:20], jnp.zeros(20, jnp.int32), jnp.ones(200, bool)
+    centroids = x[:20]
+    counts = jnp.zeros(20, jnp.int32)
+    present = jnp.ones(200, bool)
     for _ in range(3):
         for begin in range(0, 2000, 200):
             centroids, counts = kmeans.minibatch(centroids, counts, x[begin : begin + 200], present)

@@ -1,5 +1,9 @@
-"""Moving averages and the queue against the released codes and by hand, and MoCo's order of events against its trajectory."""
+"""Moving averages and the queue against the released codes and by hand.
 
+Also MoCo's order of events within a step, against a trajectory of its released code.
+"""
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +18,7 @@ from ssljax.targets import queue as queues
 from ssljax.targets.queue import Queue, enqueue
 from ssljax.types import Method, Out, TrainState
 
-# ------------------------------------------------------------------------------------------------------------ moving averages
+# ------------------------------------------------------------------------------------------- moving averages
 
 
 def test_one_update_equals_the_released_one(golden):
@@ -31,27 +35,29 @@ def test_one_update_equals_the_released_one(golden):
 
 
 def test_closed_form_against_a_network_that_stands_still():
-    online, target = {"w": jnp.float32([3.0, -1.0])}, {"w": jnp.float32([1.0, 1.0])}
+    online = {"w": jnp.float32([3.0, -1.0])}
+    target = {"w": jnp.float32([1.0, 1.0])}
     for _ in range(7):
         target = ema.update(target, online, 0.9)
     np.testing.assert_allclose(target["w"], [3 + 0.9**7 * -2, -1 + 0.9**7 * 2], atol=1e-6)
 
 
 def test_decay_one_keeps_and_decay_zero_copies():
-    target, online = {"w": jnp.float32([0.1, 5.0])}, {"w": jnp.float32([0.3, -7.0])}
+    target = {"w": jnp.float32([0.1, 5.0])}
+    online = {"w": jnp.float32([0.3, -7.0])}
     np.testing.assert_array_equal(ema.update(target, online, 1.0)["w"], target["w"])
     np.testing.assert_array_equal(ema.update(target, online, 0.0)["w"], online["w"])
 
 
 def test_the_target_keeps_its_dtype_and_bfloat16_parameters_still_move_it():
     """With tau at 0.9999 a bfloat16 target would stand still; a float32 one follows a bfloat16 network."""
-    target = ema.update({"w": jnp.ones(2, jnp.float32)}, {"w": jnp.full(2, 2.0, jnp.bfloat16)}, 0.9999)["w"]
+    one = {"w": jnp.ones(2, jnp.float32)}
+    two = {"w": jnp.full(2, 2.0, jnp.float32)}
+    half = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree)
+    target = ema.update(one, half(two), 0.9999)["w"]
     assert target.dtype == jnp.float32
     np.testing.assert_allclose(target, [1.0001, 1.0001], rtol=1e-6)
-    assert (
-        ema.update({"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.full(2, 2.0, jnp.float32)}, 0.9)["w"].dtype
-        == jnp.bfloat16
-    )
+    assert ema.update(half(one), two, 0.9)["w"].dtype == jnp.bfloat16
 
 
 def test_trees_that_differ_are_refused():
@@ -93,7 +99,7 @@ def test_schedules_that_cannot_be_are_refused():
         ema.decay(0, schedule="linear", base=0.9, total=10)
 
 
-# --------------------------------------------------------------------------------------------------------------------- the queue
+# ------------------------------------------------------------------------------------------------- the queue
 
 
 def test_first_in_first_out():
@@ -140,11 +146,11 @@ def test_two_processes_of_the_released_code_are_one_global_batch(golden):
         assert queue.pointer == g[f"multi/rank0/s{step}/ptr_after"][0]
 
 
-# ------------------------------------------------------------------------------------------------ the order of events in a step
+# ----------------------------------------------------------------------------- the order of events in a step
 
 
 def small_network(params, x):
-    """Linear - BatchNorm by the batch - ReLU - Linear, with the weights of the released test under their PyTorch names."""
+    """Linear, BatchNorm by the batch, ReLU, Linear. Weights have the PyTorch names of the released test."""
     x = x @ params["l.weight"].T + params["l.bias"][None]
     x = (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
     x = jax.nn.relu(x * params["bn.weight"][None] + params["bn.bias"][None])
@@ -152,13 +158,13 @@ def small_network(params, x):
 
 
 def test_update_after_the_optimizer_is_the_papers_momentum_before_the_keys(golden):
-    """Three steps of facebookresearch/moco: f_k of each step, its loss, and the queue after it, from our step and our order."""
+    """Three steps of facebookresearch/moco: f_k of each step, its loss, and the queue after it.
+
+    Our step and our order of updates must give the same.
+    """
     g = golden("moco_infonce").under("momentum")
-    names = [
-        name.removeprefix("init/encoder_q.")
-        for name in g
-        if name.startswith("init/encoder_q.") and "running" not in name
-    ]
+    weights = [name for name in g if name.startswith("init/encoder_q.") and "running" not in name]
+    names = [name.removeprefix("init/encoder_q.") for name in weights]
 
     def loss(params, model_state, extra, batch, key, step):
         key_params, queue = extra
@@ -174,28 +180,22 @@ def test_update_after_the_optimizer_is_the_papers_momentum_before_the_keys(golde
         optax.sgd(float(g["lr"]), momentum=float(g["sgd_momentum"])),
     )
     read = lambda place, net: {name: jnp.asarray(g[f"{place}/encoder_{net}.{name}"]) for name in names}
-    params, extra = (
-        read("init", "q"),
-        (read("init", "k"), Queue(jnp.asarray(g["queue_init"].T), jnp.int32(0))),
-    )
+    params = read("init", "q")
+    queue = Queue(jnp.asarray(g["queue_init"].T), jnp.int32(0))
     state = TrainState(
-        step=jnp.int32(0), params=params, model_state=(), opt_state=tx.init(params), extra=extra
+        step=jnp.int32(0),
+        params=params,
+        model_state=(),
+        opt_state=tx.init(params),
+        extra=(read("init", "k"), queue),
     )
-    step = jax.jit(make_train_step(Method(init=None, loss=loss, encode=None, update=update), tx))
+    method = Method(init=None, loss=loss, encode=None, update=update)
+    step = jax.jit(make_train_step(method, tx))
     for number in range(int(g["steps"])):
-        for name, used in state.extra[0].items():
-            np.testing.assert_allclose(
-                used, g[f"s{number}/encoder_k.{name}"], rtol=1e-4, atol=1e-6, err_msg=f"step {number}: {name}"
-            )
+        key_params, _ = state.extra
+        chex.assert_trees_all_close(key_params, read(f"s{number}", "k"), rtol=1e-4, atol=1e-6)
         batch = {"q": jnp.asarray(g[f"s{number}/im_q"]), "k": jnp.asarray(g[f"s{number}/im_k"])}
         state, metrics = step(state, batch, jax.random.key(0))
         np.testing.assert_allclose(metrics["loss"], g[f"s{number}/loss"], rtol=1e-5)
         np.testing.assert_allclose(state.extra[1].keys, g[f"s{number}/queue_after"].T, rtol=1e-4, atol=1e-5)
-        for name, trained in state.params.items():
-            np.testing.assert_allclose(
-                trained,
-                g[f"s{number}/encoder_q.{name}"],
-                rtol=1e-3,
-                atol=1e-5,
-                err_msg=f"step {number}: {name}",
-            )
+        chex.assert_trees_all_close(state.params, read(f"s{number}", "q"), rtol=1e-3, atol=1e-5)
