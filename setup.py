@@ -1,7 +1,7 @@
 """Installation: `pip install -e .[test]`.
 
-The extras `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one, `[convert]`
-reads and writes other frameworks' weights.
+The extras `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one, and
+`[convert]` reads and writes other frameworks' weights.
 """
 
 import platform

@@ -194,8 +194,8 @@ def _stage(workdir: epath.Path, stage: str) -> tuple[epath.Path, ConfigDict]:
     folder = workdir / (stage or names[-1])
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
-            f"the stage {folder.name} of {workdir} has not begun: load an earlier one with stage=..., or go on "
-            "with `ssljax train`"
+            f"the stage {folder.name} of {workdir} has not begun: load an earlier one with stage=..., or "
+            "go on with `ssljax train`"
         )
     return folder, restored(json.loads((folder / "config.json").read_text()))
 

@@ -1052,7 +1052,8 @@ FOLLOWERS = [
         DEIT,
         'infer(teacher, weights["encoder"], statistics["encoder"], x)',
         "infer(\n"
-        '                teacher, weights["encoder"], statistics["encoder"], views.for_network(batch["image"], config.augment)\n'
+        '                teacher, weights["encoder"], statistics["encoder"],\n'
+        '                views.for_network(batch["image"], config.augment),\n'
         "            )",
         "the teacher labels an image that the student does not see",
         f"{T_DEIT}::test_hard_distillation_of_a_mixed_image_by_numpy",

@@ -133,7 +133,7 @@ def test_maps_of_a_layer_and_their_mean_over_positions_is_the_feature(digits):
     maps = network.maps(test, "group3")
     assert maps.shape == (5, 4, 4, 32)
     np.testing.assert_allclose(maps.mean((1, 2)), network.encode(test), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="no layer 'stage3'; it names stem, group1, group2, group3"):
+    with pytest.raises(ValueError, match="no layer 'stage3'; its layers are stem, group1, group2, group3"):
         network.maps(test, "stage3")
 
 

@@ -282,7 +282,7 @@ def test_wrong_commands_are_answered(argv, message):
         ("--config.batch_size=1504", "1500 examples do not fill one batch of 1504"),
         (
             "--config.method=simclrr",
-            "a method's settings come with its own presets, e.g. --config configs/byol.py:digits",
+            "a method's settings come with its own presets, e.g. --config byol:digits",
         ),
         ("--config.data.num_classes=7", "data.num_classes=7, but digits has 10 classes"),
         ("--config.model.name=resnet19", "resnet19"),

@@ -308,8 +308,8 @@ def describe_stages(workdir: str, config: ConfigDict) -> None:
     stages = json.loads(file.read_text()).get("stages", [])
     if stages != list(config.stages):
         raise ValueError(
-            f"{workdir} holds a run of {', '.join(stages) or 'a single stage'}, and the stages of this config are "
-            f"{', '.join(config.stages)}. Use another --workdir, or the old config."
+            f"{workdir} holds a run of {', '.join(stages) or 'a single stage'}, and the stages of this "
+            f"config are {', '.join(config.stages)}. Use another --workdir, or the old config."
         )
 
 
