@@ -39,7 +39,7 @@ setup(
         "jax>=0.7.2",
         "flax>=0.11.0",
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.11.20",
+        "orbax-checkpoint>=0.11.25",
         f"{TENSORFLOW}>=2.19.0",
         "tensorflow-datasets>=4.9.9",
         "importlib_resources>=6.5.2",  # tensorflow-datasets imports it undeclared
