@@ -46,7 +46,6 @@ setup(
         "ml-collections>=1.1.0",
         "clu>=0.0.12",
         "tensorboard>=2.19.0",  # clu's metric writers import it undeclared
-        "chex>=0.1.90",
         "scikit-learn>=1.5.0",
         "threadpoolctl>=3.5.0",
         "matplotlib>=3.9.0",
@@ -59,6 +58,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.7.2"],
         "convert": ["safetensors>=0.5.0"],  # weights of timm and torchvision, without PyTorch
         "test": [
+            "chex>=0.1.90",
             "pytest>=8.3.0",
             "pytest-xdist>=3.6.0",
             "ruff>=0.17.6",
