@@ -15,6 +15,8 @@ from ssljax.step import make_train_step
 from ssljax.types import Method, Out, TwoPass
 from tests.contract.case import leaves, small_config
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 BATCH = {"image": RNG.normal(size=(12, 2, 5)).astype(np.float32), "index": np.arange(12, dtype=np.int32)}
 PARAMS = {"w": RNG.normal(size=(5, 4)).astype(np.float32), "scale": np.float32(1.5)}

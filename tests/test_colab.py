@@ -10,6 +10,8 @@ from nbclient import NotebookClient
 
 from tests.processes import QUICK, ROOT
 
+pytestmark = pytest.mark.slow
+
 # Half a minute instead of a few minutes: a network of base width 8, one epoch, one and two labels per class.
 SMALL = (
     "epochs=1",
@@ -40,7 +42,6 @@ def test_a_notebook_is_what_the_generator_writes(generator, name):
     assert generator.notebook(name) == generator.notebook(name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "title", "changes"),
     (
@@ -58,7 +59,6 @@ def test_from_the_first_cell_to_the_figure(generator, tmp_path, name, title, cha
     shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
 
 
-@pytest.mark.slow
 def test_labels_that_the_network_gives_itself(generator, tmp_path):
     # DeepCluster's optimizer has no warm-up.
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
@@ -69,7 +69,6 @@ def test_labels_that_the_network_gives_itself(generator, tmp_path):
     shows(outputs, tmp_path, preview="preview.png", report="clusters-digits.png")
 
 
-@pytest.mark.slow
 def test_a_teacher_and_its_student(generator, tmp_path):
     resnet = ("model.width=0.125", "model.stem=imagenet")  # the student, a ViT, has neither
     changes = " ".join(f"--config.teacher.{change}" for change in SMALL)

@@ -80,7 +80,7 @@ def test_stages_are_overridden_by_name():
         (
             ["--config.method=byol"],
             r"--config.method=byol: a method's settings come with its own presets, "
-            r"e.g. --config configs/byol.py",
+            r"e.g. --config byol:digits",
         ),
         (
             ["--config.optim.trust_coefficient=0.1"],

@@ -11,6 +11,8 @@ from ssljax import config, plan, program, sharding
 from ssljax.data import crops, loader, policies, sources
 from ssljax.types import TrainState
 
+pytestmark = pytest.mark.slow
+
 # Keys that the verbs read around a step: logging, checkpoints, evaluation (which crops on the host), names.
 AROUND = (
     "name",

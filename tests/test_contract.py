@@ -20,6 +20,8 @@ from ssljax.run.checkpoint import Checkpoints
 from ssljax.step import make_train_step
 from tests.contract.case import Case, leaves, own, small_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=sorted(METHODS))
 def case(request):

@@ -22,6 +22,8 @@ from ssljax.run import few_labels
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--config.model.width=0.125",
     "--config.evaluate.label_counts=(1, 2)",

@@ -39,6 +39,8 @@ from tests.processes import (
     wait_for,
 )
 
+pytestmark = pytest.mark.slow
+
 # 320 images: eleven steps. Without weight decay the first momentum is the gradient. A small learning rate
 # keeps rounding differences small: with the preset's 0.3, a difference of 1e-7 in the first losses grows to
 # 1e-2 after ten steps.
@@ -234,7 +236,6 @@ def test_either_resumes_the_checkpoint_of_the_other(one_process, two_processes, 
         np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_a_run_survives_signals_and_dead_hosts(tmp_path, cache):
     """SIGTERM to one, SIGKILL of the worker, SIGKILL of the coordinator: each time the command resumes."""
     flags = (*SMALL, "--config.epochs=100", "--config.checkpoint.every_steps=10", f"--workdir={tmp_path}")

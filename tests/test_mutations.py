@@ -41,12 +41,14 @@ def test_an_edit_that_does_not_fit_is_refused():
         mutations.mutated(mutation._replace(new="- ("))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHEAP)
 def test_caught(name):
     (mutation,) = (m for m in mutations.MUTATIONS if m.name == name)
     assert mutations.survivor(mutation) == ""
 
 
+@pytest.mark.slow
 def test_a_survivor_and_a_crash_are_told_apart():
     harmless = mutations.MUTATIONS[0]._replace(new="- 1.0 * jnp.diagonal(positives)")
     assert mutations.survivor(harmless).startswith("SURVIVED")
@@ -54,6 +56,7 @@ def test_a_survivor_and_a_crash_are_told_apart():
     assert mutations.survivor(crash).startswith("crashed instead of computing something wrong")
 
 
+@pytest.mark.slow
 def test_an_unknown_name_lists_the_known_ones():
     done = subprocess.run(
         [sys.executable, "tests/mutations.py", "--only=typo"],

@@ -22,6 +22,8 @@ from ssljax.program import build, encoded, open_run
 from ssljax.run.folder import RunFolder, facts_of
 from tests.processes import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():

@@ -26,6 +26,8 @@ from ssljax.methods import METHODS
 from ssljax.program import build
 from ssljax.types import Facts
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 TEXT = (ROOT / "tests" / "golden" / "plan_module.hlo").read_text()

@@ -7,6 +7,8 @@ from configs.simclr import get_config
 from ssljax import prepare
 from ssljax.data import crops, decode, loader, records, sources
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images():

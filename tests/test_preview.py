@@ -9,6 +9,8 @@ from configs import deit, simclr
 from ssljax import preview
 from ssljax.data import augment, loader, policies, sources, views
 
+pytestmark = pytest.mark.slow
+
 
 def test_preview_writes_a_picture(tmp_path, capsys):
     from PIL import Image

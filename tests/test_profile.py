@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
+
 from ssljax import train
 from ssljax.run.profile import Operation, operations, summary
 from tests.test_train import flags, one_device, xla_cache  # noqa: F401  (fixtures)
+
+pytestmark = pytest.mark.slow
 
 
 def test_operations_are_summed_by_kind_and_other_events_ignored():

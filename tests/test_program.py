@@ -19,6 +19,8 @@ from ssljax.run.folder import RunFolder, facts_of
 from ssljax.types import Facts, TrainState
 from tests.methods.small import FACTS, assert_close, config_of, names, one_block, shaken
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):

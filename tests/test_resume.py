@@ -11,6 +11,8 @@ import pytest
 
 from tests.processes import SMALL, checkpoints, kill, logged, run, start, wait_for
 
+pytestmark = pytest.mark.slow
+
 TOTAL = 282  # 1,500 * 6 // 32 + 1
 
 

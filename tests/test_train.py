@@ -23,6 +23,8 @@ from ssljax.run.loop import fit, online_knn
 from ssljax.types import TrainState
 from tests.processes import SMALL
 
+pytestmark = pytest.mark.slow
+
 
 def flags(workdir, *more: str) -> list[str]:
     return [*SMALL, "--config.epochs=1", "--config.optim.warmup_epochs=0", f"--workdir={workdir}", *more]

@@ -9,6 +9,8 @@ import pytest
 
 from tests.processes import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
@@ -28,7 +30,6 @@ def installed(tmp_path_factory):
     return folder / "site"
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_everything(installed):
     have = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "ssljax").rglob("*.py")}
@@ -39,7 +40,6 @@ def test_the_wheel_holds_everything(installed):
     assert {name for name in top if not name.endswith(".dist-info")} == {"ssljax"}
 
 
-@pytest.mark.slow
 def test_a_config_is_found_by_name_outside_the_repository(installed, tmp_path):
     def ssljax(*words):
         return subprocess.run(

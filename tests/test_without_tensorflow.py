@@ -14,6 +14,8 @@ from ssljax.methods import METHODS
 from ssljax.results import read
 from tests.processes import ROOT, environment, logged
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):

@@ -56,7 +56,13 @@ class Checkpoints:
             create=not self._read_only,
         )
         self._policy = policy
-        return ocp.CheckpointManager(self.directory, options=options)
+        verbosity = logging.get_verbosity()
+        if self._read_only:
+            logging.set_verbosity(logging.ERROR)  # Orbax warns that it will not write, which is what was asked
+        try:
+            return ocp.CheckpointManager(self.directory, options=options)
+        finally:
+            logging.set_verbosity(verbosity)
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Start writing `state`, and return once its arrays are copied from the devices.

@@ -22,6 +22,8 @@ from ssljax.run.folder import RunFolder
 from tests.convert.foreign import like
 from tests.methods.small import FACTS
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--config=configs/supervised.py:digits", "--config.model.name=regnety_xs"]
 
 

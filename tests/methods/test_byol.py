@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from configs.byol import PRESETS, get_config
-from ssljax import models, optim
+from ssljax import models, optim, sharding
 from ssljax.data import sources, views
 from ssljax.losses.regression import byol
 from ssljax.methods import METHODS
 from ssljax.program import build, device_batches, encoder
 from ssljax.run import monitor
 from tests.methods.small import FACTS, batch_of, config_of, names, one_block, shaken
+
+pytestmark = pytest.mark.slow
 
 B = 6
 
@@ -251,7 +253,7 @@ def test_without_predictor_and_target_the_network_collapses_and_the_monitor_says
             online_probe=False,
         )
         source = sources.load(c.data, "train")
-        program = build(c, source.facts)
+        program = build(c, source.facts, sharding.make_mesh(1))
         state = program.init(0)
         key = jax.random.key(0)
         for batch, _ in zip(device_batches(program, source, 0, 0), range(program.total_steps), strict=False):

@@ -24,6 +24,8 @@ from tests.contract.case import small_config
 from tests.contract.deepcluster import SMALL
 from tests.methods.small import FACTS
 
+pytestmark = pytest.mark.slow
+
 K = SMALL["clusters.k"]
 DIM = SMALL["clusters.dim"]
 

@@ -19,6 +19,8 @@ from ssljax.targets.frozen import Frozen
 from ssljax.types import TrainState
 from tests.methods.small import FACTS, SIZE, batch_of, one_block, shaken
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 4
 
 

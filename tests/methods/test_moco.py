@@ -21,6 +21,8 @@ from ssljax.targets.queue import Queue
 from ssljax.types import TrainState
 from tests.methods.small import FACTS, batch_of, config_of, names, one_block, shaken
 
+pytestmark = pytest.mark.slow
+
 B = 8
 Q = jnp.float32([[1, 0], [0.6, 0.8]])
 K = jnp.float32([[0.8, 0.6], [0, 1]])

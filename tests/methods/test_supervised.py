@@ -12,6 +12,8 @@ from ssljax.methods.supervised import supervised
 from ssljax.models import ViT
 from tests.methods.small import FACTS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds_its_network_with_a_silent_head(preset):

@@ -15,6 +15,8 @@ from ssljax import models
 from ssljax.config import resolve
 from ssljax.models.sobel import sobel
 
+pytestmark = pytest.mark.slow
+
 COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())[
     "deepcluster_official"
 ]

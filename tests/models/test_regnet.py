@@ -14,6 +14,8 @@ from ssljax.models import backbone
 from ssljax.models.regnet import TABLES, RegNet, Table
 from tests.models.golden_torch import assert_trees_close, computes_what_torch_does, shapes
 
+pytestmark = pytest.mark.slow
+
 # arXiv 2003.13678, the figure of the best RegNetY networks; parameters of timm 1.0.31 with 1000 classes.
 OFFICIAL = {
     "regnety_4gf": ((2, 6, 12, 2), (128, 192, 512, 1088), 64, 20_646_656),

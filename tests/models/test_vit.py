@@ -19,6 +19,8 @@ from ssljax.models.drop import drop_path, dropout
 from ssljax.models.vit import SIZES, ViT, resize_positions, sincos
 from tests.convert.foreign import like
 
+pytestmark = pytest.mark.slow
+
 COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 TINY = dict(width=32, depth=3, heads=4, patch=4)

@@ -56,5 +56,5 @@ def test_labels_outside_the_subset_do_not_matter(digits):
 def test_too_few_labels_is_an_error_that_names_the_class():
     x = np.eye(4, dtype=np.float32)
     y = np.array([0, 0, 0, 1])
-    with pytest.raises(ValueError, match="class 1 has 1 examples, 2 a class"):
+    with pytest.raises(ValueError, match="class 1 has 1 examples, but 2 per class were asked for"):
         list(label_fraction(x, y, x, y, num_classes=2, counts=(2,), draws=1))
