@@ -58,7 +58,7 @@ class Checkpoints:
         self._policy = policy
         verbosity = logging.get_verbosity()
         if self._read_only:
-            logging.set_verbosity(logging.ERROR)  # Orbax warns that it will not write, which is what was asked
+            logging.set_verbosity(logging.ERROR)  # Orbax would warn that it does not write
         try:
             return ocp.CheckpointManager(self.directory, options=options)
         finally:
