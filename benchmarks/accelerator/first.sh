@@ -4,8 +4,8 @@
 #   OUT=FOLDER [COMMIT=ID] [PYTHON=python3] bash benchmarks/accelerator/first.sh [SECONDS [LINE...]]
 #
 # Runs the lines in order until SECONDS (default 530) are over; each has a limit of its own, so that one that
-# hangs does not take the time of the others. Without names: digits and the five rows. Further lines: same_numbers,
-# augmentation.
+# hangs does not take the time of the others. Without names: digits and the five rows. Further lines:
+# same_numbers, augmentation.
 # Writes to FOLDER as it goes: log.txt, throughput.jsonl, digits_metrics.jsonl, digits_results.jsonl.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -52,7 +52,8 @@ for wheel in "$HERE"/wheels/*.whl; do
   [ -e "$wheel" ] || continue
   name=$(basename "$wheel")
   name=${name%%-*}
-  "$PYTHON" -c "import importlib.metadata as m, sys; m.version(sys.argv[1])" "$name" >/dev/null 2>&1 && continue
+  there="import importlib.metadata as m, sys; m.version(sys.argv[1])"
+  "$PYTHON" -c "$there" "$name" >/dev/null 2>&1 && continue
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" "$wheel" >>"$LOG" 2>&1
   say "installed $name: exit code $?"
 done
@@ -60,13 +61,14 @@ done
 limited machine 60 "$PYTHON" -c '
 import importlib.metadata as m, sys
 there = {d.name.lower(): d.version for d in m.distributions()}
-names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "torch", "torchvision", "timm")
+names = "jax jaxlib flax optax orbax-checkpoint ml-collections torch torchvision timm".split()
 print(sys.version.split()[0], {name: there.get(name) or there.get(name.replace("-", "_")) for name in names})
 import jax
 print(jax.devices(), jax.devices()[0].device_kind)
 sys.exit(jax.default_backend() == "cpu" and not sys.argv[1:])' ${TOY:+toy} ||
   { say "JAX sees no accelerator here: nothing is measured"; exit 1; }
-nvidia-smi --query-gpu=name,memory.total,memory.used,driver_version,clocks.sm,clocks.max.sm --format=csv 2>&1 |
+fields=name,memory.total,memory.used,driver_version,clocks.sm,clocks.max.sm
+nvidia-smi --query-gpu=$fields --format=csv 2>&1 |
   tee -a "$LOG"
 
 # What an earlier occasion has measured is not measured again.
