@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -47,30 +47,7 @@ def source(pictures: Sequence[Picture], data: ConfigDict) -> Source:
     def read(i: int) -> bytes:
         return _file(pictures[i])
 
-    def problem_with(i: int) -> str:
-        picture = pictures[i]
-        return decode.problem_with(os.fspath(picture)) if isinstance(picture, str | os.PathLike) else ""
-
-    images = None
-    good = np.arange(len(pictures))
-    skipped: tuple[str, ...] = ()
-    if all(_is_stored(picture, data) for picture in pictures):
-        shape = (len(pictures), data.image_size, data.image_size, data.channels)
-        images = np.stack([np.asarray(picture) for picture in pictures]).reshape(shape)
-    elif data.crop_on == "device":
-        images, good, skipped = decode.decode_all(
-            read,
-            name_of,
-            len(pictures),
-            size=data.image_size,
-            channels=data.channels,
-            on_bad=data.on_bad_image,
-            how_to_skip=SKIP,
-        )
-    else:
-        problems = decode.threaded(problem_with, len(pictures), threads=16)
-        good, skipped = decode.settle(problems, name_of, data.on_bad_image, SKIP)
-
+    images, good, skipped = _readable(pictures, data, read, name_of)
     return Source(
         name="images",
         split="test",
@@ -83,6 +60,38 @@ def source(pictures: Sequence[Picture], data: ConfigDict) -> Source:
         name_of=name_of,
         skipped=skipped,
     )
+
+
+def _readable(
+    pictures: Sequence[Picture],
+    data: ConfigDict,
+    read: Callable[[int], bytes],
+    name_of: Callable[[int], str],
+) -> tuple[np.ndarray | None, np.ndarray, tuple[str, ...]]:
+    """Pixels, if they are held in memory; positions of the readable pictures; names of the others."""
+    if all(_is_stored(picture, data) for picture in pictures):
+        shape = (len(pictures), data.image_size, data.image_size, data.channels)
+        images = np.stack([np.asarray(picture) for picture in pictures]).reshape(shape)
+        return images, np.arange(len(pictures)), ()
+
+    if data.crop_on == "device":
+        return decode.decode_all(
+            read,
+            name_of,
+            len(pictures),
+            size=data.image_size,
+            channels=data.channels,
+            on_bad=data.on_bad_image,
+            how_to_skip=SKIP,
+        )
+
+    def problem_with(i: int) -> str:
+        picture = pictures[i]
+        return decode.problem_with(os.fspath(picture)) if isinstance(picture, str | os.PathLike) else ""
+
+    problems = decode.threaded(problem_with, len(pictures), threads=16)
+    good, skipped = decode.settle(problems, name_of, data.on_bad_image, SKIP)
+    return None, good, skipped
 
 
 def _is_stored(picture: Picture, data: ConfigDict) -> bool:
