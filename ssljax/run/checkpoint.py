@@ -48,18 +48,18 @@ class Checkpoints:
         self._manager = self._open(keep.AnyPreservationPolicy(policies))
 
     def _open(self, policy: keep.PreservationPolicy) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            best_fn=self._value,
-            read_only=self._read_only,
-            cleanup_tmp_directories=not self._read_only,
-            create=not self._read_only,
-        )
         self._policy = policy
         verbosity = logging.get_verbosity()
         if self._read_only:
             logging.set_verbosity(logging.ERROR)  # Orbax would warn that it does not write
         try:
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=self._value,
+                read_only=self._read_only,
+                cleanup_tmp_directories=not self._read_only,
+                create=not self._read_only,
+            )
             return ocp.CheckpointManager(self.directory, options=options)
         finally:
             logging.set_verbosity(verbosity)
