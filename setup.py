@@ -36,16 +36,16 @@ setup(
     package_dir={"ssljax.configs": "configs"},
     package_data={"ssljax": ["py.typed"]},
     install_requires=[
-        "jax>=0.7.2",
+        "jax>=0.10.2",
         "flax>=0.11.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.25",
-        f"{TENSORFLOW}>=2.19.0",
+        f"{TENSORFLOW}>=2.20.0",
         "tensorflow-datasets>=4.9.9",
         "importlib_resources>=6.5.2",  # tensorflow-datasets imports it undeclared
         "ml-collections>=1.1.0",
         "clu>=0.0.12",
-        "tensorboard>=2.19.0",  # clu's metric writers import it undeclared
+        "tensorboard>=2.20.0",  # clu's metric writers import it undeclared
         "scikit-learn>=1.5.0",
         "threadpoolctl>=3.5.0",
         "matplotlib>=3.9.0",
@@ -53,9 +53,9 @@ setup(
         "tqdm>=4.67.0",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.7.2"],
+        "tpu": ["jax[tpu]>=0.10.2"],
         "plan": ["libtpu>=0.0.42"],  # the TPU's compiler, which needs no TPU
-        "cuda": ["jax[cuda12]>=0.7.2"],
+        "cuda": ["jax[cuda12]>=0.10.2"],
         "convert": ["safetensors>=0.5.0"],  # weights of timm and torchvision, without PyTorch
         "test": [
             "chex>=0.1.90",
