@@ -37,7 +37,7 @@ setup(
     package_data={"ssljax": ["py.typed"]},
     install_requires=[
         "jax>=0.10.2",
-        "flax>=0.11.0",
+        "flax>=0.12.2",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.25",
         f"{TENSORFLOW}>=2.20.0",

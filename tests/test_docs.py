@@ -1,5 +1,6 @@
 """The README and docs/: links lead somewhere, commands are understood, and the code runs as it stands."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -65,6 +66,7 @@ def test_the_code_of_the_page_on_features_runs_as_it_stands(tmp_path):
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", text],
             cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=True,
