@@ -10,6 +10,9 @@ prints where their time went.
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import jax
 from ml_collections import ConfigDict
 
@@ -61,6 +64,12 @@ def main(argv: list[str] | None = None) -> None:
             run_stages(flags.config, flags.workdir, profile_steps=flags.profile)
         except (ValueError, FileNotFoundError, ImportError, MemoryError, monitor.NotFinite) as error:
             raise SystemExit(f"ssljax train: {error}") from error
+        except KeyboardInterrupt:
+            print(
+                "ssljax train: left at once; the same command resumes from the last checkpoint",
+                file=sys.stderr,
+            )
+            raise SystemExit(128 + signal.SIGINT) from None
         if jax.process_index() == 0:
             print(f"done: {flags.workdir}")
 

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.processes import SMALL, checkpoints, kill, logged, run, start, wait_for
+from tests.processes import SMALL, checkpoints, finish, kill, logged, run, start, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -109,3 +109,37 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(uninterrupted, 
         "train", *SMALL, f"--workdir={uninterrupted}", "--config.optim.learning_rate=0.1", cache=cache
     )
     assert code == 1 and "optim.learning_rate was 0.3, now 0.1" in output, output
+
+
+def test_ctrl_c_saves_and_a_second_one_leaves_at_once(tmp_path, cache):
+    flags = (*SMALL, f"--workdir={tmp_path}")
+    process = start("train", *flags, cache=cache)
+    wait_for(lambda: len(logged(tmp_path)) > 2, process)
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 0, output
+    assert "stopping after this step, with a checkpoint; Ctrl-C again leaves at once" in output
+    assert f"stopped and saved; the same command resumes {tmp_path}" in output
+    assert "Traceback" not in output
+    (saved,) = checkpoints(tmp_path)[-1:]
+    assert saved < TOTAL and logged(tmp_path)[-1]["step"] <= saved
+
+    process = start("train", *flags, cache=cache)
+    wait_for(lambda: len(logged(tmp_path)) > saved // 5 + 2, process)
+    process.send_signal(signal.SIGSTOP)  # both signals are there when it goes on
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code in (0, 130), output  # 0 where the step was over before the second signal came
+    assert "Traceback" not in output
+
+
+def test_a_closed_terminal_does_not_end_a_run(tmp_path, cache):
+    """As `ssljax train ... | head -1` does it."""
+    process = start("train", *SMALL, f"--workdir={tmp_path}", cache=cache)
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=150) == 0
+    assert logged(tmp_path)[-1]["step"] == TOTAL
+    assert checkpoints(tmp_path)[-1] == TOTAL

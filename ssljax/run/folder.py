@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -77,14 +78,25 @@ class RunFolder:
 
         self._alone = jax.process_count() == 1
         self._signalled = False
+        self._before: dict[int, Any] = {}
         if self._alone:  # with many hosts JAX catches the signal, see hosts.stop_asked
-            self._before = signal.signal(signal.SIGTERM, self._signal)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if (
+                    signal.getsignal(number) != signal.SIG_IGN
+                ):  # as a shell leaves it to a job in the background
+                    self._before[number] = signal.signal(number, self._signal)
 
-    def _signal(self, *_: Any) -> None:
+    def _signal(self, number: int, _: Any) -> None:
+        """Note that the run shall stop after this step. A second Ctrl-C does not wait."""
+        if number == signal.SIGINT:
+            if self._signalled:
+                raise KeyboardInterrupt
+            # print() may be what the signal interrupts, and cannot be entered twice.
+            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again leaves at once\n")
         self._signalled = True
 
     def stop_asked(self) -> bool:
-        """Whether a SIGTERM asks the run to stop with a checkpoint of this step.
+        """Whether a SIGTERM or a Ctrl-C asks the run to stop with a checkpoint of this step.
 
         Call this once per step on every host. All hosts get the same answer at the same step.
         """
@@ -100,6 +112,8 @@ class RunFolder:
         """
         if self._alone or kind is None or issubclass(kind, (SystemExit, monitor.NotFinite)):
             self.close()
+        if self._signalled and kind is SystemExit:
+            self._say(f"stopped and saved; the same command resumes {self.path}")
 
     def _describe(self, config: ConfigDict, facts: Facts | None) -> None:
         """Write config.json and run.json, and check that the run is the same and the folder is shared."""
@@ -266,10 +280,15 @@ class RunFolder:
     def _say(self, text: str) -> None:
         if not self._main:
             return
-        if self._bar is not None:
-            self._bar.write(text)
-        else:
-            print(text, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.write(text)
+            else:
+                print(text, flush=True)
+        except OSError:
+            # Nobody reads the output any more (`| head`), or its disk is full. metrics.jsonl has it all, so
+            # the run goes on; what is printed from here on is thrown away, also by Python at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Start a checkpoint. The newest kNN accuracy goes with it, so that the best one can be kept."""
@@ -283,8 +302,10 @@ class RunFolder:
             self._writer.close()
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
         if self._alone:
-            signal.signal(signal.SIGTERM, self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
         logging.flush()
 
 

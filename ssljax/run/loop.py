@@ -67,7 +67,7 @@ def fit(
     Raises:
         ValueError: the method learns from labels, and a training image has none.
         monitor.NotFinite: a metric is NaN or infinite.
-        SystemExit: (code 0) after a SIGTERM, once a checkpoint has been started.
+        SystemExit: (code 0) after a SIGTERM or Ctrl-C, once a checkpoint has been started.
     """
     config = program.config
     method = program.method

@@ -118,5 +118,5 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
         raise NotFinite(
             f"step {step}: {', '.join(bad)}. The run stops; its last good checkpoint is untouched. "
             "Lower optim.learning_rate, lengthen optim.warmup_epochs, or look at the images with "
-            "`ssljax preview`; then start the same command again."
+            "`ssljax preview`; then start again with another --workdir, because a run keeps its settings."
         )
