@@ -1,9 +1,12 @@
 """The newest checkpoint restores the whole state bit for bit. (Killed and damaged runs: test_resume.py.)"""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
@@ -44,6 +47,61 @@ def test_reading_a_live_run_changes_nothing(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
     nowhere = Checkpoints(str(tmp_path / "nowhere"), read_only=True)
     assert nowhere.restore(like) is None and not (tmp_path / "nowhere").exists()
+
+
+def shapes() -> TrainState:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0)
+    )
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied: _METADATA"),
+        ValueError('PERMISSION_DENIED: Error opening "zarr" driver'),  # what TensorStore raises for the same
+        OSError(5, "Input/output error"),
+        MemoryError(),
+    ],
+    ids=lambda error: f"{type(error).__name__}",
+)
+def test_a_storage_that_cannot_be_read_stops_and_moves_nothing(tmp_path, monkeypatch, error):
+    checkpoints = Checkpoints(str(tmp_path), keep_last=2)
+    for step in (1, 2):
+        checkpoints.save(state_at(step), {})
+    checkpoints.wait()
+    before = everything(tmp_path)
+
+    def refused(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoints._manager, "restore", refused)
+    with pytest.raises(
+        ValueError, match="could not be read now .*nothing was moved.*the same command goes on"
+    ):
+        checkpoints.restore(shapes())
+    checkpoints.close()
+    assert everything(tmp_path) == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), keep_last=2)
+    for step in (1, 2):
+        checkpoints.save(state_at(step), {})
+    checkpoints.wait()
+    for file in (tmp_path / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    before = everything(tmp_path)
+    for look in (checkpoints.restore, checkpoints.weights):
+        with pytest.raises(ValueError, match=r"none of the checkpoints .* can be read \(steps 1, 2\)"):
+            look(shapes())
+    checkpoints.close()
+    assert everything(tmp_path) == before
 
 
 def test_the_newest_state_is_restored_and_older_ones_are_dropped_unless_best(tmp_path):

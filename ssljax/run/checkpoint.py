@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import types
@@ -19,6 +20,10 @@ from ssljax.run import hosts
 from ssljax.types import Pytree, TrainState
 
 UNMEASURED = -1e30  # JSON has no infinity
+
+# What TensorStore's messages begin with when a storage cannot be read.
+STORAGE = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+STORAGE_ERRNO = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 
 class Checkpoints:
@@ -78,24 +83,33 @@ class Checkpoints:
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable checkpoint, with the shapes, dtypes and shardings of `like`.
 
-        A checkpoint that cannot be read is reported and moved to `workdir/unreadable` (left where it is if
-        `read_only`), and the one before it is used.
+        A damaged checkpoint is reported, and the one before it is used. The damaged ones are then moved to
+        `workdir/unreadable` (left where they are if `read_only`).
 
         Args:
             like: a state, or its `jax.ShapeDtypeStruct`s with shardings.
 
         Returns:
-            The state, or None if there is no readable checkpoint.
+            The state, or None if there is no checkpoint.
 
         Raises:
-            ValueError: the checkpoint is intact but belongs to another network.
+            ValueError: the checkpoint is intact but belongs to another network; or every checkpoint is
+                damaged; or the storage could not be read, which says nothing about the checkpoint. Nothing
+                is moved then.
         """
+        damaged: list[int] = []
         for step in self._newest_first():
             try:
-                return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
             except Exception as error:  # Orbax, TensorStore and the file system each raise their own
                 self._refuse_other_network(step, like, error)
-                self._set_aside(step, error)
+                self._report(step, error)
+                damaged.append(step)
+                continue
+            for other in damaged:
+                self._set_aside(other)
+            return state
+        self._refuse_damaged(damaged)
         return None
 
     def weights(self, like: TrainState) -> TrainState | None:
@@ -108,24 +122,28 @@ class Checkpoints:
             like: `jax.ShapeDtypeStruct`s with shardings; its `opt_state` is ignored.
 
         Returns:
-            The state with () for its `opt_state`, or None if there is no readable checkpoint.
+            The state with () for its `opt_state`, or None if there is no checkpoint.
 
         Raises:
-            ValueError: the checkpoint is of another network.
+            ValueError: as for `restore`.
         """
         wanted = {name: getattr(like, name) for name in ("step", "params", "model_state", "extra")}
+        damaged: list[int] = []
         for step in self._newest_first():
+            folder = self.directory / str(step) / "default"
             try:
-                folder = self.directory / str(step) / "default"
                 stored = _stored(folder)
             except Exception as error:  # as in `restore`
-                self._set_aside(step, error)
+                self._report(step, error)
+                damaged.append(step)
                 continue
             self._refuse_other_backbone(step, stored, wanted)
             try:
                 return TrainState(**_read(folder, _in_shape(wanted, stored)), opt_state=())
             except Exception as error:  # as in `restore`
-                self._set_aside(step, error)
+                self._report(step, error)
+                damaged.append(step)
+        self._refuse_damaged(damaged)
         return None
 
     def _refuse_other_backbone(
@@ -172,20 +190,41 @@ class Checkpoints:
             count = f" ({len(differ)} leaves differ)"
             raise ValueError(self._another(step, name, there, here, count)) from error
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        """Report an unreadable checkpoint and, unless `read_only`, move it out of the way."""
-        folder = self.directory / str(step)
-        aside = self.directory.parent / "unreadable"
-        fate = "It stays there" if self._read_only else f"It is moved to {aside}"
+    def _report(self, step: int, error: Exception) -> None:
+        """Log that a checkpoint is damaged.
+
+        Raises:
+            ValueError: the error is one of the storage, and the checkpoint may well be intact.
+        """
+        said = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+        if of_storage(error):
+            raise ValueError(
+                f"the checkpoint {self.directory / str(step)} could not be read now ({said}). That says "
+                "nothing about what is in it, so nothing was moved or begun anew. Look at permissions, "
+                "credentials, memory and the disk; then the same command goes on"
+            ) from error
         logging.error(
-            "the checkpoint of step %d cannot be read (%s: %s). %s and the one before it is used.",
+            "the checkpoint of step %d cannot be read (%s). The one before it is tried.",
             step,
-            type(error).__name__,
-            str(error).splitlines()[0][:200] if str(error) else "",
-            fate,
+            said,
         )
+
+    def _refuse_damaged(self, steps: list[int]) -> None:
+        """Raise an error if there are checkpoints and all are damaged: a run does not begin anew then."""
+        if steps:
+            raise ValueError(
+                f"none of the checkpoints in {self.directory} can be read (steps "
+                f"{', '.join(map(str, sorted(steps)))}). Put back a copy of one of them, or begin anew with "
+                "another --workdir"
+            )
+
+    def _set_aside(self, step: int) -> None:
+        """Move a damaged checkpoint out of the way, unless `read_only`."""
         if self._read_only:
             return
+        folder = self.directory / str(step)
+        aside = self.directory.parent / "unreadable"
+        logging.error("the checkpoint of step %d is moved to %s", step, aside)
 
         hosts.meet(f"{folder} cannot be read")  # by any host; if only some fail, the run fails
         if jax.process_index() == 0:
@@ -217,6 +256,15 @@ class Checkpoints:
         """Wait for the last write and release the folder."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def of_storage(error: Exception) -> bool:
+    """Whether an error is one of permissions, connections, memory or the disk, not of what a file holds."""
+    if isinstance(error, (PermissionError, MemoryError, ConnectionError, TimeoutError)):
+        return True
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRNO:
+        return True
+    return any(word in str(error) for word in STORAGE)
 
 
 def load_weights(workdir: str, like: TrainState) -> TrainState:
