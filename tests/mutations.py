@@ -672,10 +672,10 @@ ORDER_AND_STATE = [
     Mutation(
         "only_parameters_are_restored",
         "ssljax/run/checkpoint.py",
-        "return self._manager.restore(step, args=ocp.args.StandardRestore(like))",
-        "found = self._manager.restore(step, args=ocp.args.StandardRestore(like))\n"
-        "                zeros = jax.tree.map(lambda leaf: 0 * leaf, found.opt_state)\n"
-        "                return found.replace(opt_state=zeros)",
+        "state = self._manager.restore(step, args=ocp.args.StandardRestore(like))",
+        "state = self._manager.restore(step, args=ocp.args.StandardRestore(like))\n"
+        "                zeros = jax.tree.map(lambda leaf: 0 * leaf, state.opt_state)\n"
+        "                state = state.replace(opt_state=zeros)",
         "momentum starts from zero after every preemption",
         "tests/test_checkpoint.py",
     ),

@@ -111,6 +111,15 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(uninterrupted, 
     assert code == 1 and "optim.learning_rate was 0.3, now 0.1" in output, output
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts jobs in the background with SIGINT ignored, and their children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_saves_and_a_second_one_leaves_at_once(tmp_path, cache):
     flags = (*SMALL, f"--workdir={tmp_path}")
     process = start("train", *flags, cache=cache)
