@@ -50,6 +50,7 @@ setup(
         "threadpoolctl>=3.5.0",
         "matplotlib>=3.9.0",
         "pillow>=11.0.0",
+        "pyarrow>=18.0.0",
         "tqdm>=4.67.0",
     ],
     extras_require={

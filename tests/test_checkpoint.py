@@ -26,6 +26,12 @@ def state_at(step: int) -> TrainState:
     )
 
 
+def shapes() -> TrainState:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0)
+    )
+
+
 def test_reading_a_live_run_changes_nothing(tmp_path):
     """Evaluation reads while training writes: an unfinished checkpoint stays, a damaged one is skipped."""
     checkpoints = Checkpoints(str(tmp_path), keep_last=3)
@@ -38,21 +44,13 @@ def test_reading_a_live_run_changes_nothing(tmp_path):
     unfinished = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
     unfinished.mkdir()
     before = sorted(tmp_path.rglob("*"))
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0)
-    )
+    like = shapes()
     reader = Checkpoints(str(tmp_path), read_only=True)
     jax.tree.map(np.testing.assert_array_equal, reader.restore(like), state_at(1))
     reader.close()
     assert sorted(tmp_path.rglob("*")) == before
     nowhere = Checkpoints(str(tmp_path / "nowhere"), read_only=True)
     assert nowhere.restore(like) is None and not (tmp_path / "nowhere").exists()
-
-
-def shapes() -> TrainState:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0)
-    )
 
 
 def everything(folder: Path) -> dict[Path, bytes]:
@@ -111,9 +109,6 @@ def test_the_newest_state_is_restored_and_older_ones_are_dropped_unless_best(tmp
     checkpoints.close()
     checkpoints = Checkpoints(str(tmp_path), keep_last=2, best="knn")
     assert checkpoints.steps() == [2, 3, 4]
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0)
-    )
-    restored = checkpoints.restore(like)
+    restored = checkpoints.restore(shapes())
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored, state_at(4))

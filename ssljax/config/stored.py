@@ -22,11 +22,10 @@ def restored(stored: Mapping[str, Any]) -> ConfigDict:
     Returns:
         a resolved and locked config.
     """
+    leaves = modern(stored)
     config = ConfigDict()
-    for name, value in modern(stored).items():
-        if name == "views":
-            config.views = {view: {} for view in value}
-    for name, value in modern(stored).items():
-        if name != "views":
-            put(config, name, tuple(value) if isinstance(value, list) else value)
+    if "views" in leaves:  # first, so that they keep their order, and those without overrides are there
+        config.views = {view: {} for view in leaves.pop("views")}
+    for name, value in leaves.items():
+        put(config, name, tuple(value) if isinstance(value, list) else value)
     return resolve(config).lock()

@@ -274,7 +274,7 @@ def _naming_the_image(error: Exception, source: Source, positions: np.ndarray, c
     for i in positions:
         try:
             crops.decode(source.read([i])[0], channels)
-        except Exception as problem:
+        except Exception as problem:  # TensorFlow has an error of its own for every kind of damage
             return ValueError(
                 f"{source.describe(i)} cannot be read as an image ({problem}): its first and last bytes "
                 "looked complete when training began. Replace or delete it"
