@@ -32,6 +32,7 @@ PRESETS = (
     "digits",
     "digits_v2",
     *SMALL,
+    "cifar10_lightly_v2",
     "folder",
     "imagenet_alexnet",
     "imagenet_alexnet_rgb",
@@ -179,6 +180,15 @@ def digits() -> ConfigDict:
     c.clusters.every = 5  # an epoch is eleven steps: too few for a new head
     c.optim.learning_rate = 0.1
     c.evaluate.update(layers=("stem", "group1", "group2", "group3"), layer_dim=1024)
+    return c
+
+
+def cifar10_lightly_v2() -> ConfigDict:
+    """Version 2 by the recipe of lightly's CIFAR-10 benchmark, which has no DeepCluster; 500 clusters [X]."""
+    recipe = config.cifar10_lightly()
+    c = second(recipe.copy_and_resolve_references(), k=500)
+    c.augment = recipe.augment
+    c.optim = recipe.optim
     return c
 
 

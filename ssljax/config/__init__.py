@@ -35,6 +35,7 @@ __all__ = [
     "check",
     "choose",
     "cifar10",
+    "cifar10_lightly",
     "cifar10_small",
     "crops_alone",
     "differences",
@@ -123,6 +124,27 @@ def cifar10(epochs: int, batch_size: int) -> ConfigDict:
     c.epochs = epochs
     c.batch_size = batch_size
     c.data.update(source="tfds:cifar10")
+    return c
+
+
+def cifar10_lightly() -> ConfigDict:
+    """CIFAR-10 by the recipe of lightly's benchmark, 200 epochs at batch size 512.
+
+    Source: lightly-ai/lightly at e8d317f, docs/source/getting_started/benchmarks/cifar10_benchmark.py. It is
+    a ResNet-18 without the strided stem, SGD at 0.06 B / 128 with a cosine by whole epochs, and
+    torchvision's views without blur. It reports the best kNN of all epochs on the test set; a run here
+    reports its last. lightly computes in float32 and initialises as PyTorch does by default [X].
+    """
+    c = cifar10(epochs=200, batch_size=512)
+    c.augment.update(crop="torchvision", interpolation="bilinear", min_area=0.08, **IMAGENET)
+    c.augment.update(
+        jitter="torchvision", jitter_probability=0.8, jitter_strength=0.5, grayscale_probability=0.2
+    )
+    c.model.update(shortcut="torchvision", dtype="bfloat16")
+    c.optim = dict(
+        name="torch_sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, milestones=()
+    )
+    c.checkpoint.best = ""
     return c
 
 

@@ -264,7 +264,8 @@ def color_jitter_torchvision(image: jax.Array, jitter: Jitter) -> jax.Array:
     """
     x: tuple[jax.Array, ...] = planes(image) if image.shape[-1] == 3 else (image[..., 0],)
     colour = len(x) == 3
-    for place in range(4):
+
+    def at(place: jax.Array, x: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         turn = jitter.rank == place
         light = jnp.where(turn[0], jitter.brightness, 1.0)
         scale = jnp.where(turn[1], jitter.contrast, 1.0)
@@ -272,6 +273,10 @@ def color_jitter_torchvision(image: jax.Array, jitter: Jitter) -> jax.Array:
         grey = luma(*x) if colour else x[0]
         add = grey.mean() * (1.0 - scale) + grey * (1.0 - keep)
         x = tuple(clip(c * (light * scale * keep) + add) for c in x)
-        if colour:
-            x = hsv_shift(*x, factor=1.0, delta=jnp.where(turn[3], jitter.hue, 0.0))
-    return jnp.stack(x, axis=-1)
+        if not colour:
+            return x
+        return hsv_shift(*x, factor=1.0, delta=jnp.where(turn[3], jitter.hue, 0.0))
+
+    # A loop, because XLA would otherwise compute earlier places anew for every use of later ones: 13 s instead
+    # of 9 ms for two views of 64 images of 32 pixels on a CPU.
+    return jnp.stack(jax.lax.fori_loop(0, 4, at, x), axis=-1)
