@@ -31,6 +31,7 @@ class Ours(NamedTuple):
         flops: per step, matrix products and convolutions.
         compile_seconds: tracing included.
         planned_bytes: device memory of the step by the compiler's plan.
+        program: -> the compiled program as text.
     """
 
     steps: Callable[[int], float]
@@ -39,6 +40,7 @@ class Ours(NamedTuple):
     flops: int
     compile_seconds: float
     planned_bytes: int
+    program: Callable[[], str]
 
 
 def ours(name: str, batch_size: int, *, augmented: bool, toy: bool) -> Ours:
@@ -77,6 +79,7 @@ def ours(name: str, batch_size: int, *, augmented: bool, toy: bool) -> Ours:
         flops=written_flops(config, facts),
         compile_seconds=compile_seconds,
         planned_bytes=planned(compiled),
+        program=compiled.as_text,
     )
 
 

@@ -77,7 +77,11 @@ def report(folder: str, steps: int) -> None:
     files = sorted(glob.glob(pattern), key=os.path.getmtime)
     if files:
         with gzip.open(files[-1], "rt") as trace:
-            print(summary(operations(json.load(trace)), steps))
+            events = json.load(trace)
+        print(summary(operations(events), steps))
+        print(
+            f"the device stood idle {idle(events):.1%} of the time between the first and the last operation"
+        )
 
 
 def operations(trace: dict[str, Any]) -> list[Operation]:
@@ -86,12 +90,30 @@ def operations(trace: dict[str, Any]) -> list[Operation]:
     Only the events that XLA marks with the program they belong to are operations.
     """
     totals: dict[str, Operation] = {}
-    for event in trace["traceEvents"]:
-        if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
-            name = event["args"]["hlo_op"].rsplit(".", 1)[0]
-            before = totals.get(name, Operation(name, 0, 0.0))
-            totals[name] = Operation(name, before.count + 1, before.seconds + event["dur"] / 1e6)
+    for event in executed(trace):
+        name = event["args"]["hlo_op"].rsplit(".", 1)[0]
+        before = totals.get(name, Operation(name, 0, 0.0))
+        totals[name] = Operation(name, before.count + 1, before.seconds + event["dur"] / 1e6)
     return sorted(totals.values(), key=lambda op: -op.seconds)
+
+
+def executed(trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events of a Chrome trace that XLA marks with the operation that ran."""
+    events = trace["traceEvents"]
+    return [event for event in events if event.get("ph") == "X" and "hlo_op" in event.get("args", {})]
+
+
+def idle(trace: dict[str, Any]) -> float:
+    """The share of the time, from the first operation to the end of the last, in which none ran."""
+    spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in executed(trace))
+    if not spans:
+        return 0.0
+    first = reached = spans[0][0]
+    idle = 0.0
+    for begin, end in spans:
+        idle += max(begin - reached, 0.0)
+        reached = max(reached, end)
+    return idle / (reached - first) if reached > first else 0.0
 
 
 def summary(found: list[Operation], steps: int) -> str:
