@@ -86,14 +86,25 @@ class Attention(nn.Module):
         qkv = joint(x).reshape(*x.shape[:2], 3, self.heads, size)
         q, k, v = jnp.moveaxis(qkv, 2, 0)  # [B, N, heads, size] each
 
-        scaled = q * size**-0.5
-        logits = jnp.einsum("bnhd,bmhd->bhnm", scaled, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1)
+        # In bfloat16, on an accelerator, the backward pass computes the weights again from q and k. Kept in
+        # float32 for every block they were the largest part of a step's memory.
+        attend = jax.checkpoint(_attend) if self.dtype == jnp.bfloat16 else _attend
+        mixed, weights = attend(q * size**-0.5, k, v)
         self.sow("intermediates", "attention", weights[:, :, : self.extra])
 
-        mixed = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v).reshape(x.shape)
         proj = nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="proj")
-        return proj(mixed)
+        return proj(mixed.reshape(x.shape))
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention of scaled queries, `[B, N, heads, size]` each.
+
+    Returns:
+        `[B, N, heads, size]` in the dtype of v, and the weights, float32 `[B, heads, N, N]`.
+    """
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v), weights
 
 
 class Block(nn.Module):

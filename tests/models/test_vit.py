@@ -317,6 +317,20 @@ def test_a_frozen_projection_takes_no_part_in_the_gradient_and_comes_back_from_a
     np.testing.assert_allclose(features, free.apply({"params": params}, image, train=True), **CLOSE)
 
 
+def test_in_bfloat16_no_block_keeps_its_attention_weights_for_the_backward_pass():
+    net = ViT(**TINY, dtype=jnp.bfloat16)
+    image = jnp.zeros((2, 16, 16, 3))
+    params = net.init(jax.random.key(0), image, train=False)["params"]
+
+    def kept(net):
+        _, back = jax.vjp(lambda params: net.apply({"params": params}, image, train=True), params)
+        shapes = [leaf.shape for leaf in jax.tree.leaves(back)]
+        return [shape for shape in shapes if shape[-2:] == (17, 17)]
+
+    assert not kept(net)
+    assert kept(ViT(**TINY, dtype=jnp.float32)), "in float32, on a CPU, they are kept"
+
+
 def test_bfloat16_keeps_softmax_and_norms_in_float32():
     image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     net = ViT(**TINY, dtype=jnp.bfloat16)
