@@ -1478,12 +1478,12 @@ FOLDERS = [
         "tests/test_lock.py::test_a_second_process_is_refused_until_the_first_lets_go",
     ),
     Mutation(
-        "a_lease_for_ever",
+        "a_lease_that_nobody_respects",
         "ssljax/run/lock.py",
         "            if left > 0:\n",
-        "            if silent >= 0:\n",
-        "after a machine is lost nobody may go on",
-        "tests/test_lock.py::test_a_lapsed_lease_is_taken_over",
+        "            if left > STALE_SECONDS:\n",
+        "on a bucket two processes train in one folder",
+        "tests/test_lock.py::test_a_fresh_lease_of_another_machine_is_respected",
     ),
     Mutation(
         "a_lost_lease_is_taken_back",
@@ -1502,11 +1502,11 @@ FOLDERS = [
         "tests/test_hosts_alike.py::test_all_hosts_name_what_differs",
     ),
     Mutation(
-        "only_the_other_host_is_told",
+        "the_first_host_alone_compares",
         "ssljax/run/hosts.py",
-        "    if found:\n        meet(",
-        "    if found and me:\n        meet(",
-        "the first host waits for one that has left",
+        "    if mine != first:\n",
+        "    if mine != first and me == 0:\n",
+        "another data set on one host trains without a word",
         "tests/test_hosts_alike.py::test_other_data_are_named",
     ),
     Mutation(

@@ -97,22 +97,23 @@ def test_equal_hosts_go_on(as_hosts):
             "host 1 has --workdir=runs/b, --config.seed=3 and host 0 has --workdir=runs/a, --config.seed=0",
         ),
     ],
+    ids=["seed", "folder", "both"],
 )
 def test_all_hosts_name_what_differs(as_hosts, other, message):
     first, second = as_hosts(lambda number: started(number, **other))
     assert first == second
-    assert f"the hosts were not started alike: {message}. Start the same command" in first
+    assert f"the hosts were not started alike: {message}. Start the same command" in str(first)
 
 
 def test_other_versions_are_named(as_hosts, monkeypatch):
     monkeypatch.setattr(hosts, "versions", lambda: {"jax": f"0.1{jax.process_index()}"})
     first, second = as_hosts(started)
-    assert first == second and "host 1 has jax=0.11 and host 0 has 0.10" in first
+    assert first == second and "host 1 has jax=0.11 and host 0 has 0.10" in str(first)
 
 
 def test_other_data_are_named(as_hosts):
     found = as_hosts(lambda number: hosts.same({"checksum of data (train)": "ab"[number]}))
-    assert "host 1 has checksum of data (train)=b and host 0 has a" in found[1]
+    assert "host 1 has checksum of data (train)=b and host 0 has a" in str(found[1])
 
 
 def test_many_differences_are_counted():
