@@ -68,18 +68,24 @@ def said(output: str) -> str:
 
 
 def second_process(folder: Path) -> str:
-    """A second process in the folder is refused, and the first one trains on."""
+    """A second process in the folder is refused, the first one trains on, and readers may read."""
     workdir, cache = folder / "run", folder / "xla"
     flags = (*SMALL, "--config.epochs=300", f"--workdir={workdir}")
     first = start("train", *flags, cache=cache)
     wait_for(lambda: len(logged(workdir)) > 3, first)
     code, output = run("train", *flags, cache=cache)
+    wait_for(lambda: len(checkpoints(workdir)) > 0, first)
+    read, judged = run("evaluate", *flags, "--protocols=knn", cache=cache)
     rows = len(logged(workdir))
     wait_for(lambda: len(logged(workdir)) > rows, first)
     first.send_signal(signal.SIGTERM)
     ended, _ = finish(first)
     steps = [row["step"] for row in logged(workdir)]
-    seen = f"the second ended with exit code {code}: {said(output)}; the first with exit code {ended}"
+    seen = (
+        f"the second ended with exit code {code}: {said(output)}; evaluate meanwhile with {read}; the first "
+        f"with {ended}"
+    )
+    expect(read == 0, f"{seen}; {said(judged)}")
     expect(code == 1 and ended == 0 and f"process {first.pid} on" in output, seen)
     expect("Traceback" not in output and steps == sorted(set(steps)), seen)
     return seen
@@ -241,7 +247,7 @@ def _changed(name: str, change: Callable[[Path], None], message: str) -> Drill:
 DRILLS = (
     Drill(
         "a second process in the folder",
-        "it is refused and says who trains there; the first goes on",
+        "it is refused and says who trains there; evaluate is not; the first goes on",
         second_process,
     ),
     Drill("the process is killed and its lock file stays", "the same command goes on at once", killed_holder),

@@ -25,6 +25,7 @@ def describe(source: Source) -> dict[str, Any]:
     """
     groups = []
     listed: list[list[str]] = []
+    room = NAMED_BYTES if source.file_of is not None else 0
     order = np.argsort(source.labels, kind="stable")
     labels = source.labels[order]
     for label in range(-1, len(source.class_names)):
@@ -34,9 +35,11 @@ def describe(source: Source) -> dict[str, Any]:
             continue
         entries = [_entry(source, i, name) for i in rows.tolist()]
         groups.append([name, len(rows), digest("\n".join(entries).encode())[:8]])
-        listed.append(entries)
+        room -= sum(len(entry) + 4 for entry in entries)  # and quotes, a comma and a blank
+        if room >= 0:  # the lists of millions of files would fill the memory
+            listed.append(entries)
     found = {"checksum": source.checksum, "images": len(source), "classes": groups}
-    if source.file_of is not None and sum(len(entry) + 4 for each in listed for entry in each) <= NAMED_BYTES:
+    if len(listed) == len(groups):
         found["files"] = listed
     return found
 

@@ -107,6 +107,7 @@ def test_images_in_memory_without_files_are_told_apart():
     assert "the checksum of the 1500 images was" in change.difference(before, other)
 
 
+@pytest.mark.slow
 def test_a_million_files_take_little_room():
     count = 1_000_000
     labels = np.repeat(np.arange(1000, dtype=np.int32), 1000)
