@@ -38,8 +38,9 @@ from ssljax.program import Evaluated, encoded, open_run, stage, stages, untraine
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench, Reduce
 from ssljax.protocols.features import Features, raw_pixels
-from ssljax.run import few_labels, hosts
-from ssljax.run.folder import HARMLESS, facts_of
+from ssljax.run import few_labels, files, hosts
+from ssljax.run.folder import facts_of
+from ssljax.run.start import HARMLESS
 from ssljax.sharding import make_mesh
 from ssljax.types import JudgeFn, Measurement
 
@@ -223,7 +224,7 @@ def elsewhere(config: ConfigDict, file: epath.Path) -> list[str]:
     """
     if not file.exists():
         return []
-    found = differences(json.loads(file.read_text()), json.loads(config.to_json()))
+    found = differences(files.read_config(file), json.loads(config.to_json()))
     return [key for key, *_ in found if key.startswith("data.") and key != "data.data_dir"]
 
 
@@ -233,12 +234,12 @@ def same_run(config: ConfigDict, file: epath.Path) -> None:
     The data and the evaluation settings may differ.
 
     Raises:
-        ValueError: another setting differs; names up to three.
+        ValueError: another setting differs, of which up to three are named; or the file is damaged.
     """
     if not file.exists():
         return
     free = (*HARMLESS, "data", "evaluate")
-    found = differences(json.loads(file.read_text()), json.loads(config.to_json()))
+    found = differences(files.read_config(file), json.loads(config.to_json()))
     differ = [f"{key} was {old!r}, here {new!r}" for key, old, new in found if key.split(".")[0] not in free]
     if differ:
         raise ValueError(
@@ -311,6 +312,8 @@ def main(argv: list[str] | None = None) -> None:
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
         try:
+            asked = {name: getattr(flags, name) for name in ("workdir", "stage", "protocols", "baselines")}
+            hosts.started_alike(flags.config, **asked)
             protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, tuple(PROTOCOLS))
             baselines = chosen("baselines", flags.baselines, (), BASELINES)
             for run, measurement in measure(config, workdir, protocols, baselines, figures, command, changed):

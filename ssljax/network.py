@@ -6,7 +6,6 @@ features = network.encode(["a.png", "b.png"])          # float32 [2, D]
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,6 +18,7 @@ from ssljax.config.stored import restored
 from ssljax.data import images as pictures
 from ssljax.data.images import Picture
 from ssljax.program import Evaluated, encoded, open_run
+from ssljax.run import files
 from ssljax.run.folder import facts_of
 from ssljax.types import Facts
 
@@ -165,7 +165,7 @@ def load(workdir: str, stage: str = "") -> Network:
 
     Raises:
         FileNotFoundError: there is no run in the folder, or it has no checkpoint yet.
-        ValueError: there is no such stage.
+        ValueError: there is no such stage, or a file of the run is damaged.
     """
     folder, config = _stage(epath.Path(workdir), stage)
     with config.unlocked():
@@ -183,7 +183,7 @@ def _stage(workdir: epath.Path, stage: str) -> tuple[epath.Path, ConfigDict]:
             f"there is no run in {workdir} (no config.json): name the --workdir of `ssljax train`"
             f"{_runs_below(workdir)}"
         )
-    stored = json.loads((workdir / "config.json").read_text())
+    stored = files.read_config(workdir / "config.json")
     names = stored.get("stages", [])
     if stage and stage not in names:
         raise ValueError(
@@ -197,7 +197,7 @@ def _stage(workdir: epath.Path, stage: str) -> tuple[epath.Path, ConfigDict]:
             f"the stage {folder.name} of {workdir} has not begun: load an earlier one with stage=..., or "
             "go on with `ssljax train`"
         )
-    return folder, restored(json.loads((folder / "config.json").read_text()))
+    return folder, restored(files.read_config(folder / "config.json"))
 
 
 def _runs_below(workdir: epath.Path) -> str:

@@ -31,6 +31,7 @@ from ssljax.pictures.overview import overview
 from ssljax.pictures.page import Block, markdown, page, renew, terminal
 from ssljax.pictures.paper import paper_blocks
 from ssljax.pictures.tables import Group, aggregate, caption, groups, kinds, main_table, newest, pick
+from ssljax.run import files
 
 # Settings of a run that do not appear in the names of its curves.
 UNNAMED = (*results.UNSAID, "evaluate", "sharding")
@@ -162,13 +163,17 @@ def clusters_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Blo
 
 
 def training_runs(folder: Path) -> list[Training]:
-    """The runs in `folder` or at most two folders below it."""
+    """The runs in `folder` or at most two folders below it.
+
+    Raises:
+        FileNotFoundError: a run has no config.json.
+        ValueError: a file of a run is damaged; the message names it and says what to do.
+    """
     found = []
     for depth in ("", "*/", "*/*/"):
         for file in sorted(folder.glob(depth + "metrics.jsonl")):
-            config = flat(json.loads(file.with_name("config.json").read_text()))
-            rows = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
-            found.append(Training(str(file.parent.relative_to(folder)), config, rows))
+            config = flat(files.read_config(file.with_name("config.json")))
+            found.append(Training(str(file.parent.relative_to(folder)), config, files.read_lines(file)))
     return found
 
 

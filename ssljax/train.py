@@ -1,30 +1,50 @@
 """`ssljax train`: train every stage of a config. Each stage is one run of the loop in `run/loop.py`.
 
     ssljax train --config configs/simclr.py:digits --workdir runs/digits \\
-        [--config.optim.learning_rate=0.1] [--profile 5]
+        [--config.optim.learning_rate=0.1] [--profile 5] [--accept-changed-data]
 
 After an interruption of any kind, the same command resumes from the last checkpoint and ends with
 bit-identical parameters. `--profile N` records N steps for TensorBoard and XProf in <workdir>/profile and
 prints where their time went.
+
+A folder that another process trains in is refused, and so is a resume with other settings or other training
+images. `--accept-changed-data` goes on with images that changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from ssljax import cli
-from ssljax.data import sources
-from ssljax.program import build, stages, start_from, use_compilation_cache
-from ssljax.run import hosts, monitor, profile
-from ssljax.run.folder import RunFolder, describe_stages
+from ssljax.data import change, sources
+from ssljax.program import (
+    Program,
+    build,
+    fresh_shapes,
+    method_of,
+    stages,
+    start_from,
+    use_compilation_cache,
+)
+from ssljax.run import hosts, lock, monitor, profile
+from ssljax.run.folder import RunFolder, describe_stages, facts_of
 from ssljax.run.loop import fit
 
 
-def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, profile_steps: int = 0) -> None:
+def run_stage(
+    config: ConfigDict,
+    workdir: str,
+    earlier: dict[str, str],
+    *,
+    profile_steps: int = 0,
+    accept_changed_data: bool = False,
+) -> None:
     """Run the loop once, to the end. An interrupted run is resumed; a finished one is left alone.
 
     Args:
@@ -32,36 +52,83 @@ def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, prof
         workdir: the folder of this stage.
         earlier: name -> folder of the stages before it, for `init_from`.
         profile_steps: how many steps to record in `workdir/profile`, after the first ten; 0 records none.
+        accept_changed_data: see `RunFolder`.
     """
     source = sources.load(config.data, "train")
     test = sources.load(config.data, "test")
     program = build(config, sources.facts(config.data, source))
 
-    with RunFolder(workdir, config, program.facts) as folder:
+    if accept_changed_data:
+        refuse_other_network(program, workdir)
+    data = {"train": change.describe(source), "test": change.describe(test)}
+    with RunFolder(
+        workdir, config, program.facts, data=data, accept_changed_data=accept_changed_data
+    ) as folder:
         if profile_steps:
             step = profile.recorded(program.step, profile_steps, workdir, left=program.total_steps)
             program = program._replace(step=step)
         fit(program, source, seed=config.seed, folder=folder, test=test, start=start_from(program, earlier))
 
 
-def run_stages(config: ConfigDict, workdir: str, *, profile_steps: int = 0) -> None:
-    """Run every stage of a config in its order, each in a folder of its own below `workdir`."""
-    if "stages" in config:
-        describe_stages(workdir, config)
-    earlier: dict[str, str] = {}
-    for name, stage, folder in stages(config, workdir):
-        run_stage(stage, folder, earlier, profile_steps=profile_steps)
-        earlier[name] = folder
+def refuse_other_network(program: Program, workdir: str) -> None:
+    """Raise a ValueError if the run in a folder has another network than the data now need.
+
+    Classifiers have a row per class, and some methods keep a label per image.
+    """
+    before = facts_of(workdir)
+    now = program.facts
+    if before is None or before == now:
+        return
+    old, new = (
+        jax.tree.map(lambda leaf: leaf.shape, fresh_shapes(method_of(program.config, facts)))
+        for facts in (before, now)
+    )
+    if old != new:
+        raise ValueError(
+            f"--accept-changed-data: the network in {workdir} is made for {before.num_classes} classes and "
+            f"{before.num_ids} images, and now there are {now.num_classes} and {now.num_ids}. Put the old "
+            "images back, or begin anew in another --workdir"
+        )
+
+
+def run_stages(
+    config: ConfigDict, workdir: str, *, profile_steps: int = 0, accept_changed_data: bool = False
+) -> None:
+    """Run every stage of a config in its order, each in a folder of its own below `workdir`.
+
+    Each stage locks its folder. With several stages `workdir` is locked as well, so that a second process is
+    refused before it opens the stages that are finished.
+    """
+    with contextlib.ExitStack() as held:
+        if "stages" in config:
+            epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock.hold(epath.Path(workdir)))
+            describe_stages(workdir, config)
+        earlier: dict[str, str] = {}
+        for name, stage, folder in stages(config, workdir):
+            run_stage(
+                stage,
+                folder,
+                earlier,
+                profile_steps=profile_steps,
+                accept_changed_data=accept_changed_data,
+            )
+            earlier[name] = folder
 
 
 def main(argv: list[str] | None = None) -> None:
     """`ssljax train`."""
-    flags = cli.parse("train", argv, profile=0, **hosts.FLAGS)
+    flags = cli.parse("train", argv, profile=0, **{"accept-changed-data": False}, **hosts.FLAGS)
+    accept = getattr(flags, "accept-changed-data")
 
     with hosts.together("train", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
         try:
-            run_stages(flags.config, flags.workdir, profile_steps=flags.profile)
+            hosts.started_alike(
+                flags.config,
+                **{"workdir": flags.workdir, "profile": flags.profile, "accept-changed-data": accept},
+            )
+            run_stages(flags.config, flags.workdir, profile_steps=flags.profile, accept_changed_data=accept)
         except (ValueError, FileNotFoundError, ImportError, MemoryError, monitor.NotFinite) as error:
             raise SystemExit(f"ssljax train: {error}") from error
         except KeyboardInterrupt:

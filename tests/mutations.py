@@ -1467,6 +1467,90 @@ CLUSTERING = [
     ),
 ]
 
+# folders: who may write to a run's folder, what is in it, and hosts and data that are not the same
+FOLDERS = [
+    Mutation(
+        "a_lock_that_many_may_share",
+        "ssljax/run/lock.py",
+        "fcntl.LOCK_EX",
+        "fcntl.LOCK_SH",
+        "two processes train in one folder",
+        "tests/test_lock.py::test_a_second_process_is_refused_until_the_first_lets_go",
+    ),
+    Mutation(
+        "a_lease_that_nobody_respects",
+        "ssljax/run/lock.py",
+        "            if left > 0:\n",
+        "            if left > STALE_SECONDS:\n",
+        "on a bucket two processes train in one folder",
+        "tests/test_lock.py::test_a_fresh_lease_of_another_machine_is_respected",
+    ),
+    Mutation(
+        "a_lost_lease_is_taken_back",
+        "ssljax/run/lock.py",
+        "        if holder and not self._is_me(holder):\n            self._leased = False\n",
+        "        if not holder:\n            self._leased = False\n",
+        "a machine that slept writes beside the one that took over",
+        "tests/test_lock.py::test_whoever_lost_the_lease_stops_and_leaves_the_other_alone",
+    ),
+    Mutation(
+        "hosts_compare_flags_alone",
+        "ssljax/run/hosts.py",
+        "for name, value in flat(config).items()}",
+        "for name, value in flat(config).items() if name == 'preset'}",
+        "another seed on one host trains without a word",
+        "tests/test_hosts_alike.py::test_all_hosts_name_what_differs",
+    ),
+    Mutation(
+        "the_first_host_alone_compares",
+        "ssljax/run/hosts.py",
+        "    if mine != first:\n",
+        "    if mine != first and me == 0:\n",
+        "another data set on one host trains without a word",
+        "tests/test_hosts_alike.py::test_other_data_are_named",
+    ),
+    Mutation(
+        "names_without_sizes",
+        "ssljax/data/change.py",
+        "        size = str(bytes_)\n",
+        '        size = ""\n',
+        "a file that another one replaced is not found",
+        "tests/data/test_change.py::test_the_first_difference_is_named[host]",
+    ),
+    Mutation(
+        "pixels_in_memory_are_not_looked_at",
+        "ssljax/data/change.py",
+        '"" if source.images is None else',
+        '"" if source.file_of is None else "" if source.images is not None else',
+        "an image that another of the same size replaced is trained on",
+        "tests/data/test_change.py::test_other_pixels_are_seen_where_they_are_in_memory",
+    ),
+    Mutation(
+        "changed_data_are_accepted_unasked",
+        "ssljax/run/start.py",
+        'if "train" in changed and not accept:',
+        'if "classes" in changed and not accept:',
+        "the run goes on with another stream of images",
+        "tests/test_folder.py::test_changed_training_images_are_refused_or_accepted_and_noted",
+    ),
+    Mutation(
+        "files_are_written_in_place",
+        "ssljax/run/files.py",
+        'unfinished = f"{os.fspath(file)}.{os.getpid()}"',
+        "unfinished = os.fspath(file)",
+        "a crash leaves half a config.json",
+        "tests/test_folder.py::test_a_file_is_replaced_as_a_whole",
+    ),
+    Mutation(
+        "damaged_lines_are_left_out",
+        "ssljax/run/files.py",
+        "        elif number < len(lines):\n",
+        "        elif number < 0:\n",
+        "a row of the log is lost without a word",
+        "tests/test_folder.py::test_a_damaged_line_of_the_log_is_named_and_a_half_written_last_one_cut_off",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -1481,6 +1565,7 @@ MUTATIONS = [
     *HOSTS,
     *CONVERSION,
     *CLUSTERING,
+    *FOLDERS,
 ]
 
 

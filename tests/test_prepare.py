@@ -5,7 +5,7 @@ import pytest
 
 from configs.simclr import get_config
 from ssljax import prepare
-from ssljax.data import crops, decode, loader, records, sources
+from ssljax.data import change, crops, decode, loader, records, sources
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +68,23 @@ def test_records_are_read_by_index(stored, images, file_format):
     np.testing.assert_array_equal([decode.decode(b, 8, 3) for b in source.read([1, 0])], images[[2, 7]])
     data.train_split = "train[5:15]"
     assert sources.load(data, "train").labels.tolist() == [i % 4 for i in range(5, 15)]
+
+
+@pytest.mark.parametrize(
+    "crop_on, said",
+    [("device", "class a has 5 images as before, but others"), ("host", "the checksum of the 20 images was")],
+)
+def test_a_run_notices_that_a_set_was_prepared_anew_with_other_images(
+    stored, images, tmp_path, crop_on, said
+):
+    store(images[1:], str(tmp_path), "array_record")
+    places = stored["array_record"], str(tmp_path)
+    before, now, again = (
+        change.describe(sources.load(config_of(place, crop_on=crop_on).data, "train"))
+        for place in (*places, places[0])
+    )
+    assert change.difference(before, now).startswith(said)
+    assert change.difference(before, again) == ""
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])

@@ -1,4 +1,6 @@
-"""A run of two hosts when one of them fails: how soon the other ends, and where the run resumes.
+"""A run of two hosts when one of them fails, or when they are not started alike.
+
+What is asked: how soon both end, and where the run resumes.
 
 Two processes on this machine, with four fake CPU devices each, train SimCLR on the digits and write a
 checkpoint every ten steps.
@@ -14,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.faults.drill import Drill, expect
-from tests.processes import SMALL, checkpoints, finish, logged, start_two, wait_for
+from tests.processes import SMALL, checkpoints, finish, free_port, logged, start, start_two, wait_for
 
 ENDS_WITHIN = 30  # seconds: the heartbeats' ten, and a busy machine
 
@@ -81,6 +83,57 @@ def resumed(process: subprocess.Popen, workdir: Path) -> str:
     return "the beginning"
 
 
+def unlike(folder: Path, flags: tuple[str, ...], message: str) -> str:
+    """Start the second process with further flags: both must end soon and say what differs."""
+    begin = time.monotonic()
+    where = f"--coordinator=localhost:{free_port()}"
+    more = (), tuple(flag.format(folder=folder) for flag in flags)
+    processes = [
+        start(
+            "train",
+            *SMALL,
+            f"--workdir={folder / 'run'}",
+            *more[i],
+            where,
+            "--processes=2",
+            f"--process={i}",
+            cache=folder / "xla",
+            devices=4,
+        )
+        for i in range(2)
+    ]
+    found = [finish(process) for process in processes]
+    seconds = time.monotonic() - begin
+    said = re.search(r"the hosts were not.*?(?=\. Start)", found[0][1])
+    seen = f"both ended after {seconds:.1f} s with exit codes {[code for code, _ in found]}: "
+    seen += said[0].replace(str(folder), "") if said else found[0][1][-300:]
+    for code, output in found:
+        expect(code == 1 and message in output and "Traceback" not in output, seen)
+    expect(seconds < ENDS_WITHIN and not (folder / "run" / "checkpoints").exists(), seen)
+    return seen
+
+
+def busy(folder: Path) -> str:
+    """Start two processes in a folder that another one trains in: both must say so and end."""
+    workdir = folder / "run"
+    flags = (*SMALL, "--config.epochs=500", f"--workdir={workdir}")
+    holder = start("train", *flags, cache=folder / "xla")
+    wait_for(lambda: len(logged(workdir)) > 3, holder)
+    found = [finish(process) for process in start_two("train", *flags, cache=folder / "xla")]
+    holder.kill()
+    finish(holder)
+    seen = f"exit codes {[code for code, _ in found]}: {found[1][1].splitlines()[0]}"
+    for code, output in found:
+        expect(code == 1 and f"is in use: process {holder.pid} on" in output, seen)
+    return seen.replace(str(folder), "")
+
+
+def _unlike(name: str, flags: tuple[str, ...], message: str) -> Drill:
+    """The drill of a second process with further flags."""
+    follows = f"both end within {ENDS_WITHIN} s and say what differs, before anything is written"
+    return Drill(name, follows, functools.partial(unlike, flags=flags, message=message))
+
+
 def _drill(name: str, victim: int, number: signal.Signals) -> Drill:
     """The drill of one signal to one process; process 0 is the coordinator, which also writes the logs."""
     follows = f"the other ends within {ENDS_WITHIN} s; the same command goes on from the last checkpoint"
@@ -94,4 +147,11 @@ DRILLS = (
     _drill("SIGKILL of the coordinator", 0, signal.SIGKILL),
     _drill("the worker freezes (SIGSTOP)", 1, signal.SIGSTOP),
     _drill("the coordinator freezes (SIGSTOP)", 0, signal.SIGSTOP),
+    _unlike("another seed on one host", ("--config.seed=1",), "host 1 has --config.seed=1 and host 0 has 0"),
+    _unlike(
+        "another folder and other epochs on one host",
+        ("--workdir={folder}/other", "--config.epochs=7"),
+        "--config.epochs=7 and host 0 has",
+    ),
+    Drill("two hosts in a folder that another process trains in", "both say who trains in it, and end", busy),
 )

@@ -79,6 +79,7 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
     files[:], labels = _only(good, files, labels)  # in place, because read_file and name_of read this list
     sizes = np.array([os.path.getsize(f) for f in files], np.int64)
     relative = "\n".join(os.path.relpath(f, root) for f in files)
+    above = f"{root}{os.sep}"
     checksum = digest(relative.encode(), sizes.tobytes(), labels.tobytes())
     return Source(
         name=data.source,
@@ -91,6 +92,7 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
         encoded=lambda ids: [read_file(i) for i in ids],
         name_of=name_of,
         skipped=skipped,
+        file_of=lambda i: (files[i].removeprefix(above), int(sizes[i])),
     )
 
 

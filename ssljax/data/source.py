@@ -34,6 +34,8 @@ class Source:
         name_of: returns the name of the file or record of an id, for messages.
         skipped: names of unreadable files that were left out (`data.on_bad_image="skip"`).
         targets: other annotations by name (several labels per image, boxes), as arrays whose first axis is N.
+        file_of: returns the file of an id, below the folder of the data, and its size in bytes; None for a
+            source without files.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Source:
     name_of: Callable[[int], str]
     skipped: tuple[str, ...] = ()
     targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    file_of: Callable[[int], tuple[str, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,6 +1,7 @@
 """A run's folder: config, versions and commit, metrics, TensorBoard events, checkpoints, and stop requests.
 
-    config.json  run.json  metrics.jsonl  tensorboard/  checkpoints/<step>/
+    config.json  run.json  data.json  metrics.jsonl  tensorboard/  checkpoints/<step>/
+    lock (while a process trains in it)
 
 TensorBoard events are written if TensorFlow and clu are installed.
 """
@@ -23,17 +24,12 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssljax.config import differences
 from ssljax.data.crops import tensorflow
-from ssljax.results import commit, versions
-from ssljax.run import hosts, monitor
+from ssljax.run import files, hosts, lock, monitor, start
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import Facts, TrainState
 
 SHARED_SECONDS = 60  # a network disk may take this long to show a new file
-
-# Settings that may change between two starts of the same run.
-HARMLESS = ("log_every", "eval_every_epochs", "checkpoint", "evaluate", "name", "preset", "sharding")
 
 
 def installed(package: str) -> bool:
@@ -47,31 +43,50 @@ class RunFolder:
     The first host writes all files; only checkpoints are written by all hosts.
     """
 
-    def __init__(self, workdir: str, config: ConfigDict, facts: Facts | None):
-        """Open the folder and describe the run in it.
+    def __init__(
+        self,
+        workdir: str,
+        config: ConfigDict,
+        facts: Facts | None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        accept_changed_data: bool = False,
+    ):
+        """Open the folder, lock it, and describe the run in it.
 
         Args:
             workdir: one folder that all hosts see.
             config: the config of the stage.
             facts: the facts of the training data, kept for whoever opens the run's networks later; None if no
                 data were read.
+            data: "train" and "test" -> what to remember of the split, see `data.change`; None if no data were
+                read.
+            accept_changed_data: go on where the training images are not those that the run began with.
 
         Raises:
-            ValueError: the folder holds a run of another config (names the first settings that differ), or
-                each host has a folder of its own.
+            ValueError: another process trains in the folder; it holds a run of another config or of other
+                training images (the first differences are named); one of its files is damaged; or the hosts
+                have different data, or a folder each.
         """
         self.path = epath.Path(workdir)
         self.path.mkdir(parents=True, exist_ok=True)
         self._main = jax.process_index() == 0
         self._config = config
-        self._describe(config, facts)
-        self._checkpoints = Checkpoints(
-            workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best
-        )
+        self._bar: tqdm | None = None
+        if data is not None:
+            hosts.same({f"checksum of data ({split})": part["checksum"] for split, part in data.items()})
+        self._lock = lock.hold(self.path)
+        try:
+            self._describe(config, facts, data, accept_changed_data)
+            self._checkpoints = Checkpoints(
+                workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best
+            )
+        except BaseException:
+            self._lock.release()
+            raise
 
         self._events = installed("tensorflow") and installed("clu")  # for TensorBoard
         self._writer: Any = None
-        self._bar: tqdm | None = None
         self._known: dict[str, float] = {}
         self._clock: tuple[float, int] | None = None  # when and at which step the last line was logged
         self._starved = 0.0  # seconds since then
@@ -112,29 +127,29 @@ class RunFolder:
         """
         if self._alone or kind is None or issubclass(kind, (SystemExit, monitor.NotFinite)):
             self.close()
+        self._lock.release()
         if self._signalled and kind is SystemExit:
             self._say(f"stopped and saved; the same command resumes {self.path}")
 
-    def _describe(self, config: ConfigDict, facts: Facts | None) -> None:
-        """Write config.json and run.json, and check that the run is the same and the folder is shared."""
+    def _describe(
+        self, config: ConfigDict, facts: Facts | None, data: Mapping[str, Any] | None, accept: bool
+    ) -> None:
+        """Write config.json, run.json and data.json, after checks that run and data are the same."""
         new = json.loads(config.to_json())
         file = self.path / "config.json"
+        record = self.path / "run.json"
         if file.exists():
-            self._refuse_other_config(json.loads(file.read_text()), new)
+            start.refuse_other_config(self.path, files.read_config(file), new)
+        changed = {} if data is None else start.changed_data(self.path, data, accept)
+        starts = files.read_lines(record) if record.exists() else []
         hosts.meet(f"{self.path} is read")  # before anything is written
         if self._main:
-            file.write_text(json.dumps(new, indent=1))
-            run = {
-                "command": ["ssljax", *sys.argv[1:]],
-                "commit": commit(),
-                "versions": versions(),
-                "hosts": jax.process_count(),
-                **({} if facts is None else {"facts": facts._asdict()}),
-                "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
-                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            }
-            with (self.path / "run.json").open("a") as out:
-                out.write(json.dumps(run) + "\n")
+            files.replace(file, json.dumps(new, indent=1))
+            starts.append(start.record(facts, changed))
+            files.replace(record, "".join(json.dumps(row) + "\n" for row in starts))
+            if data is not None:
+                files.replace(self.path / "data.json", json.dumps(data))
+        self._say_differences(changed)
         hosts.meet(f"{self.path} is written")
 
         deadline = time.monotonic() + SHARED_SECONDS
@@ -147,18 +162,14 @@ class RunFolder:
                 )
             time.sleep(1)
 
-    def _refuse_other_config(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        """Raise an error if a setting differs that is not HARMLESS."""
-        differ = [
-            f"{key} was {before!r}, now {now!r}"
-            for key, before, now in differences(old, new)
-            if key.split(".")[0] not in HARMLESS
-        ]
-        if differ:
-            raise ValueError(
-                f"{self.path} holds a run of another config: {'; '.join(differ[:3])}. "
-                "Use another --workdir, or the old settings."
-            )
+    def _say_differences(self, changed: Mapping[str, str]) -> None:
+        """Say from whom the folder was taken over, and what changed in the data."""
+        if self._lock.note:
+            self._say(self._lock.note)
+        if "train" in changed:
+            self._say(f"WARNING going on with changed training images: {changed['train']}")
+        if "test" in changed:
+            self._say(f"WARNING the held-out images changed, kNN before and after differ: {changed['test']}")
 
     def restore(self, like: TrainState) -> TrainState | None:
         """Restore the newest readable checkpoint, and cut metrics.jsonl back to its step.
@@ -173,9 +184,8 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if self._main and file.exists():
             step = -1 if state is None else int(state.step)
-            complete = [line for line in file.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in complete if json.loads(line)["step"] <= step]
-            file.write_text("".join(line + "\n" for line in kept))
+            kept = [row for row in files.read_lines(file) if row["step"] <= step]
+            files.replace(file, "".join(json.dumps(row) + "\n" for row in kept))
         if state is not None and self._main:
             self._say(f"resuming {self.path} at step {int(state.step)}")
         return state
@@ -190,6 +200,7 @@ class RunFolder:
             total: the number of updates in the whole run.
             starved: seconds for which the devices stood idle, waiting for the batch of this step.
         """
+        self._lock.renew()
         self._starved += starved
         if self._clock is None:
             self._restart_clock(time.perf_counter(), step)
@@ -263,6 +274,7 @@ class RunFolder:
         """Append a row to metrics.jsonl and, if possible, to TensorBoard's events."""
         if not self._main:
             return
+        self._lock.renew()
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
         with (self.path / "metrics.jsonl").open("a") as out:
             out.write(json.dumps(finite) + "\n")
@@ -292,14 +304,18 @@ class RunFolder:
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Start a checkpoint. The newest kNN accuracy goes with it, so that the best one can be kept."""
+        self._lock.renew()
         self._checkpoints.save(state, {**metrics, **self._known})
 
     def close(self) -> None:
-        """Wait until everything is on disk, and restore the old signal handler."""
-        self._checkpoints.close()
-        if self._writer is not None:
-            self._writer.flush()
-            self._writer.close()
+        """Wait until everything is on disk, unlock the folder, and restore the old signal handler."""
+        try:
+            self._checkpoints.close()
+            if self._writer is not None:
+                self._writer.flush()
+                self._writer.close()
+        finally:
+            self._lock.release()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -323,10 +339,10 @@ def describe_stages(workdir: str, config: ConfigDict) -> None:
     file = path / "config.json"
     if not file.exists():
         path.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(json.loads(config.to_json()), indent=1))
+        files.replace(file, json.dumps(json.loads(config.to_json()), indent=1))
         return
 
-    stages = json.loads(file.read_text()).get("stages", [])
+    stages = files.read_config(file).get("stages", [])
     if stages != list(config.stages):
         raise ValueError(
             f"{workdir} holds a run of {', '.join(stages) or 'a single stage'}, and the stages of this "
@@ -335,9 +351,17 @@ def describe_stages(workdir: str, config: ConfigDict) -> None:
 
 
 def facts_of(workdir: str) -> Facts | None:
-    """The facts of a run's training data; None for an older run, whose folder does not have them."""
+    """The facts of a run's training data; None for an older run, whose folder does not have them.
+
+    Raises:
+        ValueError: run.json is damaged; the message names it and says what to do.
+    """
     file = epath.Path(workdir) / "run.json"
     if not file.exists():
         return None
-    last = json.loads(file.read_text().splitlines()[-1])
-    return Facts(**last["facts"]) if "facts" in last else None
+    starts = files.read_lines(file)
+    if not starts:
+        raise ValueError(
+            f"{file} is empty or half-written. The `ssljax train` command of this run writes it anew"
+        )
+    return Facts(**starts[-1]["facts"]) if "facts" in starts[-1] else None

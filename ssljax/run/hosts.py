@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from ssljax.config import flat
+from ssljax.results import versions
 
 FLAGS: dict[str, str | int] = {
     "coordinator": "",
@@ -33,6 +38,7 @@ GOODBYE_SECONDS = 60  # how long a finished host waits for the others
 MEET_SECONDS = 600  # listing millions of files on a slow disk takes some hosts longer than others
 
 _asked = itertools.count()
+_compared = itertools.count()  # the same on all hosts, as they all compare and tell the same number of times
 
 
 def several(environment: Mapping[str, str]) -> bool:
@@ -145,6 +151,87 @@ def meet(name: str) -> None:
         Exception: a host did not arrive within MEET_SECONDS.
     """
     ocp.multihost.get_barrier_sync_fn()(key=f"ssljax {name}", timeout_ms=1000 * MEET_SECONDS)
+
+
+def started_alike(config: ConfigDict, **flags: str | int | bool) -> None:
+    """Refuse hosts that were started with different commands or versions. See `same`.
+
+    Args:
+        config: the whole config, with all of its stages.
+        flags: the other flags that all hosts must share.
+    """
+    if jax.process_count() == 1:
+        return
+    installed = versions()
+    same(
+        {
+            **{f"--{name}": value for name, value in flags.items()},
+            **{f"--config.{name}": value for name, value in flat(config).items()},
+            **{name: installed.get(name, "none") for name in ("ssljax", "jax", "jaxlib")},
+            "python": "{}.{}".format(*sys.version_info),
+        }
+    )
+
+
+def same(things: Mapping[str, Any]) -> None:
+    """Refuse hosts that differ in something. Returns at once if there is only one.
+
+    The hosts compare texts through JAX's coordination service, which needs no device. No key depends on what
+    is compared, so hosts that differ still meet.
+
+    Args:
+        things: what must be the same on all hosts, by the name in messages; values as JSON holds them.
+
+    Raises:
+        ValueError: something differs; on every host, with what each host has.
+    """
+    if jax.process_count() == 1:
+        return
+    client = ocp.multihost.get_jax_distributed_client()
+    me = jax.process_index()
+    place = f"ssljax/compared/{next(_compared)}"
+    mine = json.loads(json.dumps(things))  # tuples become lists
+    if me == 0:
+        client.key_value_set(f"{place}/first", json.dumps(mine))
+    first = json.loads(client.blocking_key_value_get(f"{place}/first", 1000 * MEET_SECONDS))
+    if mine != first:
+        client.key_value_set(f"{place}/other/{me:06}", difference(me, mine, first))
+    meet(f"{place} is written")
+    found = [text for _, text in sorted(client.key_value_dir_get(f"{place}/other/"))]
+    if found:
+        meet(f"{place} is read")  # the first host must not end while others still read
+        more = f"; {len(found) - 3} more hosts differ too" if len(found) > 3 else ""
+        raise ValueError(
+            f"the hosts were not started alike: {'; '.join(found[:3])}{more}. Start the same command, with "
+            "the same versions and data, on every host"
+        )
+
+
+def difference(host: int, its: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    """How the things of a host differ from those of host 0: the first three of them."""
+    names = [name for name in {**first, **its} if first.get(name) != its.get(name)]
+    here = ", ".join(_said(name, its) for name in names[:3])
+    there = ", ".join(_said(name, first, alone=len(names) == 1) for name in names[:3])
+    more = f" ({len(names)} differ)" if len(names) > 3 else ""
+    return f"host {host} has {here} and host 0 has {there}{more}"
+
+
+def _said(name: str, things: Mapping[str, Any], alone: bool = False) -> str:
+    value = things.get(name, "absent")
+    return f"{value}" if alone else f"{name}={value}"
+
+
+def from_first(text: str) -> str:
+    """The text that the first host gives, on all hosts. Call this on every host."""
+    if jax.process_count() == 1:
+        return text
+    client = ocp.multihost.get_jax_distributed_client()
+    place = f"ssljax/told/{next(_compared)}"
+    if jax.process_index() == 0:
+        client.key_value_set(place, text)
+    told = client.blocking_key_value_get(place, 1000 * MEET_SECONDS)
+    meet(f"{place} is read")
+    return told
 
 
 def stop_asked() -> bool:
