@@ -56,7 +56,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "plan": ["libtpu>=0.0.42"],  # the TPU's compiler, which needs no TPU
-        "cuda": ["jax[cuda12]>=0.10.2"],
+        "cuda": ["jax[cuda13]>=0.10.2"],  # an NVIDIA driver from 580 on
         "convert": ["safetensors>=0.5.0"],  # weights of timm and torchvision, without PyTorch
         "test": [
             "chex>=0.1.90",

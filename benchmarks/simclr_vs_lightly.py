@@ -9,7 +9,7 @@ SimCLRTransform in two DataLoader workers, its own projection head and loss, and
 `configs/simclr.py:cifar10_small`. A round is `--steps` steps of one, then of the other, and ratios are taken
 within it. Both use all cores. PyTorch and lightly are imported in the child process only.
 
-On a CPU, start it with the environment of the README's "On a CPU".
+On a CPU, start it with the environment of docs/cpu.md.
 """
 
 from __future__ import annotations

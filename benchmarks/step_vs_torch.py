@@ -13,7 +13,7 @@ other one (convolutional networks only). ssljax's step is jitted and donates its
 one core and never work at the same time. A round is a turn of each, and ratios are taken within it. With more
 than one thread the ratio would follow the load of the machine. PyTorch is imported in the child process only.
 
-On a CPU, start it with the environment of the README's "On a CPU".
+On a CPU, start it with the environment of docs/cpu.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 #
 # Runs the lines in order until SECONDS (default 530) are over; each has a limit of its own, so that one that
 # hangs does not take the time of the others. Without names: digits and the five rows. Further lines:
-# same_numbers, augmentation.
+# same_numbers, augmentation, profile_ROW, kernel_NAME, cifar10_PAPER (with IMAGES=FOLDER_OR_TAR and SEED).
 # Writes to FOLDER as it goes: log.txt, throughput.jsonl, digits_metrics.jsonl, digits_results.jsonl.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -86,6 +86,20 @@ for line in "${wanted[@]}"; do
     augmentation)
       limited augmentation 120 "$PYTHON" -m benchmarks.accelerator.augmentation --out "$OUT" \
         --commit "${COMMIT:-}" ${TOY:+--toy}
+      ;;
+    profile_*)
+      limited "$line" 120 "$PYTHON" -m benchmarks.accelerator.step_profile --row "${line#profile_}" \
+        --out "$OUT" --commit "${COMMIT:-}" ${TOY:+--toy}
+      ;;
+    kernel_*)
+      limited "$line" 150 "$PYTHON" -m benchmarks.accelerator.kernels --kernel "${line#kernel_}" \
+        --out "$OUT" --commit "${COMMIT:-}" ${TOY:+--toy}
+      ;;
+    cifar10_*)
+      # The run is stopped so early that its last checkpoint and the evaluation still fit.
+      limited "$line" "$LIMIT" "$PYTHON" -m benchmarks.accelerator.cifar10 --paper "${line#cifar10_}" \
+        --seed "${SEED:-0}" --images "$IMAGES" --workdir "$OUT/$line-${SEED:-0}" --out "$OUT" \
+        --seconds $((LIMIT - SECONDS - 60)) --commit "${COMMIT:-}" ${TOY:+--toy}
       ;;
     same_numbers)
       limited same_numbers 230 "$PYTHON" -m benchmarks.accelerator.same_numbers --out "$OUT" \
