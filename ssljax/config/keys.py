@@ -61,7 +61,7 @@ RUN = (
     Key(
         "checkpoint.digest",
         True,
-        "write a digest of every leaf with each checkpoint, by which damage is noticed (0.2 s per GB)",
+        "write a digest of every leaf with each checkpoint, by which damage is noticed (0.3 s per GB)",
     ),
 )
 

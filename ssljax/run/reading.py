@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -72,6 +73,7 @@ def newest(directory: epath.Path, read: Callable[[epath.Path], T]) -> tuple[T | 
         ValueError: every checkpoint is damaged, or the storage could not be read.
         Mismatch: as `read` raises it.
     """
+    _hush_reads_in_flight()
     damaged: list[int] = []
     for step in reversed(steps(directory)):
         folder = directory / str(step)
@@ -95,6 +97,25 @@ def newest(directory: epath.Path, read: Callable[[epath.Path], T]) -> tuple[T | 
             "another --workdir"
         )
     return None, []
+
+
+def _hush_reads_in_flight() -> None:
+    """Keep off the terminal what Orbax's other reads say after one of them has failed.
+
+    They end later, in a loop that is closed by then, and Python would print a traceback for each.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "hushes_orbax", False):
+        return
+
+    def hook(what: sys.UnraisableHookArgs) -> None:
+        code = getattr(what.object, "cr_code", None)
+        of_orbax = code is not None and "orbax" in code.co_filename
+        if not of_orbax and str(what.exc_value) != "Event loop is closed":
+            before(what)
+
+    hook.hushes_orbax = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 def describe(folder: epath.Path) -> Stored:
