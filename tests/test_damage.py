@@ -20,9 +20,23 @@ from ssljax.program import build
 from ssljax.run import digest, monitor, reading
 from ssljax.run.checkpoint import Checkpoints, load_parts
 from ssljax.types import TrainState
-from tests.test_checkpoint import shapes, state_at
+from tests import test_checkpoint
 
 STEPS = (1, 2, 3)
+
+
+def state_at(step: int) -> TrainState:
+    """With leaves of some kB. TensorStore has checksums of its own, but only for smaller ones."""
+    state = test_checkpoint.state_at(step)
+    kernel = jax.random.normal(jax.random.key(10 + step), (64, 32))
+    encoder = {"kernel": kernel, "bias": jnp.zeros((2000,))}
+    return state.replace(params={"encoder": encoder, "head": state.params["head"]})
+
+
+def shapes() -> TrainState:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -65,8 +66,10 @@ def changed(tree: Pytree, written: Mapping[str, str]) -> list[str]:
     return [name for name, found in digests(tree).items() if written[name] != found]
 
 
-def _owned(leaf: jax.Array) -> list:
+def _owned(leaf: jax.Array | np.ndarray) -> list:
     """The shards of a leaf that this process answers for: the first copy of each, over all processes."""
+    if isinstance(leaf, np.ndarray):  # the same on every process
+        return list(jnp.asarray(leaf).addressable_shards) if jax.process_index() == 0 else []
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
