@@ -22,7 +22,7 @@ from ssljax.data import loader, views
 from ssljax.data.source import Source
 from ssljax.methods import METHODS
 from ssljax.protocols.features import Encode, Features, extract
-from ssljax.run.checkpoint import load_part, load_weights
+from ssljax.run.checkpoint import load_parts, load_weights
 from ssljax.step import Step, make_train_step
 from ssljax.types import EncodeFn, Facts, Method, Pytree, TrainState
 
@@ -217,9 +217,9 @@ def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainS
     method = program.method
 
     def load(
-        run: str, like: Pytree, part: str, resize: Mapping[str, Callable] = types.MappingProxyType({})
-    ) -> Pytree:
-        return load_part(earlier.get(run, run), like, part, resize)
+        run: str, like: Mapping[str, Pytree], resize: Mapping[str, Callable] = types.MappingProxyType({})
+    ) -> dict[str, Pytree]:
+        return load_parts(earlier.get(run, run), like, resize)
 
     def start(state: TrainState) -> TrainState:
         if config.init_from:
@@ -231,32 +231,38 @@ def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainS
     return start
 
 
-def with_branches(state: TrainState, load: Callable[..., Pytree], config: ConfigDict) -> TrainState:
+def with_branches(
+    state: TrainState, load: Callable[..., dict[str, Pytree]], config: ConfigDict
+) -> TrainState:
     """Take `config.init_branches` from another run, running statistics included.
 
     The position embeddings of a ViT are resized to the new image size.
 
     Args:
         state: a fresh state.
-        load: (like, part, resize) -> one branch, see `checkpoint.load_part`.
+        load: (like, resize) -> branches by their paths, see `checkpoint.load_parts`.
         config: the config of the new run.
 
     Raises:
         ValueError: the new network has no such branch, or the other run has none or one of another shape.
     """
     resize = models.resizable(models.backbone(config.model), config.data.image_size)
-    params = dict(state.params)
-    model_state = dict(state.model_state)
-
+    like = {}
     for name in config.init_branches:
-        if name not in params:
+        if name not in state.params:
             raise ValueError(
-                f"config.init_branches names {name!r}, and this network has {', '.join(params)}: "
+                f"config.init_branches names {name!r}, and this network has {', '.join(state.params)}: "
                 "name some of these"
             )
-        params[name] = load(params[name], f"params/{name}", resize)
-        if name in model_state:
-            model_state[name] = load(model_state[name], f"model_state/{name}")
+        like[f"params/{name}"] = state.params[name]
+        if name in state.model_state:
+            like[f"model_state/{name}"] = state.model_state[name]
+
+    params = dict(state.params)
+    model_state = dict(state.model_state)
+    for path, branch in load(like, resize).items():
+        root, name = path.split("/")
+        (params if root == "params" else model_state)[name] = branch
     return state.replace(params=params, model_state=model_state)
 
 

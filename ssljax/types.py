@@ -128,12 +128,13 @@ class LabelsFn(typing.Protocol):
 
 
 class LoadFn(typing.Protocol):
-    """What `Method.adopt` reads other runs with: `run.checkpoint.load_part` for the stages of this config."""
+    """What `Method.adopt` reads other runs with: `run.checkpoint.load_parts` for this config's stages."""
 
-    def __call__(self, run: str, like: Pytree, part: str, /) -> Pytree:
-        """One branch of a checkpoint, e.g. "params/encoder", with the shapes, dtypes and shardings of `like`.
+    def __call__(self, run: str, like: Mapping[str, Pytree], /) -> dict[str, Pytree]:
+        """Branches of one checkpoint by their paths, e.g. "params/encoder".
 
-        `run` is the name of an earlier stage, or the folder of a finished run.
+        They have the shapes, dtypes and shardings of `like`. `run` is the name of an earlier stage, or the
+        folder of a finished run.
         """
 
 

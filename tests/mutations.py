@@ -58,6 +58,9 @@ CROPS = "ssljax/data/crops.py"
 SAMPLER = "ssljax/data/sampler.py"
 LOADER = "ssljax/data/loader.py"
 PROGRAM = "ssljax/program.py"
+READING = "ssljax/run/reading.py"
+DIGEST = "ssljax/run/digest.py"
+T_DAMAGE = "tests/test_damage.py"
 T_PROGRAM = "tests/test_program.py"
 NORM = "ssljax/models/norm.py"
 HEADS = "ssljax/models/heads.py"
@@ -672,18 +675,17 @@ ORDER_AND_STATE = [
     Mutation(
         "only_parameters_are_restored",
         "ssljax/run/checkpoint.py",
-        "state = self._manager.restore(step, args=ocp.args.StandardRestore(like))",
-        "state = self._manager.restore(step, args=ocp.args.StandardRestore(like))\n"
-        "                zeros = jax.tree.map(lambda leaf: 0 * leaf, state.opt_state)\n"
-        "                state = state.replace(opt_state=zeros)",
+        "            return reading.read_leaves(folder, like, stored.digests)\n",
+        "            state = reading.read_leaves(folder, like, stored.digests)\n"
+        "            return state.replace(opt_state=jax.tree.map(lambda leaf: 0 * leaf, state.opt_state))\n",
         "momentum starts from zero after every preemption",
         "tests/test_checkpoint.py",
     ),
     Mutation(
         "the_oldest_checkpoint_is_restored",
-        "ssljax/run/checkpoint.py",
-        "return sorted(self._manager.all_steps(), reverse=True)",
-        "return sorted(self._manager.all_steps())",
+        READING,
+        "for step in reversed(steps(directory)):",
+        "for step in steps(directory):",
         "folders listed in the wrong order",
         "tests/test_checkpoint.py",
     ),
@@ -1551,6 +1553,58 @@ FOLDERS = [
     ),
 ]
 
+# Damage in checkpoints.
+CHECKPOINTS = [
+    Mutation(
+        "digests_written_and_never_checked",
+        READING,
+        "wrong = digest.changed(tree, digests) if digests else []",
+        "wrong: list[str] = []",
+        "a flipped bit becomes a weight of 3e38",
+        f"{T_DAMAGE}::test_damage_anywhere_is_noticed_or_changes_nothing[flip]",
+    ),
+    Mutation(
+        "even_weights_in_the_digest",
+        DIGEST,
+        "(x ^ (x >> np.uint64(31))) | np.uint64(1)",
+        "(x ^ (x >> np.uint64(31))) << np.uint64(32)",
+        "a weight that swallows the high bits of an element",
+        f"{T_DAMAGE}::test_every_flipped_bit_changes_the_digest[float32]",
+    ),
+    Mutation(
+        "every_shard_begins_at_zero",
+        DIGEST,
+        "_weights(axis, starts[axis], total.shape[axis])",
+        "_weights(axis, 0, total.shape[axis])",
+        "a run that resumes on fewer devices finds all its checkpoints damaged",
+        f"{T_DAMAGE}::test_a_digest_does_not_depend_on_where_an_array_lies[float32]",
+    ),
+    Mutation(
+        "an_outage_taken_for_damage",
+        READING,
+        "if of_storage(error):",
+        "if False:",
+        "with expired credentials every checkpoint is passed over",
+        f"{T_DAMAGE}::test_a_storage_error_stops_whoever_reads_weights[load_parts]",
+    ),
+    Mutation(
+        "a_damaged_metrics_file_overlooked",
+        READING,
+        "    read_metrics(folder)\n    metadata",
+        "    metadata",
+        "evaluation reads a checkpoint that training has passed over",
+        f"{T_DAMAGE}::test_a_metrics_file_that_is_not_json_is_damage_like_any_other[newest]",
+    ),
+    Mutation(
+        "nan_after_a_resume_blamed_on_the_learning_rate",
+        "ssljax/run/folder.py",
+        "monitor.check_finite(step, metrics, self._resumed_from)",
+        "monitor.check_finite(step, metrics)",
+        "the damaged checkpoint is called the last good one",
+        f"{T_DAMAGE}::test_nan_after_a_resume_suspects_the_checkpoint",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -1566,6 +1620,7 @@ MUTATIONS = [
     *CONVERSION,
     *CLUSTERING,
     *FOLDERS,
+    *CHECKPOINTS,
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -94,6 +95,47 @@ def checkpoints(workdir: Path) -> list[int]:
     """The steps that have a complete checkpoint, in order."""
     folder = workdir / "checkpoints"
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+
+
+def being_written(workdir: Path) -> bool:
+    """Whether there is an unfinished checkpoint, of this process or of one that was killed."""
+    folder = workdir / "checkpoints"
+    return folder.exists() and any("tmp" in p.name for p in folder.iterdir())
+
+
+def last_state(workdir: Path) -> dict[str, bytes]:
+    """The leaves of the newest checkpoint by their paths, as their bytes."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax  # not at the top: the processes that this file starts do not need it here
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        state = reader.restore(workdir / "checkpoints" / str(checkpoints(workdir)[-1]) / "default")
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def differences(run: Path, uninterrupted: Path) -> list[str]:
+    """What two finished runs differ in: leaves of the last state, rows of the log but for their times."""
+    got, want = last_state(run), last_state(uninterrupted)
+    found = [name for name in sorted(got.keys() | want.keys()) if got.get(name) != want.get(name)]
+    timed = ("images_per_second", "input_bound")
+    rows = [
+        [{name: value for name, value in row.items() if name not in timed} for row in logged(folder)]
+        for folder in (run, uninterrupted)
+    ]
+    return found + (["metrics.jsonl"] if rows[0] != rows[1] else [])
+
+
+def freeze(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Stop a process (SIGSTOP) while the condition holds; it must come to hold while the process runs."""
+    while True:
+        wait_for(condition, process)
+        process.send_signal(signal.SIGSTOP)
+        if condition():
+            return
+        process.send_signal(signal.SIGCONT)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from ssljax.run.checkpoint import Checkpoints
@@ -77,7 +78,7 @@ def test_a_storage_that_cannot_be_read_stops_and_moves_nothing(tmp_path, monkeyp
     def refused(*_, **__):
         raise error
 
-    monkeypatch.setattr(checkpoints._manager, "restore", refused)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", refused)
     with pytest.raises(
         ValueError, match="could not be read now .*nothing was moved.*the same command goes on"
     ):

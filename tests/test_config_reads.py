@@ -85,7 +85,7 @@ def traced(built: program.Program) -> None:
 
 def adopted(built: program.Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces loading `init_from` and a teacher; the fresh state stands in for their checkpoints."""
-    monkeypatch.setattr(program, "load_part", lambda run, like, part, resize: like)
+    monkeypatch.setattr(program, "load_parts", lambda run, like, resize: dict(like))
     state = jax.eval_shape(lambda s: program.start_from(built, {})(s), built.shapes)
     assert isinstance(state, TrainState)
 

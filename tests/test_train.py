@@ -17,7 +17,7 @@ from ssljax.program import build, with_seed
 from ssljax.protocols.features import raw_pixels
 from ssljax.results import read
 from ssljax.run import few_labels, monitor
-from ssljax.run.checkpoint import Checkpoints, load_part
+from ssljax.run.checkpoint import Checkpoints, load_parts
 from ssljax.run.folder import RunFolder
 from ssljax.run.loop import fit, online_knn
 from ssljax.types import TrainState
@@ -138,9 +138,9 @@ def test_a_part_of_another_network_is_refused_by_name(tmp_path):
         lambda x: jnp.zeros((*x.shape[:-1], x.shape[-1] + 1), x.dtype), state.params["encoder"]
     )
     with pytest.raises(ValueError, match="params/encoder.*the two runs must have the same model settings"):
-        load_part(str(tmp_path), wider, "params/encoder")
+        load_parts(str(tmp_path), {"params/encoder": wider})
     with pytest.raises(FileNotFoundError, match="train that run first"):
-        load_part(str(tmp_path / "nowhere"), wider, "params/encoder")
+        load_parts(str(tmp_path / "nowhere"), {"params/encoder": wider})
     other = small_config(width=0.25)
     with pytest.raises(ValueError, match="is of another network: .* is \\(8,\\) there and \\(16,\\) here"):
         Checkpoints(str(tmp_path)).restore(build(other, source.facts).shapes)

@@ -58,6 +58,11 @@ RUN = (
     Key("checkpoint.every_steps", 1000, "steps between checkpoints", COUNT),
     Key("checkpoint.keep", 3, "number of latest checkpoints to keep", COUNT),
     Key("checkpoint.best", "knn", "metric whose best checkpoint is kept as well; empty: none"),
+    Key(
+        "checkpoint.digest",
+        True,
+        "write a digest of every leaf with each checkpoint, by which damage is noticed (0.3 s per GB)",
+    ),
 )
 
 # ---------------------------------------------------------------------------------------------- the optimizer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import types
@@ -16,58 +15,61 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from ssljax.run import hosts
+from ssljax.run import digest, hosts, reading
 from ssljax.types import Pytree, TrainState
 
 UNMEASURED = -1e30  # JSON has no infinity
-
-# What TensorStore's messages begin with when a storage cannot be read.
-STORAGE = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
-STORAGE_ERRNO = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints/<step>`."""
 
-    def __init__(self, workdir: str, *, keep_last: int = 1, best: str = "", read_only: bool = False):
-        """Open the folder, creating it if necessary.
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        keep_last: int = 1,
+        best: str = "",
+        digests: bool = True,
+        read_only: bool = False,
+    ):
+        """Name the folder. It is created by the first `save`.
 
         Args:
             workdir: the run's folder, local or `gs://`.
             keep_last: how many of the newest checkpoints to keep.
             best: a metric; the checkpoint with its highest value is kept as well. "" keeps none for its
                 value.
+            digests: write a digest of every leaf with each checkpoint. Where there is one, it is checked.
             read_only: for reading from a run that may still be training. Nothing is created, moved or
                 deleted, and an unfinished checkpoint is left as it is.
         """
-        folder = workdir if "://" in workdir else os.path.abspath(workdir)
-        self.directory = epath.Path(folder) / "checkpoints"
+        self.directory = directory_of(workdir)
+        self._keep_last = keep_last
         self._best = best
+        self._digests = digests
         self._read_only = read_only
-        self._value = (lambda metrics: metrics[best]) if best else None
+        self._manager: ocp.CheckpointManager | None = None
 
-        policies = [keep.LatestN(n=keep_last)]
-        if best:
-            highest = keep.BestN(get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False)
-            policies.append(highest)
-        self._manager = self._open(keep.AnyPreservationPolicy(policies))
+    def _writer(self) -> ocp.CheckpointManager:
+        """Orbax's manager. Once it is open, it deletes what a killed run left unfinished."""
+        if self._manager is not None:
+            return self._manager
+        assert not self._read_only
 
-    def _open(self, policy: keep.PreservationPolicy) -> ocp.CheckpointManager:
-        self._policy = policy
-        verbosity = logging.get_verbosity()
-        if self._read_only:
-            logging.set_verbosity(logging.ERROR)  # Orbax would warn that it does not write
-        try:
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=self._value,
-                read_only=self._read_only,
-                cleanup_tmp_directories=not self._read_only,
-                create=not self._read_only,
-            )
-            return ocp.CheckpointManager(self.directory, options=options)
-        finally:
-            logging.set_verbosity(verbosity)
+        def value(metrics: Mapping[str, float]) -> float:
+            return metrics.get(self._best, UNMEASURED)  # `best` may have been another metric earlier
+
+        policies = [keep.LatestN(n=self._keep_last)]
+        if self._best:
+            policies.append(keep.BestN(get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep.AnyPreservationPolicy(policies),
+            best_fn=value if self._best else None,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        return self._manager
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Start writing `state`, and return once its arrays are copied from the devices.
@@ -76,12 +78,14 @@ class Checkpoints:
         checkpoint is best is stored; if it has not been measured yet, it counts as the worst value.
         """
         step = int(state.step)
+        if step in self._writer().all_steps():
+            return
         decisive = {self._best: metrics.get(self._best, UNMEASURED)} if self._best else None
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=decisive)
+        leaves = reading.described(state) if self._digests else None
+        self._writer().save(step, args=ocp.args.StandardSave(state, custom_metadata=leaves), metrics=decisive)
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """The newest readable checkpoint, with the shapes, dtypes and shardings of `like`.
+        """The newest checkpoint that is not damaged, with the shapes, dtypes and shardings of `like`.
 
         A damaged checkpoint is reported, and the one before it is used. The damaged ones are then moved to
         `workdir/unreadable` (left where they are if `read_only`).
@@ -97,23 +101,22 @@ class Checkpoints:
                 damaged; or the storage could not be read, which says nothing about the checkpoint. Nothing
                 is moved then.
         """
-        damaged: list[int] = []
-        for step in self._newest_first():
-            try:
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
-            except Exception as error:  # Orbax, TensorStore and the file system each raise their own
-                self._refuse_other_network(step, like, error)
-                self._report(step, error)
-                damaged.append(step)
-                continue
-            for other in damaged:
-                self._set_aside(other)
-            return state
-        self._refuse_damaged(damaged)
-        return None
+
+        def read(folder: epath.Path) -> TrainState:
+            stored = reading.describe(folder)
+            _refuse_other_network(folder, stored.shapes, digest.shapes(like))
+            return reading.read_leaves(folder, like, stored.digests)
+
+        state, damaged = reading.newest(self.directory, read)
+        if not self._read_only:
+            for step in damaged:
+                self._set_aside(step)
+            self._set_aside_without_metrics()
+            self._writer()
+        return state
 
     def weights(self, like: TrainState) -> TrainState | None:
-        """The newest readable checkpoint without its optimizer state.
+        """The newest checkpoint that is not damaged, without its optimizer state.
 
         The backbone must be that of `like`. Every other leaf has the shape that it has in the checkpoint,
         because a head or labels may belong to other data.
@@ -128,100 +131,27 @@ class Checkpoints:
             ValueError: as for `restore`.
         """
         wanted = {name: getattr(like, name) for name in ("step", "params", "model_state", "extra")}
-        damaged: list[int] = []
-        for step in self._newest_first():
-            folder = self.directory / str(step) / "default"
+
+        def read(folder: epath.Path) -> TrainState:
+            stored = reading.describe(folder)
+            _refuse_other_backbone(folder, stored.shapes, digest.shapes(wanted))
+            tree = reading.read_leaves(folder, _in_shape(wanted, stored.shapes), stored.digests)
+            return TrainState(**tree, opt_state=())
+
+        state, _ = reading.newest(self.directory, read)
+        return state
+
+    def _set_aside_without_metrics(self) -> None:
+        """Move older checkpoints away whose metric cannot be read: the manager could not be opened."""
+        for step in self.steps():
             try:
-                stored = _stored(folder)
-            except Exception as error:  # as in `restore`
-                self._report(step, error)
-                damaged.append(step)
-                continue
-            self._refuse_other_backbone(step, stored, wanted)
-            try:
-                return TrainState(**_read(folder, _in_shape(wanted, stored)), opt_state=())
-            except Exception as error:  # as in `restore`
-                self._report(step, error)
-                damaged.append(step)
-        self._refuse_damaged(damaged)
-        return None
-
-    def _refuse_other_backbone(
-        self, step: int, stored: Mapping[str, tuple[int, ...]], wanted: Pytree
-    ) -> None:
-        """Raise an error if a leaf is absent, or if a leaf of the backbone has another shape."""
-        backbone = ("params/encoder/", "model_state/encoder/")
-        for name, shape in _shapes(wanted).items():
-            found = stored.get(name, "absent")
-            differs = found != shape and name.startswith(backbone)
-            if found == "absent" or differs:
-                raise ValueError(self._another(step, name, found, shape))
-
-    def _another(
-        self,
-        step: int,
-        name: str,
-        found: tuple[int, ...] | str,
-        shape: tuple[int, ...] | str,
-        count: str = "",
-    ) -> str:
-        return (
-            f"the checkpoint {self.directory / str(step)} is of another network: "
-            f"{name} is {found} there and {shape} here{count}. "
-            "Use the config that it was trained with, or another --workdir."
-        )
-
-    def _refuse_other_network(self, step: int, like: TrainState, error: Exception) -> None:
-        """Raise an error if the tree or the shapes of the checkpoint are not those of `like`.
-
-        Orbax keeps both apart from the data, so they may be readable when the data are not.
-        """
-        try:
-            stored = _shapes(self._manager.item_metadata(step))
-        except Exception:  # not even the description can be read: the checkpoint is damaged, not another's
-            return
-        wanted = _shapes(like)
-        names = sorted(stored.keys() | wanted.keys())
-        differ = [name for name in names if stored.get(name) != wanted.get(name)]
-        if stored and differ:
-            name = differ[0]
-            there = stored.get(name, "absent")
-            here = wanted.get(name, "absent")
-            count = f" ({len(differ)} leaves differ)"
-            raise ValueError(self._another(step, name, there, here, count)) from error
-
-    def _report(self, step: int, error: Exception) -> None:
-        """Log that a checkpoint is damaged.
-
-        Raises:
-            ValueError: the error is one of the storage, and the checkpoint may well be intact.
-        """
-        said = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-        if of_storage(error):
-            raise ValueError(
-                f"the checkpoint {self.directory / str(step)} could not be read now ({said}). That says "
-                "nothing about what is in it, so nothing was moved or begun anew. Look at permissions, "
-                "credentials, memory and the disk; then the same command goes on"
-            ) from error
-        logging.error(
-            "the checkpoint of step %d cannot be read (%s). The one before it is tried.",
-            step,
-            said,
-        )
-
-    def _refuse_damaged(self, steps: list[int]) -> None:
-        """Raise an error if there are checkpoints and all are damaged: a run does not begin anew then."""
-        if steps:
-            raise ValueError(
-                f"none of the checkpoints in {self.directory} can be read (steps "
-                f"{', '.join(map(str, sorted(steps)))}). Put back a copy of one of them, or begin anew with "
-                "another --workdir"
-            )
+                reading.read_metrics(self.directory / str(step))
+            except reading.Damaged as error:
+                logging.error("the checkpoint of step %d is damaged: %s", step, error)
+                self._set_aside(step)
 
     def _set_aside(self, step: int) -> None:
-        """Move a damaged checkpoint out of the way, unless `read_only`."""
-        if self._read_only:
-            return
+        """Move a damaged checkpoint out of the way."""
         folder = self.directory / str(step)
         aside = self.directory.parent / "unreadable"
         logging.error("the checkpoint of step %d is moved to %s", step, aside)
@@ -238,33 +168,26 @@ class Checkpoints:
                 else:
                     shutil.move(os.fspath(folder), os.fspath(target))
         hosts.meet(f"{folder} is set aside")
-        self._manager.close()
-        self._manager = self._open(self._policy)
-
-    def _newest_first(self) -> list[int]:
-        return sorted(self._manager.all_steps(), reverse=True)
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, in order."""
-        return sorted(self._manager.all_steps())
+        return reading.steps(self.directory)
 
     def wait(self) -> None:
         """Wait until everything that was started is on disk."""
-        self._manager.wait_until_finished()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait for the last write and release the folder."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
 
 
-def of_storage(error: Exception) -> bool:
-    """Whether an error is one of permissions, connections, memory or the disk, not of what a file holds."""
-    if isinstance(error, (PermissionError, MemoryError, ConnectionError, TimeoutError)):
-        return True
-    if isinstance(error, OSError) and error.errno in STORAGE_ERRNO:
-        return True
-    return any(word in str(error) for word in STORAGE)
+def directory_of(workdir: str) -> epath.Path:
+    """The folder of a run's checkpoints; Orbax wants an absolute path."""
+    return epath.Path(workdir if "://" in workdir else os.path.abspath(workdir)) / "checkpoints"
 
 
 def load_weights(workdir: str, like: TrainState) -> TrainState:
@@ -272,11 +195,9 @@ def load_weights(workdir: str, like: TrainState) -> TrainState:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the checkpoint is of another network.
+        ValueError: the checkpoint is of another network, see also `Checkpoints.restore`.
     """
-    checkpoints = Checkpoints(workdir, read_only=True)
-    state = checkpoints.weights(like)
-    checkpoints.close()
+    state = Checkpoints(workdir, read_only=True).weights(like)
     if state is None:
         raise FileNotFoundError(
             f"no checkpoint in {workdir}: run `ssljax train` with the same --config and --workdir first"
@@ -284,46 +205,45 @@ def load_weights(workdir: str, like: TrainState) -> TrainState:
     return state
 
 
-def load_part(
+def load_parts(
     workdir: str,
-    like: Pytree,
-    part: str,
+    like: Mapping[str, Pytree],
     resize: Mapping[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]] = types.MappingProxyType({}),
-) -> Pytree:
-    """Read one branch of a run's newest checkpoint, for a run that starts from its weights.
+) -> dict[str, Pytree]:
+    """Read some branches of a run's newest checkpoint, for a run that starts from its weights.
+
+    All come from the same checkpoint. As in `Checkpoints.restore`, it is the newest that is not damaged.
 
     Args:
         workdir: the folder of the finished run.
-        like: the branch as the new run has it: shapes, dtypes and shardings.
-        part: the path of the branch, e.g. "params/encoder". A branch without leaves, such as the running
-            statistics of a ViT, is returned as it is.
+        like: path -> branch as the new run has it: shapes, dtypes and shardings; e.g. "params/encoder". A
+            branch without leaves, such as the running statistics of a ViT, is returned as it is.
         resize: name of a leaf -> (stored array, wanted shape) -> array, for leaves that may differ in shape.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the branch is absent or has other shapes; names the first leaf that differs.
+        ValueError: a branch is absent or has other shapes (names the first leaf that differs); or no
+            checkpoint could be read.
     """
-    checkpoints = Checkpoints(workdir, read_only=True)
-    steps = checkpoints.steps()
-    checkpoints.close()
-    if not steps:
-        raise FileNotFoundError(
-            f"no checkpoint in {checkpoints.directory}: train that run first, "
-            "or correct its name in the config"
-        )
-    if not jax.tree.leaves(like):
-        return like
+    wanted = {part: branch for part, branch in like.items() if jax.tree.leaves(branch)}
 
-    # Only this branch is read, because the optimizer state of the earlier stage has other shapes.
-    folder = checkpoints.directory / str(steps[-1]) / "default"
-    stored = _stored(folder)
-    _refuse_other_branch(workdir, stored, like, part, resizable=tuple(resize))
-    tree = like
-    for name in reversed(part.split("/")):
-        tree = {name: tree}
-    branch = _read(folder, _in_shape(tree, stored))
-    for name in part.split("/"):
-        branch = branch[name]
+    # Only these branches are read, because the optimizer state of the earlier stage has other shapes.
+    def read(folder: epath.Path) -> dict[str, Pytree]:
+        stored = reading.describe(folder)
+        tree: dict = {}
+        for part, branch in wanted.items():
+            _refuse_other_branch(workdir, stored.shapes, branch, part, resizable=tuple(resize))
+            root, name = part.split("/")
+            tree.setdefault(root, {})[name] = branch
+        found = reading.read_leaves(folder, _in_shape(tree, stored.shapes), stored.digests)
+        return {part: found[part.split("/")[0]][part.split("/")[1]] for part in wanted}
+
+    directory = directory_of(workdir)
+    branches, _ = reading.newest(directory, read)
+    if branches is None:
+        raise FileNotFoundError(
+            f"no checkpoint in {directory}: train that run first, or correct its name in the config"
+        )
 
     def fitted(path: tuple, leaf: jax.Array, wanted: jax.Array) -> jax.Array:
         if leaf.shape == wanted.shape:
@@ -331,7 +251,47 @@ def load_part(
         resized = resize[path[-1].key](leaf, wanted.shape)
         return jax.device_put(resized, wanted.sharding)
 
-    return jax.tree_util.tree_map_with_path(fitted, branch, like)
+    return dict(like) | {
+        part: jax.tree_util.tree_map_with_path(fitted, branch, like[part])
+        for part, branch in branches.items()
+    }
+
+
+def _refuse_other_network(
+    folder: epath.Path, stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise an error if the tree or the shapes of a checkpoint are not those of the network."""
+    names = sorted(stored.keys() | wanted.keys())
+    differ = [name for name in names if stored.get(name) != wanted.get(name)]
+    if differ:
+        there = stored.get(differ[0], "absent")
+        here = wanted.get(differ[0], "absent")
+        raise _another(folder, differ[0], there, here, f" ({len(differ)} leaves differ)")
+
+
+def _refuse_other_backbone(
+    folder: epath.Path, stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise an error if a leaf is absent, or if a leaf of the backbone has another shape."""
+    backbone = ("params/encoder/", "model_state/encoder/")
+    for name, shape in wanted.items():
+        found = stored.get(name, "absent")
+        differs = found != shape and name.startswith(backbone)
+        if found == "absent" or differs:
+            raise _another(folder, name, found, shape)
+
+
+def _another(
+    folder: epath.Path,
+    name: str,
+    found: tuple[int, ...] | str,
+    shape: tuple[int, ...] | str,
+    count: str = "",
+) -> reading.Mismatch:
+    return reading.Mismatch(
+        f"the checkpoint {folder} is of another network: {name} is {found} there and {shape} here{count}. "
+        "Use the config that it was trained with, or another --workdir."
+    )
 
 
 def _refuse_other_branch(
@@ -340,14 +300,14 @@ def _refuse_other_branch(
     """Raise an error if a branch is absent or a leaf of it has another shape and cannot be resized."""
     if not any(name.startswith(f"{part}/") for name in stored):
         branches = sorted({"/".join(name.split("/")[:2]) for name in stored})
-        raise ValueError(
+        raise reading.Mismatch(
             f"the checkpoint in {workdir} has no {part!r}, only {', '.join(branches)}: name one of these"
         )
-    for name, shape in _shapes(like).items():
+    for name, shape in digest.shapes(like).items():
         found = stored.get(f"{part}/{name}", "absent")
         may_differ = found != "absent" and name.split("/")[-1] in resizable
         if found != shape and not may_differ:
-            raise ValueError(
+            raise reading.Mismatch(
                 f"{part}/{name} is {found} in {workdir} and {shape} here: "
                 "the two runs must have the same model settings"
             )
@@ -365,24 +325,3 @@ def _in_shape(tree: Pytree, stored: Mapping[str, tuple[int, ...]]) -> Pytree:
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=replicated)
 
     return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def _read(folder: epath.Path, like: Pytree) -> Pytree:
-    """The leaves of `like` from a checkpoint that may hold more."""
-    each = ocp.checkpoint_utils.construct_restore_args(like)
-    arguments = ocp.args.PyTreeRestore(like, restore_args=each, partial_restore=True)
-    with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(folder, args=arguments)
-
-
-def _stored(folder: epath.Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a checkpoint's leaves, without reading them."""
-    return _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
-
-
-def _shapes(tree: Pytree) -> dict[str, tuple[int, ...]]:
-    """The path of each leaf, with `/` between its parts, and its shape."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

@@ -79,7 +79,10 @@ class RunFolder:
         try:
             self._describe(config, facts, data, accept_changed_data)
             self._checkpoints = Checkpoints(
-                workdir, keep_last=config.checkpoint.keep, best=config.checkpoint.best
+                workdir,
+                keep_last=config.checkpoint.keep,
+                best=config.checkpoint.best,
+                digests=config.checkpoint.digest,
             )
         except BaseException:
             self._lock.release()
@@ -88,6 +91,7 @@ class RunFolder:
         self._events = installed("tensorflow") and installed("clu")  # for TensorBoard
         self._writer: Any = None
         self._known: dict[str, float] = {}
+        self._resumed_from = ""  # the checkpoint, until the first finite metrics
         self._clock: tuple[float, int] | None = None  # when and at which step the last line was logged
         self._starved = 0.0  # seconds since then
 
@@ -186,9 +190,15 @@ class RunFolder:
             step = -1 if state is None else int(state.step)
             kept = [row for row in files.read_lines(file) if row["step"] <= step]
             files.replace(file, "".join(json.dumps(row) + "\n" for row in kept))
-        if state is not None and self._main:
+        if state is not None:
+            self._resumed_from = str(self._checkpoints.directory / str(int(state.step)))
             self._say(f"resuming {self.path} at step {int(state.step)}")
         return state
+
+    def check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Stop a run that has diverged, see `monitor.check_finite`. Call this with all metrics."""
+        monitor.check_finite(step, metrics, self._resumed_from)
+        self._resumed_from = ""
 
     def tick(self, step: int, total: int, starved: float) -> None:
         """Move the progress bar; call this after each step is dispatched.
@@ -256,7 +266,7 @@ class RunFolder:
 
     def log_refresh(self, step: int, row: Mapping[str, float]) -> None:
         """Log what a method's refresh found after `step` updates."""
-        monitor.check_finite(step, row)
+        self.check_finite(step, row)
         self._write({"step": step, **row})
         text = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
         self._say(f"refresh at step {step}  {text}")

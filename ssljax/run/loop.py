@@ -97,7 +97,7 @@ def fit(
         if folder is not None:
             folder.tick(step, total, starved)
             if step % config.log_every == 0 or last:
-                row = fetched(step, metrics)
+                row = fetched(step, metrics, folder.check_finite)
                 row["learning_rate"] = float(program.schedule(jnp.int32(step - 1)))
                 folder.log(step, total, spe, row)
             every = config.eval_every_epochs * spe
@@ -112,7 +112,7 @@ def fit(
 
         stop = folder is not None and folder.stop_asked()
         if folder is not None and (last or step % config.checkpoint.every_steps == 0 or stop):
-            folder.save(state, fetched(step, metrics))
+            folder.save(state, fetched(step, metrics, folder.check_finite))
             if stop and not last:
                 raise SystemExit(0)  # closing the folder waits for the checkpoint
         elif last:
@@ -121,12 +121,16 @@ def fit(
     return state
 
 
-def fetched(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+def fetched(
+    step: int,
+    metrics: dict[str, jax.Array],
+    check_finite: Callable[[int, dict[str, float]], None] = monitor.check_finite,
+) -> dict[str, float]:
     """Fetch the metrics to the host and check that they are finite."""
     host = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if host.get("effective_rank") == 0.0:  # 0 means not measured at this step; a measured rank is at least 1
         del host["effective_rank"]
-    monitor.check_finite(step, host)
+    check_finite(step, host)
     return host
 
 

@@ -103,17 +103,27 @@ class NotFinite(FloatingPointError):
     """A metric is NaN or infinite. The run stops before such a state is checkpointed."""
 
 
-def check_finite(step: int, metrics: Mapping[str, float]) -> None:
+def check_finite(step: int, metrics: Mapping[str, float], resumed_from: str = "") -> None:
     """Stop a run that has diverged.
 
     Args:
         step: the number of updates done.
         metrics: host floats.
+        resumed_from: the folder of the checkpoint that the run was resumed from, if these are the first
+            metrics since then.
 
     Raises:
         NotFinite: a metric is NaN or infinite; names the metrics and what to do.
     """
     bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if bad and resumed_from:
+        raise NotFinite(
+            f"step {step}: {', '.join(bad)}. The run stops. These are its first metrics since it was resumed "
+            f"from {resumed_from}, so suspect that checkpoint first: it is damaged, or the run had diverged "
+            f"before it was written. Move it away (mv {resumed_from} {resumed_from}.suspect): the same "
+            "command then goes on from the checkpoint before it. If that ends here too, start again with a "
+            "lower optim.learning_rate and another --workdir."
+        )
     if bad:
         raise NotFinite(
             f"step {step}: {', '.join(bad)}. The run stops; its last good checkpoint is untouched. "

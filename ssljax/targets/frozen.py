@@ -23,13 +23,13 @@ class Frozen(NamedTuple):
     model_state: Pytree
 
 
-def adopt(frozen: Frozen, run: str, load: Callable[..., Pytree], *, setting: str) -> Frozen:
+def adopt(frozen: Frozen, run: str, load: Callable[..., dict[str, Pytree]], *, setting: str) -> Frozen:
     """Load the weights of a finished run into a frozen network.
 
     Args:
         frozen: the shapes, dtypes and shardings, as `Method.init` made them.
         run: the name of an earlier stage, or the folder of a finished run that has these branches.
-        load: (run, like, part) -> one branch of a checkpoint, as `Method.adopt` receives it.
+        load: (run, like) -> branches of a checkpoint by their paths, as `Method.adopt` receives it.
         setting: the name of the setting that holds `run`, for the error message.
 
     Raises:
@@ -41,8 +41,10 @@ def adopt(frozen: Frozen, run: str, load: Callable[..., Pytree], *, setting: str
             f"{', '.join(frozen.params)}. Name the folder of a finished run that has these, or an earlier "
             "stage."
         )
-    params = {name: load(run, branch, f"params/{name}") for name, branch in frozen.params.items()}
-    model_state = {
-        name: load(run, branch, f"model_state/{name}") for name, branch in frozen.model_state.items()
-    }
-    return Frozen(params, model_state)
+    like = {f"params/{name}": branch for name, branch in frozen.params.items()}
+    like |= {f"model_state/{name}": branch for name, branch in frozen.model_state.items()}
+    found = load(run, like)
+    return Frozen(
+        params={name: found[f"params/{name}"] for name in frozen.params},
+        model_state={name: found[f"model_state/{name}"] for name in frozen.model_state},
+    )
