@@ -32,8 +32,23 @@ from ssljax.types import Facts, TrainState
 
 SHARED_SECONDS = 60  # a network disk may take this long to show a new file
 
-# Settings that may change between two starts of the same run.
-HARMLESS = ("log_every", "eval_every_epochs", "checkpoint", "evaluate", "name", "preset", "sharding")
+# Settings, or whole sections, that may change between two starts of the same run. Where on_bad_image="error"
+# has ended a run, "skip" goes on with the same stream, in which only unreadable images are replaced.
+HARMLESS = (
+    "log_every",
+    "eval_every_epochs",
+    "checkpoint",
+    "evaluate",
+    "name",
+    "preset",
+    "sharding",
+    "data.on_bad_image",
+)
+
+
+def harmless(key: str) -> bool:
+    """Whether a setting may change between two starts of the same run."""
+    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
 
 
 def installed(package: str) -> bool:
@@ -148,11 +163,11 @@ class RunFolder:
             time.sleep(1)
 
     def _refuse_other_config(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        """Raise an error if a setting differs that is not HARMLESS."""
+        """Raise an error if a setting differs that is not harmless."""
         differ = [
             f"{key} was {before!r}, now {now!r}"
             for key, before, now in differences(old, new)
-            if key.split(".")[0] not in HARMLESS
+            if not harmless(key)
         ]
         if differ:
             raise ValueError(

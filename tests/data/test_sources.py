@@ -385,7 +385,9 @@ def test_unreadable_image_is_named_or_skipped_and_counted(folder, crop_on, how, 
     bad = folder / "train" / "cat" / "0.jpeg"
     bad.write_bytes(b"not an image" if how == "text" else bad.read_bytes()[:-80])
     data = data_of(f"folder:{folder}", channels=3, crop_on=crop_on)
-    with pytest.raises(ValueError, match=f"{bad} cannot be read as an image.*on_bad_image='skip'"):
+    with pytest.raises(
+        ValueError, match=f"{bad} cannot be read as an image.*--config.data.on_bad_image=skip"
+    ):
         sources.load(data, "train")
     data.on_bad_image = "skip"
     source = sources.load(data, "train")
