@@ -195,7 +195,7 @@ def _check_values(name: str, array: np.ndarray) -> None:
         first = array[bad][0]
         raise ValueError(
             f"{bad.sum()} of {bad.size} numbers of {name} in the file are NaN, infinite or above "
-            f"{LARGEST:.3g}, the largest of bfloat16 (the first: {first}). The file is damaged or its training "
+            f"{LARGEST:.3g}, the largest of bfloat16 (first: {first}). The file is damaged or its training "
             "diverged: download it again, or export an earlier checkpoint"
         )
 

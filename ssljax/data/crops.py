@@ -71,10 +71,11 @@ def _with_end(encoded: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
     tf = tensorflow()
 
     def check(encoded: bytes | np.ndarray) -> np.bool_:
-        damage.require_end(np.asarray(encoded, object).item())  # outside of a pipeline it is an array
-        return np.True_
+        # It is an array outside of a pipeline.
+        return np.bool_(not damage.ends_too_early(np.asarray(encoded, object).item()))
 
-    with tf.control_dependencies([tf.numpy_function(check, [encoded], tf.bool)]):
+    whole = tf.numpy_function(check, [encoded], tf.bool)
+    with tf.control_dependencies([tf.debugging.Assert(whole, [damage.TOO_EARLY])]):
         return tf.identity(image)
 
 
@@ -92,8 +93,8 @@ def decode_now(encoded: bytes, channels: int) -> np.ndarray:
     try:
         return np.asarray(decode(tf.constant(encoded), channels))
     except tf.errors.InvalidArgumentError as error:
-        text = error.message.partition("ValueError: ")[2] or error.message.rpartition("}} ")[2]
-        raise ValueError(text.splitlines()[0].partition(" [Op:")[0]) from error
+        text = error.message.rpartition("}} ")[2].partition(" [Op:")[0]
+        raise ValueError(damage.TOO_EARLY if damage.TOO_EARLY in text else text) from error
 
 
 def box_tf(

@@ -33,6 +33,7 @@ OTHERS = {  # the first bytes of what one finds under the name .jpg
 SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of JPEG that begin with the image's size
 BARE = {0x01, *range(0xD0, 0xDA)}  # those without a length
 MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # none of those that occur among the pixels
+TOO_EARLY = "its data end before the last pixel, the rest would be grey"
 GREY = (63, 64, 127, 128)  # what the decoders make of pixels that are not there, in RGB or CMYK
 ENDS = b"\xff\x00" * 16  # bits that belong to no code; they let the decoder finish what is whole
 
@@ -128,14 +129,8 @@ def _size_of_jpeg(file: BinaryIO) -> tuple[int, int]:
     return 0, 0
 
 
-def require_end(encoded: bytes) -> None:
-    """Raise a ValueError if a JPEG ends before its last pixel. Any other image passes."""
-    if encoded[:3] == b"\xff\xd8\xff" and ends_too_early(encoded):
-        raise ValueError("its data end before the last pixel, the rest would be grey")
-
-
 def ends_too_early(encoded: bytes) -> bool:
-    """Whether a JPEG that a decoder accepts ends before its last pixel.
+    """Whether an image that a decoder accepts is a JPEG that ends before its last pixel.
 
     The decoders fill the rest with grey and do not say so, if there is an end marker behind the last byte. So
     this takes as long as decoding it; ask only where the last pixel is grey.
@@ -144,6 +139,8 @@ def ends_too_early(encoded: bytes) -> bool:
     """
     from PIL import Image
 
+    if encoded[:3] != b"\xff\xd8\xff":
+        return False
     markers = list(_markers(encoded))
     codes = [code for code, _, _ in markers]
     if 0xC2 in codes:  # progressive

@@ -41,8 +41,8 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
     image.load()
     if kind == "JPEG":
         last = image.getpixel((image.width - 1, image.height - 1))
-        if np.isin(np.array(last), damage.GREY).all():
-            damage.require_end(encoded)
+        if np.isin(np.array(last), damage.GREY).all() and damage.ends_too_early(encoded):
+            raise ValueError(damage.TOO_EARLY)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale

@@ -62,11 +62,16 @@ def images(
     def read(positions: np.ndarray) -> np.ndarray:
         if pixels is not None:
             return pixels[positions]
-        encoded = source.read(positions)
+        return np.array([allowed(encoded) for encoded in source.read(positions)], object)
+
+    def allowed(encoded: bytes) -> bytes:
+        """No bytes in place of an image that TensorFlow must not decode. That fails as any damage does."""
         if stand_in is None:
-            for one in encoded:
-                damage.check_header(io.BytesIO(one))
-        return np.array(encoded, object)
+            try:
+                damage.check_header(io.BytesIO(encoded))
+            except ValueError:
+                return b""
+        return encoded
 
     def fetch(number: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         content = tf.numpy_function(read, [position], dtype)
@@ -99,17 +104,20 @@ def stand_in_of(source: Source, channels: int) -> StandIn:
     """
     from ssljax.data import crops
 
+    known: dict[int, int] = {}  # position of an unreadable image -> how far ahead the next readable one is
+
     def stand_in(position: np.int64, encoded: bytes) -> tuple[np.int64, np.ndarray]:
         count = len(source)
         problem = ""
-        for ahead in range(count):
+        for ahead in range(known.get(int(position), 0), count):
             at = (int(position) + ahead) % count
             try:
                 image = crops.decode_now(source.read([at])[0] if ahead else encoded, channels)
             except ValueError as error:
                 problem = problem or str(error)
                 continue
-            if ahead:
+            if ahead and position not in known:
+                known[int(position)] = ahead
                 _name(source.describe(int(position)), problem, source.describe(at))
             return np.int64(at), image
         raise ValueError("no image is readable")
