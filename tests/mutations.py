@@ -1467,6 +1467,95 @@ CLUSTERING = [
     ),
 ]
 
+# Damaged images and files of strangers.
+DAMAGE = "ssljax/data/damage.py"
+READING = "ssljax/data/reading.py"
+PAGE = "ssljax/pictures/page.py"
+T_DAMAGE = "tests/data/test_damage.py"
+T_READING = "tests/data/test_reading.py"
+IMAGES = [
+    Mutation(
+        "grey_instead_of_the_missing_rows",
+        DAMAGE,
+        "image.load()\n    except OSError:\n        return True",
+        "image.load()\n    except OSError:\n        return False",
+        "the decoders accept a JPEG that was cut before its end marker",
+        f"{T_DAMAGE}::test_a_jpeg_that_ends_too_early_is_unreadable",
+    ),
+    Mutation(
+        "no_bound_on_pixels",
+        DAMAGE,
+        "if width * height > MAX_PIXELS:",
+        "if max(width, height) > MAX_PIXELS:",
+        "a file of 48 kB asks for gigabytes",
+        f"{T_DAMAGE}::test_one_bound_on_pixels_for_both_decoders",
+    ),
+    Mutation(
+        "any_format_that_pillow_knows",
+        DAMAGE,
+        'raise ValueError(f"it is {what}; JPEG and PNG are read")',
+        'return "PNG"',
+        "TensorFlow ends a run at a TIFF named .jpg, and Pillow runs Ghostscript on a PostScript file",
+        f"{T_DAMAGE}::test_a_file_is_checked_before_training_by_its_header",
+    ),
+    Mutation(
+        "a_pipe_is_read",
+        DAMAGE,
+        "if not stat.S_ISREG(found.st_mode):",
+        "if stat.S_ISSOCK(found.st_mode):",
+        "open() waits for a writer for ever",
+        f"{T_DAMAGE}::test_a_file_is_checked_before_training_by_its_header",
+    ),
+    Mutation(
+        "a_failing_disk_is_skipped",
+        DAMAGE,
+        'return "there is no such file"\n    return ""',
+        'return "there is no such file"\n    return "unreadable"',
+        "each host leaves out other images",
+        f"{T_DAMAGE}::test_a_failing_disk_is_no_unreadable_image",
+    ),
+    Mutation(
+        "the_label_stays_behind",
+        READING,
+        "return np.int64(at), image",
+        "return position, image",
+        "the replacing image is trained on with the label of the replaced one",
+        f"{T_READING}::test_the_next_readable_image_takes_the_place_with_its_own_label_and_id",
+    ),
+    Mutation(
+        "going_on_one_batch_later",
+        READING,
+        "batches = pipeline(number, stand_in)\n            continue",
+        "batches = pipeline(number + 1, stand_in)\n            continue",
+        "the batch with the unreadable image is dropped, and the stream is another one",
+        f"{T_READING}::test_the_next_readable_image_takes_the_place_with_its_own_label_and_id",
+    ),
+    Mutation(
+        "skip_is_another_run",
+        "ssljax/run/folder.py",
+        '    "data.on_bad_image",\n',
+        "",
+        "a run that ended at an unreadable image cannot go on without it",
+        "tests/test_train.py::test_a_run_that_an_unreadable_image_ended_may_go_on_without_it",
+    ),
+    Mutation(
+        "tags_in_a_report",
+        PAGE,
+        '"&lt;"',
+        '"<"',
+        "a script in somebody's results.jsonl runs where report.md is shown",
+        "tests/test_report.py::test_text_of_strangers_stays_text_in_markdown",
+    ),
+    Mutation(
+        "infinite_weights_are_converted",
+        WEIGHTS,
+        "<= LARGEST)",
+        "<= np.inf)",
+        "a float64 that float32 does not hold becomes infinite",
+        f"{T_WEIGHTS}::test_numbers_that_no_network_computes_with_are_refused",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -1481,6 +1570,7 @@ MUTATIONS = [
     *HOSTS,
     *CONVERSION,
     *CLUSTERING,
+    *IMAGES,
 ]
 
 

@@ -211,6 +211,19 @@ def test_a_method_that_learns_from_labels_names_the_image_that_has_none():
             build(config, unlabelled(source, slice(None)).facts)
 
 
+def test_a_run_that_an_unreadable_image_ended_may_go_on_without_it(tmp_path):
+    config = simclr.get_config("folder")
+    with RunFolder(str(tmp_path), config, None):
+        pass
+    changed = config.copy_and_resolve_references().unlock()
+    changed.data.on_bad_image = "skip"
+    with RunFolder(str(tmp_path), changed, None):
+        pass
+    changed.data.holdout = 0.2
+    with pytest.raises(ValueError, match="another config: data.holdout was 0.1, now 0.2. Use another"):
+        RunFolder(str(tmp_path), changed, None)
+
+
 def test_a_diverged_run_stops_and_keeps_its_checkpoint(tmp_path):
     train.main(flags(tmp_path, "--config.checkpoint.every_steps=10"))
     good = Checkpoints(str(tmp_path)).steps()

@@ -209,9 +209,8 @@ def _failure(error: Exception, source: Source, positions: np.ndarray, data: Conf
             if data.on_bad_image == "skip":
                 continue
             return ValueError(
-                f"{name} cannot be read as an image ({problem}); its first and last bytes looked complete. "
-                f"Replace or delete it, or {source.how_to_skip} to go on with the next readable image in its "
-                "place"
+                f"{name} cannot be read as an image ({problem}), though its first and last bytes looked "
+                f"complete: replace or delete it, or {source.how_to_skip} to go on without it"
             )
     if "no image is readable" in str(error):
         return ValueError(f"none of the {len(source)} images of {source.name} can be decoded")

@@ -58,7 +58,8 @@ def markdown(blocks: Sequence[Block], *, ours: bool = False) -> str:
             rows = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
             out.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
         elif kind == "img":
-            out.append(f"![{_plain(content[1])}]({urllib.parse.quote(content[0])})")
+            said = _plain(content[1].translate({ord("["): "(", ord("]"): ")"}))
+            out.append(f"![{said}]({urllib.parse.quote(content[0])})")
         elif kind == "pre":
             out.append(_fenced(content))
         else:
@@ -71,7 +72,7 @@ def _plain(text: str) -> str:
     """Escape what Markdown and HTML would act on, except `code` and **bold**."""
     parts = CODE.split(" ".join(text.split()))  # every second part is code
     for i in range(0, len(parts), 2):
-        part = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", parts[i])
+        part = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", parts[i].replace("\\", "\\\\"))
         part = part.replace("|", "&#124;").replace("`", "\\`")
         parts[i] = re.sub(r"\](?=[(\[:])", r"\\]", part)
     return "".join(parts)

@@ -90,7 +90,7 @@ def test_without_skip_the_image_is_named_with_the_way_out_and_the_stream_before_
     with pytest.raises(
         ValueError,
         match=r"/(04|05|11)\.jpg cannot be read as an image \(its data end before the last pixel, the rest "
-        r"would be grey\).*--config.data.on_bad_image=skip to go on with the next readable image",
+        r"would be grey\).*--config.data.on_bad_image=skip to go on without it",
     ):
         before.extend(loader.train_batches(source, config))  # fails in the first epoch
     assert len(before) < 3
