@@ -18,7 +18,7 @@ from ssljax.protocols.features import raw_pixels
 from ssljax.results import read
 from ssljax.run import few_labels, monitor
 from ssljax.run.checkpoint import Checkpoints, load_part
-from ssljax.run.folder import RunFolder
+from ssljax.run.folder import RunFolder, harmless
 from ssljax.run.loop import fit, online_knn
 from ssljax.types import TrainState
 from tests.processes import SMALL
@@ -212,6 +212,7 @@ def test_a_method_that_learns_from_labels_names_the_image_that_has_none():
 
 
 def test_a_run_that_an_unreadable_image_ended_may_go_on_without_it(tmp_path):
+    assert harmless("data.on_bad_image") and harmless("checkpoint.keep") and not harmless("data.source")
     config = simclr.get_config("folder")
     with RunFolder(str(tmp_path), config, None):
         pass
