@@ -172,7 +172,7 @@ def going_on(
         except StopIteration:
             return
         except tf.errors.OpError as error:
-            if data.on_bad_image != "skip" or stand_in is not None:
+            if source.images is not None or data.on_bad_image != "skip" or stand_in is not None:
                 raise _failure(error, source, suspects(number), data) from error
             stand_in = stand_in_of(source, data.channels)
             batches = pipeline(number, stand_in)
@@ -238,7 +238,7 @@ def readable(source: Source, data: ConfigDict) -> Source:
         source: any split.
         data: reads `on_bad_image` and `channels`.
     """
-    if data.on_bad_image != "skip" or source.images is not None:
+    if source.images is not None or data.on_bad_image != "skip":  # digits have no such setting
         return source
     from ssljax.data import crops
 
