@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_limits
 from ssljax import cli, results
 from ssljax.config import differences, hashed, public
 from ssljax.data import sources
+from ssljax.data.reading import readable
 from ssljax.data.source import Source
 from ssljax.pictures import gallery
 from ssljax.program import Evaluated, encoded, open_run, stage, stages, untrained, use_compilation_cache
@@ -80,8 +81,8 @@ def measure(
     """
     trained = epath.Path(workdir) / "config.json"
     same_run(config, trained)
-    source = sources.load(config.data, "train")
-    test = sources.load(config.data, "test")
+    source = readable(sources.load(config.data, "train"), config.data)
+    test = readable(sources.load(config.data, "test"), config.data)
     at_hand = sources.facts(config.data, source)
     facts = facts_of(workdir) or at_hand
 
@@ -184,7 +185,7 @@ def further(config: ConfigDict) -> Callable[..., Source]:
     def load(split: str, **settings: Any) -> Source:
         data = config.data.copy_and_resolve_references().unlock()
         data.update(settings)
-        return sources.load(data, split)
+        return readable(sources.load(data, split), data)
 
     return load
 
@@ -225,7 +226,8 @@ def elsewhere(config: ConfigDict, file: epath.Path) -> list[str]:
     if not file.exists():
         return []
     found = differences(files.read_config(file), json.loads(config.to_json()))
-    return [key for key, *_ in found if key.startswith("data.") and key != "data.data_dir"]
+    same_images = ("data.data_dir", "data.on_bad_image")
+    return [key for key, *_ in found if key.startswith("data.") and key not in same_images]
 
 
 def same_run(config: ConfigDict, file: epath.Path) -> None:

@@ -134,8 +134,8 @@ class Network:
             raise ValueError(
                 "expected a list of images or an array [N, H, W, C]: put a single image into a list, [image]"
             )
-        data = self.config.data.copy_and_resolve_references().unlock()
-        data.on_bad_image = on_bad
+        config = self.config.copy_and_resolve_references().unlock()
+        config.data.on_bad_image = on_bad
         positions = []
         features = []
         with tqdm(total=len(images), unit="image", disable=not progress) as bar:
@@ -145,11 +145,11 @@ class Network:
                 return function(image)
 
             for first in range(0, max(len(images), 1), AT_ONCE):
-                source = pictures.source(images[first : first + AT_ONCE], data)
+                source = pictures.source(images[first : first + AT_ONCE], config.data)
                 if not len(source):
                     continue
-                found = encoded(counted, self._network.mesh, self.config, source)
-                positions.append(first + source.index.astype(np.int64))
+                found = encoded(counted, self._network.mesh, config, source)
+                positions.append(first + found.index.astype(np.int64))
                 features.append(found.features)
         if not features:
             raise ValueError(f"none of {len(images)} images can be read")

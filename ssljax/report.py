@@ -267,7 +267,7 @@ def report(folder: Path) -> list[Path]:
 
     experiment = rows[0]["experiment"] if rows else folder.resolve().name
     title = f"ssljax: {experiment}"
-    (folder / "report.md").write_text(f"# {title}\n\n{markdown(blocks)}")
+    (folder / "report.md").write_text(markdown([Block("h1", title), *blocks]))
     (folder / "report.html").write_text(page(title, blocks, folder))
     if (folder / "README.md").exists():
         renew(folder / "README.md", markdown(blocks))
@@ -284,7 +284,7 @@ def report_methods(folder: Path) -> list[Path]:
     """
     table = overview(folder)
     readme = folder.resolve().parent / "README.md"
-    renew(readme, markdown([table]))
+    renew(readme, markdown([table], ours=True))
     print(terminal(table.content))
     return [readme]
 

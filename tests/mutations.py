@@ -60,7 +60,7 @@ LOADER = "ssljax/data/loader.py"
 PROGRAM = "ssljax/program.py"
 READING = "ssljax/run/reading.py"
 DIGEST = "ssljax/run/digest.py"
-T_DAMAGE = "tests/test_damage.py"
+T_DAMAGE = "tests/test_damaged_checkpoint.py"
 T_PROGRAM = "tests/test_program.py"
 NORM = "ssljax/models/norm.py"
 HEADS = "ssljax/models/heads.py"
@@ -1605,6 +1605,95 @@ CHECKPOINTS = [
     ),
 ]
 
+# Damaged images and files of strangers.
+BAD_IMAGE = "ssljax/data/damage.py"
+DECODING = "ssljax/data/reading.py"
+PAGE = "ssljax/pictures/page.py"
+T_BAD_IMAGE = "tests/data/test_damage.py"
+T_DECODING = "tests/data/test_reading.py"
+IMAGES = [
+    Mutation(
+        "grey_instead_of_the_missing_rows",
+        BAD_IMAGE,
+        "image.load()\n    except OSError:\n        return True",
+        "image.load()\n    except OSError:\n        return False",
+        "the decoders accept a JPEG that was cut before its end marker",
+        f"{T_BAD_IMAGE}::test_a_jpeg_that_ends_too_early_is_unreadable",
+    ),
+    Mutation(
+        "no_bound_on_pixels",
+        BAD_IMAGE,
+        "if width * height > MAX_PIXELS:",
+        "if max(width, height) > MAX_PIXELS:",
+        "a file of 48 kB asks for gigabytes",
+        f"{T_BAD_IMAGE}::test_one_bound_on_pixels_for_both_decoders",
+    ),
+    Mutation(
+        "any_format_that_pillow_knows",
+        BAD_IMAGE,
+        'raise ValueError(f"it is {what}; JPEG and PNG are read")',
+        'return "PNG"',
+        "TensorFlow ends a run at a TIFF named .jpg, and Pillow runs Ghostscript on a PostScript file",
+        f"{T_BAD_IMAGE}::test_a_file_is_checked_before_training_by_its_header",
+    ),
+    Mutation(
+        "a_pipe_is_read",
+        BAD_IMAGE,
+        "if not stat.S_ISREG(found.st_mode):",
+        "if stat.S_ISSOCK(found.st_mode):",
+        "open() waits for a writer for ever",
+        f"{T_BAD_IMAGE}::test_a_file_is_checked_before_training_by_its_header",
+    ),
+    Mutation(
+        "a_failing_disk_is_skipped",
+        BAD_IMAGE,
+        'return "there is no such file"\n    return ""',
+        'return "there is no such file"\n    return "unreadable"',
+        "each host leaves out other images",
+        f"{T_BAD_IMAGE}::test_a_failing_disk_is_no_unreadable_image",
+    ),
+    Mutation(
+        "the_label_stays_behind",
+        DECODING,
+        "return np.int64(at), image",
+        "return position, image",
+        "the replacing image is trained on with the label of the replaced one",
+        f"{T_DECODING}::test_the_next_readable_image_takes_the_place_with_its_own_label_and_id",
+    ),
+    Mutation(
+        "going_on_one_batch_later",
+        DECODING,
+        "batches = pipeline(number, stand_in)\n            continue",
+        "batches = pipeline(number + 1, stand_in)\n            continue",
+        "the batch with the unreadable image is dropped, and the stream is another one",
+        f"{T_DECODING}::test_the_next_readable_image_takes_the_place_with_its_own_label_and_id",
+    ),
+    Mutation(
+        "skip_is_another_run",
+        "ssljax/run/start.py",
+        '    "data.on_bad_image",\n',
+        "",
+        "a run that ended at an unreadable image cannot go on without it",
+        "tests/test_train.py::test_a_run_that_an_unreadable_image_ended_may_go_on_without_it",
+    ),
+    Mutation(
+        "tags_in_a_report",
+        PAGE,
+        '"&lt;"',
+        '"<"',
+        "a script in somebody's results.jsonl runs where report.md is shown",
+        "tests/test_report.py::test_text_of_strangers_stays_text_in_markdown",
+    ),
+    Mutation(
+        "infinite_weights_are_converted",
+        WEIGHTS,
+        "<= LARGEST)",
+        "<= np.inf)",
+        "a float64 that float32 does not hold becomes infinite",
+        f"{T_WEIGHTS}::test_numbers_that_no_network_computes_with_are_refused",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -1621,6 +1710,7 @@ MUTATIONS = [
     *CLUSTERING,
     *FOLDERS,
     *CHECKPOINTS,
+    *IMAGES,
 ]
 
 

@@ -237,6 +237,25 @@ def test_embed_stops_at_an_unreadable_file_or_leaves_it_out(photographs, tmp_pat
     assert [path.rsplit("/", 1)[1] for path in arrays["path"]] == [f"{i}.png" for i in (0, 2, 4, 6, 1, 3, 5)]
 
 
+def test_embed_leaves_out_what_only_the_decoder_finds(photographs, tmp_path, capsys):
+    workdir, folder = photographs
+    copy = tmp_path / "images"
+    shutil.copytree(folder, copy)
+    bad = copy / "day 0" / "4.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:200] + bytes(200) + content[400:])
+    with pytest.raises(SystemExit, match="4.png cannot be read as an image.*--on_bad_image skip"):
+        embedded(workdir, copy, tmp_path / "a.npz")
+
+    embedded(workdir, copy, tmp_path / "a.npz", "--on_bad_image=skip")
+    assert capsys.readouterr().out.endswith("6 images, 32 features each, 1 of 7 files left out\n")
+    embedded(workdir, folder, tmp_path / "all.npz")
+    some, whole = np.load(tmp_path / "a.npz"), np.load(tmp_path / "all.npz")
+    kept = [i for i, path in enumerate(whole["path"]) if not path.endswith("4.png")]
+    assert [path[-5:] for path in some["path"]] == [whole["path"][i][-5:] for i in kept]
+    np.testing.assert_allclose(some["features"], whole["features"][kept], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "images, out, message",
     [

@@ -444,6 +444,44 @@ def test_runs_without_measurements_are_shown_too(tmp_path):
     assert "(training-digits.png)" in written and "(training-simclr-other-2ep.png)" in written
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "[here](javascript:alert(1))",
+        "a | b",
+        "two\n\n# lines",
+        "`<img src=x onerror=alert(1)>`",
+        "`` ` <script> ``",
+        "a` <img> `b",
+        "![x](y)",
+        "`a|b` <b>",
+    ],
+)
+def test_text_of_strangers_stays_text_in_markdown(text):
+    """A class name, a setting or a command comes from somebody's folder or results.jsonl."""
+    table = page.Block("table", [["", text], [text, "1"]])
+    picture = page.Block("img", (f"{text}.png", text))
+    written = page.markdown([page.Block("h2", text), page.Block("p", text), table, picture])
+    *others, link = written.rstrip().split("\n\n")
+    assert link.startswith("![") and re.fullmatch(r"[\w%/.]+\.png\)", link.rpartition("](")[2])
+    for part in (*others, link.rpartition("](")[0]):
+        assert not re.search(r"<\w|(?<!\\)\]\(", part)
+    rows = [line for line in written.splitlines() if line.startswith("| ")]
+    assert len(rows) == 3 and {row.count("|") for row in rows} == {3}
+    assert len(others) == 3 and len(re.findall("^#", written, re.M)) == 1
+
+
+def test_a_command_cannot_end_its_block_of_code():
+    written = page.markdown([page.Block("pre", ["ssljax\n```\n<script>", "````"])])
+    assert written == "`````\nssljax\n```\n<script>\n````\n`````\n"
+
+
+def test_code_and_bold_are_kept():
+    text = "**bold** and `data.source` [1] 3 < 4"
+    assert page.markdown([page.Block("p", text)]) == text + "\n"
+
+
 def test_a_readme_without_the_comments_is_an_error(tmp_path):
     (tmp_path / "README.md").write_text("mine\n")
     with pytest.raises(ValueError, match="has no place for the report"):
@@ -513,7 +551,7 @@ def test_a_papers_row_asks_for_what_its_command_changes(experiment):
 def test_the_readmes_table_of_methods_is_the_one_of_the_results():
     """And one line of it by hand: SimCLR's kNN on the digits over three seeds, and the paper's 69.3."""
     table = overview(ROOT / "experiments")
-    assert page.markdown([table]).strip() in (ROOT / "README.md").read_text()
+    assert page.markdown([table], ours=True).strip() in (ROOT / "README.md").read_text()
     (line,) = [row for row in table.content if row[0].startswith("[SimCLR]")]
     rows = results.read(ROOT / "experiments/simclr/results.jsonl")
     wanted = {"preset": "digits", "features": "simclr", "protocol": "knn", "metric": "top1", "changed": {}}

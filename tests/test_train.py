@@ -20,6 +20,7 @@ from ssljax.run import few_labels, monitor
 from ssljax.run.checkpoint import Checkpoints, load_parts
 from ssljax.run.folder import RunFolder
 from ssljax.run.loop import fit, online_knn
+from ssljax.run.start import harmless
 from ssljax.types import TrainState
 from tests.processes import SMALL
 
@@ -209,6 +210,20 @@ def test_a_method_that_learns_from_labels_names_the_image_that_has_none():
             ValueError, match=f"{method} learns from labels, and data.source='digits' has none"
         ):
             build(config, unlabelled(source, slice(None)).facts)
+
+
+def test_a_run_that_an_unreadable_image_ended_may_go_on_without_it(tmp_path):
+    assert harmless("data.on_bad_image") and harmless("checkpoint.keep") and not harmless("data.source")
+    config = simclr.get_config("folder")
+    with RunFolder(str(tmp_path), config, None):
+        pass
+    changed = config.copy_and_resolve_references().unlock()
+    changed.data.on_bad_image = "skip"
+    with RunFolder(str(tmp_path), changed, None):
+        pass
+    changed.data.holdout = 0.2
+    with pytest.raises(ValueError, match="another config: data.holdout was 0.1, now 0.2. Use another"):
+        RunFolder(str(tmp_path), changed, None)
 
 
 def test_a_diverged_run_stops_and_keeps_its_checkpoint(tmp_path):

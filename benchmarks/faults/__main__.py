@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.faults import checkpoints, folders, hosts, kills
+from benchmarks.faults import checkpoints, folders, hosts, images, kills
 from benchmarks.faults.drill import Drill
 
 GROUPS: dict[str, tuple[Drill, ...]] = {
@@ -22,6 +22,7 @@ GROUPS: dict[str, tuple[Drill, ...]] = {
     "folders": folders.DRILLS,
     "kills": kills.DRILLS,
     "checkpoints": checkpoints.DRILLS,
+    "images": images.DRILLS,
 }
 HEADER = "| what happens | what must follow | what was seen | seconds |\n| --- | --- | --- | ---: |"
 

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 Pytree = Any
 Arrays = Mapping[str, np.ndarray]
 PARTS = ("encoder", "head", "distillation_head")  # of `params` that another framework's file can hold
+LARGEST = float(jnp.finfo(jnp.bfloat16).max)  # a network may compute in bfloat16
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -128,8 +130,8 @@ def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
         family: the network's names there.
 
     Raises:
-        ValueError: an array is missing, has no place or has another shape. The message names it and the
-            likely cause.
+        ValueError: an array is missing, has no place, has another shape, or holds a number that no network
+            can compute with. The message names it and the likely cause.
     """
     wanted = places(like, family)
     state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
@@ -137,6 +139,7 @@ def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
     for place in wanted:
         if state[place.theirs].shape != place.shape:
             raise ValueError(_shape_error(place, state[place.theirs].shape, family))
+        _check_values(place.theirs, state[place.theirs])
     for name, values in family.fixed.items():
         if state[name].shape != values.shape or not np.allclose(state[name], values, rtol=0, atol=1e-6):
             raise ValueError(
@@ -185,6 +188,18 @@ def _check_names(found: Arrays, wanted: Sequence[str]) -> None:
         raise ValueError(f"{left[0]!r} of the file has no place here ({len(left)} such names): {cause}")
 
 
+def _check_values(name: str, array: np.ndarray) -> None:
+    """Raise a ValueError if a number is NaN, infinite or larger than LARGEST."""
+    bad = ~(np.abs(array.astype(np.float64)) <= LARGEST)
+    if bad.any():
+        first = array[bad][0]
+        raise ValueError(
+            f"{bad.sum()} of {bad.size} numbers of {name} in the file are NaN, infinite or above "
+            f"{LARGEST:.3g}, the largest of bfloat16 (first: {first}). The file is damaged or its training "
+            "diverged: download it again, or export an earlier checkpoint"
+        )
+
+
 def _shape_error(place: Place, shape: tuple[int, ...], family: Family) -> str:
     text = f"{place.theirs} is {list(shape)} in the file and {list(place.shape)} here"
     if place.theirs.rpartition(".")[0] in family.heads.values() and shape[1:] == place.shape[1:]:
@@ -201,16 +216,33 @@ def read(file: str) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is another kind of file, or the package that reads it is not installed.
+        ValueError: it is damaged or another kind of file, or the package that reads it is not installed.
     """
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     if path.suffix == ".safetensors":
-        return _safetensors().load_file(path)
+        return _read_safetensors(path)
     if path.suffix not in (".pth", ".pt"):
         raise ValueError(f"{path} is neither .safetensors nor .pth")
     return dict(_pytorch(path))
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    numpy = _safetensors()
+    from safetensors import SafetensorError
+
+    try:
+        return numpy.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged, incomplete or no safetensors file ({error}). Download or export it again, "
+            "then: ssljax convert --from=FILE.safetensors"
+        ) from error
+    except (AttributeError, KeyError, TypeError) as error:  # NumPy has no such numbers
+        raise ValueError(
+            f"{path} holds numbers of a kind that is not read ({error}): save them as float32 or bfloat16"
+        ) from error
 
 
 def _pytorch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -229,6 +261,11 @@ def _pytorch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise ValueError(
             f"{path} holds more than arrays, and reading it could run code that is in it: save only its "
             "state dict"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is damaged, incomplete or no file of PyTorch ({error}). Download or export it again, "
+            "then: ssljax convert --from=FILE.pth"
         ) from error
     for wrapper in ("model", "state_dict"):
         state = state.get(wrapper, state)

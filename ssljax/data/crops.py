@@ -16,13 +16,14 @@ to 8).
 from __future__ import annotations
 
 import functools
+import io
 import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import policies, recipes
+from ssljax.data import damage, policies, recipes
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -55,11 +56,45 @@ def tensorflow() -> Any:
 def decode(encoded: tf.Tensor, channels: int) -> tf.Tensor:
     """Decode JPEG or PNG bytes (grey, palette, alpha, CMYK, ...) to uint8 [H, W, channels].
 
-    A single channel is the ITU-R 601 grey level.
+    A single channel is the ITU-R 601 grey level. A JPEG that ends before its last pixel is an error.
     """
     tf = tensorflow()
     image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # the op reads PNG as well
+    # TensorFlow fills what is missing with grey and does not say so.
+    grey = tf.reduce_any(tf.reduce_all(image[-1, -1] == tf.constant(damage.GREY, tf.uint8)[:, None], 1))
+    image = tf.cond(grey, lambda: _with_end(encoded, image), lambda: image)
     return image if channels == 3 else tf.image.rgb_to_grayscale(image)
+
+
+def _with_end(encoded: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+    """Return the image. It is an error if it is a JPEG that ends before its last pixel."""
+    tf = tensorflow()
+
+    def check(encoded: bytes | np.ndarray) -> np.bool_:
+        # It is an array outside of a pipeline.
+        return np.bool_(not damage.ends_too_early(np.asarray(encoded, object).item()))
+
+    whole = tf.numpy_function(check, [encoded], tf.bool)
+    with tf.control_dependencies([tf.debugging.Assert(whole, [damage.TOO_EARLY])]):
+        return tf.identity(image)
+
+
+def decode_now(encoded: bytes, channels: int) -> np.ndarray:
+    """Decode at once, outside of a pipeline.
+
+    Returns:
+        uint8 [H, W, channels].
+
+    Raises:
+        ValueError: the bytes are no readable image; says why.
+    """
+    tf = tensorflow()
+    damage.check_header(io.BytesIO(encoded))
+    try:
+        return np.asarray(decode(tf.constant(encoded), channels))
+    except tf.errors.InvalidArgumentError as error:
+        text = error.message.rpartition("}} ")[2].partition(" [Op:")[0]
+        raise ValueError(damage.TOO_EARLY if damage.TOO_EARLY in text else text) from error
 
 
 def box_tf(

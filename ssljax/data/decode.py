@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from ssljax.data import damage
+from ssljax.data.source import SKIP
+
 log = logging.getLogger(__name__)
 
-SKIP = "set data.on_bad_image='skip'"
 MEMORY_LIMIT = 8 * 2**30  # bytes of pixels, or of encoded records, held in memory
 
 
@@ -26,11 +28,21 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
         uint8 [size, size, channels].
 
     Raises:
-        OSError, ValueError, SyntaxError: the bytes are not an image, or the image is truncated.
+        OSError, ValueError, SyntaxError: the bytes are not an image, or one that is truncated or too large.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    image: Image.Image = Image.open(io.BytesIO(encoded))
+    file = io.BytesIO(encoded)
+    kind = damage.check_header(file)
+    try:
+        image: Image.Image = Image.open(file, formats=damage.FORMATS)
+    except UnidentifiedImageError as error:  # its text names an object in memory
+        raise ValueError(f"its beginning is damaged, no {kind} can be read from it") from error
+    image.load()
+    if kind == "JPEG":
+        last = image.getpixel((image.width - 1, image.height - 1))
+        if np.isin(np.array(last), damage.GREY).all() and damage.ends_too_early(encoded):
+            raise ValueError(damage.TOO_EARLY)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
@@ -107,7 +119,7 @@ def decode_all(
         try:
             images[i] = decode(read(i), size, channels)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-            return str(error) or type(error).__name__
+            return reason(error, name_of(i))
         return ""
 
     good, skipped = settle(threaded(one, n, os.cpu_count() or 1), name_of, on_bad, how_to_skip)
@@ -165,22 +177,45 @@ def settle(
     return np.array(good, np.int64), tuple(skipped)
 
 
+def reason(error: Exception, name: str) -> str:
+    """What is wrong with an image, given the error of reading or decoding it.
+
+    Raises:
+        ValueError: the disk or the network failed, which says nothing about the image.
+        MemoryError: so does this.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    if not isinstance(error, OSError) or error.errno is None:  # Pillow's own have no number
+        return str(error) or type(error).__name__
+    found = damage.lasting(name, error)
+    if not found:
+        raise ValueError(
+            f"{name} could not be read ({error.strerror}). This is a failure of the disk or the network, not "
+            "an unreadable image, so it is not left out: start the same command again"
+        ) from error
+    return found
+
+
 def problem_with(path: str) -> str:
     """Check an image file cheaply and return what is wrong with it, "" if nothing is.
 
-    This is cheap enough to check every file before training: only the first and last bytes are read. A file
-    without the signature or the end marker of its format is decoded in full.
+    This is cheap enough to check every file before training: only the header and the last bytes are read. A
+    file without the end marker of its format is decoded in full.
+
+    Raises:
+        ValueError: the disk or the network failed.
     """
     try:
+        size = damage.require_file(path)
         with open(path, "rb") as file:
-            head = file.read(8)
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 64))
+            kind = damage.check_header(file)
+            file.seek(max(0, size - 64))
             tail = file.read()
-        whole_jpeg = head[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in tail
-        whole_png = head == b"\x89PNG\r\n\x1a\n" and b"IEND" in tail
-        if not (whole_jpeg or whole_png):
-            with open(path, "rb") as file:
+            whole = (kind == "JPEG" and b"\xff\xd9" in tail) or (kind == "PNG" and b"IEND" in tail)
+            if not whole:
+                file.seek(0)
                 decode(file.read(), 8, 3)
     except Exception as error:  # as in decode_all
-        return str(error) or type(error).__name__
+        return reason(error, path)
     return ""

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import decode, sampler
+from ssljax.data import damage, decode, sampler
 from ssljax.data.source import Source, digest, require_labels
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
         files, labels = _only(sampler.first_per_class(labels, data.train_per_class), files, labels)
 
     def read_file(i: int) -> bytes:
-        return Path(files[i]).read_bytes()
+        return damage.read(files[i])
 
     def name_of(i: int) -> str:
         return files[i]
@@ -151,7 +151,7 @@ def has_classes(folder: Path) -> bool:
     Raises:
         ValueError: some images are in class folders and some lie loose.
     """
-    loose = sorted(name for name in os.listdir(folder) if _is_image(name) and (folder / name).is_file())
+    loose = sorted(name for name in os.listdir(folder) if _is_image(name) and not (folder / name).is_dir())
     if not loose:
         return True  # or there are no images at all, which `list_classes` reports
     filled = next((name for name in class_folders(folder) if any(_images(folder / name))), None)
@@ -245,13 +245,19 @@ def list_loose(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
 
 
 def _images(folder: Path, hidden_folders: bool = True) -> Iterator[str]:
-    """Yield the paths of the images below a folder, in no particular order, without hidden files."""
+    """Yield the paths of the images below a folder, in no particular order, without hidden files.
+
+    Whatever has the name of an image is one, also a pipe or a link to nothing. Checking says what it is.
+    """
     for at, folders, names in os.walk(folder):
         if not hidden_folders:
             folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if _is_image(name):
                 yield os.path.join(at, name)
+        for name in folders:
+            if _is_image(name) and not any(_images(Path(at, name))):
+                yield os.path.join(at, name)  # a folder where an image should be: it is unreadable
 
 
 def _is_image(name: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ssljax.data import decode
+from ssljax.data import damage, decode
 from ssljax.data.source import Source, digest
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
@@ -59,6 +59,7 @@ def source(pictures: Sequence[Picture], data: ConfigDict) -> Source:
         encoded=lambda ids: [read(int(i)) for i in ids],
         name_of=name_of,
         skipped=skipped,
+        how_to_skip=SKIP,
     )
 
 
@@ -107,7 +108,7 @@ def _check(picture: Picture, i: int) -> None:
     if isinstance(picture, Image.Image):
         return
     if isinstance(picture, str | os.PathLike):
-        if not os.path.exists(picture):
+        if not os.path.lexists(picture):
             raise FileNotFoundError(f"image {i}: there is no file {os.fspath(picture)}")
         return
     shape = np.shape(picture)
@@ -123,8 +124,7 @@ def _check(picture: Picture, i: int) -> None:
 def _file(picture: Picture) -> bytes:
     """The bytes of a file with this picture: its own, or those of a PNG that holds the same pixels."""
     if isinstance(picture, str | os.PathLike):
-        with open(picture, "rb") as file:
-            return file.read()
+        return damage.read(os.fspath(picture))
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture[:, :, 0] if picture.shape[2:] == (1,) else picture)
     if picture.mode not in PNG_MODES:

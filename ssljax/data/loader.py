@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import geometry, policies, recipes, sampler
+from ssljax.data import geometry, policies, reading, recipes, sampler
 from ssljax.data.source import Source
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Batches = Generator[dict[str, np.ndarray], None, None]
 
 PREFETCH = 2  # batches made ahead of the consumer
-READ_AT_ONCE = 32  # records fetched by one call of Source.read
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -193,96 +192,25 @@ def _host_crops(
         key = tf.stack([epoch, tf.cast(index, tf.int64)])
         return crops.training_views(image, key, config, copy), position
 
-    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    plans = steps.map(lambda s: tf.numpy_function(plan, [s], (tf.int64, tf.int64))).unbatch()
-    images = _read(tf, source, plans, channels)
-    dataset = images.map(views, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    batches = iter(dataset.batch(share, drop_remainder=True).prefetch(PREFETCH).as_numpy_iterator())
+    def batches(step: int, stand_in: reading.StandIn | None) -> Iterator[tuple[Any, np.ndarray]]:
+        steps = tf.data.Dataset.range(step, np.iinfo(np.int64).max)
+        plans = steps.map(lambda s: tf.numpy_function(plan, [s], (tf.int64, tf.int64))).unbatch()
+        images = reading.images(tf, source, plans, channels, stand_in)
+        dataset = images.map(views, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return iter(dataset.batch(share, drop_remainder=True).prefetch(PREFETCH).as_numpy_iterator())
 
-    for step in itertools.count(start_step):
-        try:
-            views_of_step, position = next(batches)
-        except tf.errors.OpError as error:
-            raise _naming_the_image(error, source, _next_rows(rows, step, share), channels) from error
+    def suspects(step: int) -> np.ndarray:
+        """The rows of a step, and those that are fetched together with its last."""
+        return np.concatenate([rows(s) for s in range(step, step + 2 + reading.AT_ONCE // share)])
+
+    found = reading.going_on(batches, suspects, source, config.data, start_step)
+    for views_of_step, position in found:
         yield {**views_of_step, "label": source.labels[position], "index": source.index[position]}
 
 
-def _next_rows(rows: Callable[[int], np.ndarray], step: int, share: int) -> np.ndarray:
-    """Return the rows that can have failed at `step`: its own, and those fetched together with its last."""
-    return np.concatenate([rows(s) for s in range(step, step + 2 + READ_AT_ONCE // share)])
-
-
-def _read(tf: Any, source: Source, dataset: tf.data.Dataset, channels: int) -> tf.data.Dataset:
-    """Add the images to a dataset of positions, in order.
-
-    Images are read by index in chunks and decoded in parallel.
-
-    Args:
-        tf: TensorFlow.
-        source: where images are read.
-        dataset: elements are (number, position); `number` is passed on.
-        channels: 3 or 1.
-
-    Returns:
-        A dataset of (number, position, image uint8 [H, W, C]).
-    """
-    from ssljax.data import crops
-
-    images = source.images
-    dtype = tf.string if images is None else tf.uint8
-    shape = [None] if images is None else [None, *images.shape[1:]]
-
-    def read(positions: np.ndarray) -> np.ndarray:
-        if images is None:
-            return np.array(source.read(positions), object)
-        return images[positions]
-
-    def fetch(number: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        content = tf.numpy_function(read, [position], dtype)
-        content.set_shape(shape)
-        return number, position, content
-
-    def decode(
-        number: tf.Tensor, position: tf.Tensor, content: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return number, position, crops.decode(content, channels)
-
-    chunks = dataset.batch(READ_AT_ONCE)
-    chunks = chunks.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    examples = chunks.unbatch()
-    if images is not None:
-        return examples
-    return examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-
-def _naming_the_image(error: Exception, source: Source, positions: np.ndarray, channels: int) -> Exception:
-    """Find out which image a failure of the pipeline is about.
-
-    Args:
-        error: the pipeline's error.
-        source: what was read.
-        positions: the images among which it happened.
-        channels: 3 or 1.
-
-    Returns:
-        A ValueError that names the image, or `error` itself if all images can be read.
-    """
-    from ssljax.data import crops
-
-    if source.images is not None:
-        return error
-    for i in positions:
-        try:
-            crops.decode(source.read([i])[0], channels)
-        except Exception as problem:  # TensorFlow has an error of its own for every kind of damage
-            return ValueError(
-                f"{source.describe(i)} cannot be read as an image ({problem}): its first and last bytes "
-                "looked complete when training began. Replace or delete it"
-            )
-    return error
-
-
-def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+    source: Source, config: ConfigDict, *, batch_size: int, positions: np.ndarray | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Yield every example exactly once, in order. The last batch is padded with zeros.
 
     Images are cropped as in `crops.eval_image`. Images in memory are cropped without TensorFlow, with the
@@ -292,38 +220,32 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
         source: any split.
         config: reads `data.image_size`, `.channels`, `.eval_crop` and `augment.antialias`.
         batch_size: number of rows of every batch.
+        positions: int64 [N], which examples; repeats are allowed. None: all.
 
     Returns:
         Dicts of numpy arrays: image uint8 [batch_size, S, S, C], label int32 [batch_size], index int32
-        [batch_size] and mask bool [batch_size], which is False for padding.
+        [batch_size] and mask bool [batch_size], which is False for padding, and for the image that takes the
+        place of an unreadable one with `data.on_bad_image="skip"` (see `reading`).
 
     Raises:
         ValueError: an image is unreadable (the message names it).
     """
-    n = len(source)
-    if source.images is None:
-        images = _host_eval(source, config, batch_size)
-    else:
-        images = (source.images[rows] for rows in _chunks(n, batch_size))
-    for rows in _chunks(n, batch_size):
-        batch = {
-            "image": next(images),
-            "label": source.labels[rows],
-            "index": source.index[rows],
-            "mask": np.ones(len(rows), bool),
-        }
+    wanted = np.arange(len(source)) if positions is None else positions
+    decoded = _host_eval(source, config, wanted, batch_size)  # not begun if the images are in memory
+    n = len(wanted)
+    for first in range(0, n, batch_size):
+        rows = wanted[first : first + batch_size]
+        if source.images is None:
+            image, mask = next(decoded)
+        else:
+            image, mask = source.images[rows], np.ones(len(rows), bool)
+        batch = {"image": image, "label": source.labels[rows], "index": source.index[rows], "mask": mask}
         missing = batch_size - len(rows)
         if missing:
             batch = {name: _padded(values, missing) for name, values in batch.items()}
         if source.images is not None:  # after the padding: one shape, so one compilation
             batch["image"] = _central(batch["image"], config)
         yield batch
-
-
-def _chunks(n: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Yield the positions 0..n-1 in batches; the last one may be shorter."""
-    for first in range(0, n, batch_size):
-        yield np.arange(first, min(first + batch_size, n))
 
 
 def _padded(values: np.ndarray, missing: int) -> np.ndarray:
@@ -364,25 +286,29 @@ def _central_squares(images: jax.Array, *, side: int, size: int, method: str, an
     return jnp.rint(jnp.clip(pixels, 0.0, 255.0)).astype(jnp.uint8)
 
 
-def _host_eval(source: Source, config: ConfigDict, batch_size: int) -> Iterator[np.ndarray]:
-    """Yield the crops of `eval_batches` from a tf.data pipeline, uint8 [<= batch_size, S, S, C]."""
+def _host_eval(
+    source: Source, config: ConfigDict, positions: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the crops of `eval_batches` from a tf.data pipeline.
+
+    Returns:
+        Pairs of uint8 [<= batch_size, S, S, C] and whether each is the image itself, bool [<= batch_size].
+    """
     from ssljax.data import crops
 
-    tf = crops.tensorflow()
-    n = len(source)
-    channels = config.data.channels
+    tf: Any = crops.tensorflow()
 
-    positions = tf.data.Dataset.range(n).map(lambda i: (i, i))
-    dataset = _read(tf, source, positions, channels).map(
-        lambda _, position, image: crops.eval_image(image, config),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-    batches = iter(dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator())
+    def crop(asked: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return crops.eval_image(image, config), asked == position
 
-    for rows in _chunks(n, batch_size):
-        try:
-            yield next(batches)
-        except tf.errors.OpError as error:
-            suspects = np.arange(rows[0], min(rows[0] + batch_size + READ_AT_ONCE, n))
-            raise _naming_the_image(error, source, suspects, channels) from error
+    def batches(number: int, stand_in: reading.StandIn | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        left = tf.data.Dataset.from_tensor_slices(positions[number * batch_size :]).map(lambda i: (i, i))
+        images = reading.images(tf, source, left, config.data.channels, stand_in)
+        dataset = images.map(crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return iter(dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator())
+
+    def suspects(number: int) -> np.ndarray:
+        first = number * batch_size
+        return positions[first : first + batch_size + reading.AT_ONCE]
+
+    yield from reading.going_on(batches, suspects, source, config.data, 0)

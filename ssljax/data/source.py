@@ -16,6 +16,8 @@ FIX = (
     "data.labels_per_class and data.label_fraction"
 )
 
+SKIP = "set --config.data.on_bad_image=skip"
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -33,6 +35,7 @@ class Source:
         encoded: returns the K encoded images of ids [K]; only called if `images` is None.
         name_of: returns the name of the file or record of an id, for messages.
         skipped: names of unreadable files that were left out (`data.on_bad_image="skip"`).
+        how_to_skip: what the user does to leave out unreadable images, for messages.
         targets: other annotations by name (several labels per image, boxes), as arrays whose first axis is N.
         file_of: returns the file of an id, below the folder of the data, and its size in bytes; None for a
             source without files.
@@ -48,6 +51,7 @@ class Source:
     encoded: Callable[[np.ndarray], list[bytes]]
     name_of: Callable[[int], str]
     skipped: tuple[str, ...] = ()
+    how_to_skip: str = SKIP
     targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     file_of: Callable[[int], tuple[str, int]] | None = None
 

@@ -71,7 +71,7 @@ def save(figure: Figure, path: Path) -> None:
     """Writes a PNG of 256 colours: a third of the bytes, without a visible difference."""
     whole = io.BytesIO()
     figure.savefig(whole, format="png")
-    colours = Image.open(whole).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    colours = Image.open(whole, formats=("PNG",)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     colours.save(path, optimize=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +25,15 @@ figcaption { color: #666; font-size: 14px }
 pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: 12px }
 """
 
+# Code in a text. Code with a bar or a bracket is not taken for code, because it cannot be escaped.
+CODE = re.compile(r"((?<!`)`[^`|<]+`(?!`))")
+
 
 class Block(NamedTuple):
     """A piece of the report.
 
     Attributes:
-        kind: "h2", "p", "table", "img" or "pre".
+        kind: "h1" (Markdown only), "h2", "p", "table", "img" or "pre".
         content: the text of a heading or paragraph, the rows of a table (the first is its header), the file
             and the caption of an image, or the lines of a pre.
     """
@@ -38,21 +42,47 @@ class Block(NamedTuple):
     content: Any
 
 
-def markdown(blocks: Sequence[Block]) -> str:
-    """The blocks as GitHub Markdown."""
+def markdown(blocks: Sequence[Block], *, ours: bool = False) -> str:
+    """The blocks as GitHub Markdown.
+
+    Args:
+        blocks: their texts are plain, but for `code` and **bold**. Names of classes and settings come from
+            other people's files, so nothing else in them becomes a link, a tag or a further cell.
+        ours: whether the texts are Markdown that was written in this repository.
+    """
     out = []
     for kind, content in blocks:
         if kind == "table":
-            head, *body = content
+            table = content if ours else [[_plain(cell) for cell in row] for row in content]
+            head, *body = table
             rows = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
             out.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
         elif kind == "img":
-            out.append(f"![{content[1]}]({content[0]})")
+            said = _plain(content[1].translate({ord("["): "(", ord("]"): ")"}))
+            out.append(f"![{said}]({urllib.parse.quote(content[0])})")
         elif kind == "pre":
-            out.append("\n".join(["```", *content, "```"]))
+            out.append(_fenced(content))
         else:
-            out.append(f"## {content}" if kind == "h2" else content)
+            text = content if ours else _plain(content)
+            out.append({"h1": "# ", "h2": "## ", "p": ""}[kind] + text)
     return "\n\n".join(out) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Escape what Markdown and HTML would act on, except `code` and **bold**."""
+    parts = CODE.split(" ".join(text.split()))  # every second part is code
+    for i in range(0, len(parts), 2):
+        part = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", parts[i].replace("\\", "\\\\"))
+        part = part.replace("|", "&#124;").replace("`", "\\`")
+        parts[i] = re.sub(r"\](?=[(\[:])", r"\\]", part)
+    return "".join(parts)
+
+
+def _fenced(lines: Sequence[str]) -> str:
+    """Lines of code between two fences that are longer than any run of backticks in them."""
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return "\n".join([fence, *lines, fence])
 
 
 def page(title: str, blocks: Sequence[Block], folder: Path) -> str:

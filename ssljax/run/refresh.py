@@ -107,10 +107,11 @@ class Run(NamedTuple):
         places = np.resize(positions, count * batch).reshape(count, batch)
         share = batch // jax.process_count()
         first = share * jax.process_index()
-        own = self.source.select(places[:, first : first + share].ravel())
+        own = places[:, first : first + share].ravel()
 
         split = sharding.batch_sharding(mesh)
-        for number, part in enumerate(loader.eval_batches(own, config, batch_size=share)):
+        parts = loader.eval_batches(self.source, config, batch_size=share, positions=own)
+        for number, part in enumerate(parts):
             image = jax.make_array_from_process_local_data(split, part["image"])
             features = self.program.encode(state.params, state.model_state, state.extra, image)
             present = np.arange(batch) + number * batch < len(positions)

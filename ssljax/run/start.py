@@ -16,12 +16,27 @@ from ssljax.results import commit, versions
 from ssljax.run import files
 from ssljax.types import Facts
 
-# Settings that may change between two starts of the same run.
-HARMLESS = ("log_every", "eval_every_epochs", "checkpoint", "evaluate", "name", "preset", "sharding")
+# Settings, or whole sections, that may change between two starts of the same run. Where on_bad_image="error"
+# has ended a run, "skip" goes on with the same stream, in which only unreadable images are replaced.
+HARMLESS = (
+    "log_every",
+    "eval_every_epochs",
+    "checkpoint",
+    "evaluate",
+    "name",
+    "preset",
+    "sharding",
+    "data.on_bad_image",
+)
+
+
+def harmless(key: str) -> bool:
+    """Whether a setting may change between two starts of the same run."""
+    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
 
 
 def refuse_other_config(folder: epath.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a setting differs that is not HARMLESS, or if the old run has stages.
+    """Raise a ValueError if a setting differs that is not harmless, or if the old run has stages.
 
     Args:
         folder: of the run, for the message.
@@ -36,7 +51,7 @@ def refuse_other_config(folder: epath.Path, old: Mapping[str, Any], new: Mapping
     differ = [
         f"{key} was {before!r}, now {now!r}"
         for key, before, now in differences(old, new)
-        if key.split(".")[0] not in HARMLESS
+        if not harmless(key)
     ]
     if differ:
         raise ValueError(

@@ -225,6 +225,39 @@ def test_the_family_follows_the_config():
     assert not VIT.fixed
 
 
+@pytest.mark.parametrize(
+    "dtype, value, shown",
+    [
+        (np.float32, np.nan, "nan"),
+        (np.float16, np.inf, "inf"),
+        (np.float64, 1e39, "1e"),
+        (np.float32, -3.4e38, "-3.39999"),
+        (ml_dtypes.bfloat16, np.nan, "nan"),
+    ],
+)
+def test_numbers_that_no_network_computes_with_are_refused(golden, dtype, value, shown):
+    state, template = tiny_vit(golden)
+    name = "blocks.1.norm2.bias"
+    state[name] = state[name].astype(dtype)
+    state[name][[3, 5]] = value
+    match = rf"2 of 32 numbers of {name} in the file are NaN, infinite or above 3.39e\+38.*first: {shown}"
+    with pytest.raises(ValueError, match=match):
+        weights.load(state, template, VIT)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-3], lambda b: b[:20], lambda b: b"", lambda b: b"<html>" * 20], ids=range(4)
+)
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, damage):
+    file = tmp_path / "a.safetensors"
+    save_file({"a": np.ones((4, 4), np.float32)}, file)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(
+        ValueError, match=r"a.safetensors is damaged.*Download or export.*ssljax convert --from"
+    ):
+        weights.read(str(file))
+
+
 def test_half_precision_is_read_exactly_and_transposed_arrays_are_written_whole(tmp_path, golden):
     state, template = tiny_vit(golden)
     half = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import os
 import struct
 import subprocess
 import sys
@@ -385,7 +386,9 @@ def test_unreadable_image_is_named_or_skipped_and_counted(folder, crop_on, how, 
     bad = folder / "train" / "cat" / "0.jpeg"
     bad.write_bytes(b"not an image" if how == "text" else bad.read_bytes()[:-80])
     data = data_of(f"folder:{folder}", channels=3, crop_on=crop_on)
-    with pytest.raises(ValueError, match=f"{bad} cannot be read as an image.*on_bad_image='skip'"):
+    with pytest.raises(
+        ValueError, match=f"{bad} cannot be read as an image.*--config.data.on_bad_image=skip"
+    ):
         sources.load(data, "train")
     data.on_bad_image = "skip"
     source = sources.load(data, "train")
@@ -394,6 +397,30 @@ def test_unreadable_image_is_named_or_skipped_and_counted(folder, crop_on, how, 
     assert f"1 unreadable image left out: {bad}" in caplog.text
     if crop_on == "host":
         assert source.read([0])[0] == (folder / "train" / "cat" / "1.jpeg").read_bytes()
+
+
+@pytest.mark.parametrize("crop_on", ["device", "host"])
+def test_what_is_no_file_is_named_and_neither_hangs_nor_passes_in_silence(folder, crop_on):
+    """A pipe hung the run, a folder with the name of an image was left out without a word."""
+    cat = folder / "train" / "cat"
+    (cat / "a folder.jpg").mkdir()
+    (cat / "link.jpg").symlink_to(folder / "nowhere.jpg")
+    os.mkfifo(cat / "pipe.jpg")
+    (cat / "holiday.jpg").mkdir()
+    save(cat / "holiday.jpg" / "beach.jpg", 3)  # a folder of images may have any name
+    data = data_of(f"folder:{folder}", channels=3, crop_on=crop_on)
+    with pytest.raises(ValueError, match=r"a folder.jpg cannot be read as an image \(it is a folder\)"):
+        sources.load(data, "train")
+    data.on_bad_image = "skip"
+    source = sources.load(data, "train")
+    assert [name.rsplit("/", 1)[1] for name in source.skipped] == ["a folder.jpg", "link.jpg", "pipe.jpg"]
+    assert len(source) == 13 and any("beach" in source.describe(i) for i in range(13))
+
+
+def test_a_loose_link_or_pipe_is_not_passed_over(folder):
+    (folder / "train" / "stray.jpg").symlink_to("/nowhere.jpg")
+    with pytest.raises(ValueError, match="stray.jpg lies loose beside class folders"):
+        sources.load(data_of(f"folder:{folder}"), "train")
 
 
 def test_bad_value_of_on_bad_image(folder):
