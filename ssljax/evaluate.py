@@ -38,7 +38,7 @@ from ssljax.program import Evaluated, encoded, open_run, stage, stages, untraine
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench, Reduce
 from ssljax.protocols.features import Features, raw_pixels
-from ssljax.run import few_labels, hosts
+from ssljax.run import few_labels, hosts, memory
 from ssljax.run.folder import HARMLESS, facts_of
 from ssljax.sharding import make_mesh
 from ssljax.types import JudgeFn, Measurement
@@ -310,7 +310,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
-        try:
+        with cli.answered("evaluate"), memory.explained(config, flags.stage, verb="evaluate"):
             protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, tuple(PROTOCOLS))
             baselines = chosen("baselines", flags.baselines, (), BASELINES)
             for run, measurement in measure(config, workdir, protocols, baselines, figures, command, changed):
@@ -318,8 +318,6 @@ def main(argv: list[str] | None = None) -> None:
                     found = results.lines(measurement, METRICS)
                     results.append(file, run, found)
                     say(found[0])
-        except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
-            raise SystemExit(f"ssljax evaluate: {error}") from error
         if jax.process_index() == 0:
             print(f"results: {file}")
 
@@ -335,4 +333,4 @@ def say(first: results.Measurement) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -19,18 +19,21 @@ from ml_collections import ConfigDict
 from ssljax import cli
 from ssljax.data import sources
 from ssljax.program import build, stages, start_from, use_compilation_cache
-from ssljax.run import hosts, monitor, profile
+from ssljax.run import hosts, memory, profile
 from ssljax.run.folder import RunFolder, describe_stages
 from ssljax.run.loop import fit
 
 
-def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, profile_steps: int = 0) -> None:
+def run_stage(
+    config: ConfigDict, workdir: str, earlier: dict[str, str], *, name: str = "", profile_steps: int = 0
+) -> None:
     """Run the loop once, to the end. An interrupted run is resumed; a finished one is left alone.
 
     Args:
         config: the config of this stage.
         workdir: the folder of this stage.
         earlier: name -> folder of the stages before it, for `init_from`.
+        name: of this stage, for messages; "" for a run without stages.
         profile_steps: how many steps to record in `workdir/profile`, after the first ten; 0 records none.
     """
     source = sources.load(config.data, "train")
@@ -41,7 +44,10 @@ def run_stage(config: ConfigDict, workdir: str, earlier: dict[str, str], *, prof
         if profile_steps:
             step = profile.recorded(program.step, profile_steps, workdir, left=program.total_steps)
             program = program._replace(step=step)
-        fit(program, source, seed=config.seed, folder=folder, test=test, start=start_from(program, earlier))
+        in_pieces = program.method.separable or program.method.two_pass is not None
+        with memory.explained(config, name, verb="train", pieces=in_pieces):
+            start = start_from(program, earlier)
+            fit(program, source, seed=config.seed, folder=folder, test=test, start=start)
 
 
 def run_stages(config: ConfigDict, workdir: str, *, profile_steps: int = 0) -> None:
@@ -50,7 +56,7 @@ def run_stages(config: ConfigDict, workdir: str, *, profile_steps: int = 0) -> N
         describe_stages(workdir, config)
     earlier: dict[str, str] = {}
     for name, stage, folder in stages(config, workdir):
-        run_stage(stage, folder, earlier, profile_steps=profile_steps)
+        run_stage(stage, folder, earlier, name=name, profile_steps=profile_steps)
         earlier[name] = folder
 
 
@@ -61,9 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     with hosts.together("train", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
         try:
-            run_stages(flags.config, flags.workdir, profile_steps=flags.profile)
-        except (ValueError, FileNotFoundError, ImportError, MemoryError, monitor.NotFinite) as error:
-            raise SystemExit(f"ssljax train: {error}") from error
+            with cli.answered("train"):
+                run_stages(flags.config, flags.workdir, profile_steps=flags.profile)
         except KeyboardInterrupt:
             print(
                 "ssljax train: left at once; the same command resumes from the last checkpoint",
@@ -75,4 +80,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -69,6 +69,7 @@ def resolved(config: ConfigDict) -> tuple[View, ...]:
     views = []
     for name, view in stated.items():
         recipe = _recipe(config.augment, stated, name)
+        _check_channels(name, recipe, config.data.channels)
         first = firsts[view["of"] or name]
         views.append(View(name, recipe, view["size"], view["count"], first))
     return tuple(views)
@@ -107,6 +108,17 @@ def _check(name: str, view: Mapping[str, Any], stated: Mapping[str, Mapping[str,
             f"{place}.{own[0]}={view[own[0]]!r} does not go with of={view['of']!r}: the shared crop is drawn "
             f"for that view. Set config.views.{view['of']}.{own[0]} instead, or remove `of`"
         )
+
+
+def _check_channels(name: str, recipe: ConfigDict, channels: int) -> None:
+    """Refuse a normalisation of another number of channels, with a ValueError."""
+    for key in ("mean", "std"):
+        if len(recipe[key]) != channels:
+            raise ValueError(
+                f"config.views.{name}: {key}={tuple(recipe[key])} has {len(recipe[key])} entries, and "
+                f"data.channels={channels}: set augment.mean and augment.std to one number per channel, e.g. "
+                f"--config.augment.{key}='({'0.5,' * channels})'"
+            )
 
 
 def _recipe(augment: ConfigDict, stated: Mapping[str, Mapping[str, Any]], name: str) -> ConfigDict:
