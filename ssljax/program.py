@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from ssljax import models, optim, sharding
 from ssljax.config import check as check_config
 from ssljax.config import stages as stages_of
-from ssljax.data import loader, views
+from ssljax.data import loader, recipes, views
 from ssljax.data.source import Source
 from ssljax.methods import METHODS
 from ssljax.protocols import PROTOCOLS
@@ -148,7 +148,7 @@ def method_of(config: ConfigDict, facts: Facts) -> Method:
 
     Raises:
         ValueError: the method is unknown, does not take this number of views, or learns classes and there are
-            none.
+            none; or the images are normalised for another number of channels.
     """
     if config.method not in METHODS:
         raise ValueError(f"method={config.method!r} is not one of {', '.join(METHODS)}")
@@ -159,6 +159,7 @@ def method_of(config: ConfigDict, facts: Facts) -> Method:
             f"config.views draws {found} views of each image, and {config.method} takes {method.num_views}: "
             f"change config.views to draw {method.num_views}"
         )
+    recipes.check_channels(config)
     if method.needs_labels and not facts.num_classes:
         raise ValueError(
             f"{config.method} learns from labels, and data.source={config.data.source!r} has none: "

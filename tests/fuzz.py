@@ -1,164 +1,56 @@
 """Random settings on the command line of a preset: each must be refused with a clear message, or be built.
 
+    python -m tests.fuzz PRESET [--seed 0] [--count 200] [--steps 0]
+
 A mutation is one or two words of a command line, such as `--config.optim.momentum=nan`. `tried` takes them
 the way `ssljax train` takes them, up to the program, which is not compiled.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import random
+import resource
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from ssljax import cli, config, program, sharding
 from ssljax.config.keys import row
-from ssljax.data import decode, loader, sources
+from ssljax.data import decode, loader, recipes, sources
 from ssljax.data.source import Source
+from ssljax.run import memory, monitor
+from ssljax.run.loop import fit
 
 PACKAGE = str(Path(config.__file__).parent.parent)
 PAPERS = ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
 
-# What people type and what breaks parsers, by the type of the key's default.
-NUMBERS = [
-    *("0", "-0", "1", "-1", "2", "3", "7", "16", "64", "100", "1000", "4096", "2147483647", "2147483648"),
-    *("-2147483649", "4294967295", "4294967296", str(2**63), str(2**70), str(-(2**70)), "9" * 400),
-    *(
-        "0.5",
-        "-0.5",
-        "0.999",
-        "1.0",
-        "1.5",
-        "1e-9",
-        "1e-30",
-        "1e-300",
-        "1e20",
-        "1e38",
-        "1e39",
-        "1e99",
-        "-1e99",
-    ),
-    *(
-        "1e400",
-        "nan",
-        "-nan",
-        "inf",
-        "-inf",
-        "",
-        " ",
-        "x",
-        "None",
-        "True",
-        "(1,)",
-        "[]",
-        "1,2",
-        "0x10",
-        "1_0",
-    ),
-    *("'1'", "1e", "--1", "1\n2", "é", "½", "٣"),
-]
-WORDS = [
-    *(
-        "",
-        " ",
-        "x",
-        "1",
-        "None",
-        "none",
-        "True",
-        "a\nb",
-        "\t",
-        "\x1b[31m",
-        "é",
-        "a/b",
-        "../x",
-        "/",
-        ".",
-        "..",
-        "-1",
-    ),
-    *(
-        "a" * 5000,
-        "'",
-        '"',
-        "{}",
-        "%s",
-        "$HOME",
-        "\udcff",
-        "nan",
-        "digits",
-        "folder:",
-        "folder:nowhere",
-        "tfds:",
-    ),
-    *(
-        "folder:/dev/null",
-        "tfds:nowhere",
-        "knn",
-        "encoder",
-        "sgd",
-        "adamw",
-        "lars",
-        "resnet18",
-        "vit_t",
-        "cosine",
-    ),
-]
-TUPLES = [
-    *(
-        "()",
-        "(1,)",
-        "(0.1,)",
-        "(0.5,0.5,0.5)",
-        "(2.0,0.1)",
-        "(0.1,2.0)",
-        "(1,2,3)",
-        "(1,2,3,4)",
-        "(0,)",
-        "(-1,)",
-    ),
-    *(
-        "('knn',)",
-        "('knn','knn')",
-        "('knnn',)",
-        "('encoder',)",
-        "('',)",
-        "('a\\nb',)",
-        "(nan,)",
-        "(1e99,1e99)",
-    ),
-    *(
-        "(1e400,)",
-        "(-1e400,1)",
-        "((1,),)",
-        "(None,)",
-        "(True,)",
-        "{}",
-        "{1}",
-        "1",
-        "'knn'",
-        "knn",
-        "knn,linear",
-    ),
-    *(
-        "(1",
-        "1,2",
-        "[1,2]",
-        "",
-        "()()",
-        "(" * 300,
-        "x" * 50,
-        f"({2**70},)",
-        "(0.5,0.5,'x')",
-        "(1e-300,1)",
-        "(b'a',)",
-    ),
-]
+# What people type and what breaks parsers, by the type of the key's default; | separates them.
+NUMBERS = (
+    "0|-0|1|-1|2|3|7|16|64|100|1000|4096|2147483647|2147483648|-2147483649|4294967295|4294967296"
+    "|9223372036854775808|1180591620717411303424|-1180591620717411303424|0.5|-0.5|0.999|1.0|1.5|1e-9|1e-30"
+    "|1e-300|1e20|1e38|1e39|1e99|-1e99|1e400|nan|-nan|inf|-inf|| |x|None|True|(1,)|[]|1,2|0x10|1_0|'1'|1e|--1"
+    "|1\n2|é|½|٣|" + "9" * 400
+).split("|")
+WORDS = (
+    "| |x|1|None|none|True|a\nb|\t|\x1b[31m|é|a/b|../x|/|.|..|-1|'|\"|{}|%s|$HOME|\udcff|nan|digits|folder:"
+    "|folder:nowhere|folder:/dev/null|tfds:|tfds:nowhere|knn|encoder|sgd|adamw|lars|resnet18|vit_t|cosine|"
+    + "a"
+    * 5000
+).split("|")
+TUPLES = (
+    "()|(1,)|(0.1,)|(0.5,0.5,0.5)|(2.0,0.1)|(0.1,2.0)|(1,2,3)|(1,2,3,4)|(0,)|(-1,)|('knn',)|('knn','knn')"
+    "|('knnn',)|('encoder',)|('',)|('a\\nb',)|(nan,)|(1e99,1e99)|(1e400,)|(-1e400,1)|((1,),)|(None,)|(True,)"
+    "|{}|{1}|1|'knn'|knn|knn,linear|(1|1,2|[1,2]||()()|(1180591620717411303424,)|(0.5,0.5,'x')|(1e-300,1)"
+    "|(b'a',)|" + "(" * 300
+).split("|")
 FLAGS = ["true", "false", "True", "False", "1", "0", "2", "", "maybe", "None", "yes", "nan", "(True,)"]
 POOLS: dict[type, list[str]] = {bool: FLAGS, int: NUMBERS, float: NUMBERS, str: WORDS, tuple: TUPLES}
 
@@ -362,3 +254,56 @@ def _last(error: BaseException) -> str:
     places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(PACKAGE)]
     where = f" at {Path(places[-1].filename).name}:{places[-1].lineno}" if places else ""
     return f"{type(error).__name__}{where}: {str(error)[:200]}"
+
+
+# ------------------------------------------------------------------------------------- from the command line
+
+
+def small(source: Source, built: program.Program) -> bool:
+    """Whether a step takes seconds."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(built.shapes))
+    drawn = sum(view.count * view.size**2 for view in recipes.resolved(built.config))
+    fits = size < 3_000_000 and drawn * built.config.batch_size < 500_000
+    return fits and built.config.data.image_size <= 64 and len(source) <= 1500
+
+
+def stepped(source: Source, built: program.Program) -> str:
+    """Do one training step. Returns what is wrong; "" if it ends, or stops with a message of ours."""
+    once = built._replace(total_steps=1, config=program.with_seed(built.config, built.config.seed))
+    try:
+        with jax.numpy_dtype_promotion("standard"), memory.explained(built.config, verb="train"):
+            fit(once, source, seed=built.config.seed)
+    except (ValueError, MemoryError, monitor.NotFinite) as error:
+        return "" if _ours(error) else f"step: another library's {_last(error)}"
+    except Exception as error:
+        return f"step: {_last(error)}"
+    return ""
+
+
+def main() -> None:
+    """Print what is wrong, and last a line of counts. The exit code is 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=0, help="how many accepted mutations train for a step")
+    flags = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
+
+    wrong = accepted = steps = 0
+    for words in mutations(flags.preset, flags.seed, flags.count):
+        found = tried(flags.preset, words)
+        problem = found.wrong
+        accepted += bool(found.stages)
+        if found.stages and steps < flags.steps and all(small(*stage) for stage in found.stages):
+            steps += 1
+            problem = stepped(*found.stages[-1])
+        if problem:
+            wrong += 1
+            print(f"{flags.preset} {words}: {problem}", flush=True)
+    print(f"{flags.count} mutations, {accepted} accepted, {steps} trained for a step, {wrong} wrong")
+    sys.exit(wrong > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults [GROUP ...] [--only WORDS]
 
-GROUP is a module of this package: hosts. Ends with exit code 1 if something else followed than must. `--only`
+GROUP is a module of this package: hosts, settings. Ends with exit code 1 if something else followed than must. `--only`
 takes the drills whose name contains the words.
 """
 
@@ -14,11 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.faults import hosts
+from benchmarks.faults import hosts, settings
 from benchmarks.faults.drill import Drill
 
 GROUPS: dict[str, tuple[Drill, ...]] = {
     "hosts": hosts.DRILLS,
+    "settings": settings.DRILLS,
 }
 HEADER = "| what happens | what must follow | what was seen | seconds |\n| --- | --- | --- | ---: |"
 

@@ -69,7 +69,6 @@ def resolved(config: ConfigDict) -> tuple[View, ...]:
     views = []
     for name, view in stated.items():
         recipe = _recipe(config.augment, stated, name)
-        _check_channels(name, recipe, config.data.channels)
         first = firsts[view["of"] or name]
         views.append(View(name, recipe, view["size"], view["count"], first))
     return tuple(views)
@@ -110,17 +109,6 @@ def _check(name: str, view: Mapping[str, Any], stated: Mapping[str, Mapping[str,
         )
 
 
-def _check_channels(name: str, recipe: ConfigDict, channels: int) -> None:
-    """Refuse a normalisation of another number of channels, with a ValueError."""
-    for key in ("mean", "std"):
-        if len(recipe[key]) != channels:
-            raise ValueError(
-                f"config.views.{name}: {key}={tuple(recipe[key])} has {len(recipe[key])} entries, and "
-                f"data.channels={channels}: set augment.mean and augment.std to one number per channel, e.g. "
-                f"--config.augment.{key}='({'0.5,' * channels})'"
-            )
-
-
 def _recipe(augment: ConfigDict, stated: Mapping[str, Mapping[str, Any]], name: str) -> ConfigDict:
     """Make the recipe of a view: `config.augment`, then its partner's overrides, then its own."""
     recipe = augment.copy_and_resolve_references().unlock()
@@ -129,6 +117,24 @@ def _recipe(augment: ConfigDict, stated: Mapping[str, Mapping[str, Any]], name: 
     for view in overrides:
         recipe.update({key: value for key, value in view.items() if key not in ("size", "count", "of")})
     return recipe.lock()
+
+
+def check_channels(config: ConfigDict) -> None:
+    """Refuse a normalisation of another number of channels than the images have.
+
+    Raises:
+        ValueError: names the view and what to type.
+    """
+    channels = config.data.channels
+    for view in resolved(config):
+        for key in ("mean", "std"):
+            stated = tuple(view.augment[key])
+            if len(stated) != channels:
+                raise ValueError(
+                    f"config.views.{view.name}: {key}={stated} has {len(stated)} entries, and data.channels="
+                    f"{channels}: give one number per channel, e.g. --config.augment.{key}='"
+                    f"({','.join(['0.5'] * channels)},)'"
+                )
 
 
 def evaluation_resize(augment: ConfigDict) -> str:
