@@ -156,10 +156,15 @@ def preset_of(name: str) -> ConfigDict:
     file, _, preset = name.partition(":")
     path = config_file(file)
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config {path} is no config, which is a Python file that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise ValueError(f"--config {path} cannot be loaded: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config {path} has no function get_config(preset): see configs/simclr.py")
     return configs.resolve(module.get_config(preset) if preset else module.get_config())
 
 

@@ -16,22 +16,22 @@ from typing import Any
 
 MISTAKES = (ValueError, OSError, ImportError, MemoryError, FloatingPointError)  # what a user can mend
 
-PERMISSION = "you may not: change its permissions, or name another place"
-FILE_IN_THE_WAY = "a file is where a folder must be: name another folder, or move that file"
+PERMISSION = "change its permissions, or name another place"
+FILE_IN_THE_WAY = "a file is where a folder must be: name another place, or move that file"
 AGAIN = "and type the same command again"
 FIXES = {
-    errno.ENOSPC: f"the disk is full: make room, {AGAIN}",
-    errno.EDQUOT: f"your share of the disk is used up: make room, {AGAIN}",
-    errno.EIO: f"the disk or the network failed: check it, {AGAIN}",
-    errno.EMFILE: f"too many files are open: raise the limit, e.g. `ulimit -n 4096`, {AGAIN}",
+    errno.ENOSPC: f"make room, {AGAIN}",
+    errno.EDQUOT: f"make room, {AGAIN}",
+    errno.EIO: f"check the disk or the network, {AGAIN}",
+    errno.EMFILE: f"raise the limit, e.g. `ulimit -n 4096`, {AGAIN}",
     errno.EACCES: PERMISSION,
     errno.EPERM: PERMISSION,
     errno.EROFS: PERMISSION,
     errno.ENOTDIR: FILE_IN_THE_WAY,
     errno.EEXIST: FILE_IN_THE_WAY,
-    errno.EISDIR: "it is a folder: name a file",
-    errno.ENOENT: "it does not exist: check the path",
-    errno.ENAMETOOLONG: "its name is too long: name another place",
+    errno.EISDIR: "name a file in it",
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "name another place",
 }
 
 

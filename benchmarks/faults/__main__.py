@@ -2,8 +2,8 @@
 
     python -m benchmarks.faults [GROUP ...] [--only WORDS]
 
-GROUP is a module of this package: hosts, settings. Ends with exit code 1 if something else followed than must. `--only`
-takes the drills whose name contains the words.
+GROUP is a module of this package: hosts, settings, terminal. Ends with exit code 1 if something else followed
+than must. `--only` takes the drills whose name contains the words.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.faults import hosts, settings
+from benchmarks.faults import hosts, settings, terminal
 from benchmarks.faults.drill import Drill
 
 GROUPS: dict[str, tuple[Drill, ...]] = {
     "hosts": hosts.DRILLS,
     "settings": settings.DRILLS,
+    "terminal": terminal.DRILLS,
 }
 HEADER = "| what happens | what must follow | what was seen | seconds |\n| --- | --- | --- | ---: |"
 

@@ -238,7 +238,7 @@ def _check_views(prefix: str, stage: ConfigDict) -> None:
         if when.holds(read) and total != wanted:
             raise ValueError(
                 f"config.{prefix}views has {total} views ({', '.join(names)}), but method {stage.method!r} "
-                f"takes {wanted}: give `views` that many entries, each with count=1"
+                f"takes {wanted} where {when.text}: give `views` that many entries, each with count=1"
             )
 
 
