@@ -10,6 +10,12 @@ import pytest
 from ssljax import cli
 from tests import fuzz
 
+
+def short(value: object) -> str:
+    """A test's id without blanks, which tests/mutations.py reads."""
+    return re.sub(r"\W+", "_", str(value))[:30]
+
+
 SHARE = 20  # mutations of each preset: 12 presets take 20 seconds
 
 
@@ -60,6 +66,7 @@ def test_the_fuzzer_notices_what_is_ignored_and_what_is_unclear():
         ("optim.learning_rate", r"--config.optim.learning_rate has no value"),
         ("stages=pretrain", r"--config.stages: no such setting"),
     ],
+    ids=short,
 )
 def test_nonsense_is_answered_with_what_is_valid(word, message):
     with pytest.raises(SystemExit, match=message):
@@ -78,6 +85,7 @@ def test_nonsense_is_answered_with_what_is_valid(word, message):
         (["--config.optim.learning_rate", "--config.seed=1"], "learning_rate has no value"),
         (["--noconfig.optim.momentum"], "momentum is not True or False: write --config.optim.momentum=VALUE"),
     ],
+    ids=short,
 )
 def test_words_that_do_not_go_together_are_answered(words, message):
     with pytest.raises(SystemExit, match=message):
@@ -99,6 +107,7 @@ def test_words_that_do_not_go_together_are_answered(words, message):
         ),
         ("data.train_per_class=147", r"ask for at most 146 \(data.train_per_class"),
     ],
+    ids=short,
 )
 def test_what_only_the_data_and_the_program_show_is_answered_too(word, message):
     refused = fuzz.tried("configs/simclr.py:digits", [f"--config.{word}"]).refused

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +20,11 @@ from ssljax.run import memory
 from ssljax.run.loop import check_best
 
 ROOT = Path(__file__).parent.parent
+
+
+def short(value: object) -> str:
+    """A test's id without blanks, which tests/mutations.py reads."""
+    return re.sub(r"\W+", "_", str(value))[:30]
 
 
 def shell(command: str) -> tuple[int, str, str]:
@@ -41,6 +47,7 @@ def shell(command: str) -> tuple[int, str, str]:
         ("config >/dev/full", 0, "the output cannot be written (No space left on device), and ends here\n"),
         ("config >/dev/full 2>&1", 0, ""),
     ],
+    ids=short,
 )
 def test_an_output_that_cannot_be_written_ends_nothing(command, lines, errors):
     code, output, said = shell(command)
@@ -71,6 +78,7 @@ process.run(main)
         ("raise KeyboardInterrupt", 130, "ssljax: interrupted"),
         ("raise KeyError('a bug')", 1, "KeyError: 'a bug'"),
     ],
+    ids=short,
 )
 def test_an_error_ends_the_process_although_a_thread_is_at_work(fails, code, last):
     begin = time.monotonic()
@@ -100,6 +108,7 @@ def test_an_error_ends_the_process_although_a_thread_is_at_work(fails, code, las
         (MemoryError(), "out of memory: close other programs"),
         (ValueError("too low"), "too low"),
     ],
+    ids=short,
 )
 def test_an_error_of_the_system_says_what_to_do(error, message):
     with pytest.raises(SystemExit, match=f"ssljax train: {message}"), process.answered("train"):
@@ -121,6 +130,7 @@ def test_a_bug_keeps_its_traceback():
         ("RESOURCE_EXHAUSTED: Attempting to reserve 5.25G at the bottom of memory.", 5.2),
         ("RESOURCE_EXHAUSTED: no more", 0.0),
     ],
+    ids=short,
 )
 def test_too_little_memory_is_explained(message, gib, monkeypatch):
     monkeypatch.setattr(memory, "limit", lambda: (8 * 2**30, "this machine has"))
@@ -176,6 +186,7 @@ def test_notes_are_held_back_and_all_else_is_passed_on(capfd):
         ("mine.py", "import nowhere", "mine.py cannot be loaded: No module named 'nowhere'"),
         ("mine.py", "", r"mine.py has no function get_config\(preset\)"),
     ],
+    ids=short,
 )
 def test_a_file_that_is_no_config_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
