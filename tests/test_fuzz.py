@@ -105,6 +105,7 @@ def test_words_that_do_not_go_together_are_answered(words, message):
             "data.image_size=4096",
             r"1500 images of 4096x4096x1 would take 23.4 GiB .* a smaller data.image_size",
         ),
+        ("data.crop_on=host", r"^augment.crop='affine' does not work with data.crop_on='host': use 'tf'"),
         ("data.train_per_class=147", r"ask for at most 146 \(data.train_per_class"),
     ],
     ids=short,
