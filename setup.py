@@ -70,5 +70,5 @@ setup(
             "safetensors>=0.5.0",
         ],
     },
-    entry_points={"console_scripts": ["ssljax = ssljax.__main__:main"]},
+    entry_points={"console_scripts": ["ssljax = ssljax.__main__:script"]},
 )

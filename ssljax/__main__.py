@@ -50,5 +50,10 @@ def usage() -> str:
     return "\n".join(["usage: ssljax <verb> [flags]", *lines, "ssljax <verb> --help says more"])
 
 
+def script() -> None:
+    """The console script."""
+    cli.run(main)
+
+
 if __name__ == "__main__":
-    main()
+    script()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -21,8 +22,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ssljax import config as configs
+from ssljax.process import answered, run
 
-OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)")
+__all__ = ["answered", "config_file", "installed_configs", "load", "overridden", "parse", "preset_of", "run"]
+
+OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=?)", re.DOTALL)
+ILLEGAL = re.compile(r"flag --config\.(.*?)=(.*?): .*", re.DOTALL)  # absl's message about a value
 
 
 def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) -> SimpleNamespace:
@@ -58,7 +63,8 @@ def parse(verb: str, argv: list[str] | None, **extra: str | int | float | bool) 
             "e.g. --workdir runs/digits"
         )
     if rest:
-        raise SystemExit(f"ssljax {verb}: {rest[0]!r} is no flag; overrides look like --config.seed=1")
+        word = configs.shown(rest[0])
+        raise SystemExit(f"ssljax {verb}: {word} is no flag; overrides look like --config.seed=1")
     return SimpleNamespace(
         config=config,
         overrides=overrides,
@@ -89,7 +95,7 @@ def load(
     try:
         preset = preset_of(file)
         wide = configs.widen(preset)
-        _check_names(argv, wide)
+        _check_words(argv, wide)
         known_only, values = values is None, values or flags.FlagValues()
         config_flags.DEFINE_config_dict(
             "config", wide, flag_values=values, sys_argv=[f"ssljax {verb}", *argv]
@@ -97,6 +103,8 @@ def load(
         rest = values([f"ssljax {verb}", *argv], known_only=known_only)[1:]
         given = config_flags.get_override_values(values["config"])
         config, overrides = overridden(preset, given)
+    except flags.IllegalFlagValueError as error:
+        raise SystemExit(f"ssljax {verb}: {_illegal(str(error), wide)}") from error
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error  # a KeyError shows its message's repr
         raise SystemExit(f"ssljax {verb}: {text}") from error
@@ -115,8 +123,17 @@ def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, d
         if key.rpartition(".")[2] == "method" and value != before[key]:
             paper = value if value in configs.METHODS else "byol"
             raise ValueError(
-                f"--config.{key}={value}: a method's settings come with its own presets, "
+                f"--config.{key}={configs.cut(value)}: a method's settings come with its own presets, "
                 f"e.g. --config {paper}:digits"
+            )
+        if key == "stages":
+            raise ValueError(
+                "--config.stages: a preset has the stages that it has; set their keys one by one, e.g. "
+                f"--config.{preset.stages[0]}.seed=1"
+            )
+        if isinstance(value, tuple) and not all(isinstance(x, (bool, int, float, str)) for x in value):
+            raise ValueError(
+                f"--config.{key}={configs.shown(value)}: the entries must be numbers, words, True or False"
             )
         configs.put(config, key, value)
     configs.check(configs.resolve(config))
@@ -139,10 +156,15 @@ def preset_of(name: str) -> ConfigDict:
     file, _, preset = name.partition(":")
     path = config_file(file)
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config {path} is no config, which is a Python file that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise ValueError(f"--config {path} cannot be loaded: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config {path} has no function get_config(preset): see configs/simclr.py")
     return configs.resolve(module.get_config(preset) if preset else module.get_config())
 
 
@@ -192,10 +214,38 @@ def _without_file(verb: str, argv: list[str]) -> tuple[str, list[str]]:
     return file, rest
 
 
-def _check_names(argv: list[str], wide: ConfigDict) -> None:
-    """Refuses overrides of what no config has."""
+def _check_words(argv: list[str], wide: ConfigDict) -> None:
+    """Refuses overrides of what no config has, and overrides without a value."""
     known = configs.flat(wide)
-    for word in argv:
+    for word, following in itertools.zip_longest(argv, argv[1:]):
         found = OVERRIDE.match(word)
-        if found and found[2] not in known:
-            raise ValueError(configs.unknown(found[2], wide))
+        if found is None:
+            continue
+        switch, name, equals = found.groups()
+        if name not in known:
+            raise ValueError(configs.unknown(name, wide))
+
+        yes_or_no = isinstance(known[name], bool)
+        if switch and not yes_or_no:
+            raise ValueError(
+                f"{configs.shown(word)} switches a setting off, but {name} is not True or False: write "
+                f"--config.{name}=VALUE"
+            )
+        if equals:
+            continue
+        if yes_or_no and following is not None and not following.startswith("-"):
+            raise ValueError(
+                f"--config.{name} {configs.shown(following)}: True or False follows an equals sign: write "
+                f"--config.{name}=True or --config.{name}=False"
+            )
+        if not yes_or_no and (following is None or following.startswith("--")):
+            raise ValueError(f"--config.{name} has no value: write --config.{name}=VALUE")
+
+
+def _illegal(message: str, wide: ConfigDict) -> str:
+    """The message about a value that is not of its key's type, in place of absl's."""
+    found = ILLEGAL.fullmatch(message)
+    if found is None:
+        return message
+    name, value = found.groups()
+    return f"--config.{name}={configs.cut(value)}: invalid literal; {configs.needed(name, wide)}"

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssljax import cli
 from ssljax.data import folder
 
 
@@ -83,15 +84,17 @@ def embed(workdir: str, images: str, out: str, *, stage: str = "", on_bad_image:
     paths, _, _ = folder.list_loose(Path(images))
 
     from ssljax.network import load
+    from ssljax.run import memory
 
     network = load(workdir, stage)
     skipped = ""
-    if on_bad_image == "skip":
-        rows, features = network.encode_readable(paths, progress=True)
-        skipped = f", {len(paths) - len(rows)} of {len(paths)} files left out"
-        paths = [paths[i] for i in rows]
-    else:
-        features = network.encode(paths, progress=True)
+    with memory.explained(network.config, stage, verb="embed"):
+        if on_bad_image == "skip":
+            rows, features = network.encode_readable(paths, progress=True)
+            skipped = f", {len(paths) - len(rows)} of {len(paths)} files left out"
+            paths = [paths[i] for i in rows]
+        else:
+            features = network.encode(paths, progress=True)
 
     unfinished = file.with_name(file.name + ".part")
     WRITERS[file.suffix](unfinished, paths, features)
@@ -111,11 +114,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stage", default="", help="of a run with stages; the last by default")
     parser.add_argument("--on_bad_image", default="error", choices=("error", "skip"))
     flags = parser.parse_args(argv)
-    try:
+    with cli.answered("embed"):
         print(embed(**vars(flags)))
-    except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
-        raise SystemExit(f"ssljax embed: {error}") from error
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

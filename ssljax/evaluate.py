@@ -39,7 +39,7 @@ from ssljax.program import Evaluated, encoded, open_run, stage, stages, untraine
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench, Reduce
 from ssljax.protocols.features import Features, raw_pixels
-from ssljax.run import few_labels, files, hosts
+from ssljax.run import few_labels, files, hosts, memory
 from ssljax.run.folder import facts_of
 from ssljax.run.start import HARMLESS
 from ssljax.sharding import make_mesh
@@ -313,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
-        try:
+        with cli.answered("evaluate"), memory.explained(config, flags.stage, verb="evaluate"):
             asked = {name: getattr(flags, name) for name in ("workdir", "stage", "protocols", "baselines")}
             hosts.started_alike(flags.config, **asked)
             protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, tuple(PROTOCOLS))
@@ -323,8 +323,6 @@ def main(argv: list[str] | None = None) -> None:
                     found = results.lines(measurement, METRICS)
                     results.append(file, run, found)
                     say(found[0])
-        except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
-            raise SystemExit(f"ssljax evaluate: {error}") from error
         if jax.process_index() == 0:
             print(f"results: {file}")
 
@@ -340,4 +338,4 @@ def say(first: results.Measurement) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

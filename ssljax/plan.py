@@ -504,7 +504,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = cli.parse("plan", ["--workdir=.", *argv], topology="", full=False, sweep=False, out="", images=0)
     plans = []
 
-    try:
+    with cli.answered("plan"):
         if not flags.topology and not flags.sweep:
             raise ValueError(
                 f"--topology is missing, e.g. --topology v5e:8x8, or --sweep for {', '.join(slices.SWEEP)}"
@@ -521,15 +521,14 @@ def main(argv: list[str] | None = None) -> None:
             plans.append(found)
             if not flags.sweep:
                 print(show(found) + "\n", flush=True)
-    except (ValueError, ModuleNotFoundError) as error:
-        raise SystemExit(f"ssljax plan: {error}") from error
 
     if flags.sweep:
         print(table(plans))
     if flags.out:
         facts = {"command": " ".join(["ssljax plan", *argv]), **made_by(), "plans": [plain(p) for p in plans]}
-        Path(flags.out).write_text(json.dumps(facts, indent=1) + "\n")
+        with cli.answered("plan"):
+            Path(flags.out).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -18,6 +18,8 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from ssljax import cli
+
 # Retries of a failing connection. TFDS's default of 10, with waits that double, takes 200 seconds to report
 # that there is no network.
 RETRIES = 3
@@ -41,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser.parse_args(argv)
 
     name = flags.name.removeprefix("tfds:")
-    builder = prepare(name, flags.data_dir, flags.file_format)
+    with cli.answered("prepare"):
+        builder = prepare(name, flags.data_dir, flags.file_format)
     sizes = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
     print(f"{builder.info.full_name}: {sizes} ({builder.info.dataset_size}) in {builder.data_path}")
     where = f" --config.data.data_dir={flags.data_dir}" if flags.data_dir else ""
@@ -100,4 +103,4 @@ def _build(builder: Any, data_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

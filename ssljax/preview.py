@@ -52,12 +52,13 @@ class Column(NamedTuple):
 def main(argv: list[str] | None = None) -> None:
     """`ssljax preview`: writes WORKDIR/preview.png and prints its path."""
     flags = cli.parse("preview", argv)
-    for name, config in stages(flags.config).items():
-        originals, columns, labels = examples(config)
-        path = Path(flags.workdir) / name / "preview.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet(path, title(config), originals, columns, labels)
-        print(path)
+    with cli.answered("preview"):
+        for name, config in stages(flags.config).items():
+            originals, columns, labels = examples(config)
+            path = Path(flags.workdir) / name / "preview.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet(path, title(config), originals, columns, labels)
+            print(path)
 
 
 def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[str]]:
@@ -282,4 +283,4 @@ def _show(axes: Axes, picture: np.ndarray, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

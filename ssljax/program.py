@@ -17,16 +17,19 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from ssljax import models, optim, sharding
+from ssljax.config import check as check_config
 from ssljax.config import stages as stages_of
-from ssljax.data import loader, views
+from ssljax.data import loader, recipes, views
 from ssljax.data.source import Source
 from ssljax.methods import METHODS
+from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.features import Encode, Features, extract
 from ssljax.run.checkpoint import load_parts, load_weights
 from ssljax.step import Step, make_train_step
 from ssljax.types import EncodeFn, Facts, Method, Pytree, TrainState
 
 AHEAD = 2  # batches in flight to the devices
+MOST_STEPS = 2**31 - 2  # an int32 counts them
 
 
 class Program(NamedTuple):
@@ -73,15 +76,23 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
         The program, with its functions jitted for the mesh.
 
     Raises:
-        ValueError: the method is unknown or does not take this number of views, or the data or the devices do
-            not fill a batch.
+        ValueError: a setting is out of range, the method is unknown or does not take this number of views,
+            the data or the devices do not fill a batch, or the run has more steps than 32 bits count.
     """
+    check_config(config)
+    check_protocols(config)
     method = method_of(config, facts)
     mesh = mesh or sharding.make_mesh(fsdp=config.sharding.fsdp)
     sharding.check_batch(mesh, config.batch_size, config.accumulate)
 
     steps_per_epoch = loader.steps_per_epoch(facts.num_examples, config.batch_size)
     total_steps = optim.train_steps(facts.num_examples, config.epochs, config.batch_size)
+    if total_steps > MOST_STEPS:
+        most = MOST_STEPS * config.batch_size // facts.num_examples
+        raise ValueError(
+            f"config.epochs={config.epochs} are {total_steps} steps, and steps are counted up to "
+            f"{MOST_STEPS}: with batch_size={config.batch_size}, epochs must be at most {most}"
+        )
     tx, schedule = optim.make_optimizer(
         config.optim,
         batch_size=config.batch_size,
@@ -119,12 +130,25 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
     )
 
 
+def check_protocols(config: ConfigDict) -> None:
+    """Refuse protocols that `ssljax evaluate` would not know after the training.
+
+    Raises:
+        ValueError: names the protocol and those there are.
+    """
+    for name in config.evaluate.protocols:
+        if name not in PROTOCOLS:
+            raise ValueError(
+                f"config.evaluate.protocols names {name!r}: the protocols are {', '.join(PROTOCOLS)}"
+            )
+
+
 def method_of(config: ConfigDict, facts: Facts) -> Method:
     """Build the method that a config names, for these data.
 
     Raises:
         ValueError: the method is unknown, does not take this number of views, or learns classes and there are
-            none.
+            none; or the images are normalised for another number of channels.
     """
     if config.method not in METHODS:
         raise ValueError(f"method={config.method!r} is not one of {', '.join(METHODS)}")
@@ -135,6 +159,7 @@ def method_of(config: ConfigDict, facts: Facts) -> Method:
             f"config.views draws {found} views of each image, and {config.method} takes {method.num_views}: "
             f"change config.views to draw {method.num_views}"
         )
+    recipes.check_channels(config)
     if method.needs_labels and not facts.num_classes:
         raise ValueError(
             f"{config.method} learns from labels, and data.source={config.data.source!r} has none: "

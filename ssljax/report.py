@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
-from ssljax import results
+from ssljax import cli, results
 from ssljax.config import flat
 from ssljax.pictures import figures
 from ssljax.pictures.overview import overview
@@ -298,12 +298,10 @@ def main(argv: list[str] | None = None) -> None:
             "e.g. experiments/simclr"
         )
     folder = Path(words[0])
-    try:
+    with cli.answered("report"):
         files = report_methods(folder) if (folder / "methods.json").exists() else report(folder)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"ssljax report: {error}") from error
     print("\n" + "\n".join(str(file) for file in files))
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

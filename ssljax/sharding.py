@@ -116,7 +116,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     pieces = devices * accumulate
     if accumulate < 1 or batch_size % pieces:
         below = batch_size // max(pieces, 1) * pieces
-        micro = f" in {accumulate} micro-batches" if accumulate != 1 else ""
+        micro = f" in {accumulate} micro-batches (accumulate={accumulate})" if accumulate != 1 else ""
         raise ValueError(
             f"batch_size={batch_size} does not split over {devices} devices{micro}: "
             f"use {below or pieces} or {below + pieces}"

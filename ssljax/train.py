@@ -32,7 +32,7 @@ from ssljax.program import (
     start_from,
     use_compilation_cache,
 )
-from ssljax.run import hosts, lock, monitor, profile
+from ssljax.run import hosts, lock, memory, profile
 from ssljax.run.folder import RunFolder, describe_stages, facts_of
 from ssljax.run.loop import fit
 
@@ -42,6 +42,7 @@ def run_stage(
     workdir: str,
     earlier: dict[str, str],
     *,
+    name: str = "",
     profile_steps: int = 0,
     accept_changed_data: bool = False,
 ) -> None:
@@ -51,6 +52,7 @@ def run_stage(
         config: the config of this stage.
         workdir: the folder of this stage.
         earlier: name -> folder of the stages before it, for `init_from`.
+        name: of this stage, for messages; "" for a run without stages.
         profile_steps: how many steps to record in `workdir/profile`, after the first ten; 0 records none.
         accept_changed_data: see `RunFolder`.
     """
@@ -67,7 +69,10 @@ def run_stage(
         if profile_steps:
             step = profile.recorded(program.step, profile_steps, workdir, left=program.total_steps)
             program = program._replace(step=step)
-        fit(program, source, seed=config.seed, folder=folder, test=test, start=start_from(program, earlier))
+        in_pieces = program.method.separable or program.method.two_pass is not None
+        with memory.explained(config, name, verb="train", pieces=in_pieces):
+            start = start_from(program, earlier)
+            fit(program, source, seed=config.seed, folder=folder, test=test, start=start)
 
 
 def refuse_other_network(program: Program, workdir: str) -> None:
@@ -110,6 +115,7 @@ def run_stages(
                 stage,
                 folder,
                 earlier,
+                name=name,
                 profile_steps=profile_steps,
                 accept_changed_data=accept_changed_data,
             )
@@ -124,13 +130,14 @@ def main(argv: list[str] | None = None) -> None:
     with hosts.together("train", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
         try:
-            hosts.started_alike(
-                flags.config,
-                **{"workdir": flags.workdir, "profile": flags.profile, "accept-changed-data": accept},
-            )
-            run_stages(flags.config, flags.workdir, profile_steps=flags.profile, accept_changed_data=accept)
-        except (ValueError, FileNotFoundError, ImportError, MemoryError, monitor.NotFinite) as error:
-            raise SystemExit(f"ssljax train: {error}") from error
+            with cli.answered("train"):
+                hosts.started_alike(
+                    flags.config,
+                    **{"workdir": flags.workdir, "profile": flags.profile, "accept-changed-data": accept},
+                )
+                run_stages(
+                    flags.config, flags.workdir, profile_steps=flags.profile, accept_changed_data=accept
+                )
         except KeyboardInterrupt:
             print(
                 "ssljax train: left at once; the same command resumes from the last checkpoint",
@@ -142,4 +149,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1694,6 +1694,58 @@ IMAGES = [
     ),
 ]
 
+# What the drills of settings and of the terminal found.
+SETTINGS_AND_TERMINAL = [
+    Mutation(
+        "infinity_lies_in_every_range",
+        "ssljax/config/rows.py",
+        "        if beyond(value, self):\n            return False\n",
+        "",
+        "weight_decay=inf and epochs=2**70 are accepted",
+        "tests/test_fuzz.py::test_nonsense_is_answered_with_what_is_valid",
+    ),
+    Mutation(
+        "a_missing_value_takes_the_next_flag",
+        "ssljax/cli.py",
+        'not yes_or_no and (following is None or following.startswith("--"))',
+        "not yes_or_no and following is None",
+        "--config.optim.learning_rate --config.seed=1 loses the seed",
+        "tests/test_fuzz.py::test_words_that_do_not_go_together_are_answered",
+    ),
+    Mutation(
+        "the_advice_does_not_look_at_the_memory",
+        "ssljax/run/memory.py",
+        "    while asked and size and asked / factor > 0.7 * size:",
+        "    while not asked and size:",
+        "half the batch is suggested where an eighth fits",
+        "tests/test_terminal.py::test_the_advice_fits_the_verb_and_the_memory",
+    ),
+    Mutation(
+        "an_error_waits_for_the_threads",
+        "ssljax/process.py",
+        "    os._exit(code)\n",
+        "    sys.exit(code)\n",
+        "after an error the process hangs until the pipeline of images ends",
+        "tests/test_terminal.py::test_an_error_ends_the_process_although_a_thread_is_at_work",
+    ),
+    Mutation(
+        "a_full_disk_behind_the_output_ends_a_verb",
+        "ssljax/process.py",
+        "        except OSError as error:\n            nowhere",
+        "        except BrokenPipeError as error:\n            nowhere",
+        "only `| head` was thought of",
+        "tests/test_terminal.py::test_an_output_that_cannot_be_written_ends_nothing",
+    ),
+    Mutation(
+        "the_notes_of_tensorflow_are_passed_on",
+        "ssljax/data/quiet.py",
+        "[line for line in held if not NOTES.match(line)]",
+        "list(held)",
+        "two lines per library on every terminal",
+        "tests/test_terminal.py::test_notes_are_held_back_and_all_else_is_passed_on",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -1711,6 +1763,7 @@ MUTATIONS = [
     *FOLDERS,
     *CHECKPOINTS,
     *IMAGES,
+    *SETTINGS_AND_TERMINAL,
 ]
 
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.faults import checkpoints, folders, hosts, images, kills
+from benchmarks.faults import checkpoints, folders, hosts, images, kills, settings, terminal
 from benchmarks.faults.drill import Drill
 
 GROUPS: dict[str, tuple[Drill, ...]] = {
@@ -23,6 +23,8 @@ GROUPS: dict[str, tuple[Drill, ...]] = {
     "kills": kills.DRILLS,
     "checkpoints": checkpoints.DRILLS,
     "images": images.DRILLS,
+    "settings": settings.DRILLS,
+    "terminal": terminal.DRILLS,
 }
 HEADER = "| what happens | what must follow | what was seen | seconds |\n| --- | --- | --- | ---: |"
 

@@ -23,7 +23,7 @@ from ssljax.config.keys import KEYS
 from ssljax.config.leaves import changed, differences, flat, hashed, modern, public, stages, view_names
 from ssljax.config.reference import reference
 from ssljax.config.rows import METHODS
-from ssljax.config.rules import check, nearest, put, resolve, unknown, unread, widen
+from ssljax.config.rules import check, cut, nearest, needed, put, resolve, shown, unknown, unread, widen
 
 __all__ = [
     "CIFAR10",
@@ -38,6 +38,7 @@ __all__ = [
     "cifar10_lightly",
     "cifar10_small",
     "crops_alone",
+    "cut",
     "differences",
     "digits",
     "fashion_mnist",
@@ -49,10 +50,12 @@ __all__ = [
     "modern",
     "named",
     "nearest",
+    "needed",
     "public",
     "put",
     "reference",
     "resolve",
+    "shown",
     "stages",
     "two_stages",
     "unknown",

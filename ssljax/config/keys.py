@@ -15,11 +15,14 @@ from ssljax.config.keys_networks import DEEPCLUSTER_V1, METHOD, NETWORKS
 from ssljax.config.rows import (
     BELOW_ONE,
     COUNT,
+    FILE_NAME,
     NATURAL,
     NOT_NEGATIVE,
     POSITIVE,
+    Entries,
     Key,
     OneOf,
+    Range,
     method,
     optimizer,
     other_than,
@@ -31,11 +34,13 @@ FACTS = ("data.num_classes", "data.num_examples", "data.num_ids")
 
 # ---------------------------------------------------------------------------------------------------- the run
 
+SEED = Range(0, 2**32 - 1, whole=True)
+
 RUN = (
     Key("method", "", "the method: a key of METHODS in ssljax/methods/__init__.py"),
-    Key("name", "", "the folder of experiments/ that the results belong to"),
-    Key("preset", "", "the preset's name, shown in tables and logs"),
-    Key("seed", 0, "seed of the initialisation, the order of the data and every random draw", NATURAL),
+    Key("name", "", "the folder of experiments/ that the results belong to", FILE_NAME),
+    Key("preset", "", "the preset's name, shown in tables and logs", FILE_NAME),
+    Key("seed", 0, "seed of the initialisation, the order of the data and every random draw", SEED),
     Key("epochs", 100, "passes over the training images", COUNT),
     Key("batch_size", 256, "images per step, over all devices", COUNT),
     Key("accumulate", 1, "micro-batches per step; batch statistics are then those of a micro-batch", COUNT),
@@ -111,7 +116,7 @@ OPTIM = (
         "optim.milestones",
         (),
         "epochs at which the learning rate is divided by ten; empty: a cosine that moves once per epoch",
-        COUNT,
+        Entries(COUNT),
         optimizer("torch_sgd"),
     ),
     Key("optim.start", 0.0, "learning rate of the first epoch, not scaled", NOT_NEGATIVE, TIMM),
@@ -136,10 +141,20 @@ OPTIM = (
 
 EVALUATE = (
     Key("evaluate.protocols", ("knn", "linear"), "protocols that `ssljax evaluate` runs by default"),
-    Key("evaluate.batch_size", 256, "images encoded at once; also the linear probe's batch size", COUNT),
+    Key(
+        "evaluate.batch_size",
+        256,
+        "images encoded at once; also the linear probe's batch size",
+        Range(1, 2**16, whole=True),
+    ),
     Key("evaluate.knn_k", 200, "number of neighbours", COUNT),
     Key("evaluate.knn_temperature", 0.1, "softmax temperature of the neighbours' votes", POSITIVE),
-    Key("evaluate.label_counts", (1, 2, 5, 10), "labels per class in the label_fraction protocol", COUNT),
+    Key(
+        "evaluate.label_counts",
+        (1, 2, 5, 10),
+        "labels per class in the label_fraction protocol",
+        Entries(COUNT),
+    ),
     Key("evaluate.label_draws", 5, "random draws of the labelled images", COUNT),
     Key(
         "evaluate.linear",

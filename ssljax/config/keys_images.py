@@ -5,12 +5,11 @@ from __future__ import annotations
 from ssljax.config.rows import (
     BELOW_ONE,
     BETWEEN_0_AND_1,
-    COUNT,
     NATURAL,
-    NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     UNIT,
+    Entries,
     Key,
     OneOf,
     Range,
@@ -24,6 +23,7 @@ from ssljax.config.rows import (
 STORED = When("data.source is not digits", lambda read: read("data.source") != "digits")
 FOLDER = When("data.source is folder:PATH", lambda read: read("data.source").startswith("folder:"))
 PART = When("data.label_fraction is below 1", lambda read: read("data.label_fraction") < 1)
+SIDE = Range(1, 2**14, whole=True)
 FEW = above("data.labels_per_class", 0) | PART
 
 DATA = (
@@ -62,7 +62,7 @@ DATA = (
         "training images; 0: read from the data, otherwise checked against them",
         NATURAL,
     ),
-    Key("data.image_size", 224, "side of the network's input, in pixels", COUNT),
+    Key("data.image_size", 224, "side of the network's input, in pixels", SIDE),
     Key("data.channels", 3, "3: colour; 1: grey", OneOf((1, 3))),
     Key(
         "data.crop_on",
@@ -74,9 +74,14 @@ DATA = (
         "data.eval_crop",
         0.875,
         "fraction of the shorter side kept at evaluation, if image_size is above 32",
-        SHARE,
+        Range(0.05, 1),
     ),
-    Key("data.repeats", 1, "consecutive copies of each image in an epoch, each with its own views", COUNT),
+    Key(
+        "data.repeats",
+        1,
+        "consecutive copies of each image in an epoch, each with its own views",
+        Range(1, 1000, whole=True),
+    ),
 )
 
 # ----------------------------------------------------------------------------------------------- augmentation
@@ -89,6 +94,8 @@ AFFINE = equal("augment.crop", "affine")
 BOX = equal("augment.crop", "tf", "torchvision")
 RESIZED = equal("augment.crop", "tf", "torchvision", "none")
 RANDAUGMENT = equal("augment.policy", "randaugment", "randaugment_plain")
+PAIR = Entries(POSITIVE, count=2, rising=True)
+FACTOR = Range(0, 10)
 POLICIES = ("none", "randaugment", "randaugment_plain", "autoaugment_original", "autoaugment_v0")
 
 AUGMENT = (
@@ -100,7 +107,7 @@ AUGMENT = (
     ),
     Key("augment.min_area", 0.08, "smallest area of a crop, as a fraction of the image's", SHARE, BOX),
     Key("augment.max_area", 1.0, "largest area of a crop, as a fraction of the image's", SHARE, BOX),
-    Key("augment.aspect", (3 / 4, 4 / 3), "smallest and largest width / height of a crop", POSITIVE, BOX),
+    Key("augment.aspect", (3 / 4, 4 / 3), "smallest and largest width / height of a crop", PAIR, BOX),
     Key(
         "augment.interpolation",
         "bicubic",
@@ -114,26 +121,24 @@ AUGMENT = (
         "antialias host crops and evaluation images; device crops: torchvision always does, tf never",
     ),
     Key("augment.flip", True, "mirror horizontally with probability 0.5"),
-    Key("augment.rotate", 0.0, "largest rotation, in degrees", NOT_NEGATIVE, AFFINE),
-    Key("augment.shift", 0.0, "largest shift, as a fraction of the side", NOT_NEGATIVE, AFFINE),
+    Key("augment.rotate", 0.0, "largest rotation, in degrees", Range(0, 180), AFFINE),
+    Key("augment.shift", 0.0, "largest shift, as a fraction of the side", UNIT, AFFINE),
     Key("augment.zoom", 0.0, "largest relative change of scale", BELOW_ONE, AFFINE),
-    Key("augment.shear", 0.0, "largest shear, in degrees", NOT_NEGATIVE, AFFINE),
+    Key("augment.shear", 0.0, "largest shear, in degrees", Range(0, 89), AFFINE),
     Key("augment.jitter_probability", 0.0, "probability of colour jitter", UNIT),
     Key(
         "augment.jitter_strength",
         1.0,
         "strength of the jitter; brightness and contrast vary by 0.8 times this",
-        NOT_NEGATIVE,
+        FACTOR,
         JITTER,
     ),
-    Key(
-        "augment.jitter_saturation", 0.8, "saturation varies by this times the strength", NOT_NEGATIVE, JITTER
-    ),
+    Key("augment.jitter_saturation", 0.8, "saturation varies by this times the strength", FACTOR, JITTER),
     Key(
         "augment.jitter_hue",
         0.2,
         "hue varies by this times the strength, as a fraction of the colour circle",
-        NOT_NEGATIVE,
+        UNIT,
         JITTER,
     ),
     Key(
@@ -163,7 +168,7 @@ AUGMENT = (
         "augment.blur_sigma",
         (0.1, 2.0),
         "smallest and largest standard deviation of the blur, in pixels",
-        POSITIVE,
+        PAIR,
         BLUR,
     ),
     Key(
@@ -174,7 +179,13 @@ AUGMENT = (
         BLUR,
     ),
     Key("augment.blur_border", "zero", "padding at the image border", OneOf(("zero", "reflect")), BLUR),
-    Key("augment.blur_kernel", 0, "taps of the blur kernel; 0: a tenth of the side", NATURAL, BLUR),
+    Key(
+        "augment.blur_kernel",
+        0,
+        "taps of the blur kernel; 0: a tenth of the side",
+        Range(0, 1023, whole=True),
+        BLUR,
+    ),
     Key("augment.solarize_probability", 0.0, "probability of solarisation", UNIT),
     Key("augment.solarize_threshold", 0.5, "pixels from this value on are inverted", UNIT, SOLARIZE),
     Key("augment.policy", "none", "RandAugment or AutoAugment, applied to the host's crops", OneOf(POLICIES)),
@@ -185,23 +196,23 @@ AUGMENT = (
         Range(0, 10),
         RANDAUGMENT,
     ),
-    Key("augment.policy_std", 0.5, "standard deviation of the magnitude", NOT_NEGATIVE, RANDAUGMENT),
-    Key("augment.policy_ops", 2, "operations per image", COUNT, RANDAUGMENT),
+    Key("augment.policy_std", 0.5, "standard deviation of the magnitude", FACTOR, RANDAUGMENT),
+    Key("augment.policy_ops", 2, "operations per image", Range(1, 16, whole=True), RANDAUGMENT),
     Key("augment.erasing_probability", 0.0, "probability of random erasing, after normalisation", UNIT),
-    Key("augment.mean", (0.0, 0.0, 0.0), "mean per channel, subtracted from pixels in [0, 1]"),
+    Key("augment.mean", (0.0, 0.0, 0.0), "mean per channel, subtracted from pixels in [0, 1]", Entries(UNIT)),
     Key(
         "augment.std",
         (1.0, 1.0, 1.0),
         "standard deviation per channel, which pixels are then divided by",
-        POSITIVE,
+        Entries(POSITIVE),
     ),
 )
 
 # A view states only what differs from `augment`.
 VIEWS = (
     Key("views", ("one",), "the views of an image by name, in order; each holds what differs from `augment`"),
-    Key("views.*.size", 0, "side of the view in pixels, instead of data.image_size", COUNT),
-    Key("views.*.count", 1, "number of views of this kind", COUNT),
+    Key("views.*.size", 0, "side of the view in pixels, instead of data.image_size", SIDE),
+    Key("views.*.count", 1, "number of views of this kind", Range(1, 64, whole=True)),
     Key("views.*.of", "", "name of the view whose crop this view shares"),
     *(key._replace(name=key.name.replace("augment.", "views.*.", 1)) for key in AUGMENT),
 )

@@ -7,11 +7,12 @@ from ssljax.config.rows import (
     BELOW_ONE,
     COUNT,
     NATURAL,
-    NOT_NEGATIVE,
     POSITIVE,
+    SHARE,
     UNIT,
     Key,
     OneOf,
+    Range,
     Read,
     When,
     above,
@@ -77,7 +78,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             f"{section}.width",
             1.0,
             "multiplier of every layer's width",
-            POSITIVE,
+            Range(0, 64, open_low=True),
             of("resnet", "alexnet_vgg"),
         ),
         Key(
@@ -110,9 +111,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             UNIT,
             any_norm,
         ),
-        Key(
-            f"{section}.bn_epsilon", 1e-5, "added to the variance in batch normalisation", POSITIVE, any_norm
-        ),
+        Key(f"{section}.bn_epsilon", 1e-5, "added to the variance in batch normalisation", SHARE, any_norm),
         Key(
             f"{section}.remat",
             "none",
@@ -172,19 +171,29 @@ NETWORKS = (
 SCHEMES = OneOf(("uniform", "truncated_normal", "normal_0.01"))
 
 
-def _head(section: str, layers: int, when: When, sized: When, full: When) -> tuple[Key, ...]:
+WIDEST = 2**20  # numbers in a layer
+
+
+def _head(section: str, layers: int, when: When, sized: When, full: When, *, fewest: int) -> tuple[Key, ...]:
     """The rows of a projector or predictor.
 
     Args:
         section: "head" or "predictor".
         layers: the default number of layers.
+        fewest: the smallest number of layers.
         when: when that number is read.
         sized: when the width of the layers is read.
         full: when the rest is read.
     """
     return (
-        Key(f"{section}.layers", layers, "number of linear layers", NATURAL, when),
-        Key(f"{section}.hidden", 0, "width of the hidden layers; 0: as wide as the input", NATURAL, sized),
+        Key(f"{section}.layers", layers, "number of linear layers", Range(fewest, 16, whole=True), when),
+        Key(
+            f"{section}.hidden",
+            0,
+            "width of the hidden layers; 0: as wide as the input",
+            Range(0, WIDEST, whole=True),
+            sized,
+        ),
         Key(f"{section}.hidden_bias", False, "bias in the hidden layers", None, full),
         Key(f"{section}.last_bias", False, "bias in the last layer", None, full),
         Key(f"{section}.norm", True, "batch normalisation after the hidden layers", None, full),
@@ -206,9 +215,9 @@ SOFT = method("deit") & equal("distill.name", "soft")
 TWO_TOKENS = method("deit") & network("model", "vit") & equal("model.distillation", True)
 
 METHOD = (
-    *_head("head", 2, HEADS, HEADS, FULL_HEADS),
-    Key("head.dim", 128, "dimension of the embeddings", COUNT, HEADS),
-    *_head("predictor", 0, TARGET, PREDICTOR, PREDICTOR),
+    *_head("head", 2, HEADS, HEADS, FULL_HEADS, fewest=1),
+    Key("head.dim", 128, "dimension of the embeddings", Range(1, WIDEST, whole=True), HEADS),
+    *_head("predictor", 0, TARGET, PREDICTOR, PREDICTOR, fewest=0),
     Key("loss.temperature", 0.1, "temperature of the similarities", POSITIVE, method("simclr", "moco")),
     Key("loss.symmetric", False, "contrast in both directions, with twice the keys", None, QUEUE),
     Key(
@@ -289,7 +298,7 @@ METHOD = (
         None,
         DEEPCLUSTER_V1,
     ),
-    Key("clusters.heads", 3, "number of sets of prototypes", COUNT, DEEPCLUSTER_V2),
+    Key("clusters.heads", 3, "number of sets of prototypes", Range(1, 64, whole=True), DEEPCLUSTER_V2),
     Key(
         "clusters.temperature", 0.1, "temperature of the similarities to prototypes", POSITIVE, DEEPCLUSTER_V2
     ),
@@ -297,14 +306,14 @@ METHOD = (
         "mix.mixup_alpha",
         0.0,
         "alpha of mixup's Beta(alpha, alpha); 0: no mixup",
-        NOT_NEGATIVE,
+        Range(0, 1000),
         method("deit"),
     ),
     Key(
         "mix.cutmix_alpha",
         0.0,
         "alpha of CutMix's Beta(alpha, alpha); 0: no CutMix; with mixup: one of the two per batch, at random",
-        NOT_NEGATIVE,
+        Range(0, 1000),
         method("deit"),
     ),
     Key("mix.label_smoothing", 0.0, "probability spread over all classes", BELOW_ONE, method("deit")),

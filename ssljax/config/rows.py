@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,30 +23,60 @@ FAMILIES = {
 }
 
 
+# The numbers that the devices compute with: int32 and float32.
+LARGEST_WHOLE = 2**31 - 1
+LARGEST = 3.4e38
+SMALLEST = 1.2e-38  # above zero
+
+
 class Range(NamedTuple):
-    """An interval of numbers. `open_low` and `open_high` exclude its ends."""
+    """An interval of numbers. `open_low` and `open_high` exclude its ends, `whole` excludes fractions."""
 
     low: float = -math.inf
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
+    whole: bool = False
 
-    def holds(self, value: float) -> bool:
-        """Whether the value lies in the interval. NaN lies in none."""
+    def holds(self, value: Value) -> bool:
+        """Whether the value lies in the interval. NaN, infinity and what 32 bits do not hold lie in none."""
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        if beyond(value, self):
+            return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return above and below
 
     def __str__(self) -> str:
+        if math.isinf(self.low):
+            return "any number"
         if math.isinf(self.high):
             return f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
         left = "(" if self.open_low else "["
         right = ")" if self.open_high else "]"
-        return f"{left}{self.low:g}, {self.high:g}{right}"
+        high = f"{self.high:d}" if isinstance(self.high, int) else f"{self.high:g}"
+        return f"{left}{self.low:g}, {high}{right}"
 
 
-COUNT = Range(1)
-NATURAL = Range(0)
+def beyond(value: Value, valid: Range) -> str:
+    """How a number exceeds what the devices hold, as the rest of a sentence; "" if it does not."""
+    if not isinstance(value, (int, float)):
+        return ""
+    if valid.whole:
+        return f"at most {LARGEST_WHOLE}" if value > max(LARGEST_WHOLE, _finite(valid.high)) else ""
+    if math.isnan(value) or abs(value) > LARGEST:
+        return f"finite, up to {LARGEST:g}"
+    tiny = valid.open_low and valid.low == 0 and 0 < value < SMALLEST
+    return f"at least {SMALLEST:g}" if tiny else ""
+
+
+def _finite(high: float) -> float:
+    return 0 if math.isinf(high) else high
+
+
+COUNT = Range(1, whole=True)
+NATURAL = Range(0, whole=True)
 NOT_NEGATIVE = Range(0)
 POSITIVE = Range(0, open_low=True)
 UNIT = Range(0, 1)
@@ -65,6 +96,63 @@ class OneOf(NamedTuple):
 
     def __str__(self) -> str:
         return ", ".join(str(value) for value in self.values)
+
+
+class Text(NamedTuple):
+    """Text that matches a regular expression.
+
+    Attributes:
+        words: the valid values in words.
+        pattern: the expression, which the whole text must match.
+    """
+
+    words: str
+    pattern: str
+
+    def holds(self, value: Value) -> bool:
+        """Whether the value is such a text."""
+        return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return self.words
+
+
+# Without control characters, and without the halves of characters that stand for bytes that are no UTF-8.
+_PLAIN = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+LINE = Text("one line of text, up to 4000 characters", f"[^{_PLAIN}]{{0,4000}}")
+WORD = Text("text without line breaks, not empty", f"[^{_PLAIN}]{{1,4000}}")
+FILE_NAME = Text("a name without / and line breaks, up to 100 characters", f"[^/{_PLAIN}]{{0,100}}")
+
+
+class Entries(NamedTuple):
+    """A tuple of valid entries.
+
+    Attributes:
+        of: the valid values of an entry.
+        count: how many entries there are; 0: any number.
+        rising: whether no entry may be smaller than the one before it.
+    """
+
+    of: Range | OneOf | Text
+    count: int = 0  # type: ignore[assignment]  # hides the method tuple.count, which nothing calls here
+    rising: bool = False
+
+    def holds(self, values: Value) -> bool:
+        """Whether the entries are valid."""
+        assert isinstance(values, (list, tuple))
+        fits = all(self.of.holds(value) for value in values) and self.count in (0, len(values))
+        return fits and (not self.rising or list(values) == sorted(values))
+
+    def __str__(self) -> str:
+        text = interval(self.of) + " in every entry"
+        text += f", with {self.count} entries" if self.count else ""
+        return text + (" in rising order" if self.rising else "")
+
+
+def interval(valid: Range | OneOf | Text | Entries) -> str:
+    """What is valid, as the rest of the sentence "it must be"."""
+    text = f"one of {valid}" if isinstance(valid, OneOf) else str(valid)
+    return text if text[0] not in "[(" else f"in {text}"
 
 
 class When(NamedTuple):
@@ -112,14 +200,14 @@ class Key(NamedTuple):
         name: dotted; `*` stands for the name of any view.
         default: the default value, which also fixes the type.
         meaning: one line for readers.
-        valid: the valid values, or valid entries of a tuple; None: anything of the type.
+        valid: the valid values; None: any finite number, one line of text, or a tuple of words.
         when: the condition under which the key is read.
     """
 
     name: str
     default: Value
     meaning: str
-    valid: Range | OneOf | None = None
+    valid: Range | OneOf | Text | Entries | None = None
     when: When = ALWAYS
 
 

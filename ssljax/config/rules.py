@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ssljax.config.keys import KEYS, VIEW_COUNTS, row
 from ssljax.config.leaves import flat, stages, view_names
-from ssljax.config.rows import Key, Read
+from ssljax.config.rows import LINE, WORD, Entries, Key, OneOf, Range, Read, Text, beyond, interval
 
 # Keys of older versions, and what replaced them.
 RETIRED = {
@@ -27,6 +27,15 @@ ACCEPTED: dict[type, tuple[type, ...]] = {
     float: (int, float),
     str: (str,),
     tuple: (list, tuple),
+}
+
+# What is valid where a row does not say it.
+UNSAID: dict[type, Range | OneOf | Text | Entries] = {
+    bool: OneOf((False, True)),
+    int: Range(whole=True),
+    float: Range(),
+    str: LINE,
+    tuple: Entries(WORD),
 }
 
 
@@ -151,34 +160,61 @@ def _check(name: str, value: Any, key: Key) -> None:
     fits = isinstance(value, ACCEPTED[kind]) and (kind is bool or not isinstance(value, bool))
     if not fits:
         raise ValueError(
-            f"config.{name}={value!r} is of type {type(value).__name__}, but it must be {KINDS[kind]} "
+            f"config.{name}={shown(value)} is of type {type(value).__name__}, but it must be {KINDS[kind]} "
             f"({key.meaning})"
         )
-    if key.valid is None:
-        return
-
-    entries = value if kind is tuple else (value,)
-    for entry in entries:
-        if not key.valid.holds(entry):
-            choices = [str(choice) for choice in getattr(key.valid, "values", ())]
-            near = difflib.get_close_matches(str(entry), choices, 1, 0.5)
-            raise ValueError(
-                f"config.{name}={value!r} is not valid; it must be {_valid(key)}{_did_you_mean(near)} "
-                f"({key.meaning})"
-            )
+    valid = UNSAID[kind] if key.valid is None else key.valid
+    if not valid.holds(value):
+        raise ValueError(
+            f"config.{name}={shown(value)} is not valid; it must be {_valid(valid, value)} ({key.meaning})"
+        )
 
 
-def _valid(key: Key) -> str:
-    """The valid values in words."""
-    text = f"one of {key.valid}" if hasattr(key.valid, "values") else str(key.valid)
-    text = text if text[0] not in "[(" else f"in {text}"
-    return f"{text} in every entry" if isinstance(key.default, tuple) else text
+def _valid(valid: Range | OneOf | Text | Entries, value: Any) -> str:
+    """The valid values in words, and those that someone who gave `value` may have meant."""
+    text = interval(valid)
+    of = valid.of if isinstance(valid, Entries) else valid
+    entries = value if isinstance(valid, Entries) else [value]
+    if isinstance(of, Range):
+        limits = [beyond(entry, of) for entry in entries]
+        return " and ".join([text, *filter(None, limits[:1])])
+    if isinstance(of, OneOf):
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in of.values], 1, 0.5)
+        return text + _did_you_mean(near)
+    return text
+
+
+def shown(value: Any) -> str:
+    """The representation of a value in a message, of at most 80 characters."""
+    return cut(repr(value))
+
+
+def cut(text: str) -> str:
+    """A text on one line, of at most 80 characters."""
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:80])
+    return line if len(text) <= 80 else f"{line[:60]}... ({len(text)} characters)"
+
+
+def needed(name: str, config: ConfigDict) -> str:
+    """What the value of a key must be, as a sentence: its type and its meaning.
+
+    Args:
+        name: dotted, with the stage.
+        config: from `widen`.
+    """
+    value = flat(config)[name]
+    kind = tuple if isinstance(value, list) else type(value)
+    stage = name.partition(".")[0]
+    key = row(name.removeprefix(f"{stage}.") if stage in stages(config) else name)
+    meaning = f" ({key.meaning})" if key else ""
+    return f"it must be {KINDS.get(kind, 'of another type')}{meaning}"
 
 
 def _check_views(prefix: str, stage: ConfigDict) -> None:
     """Checks that every override of a view is known, and that the method takes that many views."""
     names = view_names(stage)
     known = [name.removeprefix("views.*.") for name in KEYS if name.startswith("views.*.")]
+    leaves = flat(stage)
     total = 0
 
     for view in names:
@@ -195,14 +231,27 @@ def _check_views(prefix: str, stage: ConfigDict) -> None:
                 f"the views are {', '.join(names)}"
             )
         total += overrides.count if "count" in overrides else 1
+        _check_areas(prefix, view, leaves)
 
-    read = reader(flat(stage), "")
+    read = reader(leaves, "")
     for when, wanted in VIEW_COUNTS:
         if when.holds(read) and total != wanted:
             raise ValueError(
                 f"config.{prefix}views has {total} views ({', '.join(names)}), but method {stage.method!r} "
-                f"takes {wanted}: give `views` that many entries"
+                f"takes {wanted} where {when.text}: give `views` that many entries, each with count=1"
             )
+
+
+def _check_areas(prefix: str, view: str, leaves: Mapping[str, Any]) -> None:
+    """Checks that the smallest crop of a view is not larger than the largest."""
+    read = reader(leaves, view)
+    smallest = read("augment.min_area")
+    largest = read("augment.max_area")
+    if smallest > largest:
+        raise ValueError(
+            f"config.{prefix}views.{view}: min_area={smallest} is above max_area={largest}; it must be at "
+            "most that (smallest and largest area of a crop; see config.augment for what a view does not say)"
+        )
 
 
 def nearest(name: str, known: Collection[str]) -> list[str]:
@@ -228,12 +277,14 @@ def unknown(name: str, config: ConfigDict) -> str:
     plain = name.removeprefix(f"{stage}.")
     if plain in RETIRED:
         return f"--config.{name}: no such setting any more; {RETIRED[plain]}"
+    if not name.strip("."):
+        return f"--config.{name} names no setting; overrides look like --config.seed=1"
 
     known = list(flat(config))
     inside = [key for key in known if key.startswith(f"{name}.")]
     if inside:
         return f"--config.{name} is a section: set its keys one by one, e.g. --config.{inside[0]}"
-    return f"--config.{name}: no such setting{_did_you_mean(nearest(name, known))}"
+    return f"--config.{cut(name)}: no such setting{_did_you_mean(nearest(name, known))}"
 
 
 def _did_you_mean(names: list[str]) -> str:

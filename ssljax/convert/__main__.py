@@ -113,12 +113,10 @@ def main(argv: list[str] | None = None) -> None:
             "ssljax convert: say either --from=FILE.safetensors, to read weights into --workdir, "
             "or --to=FILE.safetensors"
         )
-    try:
+    with cli.answered("convert"):
         config, workdir = stage(flags.config, flags.workdir, flags.stage)
         convert_file = import_weights if source else export_weights
         found = convert_file(config, workdir, source or target)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"ssljax convert: {error}") from error
     for place in found:
         print(place)
     direction = f"from {source}" if source else f"to {target}"
@@ -126,4 +124,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

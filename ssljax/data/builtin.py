@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax.data import records
+from ssljax.data.decode import require_memory
 from ssljax.data.source import Source, digest
 
 FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"  # where Debian's package puts the four IDX files
@@ -147,9 +148,18 @@ def in_memory(
 
 
 def _fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """Resize uint8 [N, H, W, 1] to [N, size, size, channels]."""
+    """Resize uint8 [N, H, W, 1] to [N, size, size, channels].
+
+    Raises:
+        MemoryError: the result does not fit into memory.
+    """
     from PIL import Image
 
+    require_memory(
+        len(images) * size * size * channels,
+        f"{len(images)} images of {size}x{size}x{channels}",
+        "set a smaller data.image_size",
+    )
     if images.shape[1:3] != (size, size):
         pictures = [Image.fromarray(pixels[..., 0]) for pixels in images]
         resized = [picture.resize((size, size), Image.Resampling.BILINEAR) for picture in pictures]

@@ -24,6 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax.data import damage, policies, recipes
+from ssljax.data.quiet import without_notes
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -41,7 +42,8 @@ def tensorflow() -> Any:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        import tensorflow as tf
+        with without_notes():
+            import tensorflow as tf
     except ImportError as error:
         raise ImportError(
             f"TensorFlow cannot be imported ({error}), and data.crop_on='host' and tfds: sources need it: "

@@ -133,6 +133,11 @@ def _check(source: Source, config: ConfigDict, process_count: int, balance: np.n
     crop_on = config.data.crop_on
     if crop_on not in ("host", "device"):
         raise ValueError(f"data.crop_on={crop_on!r} is unknown: use 'host' or 'device'")
+    if crop_on == "host" and "affine" in {view.augment.crop for view in recipes.resolved(config)}:
+        raise ValueError(
+            "augment.crop='affine' does not work with data.crop_on='host': use 'tf', 'torchvision' or "
+            "'none', or set data.crop_on='device'"
+        )
     if crop_on == "device" and source.images is None:
         raise ValueError(
             f"{source.name} is not in memory, so it cannot be cropped on the device: load it with "

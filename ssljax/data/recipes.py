@@ -119,6 +119,24 @@ def _recipe(augment: ConfigDict, stated: Mapping[str, Mapping[str, Any]], name: 
     return recipe.lock()
 
 
+def check_channels(config: ConfigDict) -> None:
+    """Refuse a normalisation of another number of channels than the images have.
+
+    Raises:
+        ValueError: names the view and what to type.
+    """
+    channels = config.data.channels
+    for view in resolved(config):
+        for key in ("mean", "std"):
+            stated = tuple(view.augment[key])
+            if len(stated) != channels:
+                raise ValueError(
+                    f"config.views.{view.name}: {key}={stated} has {len(stated)} entries, and data.channels="
+                    f"{channels}: give one number per channel, e.g. --config.augment.{key}='"
+                    f"({','.join(['0.5'] * channels)},)'"
+                )
+
+
 def evaluation_resize(augment: ConfigDict) -> str:
     """Name the interpolation that evaluation uses: the crop's, or bicubic for a warp, which has none."""
     return "bicubic" if augment.crop == "affine" else augment.interpolation

@@ -204,5 +204,6 @@ def _require(labels: np.ndarray, n: int) -> None:
     if len(counts) and counts.min() < n:
         raise ValueError(
             f"class {classes[counts.argmin()]} has {counts.min()} examples, but {n} per class were asked "
-            f"for: ask for at most {counts.min()}, or add examples of that class"
+            f"for: ask for at most {counts.min()} (data.train_per_class, data.labels_per_class), or add "
+            "examples of that class"
         )

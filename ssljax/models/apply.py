@@ -85,9 +85,19 @@ def forward(
 
     Returns:
         the output and the updated running statistics.
+
+    Raises:
+        ValueError: the network has stochastic depth or dropout, and there is no key.
     """
     if groups > 1:
         return _forward_in_groups(net, params, statistics, x, groups)
+    rates = {name: getattr(net, name, 0.0) for name in ("drop_path", "dropout")}
+    if key is None and any(rates.values()):
+        stated = " and ".join(f"config.model.{name}={rate}" for name, rate in rates.items() if rate)
+        raise ValueError(
+            f"{stated}: this method trains its network without stochastic depth and dropout; set "
+            "model.drop_path and model.dropout to 0"
+        )
     rngs = None
     if key is not None:
         drop_path, dropout = jax.random.split(key)

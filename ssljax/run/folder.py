@@ -8,6 +8,7 @@ TensorBoard events are written if TensorFlow and clu are installed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -111,7 +112,8 @@ class RunFolder:
             if self._signalled:
                 raise KeyboardInterrupt
             # print() may be what the signal interrupts, and cannot be entered twice.
-            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again leaves at once\n")
+            with contextlib.suppress(OSError):  # nobody reads it
+                os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again leaves at once\n")
         self._signalled = True
 
     def stop_asked(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -86,13 +86,17 @@ def fit(
 
     key = jax.random.key(seed)
     batches = device_batches(program, source, seed, int(state.step), balance_of(program, source, state))
-    for step in range(int(state.step) + 1, total + 1):
+    first = int(state.step) + 1
+    for step in range(first, total + 1):
         asked = time.perf_counter()
         batch = next(batches)
         idle = state.step.is_ready()  # type: ignore[attr-defined]  # jax.Array leaves it to ArrayImpl
         starved = time.perf_counter() - asked if idle else 0.0
         state, metrics = program.step(state, batch, key)
         last = step == total
+        if step == first:
+            check_best(config.checkpoint.best, metrics)
+            jax.block_until_ready(metrics)  # if memory is too small, say so now and not at the first log line
 
         if folder is not None:
             folder.tick(step, total, starved)
@@ -119,6 +123,15 @@ def fit(
             fetched(step, metrics)
     batches.close()
     return state
+
+
+def check_best(best: str, metrics: Mapping[str, jax.Array]) -> None:
+    """Refuse a `checkpoint.best` that nothing ever measures, with a ValueError."""
+    if best not in ("", "knn", *metrics):
+        raise ValueError(
+            f"config.checkpoint.best={best!r} names no metric of this run: it must be knn, empty, or one of "
+            f"{', '.join(metrics)}"
+        )
 
 
 def fetched(
