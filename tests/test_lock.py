@@ -96,7 +96,7 @@ def test_a_lapsed_lease_is_taken_over(folder):
 
 
 @pytest.mark.usefixtures("no_locks")
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1])  # this number, and one that no process has
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1], ids=["this number", "a number of no process"])
 def test_a_machine_that_comes_back_takes_its_own_lease_over_at_once(folder, pid):
     here = lock.identity()
     leased(folder, host=here["host"], machine=here["machine"], pid=pid, born="before the machine went down")
