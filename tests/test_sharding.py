@@ -55,6 +55,6 @@ def test_activations_keep_their_rows_under_a_mesh():
 def test_a_batch_must_divide_into_devices_and_micro_batches():
     mesh = sharding.make_mesh(8)
     sharding.check_batch(mesh, 32, accumulate=2)
-    message = "batch_size=24 does not split over 8 devices in 2 micro-batches: use 16 or 32"
+    message = r"batch_size=24 does not split over 8 devices in 2 micro-batches \(accumulate=2\): use 16 or 32"
     with pytest.raises(ValueError, match=message):
         sharding.check_batch(mesh, 24, accumulate=2)
