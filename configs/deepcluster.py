@@ -9,6 +9,9 @@ The small presets have variants. `_shuffled` is the control, whose images learn 
 `_weights` weights the clusters in the loss instead of drawing evenly from them; `_plain` does neither;
 `_repaired` starts with nine tenths of its clusters empty.
 
+Every ImageNet preset NAME is also there as NAME_linear, which goes on to a linear probe; for AlexNet
+NAME_linear_conv1 to _conv5 probe each layer.
+
 Sources of the numbers: [P] the paper, [C] the released code (facebookresearch/deepcluster;
 facebookresearch/swav for v2), [X] chosen here.
 """
@@ -28,17 +31,31 @@ VARIANTS = {
 EVERY = {"fashion_mnist": 1, "cifar10_small": 2}
 SMALL = {f"{data}{variant}": (data, variant) for data in EVERY for variant in VARIANTS}
 
+IMAGENET = ("imagenet_alexnet", "imagenet_alexnet_rgb", "imagenet_vgg16", "imagenet_r50")
+IMAGENET_V2 = ("imagenet_r50_v2_e400",)
+ALEXNETS = ("imagenet_alexnet", "imagenet_alexnet_rgb")
+# Linear evaluation of every pretraining preset: the first stage of each, and the layer that is probed. For
+# AlexNet NAME_linear probes conv3, as the released script does, and NAME_linear_conv1 to _conv5 are the rows
+# of the paper's tables [C]. The layers of the other networks are chosen here [X]. v2 probes the features [C].
+LINEAR = {
+    "imagenet_alexnet_linear": ("imagenet_alexnet", "conv3"),
+    "imagenet_alexnet_rgb_linear": ("imagenet_alexnet_rgb", "conv3"),
+    **{f"{name}_linear_conv{i}": (name, f"conv{i}") for name in ALEXNETS for i in range(1, 6)},
+    "imagenet_vgg16_linear": ("imagenet_vgg16", "conv5_3"),
+    "imagenet_r50_linear": ("imagenet_r50", "group4"),
+    **{f"{name}_linear": (name, "") for name in IMAGENET_V2},
+}
+
 PRESETS = (
     "digits",
     "digits_v2",
+    "digits_linear",
     *SMALL,
     "cifar10_lightly_v2",
     "folder",
-    "imagenet_alexnet",
-    "imagenet_alexnet_rgb",
-    "imagenet_vgg16",
-    "imagenet_r50",
-    "imagenet_r50_v2_e400",
+    *IMAGENET,
+    *IMAGENET_V2,
+    *LINEAR,
 )
 
 
@@ -156,6 +173,52 @@ def imagenet_r50_v2_e400() -> ConfigDict:
     return c
 
 
+def linear(pretrain: ConfigDict, layer: str) -> ConfigDict:
+    """A preset, then the released linear probe of one layer: eval_linear.py of facebookresearch/deepcluster.
+
+    Crops are squares of 224 in the central 256 of an image resized to 256. The rate is 0.01 / sqrt(1 + 0.01
+    wd t) at step t. Ten crops of a test image are averaged. [C]
+
+    Args:
+        pretrain: the preset.
+        layer: its activations after the ReLU are averaged down to at most 9,600 numbers.
+    """
+    return config.linear(
+        pretrain,
+        batch_size=256,
+        epochs=90,
+        optim=dict(
+            name="deepcluster_probe_sgd",
+            learning_rate=0.01,
+            scaling="none",
+            momentum=0.9,
+            weight_decay=1e-7 if layer == "conv3" else 1e-4,  # eval_linear.sh; the default
+        ),
+        head=dict(scheme="uniform"),  # PyTorch's default
+        probe=dict(layer=layer, layer_dim=9600),
+        augment=dict(crop="square", min_area=(224 / 256) ** 2),
+        evaluate=dict(ten_crops=True),
+    )
+
+
+def linear_v2(pretrain: ConfigDict) -> ConfigDict:
+    """A preset of version 2, then eval_linear.py of facebookresearch/swav: a cosine by whole epochs [C]."""
+    return config.linear(
+        pretrain,
+        batch_size=256,  # 8 x 32
+        epochs=100,
+        optim=dict(
+            name="torch_sgd",
+            learning_rate=0.3,
+            scaling="none",
+            momentum=0.9,
+            weight_decay=1e-6,
+            milestones=(),
+        ),
+        augment=dict(crop="torchvision", min_area=0.08),  # RandomResizedCrop's default
+    )
+
+
 def small(data: str, variant: str) -> ConfigDict:
     """Network, batch size and epochs of the same preset of configs/simclr.py; a hundred clusters [X].
 
@@ -180,6 +243,16 @@ def digits() -> ConfigDict:
     c.clusters.every = 5  # an epoch is eleven steps: too few for a new head
     c.optim.learning_rate = 0.1
     c.evaluate.update(layers=("stem", "group1", "group2", "group3"), layer_dim=1024)
+    return c
+
+
+def digits_linear() -> ConfigDict:
+    """The probe of a layer in miniature: warps instead of crops, fewer features and a higher rate [X]."""
+    c = linear(digits(), "group2")
+    c.linear.update(batch_size=64, epochs=30)
+    c.linear.augment.crop = "affine"
+    c.linear.probe.layer_dim = 1024
+    c.linear.optim.learning_rate = 0.1
     return c
 
 
@@ -220,5 +293,12 @@ def get_config(preset: str = "digits") -> ConfigDict:
         ValueError: the preset is not one of PRESETS.
     """
     config.choose(preset, PRESETS, "configs/deepcluster.py")
-    c = small(*SMALL[preset]) if preset in SMALL else globals()[preset]()
+    if preset in SMALL:
+        c = small(*SMALL[preset])
+    elif preset in LINEAR:
+        first, layer = LINEAR[preset]
+        c = globals()[first]()
+        c = linear(c, layer) if layer else linear_v2(c)
+    else:
+        c = globals()[preset]()
     return config.named(c, preset)

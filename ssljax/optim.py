@@ -86,6 +86,22 @@ def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tupl
     return schedule
 
 
+def inverse_sqrt(peak: float, *, weight_decay: float) -> Schedule:
+    """A learning rate of peak / sqrt(1 + peak * weight_decay * step).
+
+    This is `learning_rate_decay` of facebookresearch/deepcluster, util.py, for its linear probes.
+
+    Args:
+        peak: the learning rate at step 0.
+        weight_decay: that of the optimizer; 0 keeps the rate constant.
+    """
+
+    def schedule(step: jax.Array) -> jax.Array:
+        return peak / jnp.sqrt(1.0 + peak * weight_decay * jnp.asarray(step, jnp.float32))
+
+    return schedule
+
+
 def timm_cosine(
     peak: float, *, steps_per_epoch: int, epochs: int, warmup_epochs: int, start: float, end: float, lag: int
 ) -> Schedule:
@@ -338,6 +354,14 @@ def _deepcluster_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
     return tx, schedule
 
 
+def _deepcluster_probe_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """SGD at a rate that the weight decay lowers; decays every parameter (DeepCluster's linear probes)."""
+    schedule = inverse_sqrt(run.peak, weight_decay=optim.weight_decay)
+    decay = optax.add_decayed_weights(optim.weight_decay)
+    sgd = optax.sgd(schedule, momentum=optim.momentum)
+    return optax.chain(decay, sgd), schedule
+
+
 def _timm_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
     """DeiT."""
     schedule = _timm_schedule(optim, run)
@@ -375,6 +399,7 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
     "torch_sgd": _torch_sgd,
     "torch_adamw": _torch_adamw,
     "deepcluster_sgd": _deepcluster_sgd,
+    "deepcluster_probe_sgd": _deepcluster_probe_sgd,
     "timm_adamw": _timm_adamw,
     "timm_sgd": _timm_sgd,
 }

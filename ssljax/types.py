@@ -133,7 +133,8 @@ class LoadFn(typing.Protocol):
     def __call__(self, run: str, like: Pytree, part: str, /) -> Pytree:
         """One branch of a checkpoint, e.g. "params/encoder", with the shapes, dtypes and shardings of `like`.
 
-        `run` is the name of an earlier stage, or the folder of a finished run.
+        `run` is the name of an earlier stage, or the folder of a finished run. The parts "evaluated/params"
+        and "evaluated/model_state" are the backbone that the run's own `Method.evaluated` names.
         """
 
 
@@ -200,6 +201,8 @@ class Method(NamedTuple):
             out -1. Read after every refresh. None: every image once per epoch.
         adopt: called on the host before the first step, after `config.init_from`; puts the weights of frozen
             networks into a fresh state.
+        frozen: the backbone is never trained: it lies in `extra`, where `adopt` puts that of
+            `config.init_from`, and `config.init_branches` is not read.
         rows: fields of `extra` whose rows are examples or keys: they are split by rows over the devices.
         probes: branches of `params` that weight decay and layer-wise adaptation leave alone.
         restarted: branches of `params` that `refresh` begins anew: the optimizer keeps no momentum for them,
@@ -221,6 +224,7 @@ class Method(NamedTuple):
     assignment: LabelsFn | None = None
     balance: LabelsFn | None = None
     adopt: AdoptFn | None = None
+    frozen: bool = False
     rows: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
     restarted: tuple[str, ...] = ()

@@ -697,7 +697,7 @@ ORDER_AND_STATE = [
     ),
     Mutation(
         "only_the_encoder_is_taken",
-        PROGRAM,
+        "ssljax/earlier.py",
         "for name in config.init_branches:",
         "for name in config.init_branches[:1]:",
         "the projector starts from scratch, although fine-tuning should continue it",
@@ -1458,7 +1458,7 @@ CLUSTERING = [
     ),
     Mutation(
         "the_pool_leaves_out_the_border",
-        "ssljax/protocols/layers.py",
+        "ssljax/models/pooling.py",
         ".mean((2, 4)).reshape(batch, -1)",
         ".sum((2, 4)).reshape(batch, -1) / jnp.maximum((x != 0).astype(jnp.float32)"
         ".reshape(batch, places, size, places, size, channels).sum((2, 4)).reshape(batch, -1), 1.0)",

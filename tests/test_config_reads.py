@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ssljax import config, plan, program, sharding
+from ssljax import config, earlier, plan, program, sharding
 from ssljax.data import crops, loader, policies, sources
 from ssljax.types import TrainState
 
@@ -85,8 +85,8 @@ def traced(built: program.Program) -> None:
 
 def adopted(built: program.Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces loading `init_from` and a teacher; the fresh state stands in for their checkpoints."""
-    monkeypatch.setattr(program, "load_part", lambda run, like, part, resize: like)
-    state = jax.eval_shape(lambda s: program.start_from(built, {})(s), built.shapes)
+    monkeypatch.setattr(earlier, "load_part", lambda run, like, part, resize: like)
+    state = jax.eval_shape(lambda s: earlier.start_from(built, {})(s), built.shapes)
     assert isinstance(state, TrainState)
 
 

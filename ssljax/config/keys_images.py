@@ -87,7 +87,8 @@ BLUR = above("augment.blur_probability", 0)
 SOLARIZE = above("augment.solarize_probability", 0)
 AFFINE = equal("augment.crop", "affine")
 BOX = equal("augment.crop", "tf", "torchvision")
-RESIZED = equal("augment.crop", "tf", "torchvision", "none")
+SQUARE = equal("augment.crop", "square")
+RESIZED = equal("augment.crop", "tf", "torchvision", "none") | SQUARE
 RANDAUGMENT = equal("augment.policy", "randaugment", "randaugment_plain")
 POLICIES = ("none", "randaugment", "randaugment_plain", "autoaugment_original", "autoaugment_v0")
 
@@ -95,10 +96,17 @@ AUGMENT = (
     Key(
         "augment.crop",
         "torchvision",
-        "tf: sample_distorted_bounding_box; torchvision: RandomResizedCrop; affine: random warp; none",
-        OneOf(("tf", "torchvision", "affine", "none")),
+        "tf: sample_distorted_bounding_box; torchvision: RandomResizedCrop; affine: random warp; none; "
+        "square: a random square within the central one",
+        OneOf(("tf", "torchvision", "affine", "none", "square")),
     ),
-    Key("augment.min_area", 0.08, "smallest area of a crop, as a fraction of the image's", SHARE, BOX),
+    Key(
+        "augment.min_area",
+        0.08,
+        "smallest area of a crop, as a fraction of the image's; square: its area, of the central square's",
+        SHARE,
+        BOX | SQUARE,
+    ),
     Key("augment.max_area", 1.0, "largest area of a crop, as a fraction of the image's", SHARE, BOX),
     Key("augment.aspect", (3 / 4, 4 / 3), "smallest and largest width / height of a crop", POSITIVE, BOX),
     Key(

@@ -169,10 +169,10 @@ NETWORKS = (
 
 # ---------------------------------------------------------------------------------------------------- methods
 
-SCHEMES = OneOf(("uniform", "truncated_normal", "normal_0.01"))
+SCHEMES = OneOf(("uniform", "truncated_normal", "normal_0.01", "zeros"))
 
 
-def _head(section: str, layers: int, when: When, sized: When, full: When) -> tuple[Key, ...]:
+def _head(section: str, layers: int, when: When, sized: When, full: When, drawn: When) -> tuple[Key, ...]:
     """The rows of a projector or predictor.
 
     Args:
@@ -180,7 +180,8 @@ def _head(section: str, layers: int, when: When, sized: When, full: When) -> tup
         layers: the default number of layers.
         when: when that number is read.
         sized: when the width of the layers is read.
-        full: when the rest is read.
+        full: when its biases and norms are read.
+        drawn: when the initialisation is read.
     """
     return (
         Key(f"{section}.layers", layers, "number of linear layers", NATURAL, when),
@@ -195,7 +196,7 @@ def _head(section: str, layers: int, when: When, sized: When, full: When) -> tup
             None,
             full,
         ),
-        Key(f"{section}.scheme", "uniform", "initialisation of the kernels", SCHEMES, full),
+        Key(f"{section}.scheme", "uniform", "initialisation of the kernels", SCHEMES, drawn),
     )
 
 
@@ -206,9 +207,9 @@ SOFT = method("deit") & equal("distill.name", "soft")
 TWO_TOKENS = method("deit") & network("model", "vit") & equal("model.distillation", True)
 
 METHOD = (
-    *_head("head", 2, HEADS, HEADS, FULL_HEADS),
+    *_head("head", 2, HEADS, HEADS, FULL_HEADS, FULL_HEADS | method("linear")),
     Key("head.dim", 128, "dimension of the embeddings", COUNT, HEADS),
-    *_head("predictor", 0, TARGET, PREDICTOR, PREDICTOR),
+    *_head("predictor", 0, TARGET, PREDICTOR, PREDICTOR, PREDICTOR),
     Key("loss.temperature", 0.1, "temperature of the similarities", POSITIVE, method("simclr", "moco")),
     Key("loss.symmetric", False, "contrast in both directions, with twice the keys", None, QUEUE),
     Key(
@@ -292,6 +293,20 @@ METHOD = (
     Key("clusters.heads", 3, "number of sets of prototypes", COUNT, DEEPCLUSTER_V2),
     Key(
         "clusters.temperature", 0.1, "temperature of the similarities to prototypes", POSITIVE, DEEPCLUSTER_V2
+    ),
+    Key(
+        "probe.layer",
+        "",
+        "layer whose pooled feature map is classified, by its name in the network; empty: the features",
+        None,
+        method("linear"),
+    ),
+    Key(
+        "probe.layer_dim",
+        9600,
+        "largest number of features of that layer, after average pooling",
+        COUNT,
+        method("linear") & other_than("probe.layer", ""),
     ),
     Key(
         "mix.mixup_alpha",

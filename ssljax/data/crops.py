@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import policies, recipes
+from ssljax.data import geometry, policies, recipes
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -140,6 +140,25 @@ def box_torchvision(
     return tf.cast(tf.where(tf.reduce_any(fits), first, central), tf.int32)
 
 
+def box_square(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, area: float) -> tf.Tensor:
+    """Draw a square of fixed size within the central square of an image, see `geometry.crop_box_square`.
+
+    Args:
+        height, width: size of the image in pixels, int32 scalars.
+        seed: int64 [2].
+        area: of the box, as a share of the central square's area.
+
+    Returns:
+        int32 [4]: top, left, height, width.
+    """
+    tf = tensorflow()
+    central = tf.minimum(height, width)
+    side = tf.cast(tf.round(area**0.5 * tf.cast(central, tf.float32)), tf.int32)
+    offset = tf.random.stateless_uniform([2], seed, 0, central - side + 1, tf.int32)
+    corner = tf.stack([(height - central) // 2, (width - central) // 2]) + offset
+    return tf.concat([corner, [side, side]], 0)
+
+
 def resize(
     image: tf.Tensor, height: int, width: int, method: str = "bicubic", *, antialias: bool = False
 ) -> tf.Tensor:
@@ -227,10 +246,14 @@ def _view(
         top, left, height, width = tf.unstack(box)
         crop = image[top : top + height, left : left + width]
         crop = resize(crop, size, size, augment.interpolation, antialias=augment.antialias)
+    elif augment.crop == "square":
+        top, left, side, _ = tf.unstack(box_square(shape[0], shape[1], crop_seed, area=augment.min_area))
+        crop = image[top : top + side, left : left + side]
+        crop = resize(crop, size, size, augment.interpolation, antialias=augment.antialias)
     else:
         raise ValueError(
-            f"augment.crop={augment.crop!r} does not work with data.crop_on='host': use 'tf', 'torchvision' "
-            "or 'none', or set data.crop_on='device'"
+            f"augment.crop={augment.crop!r} does not work with data.crop_on='host': use 'tf', 'torchvision', "
+            "'square' or 'none', or set data.crop_on='device'"
         )
 
     crop = to_uint8(crop)
@@ -262,6 +285,7 @@ def central_crop(
     method: str = "bicubic",
     *,
     antialias: bool = False,
+    place: geometry.Place = geometry.CENTRE,
 ) -> tf.Tensor:
     """Cut out and resize the central crop of google-research/simclr (data_util.py, center_crop).
 
@@ -274,6 +298,7 @@ def central_crop(
         proportion: e.g. 0.875.
         method: "bicubic" or "bilinear".
         antialias: as for `resize`.
+        place: where the box lies, if not in the centre.
 
     Returns:
         float32 [height, width, C].
@@ -286,13 +311,13 @@ def central_crop(
     wide = aspect > w / h  # wider than the image: the box is as wide as the image allows
     crop_h = tf.cast(tf.where(wide, tf.round(proportion / aspect * w), tf.round(proportion * h)), tf.int32)
     crop_w = tf.cast(tf.where(wide, tf.round(proportion * w), tf.round(proportion * aspect * h)), tf.int32)
-    top = (shape[0] - crop_h + 1) // 2
-    left = (shape[1] - crop_w + 1) // 2
+    top = geometry.offset(shape[0] - crop_h, place[0])
+    left = geometry.offset(shape[1] - crop_w, place[1])
     crop = image[top : top + crop_h, left : left + crop_w]
     return resize(crop, height, width, method, antialias=antialias)
 
 
-def eval_image(image: tf.Tensor, config: ConfigDict) -> tf.Tensor:
+def eval_image(image: tf.Tensor, config: ConfigDict, place: geometry.Place = geometry.CENTRE) -> tf.Tensor:
     """Make the image that evaluation sees: a central crop of `data.eval_crop` times the shorter side.
 
     If `data.image_size` is at most 32, the crop has the whole shorter side.
@@ -300,6 +325,7 @@ def eval_image(image: tf.Tensor, config: ConfigDict) -> tf.Tensor:
     Args:
         image: [H, W, C].
         config: reads `data` and `augment`.
+        place: where the crop lies, if not in the centre.
 
     Returns:
         uint8 [S, S, C], S = data.image_size.
@@ -309,6 +335,7 @@ def eval_image(image: tf.Tensor, config: ConfigDict) -> tf.Tensor:
     proportion = data.eval_crop if data.image_size > 32 else 1.0
     size = data.image_size
     method = recipes.evaluation_resize(augment)
-    out = to_uint8(central_crop(image, size, size, proportion, method, antialias=augment.antialias))
+    antialias = augment.antialias
+    out = to_uint8(central_crop(image, size, size, proportion, method, antialias=antialias, place=place))
     out.set_shape([size, size, data.channels])
     return out

@@ -282,7 +282,9 @@ def _naming_the_image(error: Exception, source: Source, positions: np.ndarray, c
     return error
 
 
-def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+    source: Source, config: ConfigDict, *, batch_size: int, place: geometry.Place = geometry.CENTRE
+) -> Iterator[dict[str, np.ndarray]]:
     """Yield every example exactly once, in order. The last batch is padded with zeros.
 
     Images are cropped as in `crops.eval_image`. Images in memory are cropped without TensorFlow, with the
@@ -292,6 +294,7 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
         source: any split.
         config: reads `data.image_size`, `.channels`, `.eval_crop` and `augment.antialias`.
         batch_size: number of rows of every batch.
+        place: where the crop of an image lies.
 
     Returns:
         Dicts of numpy arrays: image uint8 [batch_size, S, S, C], label int32 [batch_size], index int32
@@ -302,7 +305,7 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
     """
     n = len(source)
     if source.images is None:
-        images = _host_eval(source, config, batch_size)
+        images = _host_eval(source, config, batch_size, place)
     else:
         images = (source.images[rows] for rows in _chunks(n, batch_size))
     for rows in _chunks(n, batch_size):
@@ -316,7 +319,7 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
         if missing:
             batch = {name: _padded(values, missing) for name, values in batch.items()}
         if source.images is not None:  # after the padding: one shape, so one compilation
-            batch["image"] = _central(batch["image"], config)
+            batch["image"] = _central(batch["image"], config, place)
         yield batch
 
 
@@ -331,12 +334,12 @@ def _padded(values: np.ndarray, missing: int) -> np.ndarray:
     return np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)])
 
 
-def _central(images: np.ndarray, config: ConfigDict) -> np.ndarray:
+def _central(images: np.ndarray, config: ConfigDict, place: geometry.Place) -> np.ndarray:
     """Do without TensorFlow what `crops.eval_image` does.
 
     Args:
         images: uint8 [B, H, W, C].
-        config: as for `eval_batches`.
+        config, place: as for `eval_batches`.
 
     Returns:
         uint8 [B, S, S, C], S = data.image_size.
@@ -348,23 +351,27 @@ def _central(images: np.ndarray, config: ConfigDict) -> np.ndarray:
         return images
     method = recipes.evaluation_resize(config.augment)
     antialias = config.augment.antialias
-    squares = _central_squares(images, side=side, size=size, method=method, antialias=antialias)
+    squares = _squares(images, side=side, size=size, method=method, antialias=antialias, place=place)
     return np.asarray(squares)
 
 
-@functools.partial(jax.jit, static_argnames=("side", "size", "method", "antialias"))
-def _central_squares(images: jax.Array, *, side: int, size: int, method: str, antialias: bool) -> jax.Array:
-    """Resize the central squares of `side` pixels to `size` pixels, clip and round: uint8 [B, S, S, C]."""
+@functools.partial(jax.jit, static_argnames=("side", "size", "method", "antialias", "place"))
+def _squares(
+    images: jax.Array, *, side: int, size: int, method: str, antialias: bool, place: geometry.Place
+) -> jax.Array:
+    """Resize the squares of `side` pixels at `place` to `size` pixels, clip and round: uint8 [B, S, S, C]."""
     height, width = images.shape[1:3]
-    top = (height - side + 1) // 2
-    left = (width - side + 1) // 2
+    top = geometry.offset(height - side, place[0])
+    left = geometry.offset(width - side, place[1])
     box = jnp.array([top, left, side, side], jnp.int32)
     resize = functools.partial(geometry.crop_resize, box=box, size=size, method=method, antialias=antialias)
     pixels = jax.vmap(resize)(images.astype(jnp.float32))
     return jnp.rint(jnp.clip(pixels, 0.0, 255.0)).astype(jnp.uint8)
 
 
-def _host_eval(source: Source, config: ConfigDict, batch_size: int) -> Iterator[np.ndarray]:
+def _host_eval(
+    source: Source, config: ConfigDict, batch_size: int, place: geometry.Place
+) -> Iterator[np.ndarray]:
     """Yield the crops of `eval_batches` from a tf.data pipeline, uint8 [<= batch_size, S, S, C]."""
     from ssljax.data import crops
 
@@ -374,7 +381,7 @@ def _host_eval(source: Source, config: ConfigDict, batch_size: int) -> Iterator[
 
     positions = tf.data.Dataset.range(n).map(lambda i: (i, i))
     dataset = _read(tf, source, positions, channels).map(
-        lambda _, position, image: crops.eval_image(image, config),
+        lambda _, position, image: crops.eval_image(image, config, place),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )

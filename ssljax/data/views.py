@@ -172,6 +172,10 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
             flip=flip,
         )
         return clip(crop)
+    if augment.crop == "square":
+        box = geometry.crop_box_square(box_key, height, width, area=augment.min_area)
+        method = augment.interpolation
+        return clip(geometry.crop_resize(image, box, size, method=method, antialias=True, flip=flip))
     if augment.crop == "affine":
         u = jax.random.uniform(box_key, (5,), jnp.float32, -1.0, 1.0)
         rotation = u[0] * augment.rotate
@@ -182,7 +186,8 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
         image = geometry.affine(image, matrix, size)
     elif augment.crop != "none":
         raise ValueError(
-            f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', 'affine' or 'none'."
+            f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', 'square', 'affine' "
+            "or 'none'."
         )
     return jnp.where(flip, image[:, ::-1], image)
 

@@ -16,7 +16,8 @@ from ssljax import convert, models, sharding
 from ssljax.config import resolve
 from ssljax.convert import regnet, weights
 from ssljax.convert.__main__ import export_weights, import_weights, main
-from ssljax.program import build, start_from
+from ssljax.earlier import start_from
+from ssljax.program import build
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder
 from tests.convert.foreign import like

@@ -10,10 +10,11 @@ from configs.deit import PRESETS, get_config
 from ssljax import models, optim
 from ssljax.config import resolve
 from ssljax.data import sources
+from ssljax.earlier import start_from
 from ssljax.losses.classification import cross_entropy
 from ssljax.methods import METHODS
 from ssljax.methods.deit import DeitState, joint
-from ssljax.program import build, stages, start_from
+from ssljax.program import build, stages
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.targets.frozen import Frozen
 from ssljax.types import TrainState
