@@ -125,7 +125,10 @@ def presets() -> Iterator[tuple[str, ConfigDict]]:
     for path in sorted((ROOT / "configs").glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         for preset in module.PRESETS:
-            for stage, config, _ in stages(module.get_config(preset), ""):
+            found = stages(module.get_config(preset), "")
+            if "_linear" in preset:  # its first stage is a preset of its own
+                found = found[1:]
+            for stage, config, _ in found:
                 if config.data.source.startswith("tfds:imagenet2012"):
                     yield f"{path.stem}:{preset} {stage}".strip(), config
 

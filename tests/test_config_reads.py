@@ -85,6 +85,7 @@ def traced(built: program.Program) -> None:
 
 def adopted(built: program.Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces loading `init_from` and a teacher; the fresh state stands in for their checkpoints."""
+    monkeypatch.setattr(earlier, "evaluated_part", lambda run, part: f"{part}/encoder")
     monkeypatch.setattr(earlier, "load_part", lambda run, like, part, resize: like)
     state = jax.eval_shape(lambda s: earlier.start_from(built, {})(s), built.shapes)
     assert isinstance(state, TrainState)
@@ -97,7 +98,7 @@ def unread(c: ConfigDict, seen: set[str], exempt: tuple[str, ...]) -> set[str]:
 def small_stages() -> list[tuple[str, str, str]]:
     """(paper, preset, stage) of every digits preset."""
     found = []
-    for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised"):
+    for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised", "linear"):
         module = importlib.import_module(f"configs.{paper}")
         for preset in module.PRESETS:
             if preset.startswith("digits"):
@@ -144,6 +145,8 @@ IMAGENET = [
     ("byol", "imagenet_r50_e300", ""),
     ("deepcluster", "imagenet_alexnet", ""),
     ("moco", "imagenet_r50_v1", ""),
+    ("moco", "imagenet_vit_b_v3_linear", "linear"),
+    ("deepcluster", "imagenet_alexnet_linear", "linear"),
 ]
 
 
