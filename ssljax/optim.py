@@ -357,9 +357,8 @@ def _deepcluster_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
 def _deepcluster_probe_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
     """SGD at a rate that the weight decay lowers; decays every parameter (DeepCluster's linear probes)."""
     schedule = inverse_sqrt(run.peak, weight_decay=optim.weight_decay)
-    decay = optax.add_decayed_weights(optim.weight_decay)
     sgd = optax.sgd(schedule, momentum=optim.momentum)
-    return optax.chain(decay, sgd), schedule
+    return optax.chain(optax.add_decayed_weights(optim.weight_decay), sgd), schedule
 
 
 def _timm_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:

@@ -1551,6 +1551,91 @@ FOLDERS = [
     ),
 ]
 
+# the linear evaluation of every paper, and the images that it holds out
+T_LINEAR = "tests/methods/test_linear.py"
+LINEAR_EVALUATION = [
+    Mutation(
+        "a_probe_that_normalises_by_the_batch",
+        "ssljax/methods/linear.py",
+        "return models.infer(encoder, weights, statistics, x)",
+        "return models.forward(encoder, weights, statistics, x)[0]",
+        "the backbone in training mode while the classifier is trained (virtex #16)",
+        f"{T_LINEAR}::test_logits_follow_the_authors_update_and_the_backbone_keeps_every_bit[moco]",
+    ),
+    Mutation(
+        "a_probe_of_what_is_not_evaluated",
+        "ssljax/earlier.py",
+        "part = evaluated_part(folder, below)",
+        'part = f"{below}/encoder"',
+        "the raw weights of a run whose moving average is what counts",
+        f"{T_LINEAR}::test_a_moving_average_is_probed_where_the_run_evaluates_it",
+    ),
+    Mutation(
+        "a_rate_of_30_that_grows_with_the_batch",
+        "configs/moco.py",
+        'learning_rate=30.0,\n            scaling="none",',
+        'learning_rate=30.0,\n            scaling="linear",',
+        "30 taken for a base rate, as v3's is",
+        f"{T_LINEAR}::test_the_recipe_is_the_papers[imagenet_r50_v1]",
+    ),
+    Mutation(
+        "a_layer_probe_whose_rate_falls_with_the_step",
+        OPTIM,
+        "return peak / jnp.sqrt(1.0 + peak",
+        "return peak / (1.0 + peak",
+        "the square root of learning_rate_decay forgotten",
+        f"{T_LINEAR}::test_logits_follow_the_authors_update_and_the_backbone_keeps_every_bit[deepcluster]",
+    ),
+    Mutation(
+        "crops_mirrored_top_to_bottom",
+        "ssljax/evaluate.py",
+        "lambda image: image[:, :, ::-1]",
+        "lambda image: image[:, ::-1]",
+        "the wrong axis of [B, H, W, C]",
+        f"{T_LINEAR}::test_ten_crops_are_averaged_as_probabilities",
+    ),
+    Mutation(
+        "corners_of_the_central_square",
+        CROPS,
+        "geometry.offset(shape[1] - crop_w, place[1])",
+        "geometry.offset(tf.minimum(shape[0], shape[1]) - crop_w, place[1])",
+        "TenCrop after CenterCrop(256) instead of Resize(256)",
+        "tests/data/test_squares.py::test_the_five_places_are_those_of_torchvisions_five_crop[40-56]",
+    ),
+    Mutation(
+        "a_square_that_never_lies_at_the_end",
+        GEOMETRY,
+        "jnp.int32(central - side + 1)",
+        "jnp.int32(central - side)",
+        "randint whose upper end is excluded",
+        "tests/data/test_squares.py::test_squares_are_uniform_within_the_central_one[32-48-boxes_on_the_device]",
+    ),
+    Mutation(
+        "the_stages_before_are_trained_as_well",
+        "ssljax/train.py",
+        'if only in ("", name):',
+        "if name:",
+        "--stage linear pretrains for a thousand epochs first",
+        "tests/test_train.py::test_one_stage_alone_starts_from_any_run",
+    ),
+    Mutation(
+        "two_kinds_of_probe_under_one_name",
+        "ssljax/methods/linear.py",
+        'return {"probe": models.logits',
+        'return {"linear_sgd_cached": models.logits',
+        "a number of one linear probe beside those of another",
+        "tests/test_train.py::test_one_stage_alone_starts_from_any_run",
+    ),
+    Mutation(
+        "held_out_images_with_the_labels_of_the_others",
+        "ssljax/data/records.py",
+        'urllib.parse.quote(stored, safe="")',
+        '"".join(c if c.isalnum() else "_" for c in stored)',
+        "train[:50%] and train[50%:] share the file of stored labels",
+        "tests/test_prepare.py::test_two_parts_of_a_split_have_labels_of_their_own",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -1566,6 +1651,7 @@ MUTATIONS = [
     *CONVERSION,
     *CLUSTERING,
     *FOLDERS,
+    *LINEAR_EVALUATION,
 ]
 
 
