@@ -310,6 +310,7 @@ def test_one_stage_alone_starts_from_any_run(tmp_path, capsys):
         "--config=configs/simclr.py:digits_linear",
         f"--workdir={tmp_path / 'probe'}",
         f"--config.linear.init_from={tmp_path / 'run'}",
+        "--config.pretrain.optim.warmup_epochs=0",
         *[f"--config.{name}.{setting}" for name in ("pretrain", "linear") for setting in small],
     ]
     with pytest.raises(SystemExit, match="not from pretrain, which would be trained first. Add --stage lin"):
