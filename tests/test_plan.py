@@ -215,6 +215,23 @@ def test_the_batch_of_a_plan_has_the_shapes_that_the_loader_delivers(crop_on, na
     }
 
 
+def test_one_stage_alone_is_planned_for(monkeypatch, capsys):
+    planned = []
+
+    def refused(config, *_, **__):
+        planned.append(config.method)
+        raise ValueError("not compiled here")
+
+    monkeypatch.setattr(plan, "plan", refused)
+    argv = ["--config=simclr:digits_linear", "--topology=v5e:2x2"]
+    for flags, method in (([], "simclr"), (["--stage=linear"], "linear")):
+        with pytest.raises(SystemExit, match="not compiled here"):
+            plan.main([*argv, *flags])
+        assert planned.pop() == method and not planned
+    with pytest.raises(SystemExit, match="--stage=probe: the stages of this config are pretrain, linear"):
+        plan.main([*argv, "--stage=probe"])
+
+
 def test_candidates_are_the_cheap_edits_first_then_larger_slices():
     config = ConfigDict(dict(accumulate=1, model=dict(remat="none"), sharding=dict(fsdp=1))).lock()
     found = [text for text, _, _ in plan.candidates(config, slices.parse("v5e:8x8"))]
