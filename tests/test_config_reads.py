@@ -23,6 +23,7 @@ AROUND = (
     "evaluate.",
     "data.eval_crop",
     "augment.antialias",
+    "augment.resize",
 )
 # Keys that say which images to use. The large data sets are not on this machine.
 WHERE = (
@@ -34,6 +35,7 @@ WHERE = (
     "data.labels",
     "data.train_per_class",
     "data.label_fraction",
+    "data.label_list",
     "data.labels_per_class",
     "data.subset_seed",
     "data.num_classes",
@@ -144,6 +146,8 @@ IMAGENET = [
     ("byol", "imagenet_r50_e300", ""),
     ("deepcluster", "imagenet_alexnet", ""),
     ("moco", "imagenet_r50_v1", ""),
+    ("deepcluster", "imagenet_r50_v2", ""),
+    ("deit", "imagenet_b_distilled_384", "finetune"),
 ]
 
 
