@@ -3,10 +3,10 @@
     python benchmarks/resizing.py FOLDER         # photographs as JPEG files, a minute
 
 Every image is decoded once. Crops: eight of torchvision's boxes of each image, to 224 pixels. Evaluation: the
-image that evaluation sees, at 224 pixels; Pillow's is torchvision's Resize(256) and CenterCrop(224). Differences
-are of 255, over all pixels and channels. Edges: the mean of |Gx|, Sobel's horizontal gradient, relative to
-Pillow's. The cost is processor time per image in tf.data, for decoding it and making two views of it; it hardly
-depends on what else the machine does.
+image that evaluation sees, at 224 pixels; Pillow's is torchvision's Resize(256) and CenterCrop(224).
+Differences are of 255, over all pixels and channels. Edges: the mean of |Gx|, Sobel's horizontal gradient,
+relative to Pillow's. The cost is processor time per image in tf.data, for decoding it and making two views of
+it; it hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def difference(found: np.ndarray, expected: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="photographs as JPEG files")
     files = sorted(path for path in parser.parse_args().folder.iterdir() if path.is_file())
     encoded = [path.read_bytes() for path in files]
@@ -110,7 +112,9 @@ def main() -> None:
     right = made(images, recipe("bilinear", WAYS["bilinear"]["Pillow"]))
     wrong = made(images, recipe("bicubic", WAYS["bicubic"]["TensorFlow"]))
     pairs = zip(wrong, right, strict=True)
-    cells = [f"{difference(part, other)} | {horizontal(part) / horizontal(other):.2f}" for part, other in pairs]
+    cells = [
+        f"{difference(part, other)} | {horizontal(part) / horizontal(other):.2f}" for part, other in pairs
+    ]
     print(f"| TensorFlow's bicubic | for Pillow's bilinear | {' | '.join(cells)} | |")
 
 

@@ -8,8 +8,9 @@
 The figures are top-1 / top-5 of a linear probe; imagenette is the released code's small run.
 
 `imagenet_r50_finetune_1pct` and `_10pct`, and the same for larger networks, go on to fine-tune on a part of
-the labels, `imagenet_r50_finetune_100pct` on all. Ablations of the paper at 300 epochs: `_no_predictor` (0.2), `_tau_0` (0.3), `_tau_1` (a random
-target: 18.8), `_symmetric` (both views by one recipe: no change). For another fixed tau use `--config.target.schedule=constant --config.target.momentum=0.99`.
+the labels, `imagenet_r50_finetune_100pct` on all. Ablations of the paper at 300 epochs: `_no_predictor`
+(0.2), `_tau_0` (0.3), `_tau_1` (a random target: 18.8), `_symmetric` (both views by one recipe: no change).
+For another fixed tau use `--config.target.schedule=constant --config.target.momentum=0.99`.
 
 Sources of the numbers: [P] the paper, [C] the released code (deepmind-research, byol, commit f5de0ed),
 [X] chosen here.

@@ -9,8 +9,9 @@
 Names follow the paper's tables. `imagenet_{ti,s,b}` has no teacher. `_soft` and `_hard` distil into the class
 token, `_distilled` into a distillation token (table 3). `_e500`, `_e800` and `_e1000` train longer.
 `imagenet_b..._384` fine-tune at 384 pixels, `_160` and `_320` likewise (table 10); the best of all is
-`imagenet_b_distilled_e1000_384` (85.2). `imagenet_b_ablation_...` are the rows of table 8, each in two stages. For
-another teacher (table 2) train, for example, `imagenet_regnety_4gf` and set `--config.teacher.name` as well.
+`imagenet_b_distilled_e1000_384` (85.2). `imagenet_b_ablation_...` are the rows of table 8, each in two
+stages. For another teacher (table 2) train, for example, `imagenet_regnety_4gf` and set
+`--config.teacher.name` as well.
 
 Sources of the numbers: [P] the paper, [C] the released code (facebookresearch/deit, timm 0.3.2), [X] chosen
 here.
@@ -160,9 +161,10 @@ def teacher(name: str) -> ConfigDict:
 def at_resolution(train: ConfigDict, side: int) -> ConfigDict:
     """Two stages: `train`, then 30 epochs at another resolution, positions resized (section 3, and [C]).
 
-    The second stage trains in evaluation mode, as in the released code of the paper; later versions of it have
-    a switch, and so has this: --config.finetune.evaluation_mode=False. It has a teacher where the first stage
-    has one [P]. The released code refuses that: --config.finetune.distill.name=none is what it does instead.
+    The second stage trains in evaluation mode, as in the released code of the paper; later versions of it
+    have a switch, and so has this: --config.finetune.evaluation_mode=False. It has a teacher where the first
+    stage has one [P]. The released code refuses that: --config.finetune.distill.name=none is what it does
+    instead.
     """
     c = train.copy_and_resolve_references()
     c.init_from = "train"

@@ -189,7 +189,9 @@ def _resized(crop: tf.Tensor, size: int, how: recipes.Resizing) -> tf.Tensor:
     """Resize a crop, uint8 [H, W, C], to uint8 [size, size, C]."""
     if how.library == "tensorflow":
         return to_uint8(resize(crop, size, size, how.method, antialias=how.antialias))
-    return _by_pillow(functools.partial(pillow.resize, height=size, width=size, method=how.method), crop, size)
+    return _by_pillow(
+        functools.partial(pillow.resize, height=size, width=size, method=how.method), crop, size
+    )
 
 
 def _by_pillow(function: Callable[[np.ndarray], np.ndarray], image: tf.Tensor, size: int) -> tf.Tensor:
@@ -316,7 +318,8 @@ def central_crop(
     """Cut out and resize the central crop of google-research/simclr (data_util.py, center_crop).
 
     The box is the largest one with the aspect ratio of the result. Its sides are multiplied by `proportion`
-    and rounded (to even at .5), or cut to whole pixels as in BYOL's code. Its offset is (side - crop + 1) // 2. The result is not clipped.
+    and rounded (to even at .5), or cut to whole pixels as in BYOL's code. Its offset is (side - crop + 1) //
+    2. The result is not clipped.
 
     Args:
         image: [H, W, C].
@@ -347,8 +350,8 @@ def central_crop(
 def eval_image(image: tf.Tensor, config: ConfigDict) -> tf.Tensor:
     """Make the image that evaluation sees: a central crop of `data.eval_crop` times the shorter side.
 
-    If `data.image_size` is at most 32, the crop has the whole shorter side. With `augment.resize="pillow"` the
-    image is resized first and then cropped, see `pillow.central`.
+    If `data.image_size` is at most 32, the crop has the whole shorter side. With `augment.resize="pillow"`
+    the image is resized first and then cropped, see `pillow.central`.
 
     Args:
         image: [H, W, C].

@@ -286,7 +286,8 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
     """Yield every example exactly once, in order. The last batch is padded with zeros.
 
     Images are cropped as in `crops.eval_image`. Images in memory are cropped without TensorFlow, with the
-    same result to within one grey level (exactly the same by Pillow). They pass unchanged if there is nothing to crop.
+    same result to within one grey level (exactly the same by Pillow). They pass unchanged if there is nothing
+    to crop.
 
     Args:
         source: any split.

@@ -1,8 +1,8 @@
 """Resize with Pillow, exactly as torchvision resizes the images that it reads from files.
 
 Host crops (`data.crops`) call this from the threads of tf.data, and evaluation calls it for images in memory.
-Pillow releases Python's lock while it resizes: for two views of a photograph it was measured to take 30 % less
-processor time than TensorFlow's antialiased resize, whose result also differs (docs/resizing.md).
+Pillow releases Python's lock while it resizes: for two views of a photograph it was measured to take 30 %
+less processor time than TensorFlow's antialiased resize, whose result also differs (docs/resizing.md).
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     crop (unless the host has done it) -> flip -> colour jitter (p) -> grayscale (p) -> blur (p)
     -> solarize (p) -> normalise -> random erasing (p; DeiT's)
 
-With `augment.grayscale_order="before"` (MoCo v1's) the jitter comes after the conversion to grey. The jitter applies brightness, contrast, saturation and hue in an order that is drawn too, and clips to [0, 1]
-after each. Randomness is drawn in `draw` and `random_crop`, and for erasing in `data.mixing`. A view depends
-only on (key, index, copy, its number). So it does not depend on its place in the batch, the batch size or the
+With `augment.grayscale_order="before"` (MoCo v1's) the jitter comes after the conversion to grey. The jitter
+applies brightness, contrast, saturation and hue in an order that is drawn too, and clips to [0, 1] after
+each. Randomness is drawn in `draw` and `random_crop`, and for erasing in `data.mixing`. A view depends only
+on (key, index, copy, its number). So it does not depend on its place in the batch, the batch size or the
 number of devices. `data.recipes` reads the views from the config; `data.mixing` mixes the images of a batch.
 """
 
@@ -184,7 +185,8 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
         image = geometry.affine(image, matrix, size)
     elif augment.crop != "none":
         raise ValueError(
-            f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', 'byol', 'affine' or 'none'."
+            f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', 'byol', 'affine' or "
+            "'none'."
         )
     return jnp.where(flip, image[:, ::-1], image)
 

@@ -22,8 +22,8 @@ Version 2 (`clusters.version=2`) has no W to learn:
 
 The prototypes C_h are the centroids of spherical k-means on the embeddings z of the last epoch. There is one
 bank of embeddings per view of the largest size; of these V banks, head h clusters bank h mod V. Smaller views
-(multi-crop) only learn. Each size has its own pass through f, with its own batch statistics. Nothing is encoded between epochs, except once
-before the first.
+(multi-crop) only learn. Each size has its own pass through f, with its own batch statistics. Nothing is
+encoded between epochs, except once before the first.
 
 Differences from the papers, after the released code (facebookresearch/deepcluster, facebookresearch/swav)
 unless marked [X]:
@@ -79,7 +79,8 @@ class Prototypes(NamedTuple):
         assignment: int32 [ids, heads]; -1 for an image that was not seen in the last epoch, which then does
             not count in the loss.
         centroids: float32 [heads, K, D], of unit length.
-        banks: float32 [ids, V, D], the embedding of each view of the largest size when the image was last seen.
+        banks: float32 [ids, V, D], the embedding of each view of the largest size when the image was last
+            seen.
         seen: bool [ids], whether the image was seen in this epoch.
     """
 

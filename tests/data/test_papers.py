@@ -335,6 +335,24 @@ def test_byols_crop_is_cut_down_and_never_drawn_again(boxes):
         assert np.abs(share).max() < 0.04
 
 
+def test_a_byol_view_is_a_box_cut_down_to_the_image(photograph):
+    """On a strip of 24 x 120 pixels, boxes as high as the strip and up to five times as wide."""
+    strip = np.ascontiguousarray(photograph[:24])
+    config = preset("byol:imagenet_r50_e300")
+    config.data.image_size = 16
+    config.views = dict(only=dict(flip=False))
+    wide = 0
+    for index in range(8):
+        seed = np.int64([config.seed << 32, index * (1 << 16)])
+        top, left, height, width = crops.box_byol(24, 120, seed, min_area=0.08).numpy()
+        wide += width > 1.4 * height
+        box = strip[top : top + height, left : left + width]
+        expected = crops.to_uint8(crops.resize(box, 16, 16, "bicubic"))
+        found = crops.training_views(strip, np.int64([0, index]), config)["image"][0]
+        np.testing.assert_array_equal(found, expected)
+    assert wide >= 2
+
+
 # ------------------------------------------------------------------------------- 1 % and 10 % of ImageNet
 
 
@@ -391,9 +409,12 @@ def test_a_list_that_is_not_prepared_says_how_to_get_it_and_how_to_do_without(mo
 
     monkeypatch.setattr(sources.records, "load", load)
     data = preset("supervised:imagenet_r50_1pct").data
-    with caplog.at_level(logging.INFO), pytest.raises(
-        FileNotFoundError,
-        match="tfds:imagenet2012_subset/1pct is not prepared.*data.label_list=balanced draws 0.01 of tfds",
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(
+            FileNotFoundError,
+            match="tfds:imagenet2012_subset/1pct is not prepared.*data.label_list=balanced draws 0.01 of",
+        ),
     ):
         sources.load(data, "train")
 

@@ -328,7 +328,7 @@ def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second
 
 
 def test_small_crops_learn_the_clusters_of_the_large_ones(source):
-    """Multi-crop: one pass a size, whose batch statistics are its own; all views of an image share a label."""
+    """Multi-crop: one pass a size, with its own batch statistics; all views of an image share a label."""
     c = second_config(large=dict(count=2), small=dict(count=3, size=8))
     program = build(c, source.facts)
     state = refreshed(program, source, program.init(0), 0, None)

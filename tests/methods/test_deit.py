@@ -159,7 +159,7 @@ def test_fine_tuning_in_evaluation_mode_trains_the_mean_of_two_heads_without_sto
 
 
 def test_the_presets_of_table_10():
-    """Those that fine-tune do so in evaluation mode; the best has 1000 epochs at 224 pixels, then 30 at 384."""
+    """They fine-tune in evaluation mode; the best has 1000 epochs at 224 pixels, then 30 at 384."""
     best = get_config("imagenet_b_distilled_e1000_384")
     assert (best.train.epochs, best.finetune.epochs, best.finetune.data.image_size) == (1000, 30, 384)
     assert best.finetune.evaluation_mode and not best.train.evaluation_mode
