@@ -64,6 +64,8 @@ SAME_STEP = (
     "augment.policy_std",
     "augment.policy_ops",
     "augment.antialias",
+    "augment.resize",
+    "data.label_list",
 )
 
 INTRODUCTION = """# Plans: what the compiler says before anything runs

@@ -3,7 +3,11 @@
     ssljax train --config configs/deepcluster.py:digits --workdir runs/deepcluster    # a laptop, two minutes
     ssljax train --config configs/deepcluster.py:fashion_mnist --workdir runs/deepcluster-fashion
     ssljax train --config configs/deepcluster.py:imagenet_alexnet --workdir gs://bucket/deepcluster
-    ssljax train --config configs/deepcluster.py:imagenet_r50_v2_e400 --workdir gs://bucket/v2      # 70.2
+    ssljax train --config configs/deepcluster.py:imagenet_r50_v2 --workdir gs://bucket/v2           # 75.2
+    ssljax train --config configs/deepcluster.py:imagenet_r50_v2_e400 --workdir gs://bucket/v2-two  # 70.2
+
+`imagenet_r50_v2` is the headline: 800 epochs with two views of 224 pixels and six of 96. `_v2_e400` has two
+of 224, `_v2_e400_multicrop` two of 160 and four of 96 (74.3).
 
 The small presets have variants. `_shuffled` is the control, whose images learn the clusters of other images;
 `_weights` weights the clusters in the loss instead of drawing evenly from them; `_plain` does neither;
@@ -31,8 +35,19 @@ VARIANTS = {
 EVERY = {"fashion_mnist": 1, "cifar10_small": 2}
 SMALL = {f"{data}{variant}": (data, variant) for data in EVERY for variant in VARIANTS}
 
+# Version 2 on ImageNet: epochs, and the views [C].
+LARGE = dict(min_area=0.14)
+SMALL_CROPS = dict(size=96, min_area=0.05, max_area=0.14)
+V2: dict[str, tuple[int, dict]] = {
+    "imagenet_r50_v2": (800, dict(large=dict(count=2, **LARGE), small=dict(count=6, **SMALL_CROPS))),
+    "imagenet_r50_v2_e400": (400, dict(one=dict(), two=dict())),
+    "imagenet_r50_v2_e400_multicrop": (
+        400,
+        dict(large=dict(count=2, size=160), small=dict(count=4, **SMALL_CROPS)),
+    ),
+}
+
 IMAGENET = ("imagenet_alexnet", "imagenet_alexnet_rgb", "imagenet_vgg16", "imagenet_r50")
-IMAGENET_V2 = ("imagenet_r50_v2_e400",)
 ALEXNETS = ("imagenet_alexnet", "imagenet_alexnet_rgb")
 # Linear evaluation of every pretraining preset: the first stage of each, and the layer that is probed. For
 # AlexNet NAME_linear probes conv3, as the released script does, and NAME_linear_conv1 to _conv5 are the rows
@@ -43,7 +58,7 @@ LINEAR = {
     **{f"{name}_linear_conv{i}": (name, f"conv{i}") for name in ALEXNETS for i in range(1, 6)},
     "imagenet_vgg16_linear": ("imagenet_vgg16", "conv5_3"),
     "imagenet_r50_linear": ("imagenet_r50", "group4"),
-    **{f"{name}_linear": (name, "") for name in IMAGENET_V2},
+    **{f"{name}_linear": (name, "") for name in V2},
 }
 
 PRESETS = (
@@ -54,7 +69,7 @@ PRESETS = (
     "cifar10_lightly_v2",
     "folder",
     *IMAGENET,
-    *IMAGENET_V2,
+    *V2,
     *LINEAR,
 )
 
@@ -115,7 +130,7 @@ def imagenet(network: str) -> ConfigDict:
     c = deepcluster(config.imagenet(epochs=500, batch_size=256), k=10_000, dim=256)
     c.model.name = network
     c.seed = 31
-    c.augment.update(config.IMAGENET)
+    c.augment.update(**config.TORCHVISION_CROPS, **config.IMAGENET)  # [C]
     return c
 
 
@@ -147,23 +162,25 @@ def imagenet_r50() -> ConfigDict:
     return imagenet("resnet50")
 
 
-def imagenet_r50_v2_e400() -> ConfigDict:
-    """Version 2 with two views of 224 pixels: 70.2 with a linear probe [C].
-
-    The code warms up from 0.3 to 4.8 [C]; here from 0 [X].
-    """
-    c = second(config.imagenet(epochs=400, batch_size=4096), k=3_000)
+def imagenet_v2(epochs: int, views: dict) -> ConfigDict:
+    """Version 2, as in the scripts of the released code, with the views of one of V2 [C]."""
+    c = second(config.imagenet(epochs=epochs, batch_size=4096), k=3_000)
+    c.views = views
     c.augment.update(
-        crop="torchvision",
         min_area=0.08,
         blur_probability=0.5,
         mean=(0.485, 0.456, 0.406),
         std=(0.228, 0.224, 0.225),
+        **config.TORCHVISION_CROPS,
+        **config.TORCHVISION_COLOURS,
     )
+    c.zero_init_residual = False
     c.optim = dict(
         name="lars",
         learning_rate=0.3,
-        scaling="linear",
+        scaling="linear",  # 4.8 at 4096
+        start=0.3,
+        end=0.0048,
         lr_in_momentum=False,
         momentum=0.9,
         trust_coefficient=0.001,
@@ -283,7 +300,7 @@ def folder() -> ConfigDict:
     --config.clusters.k should be ten times the number of classes you expect.
     """
     c = deepcluster(config.folder(), k=1_000, dim=256)
-    c.augment.update(config.IMAGENET)
+    c.augment.update(**config.TORCHVISION_CROPS, **config.IMAGENET)
     return c
 
 
@@ -294,12 +311,18 @@ def get_config(preset: str = "digits") -> ConfigDict:
         ValueError: the preset is not one of PRESETS.
     """
     config.choose(preset, PRESETS, "configs/deepcluster.py")
-    if preset in SMALL:
-        c = small(*SMALL[preset])
-    elif preset in LINEAR:
+    if preset in LINEAR:
         first, layer = LINEAR[preset]
-        c = globals()[first]()
-        c = linear(c, layer) if layer else linear_v2(c)
+        c = linear(recipe(first), layer) if layer else linear_v2(recipe(first))
     else:
-        c = globals()[preset]()
+        c = recipe(preset)
     return config.named(c, preset)
+
+
+def recipe(preset: str) -> ConfigDict:
+    """A preset that is not in LINEAR, before it is finished."""
+    if preset in SMALL:
+        return small(*SMALL[preset])
+    if preset in V2:
+        return imagenet_v2(*V2[preset])
+    return globals()[preset]()

@@ -121,11 +121,19 @@ def released(c: ConfigDict) -> ConfigDict:
     return c
 
 
+def photographs(c: ConfigDict) -> ConfigDict:
+    """Views by torchvision on photographs read from files, as in the released code [C]."""
+    c.augment.update(
+        **config.TORCHVISION_CROPS,
+        **config.TORCHVISION_COLOURS,
+        **config.IMAGENET,
+    )
+    return c
+
+
 def imagenet_v2(epochs: int = 200) -> ConfigDict:
     """MoCo v2 on a ResNet-50 [C]."""
-    c = released(moco(config.imagenet(epochs, 256)))
-    c.augment.update(config.IMAGENET)  # [C]
-    return c
+    return photographs(released(moco(config.imagenet(epochs, 256))))
 
 
 def imagenet_v1(mlp: bool, augmented: bool) -> ConfigDict:
@@ -136,7 +144,12 @@ def imagenet_v1(mlp: bool, augmented: bool) -> ConfigDict:
         c.head.layers = 1
         c.loss.temperature = 0.07
     if not augmented:
-        c.augment.update(jitter_probability=1.0, blur_probability=0.0)  # [C]
+        c.augment.update(  # [C]
+            grayscale_order="before",
+            jitter_probability=1.0,
+            jitter_hue=0.8,  # times the strength: 0.4
+            blur_probability=0.0,
+        )
     return c
 
 
@@ -167,11 +180,19 @@ def v3(c: ConfigDict) -> ConfigDict:
     return c
 
 
-def imagenet_v3_resnet(epochs: int) -> ConfigDict:
-    """v3 on a ResNet-50, batch size 4096, LARS [C]."""
-    rate, decay, m = V3_RESNET[epochs]
+def imagenet_v3(epochs: int) -> ConfigDict:
+    """What v3 shares on ImageNet: BYOL's two recipes of views, and the batch size [C]."""
     c = v3(imagenet_v2(epochs))
+    c.views.two = dict(blur_probability=0.1, solarize_probability=0.2)
+    c.augment.update(blur_probability=1.0, jitter_saturation=0.4)  # saturation: times the strength, 0.2
     c.batch_size = 4096
+    return c
+
+
+def imagenet_v3_resnet(epochs: int) -> ConfigDict:
+    """v3 on a ResNet-50, with LARS [C]."""
+    rate, decay, m = V3_RESNET[epochs]
+    c = imagenet_v3(epochs)
     c.loss.temperature = 1.0
     c.target.momentum = m
     c.optim = dict(
@@ -210,14 +231,13 @@ def with_vit(c: ConfigDict, name: str, patch: int) -> ConfigDict:
 
 
 def imagenet_v3_vit(name: str) -> ConfigDict:
-    """300 epochs at batch size 4096; H has patches of 14 pixels [C].
+    """300 epochs; H has patches of 14 pixels [C].
 
     L and H keep less for the backward pass. Otherwise L would not fit on 64 TPU v3 chips.
     """
     patch = 14 if name == "vit_h" else 16
-    c = with_vit(v3(imagenet_v2(300)), name, patch)
+    c = with_vit(imagenet_v3(300), name, patch)
     c.model.remat = {"vit_l": "dots", "vit_h": "blocks"}.get(name, "none")
-    c.batch_size = 4096
     c.augment.min_area = 0.08
     c.optim = dict(
         name="torch_adamw",
@@ -282,7 +302,13 @@ def demo(symmetric: bool, epochs: int) -> ConfigDict:
     encoder.
     """
     c = released(moco(config.cifar10(epochs, batch_size=512)))
-    c.augment.update(min_area=0.08, blur_probability=0.0, **config.CIFAR10)
+    c.augment.update(
+        min_area=0.08,
+        interpolation="bilinear",
+        jitter="torchvision",
+        blur_probability=0.0,
+        **config.CIFAR10,
+    )
     c.head.layers = 1
     c.loss.temperature = 0.1
     c.loss.symmetric = symmetric
@@ -392,8 +418,7 @@ def folder() -> ConfigDict:
 
     The queue size K should stay below a quarter of the number of images.
     """
-    c = released(moco(config.folder()))
-    c.augment.update(config.IMAGENET)
+    c = photographs(released(moco(config.folder())))
     c.queue.size = 1024
     c.target.momentum = 0.99
     return c

@@ -52,7 +52,7 @@ def simclr(c: ConfigDict) -> ConfigDict:
         jitter_probability=0.8,  # appendix A [P]
         jitter_strength=1.0,  # ImageNet 1.0, CIFAR-10 0.5; times 0.8: brightness, contrast, saturation [P]
         jitter_hue=0.2,  # times the strength: hue [P]
-        brightness="multiply",  # multiply [C] | add [P]
+        brightness="multiply",  # the released code's default, for CIFAR-10 too [C]; photographs: add
         grayscale_probability=0.2,  # [P]
     )
     c.head = dict(
@@ -76,8 +76,13 @@ def simclr(c: ConfigDict) -> ConfigDict:
 
 
 def photographs(c: ConfigDict) -> ConfigDict:
-    """Crops and blur as in the released code; pixels stay in [0, 1] and are not normalised [C]."""
+    """Crops and blur as in the released code; pixels stay in [0, 1] and are not normalised [C].
+
+    Brightness adds up to 0.8, as in the paper. The released code multiplies by default, which it calls the
+    form of SimCLRv2.
+    """
     c.augment.update(
+        brightness="add",  # [P]
         crop="tf",  # sample_distorted_bounding_box [C]
         min_area=0.08,  # appendix A [P]; min_object_covered of the TF op makes it 0.10 [C]
         blur_probability=0.5,  # [P]
@@ -98,7 +103,7 @@ def imagenet_finetune(fraction: float, epochs: int) -> ConfigDict:
     """The headline recipe, then the whole network on a part of the labels."""
     c = config.finetune(imagenet())
     c.finetune.epochs = epochs
-    c.finetune.data.label_fraction = fraction
+    c.finetune.data.update(label_fraction=fraction, label_list="papers")
     return c
 
 

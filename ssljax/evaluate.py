@@ -279,7 +279,7 @@ def provenance(
         seed=config.seed,
         epochs=config.epochs,
         step=step,
-        data=public(config.data.source),
+        data=public(sources.labelled_source(config.data)),
         train_images=len(source),
         data_checksum=checksum,
         config_hash=hashed(config),

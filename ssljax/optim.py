@@ -270,14 +270,16 @@ class Horizon(NamedTuple):
         """Epochs of the whole run."""
         return round((self.total_steps - 1) / self.steps_per_epoch)
 
-    def warmed_up(self, epochs: float) -> Schedule:
-        """`warmup_cosine` over the run.
+    def warmed_up(self, epochs: float, *, start: float = 0.0, end: float = 0.0) -> Schedule:
+        """`warmup_cosine` over the run, from `start` to the peak to `end`.
 
         The warm-up lasts examples * epochs // batch steps (google-research/simclr).
         """
         # The small term keeps 0.1 * 10 epochs from being floored to 0 by a float that is one ulp short.
         warmup_steps = int(self.steps_per_epoch * epochs + 1e-9)
-        return warmup_cosine(self.peak, warmup_steps=warmup_steps, total_steps=self.total_steps)
+        return warmup_cosine(
+            self.peak, warmup_steps=warmup_steps, total_steps=self.total_steps, start=start, end=end
+        )
 
     def mask(self) -> Callable[[Pytree], Pytree]:
         """`decayed` with the probes of the run."""
@@ -288,8 +290,8 @@ Optimizer = tuple[optax.GradientTransformation, Schedule]
 
 
 def _lars(optim: ConfigDict, run: Horizon) -> Optimizer:
-    """SimCLR, BYOL, MoCo v3 on a ResNet."""
-    schedule = run.warmed_up(optim.warmup_epochs)
+    """SimCLR, BYOL, MoCo v3 on a ResNet, DeepCluster-v2."""
+    schedule = run.warmed_up(optim.warmup_epochs, start=optim.start, end=optim.end)
     tx = lars(
         schedule,
         lr_in_momentum=optim.lr_in_momentum,

@@ -23,6 +23,7 @@ AROUND = (
     "evaluate.",
     "data.eval_crop",
     "augment.antialias",
+    "augment.resize",
 )
 # Keys that say which images to use. The large data sets are not on this machine.
 WHERE = (
@@ -34,6 +35,7 @@ WHERE = (
     "data.labels",
     "data.train_per_class",
     "data.label_fraction",
+    "data.label_list",
     "data.labels_per_class",
     "data.subset_seed",
     "data.num_classes",
@@ -147,6 +149,8 @@ IMAGENET = [
     ("moco", "imagenet_r50_v1", ""),
     ("moco", "imagenet_vit_b_v3_linear", "linear"),
     ("deepcluster", "imagenet_alexnet_linear", "linear"),
+    ("deepcluster", "imagenet_r50_v2", ""),
+    ("deit", "imagenet_b_distilled_384", "finetune"),
 ]
 
 

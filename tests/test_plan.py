@@ -189,7 +189,14 @@ def test_sizes_of_data_sets_need_no_data():
     assert plan.known_facts(folder, 900) == Facts(900, 7, 900)
 
 
-BOX = dict(crop="torchvision", min_area=0.2, max_area=1.0, aspect=(3 / 4, 4 / 3), interpolation="bicubic")
+BOX = dict(
+    crop="torchvision",
+    min_area=0.2,
+    max_area=1.0,
+    aspect=(3 / 4, 4 / 3),
+    interpolation="bicubic",
+    resize="tensorflow",
+)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ __all__ = [
     "IMAGENET",
     "KEYS",
     "METHODS",
+    "TORCHVISION_COLOURS",
+    "TORCHVISION_CROPS",
     "base",
     "changed",
     "check",
@@ -68,6 +70,10 @@ __all__ = [
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR10 = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
 GREY = dict(mean=(0.0,), std=(1.0,))
+
+# Crops, colours and blur of code that uses torchvision on images read from files: Pillow resizes and blurs.
+TORCHVISION_CROPS = dict(crop="torchvision", resize="pillow", interpolation="bilinear")
+TORCHVISION_COLOURS = dict(jitter="torchvision", blur_border="pillow")
 
 # The protocols on features that are fast enough to run by default on small data sets.
 ALL_FEATURES = ("knn", "linear", "label_fraction")

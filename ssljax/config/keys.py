@@ -110,8 +110,20 @@ OPTIM = (
         COUNT,
         optimizer("torch_sgd"),
     ),
-    Key("optim.start", 0.0, "learning rate of the first epoch, not scaled", NOT_NEGATIVE, TIMM),
-    Key("optim.end", 0.0, "learning rate that the last epoch approaches, not scaled", NOT_NEGATIVE, TIMM),
+    Key(
+        "optim.start",
+        0.0,
+        "learning rate at the start of the warm-up, not scaled",
+        NOT_NEGATIVE,
+        optimizer("lars", "timm_adamw", "timm_sgd"),
+    ),
+    Key(
+        "optim.end",
+        0.0,
+        "learning rate that the end of the run approaches, not scaled",
+        NOT_NEGATIVE,
+        optimizer("lars", "timm_adamw", "timm_sgd"),
+    ),
     Key(
         "optim.lag",
         0,

@@ -219,7 +219,13 @@ METHOD = (
         None,
         method("simclr", "byol"),
     ),
-    Key("zero_init_residual", True, "start the last scale of each residual branch at 0", None, TARGET),
+    Key(
+        "zero_init_residual",
+        True,
+        "start the last scale of each residual branch at 0",
+        None,
+        TARGET | DEEPCLUSTER_V2,
+    ),
     Key("queue.size", 65536, "keys in the queue; 0: negatives from the batch", NATURAL, method("moco")),
     Key("target.momentum", 0.99, "momentum of the target encoder, at the start of training", UNIT, TARGET),
     Key(
@@ -333,6 +339,13 @@ METHOD = (
         "code: divide the KL divergence by the number of classes, too; paper: do not",
         OneOf(("code", "paper")),
         SOFT,
+    ),
+    Key(
+        "evaluation_mode",
+        False,
+        "train as DeiT fine-tunes: no dropout or stochastic depth; without a teacher, the mean of two heads",
+        None,
+        method("deit"),
     ),
     Key(
         "inference",

@@ -5,8 +5,8 @@ kernel's weights for the pixels inside the box. Gathers would be slow on a TPU. 
 neighbours per pixel; it is meant for small images.
 
 The boxes have the exact distributions of `tf.image.sample_distorted_bounding_box` (TensorFlow's kernel,
-sample_distorted_bounding_box_op.cc) and of torchvision's `RandomResizedCrop.get_params`. A box is int32 [4]:
-top, left, height, width.
+sample_distorted_bounding_box_op.cc), of torchvision's `RandomResizedCrop.get_params` and of BYOL's released
+code (dataset.py, `_decode_and_random_crop`). A box is int32 [4]: top, left, height, width.
 """
 
 from __future__ import annotations
@@ -168,6 +168,45 @@ def crop_box_torchvision(
     middle = jnp.stack([(height - h) // 2, (width - w) // 2])
     corner = jnp.where(fits.any(), jnp.stack([top, left]), middle)
     return jnp.concatenate([corner, jnp.stack([h, w])])
+
+
+def crop_box_byol(
+    key: jax.Array,
+    height: int,
+    width: int,
+    *,
+    min_area: float = 0.08,
+    max_area: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> jax.Array:
+    """Draw a box of BYOL's released code: torchvision's, but cut down to the image where it does not fit.
+
+    There is one attempt, so a large box on an image that is not square may have any aspect ratio.
+
+    Args:
+        key: a random key.
+        height, width: size of the image in pixels.
+        min_area, max_area: smallest and largest area, as a share of the image's area.
+        aspect: smallest and largest aspect ratio before the cut, width over height.
+
+    Returns:
+        int32 [4]: top, left, height, width.
+    """
+    u = jax.random.uniform(key, (4,), jnp.float32)
+    area = (min_area + u[0] * (max_area - min_area)) * (height * width)
+    low = math.log(aspect[0])
+    high = math.log(aspect[1])
+    ratio = jnp.exp(low + u[1] * (high - low))
+    h = jnp.minimum(jnp.rint(jnp.sqrt(area / ratio)).astype(jnp.int32), height)
+    w = jnp.minimum(jnp.rint(jnp.sqrt(area * ratio)).astype(jnp.int32), width)
+    h = jnp.maximum(h, 1)
+    w = jnp.maximum(w, 1)
+    top = uniform_integer(u[2], height - h + 1)
+    left = uniform_integer(u[3], width - w + 1)
+    return jnp.stack([top, left, h, w])
+
+
+BOXES = {"tf": crop_box_tf, "torchvision": crop_box_torchvision, "byol": crop_box_byol}
 
 
 def crop_box_square(key: jax.Array, height: int, width: int, *, area: float) -> jax.Array:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import geometry, policies, recipes, sampler
+from ssljax.data import geometry, pillow, policies, recipes, sampler
 from ssljax.data.source import Source
 
 if TYPE_CHECKING:
@@ -288,11 +288,12 @@ def eval_batches(
     """Yield every example exactly once, in order. The last batch is padded with zeros.
 
     Images are cropped as in `crops.eval_image`. Images in memory are cropped without TensorFlow, with the
-    same result to within one grey level. They pass unchanged if there is nothing to crop.
+    same result to within one grey level (exactly the same by Pillow). They pass unchanged if there is nothing
+    to crop.
 
     Args:
         source: any split.
-        config: reads `data.image_size`, `.channels`, `.eval_crop` and `augment.antialias`.
+        config: reads `data.image_size`, `.channels`, `.eval_crop` and how `augment` resizes.
         batch_size: number of rows of every batch.
         place: where the crop of an image lies.
 
@@ -334,7 +335,7 @@ def _padded(values: np.ndarray, missing: int) -> np.ndarray:
     return np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)])
 
 
-def _central(images: np.ndarray, config: ConfigDict, place: geometry.Place) -> np.ndarray:
+def _central(images: np.ndarray, config: ConfigDict, place: geometry.Place = geometry.CENTRE) -> np.ndarray:
     """Do without TensorFlow what `crops.eval_image` does.
 
     Args:
@@ -346,12 +347,14 @@ def _central(images: np.ndarray, config: ConfigDict, place: geometry.Place) -> n
     """
     size = config.data.image_size
     share = config.data.eval_crop if size > 32 else 1.0
-    side = int(np.rint(np.float32(share) * np.float32(min(images.shape[1:3]))))
+    how = recipes.resizing(config.augment)
+    if how.library == "pillow":
+        return np.stack([pillow.central(image, size, share, how.method, place) for image in images])
+    to_whole = np.floor if config.augment.crop == "byol" else np.rint
+    side = int(to_whole(np.float32(share) * np.float32(min(images.shape[1:3]))))
     if images.shape[1:3] == (size, size) and side == size:
         return images
-    method = recipes.evaluation_resize(config.augment)
-    antialias = config.augment.antialias
-    squares = _squares(images, side=side, size=size, method=method, antialias=antialias, place=place)
+    squares = _squares(images, side=side, size=size, method=how.method, antialias=how.antialias, place=place)
     return np.asarray(squares)
 
 

@@ -41,11 +41,14 @@ def photograph_like(height, width):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-def test_a_training_view_is_a_piece_of_the_image_or_its_mirror_image():
+@pytest.mark.parametrize("library", ["tensorflow", "pillow"])
+def test_a_training_view_is_a_piece_of_the_image_or_its_mirror_image(library):
     """Without a change of size, nothing is interpolated: host and device cut out pixels."""
     c = get_config("imagenet_alexnet_linear").linear.copy_and_resolve_references().unlock()
     c.data.update(image_size=28)
+    c.augment.update(resize=library, antialias=False)
     image = photograph_like(32, 40)
+    # torchvision's Resize(32), CenterCrop(32), RandomCrop(28)
     pieces = {image[y : y + 28, x : x + 28].tobytes() for y in range(5) for x in range(4, 9)}
     mirrored = {image[y : y + 28, x : x + 28][:, ::-1].tobytes() for y in range(5) for x in range(4, 9)}
     for i in range(8):
@@ -57,13 +60,17 @@ def test_a_training_view_is_a_piece_of_the_image_or_its_mirror_image():
 
 
 @pytest.mark.parametrize("height, width", [(40, 40), (40, 56), (56, 40)])
-def test_the_five_places_are_those_of_torchvisions_five_crop(height, width):
+@pytest.mark.parametrize("library", ["tensorflow", "pillow"])
+def test_the_five_places_are_those_of_torchvisions_five_crop(library, height, width):
     """Corners of the whole image, not of its central square; host and memory agree to the grey level."""
     c = get_config("imagenet_alexnet_linear").linear.copy_and_resolve_references().unlock()
     c.data.update(image_size=35, eval_crop=SHARE, channels=3)
+    c.augment.update(resize=library, antialias=False)
     image = photograph_like(height, width)
     bottom, right = height - 35, width - 35
     middle = ((bottom + 1) // 2, (right + 1) // 2)
+    if library == "pillow":  # torchvision rounds to even
+        middle = (round(bottom / 2), round(right / 2))
     starts = [(0, 0), (0, right), (bottom, 0), (bottom, right), middle]
     digits = sources.load(get_config("digits").data, "train").select(range(2))
     source = dataclasses.replace(digits, images=np.stack([image, image[::-1]]))
