@@ -64,6 +64,8 @@ SAME_STEP = (
     "augment.policy_std",
     "augment.policy_ops",
     "augment.antialias",
+    "augment.resize",
+    "data.label_list",
 )
 
 INTRODUCTION = """# Plans: what the compiler says before anything runs
@@ -125,7 +127,10 @@ def presets() -> Iterator[tuple[str, ConfigDict]]:
     for path in sorted((ROOT / "configs").glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         for preset in module.PRESETS:
-            for stage, config, _ in stages(module.get_config(preset), ""):
+            found = stages(module.get_config(preset), "")
+            if "_linear" in preset:  # its first stage is a preset of its own
+                found = found[1:]
+            for stage, config, _ in found:
                 if config.data.source.startswith("tfds:imagenet2012"):
                     yield f"{path.stem}:{preset} {stage}".strip(), config
 

@@ -3,11 +3,18 @@
     ssljax train --config configs/deepcluster.py:digits --workdir runs/deepcluster    # a laptop, two minutes
     ssljax train --config configs/deepcluster.py:fashion_mnist --workdir runs/deepcluster-fashion
     ssljax train --config configs/deepcluster.py:imagenet_alexnet --workdir gs://bucket/deepcluster
-    ssljax train --config configs/deepcluster.py:imagenet_r50_v2_e400 --workdir gs://bucket/v2      # 70.2
+    ssljax train --config configs/deepcluster.py:imagenet_r50_v2 --workdir gs://bucket/v2           # 75.2
+    ssljax train --config configs/deepcluster.py:imagenet_r50_v2_e400 --workdir gs://bucket/v2-two  # 70.2
+
+`imagenet_r50_v2` is the headline: 800 epochs with two views of 224 pixels and six of 96. `_v2_e400` has two
+of 224, `_v2_e400_multicrop` two of 160 and four of 96 (74.3).
 
 The small presets have variants. `_shuffled` is the control, whose images learn the clusters of other images;
 `_weights` weights the clusters in the loss instead of drawing evenly from them; `_plain` does neither;
 `_repaired` starts with nine tenths of its clusters empty.
+
+Every ImageNet preset NAME is also there as NAME_linear, which goes on to a linear probe; for AlexNet
+NAME_linear_conv1 to _conv5 probe each layer.
 
 Sources of the numbers: [P] the paper, [C] the released code (facebookresearch/deepcluster;
 facebookresearch/swav for v2), [X] chosen here.
@@ -28,17 +35,42 @@ VARIANTS = {
 EVERY = {"fashion_mnist": 1, "cifar10_small": 2}
 SMALL = {f"{data}{variant}": (data, variant) for data in EVERY for variant in VARIANTS}
 
+# Version 2 on ImageNet: epochs, and the views [C].
+LARGE = dict(min_area=0.14)
+SMALL_CROPS = dict(size=96, min_area=0.05, max_area=0.14)
+V2: dict[str, tuple[int, dict]] = {
+    "imagenet_r50_v2": (800, dict(large=dict(count=2, **LARGE), small=dict(count=6, **SMALL_CROPS))),
+    "imagenet_r50_v2_e400": (400, dict(one=dict(), two=dict())),
+    "imagenet_r50_v2_e400_multicrop": (
+        400,
+        dict(large=dict(count=2, size=160), small=dict(count=4, **SMALL_CROPS)),
+    ),
+}
+
+IMAGENET = ("imagenet_alexnet", "imagenet_alexnet_rgb", "imagenet_vgg16", "imagenet_r50")
+ALEXNETS = ("imagenet_alexnet", "imagenet_alexnet_rgb")
+# Linear evaluation of every pretraining preset: the first stage of each, and the layer that is probed. For
+# AlexNet NAME_linear probes conv3, as the released script does, and NAME_linear_conv1 to _conv5 are the rows
+# of the paper's tables [C]. The layers of the other networks are chosen here [X]. v2 probes the features [C].
+LINEAR = {
+    "imagenet_alexnet_linear": ("imagenet_alexnet", "conv3"),
+    "imagenet_alexnet_rgb_linear": ("imagenet_alexnet_rgb", "conv3"),
+    **{f"{name}_linear_conv{i}": (name, f"conv{i}") for name in ALEXNETS for i in range(1, 6)},
+    "imagenet_vgg16_linear": ("imagenet_vgg16", "conv5_3"),
+    "imagenet_r50_linear": ("imagenet_r50", "group4"),
+    **{f"{name}_linear": (name, "") for name in V2},
+}
+
 PRESETS = (
     "digits",
     "digits_v2",
+    "digits_linear",
     *SMALL,
     "cifar10_lightly_v2",
     "folder",
-    "imagenet_alexnet",
-    "imagenet_alexnet_rgb",
-    "imagenet_vgg16",
-    "imagenet_r50",
-    "imagenet_r50_v2_e400",
+    *IMAGENET,
+    *V2,
+    *LINEAR,
 )
 
 
@@ -98,7 +130,7 @@ def imagenet(network: str) -> ConfigDict:
     c = deepcluster(config.imagenet(epochs=500, batch_size=256), k=10_000, dim=256)
     c.model.name = network
     c.seed = 31
-    c.augment.update(config.IMAGENET)
+    c.augment.update(**config.TORCHVISION_CROPS, **config.IMAGENET)  # [C]
     return c
 
 
@@ -130,23 +162,25 @@ def imagenet_r50() -> ConfigDict:
     return imagenet("resnet50")
 
 
-def imagenet_r50_v2_e400() -> ConfigDict:
-    """Version 2 with two views of 224 pixels: 70.2 with a linear probe [C].
-
-    The code warms up from 0.3 to 4.8 [C]; here from 0 [X].
-    """
-    c = second(config.imagenet(epochs=400, batch_size=4096), k=3_000)
+def imagenet_v2(epochs: int, views: dict) -> ConfigDict:
+    """Version 2, as in the scripts of the released code, with the views of one of V2 [C]."""
+    c = second(config.imagenet(epochs=epochs, batch_size=4096), k=3_000)
+    c.views = views
     c.augment.update(
-        crop="torchvision",
         min_area=0.08,
         blur_probability=0.5,
         mean=(0.485, 0.456, 0.406),
         std=(0.228, 0.224, 0.225),
+        **config.TORCHVISION_CROPS,
+        **config.TORCHVISION_COLOURS,
     )
+    c.zero_init_residual = False
     c.optim = dict(
         name="lars",
         learning_rate=0.3,
-        scaling="linear",
+        scaling="linear",  # 4.8 at 4096
+        start=0.3,
+        end=0.0048,
         lr_in_momentum=False,
         momentum=0.9,
         trust_coefficient=0.001,
@@ -154,6 +188,52 @@ def imagenet_r50_v2_e400() -> ConfigDict:
         warmup_epochs=10,
     )
     return c
+
+
+def linear(pretrain: ConfigDict, layer: str) -> ConfigDict:
+    """A preset, then the released linear probe of one layer: eval_linear.py of facebookresearch/deepcluster.
+
+    Crops are squares of 224 in the central 256 of an image resized to 256. The rate is 0.01 / sqrt(1 + 0.01
+    wd t) at step t. Ten crops of a test image are averaged. [C]
+
+    Args:
+        pretrain: the preset.
+        layer: its activations after the ReLU are averaged down to at most 9,600 numbers.
+    """
+    return config.linear(
+        pretrain,
+        batch_size=256,
+        epochs=90,
+        optim=dict(
+            name="deepcluster_probe_sgd",
+            learning_rate=0.01,
+            scaling="none",
+            momentum=0.9,
+            weight_decay=1e-7 if layer == "conv3" else 1e-4,  # eval_linear.sh; the default
+        ),
+        head=dict(scheme="uniform"),  # PyTorch's default
+        probe=dict(layer=layer, layer_dim=9600),
+        augment=dict(crop="square", min_area=(224 / 256) ** 2),
+        evaluate=dict(ten_crops=True),
+    )
+
+
+def linear_v2(pretrain: ConfigDict) -> ConfigDict:
+    """A preset of version 2, then eval_linear.py of facebookresearch/swav: a cosine by whole epochs [C]."""
+    return config.linear(
+        pretrain,
+        batch_size=256,  # 8 x 32
+        epochs=100,
+        optim=dict(
+            name="torch_sgd",
+            learning_rate=0.3,
+            scaling="none",
+            momentum=0.9,
+            weight_decay=1e-6,
+            milestones=(),
+        ),
+        augment=dict(crop="torchvision", min_area=0.08),  # RandomResizedCrop's default
+    )
 
 
 def small(data: str, variant: str) -> ConfigDict:
@@ -183,6 +263,17 @@ def digits() -> ConfigDict:
     return c
 
 
+def digits_linear() -> ConfigDict:
+    """The probe of a layer in miniature: warps instead of crops, fewer features and a higher rate [X]."""
+    c = linear(digits(), "group2")
+    c.linear.update(batch_size=64, epochs=30)
+    c.linear.augment.crop = "affine"
+    c.linear.probe.layer_dim = 1024
+    c.linear.evaluate.ten_crops = False  # a mirrored digit is none
+    c.linear.optim.learning_rate = 0.1
+    return c
+
+
 def cifar10_lightly_v2() -> ConfigDict:
     """Version 2 by the recipe of lightly's CIFAR-10 benchmark, which has no DeepCluster; 500 clusters [X]."""
     recipe = config.cifar10_lightly()
@@ -209,7 +300,7 @@ def folder() -> ConfigDict:
     --config.clusters.k should be ten times the number of classes you expect.
     """
     c = deepcluster(config.folder(), k=1_000, dim=256)
-    c.augment.update(config.IMAGENET)
+    c.augment.update(**config.TORCHVISION_CROPS, **config.IMAGENET)
     return c
 
 
@@ -220,5 +311,18 @@ def get_config(preset: str = "digits") -> ConfigDict:
         ValueError: the preset is not one of PRESETS.
     """
     config.choose(preset, PRESETS, "configs/deepcluster.py")
-    c = small(*SMALL[preset]) if preset in SMALL else globals()[preset]()
+    if preset in LINEAR:
+        first, layer = LINEAR[preset]
+        c = linear(recipe(first), layer) if layer else linear_v2(recipe(first))
+    else:
+        c = recipe(preset)
     return config.named(c, preset)
+
+
+def recipe(preset: str) -> ConfigDict:
+    """A preset that is not in LINEAR, before it is finished."""
+    if preset in SMALL:
+        return small(*SMALL[preset])
+    if preset in V2:
+        return imagenet_v2(*V2[preset])
+    return globals()[preset]()

@@ -6,7 +6,8 @@
     ssljax train --config configs/moco.py:imagenet_r50_v3_e300 --workdir gs://bucket/v3         # 72.8
     ssljax train --config configs/moco.py:imagenet_vit_b_v3 --workdir gs://bucket/vit           # 76.5
 
-The figures are those of a linear probe in the papers; the repository of v3 reports 76.7 for the last.
+The figures are those of a linear probe in the papers; the repository of v3 reports 76.7 for the last. Every
+ImageNet preset NAME is also there as NAME_linear, which goes on to that probe.
 
 `imagenet_r50_v1_mlp`, `_aug` and `_mlp_aug` are the rows of v2's ablation between v1 and v2. For its other
 temperatures and v1's other momenta set `--config.loss.temperature` and `--config.target.momentum`.
@@ -36,6 +37,10 @@ V1_ABLATION = {
 }
 # Epochs.
 V2 = {"imagenet_r50_v2_e200": 200, "imagenet_r50_v2_e800": 800}
+# v3 on a ResNet-50, by name.
+V3 = {f"imagenet_r50_v3_e{epochs}": epochs for epochs in V3_RESNET}
+# Linear evaluation of every pretraining preset: the first stage of each.
+LINEAR = {f"{name}_linear": name for name in (*V1_ABLATION, *V2, *V3, *V3_VIT)}
 # Whether the loss is symmetric, and the epochs.
 DEMO = {
     f"cifar10_r18_{kind}_e{epochs}": (kind == "sym", epochs)
@@ -47,6 +52,7 @@ PRESETS = (
     "digits",
     "digits_v3",
     "digits_vit_v3",
+    "digits_linear",
     "fashion_mnist",
     "cifar10_lightly",
     "cifar10_small",
@@ -54,8 +60,9 @@ PRESETS = (
     *DEMO,
     *V1_ABLATION,
     *V2,
-    *(f"imagenet_r50_v3_e{epochs}" for epochs in V3_RESNET),
+    *V3,
     *V3_VIT,
+    *LINEAR,
 )
 
 
@@ -114,11 +121,19 @@ def released(c: ConfigDict) -> ConfigDict:
     return c
 
 
+def photographs(c: ConfigDict) -> ConfigDict:
+    """Views by torchvision on photographs read from files, as in the released code [C]."""
+    c.augment.update(
+        **config.TORCHVISION_CROPS,
+        **config.TORCHVISION_COLOURS,
+        **config.IMAGENET,
+    )
+    return c
+
+
 def imagenet_v2(epochs: int = 200) -> ConfigDict:
     """MoCo v2 on a ResNet-50 [C]."""
-    c = released(moco(config.imagenet(epochs, 256)))
-    c.augment.update(config.IMAGENET)  # [C]
-    return c
+    return photographs(released(moco(config.imagenet(epochs, 256))))
 
 
 def imagenet_v1(mlp: bool, augmented: bool) -> ConfigDict:
@@ -129,7 +144,12 @@ def imagenet_v1(mlp: bool, augmented: bool) -> ConfigDict:
         c.head.layers = 1
         c.loss.temperature = 0.07
     if not augmented:
-        c.augment.update(jitter_probability=1.0, blur_probability=0.0)  # [C]
+        c.augment.update(  # [C]
+            grayscale_order="before",
+            jitter_probability=1.0,
+            jitter_hue=0.8,  # times the strength: 0.4
+            blur_probability=0.0,
+        )
     return c
 
 
@@ -160,11 +180,19 @@ def v3(c: ConfigDict) -> ConfigDict:
     return c
 
 
-def imagenet_v3_resnet(epochs: int) -> ConfigDict:
-    """v3 on a ResNet-50, batch size 4096, LARS [C]."""
-    rate, decay, m = V3_RESNET[epochs]
+def imagenet_v3(epochs: int) -> ConfigDict:
+    """What v3 shares on ImageNet: BYOL's two recipes of views, and the batch size [C]."""
     c = v3(imagenet_v2(epochs))
+    c.views.two = dict(blur_probability=0.1, solarize_probability=0.2)
+    c.augment.update(blur_probability=1.0, jitter_saturation=0.4)  # saturation: times the strength, 0.2
     c.batch_size = 4096
+    return c
+
+
+def imagenet_v3_resnet(epochs: int) -> ConfigDict:
+    """v3 on a ResNet-50, with LARS [C]."""
+    rate, decay, m = V3_RESNET[epochs]
+    c = imagenet_v3(epochs)
     c.loss.temperature = 1.0
     c.target.momentum = m
     c.optim = dict(
@@ -203,14 +231,13 @@ def with_vit(c: ConfigDict, name: str, patch: int) -> ConfigDict:
 
 
 def imagenet_v3_vit(name: str) -> ConfigDict:
-    """300 epochs at batch size 4096; H has patches of 14 pixels [C].
+    """300 epochs; H has patches of 14 pixels [C].
 
     L and H keep less for the backward pass. Otherwise L would not fit on 64 TPU v3 chips.
     """
     patch = 14 if name == "vit_h" else 16
-    c = with_vit(v3(imagenet_v2(300)), name, patch)
+    c = with_vit(imagenet_v3(300), name, patch)
     c.model.remat = {"vit_l": "dots", "vit_h": "blocks"}.get(name, "none")
-    c.batch_size = 4096
     c.augment.min_area = 0.08
     c.optim = dict(
         name="torch_adamw",
@@ -222,6 +249,51 @@ def imagenet_v3_vit(name: str) -> ConfigDict:
     return c
 
 
+def linear(pretrain: ConfigDict) -> ConfigDict:
+    """A preset of v1 or v2, then main_lincls.py of facebookresearch/moco: a learning rate of 30 [C].
+
+    The rate is not scaled with the batch size. The features are those after the ReLU and the average pool,
+    whose small values need it; they are not normalised.
+    """
+    return config.linear(
+        pretrain,
+        batch_size=256,
+        epochs=100,
+        optim=dict(
+            name="torch_sgd",
+            learning_rate=30.0,
+            scaling="none",
+            momentum=0.9,
+            weight_decay=0.0,
+            milestones=(60, 80),
+        ),
+        augment=dict(min_area=0.08),  # RandomResizedCrop's default
+    )
+
+
+def linear_v3(pretrain: ConfigDict, rate: float) -> ConfigDict:
+    """A preset of v3, then main_lincls.py of facebookresearch/moco-v3: a cosine by whole epochs [C].
+
+    Args:
+        pretrain: the preset.
+        rate: the base learning rate: 0.1 for a ResNet-50, 3 for a vision transformer [C].
+    """
+    return config.linear(
+        pretrain,
+        batch_size=1024,
+        epochs=90,
+        optim=dict(
+            name="torch_sgd",
+            learning_rate=rate,
+            scaling="linear",
+            momentum=0.9,
+            weight_decay=0.0,
+            milestones=(),
+        ),
+        augment=dict(min_area=0.08),  # RandomResizedCrop's default
+    )
+
+
 def demo(symmetric: bool, epochs: int) -> ConfigDict:
     """The authors' CIFAR-10 notebook [C].
 
@@ -230,7 +302,13 @@ def demo(symmetric: bool, epochs: int) -> ConfigDict:
     encoder.
     """
     c = released(moco(config.cifar10(epochs, batch_size=512)))
-    c.augment.update(min_area=0.08, blur_probability=0.0, **config.CIFAR10)
+    c.augment.update(
+        min_area=0.08,
+        interpolation="bilinear",
+        jitter="torchvision",
+        blur_probability=0.0,
+        **config.CIFAR10,
+    )
     c.head.layers = 1
     c.loss.temperature = 0.1
     c.loss.symmetric = symmetric
@@ -327,13 +405,20 @@ def digits_vit_v3() -> ConfigDict:
     return c
 
 
+def digits_linear() -> ConfigDict:
+    """The linear evaluation in miniature: milestones at the same shares of a shorter run [X]."""
+    c = linear(digits())
+    c.linear.update(batch_size=64, epochs=30)
+    c.linear.optim.milestones = (18, 24)
+    return c
+
+
 def folder() -> ConfigDict:
     """Your own photographs, --config.data.source=folder:PATH: ResNet-50 [X].
 
     The queue size K should stay below a quarter of the number of images.
     """
-    c = released(moco(config.folder()))
-    c.augment.update(config.IMAGENET)
+    c = photographs(released(moco(config.folder())))
     c.queue.size = 1024
     c.target.momentum = 0.99
     return c
@@ -346,17 +431,29 @@ def get_config(preset: str = "digits") -> ConfigDict:
         ValueError: the preset is not one of PRESETS.
     """
     config.choose(preset, PRESETS, "configs/moco.py")
-    if preset in V1_ABLATION:
-        c = imagenet_v1(*V1_ABLATION[preset])
-    elif preset in V2:
-        c = imagenet_v2(V2[preset])
-    elif preset in V3_VIT:
-        c = imagenet_v3_vit(V3_VIT[preset])
-    elif preset.startswith("imagenet"):
-        epochs = int(preset.removeprefix("imagenet_r50_v3_e"))
-        c = imagenet_v3_resnet(epochs)
-    elif preset in DEMO:
-        c = demo(*DEMO[preset])
+    if preset not in LINEAR:
+        return config.named(recipe(preset), preset)
+    first = LINEAR[preset]
+    c = recipe(first)
+    if first in V3:
+        c = linear_v3(c, 0.1)
+    elif first in V3_VIT:
+        c = linear_v3(c, 3.0)
     else:
-        c = globals()[preset]()
+        c = linear(c)
     return config.named(c, preset)
+
+
+def recipe(preset: str) -> ConfigDict:
+    """A preset that is not in LINEAR, before it is finished."""
+    if preset in V1_ABLATION:
+        return imagenet_v1(*V1_ABLATION[preset])
+    if preset in V2:
+        return imagenet_v2(V2[preset])
+    if preset in V3:
+        return imagenet_v3_resnet(V3[preset])
+    if preset in V3_VIT:
+        return imagenet_v3_vit(V3_VIT[preset])
+    if preset in DEMO:
+        return demo(*DEMO[preset])
+    return globals()[preset]()

@@ -6,6 +6,7 @@
 
 `imagenet_r50_e100_b4096` and its siblings name the epochs and the batch size of the paper's tables.
 `imagenet_r50` is the headline: 1000 epochs at batch size 4096, 69.3 / 89.0 top-1 / top-5 with a linear probe.
+Every ImageNet preset NAME is also there as NAME_linear, which goes on to that probe.
 
 Sources of the numbers: [P] the paper, [C] the released code (google-research/simclr, commit 383d414),
 [X] chosen here.
@@ -22,12 +23,15 @@ IMAGENET_TABLE = {
     f"imagenet_r50_e{epochs}_b{batch}": (epochs, batch) for epochs in EPOCHS for batch in BATCHES
 }
 WIDTHS = {"imagenet_r50": 1.0, "imagenet_r50_x2": 2.0, "imagenet_r50_x4": 4.0}
+# Linear evaluation of every pretraining preset: the first stage of each.
+LINEAR = {f"{name}_linear": name for name in (*WIDTHS, *IMAGENET_TABLE)}
 # Fraction of the labels, and epochs of the second stage [P].
 FINETUNED = {"imagenet_r50_finetune_1pct": (0.01, 60), "imagenet_r50_finetune_10pct": (0.1, 30)}
 
 PRESETS = (
     "digits",
     "digits_finetune",
+    "digits_linear",
     "fashion_mnist",
     "cifar10_r18",
     "cifar10_lightly",
@@ -36,6 +40,7 @@ PRESETS = (
     *WIDTHS,
     *FINETUNED,
     *IMAGENET_TABLE,
+    *LINEAR,
 )
 
 
@@ -47,7 +52,7 @@ def simclr(c: ConfigDict) -> ConfigDict:
         jitter_probability=0.8,  # appendix A [P]
         jitter_strength=1.0,  # ImageNet 1.0, CIFAR-10 0.5; times 0.8: brightness, contrast, saturation [P]
         jitter_hue=0.2,  # times the strength: hue [P]
-        brightness="multiply",  # multiply [C] | add [P]
+        brightness="multiply",  # the released code's default, for CIFAR-10 too [C]; photographs: add
         grayscale_probability=0.2,  # [P]
     )
     c.head = dict(
@@ -71,8 +76,13 @@ def simclr(c: ConfigDict) -> ConfigDict:
 
 
 def photographs(c: ConfigDict) -> ConfigDict:
-    """Crops and blur as in the released code; pixels stay in [0, 1] and are not normalised [C]."""
+    """Crops and blur as in the released code; pixels stay in [0, 1] and are not normalised [C].
+
+    Brightness adds up to 0.8, as in the paper. The released code multiplies by default, which it calls the
+    form of SimCLRv2.
+    """
     c.augment.update(
+        brightness="add",  # [P]
         crop="tf",  # sample_distorted_bounding_box [C]
         min_area=0.08,  # appendix A [P]; min_object_covered of the TF op makes it 0.10 [C]
         blur_probability=0.5,  # [P]
@@ -93,8 +103,30 @@ def imagenet_finetune(fraction: float, epochs: int) -> ConfigDict:
     """The headline recipe, then the whole network on a part of the labels."""
     c = config.finetune(imagenet())
     c.finetune.epochs = epochs
-    c.finetune.data.label_fraction = fraction
+    c.finetune.data.update(label_fraction=fraction, label_list="papers")
     return c
+
+
+def linear(pretrain: ConfigDict) -> ConfigDict:
+    """A preset, then the linear evaluation of section 2.3 and appendix B.6 [P].
+
+    The released README trains at a weight decay of 1e-6 [C]; the paper says that there is none.
+    """
+    return config.linear(
+        pretrain,
+        batch_size=4096,  # [P]
+        epochs=90,  # [P]
+        optim=dict(
+            name="sgd",
+            nesterov=True,
+            learning_rate=0.1,  # 1.6 at 4096 [P]
+            scaling="linear",
+            momentum=0.9,
+            weight_decay=0.0,  # [P]
+            warmup_epochs=0,
+        ),
+        head=dict(scheme="zeros"),  # zero_init_logits_layer of the README [C]
+    )
 
 
 def folder() -> ConfigDict:
@@ -174,6 +206,13 @@ def digits_finetune() -> ConfigDict:
     return c
 
 
+def digits_linear() -> ConfigDict:
+    """The linear evaluation in miniature: the same recipe at batch size 64, warps instead of crops [X]."""
+    c = linear(digits())
+    c.linear.update(batch_size=64, epochs=30)
+    return c
+
+
 def get_config(preset: str = "digits") -> ConfigDict:
     """The locked configuration of one preset.
 
@@ -181,12 +220,16 @@ def get_config(preset: str = "digits") -> ConfigDict:
         ValueError: the preset is not one of PRESETS.
     """
     config.choose(preset, PRESETS, "configs/simclr.py")
-    if preset in IMAGENET_TABLE:
-        c = imagenet(*IMAGENET_TABLE[preset])
-    elif preset in FINETUNED:
-        c = imagenet_finetune(*FINETUNED[preset])
-    elif preset in WIDTHS:
-        c = imagenet(width=WIDTHS[preset])
-    else:
-        c = globals()[preset]()
+    c = linear(recipe(LINEAR[preset])) if preset in LINEAR else recipe(preset)
     return config.named(c, preset)
+
+
+def recipe(preset: str) -> ConfigDict:
+    """A preset that is not in LINEAR, before it is finished."""
+    if preset in IMAGENET_TABLE:
+        return imagenet(*IMAGENET_TABLE[preset])
+    if preset in FINETUNED:
+        return imagenet_finetune(*FINETUNED[preset])
+    if preset in WIDTHS:
+        return imagenet(width=WIDTHS[preset])
+    return globals()[preset]()

@@ -87,7 +87,9 @@ def timm_adamw(learning_rate: float, scaling: str, warmup_epochs: int, start: fl
 
 def imagenet(fraction: float) -> ConfigDict:
     """90 epochs on all labels, 500 on a part of them [X]."""
-    return config.imagenet(epochs=90 if fraction == 1 else 500, batch_size=1024)
+    c = config.imagenet(epochs=90 if fraction == 1 else 500, batch_size=1024)
+    c.data.update(label_fraction=fraction, label_list="papers")
+    return c
 
 
 def imagenet_vit(size: str, fraction: float) -> ConfigDict:
@@ -95,7 +97,7 @@ def imagenet_vit(size: str, fraction: float) -> ConfigDict:
     c = supervised(imagenet(fraction))
     c.data.label_fraction = fraction
     c.model = config.vit(f"vit_{size}", 16)
-    c.augment.update(crop="torchvision", min_area=0.08, antialias=True, **config.IMAGENET)
+    c.augment.update(crop="torchvision", min_area=0.08, resize="pillow", **config.IMAGENET)
     c.optim = timm_adamw(2.5e-4, "linear", warmup_epochs=5, start=1e-6)
     return c
 

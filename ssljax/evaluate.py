@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 
 from ssljax import cli, results
 from ssljax.config import differences, hashed, public
-from ssljax.data import sources
+from ssljax.data import geometry, sources
 from ssljax.data.reading import readable
 from ssljax.data.source import Source
 from ssljax.pictures import gallery
@@ -145,6 +145,8 @@ def of_network(
 
     def predictions(split: Source) -> Mapping[str, np.ndarray]:
         assert network.method.classify is not None, "a bench without heads has no predictions"
+        if network.method.frozen and config.evaluate.ten_crops:
+            return over_ten_crops(network, split)
         inputs = jax.numpy.asarray(features(split).features)
         found = network.method.classify(network.params, network.extra, inputs)
         return {head: np.asarray(logits) for head, logits in found.items()}
@@ -162,6 +164,24 @@ def of_network(
         predictions=None if network.method.classify is None else predictions,
         assignment=assignment,
     )
+
+
+def over_ten_crops(network: Evaluated, split: Source) -> dict[str, np.ndarray]:
+    """What the heads say of four corners, the centre and their mirror images of each image.
+
+    Returns:
+        The logarithm of the mean of the ten probabilities by the head's name, float32 [N, classes].
+    """
+    assert network.method.classify is not None
+    mirror = jax.jit(lambda image: image[:, :, ::-1])
+    total: dict[str, np.ndarray] = {}
+    for place in geometry.FIVE:
+        for encode in (network.encode, lambda image: network.encode(mirror(image))):
+            found = encoded(encode, network.mesh, network.config, split, place)
+            heads = network.method.classify(network.params, network.extra, jax.numpy.asarray(found.features))
+            for head, logits in heads.items():
+                total[head] = total.get(head, 0.0) + np.asarray(jax.nn.softmax(logits))
+    return {head: np.log(probabilities / 10) for head, probabilities in total.items()}
 
 
 def of_pixels(config: ConfigDict, source: Source, test: Source) -> Bench:
@@ -261,7 +281,7 @@ def provenance(
         seed=config.seed,
         epochs=config.epochs,
         step=step,
-        data=public(config.data.source),
+        data=public(sources.labelled_source(config.data)),
         train_images=len(source),
         data_checksum=checksum,
         config_hash=hashed(config),

@@ -86,6 +86,22 @@ def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tupl
     return schedule
 
 
+def inverse_sqrt(peak: float, *, weight_decay: float) -> Schedule:
+    """A learning rate of peak / sqrt(1 + peak * weight_decay * step).
+
+    This is `learning_rate_decay` of facebookresearch/deepcluster, util.py, for its linear probes.
+
+    Args:
+        peak: the learning rate at step 0.
+        weight_decay: that of the optimizer; 0 keeps the rate constant.
+    """
+
+    def schedule(step: jax.Array) -> jax.Array:
+        return peak / jnp.sqrt(1.0 + peak * weight_decay * jnp.asarray(step, jnp.float32))
+
+    return schedule
+
+
 def timm_cosine(
     peak: float, *, steps_per_epoch: int, epochs: int, warmup_epochs: int, start: float, end: float, lag: int
 ) -> Schedule:
@@ -254,14 +270,16 @@ class Horizon(NamedTuple):
         """Epochs of the whole run."""
         return round((self.total_steps - 1) / self.steps_per_epoch)
 
-    def warmed_up(self, epochs: float) -> Schedule:
-        """`warmup_cosine` over the run.
+    def warmed_up(self, epochs: float, *, start: float = 0.0, end: float = 0.0) -> Schedule:
+        """`warmup_cosine` over the run, from `start` to the peak to `end`.
 
         The warm-up lasts examples * epochs // batch steps (google-research/simclr).
         """
         # The small term keeps 0.1 * 10 epochs from being floored to 0 by a float that is one ulp short.
         warmup_steps = int(self.steps_per_epoch * epochs + 1e-9)
-        return warmup_cosine(self.peak, warmup_steps=warmup_steps, total_steps=self.total_steps)
+        return warmup_cosine(
+            self.peak, warmup_steps=warmup_steps, total_steps=self.total_steps, start=start, end=end
+        )
 
     def mask(self) -> Callable[[Pytree], Pytree]:
         """`decayed` with the probes of the run."""
@@ -272,8 +290,8 @@ Optimizer = tuple[optax.GradientTransformation, Schedule]
 
 
 def _lars(optim: ConfigDict, run: Horizon) -> Optimizer:
-    """SimCLR, BYOL, MoCo v3 on a ResNet."""
-    schedule = run.warmed_up(optim.warmup_epochs)
+    """SimCLR, BYOL, MoCo v3 on a ResNet, DeepCluster-v2."""
+    schedule = run.warmed_up(optim.warmup_epochs, start=optim.start, end=optim.end)
     tx = lars(
         schedule,
         lr_in_momentum=optim.lr_in_momentum,
@@ -338,6 +356,13 @@ def _deepcluster_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
     return tx, schedule
 
 
+def _deepcluster_probe_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """SGD at a rate that the weight decay lowers; decays every parameter (DeepCluster's linear probes)."""
+    schedule = inverse_sqrt(run.peak, weight_decay=optim.weight_decay)
+    sgd = optax.sgd(schedule, momentum=optim.momentum)
+    return optax.chain(optax.add_decayed_weights(optim.weight_decay), sgd), schedule
+
+
 def _timm_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
     """DeiT."""
     schedule = _timm_schedule(optim, run)
@@ -375,6 +400,7 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
     "torch_sgd": _torch_sgd,
     "torch_adamw": _torch_adamw,
     "deepcluster_sgd": _deepcluster_sgd,
+    "deepcluster_probe_sgd": _deepcluster_probe_sgd,
     "timm_adamw": _timm_adamw,
     "timm_sgd": _timm_sgd,
 }

@@ -1,7 +1,7 @@
 """`ssljax plan`: compile a config ahead of time for a TPU slice, on a machine without a TPU.
 
     ssljax plan --config configs/simclr.py:imagenet_r50 --topology v5e:8x8 \\
-        [--full] [--sweep] [--out plan.json] [--images N]
+        [--full] [--sweep] [--out plan.json] [--images N] [--stage NAME]
 
 The step is the one that `train` runs, traced from shapes alone and compiled by libtpu (`pip install
 'ssljax[plan]'`). The plan says whether it fits, what it computes, what the chips send to each other, and how
@@ -32,7 +32,7 @@ from ssljax.compiler import ahead, flops, hlo, slices
 from ssljax.compiler.slices import GIB, Slice
 from ssljax.config import flat
 from ssljax.data import recipes
-from ssljax.program import AHEAD, Program, build, stages
+from ssljax.program import AHEAD, Program, build, stage, stages
 from ssljax.results import commit, versions
 from ssljax.types import Facts
 
@@ -501,7 +501,9 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     ahead.offline()
     # A plan needs no run folder, for which the other verbs ask.
-    flags = cli.parse("plan", ["--workdir=.", *argv], topology="", full=False, sweep=False, out="", images=0)
+    flags = cli.parse(
+        "plan", ["--workdir=.", *argv], topology="", full=False, sweep=False, out="", images=0, stage=""
+    )
     plans = []
 
     with cli.answered("plan"):
@@ -511,11 +513,14 @@ def main(argv: list[str] | None = None) -> None:
             )
         topologies = slices.SWEEP if flags.sweep else (flags.topology,)
         wanted = [slices.parse(topology) for topology in topologies]
-        for (stage, config, _), slice_ in itertools.product(stages(flags.config, ""), wanted):
+        known = stages(flags.config, "")
+        if flags.stage:
+            known = [(flags.stage, *stage(flags.config, "", flags.stage))]
+        for (name, config, _), slice_ in itertools.product(known, wanted):
             progress = f"compiling {config.name}:{config.preset} for {slice_.topology}"
             print(progress, file=sys.stderr, flush=True)
             found = plan(config, slice_, full=flags.full, images=flags.images)
-            found = found._replace(config=f"{found.config} {stage}".strip())
+            found = found._replace(config=f"{found.config} {name}".strip())
             if not found.fits and not flags.sweep:
                 found = found._replace(advice=advise(config, slice_, flags.images))
             plans.append(found)

@@ -218,6 +218,8 @@ def _geometry(a: ConfigDict, crop_on: str) -> str:
         crop = f"affine: rotation {a.rotate} deg, shift {a.shift}, zoom {a.zoom}, shear {a.shear} deg"
     elif a.crop == "none":
         crop = f"no crop, on the {crop_on}"
+    elif a.crop == "square":
+        crop = f"square (area {a.min_area:.2f} of the central one, {a.interpolation}) on the {crop_on}"
     else:
         crop = f"crop {a.crop} (area {a.min_area} to {a.max_area}, {a.interpolation}) on the {crop_on}"
     flips = "flips" if a.flip else "no flips"

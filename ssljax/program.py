@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-import types
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import jax
@@ -19,12 +18,12 @@ from ml_collections import ConfigDict
 from ssljax import models, optim, sharding
 from ssljax.config import check as check_config
 from ssljax.config import stages as stages_of
-from ssljax.data import loader, recipes, views
+from ssljax.data import geometry, loader, recipes, views
 from ssljax.data.source import Source
 from ssljax.methods import METHODS
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.features import Encode, Features, extract
-from ssljax.run.checkpoint import load_parts, load_weights
+from ssljax.run.checkpoint import load_weights
 from ssljax.step import Step, make_train_step
 from ssljax.types import EncodeFn, Facts, Method, Pytree, TrainState
 
@@ -229,68 +228,6 @@ def balance_of(program: Program, source: Source, state: TrainState) -> np.ndarra
     return np.asarray(labels)[source.index]
 
 
-def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainState], TrainState]:
-    """Return a function that puts the weights of earlier runs into a fresh state.
-
-    These are the branches of `config.init_from`, and then whatever the method adopts.
-
-    Args:
-        program: the program of the new run.
-        earlier: name -> folder of the stages before this one; any other name is taken to be a folder.
-    """
-    config = program.config
-    method = program.method
-
-    def load(
-        run: str, like: Mapping[str, Pytree], resize: Mapping[str, Callable] = types.MappingProxyType({})
-    ) -> dict[str, Pytree]:
-        return load_parts(earlier.get(run, run), like, resize)
-
-    def start(state: TrainState) -> TrainState:
-        if config.init_from:
-            state = with_branches(state, functools.partial(load, config.init_from), config)
-        if method.adopt is not None:
-            state = method.adopt(state, load)
-        return state
-
-    return start
-
-
-def with_branches(
-    state: TrainState, load: Callable[..., dict[str, Pytree]], config: ConfigDict
-) -> TrainState:
-    """Take `config.init_branches` from another run, running statistics included.
-
-    The position embeddings of a ViT are resized to the new image size.
-
-    Args:
-        state: a fresh state.
-        load: (like, resize) -> branches by their paths, see `checkpoint.load_parts`.
-        config: the config of the new run.
-
-    Raises:
-        ValueError: the new network has no such branch, or the other run has none or one of another shape.
-    """
-    resize = models.resizable(models.backbone(config.model), config.data.image_size)
-    like = {}
-    for name in config.init_branches:
-        if name not in state.params:
-            raise ValueError(
-                f"config.init_branches names {name!r}, and this network has {', '.join(state.params)}: "
-                "name some of these"
-            )
-        like[f"params/{name}"] = state.params[name]
-        if name in state.model_state:
-            like[f"model_state/{name}"] = state.model_state[name]
-
-    params = dict(state.params)
-    model_state = dict(state.model_state)
-    for path, branch in load(like, resize).items():
-        root, name = path.split("/")
-        (params if root == "params" else model_state)[name] = branch
-    return state.replace(params=params, model_state=model_state)
-
-
 # ------------------------------------------------------------------------------------------ evaluation
 
 
@@ -456,12 +393,20 @@ def spread(function: Callable[[jax.Array], jax.Array], mesh: Mesh) -> Encode:
 
 
 def encoded(
-    encode: Callable[[jax.Array], jax.Array], mesh: Mesh, config: ConfigDict, source: Source
+    encode: Callable[[jax.Array], jax.Array],
+    mesh: Mesh,
+    config: ConfigDict,
+    source: Source,
+    place: geometry.Place = geometry.CENTRE,
 ) -> Features:
-    """Features of a split, with each batch spread over the devices of all hosts."""
+    """Features of a split, with each batch spread over the devices of all hosts.
+
+    `place` is where the crop of an image lies.
+    """
     devices = mesh.devices.size
     batch_size = -(-config.evaluate.batch_size // devices) * devices
-    return extract(spread(encode, mesh), loader.eval_batches(source, config, batch_size=batch_size))
+    batches = loader.eval_batches(source, config, batch_size=batch_size, place=place)
+    return extract(spread(encode, mesh), batches)
 
 
 # ------------------------------------------------------------------------------------------ stages

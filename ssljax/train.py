@@ -1,7 +1,7 @@
 """`ssljax train`: train every stage of a config. Each stage is one run of the loop in `run/loop.py`.
 
     ssljax train --config configs/simclr.py:digits --workdir runs/digits \\
-        [--config.optim.learning_rate=0.1] [--profile 5] [--accept-changed-data]
+        [--config.optim.learning_rate=0.1] [--profile 5] [--accept-changed-data] [--stage NAME]
 
 After an interruption of any kind, the same command resumes from the last checkpoint and ends with
 bit-identical parameters. `--profile N` records N steps for TensorBoard and XProf in <workdir>/profile and
@@ -9,6 +9,9 @@ prints where their time went.
 
 A folder that another process trains in is refused, and so is a resume with other settings or other training
 images. `--accept-changed-data` goes on with images that changed.
+
+`--stage NAME` trains one stage of several alone. It starts from the earlier stages in --workdir, or from the
+folder of any run: `--stage linear --config.linear.init_from=RUN`.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ from ml_collections import ConfigDict
 
 from ssljax import cli
 from ssljax.data import change, sources
+from ssljax.earlier import start_from
 from ssljax.program import (
     Program,
     build,
     fresh_shapes,
     method_of,
+    stage,
     stages,
-    start_from,
     use_compilation_cache,
 )
 from ssljax.run import hosts, lock, memory, profile
@@ -97,46 +101,79 @@ def refuse_other_network(program: Program, workdir: str) -> None:
 
 
 def run_stages(
-    config: ConfigDict, workdir: str, *, profile_steps: int = 0, accept_changed_data: bool = False
+    config: ConfigDict,
+    workdir: str,
+    *,
+    only: str = "",
+    profile_steps: int = 0,
+    accept_changed_data: bool = False,
 ) -> None:
     """Run every stage of a config in its order, each in a folder of its own below `workdir`.
 
     Each stage locks its folder. With several stages `workdir` is locked as well, so that a second process is
     refused before it opens the stages that are finished.
+
+    Args:
+        config: of one stage or of several.
+        workdir: the folder of the run.
+        only: the name of the one stage to train; "" trains all.
+        profile_steps: see `run_stage`.
+        accept_changed_data: see `run_stage`.
+
+    Raises:
+        ValueError: there is no such stage, or an earlier stage would be trained for nothing.
     """
+    if only:
+        stage(config, workdir, only)  # refuses a name that is not there
+    else:
+        refuse_useless_stages(config)
     with contextlib.ExitStack() as held:
         if "stages" in config:
             epath.Path(workdir).mkdir(parents=True, exist_ok=True)
             held.enter_context(lock.hold(epath.Path(workdir)))
             describe_stages(workdir, config)
         earlier: dict[str, str] = {}
-        for name, stage, folder in stages(config, workdir):
-            run_stage(
-                stage,
-                folder,
-                earlier,
-                name=name,
-                profile_steps=profile_steps,
-                accept_changed_data=accept_changed_data,
-            )
+        for name, part, folder in stages(config, workdir):
+            if only in ("", name):
+                run_stage(
+                    part,
+                    folder,
+                    earlier,
+                    name=name,
+                    profile_steps=profile_steps,
+                    accept_changed_data=accept_changed_data,
+                )
             earlier[name] = folder
+
+
+def refuse_useless_stages(config: ConfigDict) -> None:
+    """Raise a ValueError if the last stage starts from a folder, and so nothing needs the stages before."""
+    *before, (last, part, _) = stages(config, "")
+    names = [name for name, _, _ in before]
+    if names and part.init_from and part.init_from not in names:
+        raise ValueError(
+            f"--config.{last}.init_from={part.init_from}: {last} starts from that folder, and not from "
+            f"{' or '.join(names)}, which would be trained first. Add --stage {last} to train {last} alone"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
     """`ssljax train`."""
-    flags = cli.parse("train", argv, profile=0, **{"accept-changed-data": False}, **hosts.FLAGS)
+    flags = cli.parse("train", argv, profile=0, stage="", **{"accept-changed-data": False}, **hosts.FLAGS)
     accept = getattr(flags, "accept-changed-data")
 
     with hosts.together("train", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
         try:
             with cli.answered("train"):
-                hosts.started_alike(
-                    flags.config,
-                    **{"workdir": flags.workdir, "profile": flags.profile, "accept-changed-data": accept},
-                )
+                asked = {name: getattr(flags, name) for name in ("workdir", "stage", "profile")}
+                hosts.started_alike(flags.config, **asked, **{"accept-changed-data": accept})
                 run_stages(
-                    flags.config, flags.workdir, profile_steps=flags.profile, accept_changed_data=accept
+                    flags.config,
+                    flags.workdir,
+                    only=flags.stage,
+                    profile_steps=flags.profile,
+                    accept_changed_data=accept,
                 )
         except KeyboardInterrupt:
             print(

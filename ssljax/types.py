@@ -134,7 +134,8 @@ class LoadFn(typing.Protocol):
         """Branches of one checkpoint by their paths, e.g. "params/encoder".
 
         They have the shapes, dtypes and shardings of `like`. `run` is the name of an earlier stage, or the
-        folder of a finished run.
+        folder of a finished run. The parts "evaluated/params" and "evaluated/model_state" are the backbone
+        that the run's own `Method.evaluated` names.
         """
 
 
@@ -201,6 +202,8 @@ class Method(NamedTuple):
             out -1. Read after every refresh. None: every image once per epoch.
         adopt: called on the host before the first step, after `config.init_from`; puts the weights of frozen
             networks into a fresh state.
+        frozen: the backbone is never trained: it lies in `extra`, where `adopt` puts that of
+            `config.init_from`, and `config.init_branches` is not read.
         rows: fields of `extra` whose rows are examples or keys: they are split by rows over the devices.
         probes: branches of `params` that weight decay and layer-wise adaptation leave alone.
         restarted: branches of `params` that `refresh` begins anew: the optimizer keeps no momentum for them,
@@ -222,6 +225,7 @@ class Method(NamedTuple):
     assignment: LabelsFn | None = None
     balance: LabelsFn | None = None
     adopt: AdoptFn | None = None
+    frozen: bool = False
     rows: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
     restarted: tuple[str, ...] = ()

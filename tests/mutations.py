@@ -573,9 +573,7 @@ AUGMENTATION = [
 
 BLUR = """    if augment.blur_probability > 0.0:
         width = drawn.sigma if sigma is None else sigma
-        taps = augment.blur_kernel or blur_kernel_size(image.shape[0])
-        blurred = gaussian_blur(image, width, kernel_size=taps, padding=augment.blur_border)
-        image = jnp.where(drawn.apply_blur, blurred, image)
+        image = jnp.where(drawn.apply_blur, _blurred(image, width, augment), image)
 """
 SOLARIZE = """    if augment.solarize_probability > 0.0:
         image = jnp.where(drawn.apply_solarize, solarize(image, augment.solarize_threshold), image)
@@ -699,7 +697,7 @@ ORDER_AND_STATE = [
     ),
     Mutation(
         "only_the_encoder_is_taken",
-        PROGRAM,
+        "ssljax/earlier.py",
         "for name in config.init_branches:",
         "for name in config.init_branches[:1]:",
         "the projector starts from scratch, although fine-tuning should continue it",
@@ -1445,7 +1443,7 @@ CLUSTERING = [
     Mutation(
         "every_head_reads_the_first_bank",
         DEEPCLUSTER,
-        "extra.banks[:, head % num_views]",
+        "extra.banks[:, head % num_banks]",
         "extra.banks[:, 0]",
         "v2: the other views' embeddings are never clustered",
         BANKS,
@@ -1460,7 +1458,7 @@ CLUSTERING = [
     ),
     Mutation(
         "the_pool_leaves_out_the_border",
-        "ssljax/protocols/layers.py",
+        "ssljax/models/pooling.py",
         ".mean((2, 4)).reshape(batch, -1)",
         ".sum((2, 4)).reshape(batch, -1) / jnp.maximum((x != 0).astype(jnp.float32)"
         ".reshape(batch, places, size, places, size, channels).sum((2, 4)).reshape(batch, -1), 1.0)",
@@ -1746,6 +1744,238 @@ SETTINGS_AND_TERMINAL = [
     ),
 ]
 
+# the linear evaluation of every paper, and the images that it holds out
+T_LINEAR = "tests/methods/test_linear.py"
+LINEAR_EVALUATION = [
+    Mutation(
+        "a_probe_that_normalises_by_the_batch",
+        "ssljax/methods/linear.py",
+        "return models.infer(encoder, weights, statistics, x)",
+        "return models.forward(encoder, weights, statistics, x)[0]",
+        "the backbone in training mode while the classifier is trained (virtex #16)",
+        f"{T_LINEAR}::test_logits_follow_the_authors_update_and_the_backbone_keeps_every_bit[moco]",
+    ),
+    Mutation(
+        "a_probe_of_what_is_not_evaluated",
+        "ssljax/earlier.py",
+        "part = evaluated_part(folder, below)",
+        'part = f"{below}/encoder"',
+        "the raw weights of a run whose moving average is what counts",
+        f"{T_LINEAR}::test_a_moving_average_is_probed_where_the_run_evaluates_it",
+    ),
+    Mutation(
+        "a_rate_of_30_that_grows_with_the_batch",
+        "configs/moco.py",
+        'learning_rate=30.0,\n            scaling="none",',
+        'learning_rate=30.0,\n            scaling="linear",',
+        "30 taken for a base rate, as v3's is",
+        f"{T_LINEAR}::test_the_recipe_is_the_papers[imagenet_r50_v1]",
+    ),
+    Mutation(
+        "a_layer_probe_whose_rate_falls_with_the_step",
+        OPTIM,
+        "return peak / jnp.sqrt(1.0 + peak",
+        "return peak / (1.0 + peak",
+        "the square root of learning_rate_decay forgotten",
+        f"{T_LINEAR}::test_logits_follow_the_authors_update_and_the_backbone_keeps_every_bit[deepcluster]",
+    ),
+    Mutation(
+        "crops_mirrored_top_to_bottom",
+        "ssljax/evaluate.py",
+        "lambda image: image[:, :, ::-1]",
+        "lambda image: image[:, ::-1]",
+        "the wrong axis of [B, H, W, C]",
+        f"{T_LINEAR}::test_ten_crops_are_averaged_as_probabilities",
+    ),
+    Mutation(
+        "corners_of_the_central_square",
+        CROPS,
+        "geometry.offset(shape[1] - crop_w, place[1])",
+        "geometry.offset(tf.minimum(shape[0], shape[1]) - crop_w, place[1])",
+        "TenCrop after CenterCrop(256) instead of Resize(256)",
+        "tests/data/test_squares.py::test_the_five_places_are_those_of_torchvisions_five_crop[tensorflow-40-56]",
+    ),
+    Mutation(
+        "a_square_that_never_lies_at_the_end",
+        GEOMETRY,
+        "jnp.int32(central - side + 1)",
+        "jnp.int32(central - side)",
+        "randint whose upper end is excluded",
+        "tests/data/test_squares.py::test_squares_are_uniform_within_the_central_one[32-48-boxes_on_the_device]",
+    ),
+    Mutation(
+        "the_stages_before_are_trained_as_well",
+        "ssljax/train.py",
+        'if only in ("", name):',
+        'if only in ("", name) or name:',
+        "--stage linear pretrains for a thousand epochs first",
+        "tests/test_train.py::test_one_stage_alone_starts_from_any_run",
+    ),
+    Mutation(
+        "two_kinds_of_probe_under_one_name",
+        "ssljax/methods/linear.py",
+        'return {"probe": models.logits',
+        'return {"linear_sgd_cached": models.logits',
+        "a number of one linear probe beside those of another",
+        "tests/test_train.py::test_one_stage_alone_starts_from_any_run",
+    ),
+    Mutation(
+        "held_out_images_with_the_labels_of_the_others",
+        "ssljax/data/records.py",
+        'urllib.parse.quote(stored, safe="")',
+        '"".join(c for c in stored if c.isalnum())',
+        "train[:50%] and train[50%:] share the file of stored labels",
+        "tests/test_prepare.py::test_two_parts_of_a_split_have_labels_of_their_own",
+    ),
+]
+
+# What the papers' released code does to photographs: views, crops, resizing, lists of images, schedules.
+T_PAPERS = "tests/data/test_papers.py"
+BYOL_CONFIG = "configs/byol.py"
+MOCO_CONFIG = "configs/moco.py"
+CONFIG = "ssljax/config/__init__.py"
+PILLOW = "ssljax/data/pillow.py"
+SOURCES = "ssljax/data/sources.py"
+
+PAPERS_VIEWS = [
+    Mutation(
+        "both_views_of_byol_alike",
+        BYOL_CONFIG,
+        "two=dict(blur_probability=0.1, solarize_probability=0.2))  # [C]",
+        "two=dict())  # [C]",
+        "SimCLR's one recipe taken for BYOL's two",
+        f"{T_PAPERS}::test_draws_have_the_ranges_and_the_shares_of_the_released_code",
+    ),
+    Mutation(
+        "saturation_of_simclr_in_byol",
+        BYOL_CONFIG,
+        "jitter_saturation=0.4,  # times the strength: 0.8 to 1.2",
+        "jitter_saturation=0.8,  # times the strength: 0.8 to 1.2",
+        "0.6 to 1.4",
+        f"{T_PAPERS}::test_draws_have_the_ranges_and_the_shares_of_the_released_code",
+    ),
+    Mutation(
+        "both_views_of_moco_v3_alike",
+        MOCO_CONFIG,
+        "c.views.two = dict(blur_probability=0.1, solarize_probability=0.2)",
+        "c.views.two = dict()",
+        "v2's one recipe taken for v3's two",
+        f"{T_PAPERS}::test_draws_have_the_ranges_and_the_shares_of_the_released_code",
+    ),
+    Mutation(
+        "hue_of_moco_v2_in_v1",
+        MOCO_CONFIG,
+        "jitter_hue=0.8,  # times the strength: 0.4",
+        "jitter_hue=0.2,  # times the strength: 0.4",
+        "ColorJitter(0.4, 0.4, 0.4, 0.1)",
+        f"{T_PAPERS}::test_draws_have_the_ranges_and_the_shares_of_the_released_code",
+    ),
+    Mutation(
+        "grey_always_after_the_jitter",
+        VIEWS_FILE,
+        'augment.grayscale_order == "before"',
+        'augment.grayscale_order == "never"',
+        "v2's order of the operations in MoCo v1",
+        f"{T_PAPERS}::test_grey_comes_before_the_jitter_in_moco_v1",
+    ),
+    Mutation(
+        "brightness_of_simclr_v2_in_v1",
+        "configs/simclr.py",
+        'brightness="add",  # [P]',
+        'brightness="multiply",  # [P]',
+        "the default of the released code",
+        f"{T_PAPERS}::test_draws_have_the_ranges_and_the_shares_of_the_released_code",
+    ),
+    Mutation(
+        "tensorflows_colours_for_torchvisions",
+        CONFIG,
+        'dict(jitter="torchvision", blur_border="pillow")',
+        'dict(jitter="tensorflow", blur_border="pillow")',
+        "contrast about each channel's mean, saturation in HSV",
+        f"{T_PAPERS}::test_colours_are_those_of_pillow",
+    ),
+    Mutation(
+        "blur_into_the_dark",
+        AUGMENT,
+        "box = jnp.where(border, repeated, inner + outer)",
+        "box = inner + outer",
+        "zero padding darkens the border",
+        f"{T_PAPERS}::test_pillows_blur_repeats_the_border",
+    ),
+    Mutation(
+        "photographs_resized_by_tensorflow",
+        CONFIG,
+        'dict(crop="torchvision", resize="pillow", interpolation="bilinear")',
+        'dict(crop="torchvision", resize="tensorflow", interpolation="bilinear")',
+        "no antialiasing in MoCo and DeepCluster",
+        f"{T_PAPERS}::test_presets_read_photographs_as_the_released_code",
+    ),
+    Mutation(
+        "evaluation_without_the_margin",
+        PILLOW,
+        "short = int(size / share)",
+        "short = size",
+        "Resize(224) instead of Resize(256)",
+        f"{T_PAPERS}::test_evaluation_resizes_the_shorter_side_and_crops_the_centre",
+    ),
+    Mutation(
+        "byols_crop_drawn_again",
+        CROPS,
+        '"byol": box_byol}',
+        '"byol": box_torchvision}',
+        "torchvision's ten attempts",
+        f"{T_PAPERS}::test_a_byol_view_is_a_box_cut_down_to_the_image",
+    ),
+    Mutation(
+        "byols_evaluation_rounded",
+        CROPS,
+        'whole = "floor" if augment.crop == "byol" else "round"',
+        'whole = "round"',
+        "SimCLR's central crop in BYOL",
+        f"{T_PAPERS}::test_byols_evaluation_cuts_the_side_to_whole_pixels",
+    ),
+    Mutation(
+        "labelled_images_of_our_own",
+        SOURCES,
+        "return PAPERS_LISTS.get(data.label_fraction, data.source)",
+        "return data.source",
+        "other images than the papers' 1 %",
+        f"{T_PAPERS}::test_parts_of_imagenet_are_the_papers_lists",
+    ),
+    Mutation(
+        "byol_fine_tunes_at_a_quarter_of_its_rate",
+        BYOL_CONFIG,
+        "c.finetune.optim.learning_rate = 0.02",
+        'c.finetune.optim.update(learning_rate=0.02, scaling="none")',
+        "the base rate taken for the rate",
+        f"{T_PAPERS}::test_byols_rate_of_fine_tuning_is_scaled_as_by_the_released_schedule",
+    ),
+    Mutation(
+        "deepcluster_v2_ends_at_zero",
+        OPTIM,
+        "start=optim.start, end=optim.end)\n    tx = lars(",
+        "start=optim.start)\n    tx = lars(",
+        "final_lr left out",
+        f"{T_DEEPCLUSTER}::test_the_rate_and_the_residual_branches_of_version_2_are_swavs",
+    ),
+    Mutation(
+        "small_crops_in_the_banks",
+        DEEPCLUSTER,
+        "if side == max(view_sizes)]",
+        "if side > 0]",
+        "crops_for_assign forgotten",
+        f"{T_DEEPCLUSTER}::test_small_crops_learn_the_clusters_of_the_large_ones",
+    ),
+    Mutation(
+        "fine_tuning_with_stochastic_depth",
+        DEIT,
+        "        if config.evaluation_mode:\n",
+        "        if config.evaluation_mode and teacher is not None:\n",
+        "model.train() in the fine-tuning of DeiT",
+        f"{T_DEIT}::test_fine_tuning_in_evaluation_mode_trains_the_mean_of_two_heads_without_stochastic_depth",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -1764,6 +1994,8 @@ MUTATIONS = [
     *CHECKPOINTS,
     *IMAGES,
     *SETTINGS_AND_TERMINAL,
+    *LINEAR_EVALUATION,
+    *PAPERS_VIEWS,
 ]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ssljax import config, plan, program, sharding
+from ssljax import config, earlier, plan, program, sharding
 from ssljax.data import crops, loader, policies, sources
 from ssljax.types import TrainState
 
@@ -23,6 +23,7 @@ AROUND = (
     "evaluate.",
     "data.eval_crop",
     "augment.antialias",
+    "augment.resize",
 )
 # Keys that say which images to use. The large data sets are not on this machine.
 WHERE = (
@@ -34,6 +35,7 @@ WHERE = (
     "data.labels",
     "data.train_per_class",
     "data.label_fraction",
+    "data.label_list",
     "data.labels_per_class",
     "data.subset_seed",
     "data.num_classes",
@@ -85,8 +87,9 @@ def traced(built: program.Program) -> None:
 
 def adopted(built: program.Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces loading `init_from` and a teacher; the fresh state stands in for their checkpoints."""
-    monkeypatch.setattr(program, "load_parts", lambda run, like, resize: dict(like))
-    state = jax.eval_shape(lambda s: program.start_from(built, {})(s), built.shapes)
+    monkeypatch.setattr(earlier, "evaluated_part", lambda run, part: f"{part}/encoder")
+    monkeypatch.setattr(earlier, "load_parts", lambda run, like, resize: dict(like))
+    state = jax.eval_shape(lambda s: earlier.start_from(built, {})(s), built.shapes)
     assert isinstance(state, TrainState)
 
 
@@ -97,7 +100,7 @@ def unread(c: ConfigDict, seen: set[str], exempt: tuple[str, ...]) -> set[str]:
 def small_stages() -> list[tuple[str, str, str]]:
     """(paper, preset, stage) of every digits preset."""
     found = []
-    for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised"):
+    for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised", "linear"):
         module = importlib.import_module(f"configs.{paper}")
         for preset in module.PRESETS:
             if preset.startswith("digits"):
@@ -144,6 +147,10 @@ IMAGENET = [
     ("byol", "imagenet_r50_e300", ""),
     ("deepcluster", "imagenet_alexnet", ""),
     ("moco", "imagenet_r50_v1", ""),
+    ("moco", "imagenet_vit_b_v3_linear", "linear"),
+    ("deepcluster", "imagenet_alexnet_linear", "linear"),
+    ("deepcluster", "imagenet_r50_v2", ""),
+    ("deit", "imagenet_b_distilled_384", "finetune"),
 ]
 
 

@@ -278,6 +278,8 @@ def made(name):
             warmup_epochs=2,
             trust_coefficient=0.001,
             lr_in_momentum=True,
+            start=0.0,
+            end=0.0,
         )
     )
     tx, _ = optim.make_optimizer(config, batch_size=8, steps_per_epoch=2.0, total_steps=10, probes=("probe",))

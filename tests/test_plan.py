@@ -189,7 +189,14 @@ def test_sizes_of_data_sets_need_no_data():
     assert plan.known_facts(folder, 900) == Facts(900, 7, 900)
 
 
-BOX = dict(crop="torchvision", min_area=0.2, max_area=1.0, aspect=(3 / 4, 4 / 3), interpolation="bicubic")
+BOX = dict(
+    crop="torchvision",
+    min_area=0.2,
+    max_area=1.0,
+    aspect=(3 / 4, 4 / 3),
+    interpolation="bicubic",
+    resize="tensorflow",
+)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +220,23 @@ def test_the_batch_of_a_plan_has_the_shapes_that_the_loader_delivers(crop_on, na
     assert {k: (v.shape, v.dtype) for k, v in planned.items()} == {
         k: (v.shape, v.dtype) for k, v in delivered.items()
     }
+
+
+def test_one_stage_alone_is_planned_for(monkeypatch, capsys):
+    planned = []
+
+    def refused(config, *_, **__):
+        planned.append(config.method)
+        raise ValueError("not compiled here")
+
+    monkeypatch.setattr(plan, "plan", refused)
+    argv = ["--config=simclr:digits_linear", "--topology=v5e:2x2"]
+    for flags, method in (([], "simclr"), (["--stage=linear"], "linear")):
+        with pytest.raises(SystemExit, match="not compiled here"):
+            plan.main([*argv, *flags])
+        assert planned.pop() == method and not planned
+    with pytest.raises(SystemExit, match="--stage=probe: the stages of this config are pretrain, linear"):
+        plan.main([*argv, "--stage=probe"])
 
 
 def test_candidates_are_the_cheap_edits_first_then_larger_slices():

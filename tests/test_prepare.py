@@ -117,6 +117,16 @@ def test_labels_are_stored_beside_the_data(images, tmp_path):
     assert sources.load(data, "train").labels.tolist() == [3] * 20
 
 
+@pytest.mark.parametrize("first, second", [("train[:50%]", "train[50%:]"), ("train[:-10]", "train[-10:]")])
+def test_two_parts_of_a_split_have_labels_of_their_own(images, tmp_path, first, second):
+    """Held-out images, such as BYOL's last 10,009. Both parts have ten images here."""
+    store(images, str(tmp_path), "array_record")
+    parts = config_of(str(tmp_path), train_split=first, test_split=second).data
+    for _ in range(2):  # the second time from the stored labels
+        assert sources.load(parts, "train").labels.tolist() == [i % 4 for i in range(10)]
+        assert sources.load(parts, "test").labels.tolist() == [i % 4 for i in range(10, 20)]
+
+
 def test_prepare_converts_tfrecord_in_place(images, tmp_path, capsys, monkeypatch):
     store(images, str(tmp_path), "tfrecord")
     prepare.main(["tfds:tiny", "--data_dir", str(tmp_path)])

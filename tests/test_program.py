@@ -12,7 +12,8 @@ from configs import deepcluster, deit, simclr, supervised
 from ssljax import evaluate, models, sharding
 from ssljax.config import resolve
 from ssljax.data import sources, views
-from ssljax.program import build, evaluated, method_of, open_run, placed, start_from, switched_on
+from ssljax.earlier import start_from
+from ssljax.program import build, evaluated, method_of, open_run, placed, switched_on
 from ssljax.results import read
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder, facts_of

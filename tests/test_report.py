@@ -154,6 +154,38 @@ def test_main_table_by_hand():
     ]
 
 
+def test_the_report_says_which_linear_probe_made_which_number():
+    """A probe under random crops has a column and a sentence of its own beside the cached one."""
+    recipe = dict(
+        recipe="moco",
+        layer="",
+        crop="torchvision",
+        optimizer="torch_sgd",
+        learning_rate=30.0,
+        scaling="none",
+        batch_size=256,
+        epochs=100,
+        test_crops=1,
+    )
+    cached = line(features="linear", protocol="linear_sgd_cached", value=66.0)
+    rows = [cached, line(features="linear", protocol="probe", value=67.5, settings=recipe)]
+    assert tables.main_table(rows) == [
+        ["held-out top-1, %", "linear probe, random crops", "linear (SGD, cached)"],
+        ["frozen network", "67.5", "66.0"],
+    ]
+    (group,) = tables.groups(rows)
+    assert tables.caption(group).endswith(
+        "linear probe of a frozen network, trained under random crops (torchvision; moco recipe: torch_sgd "
+        "at 30, 100 epochs at batch size 256) and tested on the centre crop; the other linear probes: on "
+        "cached features of the centre crop."
+    )
+    layer = {**recipe, "layer": "conv3", "scaling": "linear", "learning_rate": 0.1, "test_crops": 10}
+    (said,) = tables.probes([line(protocol="probe", settings=layer)])
+    assert said.startswith("linear probe of conv3 of a frozen network, ") and " at 0.1 B/256, " in said
+    assert said.endswith("tested on the mean of ten crops")
+    assert tables.probes([cached]) == []
+
+
 TOP1 = dict(protocol="linear_sgd_cached", features="simclr", metric="top1", labels_per_class=0)
 
 

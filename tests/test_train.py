@@ -313,3 +313,35 @@ def test_wrong_settings_are_answered(tmp_path, change, message):
 def test_a_batch_that_the_devices_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="batch_size=30 does not split over 8 devices: use 24 or 32"):
         sharding.check_batch(sharding.make_mesh(8), 30)
+
+
+def test_one_stage_alone_starts_from_any_run(tmp_path, capsys):
+    """`--stage` trains no other, and a run that is named is not trained again for nothing."""
+    small = ["model.width=0.125", "epochs=1", "eval_every_epochs=0", "log_every=50", "batch_size=48"]
+    first = [f"--config.{setting}" for setting in small]
+    warm = "--config.optim.warmup_epochs=0"
+    train.main(["--config=configs/simclr.py:digits", f"--workdir={tmp_path / 'run'}", warm, *first])
+    argv = [
+        "--config=configs/simclr.py:digits_linear",
+        f"--workdir={tmp_path / 'probe'}",
+        f"--config.linear.init_from={tmp_path / 'run'}",
+        "--config.pretrain.optim.warmup_epochs=0",
+        *[f"--config.{name}.{setting}" for name in ("pretrain", "linear") for setting in small],
+    ]
+    with pytest.raises(SystemExit, match="not from pretrain, which would be trained first. Add --stage lin"):
+        train.main(argv)
+    with pytest.raises(SystemExit, match="--stage=probe: the stages of this config are pretrain, linear"):
+        train.main([*argv, "--stage=probe"])
+    assert not (tmp_path / "probe" / "pretrain").exists()
+
+    train.main([*argv, "--stage=linear"])
+    assert not (tmp_path / "probe" / "pretrain").exists()
+    probed, donor = (ssljax.load(str(tmp_path / name)) for name in ("probe", "run"))
+    images = sources.load(donor.config.data, "test").images[:5]
+    np.testing.assert_array_equal(probed.encode(images), donor.encode(images))
+    assert probed.classify(images).shape == (5, 10)
+
+    evaluate.main(argv)
+    (row,) = (row for row in read(tmp_path / "probe" / "linear" / "results.jsonl") if row["metric"] == "top1")
+    assert (row["features"], row["protocol"], row["n"]) == ("linear", "probe", 297)
+    assert row["settings"]["recipe"] == "simclr" and row["settings"]["test_crops"] == 1

@@ -16,6 +16,7 @@ the answer to a wrong setting comes at once.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -30,6 +31,8 @@ __all__ = [
     "IMAGENET",
     "KEYS",
     "METHODS",
+    "TORCHVISION_COLOURS",
+    "TORCHVISION_CROPS",
     "base",
     "changed",
     "check",
@@ -47,6 +50,7 @@ __all__ = [
     "folder",
     "hashed",
     "imagenet",
+    "linear",
     "modern",
     "named",
     "nearest",
@@ -69,6 +73,10 @@ __all__ = [
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR10 = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
 GREY = dict(mean=(0.0,), std=(1.0,))
+
+# Crops, colours and blur of code that uses torchvision on images read from files: Pillow resizes and blurs.
+TORCHVISION_CROPS = dict(crop="torchvision", resize="pillow", interpolation="bilinear")
+TORCHVISION_COLOURS = dict(jitter="torchvision", blur_border="pillow")
 
 # The protocols on features that are fast enough to run by default on small data sets.
 ALL_FEATURES = ("knn", "linear", "label_fraction")
@@ -249,6 +257,34 @@ def finetune(pretrain: ConfigDict) -> ConfigDict:
     )
     c.evaluate.protocols = ("classifier",)
     return two_stages("pretrain", pretrain, "finetune", c)
+
+
+def linear(pretrain: ConfigDict, **recipe: Any) -> ConfigDict:
+    """Two stages: `pretrain`, then a linear classifier on its frozen backbone under random crops and flips.
+
+    Network, data and pixels stay as they are; kNN during training would always be the same, and is off.
+
+    Args:
+        pretrain: the config of the first stage.
+        recipe: what the paper says of the second: `batch_size`, `epochs`, `optim`, and sections such as
+            `head`, `probe` and `augment`, in which other keys stay.
+    """
+    c = pretrain.copy_and_resolve_references()
+    c.method = "linear"
+    c.init_from = "pretrain"
+    crops_alone(c)
+    c.accumulate = 1
+    c.eval_every_epochs = 0
+    c.checkpoint.best = ""
+    c.evaluate.protocols = ("classifier",)
+    c.head = dict(scheme="normal_0.01")
+    c.optim = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict) and name in c:
+            c[name].update(value)
+        else:
+            c[name] = value
+    return two_stages("pretrain", pretrain, "linear", c)
 
 
 # ----------------------------------------------------------------------------------------- finishing a preset

@@ -56,7 +56,7 @@ RUN = (
         ("encoder",),
         "branches of the parameters to load from init_from, with their running statistics",
         None,
-        other_than("init_from", ""),
+        other_than("init_from", "") & other_than("method", "linear"),
     ),
     Key("log_every", 100, "steps between log lines", COUNT),
     Key("eval_every_epochs", 10, "epochs between kNN evaluations during training; 0: never", NATURAL),
@@ -73,14 +73,15 @@ RUN = (
 # ---------------------------------------------------------------------------------------------- the optimizer
 
 WARMED_UP = optimizer("lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd")
-WITH_MOMENTUM = optimizer("lars", "sgd", "torch_sgd", "deepcluster_sgd", "timm_sgd")
+WITH_MOMENTUM = optimizer("lars", "sgd", "torch_sgd", "deepcluster_sgd", "deepcluster_probe_sgd", "timm_sgd")
 TIMM = optimizer("timm_adamw", "timm_sgd")
 
 OPTIM = (
     Key(
         "optim.name",
         "sgd",
-        "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, timm_adamw or timm_sgd",
+        "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw or "
+        "timm_sgd",
     ),
     Key("optim.learning_rate", 0.1, "peak learning rate, before scaling", NOT_NEGATIVE),
     Key(
@@ -119,8 +120,20 @@ OPTIM = (
         Entries(COUNT),
         optimizer("torch_sgd"),
     ),
-    Key("optim.start", 0.0, "learning rate of the first epoch, not scaled", NOT_NEGATIVE, TIMM),
-    Key("optim.end", 0.0, "learning rate that the last epoch approaches, not scaled", NOT_NEGATIVE, TIMM),
+    Key(
+        "optim.start",
+        0.0,
+        "learning rate at the start of the warm-up, not scaled",
+        NOT_NEGATIVE,
+        optimizer("lars", "timm_adamw", "timm_sgd"),
+    ),
+    Key(
+        "optim.end",
+        0.0,
+        "learning rate that the end of the run approaches, not scaled",
+        NOT_NEGATIVE,
+        optimizer("lars", "timm_adamw", "timm_sgd"),
+    ),
     Key(
         "optim.lag",
         0,
@@ -170,6 +183,13 @@ EVALUATE = (
     ),
     Key("evaluate.layers", (), "layers that the protocol `layers` probes, by their names in the network"),
     Key("evaluate.layer_dim", 9600, "largest number of features per layer, after average pooling", COUNT),
+    Key(
+        "evaluate.ten_crops",
+        False,
+        "classifier: average the predictions of four corners, the centre and their mirror images",
+        None,
+        method("linear"),
+    ),
 )
 
 # -------------------------------------------------------------------------------------------------- the table
@@ -189,6 +209,9 @@ def row(name: str) -> Key | None:
 
 
 # How many views a method takes, as its `Method.num_views` says. Other methods take any number.
-VIEW_COUNTS = ((method("simclr", "moco", "byol"), 2), (method("supervised", "deit") | DEEPCLUSTER_V1, 1))
+VIEW_COUNTS = (
+    (method("simclr", "moco", "byol"), 2),
+    (method("supervised", "deit", "linear") | DEEPCLUSTER_V1, 1),
+)
 
 __all__ = ["FACTS", "KEYS", "Key", "VIEW_COUNTS", "row"]

@@ -16,6 +16,7 @@ from ssljax.config.rows import (
     When,
     above,
     equal,
+    other_than,
 )
 
 # ------------------------------------------------------------------------------------------------------- data
@@ -54,6 +55,13 @@ DATA = (
     Key("data.train_per_class", 0, "use only the first n training images of each class; 0: all", NATURAL),
     Key("data.label_fraction", 1.0, "fraction of the training images to use, balanced over classes", SHARE),
     Key("data.labels_per_class", 0, "training images to use per class; 0: label_fraction decides", NATURAL),
+    Key(
+        "data.label_list",
+        "balanced",
+        "images of a label_fraction; papers: the published lists of 1 % and 10 % of ImageNet, from TFDS",
+        OneOf(("balanced", "papers")),
+        PART & equal("data.source", "tfds:imagenet2012"),
+    ),
     Key("data.subset_seed", 0, "seed of the draw of that subset", NATURAL, FEW),
     Key("data.num_classes", 0, "classes; 0: read from the data, otherwise checked against them", NATURAL),
     Key(
@@ -91,8 +99,10 @@ JITTER = above("augment.jitter_probability", 0)
 BLUR = above("augment.blur_probability", 0)
 SOLARIZE = above("augment.solarize_probability", 0)
 AFFINE = equal("augment.crop", "affine")
-BOX = equal("augment.crop", "tf", "torchvision")
-RESIZED = equal("augment.crop", "tf", "torchvision", "none")
+GRAYSCALE = above("augment.grayscale_probability", 0)
+BOX = equal("augment.crop", "tf", "torchvision", "byol")
+SQUARE = equal("augment.crop", "square")
+RESIZED = equal("augment.crop", "tf", "torchvision", "byol", "none") | SQUARE
 RANDAUGMENT = equal("augment.policy", "randaugment", "randaugment_plain")
 PAIR = Entries(POSITIVE, count=2, rising=True)
 FACTOR = Range(0, 10)
@@ -102,10 +112,17 @@ AUGMENT = (
     Key(
         "augment.crop",
         "torchvision",
-        "tf: sample_distorted_bounding_box; torchvision: RandomResizedCrop; affine: random warp; none",
-        OneOf(("tf", "torchvision", "affine", "none")),
+        "tf: sample_distorted_bounding_box; torchvision: RandomResizedCrop; byol: cut down where it does not "
+        "fit; affine: random warp; none; square: a random square within the central one",
+        OneOf(("tf", "torchvision", "byol", "affine", "none", "square")),
     ),
-    Key("augment.min_area", 0.08, "smallest area of a crop, as a fraction of the image's", SHARE, BOX),
+    Key(
+        "augment.min_area",
+        0.08,
+        "smallest area of a crop, as a fraction of the image's; square: its area, of the central square's",
+        SHARE,
+        BOX | SQUARE,
+    ),
     Key("augment.max_area", 1.0, "largest area of a crop, as a fraction of the image's", SHARE, BOX),
     Key("augment.aspect", (3 / 4, 4 / 3), "smallest and largest width / height of a crop", PAIR, BOX),
     Key(
@@ -116,9 +133,18 @@ AUGMENT = (
         RESIZED,
     ),
     Key(
+        "augment.resize",
+        "tensorflow",
+        "library that resizes host crops and evaluation images; pillow: exactly as torchvision reads files",
+        OneOf(("tensorflow", "pillow")),
+        RESIZED,
+    ),
+    Key(
         "augment.antialias",
         False,
-        "antialias host crops and evaluation images; device crops: torchvision always does, tf never",
+        "antialias host crops and evaluation images; device crops: torchvision always does, the others never",
+        None,
+        other_than("augment.resize", "pillow"),
     ),
     Key("augment.flip", True, "mirror horizontally with probability 0.5"),
     Key("augment.rotate", 0.0, "largest rotation, in degrees", Range(0, 180), AFFINE),
@@ -163,6 +189,13 @@ AUGMENT = (
         JITTER,
     ),
     Key("augment.grayscale_probability", 0.0, "probability of conversion to grayscale", UNIT),
+    Key(
+        "augment.grayscale_order",
+        "after",
+        "convert to grayscale after the colour jitter or before it",
+        OneOf(("after", "before")),
+        GRAYSCALE & JITTER,
+    ),
     Key("augment.blur_probability", 0.0, "probability of Gaussian blur", UNIT),
     Key(
         "augment.blur_sigma",
@@ -178,13 +211,19 @@ AUGMENT = (
         OneOf(("image", "batch")),
         BLUR,
     ),
-    Key("augment.blur_border", "zero", "padding at the image border", OneOf(("zero", "reflect")), BLUR),
+    Key(
+        "augment.blur_border",
+        "zero",
+        "padding at the image border; pillow: Pillow's blur, which repeats the border",
+        OneOf(("zero", "reflect", "pillow")),
+        BLUR,
+    ),
     Key(
         "augment.blur_kernel",
         0,
         "taps of the blur kernel; 0: a tenth of the side",
         Range(0, 1023, whole=True),
-        BLUR,
+        BLUR & other_than("augment.blur_border", "pillow"),
     ),
     Key("augment.solarize_probability", 0.0, "probability of solarisation", UNIT),
     Key("augment.solarize_threshold", 0.5, "pixels from this value on are inverted", UNIT, SOLARIZE),

@@ -168,13 +168,15 @@ NETWORKS = (
 
 # ---------------------------------------------------------------------------------------------------- methods
 
-SCHEMES = OneOf(("uniform", "truncated_normal", "normal_0.01"))
+SCHEMES = OneOf(("uniform", "truncated_normal", "normal_0.01", "zeros"))
 
 
 WIDEST = 2**20  # numbers in a layer
 
 
-def _head(section: str, layers: int, when: When, sized: When, full: When, *, fewest: int) -> tuple[Key, ...]:
+def _head(
+    section: str, layers: int, when: When, sized: When, full: When, drawn: When, *, fewest: int
+) -> tuple[Key, ...]:
     """The rows of a projector or predictor.
 
     Args:
@@ -183,7 +185,8 @@ def _head(section: str, layers: int, when: When, sized: When, full: When, *, few
         fewest: the smallest number of layers.
         when: when that number is read.
         sized: when the width of the layers is read.
-        full: when the rest is read.
+        full: when its biases and norms are read.
+        drawn: when the initialisation is read.
     """
     return (
         Key(f"{section}.layers", layers, "number of linear layers", Range(fewest, 16, whole=True), when),
@@ -204,7 +207,7 @@ def _head(section: str, layers: int, when: When, sized: When, full: When, *, few
             None,
             full,
         ),
-        Key(f"{section}.scheme", "uniform", "initialisation of the kernels", SCHEMES, full),
+        Key(f"{section}.scheme", "uniform", "initialisation of the kernels", SCHEMES, drawn),
     )
 
 
@@ -215,9 +218,9 @@ SOFT = method("deit") & equal("distill.name", "soft")
 TWO_TOKENS = method("deit") & network("model", "vit") & equal("model.distillation", True)
 
 METHOD = (
-    *_head("head", 2, HEADS, HEADS, FULL_HEADS, fewest=1),
+    *_head("head", 2, HEADS, HEADS, FULL_HEADS, FULL_HEADS | method("linear"), fewest=1),
     Key("head.dim", 128, "dimension of the embeddings", Range(1, WIDEST, whole=True), HEADS),
-    *_head("predictor", 0, TARGET, PREDICTOR, PREDICTOR, fewest=0),
+    *_head("predictor", 0, TARGET, PREDICTOR, PREDICTOR, PREDICTOR, fewest=0),
     Key("loss.temperature", 0.1, "temperature of the similarities", POSITIVE, method("simclr", "moco")),
     Key("loss.symmetric", False, "contrast in both directions, with twice the keys", None, QUEUE),
     Key(
@@ -227,7 +230,13 @@ METHOD = (
         None,
         method("simclr", "byol"),
     ),
-    Key("zero_init_residual", True, "start the last scale of each residual branch at 0", None, TARGET),
+    Key(
+        "zero_init_residual",
+        True,
+        "start the last scale of each residual branch at 0",
+        None,
+        TARGET | DEEPCLUSTER_V2,
+    ),
     Key("queue.size", 65536, "keys in the queue; 0: negatives from the batch", NATURAL, method("moco")),
     Key("target.momentum", 0.99, "momentum of the target encoder, at the start of training", UNIT, TARGET),
     Key(
@@ -303,6 +312,20 @@ METHOD = (
         "clusters.temperature", 0.1, "temperature of the similarities to prototypes", POSITIVE, DEEPCLUSTER_V2
     ),
     Key(
+        "probe.layer",
+        "",
+        "layer whose pooled feature map is classified, by its name in the network; empty: the features",
+        None,
+        method("linear"),
+    ),
+    Key(
+        "probe.layer_dim",
+        9600,
+        "largest number of features of that layer, after average pooling",
+        COUNT,
+        method("linear") & other_than("probe.layer", ""),
+    ),
+    Key(
         "mix.mixup_alpha",
         0.0,
         "alpha of mixup's Beta(alpha, alpha); 0: no mixup",
@@ -327,6 +350,13 @@ METHOD = (
         "code: divide the KL divergence by the number of classes, too; paper: do not",
         OneOf(("code", "paper")),
         SOFT,
+    ),
+    Key(
+        "evaluation_mode",
+        False,
+        "train as DeiT fine-tunes: no dropout or stochastic depth; without a teacher, the mean of two heads",
+        None,
+        method("deit"),
     ),
     Key(
         "inference",

@@ -12,8 +12,18 @@ Read = Callable[[str], Any]  # gives the value of a key in the config at hand, o
 
 # The names that the conditions of the table know. Keys of other methods, networks and optimizers are taken as
 # a config states them.
-METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "supervised")
-OPTIMIZERS = ("lars", "sgd", "adamw", "torch_sgd", "torch_adamw", "deepcluster_sgd", "timm_adamw", "timm_sgd")
+METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "supervised", "linear")
+OPTIMIZERS = (
+    "lars",
+    "sgd",
+    "adamw",
+    "torch_sgd",
+    "torch_adamw",
+    "deepcluster_sgd",
+    "deepcluster_probe_sgd",
+    "timm_adamw",
+    "timm_sgd",
+)
 FAMILIES = {
     "resnet": "resnet",
     "regnety": "regnet",

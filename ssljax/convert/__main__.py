@@ -98,7 +98,11 @@ def export_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
     def convertible(branches: Pytree) -> Pytree:
         return {part: branch for part, branch in branches.items() if part in weights.PARTS}
 
-    tree = {"params": convertible(run.params), "model_state": convertible(run.model_state)}
+    params, statistics = run.params, run.model_state
+    if run.method.frozen:
+        params = {**params, **run.extra.params}
+        statistics = {**statistics, **run.extra.model_state}
+    tree = {"params": convertible(params), "model_state": convertible(statistics)}
     weights.write(weights.dump(tree, family), file)
     return weights.places(tree, family)
 

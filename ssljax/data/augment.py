@@ -88,6 +88,24 @@ def gaussian_blur(
     return jnp.einsum("lk,ikc->ilc", columns, image, precision="highest")
 
 
+def pillow_blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Blur as Pillow's `ImageFilter.GaussianBlur`: three box blurs, each of which repeats the border.
+
+    Pillow also rounds to whole grey levels after each of them, which this does not.
+
+    Args:
+        image: float32 [H, W, C].
+        sigma: standard deviation in pixels, Pillow's `radius`.
+
+    Returns:
+        float32 [H, W, C].
+    """
+    rows = pillow_blur_matrix(image.shape[0], sigma)
+    columns = pillow_blur_matrix(image.shape[1], sigma)
+    image = jnp.einsum("ij,jkc->ikc", rows, image, precision="highest")
+    return jnp.einsum("lk,ikc->ilc", columns, image, precision="highest")
+
+
 def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
     """Invert the pixels at or above the threshold."""
     return jnp.where(image < threshold, image, 1.0 - image)
@@ -180,6 +198,32 @@ def blur_matrix(side: int, sigma: jax.Array, kernel_size: int, padding: str) -> 
     before = jnp.where(first, 0.0, band(target + origin))
     after = jnp.where(last, 0.0, band(target - (2 * (side - 1) - origin)))
     return direct + before + after
+
+
+def pillow_blur_matrix(side: int, sigma: jax.Array) -> jax.Array:
+    """Build the matrix [side, side] of Pillow's blur along one axis (BoxBlur.c, `ImagingGaussianBlur`).
+
+    A box reaches `whole` pixels to each side with one weight, and one pixel further with a part of it. Both
+    follow from the variance of a box, a third of the blur's.
+    """
+    variance = sigma**2 / 3.0
+    whole = jnp.floor((jnp.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
+    part = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
+    part = part / (6.0 * (variance - (whole + 1.0) ** 2))
+    weight = 1.0 / (2.0 * (whole + part) + 1.0)
+
+    target = jnp.arange(side, dtype=jnp.float32)[:, None]
+    origin = jnp.arange(side, dtype=jnp.float32)[None, :]
+    distance = jnp.abs(target - origin)
+    inner = jnp.where(distance <= whole, weight, 0.0)
+    outer = jnp.where(distance == whole + 1.0, weight * part, 0.0)
+    # A border pixel also has the weights of its repetitions, all that lie as far as it or further.
+    repeated = weight * jnp.maximum(whole - distance + 1.0, 0.0)
+    repeated = repeated + jnp.where(distance <= whole + 1.0, weight * part, 0.0)
+    border = (origin == 0.0) | (origin == side - 1.0)
+    box = jnp.where(border, repeated, inner + outer)
+    twice = jnp.matmul(box, box, precision="highest")
+    return jnp.matmul(twice, box, precision="highest")
 
 
 def gaussian(distance: jax.Array, sigma: jax.Array) -> jax.Array:

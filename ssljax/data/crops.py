@@ -8,9 +8,9 @@ An image is decoded once for all its views. On 110 KB photographs this was measu
 TensorFlow's fast default.
 
 Resizing is TensorFlow 2's (half-pixel centres; bicubic uses Keys a = -0.5), then clipped and rounded. By
-default there is no antialiasing, as in google-research/simclr. With `augment.antialias` the result matches
-Pillow's to about one grey level, as DeiT needs (measured mean difference 0.2 of 255; without antialiasing 2
-to 8).
+default there is no antialiasing, as in google-research/simclr and BYOL's code. With `augment.resize="pillow"`
+Pillow resizes, exactly as for torchvision. docs/resizing.md says how much these and `augment.antialias`
+differ.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from __future__ import annotations
 import functools
 import io
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import damage, policies, recipes
+from ssljax.data import damage, geometry, pillow, policies, recipes
 from ssljax.data.quiet import without_notes
 
 if TYPE_CHECKING:
@@ -177,6 +178,59 @@ def box_torchvision(
     return tf.cast(tf.where(tf.reduce_any(fits), first, central), tf.int32)
 
 
+def box_square(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, area: float) -> tf.Tensor:
+    """Draw a square of fixed size within the central square of an image, see `geometry.crop_box_square`.
+
+    Args:
+        height, width: size of the image in pixels, int32 scalars.
+        seed: int64 [2].
+        area: of the box, as a share of the central square's area.
+
+    Returns:
+        int32 [4]: top, left, height, width.
+    """
+    tf = tensorflow()
+    central = tf.minimum(height, width)
+    side = tf.cast(tf.round(area**0.5 * tf.cast(central, tf.float32)), tf.int32)
+    offset = tf.random.stateless_uniform([2], seed, 0, central - side + 1, tf.int32)
+    corner = tf.stack([(height - central) // 2, (width - central) // 2]) + offset
+    return tf.concat([corner, [side, side]], 0)
+
+
+def box_byol(
+    height: tf.Tensor,
+    width: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    min_area: float,
+    max_area: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tf.Tensor:
+    """Draw the crop of BYOL's released code (dataset.py, `_decode_and_random_crop`).
+
+    The area is uniform and the aspect ratio log-uniform, as for `box_torchvision`. A box that does not fit is
+    cut down to the image instead of drawn again. Arguments and result are those of `box_tf`.
+    """
+    tf = tensorflow()
+    u = tf.random.stateless_uniform([4], seed)
+    area = tf.cast(height, tf.float32) * tf.cast(width, tf.float32)
+    area = area * (min_area + u[0] * (max_area - min_area))
+    low = tf.math.log(aspect[0])
+    high = tf.math.log(aspect[1])
+    ratio = tf.exp(low + u[1] * (high - low))
+    crop_h = tf.clip_by_value(tf.cast(tf.round(tf.sqrt(area / ratio)), tf.int32), 1, height)
+    crop_w = tf.clip_by_value(tf.cast(tf.round(tf.sqrt(area * ratio)), tf.int32), 1, width)
+    top = tf.cast(tf.floor(u[2] * tf.cast(height - crop_h + 1, tf.float32)), tf.int32)
+    left = tf.cast(tf.floor(u[3] * tf.cast(width - crop_w + 1, tf.float32)), tf.int32)
+    # In single precision a product may reach its bound.
+    top = tf.minimum(top, height - crop_h)
+    left = tf.minimum(left, width - crop_w)
+    return tf.stack([top, left, crop_h, crop_w])
+
+
+BOXES = {"tf": box_tf, "torchvision": box_torchvision, "byol": box_byol}
+
+
 def resize(
     image: tf.Tensor, height: int, width: int, method: str = "bicubic", *, antialias: bool = False
 ) -> tf.Tensor:
@@ -185,6 +239,24 @@ def resize(
     Bicubic interpolation may overshoot the input's range.
     """
     return tensorflow().image.resize(image, (height, width), method, antialias=antialias)
+
+
+def _resized(crop: tf.Tensor, size: int, how: recipes.Resizing) -> tf.Tensor:
+    """Resize a crop, uint8 [H, W, C], to uint8 [size, size, C]."""
+    if how.library == "tensorflow":
+        return to_uint8(resize(crop, size, size, how.method, antialias=how.antialias))
+    return _by_pillow(
+        functools.partial(pillow.resize, height=size, width=size, method=how.method), crop, size
+    )
+
+
+def _by_pillow(function: Callable[[np.ndarray], np.ndarray], image: tf.Tensor, size: int) -> tf.Tensor:
+    """Run a function from uint8 [H, W, C] to uint8 [size, size, C] as a node of the pipeline."""
+    tf = tensorflow()
+    image = tf.convert_to_tensor(image)
+    out = tf.numpy_function(function, [image], tf.uint8, stateful=False)
+    out.set_shape([size, size, image.shape[-1]])
+    return out
 
 
 def to_uint8(image: tf.Tensor) -> tf.Tensor:
@@ -250,10 +322,9 @@ def _view(
     shape = tf.shape(image)
 
     if augment.crop == "none":
-        crop = central_crop(image, size, size, 1.0, augment.interpolation, antialias=augment.antialias)
-    elif augment.crop in ("tf", "torchvision"):
-        draw = box_tf if augment.crop == "tf" else box_torchvision
-        box = draw(
+        crop = _central(image, size, 1.0, augment)
+    elif augment.crop in BOXES:
+        box = BOXES[augment.crop](
             shape[0],
             shape[1],
             crop_seed,
@@ -263,14 +334,15 @@ def _view(
         )
         top, left, height, width = tf.unstack(box)
         crop = image[top : top + height, left : left + width]
-        crop = resize(crop, size, size, augment.interpolation, antialias=augment.antialias)
+        crop = _resized(crop, size, recipes.resizing(augment))
+    elif augment.crop == "square":
+        crop = _square(image, size, crop_seed, augment)
     else:
         raise ValueError(
-            f"augment.crop={augment.crop!r} does not work with data.crop_on='host': use 'tf', 'torchvision' "
-            "or 'none', or set data.crop_on='device'"
+            f"augment.crop={augment.crop!r} does not work with data.crop_on='host': use 'tf', 'torchvision', "
+            "'byol', 'square' or 'none', or set data.crop_on='device'"
         )
 
-    crop = to_uint8(crop)
     if augment.flip:
         # tf.reverse, because a slice with stride -1 was measured to cost as much as the resize
         mirrored = tf.random.stateless_uniform([], flip_seed) < 0.5
@@ -299,11 +371,14 @@ def central_crop(
     method: str = "bicubic",
     *,
     antialias: bool = False,
+    whole: str = "round",
+    place: geometry.Place = geometry.CENTRE,
 ) -> tf.Tensor:
     """Cut out and resize the central crop of google-research/simclr (data_util.py, center_crop).
 
     The box is the largest one with the aspect ratio of the result. Its sides are multiplied by `proportion`
-    and rounded (to even at .5). Its offset is (side - crop + 1) // 2. The result is not clipped.
+    and rounded (to even at .5), or cut to whole pixels as in BYOL's code. Its offset is (side - crop + 1) //
+    2. The result is not clipped.
 
     Args:
         image: [H, W, C].
@@ -311,32 +386,37 @@ def central_crop(
         proportion: e.g. 0.875.
         method: "bicubic" or "bilinear".
         antialias: as for `resize`.
+        whole: "round" or "floor".
+        place: where the box lies, if not in the centre.
 
     Returns:
         float32 [height, width, C].
     """
     tf = tensorflow()
+    to_whole = tf.round if whole == "round" else tf.floor
     shape = tf.shape(image)
     h = tf.cast(shape[0], tf.float32)
     w = tf.cast(shape[1], tf.float32)
     aspect = width / height
     wide = aspect > w / h  # wider than the image: the box is as wide as the image allows
-    crop_h = tf.cast(tf.where(wide, tf.round(proportion / aspect * w), tf.round(proportion * h)), tf.int32)
-    crop_w = tf.cast(tf.where(wide, tf.round(proportion * w), tf.round(proportion * aspect * h)), tf.int32)
-    top = (shape[0] - crop_h + 1) // 2
-    left = (shape[1] - crop_w + 1) // 2
+    crop_h = tf.cast(to_whole(tf.where(wide, proportion / aspect * w, proportion * h)), tf.int32)
+    crop_w = tf.cast(to_whole(tf.where(wide, proportion * w, proportion * aspect * h)), tf.int32)
+    top = geometry.offset(shape[0] - crop_h, place[0])
+    left = geometry.offset(shape[1] - crop_w, place[1])
     crop = image[top : top + crop_h, left : left + crop_w]
     return resize(crop, height, width, method, antialias=antialias)
 
 
-def eval_image(image: tf.Tensor, config: ConfigDict) -> tf.Tensor:
+def eval_image(image: tf.Tensor, config: ConfigDict, place: geometry.Place = geometry.CENTRE) -> tf.Tensor:
     """Make the image that evaluation sees: a central crop of `data.eval_crop` times the shorter side.
 
-    If `data.image_size` is at most 32, the crop has the whole shorter side.
+    If `data.image_size` is at most 32, the crop has the whole shorter side. With `augment.resize="pillow"`
+    the image is resized first and then cropped, see `pillow.central`.
 
     Args:
         image: [H, W, C].
         config: reads `data` and `augment`.
+        place: where the crop lies, if not in the centre.
 
     Returns:
         uint8 [S, S, C], S = data.image_size.
@@ -345,7 +425,44 @@ def eval_image(image: tf.Tensor, config: ConfigDict) -> tf.Tensor:
     augment = config.augment
     proportion = data.eval_crop if data.image_size > 32 else 1.0
     size = data.image_size
-    method = recipes.evaluation_resize(augment)
-    out = to_uint8(central_crop(image, size, size, proportion, method, antialias=augment.antialias))
+    out = _central(image, size, proportion, augment, place)
     out.set_shape([size, size, data.channels])
     return out
+
+
+def _central(
+    image: tf.Tensor,
+    size: int,
+    share: float,
+    augment: ConfigDict,
+    place: geometry.Place = geometry.CENTRE,
+) -> tf.Tensor:
+    """Make the crop of evaluation by the recipe's way of resizing, uint8 [size, size, C]."""
+    how = recipes.resizing(augment)
+    if how.library == "pillow":
+        central = functools.partial(pillow.central, size=size, share=share, method=how.method, place=place)
+        return _by_pillow(central, image, size)
+    whole = "floor" if augment.crop == "byol" else "round"
+    crop = central_crop(
+        image, size, size, share, how.method, antialias=how.antialias, whole=whole, place=place
+    )
+    return to_uint8(crop)
+
+
+def _square(image: tf.Tensor, size: int, seed: tf.Tensor, augment: ConfigDict) -> tf.Tensor:
+    """Make a random square within the central one, uint8 [size, size, C].
+
+    By Pillow this is torchvision's Resize, CenterCrop and RandomCrop, pixel for pixel.
+    """
+    tf = tensorflow()
+    how = recipes.resizing(augment)
+    if how.library == "pillow":
+        share = augment.min_area**0.5
+        offset = tf.random.stateless_uniform([2], seed, 0, int(size / share) - size + 1, tf.int32)
+        cut = functools.partial(pillow.square, size=size, share=share, method=how.method)
+        crop = tf.numpy_function(cut, [tf.convert_to_tensor(image), offset], tf.uint8, stateful=False)
+        crop.set_shape([size, size, image.shape[-1]])
+        return crop
+    shape = tf.shape(image)
+    top, left, side, _ = tf.unstack(box_square(shape[0], shape[1], seed, area=augment.min_area))
+    return _resized(image[top : top + side, left : left + side], size, how)

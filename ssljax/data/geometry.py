@@ -5,18 +5,24 @@ kernel's weights for the pixels inside the box. Gathers would be slow on a TPU. 
 neighbours per pixel; it is meant for small images.
 
 The boxes have the exact distributions of `tf.image.sample_distorted_bounding_box` (TensorFlow's kernel,
-sample_distorted_bounding_box_op.cc) and of torchvision's `RandomResizedCrop.get_params`. A box is int32 [4]:
-top, left, height, width.
+sample_distorted_bounding_box_op.cc), of torchvision's `RandomResizedCrop.get_params` and of BYOL's released
+code (dataset.py, `_decode_and_random_crop`). A box is int32 [4]: top, left, height, width.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 METHODS = ("bicubic", "bilinear")
+
+# Where an evaluation crop lies, down and right: -1 at the start of the axis, 0 in its middle, 1 at its end.
+Place = tuple[int, int]
+CENTRE: Place = (0, 0)
+FIVE: tuple[Place, ...] = ((-1, -1), (-1, 1), (1, -1), (1, 1), CENTRE)  # of torchvision's FiveCrop
 
 
 def first_that_fits(fits: jax.Array, candidates: jax.Array, fallback: jax.Array) -> jax.Array:
@@ -34,6 +40,18 @@ def first_that_fits(fits: jax.Array, candidates: jax.Array, fallback: jax.Array)
     first = jax.nn.one_hot(jnp.argmax(fits), fits.shape[0], dtype=jnp.int32)
     chosen = (first[:, None] * candidates).sum(0, dtype=jnp.int32)
     return jnp.where(fits.any(), chosen, fallback)
+
+
+def offset(room: Any, at: int) -> Any:
+    """Return where a crop begins on an axis that has `room` pixels more than it, an int or int32 tensor.
+
+    Args:
+        room: pixels of the axis that the crop leaves out.
+        at: -1, 0 or 1, see `Place`. Of an odd number of pixels, the middle leaves one more before the crop.
+    """
+    if at:
+        return room if at > 0 else room * 0
+    return (room + 1) // 2
 
 
 def uniform_integer(u: jax.Array, n: jax.Array) -> jax.Array:
@@ -150,6 +168,67 @@ def crop_box_torchvision(
     middle = jnp.stack([(height - h) // 2, (width - w) // 2])
     corner = jnp.where(fits.any(), jnp.stack([top, left]), middle)
     return jnp.concatenate([corner, jnp.stack([h, w])])
+
+
+def crop_box_byol(
+    key: jax.Array,
+    height: int,
+    width: int,
+    *,
+    min_area: float = 0.08,
+    max_area: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> jax.Array:
+    """Draw a box of BYOL's released code: torchvision's, but cut down to the image where it does not fit.
+
+    There is one attempt, so a large box on an image that is not square may have any aspect ratio.
+
+    Args:
+        key: a random key.
+        height, width: size of the image in pixels.
+        min_area, max_area: smallest and largest area, as a share of the image's area.
+        aspect: smallest and largest aspect ratio before the cut, width over height.
+
+    Returns:
+        int32 [4]: top, left, height, width.
+    """
+    u = jax.random.uniform(key, (4,), jnp.float32)
+    area = (min_area + u[0] * (max_area - min_area)) * (height * width)
+    low = math.log(aspect[0])
+    high = math.log(aspect[1])
+    ratio = jnp.exp(low + u[1] * (high - low))
+    h = jnp.minimum(jnp.rint(jnp.sqrt(area / ratio)).astype(jnp.int32), height)
+    w = jnp.minimum(jnp.rint(jnp.sqrt(area * ratio)).astype(jnp.int32), width)
+    h = jnp.maximum(h, 1)
+    w = jnp.maximum(w, 1)
+    top = uniform_integer(u[2], height - h + 1)
+    left = uniform_integer(u[3], width - w + 1)
+    return jnp.stack([top, left, h, w])
+
+
+BOXES = {"tf": crop_box_tf, "torchvision": crop_box_torchvision, "byol": crop_box_byol}
+
+
+def crop_box_square(key: jax.Array, height: int, width: int, *, area: float) -> jax.Array:
+    """Draw a square of fixed size within the central square of an image.
+
+    With area = (224 / 256)^2 this is torchvision's Resize(256), CenterCrop(256), RandomCrop(224), but for
+    where the pixels of the resized image lie.
+
+    Args:
+        key: a random key.
+        height, width: size of the image in pixels.
+        area: of the box, as a share of the central square's area.
+
+    Returns:
+        int32 [4]: top, left, height, width.
+    """
+    central = min(height, width)
+    side = round(math.sqrt(area) * central)
+    u = jax.random.uniform(key, (2,), jnp.float32)
+    offset = uniform_integer(u, jnp.int32(central - side + 1))
+    corner = jnp.array([(height - central) // 2, (width - central) // 2], jnp.int32) + offset
+    return jnp.concatenate([corner, jnp.array([side, side], jnp.int32)])
 
 
 def kernel(distance: jax.Array, method: str) -> jax.Array:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import geometry, policies, reading, recipes, sampler
+from ssljax.data import geometry, pillow, policies, reading, recipes, sampler
 from ssljax.data.source import Source
 
 if TYPE_CHECKING:
@@ -214,18 +214,25 @@ def _host_crops(
 
 
 def eval_batches(
-    source: Source, config: ConfigDict, *, batch_size: int, positions: np.ndarray | None = None
+    source: Source,
+    config: ConfigDict,
+    *,
+    batch_size: int,
+    positions: np.ndarray | None = None,
+    place: geometry.Place = geometry.CENTRE,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield every example exactly once, in order. The last batch is padded with zeros.
 
     Images are cropped as in `crops.eval_image`. Images in memory are cropped without TensorFlow, with the
-    same result to within one grey level. They pass unchanged if there is nothing to crop.
+    same result to within one grey level (exactly the same by Pillow). They pass unchanged if there is nothing
+    to crop.
 
     Args:
         source: any split.
-        config: reads `data.image_size`, `.channels`, `.eval_crop` and `augment.antialias`.
+        config: reads `data.image_size`, `.channels`, `.eval_crop` and how `augment` resizes.
         batch_size: number of rows of every batch.
         positions: int64 [N], which examples; repeats are allowed. None: all.
+        place: where the crop of an image lies.
 
     Returns:
         Dicts of numpy arrays: image uint8 [batch_size, S, S, C], label int32 [batch_size], index int32
@@ -236,7 +243,7 @@ def eval_batches(
         ValueError: an image is unreadable (the message names it).
     """
     wanted = np.arange(len(source)) if positions is None else positions
-    decoded = _host_eval(source, config, wanted, batch_size)  # not begun if the images are in memory
+    decoded = _host_eval(source, config, wanted, batch_size, place)  # not begun if the images are in memory
     n = len(wanted)
     for first in range(0, n, batch_size):
         rows = wanted[first : first + batch_size]
@@ -249,7 +256,7 @@ def eval_batches(
         if missing:
             batch = {name: _padded(values, missing) for name, values in batch.items()}
         if source.images is not None:  # after the padding: one shape, so one compilation
-            batch["image"] = _central(batch["image"], config)
+            batch["image"] = _central(batch["image"], config, place)
         yield batch
 
 
@@ -258,33 +265,37 @@ def _padded(values: np.ndarray, missing: int) -> np.ndarray:
     return np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)])
 
 
-def _central(images: np.ndarray, config: ConfigDict) -> np.ndarray:
+def _central(images: np.ndarray, config: ConfigDict, place: geometry.Place = geometry.CENTRE) -> np.ndarray:
     """Do without TensorFlow what `crops.eval_image` does.
 
     Args:
         images: uint8 [B, H, W, C].
-        config: as for `eval_batches`.
+        config, place: as for `eval_batches`.
 
     Returns:
         uint8 [B, S, S, C], S = data.image_size.
     """
     size = config.data.image_size
     share = config.data.eval_crop if size > 32 else 1.0
-    side = int(np.rint(np.float32(share) * np.float32(min(images.shape[1:3]))))
+    how = recipes.resizing(config.augment)
+    if how.library == "pillow":
+        return np.stack([pillow.central(image, size, share, how.method, place) for image in images])
+    to_whole = np.floor if config.augment.crop == "byol" else np.rint
+    side = int(to_whole(np.float32(share) * np.float32(min(images.shape[1:3]))))
     if images.shape[1:3] == (size, size) and side == size:
         return images
-    method = recipes.evaluation_resize(config.augment)
-    antialias = config.augment.antialias
-    squares = _central_squares(images, side=side, size=size, method=method, antialias=antialias)
+    squares = _squares(images, side=side, size=size, method=how.method, antialias=how.antialias, place=place)
     return np.asarray(squares)
 
 
-@functools.partial(jax.jit, static_argnames=("side", "size", "method", "antialias"))
-def _central_squares(images: jax.Array, *, side: int, size: int, method: str, antialias: bool) -> jax.Array:
-    """Resize the central squares of `side` pixels to `size` pixels, clip and round: uint8 [B, S, S, C]."""
+@functools.partial(jax.jit, static_argnames=("side", "size", "method", "antialias", "place"))
+def _squares(
+    images: jax.Array, *, side: int, size: int, method: str, antialias: bool, place: geometry.Place
+) -> jax.Array:
+    """Resize the squares of `side` pixels at `place` to `size` pixels, clip and round: uint8 [B, S, S, C]."""
     height, width = images.shape[1:3]
-    top = (height - side + 1) // 2
-    left = (width - side + 1) // 2
+    top = geometry.offset(height - side, place[0])
+    left = geometry.offset(width - side, place[1])
     box = jnp.array([top, left, side, side], jnp.int32)
     resize = functools.partial(geometry.crop_resize, box=box, size=size, method=method, antialias=antialias)
     pixels = jax.vmap(resize)(images.astype(jnp.float32))
@@ -292,7 +303,7 @@ def _central_squares(images: jax.Array, *, side: int, size: int, method: str, an
 
 
 def _host_eval(
-    source: Source, config: ConfigDict, positions: np.ndarray, batch_size: int
+    source: Source, config: ConfigDict, positions: np.ndarray, batch_size: int, place: geometry.Place
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the crops of `eval_batches` from a tf.data pipeline.
 
@@ -304,7 +315,7 @@ def _host_eval(
     tf: Any = crops.tensorflow()
 
     def crop(asked: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return crops.eval_image(image, config), asked == position
+        return crops.eval_image(image, config, place), asked == position
 
     def batches(number: int, stand_in: reading.StandIn | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         left = tf.data.Dataset.from_tensor_slices(positions[number * batch_size :]).map(lambda i: (i, i))

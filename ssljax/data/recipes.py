@@ -137,9 +137,27 @@ def check_channels(config: ConfigDict) -> None:
                 )
 
 
-def evaluation_resize(augment: ConfigDict) -> str:
-    """Name the interpolation that evaluation uses: the crop's, or bicubic for a warp, which has none."""
-    return "bicubic" if augment.crop == "affine" else augment.interpolation
+class Resizing(NamedTuple):
+    """How crops and evaluation images are resized.
+
+    Attributes:
+        library: "tensorflow" or "pillow".
+        method: "bicubic" or "bilinear".
+        antialias: whether TensorFlow stretches its kernel when an image shrinks. Pillow always does.
+    """
+
+    library: str
+    method: str
+    antialias: bool
+
+
+def resizing(augment: ConfigDict) -> Resizing:
+    """Read how a recipe resizes. A warp has no interpolation of its own: evaluation is then bicubic."""
+    if augment.crop == "affine":
+        return Resizing("tensorflow", "bicubic", augment.antialias)
+    if augment.resize == "pillow":
+        return Resizing("pillow", augment.interpolation, True)
+    return Resizing("tensorflow", augment.interpolation, augment.antialias)
 
 
 def total(config: ConfigDict) -> int:

@@ -12,7 +12,7 @@ import io
 import itertools
 import logging
 import os
-import re
+import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
@@ -181,7 +181,7 @@ def _features(record: bytes) -> Any:
 
 def _labels(builder: Any, stored: str, records: Any, count: int) -> np.ndarray:
     """Read the labels of all records in one pass, and store them beside the data for the next run."""
-    part = re.sub(r"[^A-Za-z0-9]+", "_", stored)
+    part = urllib.parse.quote(stored, safe="")  # train[:50%] and train[50%:] have files of their own
     path = builder.data_path / f"ssljax-labels-{part}-{count}.npy"
     if path.exists():
         return np.load(io.BytesIO(path.read_bytes()))

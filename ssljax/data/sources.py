@@ -26,6 +26,8 @@ from ssljax.data.source import Source
 from ssljax.types import Facts
 
 LABELS = ("folders", "none")
+# The images that SimCLR and later papers label when they speak of 1 % and 10 % of ImageNet.
+PAPERS_LISTS = {0.01: "tfds:imagenet2012_subset/1pct", 0.1: "tfds:imagenet2012_subset/10pct"}
 SOURCES = ("digits", "fashion_mnist", "folder:PATH", "tfds:NAME")
 
 
@@ -54,6 +56,8 @@ def load(data: ConfigDict, split: str) -> Source:
             "classes; other sources have their own labels) or 'none' (no image has a label)"
         )
 
+    if split == "train" and labelled_source(data) != data.source:
+        return _papers_list(data)
     kind, _, argument = data.source.partition(":")
     if data.source == "digits":
         source = builtin.digits(data, split)
@@ -72,6 +76,36 @@ def load(data: ConfigDict, split: str) -> Source:
         source = dataclasses.replace(source, labels=np.full(len(source), -1, np.int32), class_names=())
     check_labels(source)
     return subset(source, data) if split == "train" else source
+
+
+def labelled_source(data: ConfigDict) -> str:
+    """Name the data set that the training images come from.
+
+    This is `data.source`, or TFDS's list of the papers' 1 % or 10 % of ImageNet if `data.label_list` asks for
+    it. Other data and fractions have no list, so a balanced draw stands for it.
+    """
+    part = data.label_fraction < 1 and not data.labels_per_class
+    if data.source != "tfds:imagenet2012" or not part or data.label_list == "balanced":
+        return data.source
+    return PAPERS_LISTS.get(data.label_fraction, data.source)
+
+
+def _papers_list(data: ConfigDict) -> Source:
+    """Load the images of one of PAPERS_LISTS, all of them.
+
+    Raises:
+        FileNotFoundError: the list is not prepared.
+    """
+    listed = data.copy_and_resolve_references().unlock()
+    listed.source = labelled_source(data)
+    listed.label_fraction = 1.0
+    try:
+        return load(listed, "train")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}. It holds the images that the papers label; data.label_list=balanced draws "
+            f"{data.label_fraction:g} of {data.source} instead"
+        ) from error
 
 
 def subset(source: Source, data: ConfigDict) -> Source:

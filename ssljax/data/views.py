@@ -3,14 +3,16 @@
     crop (unless the host has done it) -> flip -> colour jitter (p) -> grayscale (p) -> blur (p)
     -> solarize (p) -> normalise -> random erasing (p; DeiT's)
 
-The jitter applies brightness, contrast, saturation and hue in an order that is drawn too, and clips to [0, 1]
-after each. Randomness is drawn in `draw` and `random_crop`, and for erasing in `data.mixing`. A view depends
-only on (key, index, copy, its number). So it does not depend on its place in the batch, the batch size or the
+With `augment.grayscale_order="before"` (MoCo v1's) the jitter comes after the conversion to grey. The jitter
+applies brightness, contrast, saturation and hue in an order that is drawn too, and clips to [0, 1] after
+each. Randomness is drawn in `draw` and `random_crop`, and for erasing in `data.mixing`. A view depends only
+on (key, index, copy, its number). So it does not depend on its place in the batch, the batch size or the
 number of devices. `data.recipes` reads the views from the config; `data.mixing` mixes the images of a batch.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ from ssljax.data.augment import (
     gaussian_blur,
     grayscale,
     normalize,
+    pillow_blur,
     solarize,
     to_float,
 )
@@ -153,8 +156,8 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
     box_key, flip_key = jax.random.split(key)
     height, width, _ = image.shape
     flip = jax.random.bernoulli(flip_key) if augment.flip else False
-    if augment.crop in ("tf", "torchvision"):
-        draw_box = geometry.crop_box_tf if augment.crop == "tf" else geometry.crop_box_torchvision
+    if augment.crop in geometry.BOXES:
+        draw_box = geometry.BOXES[augment.crop]
         box = draw_box(
             box_key,
             height,
@@ -172,6 +175,10 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
             flip=flip,
         )
         return clip(crop)
+    if augment.crop == "square":
+        box = geometry.crop_box_square(box_key, height, width, area=augment.min_area)
+        method = augment.interpolation
+        return clip(geometry.crop_resize(image, box, size, method=method, antialias=True, flip=flip))
     if augment.crop == "affine":
         u = jax.random.uniform(box_key, (5,), jnp.float32, -1.0, 1.0)
         rotation = u[0] * augment.rotate
@@ -182,7 +189,8 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
         image = geometry.affine(image, matrix, size)
     elif augment.crop != "none":
         raise ValueError(
-            f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', 'affine' or 'none'."
+            f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', 'byol', 'square', "
+            "'affine' or 'none'."
         )
     return jnp.where(flip, image[:, ::-1], image)
 
@@ -241,22 +249,33 @@ def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Arra
     Returns:
         float32 [S, S, C], normalised.
     """
-    if augment.jitter_probability > 0.0:
+    jitters = augment.jitter_probability > 0.0
+    greys = augment.grayscale_probability > 0.0
+    grey_first = jitters and greys and augment.grayscale_order == "before"
+    if grey_first:
+        image = jnp.where(drawn.apply_grayscale, grayscale(image), image)
+    if jitters:
         if augment.jitter == "torchvision":
             jittered = color_jitter_torchvision(image, drawn.jitter)
         else:
             jittered = color_jitter(image, drawn.jitter, additive=augment.brightness == "add")
         image = jnp.where(drawn.apply_jitter, jittered, image)
-    if augment.grayscale_probability > 0.0:
+    if greys and not grey_first:
         image = jnp.where(drawn.apply_grayscale, grayscale(image), image)
     if augment.blur_probability > 0.0:
         width = drawn.sigma if sigma is None else sigma
-        taps = augment.blur_kernel or blur_kernel_size(image.shape[0])
-        blurred = gaussian_blur(image, width, kernel_size=taps, padding=augment.blur_border)
-        image = jnp.where(drawn.apply_blur, blurred, image)
+        image = jnp.where(drawn.apply_blur, _blurred(image, width, augment), image)
     if augment.solarize_probability > 0.0:
         image = jnp.where(drawn.apply_solarize, solarize(image, augment.solarize_threshold), image)
     return normalize(clip(image), augment.mean, augment.std)
+
+
+def _blurred(image: jax.Array, sigma: jax.Array, augment: ConfigDict) -> jax.Array:
+    """Blur an image [S, S, C] by the recipe's kind of blur."""
+    if augment.blur_border == "pillow":
+        return pillow_blur(image, sigma)
+    taps = augment.blur_kernel or blur_kernel_size(image.shape[0])
+    return gaussian_blur(image, sigma, kernel_size=taps, padding=augment.blur_border)
 
 
 # ----------------------------------------------------------------------------------------- views of a batch
@@ -308,8 +327,23 @@ def stacked(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) 
             f"config.views have the sizes {stated}, but this method needs views of one size: remove `size` "
             "from config.views"
         )
-    parts = [images for _, images in _made(batch, key, config)]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+    return by_size(batch, key, config)[0]
+
+
+def by_size(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) -> list[jax.Array]:
+    """Make all views of every image in order, as one array for each run of neighbours of one size.
+
+    Arguments are those of `make`.
+
+    Returns:
+        Arrays float32 [B, views of the run, S, S, C].
+    """
+    made = [(group[0].size, images) for group, images in _made(batch, key, config)]
+    runs = []
+    for _, run in itertools.groupby(made, key=lambda pair: pair[0]):
+        parts = [images for _, images in run]
+        runs.append(parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1))
+    return runs
 
 
 def draws(index: jax.Array, key: jax.Array, config: ConfigDict) -> dict[str, Draw]:

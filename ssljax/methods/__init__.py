@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from ssljax.methods.byol import byol
 from ssljax.methods.deepcluster import deepcluster
 from ssljax.methods.deit import deit
+from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
 from ssljax.methods.simclr import simclr
 from ssljax.methods.supervised import supervised
@@ -19,4 +20,5 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "deepcluster": deepcluster,
     "deit": deit,
     "supervised": supervised,
+    "linear": linear,
 }

@@ -24,8 +24,6 @@ marked [X]:
 - The released target carries a predictor and a classifier that nothing reads; this one does not. [X]
 - Running statistics start from (0, 1) as in Flax. Haiku corrects its average for the start, a difference
   that fades within some twenty steps. [X]
-- Both views are drawn by the recipe of `config.augment`. The paper's two views differ in blur and
-  solarisation, and score the same when made equal (appendix). [X]
 - The schedule of the learning rate is one step longer than that of tau, as everywhere in this project. [X]
 """
 

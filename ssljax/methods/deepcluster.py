@@ -21,8 +21,9 @@ Version 2 (`clusters.version=2`) has no W to learn:
     L = mean over views and over heads h of CE(z . C_h / tau, y_h)
 
 The prototypes C_h are the centroids of spherical k-means on the embeddings z of the last epoch. There is one
-bank of embeddings per view; head h clusters bank h mod V. Nothing is encoded between epochs, except once
-before the first.
+bank of embeddings per view of the largest size; of these V banks, head h clusters bank h mod V. Smaller views
+(multi-crop) only learn. Each size has its own pass through f, with its own batch statistics. Nothing is
+encoded between epochs, except once before the first.
 
 Differences from the papers, after the released code (facebookresearch/deepcluster, facebookresearch/swav)
 unless marked [X]:
@@ -35,9 +36,8 @@ unless marked [X]:
   each time. [X]
 - `sampler="weights"` takes every image once and divides its loss by the size of its cluster, which the paper
   calls equivalent.
-- v2 sees two views of one size. The headline run of the released code also has six small ones, which are not
-  built. [X]
-- In v2, the adaptation of LARS leaves out biases and norms, and the warm-up starts from 0. [X]
+- In v2, the adaptation of LARS leaves out biases and norms, and batch statistics are those of the whole batch
+  instead of eight devices'. [X]
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Prototypes(NamedTuple):
         assignment: int32 [ids, heads]; -1 for an image that was not seen in the last epoch, which then does
             not count in the loss.
         centroids: float32 [heads, K, D], of unit length.
-        banks: float32 [ids, V, D], the embedding of each view when the image was last seen.
+        banks: float32 [ids, V, D], the embedding of each view of the largest size when the image was last
+            seen.
         seen: bool [ids], whether the image was seen in this epoch.
     """
 
@@ -328,7 +329,10 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
     image_shape = (size, size, config.data.channels)
     c = config.clusters
     dim = config.head.dim
-    num_views = views.total(config)
+    view_sizes = [view.size for view in views.resolved(config) for _ in range(view.count)]
+    num_views = len(view_sizes)
+    banked = [number for number, side in enumerate(view_sizes) if side == max(view_sizes)]
+    num_banks = len(banked)
 
     encoder = models.backbone(config.model)
     projector = models.mlp(config.head, config.model, dim)
@@ -338,10 +342,12 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
         keys = jax.random.split(key)
         f, f_state, h = models.initialise(encoder, keys[0], image_shape)
         g, g_state, _ = models.initialise_head(projector, keys[1], h)
+        if not config.zero_init_residual:
+            f = models.unit_gains(f)
         no_clusters = Prototypes(
             assignment=jnp.full((facts.num_ids, c.heads), -1, jnp.int32),
             centroids=jnp.zeros((c.heads, c.k, dim), jnp.float32),
-            banks=jnp.zeros((facts.num_ids, num_views, dim), jnp.float32),
+            banks=jnp.zeros((facts.num_ids, num_banks, dim), jnp.float32),
             seen=jnp.zeros(facts.num_ids, bool),
         )
         return {"encoder": f, "projector": g}, {"encoder": f_state, "projector": g_state}, no_clusters
@@ -350,13 +356,17 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
         params: Pytree, model_state: Pytree, extra: Prototypes, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Out]:
         # 1. V views of each image. An image has one label per head, the same for all its views.
-        x = views.stacked(batch, key, config)
+        sizes = views.by_size(batch, key, config)
         y = jnp.repeat(extra.assignment[batch["index"]], num_views, axis=0)  # [B V, heads]
 
-        # 2. All views in one pass, so that they share batch statistics. The views of an image are
+        # 2. All views of one size in one pass, so that they share batch statistics. The views of an image are
         #    neighbouring rows, so that no row changes its device.
-        x = x.reshape(-1, *x.shape[2:])
-        h, f_state = models.forward(encoder, params["encoder"], model_state["encoder"], x)
+        f_state = model_state["encoder"]
+        parts = []
+        for x in sizes:
+            h, f_state = models.forward(encoder, params["encoder"], f_state, x.reshape(-1, *x.shape[2:]))
+            parts.append(h)
+        h = parts[0] if len(parts) == 1 else by_image(parts, len(sizes[0]))
         z, g_state = models.forward(projector, params["projector"], model_state["projector"], h)
         z = l2_normalize(z)
 
@@ -368,8 +378,17 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
         hits = accuracy(logits.reshape(-1, c.k), y.reshape(-1))
         metrics = {"accuracy": hits.sum() / labelled}
 
-        carry = {"z": jax.lax.stop_gradient(z).reshape(-1, num_views, dim), "index": batch["index"]}
+        z = jax.lax.stop_gradient(z).reshape(-1, num_views, dim)
+        if num_banks < num_views:
+            z = z[:, jnp.asarray(banked)]
+        carry = {"z": z, "index": batch["index"]}
         return rows.sum() / labelled, Out({"encoder": f_state, "projector": g_state}, carry, metrics)
+
+    def by_image(parts: list[jax.Array], images: int) -> jax.Array:
+        """Join features of several sizes, each [B views, D], so that all views of an image are neighbours."""
+        apart = [part.reshape(images, -1, part.shape[-1]) for part in parts]
+        joined = jnp.concatenate(apart, axis=1)
+        return joined.reshape(-1, joined.shape[-1])
 
     def update(extra: Prototypes, params: Pytree, carry: Pytree, step: jax.Array) -> Prototypes:
         # 4. Store what the next clustering will see of these images.
@@ -387,7 +406,7 @@ def _v2(config: ConfigDict, facts: Facts) -> Method:
         keys = jax.random.split(key, c.heads)
         return [
             kmeans.fit(
-                extra.banks[:, head % num_views],
+                extra.banks[:, head % num_banks],
                 c.k,
                 keys[head],
                 iterations=c.iterations,

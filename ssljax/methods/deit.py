@@ -24,7 +24,9 @@ marked [X]:
   thousandth of the paper's on ImageNet.
 - Mixing has one draw and one direction for the global batch (row i with row B-1-i); the released code has one
   per device. [X]
-- Fine-tuning at another resolution distils too, as the paper says; the released code refuses that.
+- Fine-tuning at another resolution distils too, as the paper says; the released code refuses that. It does
+  so with the network in evaluation mode (`evaluation_mode=True`): without dropout and stochastic depth. With
+  two heads and no teacher, the loss then is that of their mean.
 - If a moving average of the weights is kept (`ema.decay`), it is what is evaluated, as in table 8 of the
   paper; the released code evaluates the raw weights. [X]
 """
@@ -114,10 +116,16 @@ def deit(config: ConfigDict, facts: Facts) -> Method:
 
         # 2. One pass of the student: z from the class token, z' from the distillation token.
         network_key = jax.random.fold_in(key, 1)
-        h, f_state = models.forward(
-            encoder, params["encoder"], model_state["encoder"], x, key=network_key, **tokens
-        )
+        if config.evaluation_mode:
+            f_state = model_state["encoder"]
+            h = models.infer(encoder, params["encoder"], f_state, x, **tokens)
+        else:
+            h, f_state = models.forward(
+                encoder, params["encoder"], model_state["encoder"], x, key=network_key, **tokens
+            )
         z, token = logits(params, h)
+        if config.evaluation_mode and teacher is None and two_tokens:
+            z = joint(z, token, config.inference)
         metrics = {"accuracy": jnp.mean(accuracy(z, batch["label"]))}
 
         # 3. The teacher looks at the very same x.
@@ -196,7 +204,7 @@ def deit(config: ConfigDict, facts: Facts) -> Method:
         adopt=adopt,
         num_views=1,
         needs_labels=True,
-        separable=not (mixes or models.draws(config.model)),
+        separable=not (mixes or (models.draws(config.model) and not config.evaluation_mode)),
     )
 
 

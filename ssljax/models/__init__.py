@@ -15,6 +15,7 @@ from ssljax.models.apply import (
 from ssljax.models.build import BACKBONES, backbone, draws, mlp, projection_head
 from ssljax.models.heads import MLP, LinearClassifier
 from ssljax.models.norm import BatchNorm
+from ssljax.models.pooling import pooled
 from ssljax.models.regnet import RegNet
 from ssljax.models.resnet import ResNet
 from ssljax.models.vit import ViT, resize_positions
@@ -37,6 +38,7 @@ __all__ = [
     "initialise_head",
     "logits",
     "mlp",
+    "pooled",
     "projection_head",
     "resizable",
     "resize_positions",

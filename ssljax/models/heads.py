@@ -9,11 +9,12 @@ from flax import linen as nn
 from ssljax.models.norm import BatchNorm
 
 # Initialisations of a linear layer in the papers' code: PyTorch's U(+-1/sqrt(fan_in)), Haiku's normal of
-# 1/sqrt(fan_in) truncated at two sigma, and SimCLR's N(0, 0.01^2).
+# 1/sqrt(fan_in) truncated at two sigma, SimCLR's N(0, 0.01^2), and zeros for its linear classifiers.
 SCHEMES = {
     "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     "truncated_normal": nn.initializers.lecun_normal(),
     "normal_0.01": nn.initializers.normal(0.01),
+    "zeros": nn.initializers.zeros,
 }
 
 
@@ -130,17 +131,19 @@ class LinearClassifier(nn.Module):
         num_classes: number of logits.
         std: of the initial weights N(0, std^2): 0.01, DeiT's 0.02, or 0 for fine-tuning (SimCLR's
             `zero_init_logits_layer`).
+        scheme: initialisation of the weights instead, a key of SCHEMES; "" for N(0, std^2).
     """
 
     num_classes: int
     std: float = 0.01
+    scheme: str = ""
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         """Features `[B, D]` -> logits `[B, num_classes]`."""
         dense = nn.Dense(
             self.num_classes,
-            kernel_init=nn.initializers.normal(self.std),
+            kernel_init=SCHEMES[self.scheme] if self.scheme else nn.initializers.normal(self.std),
             precision=jax.lax.Precision.HIGHEST,
             name="dense",
         )

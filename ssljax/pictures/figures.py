@@ -24,6 +24,7 @@ NAMES = {
     "byol": "BYOL",
     "deit": "DeiT",
     "deepcluster": "DeepCluster",
+    "linear": "frozen network",
 }
 # Colours and markers of the baselines. The method, one per figure, has the first of CLASSES and a circle.
 COLOURS = {"supervised": "#D55E00", "raw_pixels": "#555555", "random_init": "#999999"}

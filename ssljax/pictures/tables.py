@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -11,11 +12,14 @@ from ssljax import results
 from ssljax.pictures.figures import name
 from ssljax.results import Row
 
+# How a learning rate depends on the batch size, by `optim.scaling`.
+RATES = {"none": "", "linear": " B/256", "sqrt": " sqrt(B)"}
 ORDER = ("raw_pixels", "random_init", "supervised")  # the methods themselves come last
 TITLES = {
     "classifier": "own head",
     "classifier_class_token": "class token's head",
     "classifier_distillation_token": "distillation token's head",
+    "probe": "linear probe, random crops",
     "knn": "kNN",
     "linear_lbfgs": "linear",
     "linear_sgd_cached": "linear (SGD, cached)",
@@ -220,8 +224,30 @@ def caption(group: Group) -> str:
         f"config {values('config_hash')}",
         f"data {values('data_checksum')}",
         ", ".join(packages),
+        *probes(rows),
     ]
     return f"{'; '.join(parts)}{repeated(group)}."
+
+
+def probes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which linear probe made which number, if one of them was trained under random crops."""
+    trained = [row for row in rows if row["protocol"] == "probe"]
+    if not trained:
+        return []
+    said = []
+    for s in dict.fromkeys(json.dumps(row["settings"]) for row in trained):
+        own = json.loads(s)
+        of = f"{own['layer']} of a frozen network" if own["layer"] else "a frozen network"
+        rate = f"{own['learning_rate']:g}" + RATES[own["scaling"]]
+        crops = "the mean of ten crops" if own["test_crops"] == 10 else "the centre crop"
+        said.append(
+            f"linear probe of {of}, trained under random crops ({own['crop']}; {own['recipe']} recipe: "
+            f"{own['optimizer']} at {rate}, {own['epochs']} epochs at batch size {own['batch_size']}) and "
+            f"tested on {crops}"
+        )
+    if any(row["protocol"].startswith("linear") for row in rows):
+        said.append("the other linear probes: on cached features of the centre crop")
+    return said
 
 
 def repeated(group: Group) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import unlabelled
@@ -21,7 +24,24 @@ def judge(bench: Bench) -> Iterator[Measurement]:
                 f"{bench.test.name} has {bench.num_classes}: use knn or linear, which learn the classes of "
                 "these data"
             )
-        yield {"protocol": name, "settings": {}, **accuracies(logits, test.labels)}
+        yield {"protocol": name, "settings": recipe(bench.config), **accuracies(logits, test.labels)}
+
+
+def recipe(config: ConfigDict) -> dict[str, Any]:
+    """How the head of a frozen network (method `linear`) was trained; nothing for any other method."""
+    if config.method != "linear":
+        return {}
+    return {
+        "recipe": config.name,
+        "layer": config.probe.layer,
+        "crop": config.augment.crop,
+        "optimizer": config.optim.name,
+        "learning_rate": config.optim.learning_rate,
+        "scaling": config.optim.scaling,
+        "batch_size": config.batch_size,
+        "epochs": config.epochs,
+        "test_crops": 10 if config.evaluate.ten_crops else 1,
+    }
 
 
 def refuse(bench: Bench) -> str:

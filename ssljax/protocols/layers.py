@@ -1,78 +1,22 @@
-"""Linear probes of single layers, whose feature maps are averaged down to about the same size.
+"""Linear probes of single layers on cached features of centre crops.
 
-    [B, H, W, C] -> [B, D]:  at most s = floor(sqrt(dim / C)) places per side,
-                             adjacent windows of k = round(side / s), with zeros around the map
-
-With dim = 9600 these are the pools of facebookresearch/deepcluster, eval_linear.py, for all five convolutions
-of its AlexNet. As there, the zeros of the border count in the average. The released protocol trains the
-classifier on random crops and evaluates ten crops of a test image; ours sees the centre crop, like every
-protocol here.
+A feature map is averaged down to at most `evaluate.layer_dim` numbers (see `models.pooling`). The released
+protocol of DeepCluster trains the classifier on random crops and evaluates ten crops of a test image: that is
+the method `linear` with `probe.layer`.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from ssljax.models.pooling import pooled
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import labelled
 from ssljax.protocols.linear import probe
 from ssljax.types import Measurement, Protocol
-
-
-class Pool(NamedTuple):
-    """An average pool of a square map.
-
-    Attributes:
-        size: the side of a window, and the stride.
-        padding: how many zeros are added on each side of the map.
-        places: the side of the result.
-    """
-
-    size: int
-    padding: int
-    places: int
-
-
-def pool(side: int, channels: int, dim: int) -> Pool:
-    """The pool that reduces a map [side, side, channels] to at most `dim` numbers.
-
-    Raises:
-        ValueError: there are more channels than `dim`.
-    """
-    if dim < channels:
-        raise ValueError(
-            f"config.evaluate.layer_dim={dim}: the layer has {channels} channels, and its map cannot be "
-            f"reduced to fewer numbers than that: set layer_dim to {channels} or more"
-        )
-    most = min(side, math.isqrt(dim // channels))
-    size = round(side / most)
-    size += side // size > most
-    places = min(most, -(-side // size))
-    return Pool(size, max(0, -(-(places * size - side) // 2)), places)
-
-
-def pooled(activation: jax.Array, dim: int) -> jax.Array:
-    """Average a square map down to at most `dim` numbers per image.
-
-    Args:
-        activation: [B, H, W, C] with H = W.
-        dim: the most numbers per image.
-
-    Returns:
-        float32 [B, D], ordered by rows, then columns, then channels.
-    """
-    batch, side, _, channels = activation.shape
-    size, padding, places = pool(side, channels, dim)
-    border = (padding, padding)
-    x = jnp.pad(activation.astype(jnp.float32), ((0, 0), border, border, (0, 0)))
-    x = x[:, : places * size, : places * size]
-    return x.reshape(batch, places, size, places, size, channels).mean((2, 4)).reshape(batch, -1)
 
 
 def judge(bench: Bench) -> Iterator[Measurement]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import types
@@ -233,10 +234,12 @@ def load_parts(
         tree: dict = {}
         for part, branch in wanted.items():
             _refuse_other_branch(workdir, stored.shapes, branch, part, resizable=tuple(resize))
-            root, name = part.split("/")
-            tree.setdefault(root, {})[name] = branch
+            *above, name = part.split("/")
+            functools.reduce(lambda node, step: node.setdefault(step, {}), above, tree)[name] = branch
         found = reading.read_leaves(folder, _in_shape(tree, stored.shapes), stored.digests)
-        return {part: found[part.split("/")[0]][part.split("/")[1]] for part in wanted}
+        return {
+            part: functools.reduce(lambda node, step: node[step], part.split("/"), found) for part in wanted
+        }
 
     directory = directory_of(workdir)
     branches, _ = reading.newest(directory, read)

@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
+from configs.linear import get_config as linear_config
 from configs.moco import get_config as moco_config
 from configs.supervised import get_config
 from ssljax import __main__ as console
@@ -16,7 +17,8 @@ from ssljax import convert, models, sharding
 from ssljax.config import resolve
 from ssljax.convert import regnet, weights
 from ssljax.convert.__main__ import export_weights, import_weights, main
-from ssljax.program import build, start_from
+from ssljax.earlier import start_from
+from ssljax.program import build
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder
 from tests.convert.foreign import like
@@ -111,6 +113,26 @@ def test_another_run_starts_with_its_encoder(imported):
     assert_equal(state.params["encoder"], tree["params"]["encoder"])
     assert_equal(state.model_state, tree["model_state"])
     assert state.params["head"] is fresh.params["head"]
+
+
+def test_a_linear_probe_freezes_converted_weights_and_is_written_with_them(imported, tmp_path):
+    folder, config, state, tree = imported
+    probe = linear_config("digits").copy_and_resolve_references().unlock()
+    probe.model = config.model.copy_and_resolve_references()
+    probe.init_from = str(folder / "run")
+    program = build(resolve(probe).lock(), FACTS)
+    probed = start_from(program, {})(program.init(0))
+    assert_equal(probed.extra.params["encoder"], tree["params"]["encoder"])
+    assert_equal(probed.extra.model_state, tree["model_state"])
+
+    with RunFolder(str(tmp_path), program.config, FACTS) as run:
+        run.save(probed, {})
+    export_weights(program.config, str(tmp_path), str(tmp_path / "probe.safetensors"))
+    again = load_file(tmp_path / "probe.safetensors")
+    assert set(again) == set(state)
+    assert_equal(
+        {k: v for k, v in again.items() if "fc" not in k}, {k: state[k] for k in again if "fc" not in k}
+    )
 
 
 def test_the_file_that_is_written_is_the_one_that_was_read_and_the_map_is_printed(imported, capsys):

@@ -169,7 +169,7 @@ def test_draw_has_the_ranges_of_the_paper(recipe):
     n = 4000
     d = jax.vmap(lambda k: views.draw(k, recipe))(jax.random.split(jax.random.key(0), n))
     for values, low, high in (
-        (d.jitter.brightness, 0.2, 1.8),
+        (d.jitter.brightness, -0.8, 0.8),
         (d.jitter.contrast, 0.2, 1.8),
         (d.jitter.saturation, 0.2, 1.8),
         (d.jitter.hue, -0.2, 0.2),

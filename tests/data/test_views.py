@@ -43,7 +43,7 @@ JITTER = dict(
 BLUR = dict(
     blur_probability=0.5, blur_sigma=(0.1, 2.0), blur_sigma_per="image", blur_border="zero", blur_kernel=3
 )
-COLOUR = PLAIN | JITTER | BLUR | dict(grayscale_probability=0.2)
+COLOUR = PLAIN | JITTER | BLUR | dict(grayscale_probability=0.2, grayscale_order="after")
 INDEX = jnp.asarray([7, 100], jnp.int32)
 KEY = jax.random.key(3)
 

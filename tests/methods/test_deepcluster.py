@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
-from ssljax import evaluate, models, sharding
+from configs.deepcluster import get_config
+from ssljax import evaluate, models, optim, sharding
 from ssljax.config import resolve
 from ssljax.data import sources, views
 from ssljax.losses.information import nmi
@@ -268,10 +269,10 @@ def test_what_is_evaluated(program, source, trained):
 # ------------------------------------------------------------------------------------------------- version 2
 
 
-@pytest.fixture(scope="module")
-def second(source):
+def second_config(**named):
+    """Version 2 with these views."""
     c = config_of().unlock()
-    c.views = dict(one=dict(), two=dict())
+    c.views = named
     c.head = dict(
         layers=2,
         hidden=16,
@@ -284,7 +285,12 @@ def second(source):
     )
     c.clusters.update(version=2, heads=3, iterations=4)
     c.optim.update(name="sgd")
-    return build(resolve(c).lock(), source.facts)
+    return resolve(c).lock()
+
+
+@pytest.fixture(scope="module")
+def second(source):
+    return build(second_config(one=dict(), two=dict()), source.facts)
 
 
 def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second, source):
@@ -319,6 +325,62 @@ def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second
     after = second.method.update(state.extra, state.params, out.carry, state.step)
     np.testing.assert_array_equal(np.asarray(after.banks)[index], np.asarray(out.carry["z"]))
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(after.seen)), np.sort(index))
+
+
+def test_small_crops_learn_the_clusters_of_the_large_ones(source):
+    """Multi-crop: one pass a size, with its own batch statistics; all views of an image share a label."""
+    c = second_config(large=dict(count=2), small=dict(count=3, size=8))
+    program = build(c, source.facts)
+    state = refreshed(program, source, program.init(0), 0, None)
+    assert state.extra.banks.shape[1] == 2
+    batch = next(device_batches(program, source, 0, 0))
+    key = jax.random.key(5)
+    loss, out = program.method.loss(state.params, state.model_state, state.extra, batch, key, state.step)
+
+    x = views.make(batch, key, c)
+    net = models.backbone(c.model)
+    statistics = state.model_state["encoder"]
+    h = []
+    for name in ("large", "small"):
+        rows = x[name].reshape(-1, *x[name].shape[2:])
+        part, statistics = models.forward(net, state.params["encoder"], statistics, rows)
+        h.append(part.reshape(len(batch["index"]), -1, part.shape[-1]))
+    projector = models.mlp(c.head, c.model, c.head.dim)
+    h = jnp.concatenate(h, axis=1).reshape(-1, h[0].shape[-1])
+    z, _ = models.forward(projector, state.params["projector"], state.model_state["projector"], h)
+    z = np.asarray(z, np.float64).reshape(-1, 5, c.head.dim)
+    z /= np.linalg.norm(z, axis=-1, keepdims=True)
+    np.testing.assert_allclose(out.carry["z"], z[:, :2], rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(out.model_state["encoder"], statistics, rtol=1e-4, atol=1e-5)
+
+    y = np.asarray(state.extra.assignment)[np.asarray(batch["index"])]
+    centroids = np.asarray(state.extra.centroids, np.float64)
+    logits = np.einsum("nvd,hkd->nvhk", z, centroids) / c.clusters.temperature
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    n, h = np.nonzero(y >= 0)
+    np.testing.assert_allclose(loss, -np.mean(logits[n, :, h, y[n, h]]), rtol=1e-4)
+
+
+def test_the_rate_and_the_residual_branches_of_version_2_are_swavs():
+    """Up from 0.3 to 4.8 in ten epochs, down to 0.0048; the last gain of a residual branch starts from 1."""
+    c = get_config("imagenet_r50_v2")
+    total = optim.train_steps(1_281_167, c.epochs, c.batch_size)
+    _, schedule = optim.make_optimizer(
+        c.optim, batch_size=4096, steps_per_epoch=1_281_167 / 4096, total_steps=total
+    )
+    np.testing.assert_allclose([schedule(s) for s in (0, 3127, total)], [0.3, 4.8, 0.0048], rtol=1e-4)
+    assert not c.zero_init_residual
+    for zero in (True, False):
+        small = second_config(one=dict(), two=dict()).unlock()
+        small.zero_init_residual = zero
+        params, _, _ = METHODS["deepcluster"](small, FACTS).init(jax.random.key(0), {})
+        gains = [
+            np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params["encoder"])
+            if path[-1].key == "scale"
+        ]
+        assert any((gain == 0).all() for gain in gains) == zero
+        assert all((gain == 0).all() or (gain == 1).all() for gain in gains)
 
 
 def test_wrong_settings_are_refused(source):

@@ -10,10 +10,11 @@ from configs.deit import PRESETS, get_config
 from ssljax import models, optim
 from ssljax.config import resolve
 from ssljax.data import sources
+from ssljax.earlier import start_from
 from ssljax.losses.classification import cross_entropy
 from ssljax.methods import METHODS
 from ssljax.methods.deit import DeitState, joint
-from ssljax.program import build, stages, start_from
+from ssljax.program import build, stages
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.targets.frozen import Frozen
 from ssljax.types import TrainState
@@ -137,6 +138,34 @@ def test_without_a_teacher_the_second_head_learns_nothing():
     grads = jax.grad(loss)(params)
     assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["distillation_head"]))
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["head"]))
+
+
+def test_fine_tuning_in_evaluation_mode_trains_the_mean_of_two_heads_without_stochastic_depth():
+    """As DeiT's code fine-tuned: model.eval(), whose output is one tensor, and labels alone."""
+    settings = dict(distill__name="none", model__drop_path=0.5, mix__mixup_alpha=0.0, mix__cutmix_alpha=0.0)
+    method, (params, model_state, extra), batch = built(evaluation_mode=True, **settings)
+    loss = lambda p, key: method.loss(p, model_state, extra, batch, key, jnp.int32(0))[0]
+    value, grads = jax.value_and_grad(loss)(params, jax.random.key(0))
+    np.testing.assert_array_equal(loss(params, jax.random.key(1)), value)
+    assert method.separable
+
+    features = method.encode(params, model_state, extra, batch["image"])
+    z = method.classify(params, extra, features)["classifier"]
+    expected = cross_entropy(z, batch["label"], label_smoothing=0.1)
+    np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
+    assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["distillation_head"]))
+
+    method, (params, model_state, extra), batch = built(evaluation_mode=False, **settings)
+    assert float(loss(params, jax.random.key(0))) != float(loss(params, jax.random.key(1)))
+
+
+def test_the_presets_of_table_10():
+    """They fine-tune in evaluation mode; the best has 1000 epochs at 224 pixels, then 30 at 384."""
+    best = get_config("imagenet_b_distilled_e1000_384")
+    assert (best.train.epochs, best.finetune.epochs, best.finetune.data.image_size) == (1000, 30, 384)
+    assert best.finetune.evaluation_mode and not best.train.evaluation_mode
+    assert [get_config(f"imagenet_b_distilled_e{n}").epochs for n in (500, 800)] == [500, 800]
+    assert get_config("imagenet_b_384").finetune.evaluation_mode
 
 
 def test_the_released_codes_prediction(golden):

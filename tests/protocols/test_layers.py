@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax.protocols.layers import pool, pooled
+from ssljax.models.pooling import pool, pooled
 
 
 @pytest.mark.parametrize(

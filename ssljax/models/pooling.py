@@ -1,0 +1,67 @@
+"""Feature maps averaged down to about the same size, for linear probes of single layers.
+
+    [B, H, W, C] -> [B, D]:  at most s = floor(sqrt(dim / C)) places per side,
+                             adjacent windows of k = round(side / s), with zeros around the map
+
+With dim = 9600 these are the pools of facebookresearch/deepcluster, eval_linear.py, for all five convolutions
+of its AlexNet. As there, the zeros of the border count in the average.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Pool(NamedTuple):
+    """An average pool of a square map.
+
+    Attributes:
+        size: the side of a window, and the stride.
+        padding: how many zeros are added on each side of the map.
+        places: the side of the result.
+    """
+
+    size: int
+    padding: int
+    places: int
+
+
+def pool(side: int, channels: int, dim: int) -> Pool:
+    """The pool that reduces a map [side, side, channels] to at most `dim` numbers.
+
+    Raises:
+        ValueError: there are more channels than `dim`.
+    """
+    if dim < channels:
+        raise ValueError(
+            f"layer_dim={dim}: the layer has {channels} channels, and its map cannot be reduced to fewer "
+            f"numbers than that: set config.evaluate.layer_dim (a cached probe) or config.probe.layer_dim "
+            f"(method linear) to {channels} or more"
+        )
+    most = min(side, math.isqrt(dim // channels))
+    size = round(side / most)
+    size += side // size > most
+    places = min(most, -(-side // size))
+    return Pool(size, max(0, -(-(places * size - side) // 2)), places)
+
+
+def pooled(activation: jax.Array, dim: int) -> jax.Array:
+    """Average a square map down to at most `dim` numbers per image.
+
+    Args:
+        activation: [B, H, W, C] with H = W.
+        dim: the most numbers per image.
+
+    Returns:
+        float32 [B, D], ordered by rows, then columns, then channels.
+    """
+    batch, side, _, channels = activation.shape
+    size, padding, places = pool(side, channels, dim)
+    border = (padding, padding)
+    x = jnp.pad(activation.astype(jnp.float32), ((0, 0), border, border, (0, 0)))
+    x = x[:, : places * size, : places * size]
+    return x.reshape(batch, places, size, places, size, channels).mean((2, 4)).reshape(batch, -1)
