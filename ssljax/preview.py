@@ -221,7 +221,8 @@ def _geometry(a: ConfigDict, crop_on: str) -> str:
     elif a.crop == "square":
         crop = f"square (area {a.min_area:.2f} of the central one, {a.interpolation}) on the {crop_on}"
     else:
-        crop = f"crop {a.crop} (area {a.min_area} to {a.max_area}, {a.interpolation}) on the {crop_on}"
+        by = " by Pillow" if crop_on == "host" and a.resize == "pillow" else ""
+        crop = f"crop {a.crop} (area {a.min_area} to {a.max_area}, {a.interpolation}{by}) on the {crop_on}"
     flips = "flips" if a.flip else "no flips"
     policy = "" if a.policy == "none" else f", {a.policy}"
     return f"{crop}, {flips}{policy}"
@@ -229,7 +230,9 @@ def _geometry(a: ConfigDict, crop_on: str) -> str:
 
 def _colour(a: ConfigDict) -> str:
     """The operations of an `augment` section that follow the crop, in words."""
-    text = f"grayscale p {a.grayscale_probability}, blur p {a.blur_probability}"
+    first = a.jitter_probability and a.grayscale_probability and a.grayscale_order == "before"
+    grey = f"grayscale p {a.grayscale_probability}{' before the jitter' if first else ''}"
+    text = f"{grey}, blur p {a.blur_probability}"
     if a.jitter_probability:
         letters = ", ".join(OPERATIONS)
         jitter = f"jitter ({a.jitter}) strength {a.jitter_strength} with p {a.jitter_probability}"

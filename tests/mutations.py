@@ -1758,8 +1758,8 @@ LINEAR_EVALUATION = [
     Mutation(
         "a_probe_of_what_is_not_evaluated",
         "ssljax/earlier.py",
-        "part = evaluated_part(folder, below)",
-        'part = f"{below}/encoder"',
+        "return evaluated_part(workdir, below) if branch == EVALUATED else part",
+        'return f"{below}/encoder" if branch == EVALUATED else part',
         "the raw weights of a run whose moving average is what counts",
         f"{T_LINEAR}::test_a_moving_average_is_probed_where_the_run_evaluates_it",
     ),

@@ -59,7 +59,7 @@ DRAWS = {
 }
 
 
-@pytest.mark.parametrize("name, view", DRAWS, ids=[" ".join(case) for case in DRAWS])
+@pytest.mark.parametrize("name, view", DRAWS, ids=["-".join(case) for case in DRAWS])
 def test_draws_have_the_ranges_and_the_shares_of_the_released_code(name, view):
     """Saturation and hue of BYOL and MoCo v3 are not SimCLR's, and their two views are not alike."""
     expected = dict(grey=0.2, blur=0.0, solarize=0.0) | DRAWS[name, view]

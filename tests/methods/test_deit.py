@@ -283,7 +283,8 @@ def test_every_preset_is_a_method_and_only_what_draws_nothing_is_separable():
         for name, config, _ in stages(get_config(preset), ""):
             method = METHODS["deit"](config, FACTS)
             separable += [(preset, name)] if method.separable else []
-    assert separable == [("digits", "teacher"), ("cifar10_teacher", "")]
+    in_evaluation_mode = ("imagenet_b_ablation_no_mixing", "finetune")  # without stochastic depth
+    assert separable == [("digits", "teacher"), ("cifar10_teacher", ""), in_evaluation_mode]
 
 
 def test_presets_are_the_papers_tables():
