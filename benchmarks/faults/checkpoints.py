@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.faults.drill import Drill, expect
 from tests.processes import SMALL, checkpoints, differences, logged, run
 
-RUN = (*SMALL, "--config.checkpoint.best=accuracy", "--config.checkpoint.keep=4")
+RUN = (*SMALL, "--config.checkpoint.best=probe_accuracy", "--config.checkpoint.keep=4")
 DAMAGED = 240  # the newest checkpoint of the copies; the whole run has 282 steps
 
 
