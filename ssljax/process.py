@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import os
 import sys
 import traceback
@@ -70,6 +71,7 @@ def run(main: Callable[[], None]) -> None:
     for the steps that the devices have been given, which can take minutes.
     """
     lasting_output()
+    logging.basicConfig(format="%(levelname)s %(message)s", force=True)  # without names of libraries
     try:
         main()
         return

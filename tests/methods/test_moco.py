@@ -12,6 +12,7 @@ import pytest
 
 from configs.moco import PRESETS, get_config
 from ssljax import models, optim
+from ssljax.config import stages
 from ssljax.data import views
 from ssljax.losses.contrastive import in_batch_info_nce, info_nce, queue_accuracy
 from ssljax.methods import METHODS
@@ -452,9 +453,10 @@ def test_norms_start_as_the_papers_have_them():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_method(preset):
-    c = get_config(preset)
-    assert c.preset == preset and c.name == "moco"
-    METHODS["moco"](c, FACTS)
+    first, *later = stages(get_config(preset)).values()
+    assert first.preset == preset and first.name == first.method == "moco"
+    for stage in (first, *later):
+        METHODS[stage.method](stage, FACTS)
 
 
 @pytest.mark.parametrize(
