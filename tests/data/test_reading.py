@@ -10,6 +10,8 @@ from configs.simclr import get_config
 from ssljax.data import loader, reading, sources
 from tests.data.test_damage import cut, holed, picture
 
+pytestmark = pytest.mark.slow
+
 BAD = (4, 5, 11)  # positions in the train split of `folder`; 11 is the last, so position 0 stands in for it
 REPLACED = {4: 6, 5: 6, 11: 0}
 

@@ -20,6 +20,8 @@ from ssljax.run.loop import fit
 from ssljax.types import TrainState
 from tests.methods.small import FACTS, SIZE, config_of, one_block, shaken
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 4
 IMAGES = 43  # five batches of 8 an epoch, and a rest that is dropped
 
