@@ -158,11 +158,14 @@ def small(c: ConfigDict) -> ConfigDict:
 
 
 def on_a_cpu(c: ConfigDict) -> ConfigDict:
-    """Ten epochs of ResNet-10 of base width 16, on 1,000 images per class [X]."""
+    """Ten epochs of ResNet-10 of base width 16 on 1,000 images per class [X].
+
+    ImageNet's stem, at a quarter of the resolution, takes a tenth of the time of CIFAR's.
+    """
     c = small(c)
     c.epochs = 10
     c.data.train_per_class = 1000
-    c.model.update(name="resnet10", width=0.25)
+    c.model.update(name="resnet10", width=0.25, stem="imagenet")
     c.eval_every_epochs = 5
     return c
 
