@@ -549,7 +549,7 @@ def overrides(command):
         named = re.search(r"ssljax (?:evaluate|train) --config configs/(\w+)\.py:(\S+)", part)
         if named and ("evaluate" in part or "evaluate" not in command):
             config = importlib.import_module(f"configs.{named[1]}").get_config(named[2])
-            given = re.findall(r"--config\.([\w.]+)=(\S+)", part)
+            given = re.findall(r"--config\.([\w.]+)=(\S*)", part)
             found.append((config, {key: value for key, value in given}))
     return found
 
