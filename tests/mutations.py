@@ -2156,6 +2156,105 @@ PAPERS_RECIPES = [
     ),
 ]
 
+# The figures of a paper's table: what is plotted where.
+SCALING = "ssljax/pictures/scaling.py"
+T_SCALING = "tests/test_scaling.py"
+OF_LABELS = (
+    f"{T_SCALING}::test_accuracy_against_labels_is_the_mean_of_the_seeds_at_the_logarithm_of_the_labels"
+)
+OF_SIZES = f"{T_SCALING}::test_accuracy_against_parameters_joins_the_networks_of_a_series_by_their_size"
+
+FIGURES = [
+    Mutation(
+        "axes_swapped",
+        SCALING,
+        "[point.x for point in points],\n                [point.mean for point in points],",
+        "[point.mean for point in points],\n                [point.x for point in points],",
+        "accuracy on the horizontal axis",
+        f"{OF_LABELS} {OF_SIZES}",
+    ),
+    Mutation(
+        "one_seed_for_all",
+        SCALING,
+        "mean, spread, _ = aggregate(rows)",
+        "mean, spread, _ = aggregate(rows[:1])",
+        "the first seed instead of the mean",
+        f"{OF_LABELS} {OF_SIZES}",
+    ),
+    Mutation(
+        "standard_error_for_the_deviation",
+        SCALING,
+        "mean, spread, _ = aggregate(rows)",
+        "mean, spread, n = aggregate(rows)\n        spread /= n**0.5",
+        "bars that are too short for what the caption says",
+        OF_LABELS,
+    ),
+    Mutation(
+        "labels_on_a_linear_scale",
+        SCALING,
+        "math.log10(labels[column])",
+        "float(labels[column])",
+        "1 % and 10 % next to each other, all labels far away",
+        OF_LABELS,
+    ),
+    Mutation(
+        "a_probe_joined_with_fine_tuning",
+        SCALING,
+        "for column, point in points.items() if column in named)",
+        "for column, point in points.items())",
+        "a curve that goes on from 100 % to another protocol",
+        OF_LABELS,
+    ),
+    Mutation(
+        "networks_in_the_order_of_the_table",
+        SCALING,
+        "curves = [Curve(name, sorted(points), []) for",
+        "curves = [Curve(name, points, []) for",
+        "a line that runs back and forth",
+        OF_SIZES,
+    ),
+    Mutation(
+        "the_papers_size_for_ours",
+        SCALING,
+        'return max(row["parameters"] for row in rows) / 1e6, mean, spread',
+        "return 24.0, mean, spread",
+        "a small network drawn at the size of the paper's",
+        OF_SIZES,
+    ),
+    Mutation(
+        "ours_drawn_as_the_papers",
+        SCALING,
+        'panels(table, here_values(cells), "here", False)',
+        'panels(table, here_values(cells), "here", True)',
+        "nobody can tell who measured what",
+        f"{OF_LABELS} {OF_SIZES}",
+    ),
+    Mutation(
+        "columns_in_another_order_than_their_cells",
+        SCALING,
+        'zip(table["columns"], cells, strict=False)',
+        'zip(sorted(table["columns"]), cells, strict=False)',
+        "the accuracy with 10 % of the labels drawn at 1 %",
+        OF_LABELS,
+    ),
+    Mutation(
+        "heads_counted_as_the_network",
+        "ssljax/evaluate.py",
+        "for leaf in jax.tree.leaves(backbone))",
+        "for leaf in jax.tree.leaves(run.params))",
+        "a projection head makes a network look larger than the classifier that comes of it",
+        "tests/test_evaluate.py::test_every_measurement_is_recorded_with_its_provenance",
+    ),
+    Mutation(
+        "a_recorded_size_is_forgotten",
+        "ssljax/results.py",
+        "fields = {**LATER, **record}",
+        "fields = {**record, **LATER}",
+        "the value of older files put over what was recorded",
+        "tests/test_results.py::test_lines_without_a_later_field_are_still_read",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -2177,6 +2276,7 @@ MUTATIONS = [
     *LINEAR_EVALUATION,
     *PAPERS_VIEWS,
     *PAPERS_RECIPES,
+    *FIGURES,
 ]
 
 

@@ -39,7 +39,11 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("experiment, table, name, paper, preset", ROWS)
+@pytest.mark.parametrize(
+    "experiment, table, name, paper, preset",
+    ROWS,
+    ids=[f"{row[1]}-{row[2].replace(' ', '_')}" for row in ROWS],
+)
 def test_a_row_has_the_papers_numbers_and_the_preset_that_fills_it(experiment, table, name, paper, preset):
     found, row = row_of(experiment, table, name)
     assert row["paper"] == paper

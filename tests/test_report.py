@@ -36,6 +36,7 @@ def line(**changes):
         epochs=2,
         data="digits",
         train_images=1500,
+        parameters=0,
         data_checksum="d1",
         config_hash="c1",
         changed={},
