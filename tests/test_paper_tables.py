@@ -93,3 +93,69 @@ def test_a_row_is_filled_by_the_presets_that_its_command_evaluates(experiment):
             assert wanted and made, row["name"]
             for preset in wanted:
                 assert any(re.fullmatch(name, preset) for name in made), (row["name"], preset, made)
+
+
+# ------------------------------------------------------------------------------------------------- SimCLRv2
+
+# Network -> parameters of the backbone, and the repository's numbers of some.
+COUNTS = {
+    "imagenet_r50": 23_508_032,
+    "imagenet_r50_sk": 35_215_584,
+    "imagenet_r50_x2": 93_907_072,
+    "imagenet_r50_x2_sk": 140_306_048,
+    "imagenet_r101": 42_500_160,
+    "imagenet_r101_sk": 64_662_304,
+    "imagenet_r101_x2": 169_771_136,
+    "imagenet_r152": 58_143_808,
+    "imagenet_r152_sk": 88_940_896,
+    "imagenet_r152_x2_sk": 353_398_528,
+    "imagenet_r152_x3_sk": 794_704_160,
+}
+PUBLISHED = {
+    "imagenet_r50": [57.9, 68.4, 76.3, 71.7, 76.6],
+    "imagenet_r50_sk": [64.5, 72.1, 78.7, 74.6, 78.5],
+    "imagenet_r101_x2": [69.1, 75.8, 80.7, 77.0, 78.9],
+    "imagenet_r152_x3_sk": [74.9, 80.1, 83.1, 79.8, 80.5],
+}
+
+
+def network_rows():
+    """SimCLRv2's thirteen networks -> their rows."""
+    (found,) = [t for t in tables("simclr_v2") if t["id"] == "networks"]
+    assert found["columns"] == ["1 %", "10 %", "100 %", "linear", "supervised"]
+    return {row["match"][0]["preset"].removesuffix("_1pct"): row for row in found["rows"]}
+
+
+def test_simclr_v2s_networks_have_their_sizes_and_a_preset_per_column():
+    rows = network_rows()
+    assert len(rows) == 13 and COUNTS.keys() < rows.keys()
+    for network, count in COUNTS.items():
+        assert abs(rows[network]["parameters"] - count / 1e6) < 0.7, network
+    for network, row in rows.items():
+        assert row["paper"] == PUBLISHED.get(network, row["paper"])
+        assert [match["preset"] for match in row["match"]] == [
+            f"{network}_{ending}" for ending in ("1pct", "10pct", "100pct", "linear")
+        ]
+        assert [match["protocol"] for match in row["match"]] == ["classifier"] * 3 + ["probe"]
+        depth = network.split("_")[1].removeprefix("r")
+        assert row["name"].startswith(f"ResNet-{depth}")
+        assert ("SK" in row["name"]) == network.endswith("_sk")
+        assert sorted(row["paper"][:3]) == row["paper"][:3], "more labels are better"
+
+
+def test_simclr_v2s_students_are_the_networks_of_its_table_and_what_is_recalled_says_so():
+    (found,) = [t for t in tables("simclr_v2") if t["id"] == "distillation"]
+    networks = network_rows()
+    for row in found["rows"]:
+        one, ten = (match["preset"] for match in row["match"])
+        how = {"fine-tuned": "", "self-distilled": "_self", "distilled": "_distilled"}[row["series"]]
+        network = one.removesuffix(f"{how}_1pct")
+        assert ten == f"{network}{how}_10pct"
+        assert row["parameters"] == networks[network]["parameters"]
+        if row["series"] == "fine-tuned":
+            assert row["paper"] == networks[network]["paper"][:2]
+    recalled = [row["paper"] for row in found["rows"] if "from memory" in row["name"]]
+    assert recalled == [[76.6, 80.9], [75.9, 80.2]]
+    assert row_of("simclr_v2", "distillation", "**ResNet-50, distilled")[1]["paper"] == [73.9, 77.5]
+    assert "All numbers are from memory" in row_of("simclr_v2", "student_loss", "labels alone")[0]["note"]
+    assert row_of("simclr_v2", "memory", "**with memory**")[1]["paper"] == [71.7]
