@@ -87,7 +87,7 @@ def measure(
     facts = facts_of(workdir) or at_hand
 
     run = open_run(config, facts, workdir)
-    known = provenance(config, source, test, run.step, command, changed)
+    known = provenance(run, source, test, command, changed)
     own_data = not elsewhere(config, trained)
     assignment = run.assignment() if own_data else None
     benches = [of_network(run, config.method, source, test, assignment)]
@@ -271,18 +271,21 @@ def same_run(config: ConfigDict, file: epath.Path) -> None:
 
 
 def provenance(
-    config: ConfigDict, source: Source, test: Source, step: int, command: str, changed: Mapping[str, Any]
+    run: Evaluated, source: Source, test: Source, command: str, changed: Mapping[str, Any]
 ) -> results.Run:
     """The record that all measurements of one evaluation share."""
+    config = run.config
     checksum = hashlib.sha256(f"{source.checksum} {test.checksum}".encode()).hexdigest()[:16]
+    backbone, _ = run.method.evaluated(run.params, run.model_state, run.extra)
     return results.Run(
         experiment=config.name,
         preset=config.preset,
         seed=config.seed,
         epochs=config.epochs,
-        step=step,
+        step=run.step,
         data=public(sources.labelled_source(config.data)),
         train_images=len(source),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(backbone)),
         data_checksum=checksum,
         config_hash=hashed(config),
         changed=dict(changed),

@@ -62,6 +62,7 @@ class Run(TypedDict):
         step: the number of updates behind the checkpoint that was evaluated.
         data: the data source, without folders of this machine.
         train_images: the number of training images.
+        parameters: of the backbone that was evaluated, heads excluded; 0: not recorded.
         data_checksum: checksum of both splits.
         config_hash: equal for equal settings, see `ssljax evaluate`.
         changed: what the command line changed in the preset, see `changed`.
@@ -77,6 +78,7 @@ class Run(TypedDict):
     step: int
     data: str
     train_images: int
+    parameters: int
     data_checksum: str
     config_hash: str
     changed: dict[str, Any]
@@ -122,6 +124,9 @@ class Row(Run, Measurement):
 RUN = tuple(Run.__annotations__)
 MEASUREMENT = tuple(Measurement.__annotations__)
 
+# The fields that the lines of older files do not have, and what they are then.
+LATER = {"parameters": 0}
+
 # Two rows that agree in these fields measure the same thing.
 SAME = (
     "experiment",
@@ -160,7 +165,8 @@ def read(path: Path) -> list[Row]:
             if "metric" in record:
                 rows.append(_joined(runs[record["run"]], record))
             else:
-                runs[record["run"]] = cast(Run, {name: record[name] for name in RUN})
+                fields = {**LATER, **record}
+                runs[record["run"]] = cast(Run, {name: fields[name] for name in RUN})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number} is neither a run nor a measurement of an earlier run ({error!r}): "

@@ -36,6 +36,7 @@ def line(**changes):
         epochs=2,
         data="digits",
         train_images=1500,
+        parameters=0,
         data_checksum="d1",
         config_hash="c1",
         changed={},
@@ -549,7 +550,7 @@ def overrides(command):
         named = re.search(r"ssljax (?:evaluate|train) --config configs/(\w+)\.py:(\S+)", part)
         if named and ("evaluate" in part or "evaluate" not in command):
             config = importlib.import_module(f"configs.{named[1]}").get_config(named[2])
-            given = re.findall(r"--config\.([\w.]+)=(\S+)", part)
+            given = re.findall(r"--config\.([\w.]+)=(\S*)", part)
             found.append((config, {key: value for key, value in given}))
     return found
 
