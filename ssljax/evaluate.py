@@ -61,6 +61,7 @@ def measure(
     figures: Path,
     command: str,
     changed: Mapping[str, Any],
+    earlier_stage: str = "",
 ) -> Iterator[tuple[results.Run, dict[str, Any]]]:
     """Run the protocols on the checkpoint in `workdir` and on the baselines.
 
@@ -72,6 +73,7 @@ def measure(
         figures: the npz file to write for the figures, see `gallery.save`.
         command: the command line as typed, for the record.
         changed: what the command line changed in the preset, see `results.changed`.
+        earlier_stage: the name of the stage, unless it is the preset's last or only one.
 
     Yields:
         The run and one measurement: the fields of a `results.Measurement`, with the metrics by name.
@@ -87,7 +89,7 @@ def measure(
     facts = facts_of(workdir) or at_hand
 
     run = open_run(config, facts, workdir)
-    known = provenance(run, source, test, command, changed)
+    known = provenance(run, source, test, command, changed, earlier_stage)
     own_data = not elsewhere(config, trained)
     assignment = run.assignment() if own_data else None
     benches = [of_network(run, config.method, source, test, assignment)]
@@ -271,7 +273,12 @@ def same_run(config: ConfigDict, file: epath.Path) -> None:
 
 
 def provenance(
-    run: Evaluated, source: Source, test: Source, command: str, changed: Mapping[str, Any]
+    run: Evaluated,
+    source: Source,
+    test: Source,
+    command: str,
+    changed: Mapping[str, Any],
+    earlier_stage: str,
 ) -> results.Run:
     """The record that all measurements of one evaluation share."""
     config = run.config
@@ -280,6 +287,7 @@ def provenance(
     return results.Run(
         experiment=config.name,
         preset=config.preset,
+        stage=earlier_stage,
         seed=config.seed,
         epochs=config.epochs,
         step=run.step,
@@ -330,9 +338,11 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"ssljax evaluate: {error}") from error
 
-    changed = results.changed(flags.overrides, [name for name, _, _ in stages(flags.config, "") if name])
+    names = [name for name, _, _ in stages(flags.config, "") if name]
+    earlier_stage = flags.stage if flags.stage in names[:-1] else ""
+    changed = results.changed(flags.overrides, names)
     file = Path(flags.results or os.path.join(workdir, "results.jsonl"))
-    figures = file.parent / f"gallery-{config.preset}.npz"
+    figures = file.parent / f"gallery-{results.label(config.preset, earlier_stage)}.npz"
 
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
@@ -341,7 +351,10 @@ def main(argv: list[str] | None = None) -> None:
             hosts.started_alike(flags.config, **asked)
             protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, tuple(PROTOCOLS))
             baselines = chosen("baselines", flags.baselines, (), BASELINES)
-            for run, measurement in measure(config, workdir, protocols, baselines, figures, command, changed):
+            found_by = measure(
+                config, workdir, protocols, baselines, figures, command, changed, earlier_stage
+            )
+            for run, measurement in found_by:
                 if jax.process_index() == 0:
                     found = results.lines(measurement, METRICS)
                     results.append(file, run, found)

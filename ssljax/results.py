@@ -57,6 +57,7 @@ class Run(TypedDict):
     Attributes:
         experiment: the paper's config file, e.g. "moco".
         preset: the name of its settings.
+        stage: the name of the stage that was evaluated; "" for the last or only one of the preset.
         seed: the seed of the run.
         epochs: how long it was trained.
         step: the number of updates behind the checkpoint that was evaluated.
@@ -73,6 +74,7 @@ class Run(TypedDict):
 
     experiment: str
     preset: str
+    stage: str
     seed: int
     epochs: int
     step: int
@@ -125,12 +127,13 @@ RUN = tuple(Run.__annotations__)
 MEASUREMENT = tuple(Measurement.__annotations__)
 
 # The fields that the lines of older files do not have, and what they are then.
-LATER = {"parameters": 0}
+LATER = {"parameters": 0, "stage": ""}
 
 # Two rows that agree in these fields measure the same thing.
 SAME = (
     "experiment",
     "preset",
+    "stage",
     "data",
     "data_checksum",
     "epochs",
@@ -237,7 +240,7 @@ def identity(run: Run) -> str:
 def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
     """Appends measurements to a results.jsonl, preceded by the line of their run unless the file has it."""
     name = identity(run)
-    fields: Mapping[str, Any] = run
+    fields: Mapping[str, Any] = {**LATER, **run}
     record = {"run": name, **{field: fields[field] for field in RUN}, "time": now()}
     line = json.dumps(record) + "\n"
     start = line[: line.index('"preset"')]  # no measurement begins like this
@@ -248,6 +251,16 @@ def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
         if not known:
             out.write(line)
         out.writelines(json.dumps({"run": name, **measurement}) + "\n" for measurement in measurements)
+
+
+def label(preset: str, stage: str) -> str:
+    """The name of a preset's stage in file names: without the stage if it is the last or only one.
+
+    Args:
+        preset: the name of the preset.
+        stage: as in `Run`.
+    """
+    return f"{preset}-{stage}" if stage else preset
 
 
 def changed(overrides: Mapping[str, Any], stages: Sequence[str] = ()) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ssljax.config import public
 RUN = results.Run(
     experiment="simclr",
     preset="digits",
+    stage="",
     seed=0,
     epochs=2,
     step=10,
