@@ -151,7 +151,7 @@ def generator(corruption: str, severity: int, index: int) -> np.random.Generator
 
 
 def constants(size: int, corruption: str, severity: int) -> tuple[Any, ...]:
-    """The arguments of an operation for images of `size` pixels; lengths of the elastic transform in pixels."""
+    """The arguments of an operation for images of `size` pixels."""
     found = (CIFAR if size < SMALL else IMAGENET)[corruption][severity - 1]
     if corruption == "elastic_transform":
         side = size if size < SMALL else 244 * size / 224
