@@ -46,7 +46,7 @@ SMALL = (
     96  # images below this many pixels take the constants of CIFAR-10-C (32 px), others ImageNet-C's (224)
 )
 STORED_QUALITY = 85  # of ImageNet-C's JPEG files
-CHUNK = 2**19  # the most numbers of an array that a thread works on
+CHUNK = 2**16  # the most numbers of an array that a thread works on: it stays in the cache
 
 # The constants of severities 1 to 5, in the order of the operation's arguments.
 IMAGENET: dict[str, tuple[Any, ...]] = {
