@@ -33,6 +33,7 @@ METRICS = {
     ("corruptions", "mce"): "mCE",
     ("perturbations", "flip_probability"): "flip probability",
     ("perturbations", "mfr"): "mFR",
+    ("perturbations", "mt5d"): "mT5D",
 }
 GROUP = ("experiment", "preset", "data", "epochs", "train_images", "config_hash", "data_checksum")
 # The fields that tell groups with the same title apart, and their names for readers.

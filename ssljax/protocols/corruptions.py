@@ -23,6 +23,7 @@ from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import top_k_percent
 from ssljax.protocols.robustness import (
     ALEXNET_CLEAN,
+    CLASSES,
     alexnet,
     answers,
     by_name,
@@ -34,7 +35,6 @@ from ssljax.types import Measurement, Protocol
 
 # Where TFDS has another name for a corruption.
 IN_TFDS = {"cifar10_corrupted": {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}}
-CLASSES = 1000  # of ImageNet, which AlexNet's errors are for
 
 
 def judge(bench: Bench) -> Iterator[Measurement]:

@@ -11,10 +11,8 @@ import numpy as np
 
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.linear import accuracies
-from ssljax.protocols.robustness import IMAGENET_A, answers, by_name, no_classifier
+from ssljax.protocols.robustness import CLASSES, IMAGENET_A, answers, by_name, no_classifier
 from ssljax.types import Measurement, Protocol
-
-CLASSES = 1000
 
 
 def judge(bench: Bench) -> Iterator[Measurement]:

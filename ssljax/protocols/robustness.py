@@ -3,7 +3,7 @@
     CE_c = sum_s E[s, c] / sum_s E_AlexNet[s, c]              mCE = 100 mean_c CE_c
     relative: the same with the clean error subtracted from every E
     FP = mean over sequences and frames of [prediction != reference]        FR = FP / FP_AlexNet
-    mFR = 100 mean FR
+    mFR = 100 mean FR        mT5D: the same of the distances that the five likeliest classes move
 
 Hendrycks and Dietterich, ICLR 2019 (arXiv:1903.12261); Hendrycks et al., Natural Adversarial Examples
 (arXiv:1907.07174). The reference of a frame is the one before, and the first one for noise, which differs in
@@ -39,6 +39,7 @@ ALEXNET = {
     "jpeg_compression": 0.606500,
 }
 ALEXNET_CLEAN = 0.435
+CLASSES = 1000  # of ImageNet, which AlexNet's numbers are for
 # AlexNet's flip probability in percent (the paper's table).
 ALEXNET_FLIPS = {
     "gaussian_noise": 23.65,
@@ -51,6 +52,19 @@ ALEXNET_FLIPS = {
     "rotate": 13.10,
     "tilt": 7.05,
     "scale": 23.53,
+}
+# AlexNet's top-5 distance (the paper's table).
+ALEXNET_TOP5 = {
+    "gaussian_noise": 4.77,
+    "shot_noise": 5.76,
+    "motion_blur": 1.93,
+    "zoom_blur": 1.34,
+    "snow": 2.42,
+    "brightness": 1.19,
+    "translate": 2.63,
+    "rotate": 2.95,
+    "tilt": 1.75,
+    "scale": 4.48,
 }
 # The classes of ImageNet-A among ImageNet's 1,000, in the order of the sorted WordNet ids.
 # fmt: off
@@ -114,6 +128,24 @@ def flip_probability(predictions: Sequence[np.ndarray], *, noise: bool, difficul
         reference = frames[:1] if noise else frames[:-step]
         flips.append(np.mean(frames[step:] != reference))
     return float(np.mean(flips))
+
+
+def top5_distance(ranks: Sequence[np.ndarray], *, noise: bool, difficulty: int) -> float:
+    """How far the five likeliest classes move within a sequence; a rank beyond the fifth counts as the sixth.
+
+    Args:
+        ranks: int [V, F, K], the rank of each class in each frame, 1 for the likeliest, or V sequences.
+        noise, difficulty: as for `flip_probability`.
+    """
+    step = 1 if noise else difficulty
+    distances = []
+    for frames in ranks:
+        place = np.minimum(np.asarray(frames, np.int64) - 1, 5)
+        five = np.argsort(place, axis=1, kind="stable")[:, :5]
+        reference = np.broadcast_to(five[:1], five[step:].shape) if noise else five[:-step]
+        moved = np.take_along_axis(place[step:], reference, axis=1)
+        distances.append(np.abs(moved - np.arange(5)).sum(axis=1).mean())
+    return float(np.mean(distances))
 
 
 # ----------------------------------------------------------------------------- what the three protocols share

@@ -14,7 +14,7 @@ from ssljax.data import corruptions, loader, records, sources
 from ssljax.evaluate import further
 from ssljax.pictures import robustness as pictures
 from ssljax.pictures.tables import groups
-from ssljax.protocols import PROTOCOLS, robustness
+from ssljax.protocols import PROTOCOLS, perturbations, robustness
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.corruptions import in_tfds
 from ssljax.protocols.perturbations import sequences
@@ -61,6 +61,25 @@ def test_flip_probability_is_the_authors(g):
         expected = float(g[f"imagenet_p/{kind}_difficulty{difficulty}/flip_prob"])
         found = robustness.flip_probability(predictions, noise=noise, difficulty=difficulty)
         assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_top5_distance_is_the_authors(g):
+    ranks = g["imagenet_p/ranks_up_to_6"]
+    for kind, noise, difficulty in (("noise", True, 1), ("temporal", False, 1), ("temporal", False, 2)):
+        expected = float(g[f"imagenet_p/{kind}_difficulty{difficulty}/top5_distance"])
+        found = robustness.top5_distance(ranks, noise=noise, difficulty=difficulty)
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_top5_distance_by_hand():
+    """The first two change places: 1 + 1. The likeliest becomes the eighth and four move up: 5 + 4."""
+    still = np.arange(1, 11)
+    swapped = np.array([2, 1, *range(3, 11)])
+    fallen = np.array([8, *range(1, 8), 9, 10])
+    distance = robustness.top5_distance
+    assert distance([np.stack([still, swapped])], noise=False, difficulty=1) == 2
+    assert distance([np.stack([still, fallen])], noise=False, difficulty=1) == 9
+    assert distance([np.stack([still, swapped, still])], noise=True, difficulty=1) == 1
 
 
 def test_flip_probability_by_hand():
@@ -311,9 +330,11 @@ def frames(tmp_path):
     photographs(tmp_path / "p", layout)
 
 
-def test_perturbations_follow_the_numbers_of_the_frames(tmp_path):
+@pytest.mark.parametrize("at_once", [1, 13, 100])
+def test_perturbations_follow_the_numbers_of_the_frames(tmp_path, monkeypatch, at_once):
     """First: two flips of eleven in time, one from the first frame. Second: one, and all eleven."""
     frames(tmp_path)
+    monkeypatch.setattr(perturbations, "AT_ONCE", at_once)
     config, test = of_folder(tmp_path, perturbations=f"folder:{tmp_path}/p")
     config.data.eval_crop = 1.0
     one = bench(config, test, halves)
@@ -341,6 +362,9 @@ def test_perturbations_follow_the_numbers_of_the_frames(tmp_path):
     flips = found["settings"]["flips"]
     table = dict(gaussian_noise=23.65, shot_noise=30.06, motion_blur=9.3, zoom_blur=5.94, snow=11.93)
     table |= dict(brightness=4.89, translate=11.01, rotate=13.1, tilt=7.05, scale=23.53)
+    # Logits of two classes: the one that wins moves from the first to the second place, and back.
+    assert {*found["settings"]["top5_distances"].values()} == {round(noise / 50, 3), round(temporal / 50, 3)}
+    assert found["mt5d"] > 0
     assert found["mfr"] == pytest.approx(
         np.mean([100 * flips[name] / table[name] for name in table]), rel=1e-4
     )
@@ -418,6 +442,7 @@ def test_evaluate_and_report_a_trained_run(tmp_path, capsys):
     from ssljax import train
 
     overrides = ["--config.epochs=1", "--config.model.width=0.125", "--config.eval_every_epochs=0"]
+    overrides.append("--config.optim.warmup_epochs=0")
     run = ["--config", "configs/supervised.py:digits", f"--workdir={tmp_path}/run", *overrides]
     train.main(run)
     evaluate.main([*run, "--protocols=corruptions", "--config.evaluate.corruption_images=30"])
