@@ -2017,8 +2017,8 @@ ROBUSTNESS = [
     Mutation(
         "difficulty_ignored",
         ROBUSTNESS_FILE,
-        "    step = 1 if noise else difficulty",
-        "    step = 1",
+        "    step = 1 if noise else difficulty\n    flips = []",
+        "    step = 1\n    flips = []",
         "frames i, i + d, ... are one sequence",
         f"{T_ROBUSTNESS}::test_flip_probability_is_the_authors",
     ),

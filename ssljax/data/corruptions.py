@@ -21,8 +21,8 @@ What differs ([X], sizes in docs/robustness.md):
 
 - frost lays photographs of frost over the image. They are not here: a random texture with the brightness,
   colour and spectrum of the five photographs takes their place (`corruption_textures.frost`);
-- images of other sizes take the constants of the nearer benchmark, in pixels, but for the elastic transform,
-  whose lengths grow with the image;
+- images of other sizes than 32 and 224 take the constants of one of the two, in pixels, but for the elastic
+  transform, whose lengths grow with the image;
 - grey images have one channel of noise instead of three.
 """
 
@@ -42,9 +42,7 @@ from ssljax.data import corruption_textures as textures
 Draws = Sequence[np.random.Generator]  # one per image
 
 SEVERITIES = (1, 2, 3, 4, 5)
-SMALL = (
-    96  # images below this many pixels take the constants of CIFAR-10-C (32 px), others ImageNet-C's (224)
-)
+SMALL = 96  # images below this many pixels take the constants of CIFAR-10-C, others those of ImageNet-C
 STORED_QUALITY = 85  # of ImageNet-C's JPEG files
 CHUNK = 2**16  # the most numbers of an array that a thread works on: it stays in the cache
 

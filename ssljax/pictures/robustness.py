@@ -46,8 +46,8 @@ def robustness_blocks(known: Sequence[Group], folder: Path) -> list[Block]:
 
     Args:
         known: the groups of the report.
-        folder: where figures are written. If it has the gallery of one of the runs, one of its images is
-            shown under every corruption.
+        folder: where figures are written. If it has the gallery of the first run, and that has images of
+            the size that the network sees, one of them is shown under every corruption.
     """
     blocks = []
     for number, (key, group) in enumerate(images(known).items()):
@@ -65,9 +65,12 @@ def robustness_blocks(known: Sequence[Group], folder: Path) -> list[Block]:
             Block("img", (file, "Error against severity; 0 is the clean image; the mean over seeds")),
         ]
         gallery = folder / f"gallery-{first.preset}.npz"
-        if gallery.exists() and said["images"] == "regenerated":
+        shown = np.load(gallery)["query"][0] if gallery.exists() else np.zeros((0, 0, 1), np.uint8)
+        if (
+            said["images"] == "regenerated" and len(shown) == said["size"]
+        ):  # large images are thumbnails there
             sheet = f"corrupted-{slug}.png"
-            draw_sheet(folder / sheet, np.load(gallery)["query"][0])
+            draw_sheet(folder / sheet, shown)
             blocks.append(Block("img", (sheet, "A held-out image, clean and at severities 1 to 5")))
     return blocks
 
