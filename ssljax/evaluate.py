@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
 from ssljax import cli, results
-from ssljax.config import differences, hashed, public
+from ssljax.config import differences, hashed, public, resolve
 from ssljax.data import geometry, sources
 from ssljax.data.reading import readable
 from ssljax.data.source import Source
@@ -46,6 +46,12 @@ from ssljax.sharding import make_mesh
 from ssljax.types import JudgeFn, Measurement
 
 METRICS = tuple(dict.fromkeys(metric for protocol in PROTOCOLS.values() for metric in protocol.metrics))
+METRIC_NAMES = {
+    "top1": "top-1",
+    "nmi": "NMI",
+    "mean_error": "mean error",
+    "flip_probability": "flip probability",
+}
 BASELINES = ("raw_pixels", "random_init", "supervised")
 
 # Below this many numbers scikit-learn fits faster on one core. On a busy machine its threads wait for each
@@ -205,8 +211,9 @@ def further(config: ConfigDict) -> Callable[..., Source]:
     """Return `Bench.load`: (split, changed settings of `config.data`) -> a source."""
 
     def load(split: str, **settings: Any) -> Source:
-        data = config.data.copy_and_resolve_references().unlock()
-        data.update(settings)
+        changed = config.copy_and_resolve_references().unlock()
+        changed.data.update(settings)
+        data = resolve(changed).data  # another kind of source reads other settings
         return readable(sources.load(data, split), data)
 
     return load
@@ -368,7 +375,7 @@ def say(first: results.Measurement) -> None:
     labels = ""
     if first["labels_per_class"]:
         labels = f" {first['labels_per_class']} per class, draw {first['draw']}"
-    metric = "NMI" if first["metric"] == "nmi" else "top-1"
+    metric = METRIC_NAMES.get(first["metric"], first["metric"])
     value = f"{metric} {first['value']:.1f} % of {first['n']}"
     print(f"{first['features']:12} {first['protocol']}{labels}: {value}", flush=True)
 

@@ -30,6 +30,7 @@ from ssljax.pictures import figures
 from ssljax.pictures.overview import overview
 from ssljax.pictures.page import Block, markdown, page, renew, terminal
 from ssljax.pictures.paper import paper_blocks
+from ssljax.pictures.robustness import robustness_blocks
 from ssljax.pictures.tables import Group, aggregate, caption, groups, kinds, main_table, newest, pick
 from ssljax.run import files
 
@@ -278,6 +279,7 @@ def report(folder: Path) -> list[Path]:
     for group in known:
         blocks += group_blocks(group, folder, runs[group.slug])
         print(f"\n{group.title}\n{terminal(main_table(group.rows))}")
+    blocks += robustness_blocks(known, folder)
     blocks += unjudged_blocks(runs[""], folder)
     blocks += paper_blocks(paper, known, folder)
 

@@ -2415,6 +2415,127 @@ FIGURES = [
     ),
 ]
 
+
+# Robustness: corruptions, ImageNet-A, ImageNet-P.
+ROBUSTNESS_FILE = "ssljax/protocols/robustness.py"
+CORRUPTIONS_FILE = "ssljax/data/corruptions.py"
+T_ROBUSTNESS = "tests/protocols/test_robustness.py"
+T_CORRUPTIONS = "tests/data/test_corruptions.py"
+ROBUSTNESS = [
+    Mutation(
+        "alexnets_errors_by_position",
+        ROBUSTNESS_FILE,
+        "return np.array([ALEXNET[name] for name in corruptions])",
+        "return np.array(list(ALEXNET.values())[: len(corruptions)])",
+        "public lists have other orders: normalised by another corruption's error",
+        f"{T_ROBUSTNESS}::test_mce_is_augmixs_in_any_order_of_the_corruptions[0]",
+    ),
+    Mutation(
+        "mean_of_ratios_of_severities",
+        ROBUSTNESS_FILE,
+        "return float(100.0 * np.mean(np.mean(error, axis=1, dtype=np.float64) / alexnet))",
+        "return float(100.0 * np.mean(error) / np.mean(alexnet))",
+        "one ratio of all sums: corruptions that are hard for AlexNet weigh more",
+        f"{T_ROBUSTNESS}::test_mce_is_augmixs_in_any_order_of_the_corruptions[0]",
+    ),
+    Mutation(
+        "relative_mce_of_the_clean_error",
+        ROBUSTNESS_FILE,
+        "return mce(np.asarray(error) - clean, np.asarray(alexnet) - alexnet_clean)",
+        "return mce(np.asarray(error) - clean, np.asarray(alexnet))",
+        "the clean error is subtracted above alone",
+        f"{T_ROBUSTNESS}::test_relative_mce_by_hand",
+    ),
+    Mutation(
+        "noise_compared_with_the_frame_before",
+        ROBUSTNESS_FILE,
+        "reference = frames[:1] if noise else frames[:-step]",
+        "reference = frames[:-step]",
+        "noise is drawn anew in each frame: the first one is the reference",
+        f"{T_ROBUSTNESS}::test_flip_probability_is_the_authors",
+    ),
+    Mutation(
+        "difficulty_ignored",
+        ROBUSTNESS_FILE,
+        "    step = 1 if noise else difficulty\n    flips = []",
+        "    step = 1\n    flips = []",
+        "frames i, i + d, ... are one sequence",
+        f"{T_ROBUSTNESS}::test_flip_probability_is_the_authors",
+    ),
+    Mutation(
+        "imagenet_a_without_its_mask",
+        "ssljax/protocols/imagenet_a.py",
+        "accuracies(logits[:, list(IMAGENET_A)], among)",
+        "accuracies(logits, labels)",
+        "all 1,000 classes compete",
+        f"{T_ROBUSTNESS}::test_imagenet_a_leaves_out_the_other_800_classes",
+    ),
+    Mutation(
+        "severities_backwards",
+        CORRUPTIONS_FILE,
+        "corruption][severity - 1]",
+        "corruption][-severity]",
+        "severity 1 is the strongest",
+        f"{T_CORRUPTIONS}::test_equal_to_the_released_code[32-contrast]",
+    ),
+    Mutation(
+        "imagenets_constants_for_small_images",
+        CORRUPTIONS_FILE,
+        "(CIFAR if size < SMALL else IMAGENET)",
+        "IMAGENET",
+        "radii for 224 pixels on 32",
+        f"{T_CORRUPTIONS}::test_equal_to_the_released_code[32-defocus_blur]",
+    ),
+    Mutation(
+        "noise_by_place_in_the_batch",
+        CORRUPTIONS_FILE,
+        "[generator(corruption, severity, int(i)) for i in index[part]]",
+        "[generator(corruption, severity, i) for i in range(len(index[part]))]",
+        "another batch size, other images",
+        f"{T_CORRUPTIONS}::test_an_image_depends_on_its_id_alone[32-3-gaussian_noise]",
+    ),
+    Mutation(
+        "noise_is_not_deterministic",
+        CORRUPTIONS_FILE,
+        "np.random.Philox(key=[8 * CORRUPTIONS.index(corruption) + severity, index])",
+        "np.random.Philox()",
+        "every network sees other images",
+        f"{T_CORRUPTIONS}::test_an_image_depends_on_its_id_alone[32-3-gaussian_noise]",
+    ),
+    Mutation(
+        "values_are_rounded",
+        CORRUPTIONS_FILE,
+        "return (np.clip(changed, 0.0, 1.0) * 255.0).astype(np.uint8)",
+        "return np.rint(np.clip(changed, 0.0, 1.0) * 255.0).astype(np.uint8)",
+        "np.uint8 cuts",
+        f"{T_CORRUPTIONS}::test_equal_to_the_released_code[32-contrast]",
+    ),
+    Mutation(
+        "glass_exchanges_pixels",
+        "ssljax/data/corruption_textures.py",
+        "earlier = inside.ravel()[there] & (there > here)",
+        "earlier = inside.ravel()[there] & (there < here)",
+        "neighbours are read as they will be",
+        f"{T_CORRUPTIONS}::test_glass_copies_the_value_that_a_neighbour_has_at_that_time",
+    ),
+    Mutation(
+        "published_corruptions_cropped_again",
+        LOADER,
+        "    if source.cropped:\n",
+        "    if source.cropped and False:\n",
+        "ImageNet-C is cropped already",
+        f"{T_ROBUSTNESS}::test_published_images_are_not_cropped_again",
+    ),
+    Mutation(
+        "classes_of_another_folder_by_position",
+        ROBUSTNESS_FILE,
+        "return np.array([position[name] for name in source.class_names])[source.labels]",
+        "return source.labels",
+        "class folders of another set have other positions",
+        f"{T_ROBUSTNESS}::test_corruptions_from_folders_are_whole_and_judged_by_the_names_of_their_classes",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -2438,6 +2559,7 @@ MUTATIONS = [
     *SIMCLR_V2,
     *PAPERS_RECIPES,
     *FIGURES,
+    *ROBUSTNESS,
 ]
 
 

@@ -23,6 +23,17 @@ TITLES = {
     "knn": "kNN",
     "linear_lbfgs": "linear",
     "linear_sgd_cached": "linear (SGD, cached)",
+    "imagenet_a": "ImageNet-A",
+}
+# The columns of metrics other than accuracy. Those left out always come with one that is shown.
+UNSHOWN = ("top1", "top5", "clean_error", "relative_mce")
+METRICS = {
+    ("clusters", "nmi"): "NMI of clusters with labels",
+    ("corruptions", "mean_error"): "mean error under corruptions",
+    ("corruptions", "mce"): "mCE",
+    ("perturbations", "flip_probability"): "flip probability",
+    ("perturbations", "mfr"): "mFR",
+    ("perturbations", "mt5d"): "mT5D",
 }
 GROUP = ("experiment", "preset", "stage", "data", "epochs", "train_images", "config_hash", "data_checksum")
 # The fields that tell groups with the same title apart, and their names for readers.
@@ -182,8 +193,8 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
         out.append((text, {"metric": "top1", "protocol": "label_fraction", "labels_per_class": k}))
 
     for protocol, metric in dict.fromkeys((row["protocol"], row["metric"]) for row in rows):
-        if metric not in ("top1", "top5"):
-            text = "NMI of clusters with labels" if metric == "nmi" else f"{protocol}, {metric}"
+        if metric not in UNSHOWN:
+            text = METRICS.get((protocol, metric), f"{protocol}, {metric}")
             out.append((text, {"protocol": protocol, "metric": metric}))
     return out
 
