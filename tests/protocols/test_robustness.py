@@ -394,7 +394,8 @@ def line(features, errors, clean, **fields):
     }
     common = {
         "run": "r", "experiment": "e", "preset": "p", "stage": "", "seed": 0, "epochs": 1, "step": 1,
-        "data": "digits", "train_images": 5, "data_checksum": "d", "config_hash": "c", "changed": {}, "commit": "x",
+        "data": "digits", "train_images": 5, "data_checksum": "d", "config_hash": "c",
+        "changed": {}, "commit": "x",
         "versions": {}, "command": "", "features": features, "protocol": "corruptions",
         "settings": {**settings, "errors": errors}, "labels_per_class": 0, "draw": 0, "n": 9, "seconds": 0.0,
         "time": "1", **fields,
