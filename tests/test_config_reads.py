@@ -88,7 +88,7 @@ def traced(built: program.Program) -> None:
 def adopted(built: program.Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces loading `init_from` and a teacher; the fresh state stands in for their checkpoints."""
     monkeypatch.setattr(earlier, "evaluated_part", lambda run, part: f"{part}/encoder")
-    monkeypatch.setattr(earlier, "load_parts", lambda run, like, resize: dict(like))
+    monkeypatch.setattr(earlier, "load_parts", lambda run, like, resize, optional: dict(like))
     state = jax.eval_shape(lambda s: earlier.start_from(built, {})(s), built.shapes)
     assert isinstance(state, TrainState)
 
@@ -100,7 +100,17 @@ def unread(c: ConfigDict, seen: set[str], exempt: tuple[str, ...]) -> set[str]:
 def small_stages() -> list[tuple[str, str, str]]:
     """(paper, preset, stage) of every digits preset."""
     found = []
-    for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised", "linear"):
+    for paper in (
+        "simclr",
+        "moco",
+        "byol",
+        "deepcluster",
+        "deit",
+        "supervised",
+        "linear",
+        "dvae",
+        "beit",
+    ):
         module = importlib.import_module(f"configs.{paper}")
         for preset in module.PRESETS:
             if preset.startswith("digits"):

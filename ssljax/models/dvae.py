@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import initializers
+from ml_collections import ConfigDict
 
 from ssljax.models.placement import along_batch
 
@@ -35,6 +36,41 @@ def map_pixels(x: jax.Array, epsilon: float = EPSILON) -> jax.Array:
 def unmap_pixels(x: jax.Array, epsilon: float = EPSILON) -> jax.Array:
     """The inverse of `map_pixels`, clipped to [0, 1]."""
     return jnp.clip((x - epsilon) / (1.0 - 2.0 * epsilon), 0.0, 1.0)
+
+
+# How pixels in [0, 1] are mapped to the encoder's input: scale and offset.
+PIXELS = {"dall-e": (1.0 - 2.0 * EPSILON, EPSILON), "customized": (2.0, -1.0)}
+
+
+def pixel_map(name: str) -> jax.Array:
+    """The scale and offset of an input map by its name in PIXELS: float32 [2]."""
+    return jnp.array(PIXELS[name], jnp.float32)
+
+
+def mapped(image: jax.Array, pixels: jax.Array) -> jax.Array:
+    """Images in [0, 1] as the encoder sees them. `pixels` is a `pixel_map`."""
+    return pixels[0] * image + pixels[1]
+
+
+def unmapped(x: jax.Array, pixels: jax.Array) -> jax.Array:
+    """The inverse of `mapped`, clipped to [0, 1]."""
+    return jnp.clip((x - pixels[1]) / pixels[0], 0.0, 1.0)
+
+
+def check_recipe(augment: ConfigDict, place: str) -> None:
+    """Refuse a view that is normalised before the tokenizer maps its pixels.
+
+    Raises:
+        ValueError: names the setting and what to type.
+    """
+    mean, std = tuple(augment.mean), tuple(augment.std)
+    if any(mean) or any(value != 1.0 for value in std):
+        zeros = ",".join("0." for _ in mean)
+        ones = ",".join("1." for _ in std)
+        raise ValueError(
+            f"{place}.mean={mean} and std={std}: the tokenizer maps pixels itself (model.pixels), so its "
+            f"view must not be normalised: --{place}.mean='({zeros},)' --{place}.std='({ones},)'"
+        )
 
 
 def gumbel_softmax(logits: jax.Array, noise: jax.Array, temperature: jax.typing.ArrayLike) -> jax.Array:

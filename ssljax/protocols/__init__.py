@@ -1,6 +1,6 @@
 """Evaluation protocols: `PROTOCOLS[name]` says what a protocol reads and measures, and when it refuses."""
 
-from ssljax.protocols import classifier, clusters, knn, label_fraction, layers, linear
+from ssljax.protocols import classifier, clusters, knn, label_fraction, layers, linear, reconstruction
 from ssljax.types import Protocol
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -10,4 +10,5 @@ PROTOCOLS: dict[str, Protocol] = {
     "layers": layers.PROTOCOL,
     "classifier": classifier.PROTOCOL,
     "clusters": clusters.PROTOCOL,
+    "reconstruction": reconstruction.PROTOCOL,
 }

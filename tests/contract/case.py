@@ -33,12 +33,13 @@ def own(method: str) -> ModuleType | SimpleNamespace:
 
 
 def small_config(method: str, **changes) -> ConfigDict:
-    """The method's digits preset (its last stage) with a network of 8 channels.
+    """The method's digits preset (its last stage of this method) with a network of 8 channels.
 
     There is no warm-up, because a learning rate of 0 moves nothing.
     """
     c = importlib.import_module(f"configs.{method}").get_config("digits").unlock()
-    c = c[c.stages[-1]] if "stages" in c else c
+    if "stages" in c:
+        c = c[[stage for stage in c.stages if c[stage].method == method][-1]]
     c.batch_size = 16
     c.epochs = 2
     c.log_every = 2
