@@ -43,7 +43,7 @@ PLUS = {f"imagenet_{size}_plus": size for size in SIZES}
 PROBED = {f"imagenet_{size}_linear": size for size in SIZES}
 TRANSFERRED = ("imagenet_b_cifar100", "imagenet_b_intermediate_cifar100")
 ABLATED = {f"imagenet_b_ablation_{name}": name for name in ABLATIONS}
-SMALL = ("digits", "fashion_mnist", "cifar10", "cifar10_scratch", "fashion_mnist_scratch")
+SMALL = ("digits", "fashion_mnist", "cifar10", "digits_scratch", "fashion_mnist_scratch", "cifar10_scratch")
 SMALL_ABLATED = {f"cifar10_{name}": name for name in ABLATIONS if name not in ("layer_scale", "relative")}
 
 PRESETS = (
@@ -289,11 +289,14 @@ def ablate(pretrain: ConfigDict, name: str) -> None:
 
 
 def small_tokenizer(c: ConfigDict, **network: int) -> ConfigDict:
-    """A small dVAE: a larger learning rate, an average over fewer steps, slower schedules [X]."""
+    """A small dVAE: a larger learning rate, an average over fewer steps, slower schedules [X].
+
+    A token stands for 16 pixels, not for 192 numbers: the KL has the paper's weight per number.
+    """
     c = config.dvae(c, epochs=c.epochs, batch_size=64, groups=3, blocks=1, codebook=32, **network)
     c.optim.update(learning_rate=3e-3, end=3e-5, cosine_share=1.0)
     c.ema.decay = 0.99
-    c.dvae.update(temperature_share=0.5, kl_share=0.05)
+    c.dvae.update(temperature_share=0.5, kl_share=0.05, kl_weight=6.6 * 16 * c.data.channels / 192)
     return c
 
 

@@ -74,7 +74,7 @@ def beit(config: ConfigDict, facts: Facts) -> Method:
     encoder = models.backbone(config.model)
     tokenizer = models.token_encoder(config.tokenizer) if by_tokens else None
     outputs = config.tokenizer.vocabulary if by_tokens else config.model.patch**2 * channels
-    masks = config.masking.name != "none"
+    corrupts = config.masking.name != "none"
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, Tokenizer | tuple[()]]:
         del batch
@@ -84,7 +84,7 @@ def beit(config: ConfigDict, facts: Facts) -> Method:
         kernel = models.cut_normal(keys[1], (width, outputs))
         head = {"dense": {"kernel": kernel, "bias": jnp.zeros(outputs, jnp.float32)}}
         params = {"encoder": f, "head": head}
-        if masks:
+        if corrupts:
             params["mask_token"] = models.cut_normal(keys[2], (width,))
         if tokenizer is None:
             return params, {"encoder": f_state}, ()
@@ -106,13 +106,13 @@ def beit(config: ConfigDict, facts: Facts) -> Method:
         # 1. One crop of each image, at the size of the patches and at that of the tokenizer; and its mask.
         made = views.make(batch, key, config)
         x = made[PATCHES][:, 0]
-        mask = _masks(key, batch["index"], config, grid)
+        mask = masks(key, batch["index"], config, grid)
 
         # 2. What is to be predicted: the tokenizer's tokens, or the pixels.
         target = tokens_of(extra, made[TOKENS][:, 0]) if by_tokens else models.patches(x, config.model.patch)
 
         # 3. The transformer sees the mask token in place of masked patches. Its class token is not used.
-        corrupt = dict(mask=mask, mask_token=params["mask_token"]) if masks else {}
+        corrupt = dict(mask=mask, mask_token=params["mask_token"]) if corrupts else {}
         h, f_state = models.forward(
             encoder,
             params["encoder"],
@@ -163,8 +163,18 @@ def beit(config: ConfigDict, facts: Facts) -> Method:
     )
 
 
-def _masks(key: jax.Array, index: jax.Array, config: ConfigDict, grid: int) -> jax.Array:
-    """The mask of every image, bool [B, N]. It follows from the step's key and the image's id."""
+def masks(key: jax.Array, index: jax.Array, config: ConfigDict, grid: int) -> jax.Array:
+    """The mask of every image. It follows from the step's key and the image's id.
+
+    Args:
+        key: the key of the step.
+        index: int32 [B], the stable ids of the images.
+        config: reads `masking`.
+        grid: patches per side.
+
+    Returns:
+        bool [B, grid * grid], row by row.
+    """
     m = config.masking
     if m.name == "none":
         return jnp.zeros((len(index), grid * grid), bool)

@@ -24,6 +24,13 @@ TITLES = {
     "linear_lbfgs": "linear",
     "linear_sgd_cached": "linear (SGD, cached)",
 }
+METRICS = {
+    "nmi": "NMI of clusters with labels",
+    "mae": "mean absolute error of pixels, %",
+    "psnr": "PSNR, dB",
+    "bits": "bits per token",
+    "codebook_usage": "codes used, %",
+}
 GROUP = ("experiment", "preset", "data", "epochs", "train_images", "config_hash", "data_checksum")
 # The fields that tell groups with the same title apart, and their names for readers.
 APART = {"experiment": "experiment", "config_hash": "config", "data_checksum": "data"}
@@ -180,7 +187,7 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
 
     for protocol, metric in dict.fromkeys((row["protocol"], row["metric"]) for row in rows):
         if metric not in ("top1", "top5"):
-            text = "NMI of clusters with labels" if metric == "nmi" else f"{protocol}, {metric}"
+            text = METRICS.get(metric, f"{protocol}, {metric}")
             out.append((text, {"protocol": protocol, "metric": metric}))
     return out
 
