@@ -291,12 +291,14 @@ def ablate(pretrain: ConfigDict, name: str) -> None:
 def small_tokenizer(c: ConfigDict, **network: int) -> ConfigDict:
     """A small dVAE: a larger learning rate, an average over fewer steps, slower schedules [X].
 
-    A token stands for 16 pixels, not for 192 numbers: the KL has the paper's weight per number.
+    A token stands for 16 pixels, not for 64, and the KL weighs less. On the digits, weights of .55, 2 and 6.6
+    left errors of 8.8, 9.3 and 10.1 % of the pixels' range with 48, 89 and 84 % of the codes in use, and 2
+    with this learning rate 7.7 % with 92 %.
     """
     c = config.dvae(c, epochs=c.epochs, batch_size=64, groups=3, blocks=1, codebook=32, **network)
-    c.optim.update(learning_rate=3e-3, end=3e-5, cosine_share=1.0)
+    c.optim.update(learning_rate=6e-3, end=6e-5, cosine_share=1.0)
     c.ema.decay = 0.99
-    c.dvae.update(temperature_share=0.5, kl_share=0.05, kl_weight=6.6 * 16 * c.data.channels / 192)
+    c.dvae.update(temperature_share=0.5, kl_share=0.05, kl_weight=2.0 * c.data.channels)
     return c
 
 
@@ -355,7 +357,7 @@ def cifar10() -> ConfigDict:
     c = config.cifar10_small()
     c.augment.min_area = 0.3
     c.epochs = 3
-    tokenizer = small_tokenizer(c.copy_and_resolve_references(), hidden=32, vocabulary=256)
+    tokenizer = small_tokenizer(c.copy_and_resolve_references(), hidden=16, vocabulary=256)
     c.epochs = 20
     c.augment.update(jitter="torchvision", jitter_on="image", jitter_probability=1.0, jitter_strength=0.5)
     c.augment.update(jitter_saturation=0.8, jitter_hue=0.0, **config.CIFAR10)

@@ -86,11 +86,13 @@ def cifar10_small() -> ConfigDict:
 def fast(c: ConfigDict) -> ConfigDict:
     """A short run: a larger learning rate, an average over fewer steps, slower schedules [X].
 
-    A token stands for 16 pixels, not for 192 numbers: the KL has the paper's weight per number.
+    A token stands for 16 pixels, not for 64, and the KL weighs less. On the digits, weights of .55, 2 and 6.6
+    left errors of 8.8, 9.3 and 10.1 % of the pixels' range with 48, 89 and 84 % of the codes in use, and 2
+    with this learning rate 7.7 % with 92 %.
     """
-    c.optim.update(learning_rate=3e-3, end=3e-5, cosine_share=1.0)
+    c.optim.update(learning_rate=6e-3, end=6e-5, cosine_share=1.0)
     c.ema.decay = 0.99
-    c.dvae.update(temperature_share=0.5, kl_share=0.05, kl_weight=6.6 * 16 * c.data.channels / 192)
+    c.dvae.update(temperature_share=0.5, kl_share=0.05, kl_weight=2.0 * c.data.channels)
     return c
 
 

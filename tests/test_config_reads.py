@@ -161,6 +161,10 @@ IMAGENET = [
     ("deepcluster", "imagenet_alexnet_linear", "linear"),
     ("deepcluster", "imagenet_r50_v2", ""),
     ("deit", "imagenet_b_distilled_384", "finetune"),
+    ("dvae", "imagenet", ""),
+    ("beit", "imagenet_b", "pretrain"),
+    ("beit", "imagenet_b_plus", "finetune"),
+    ("beit", "imagenet_b_linear", "linear"),
 ]
 
 

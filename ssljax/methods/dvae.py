@@ -65,7 +65,7 @@ def dvae(config: ConfigDict, facts: Facts) -> Method:
     settings = config.dvae
     _check(config)
 
-    encoder = models.token_encoder(config.model)
+    encoder = models.backbone(config.model)
     decoder = models.token_decoder(config.model, channels)
     averaged = config.ema.decay > 0
     total = max(facts.num_examples * config.epochs // config.batch_size, 1)
@@ -208,6 +208,10 @@ def _check(config: ConfigDict) -> None:
     Raises:
         ValueError: names the setting and what to type.
     """
+    if config.model.name != "dvae":
+        raise ValueError(
+            f"config.model.name={config.model.name!r} is no tokenizer: the method dvae trains model.name=dvae"
+        )
     if config.dvae.loss == "logit_laplace" and config.model.pixels != "dall-e":
         raise ValueError(
             f"config.dvae.loss='logit_laplace' is a density of pixels in (0, 1), and model.pixels="

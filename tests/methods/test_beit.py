@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.beit import PRESETS, get_config
-from ssljax import models
+from ssljax import models, preview
 from ssljax.config import resolve, stages
 from ssljax.data import sources
 from ssljax.earlier import start_from
@@ -258,6 +258,17 @@ def test_fine_tuning_takes_the_blocks_copies_the_table_and_begins_a_fresh_norm(t
     checkpoints.close()
     again = start_from(program, {"pretrain": str(tmp_path / "finetune")})(program.init(0))
     jax.tree.map(np.testing.assert_array_equal, again.params["encoder"], trained.params["encoder"])
+
+
+def test_the_preview_shows_the_masks_of_the_first_step():
+    c = get_config("digits").pretrain
+    _, columns, _ = preview.examples(c)
+    assert [column.name.split(" ")[0] for column in columns] == ["patches,", "tokens,"] * 3 + ["masked"]
+    first, last = columns[0].images, columns[-1].images
+    grey = (last != first).any(-1).reshape(8, 4, 4, 4, 4).any((2, 4))
+    assert 0 < grey.sum((1, 2)).max() <= c.masking.patches
+    stated = [int(caption.split()[0]) for caption in columns[-1].captions]
+    np.testing.assert_array_equal(grey.sum((1, 2)), stated)
 
 
 def test_the_papers_numbers_are_in_the_presets():

@@ -68,7 +68,7 @@ def test_the_loss_by_numpy(seen, step):
     mu, ln_b = np.split(stats.astype(np.float64), 2, axis=-1)
     logit = np.log(x) - np.log1p(-x)
     nll = np.log(2) + ln_b + np.log(x * (1 - x)) + np.abs(logit - mu) * np.exp(-ln_b)
-    beta = 0.5 * 6.6 * (1 - np.cos(np.pi * np.clip(step / (0.05 * total), 0, 1)))
+    beta = 0.5 * c.dvae.kl_weight * (1 - np.cos(np.pi * np.clip(step / (0.05 * total), 0, 1)))
     p = softmax(logits.astype(np.float64))
     kl = (p * (np.log(p) + np.log(12))).sum(-1)
     per_image = nll.sum((1, 2, 3)) + beta * kl.sum((1, 2))
