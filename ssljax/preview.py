@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from ssljax import cli
 from ssljax.config import flat, stages, view_names
-from ssljax.data import loader, mixing, policies, sources, views
+from ssljax.data import loader, mixing, pillow, policies, sources, views
 from ssljax.data.source import Source
 from ssljax.methods.beit import masks
 
@@ -86,7 +86,15 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
         rows = []
         for b, which in enumerate(batch["index"]):
             own = jax.tree.map(lambda leaf, b=b: leaf[b, i], drawn[view.name])
-            policy = policies.draw((config.seed, 0, which, view.first + i), view.augment)
+            place = (config.seed, 0, which, view.first + i)
+            policy = policies.draw(place, view.augment)
+            if config.data.crop_on == "host" and pillow.jitters_image(view.augment):
+                own = own._replace(apply_jitter=False)  # the host has done it, with draws of its own
+                steps = [
+                    f"{name[0]}{factor:.2f}" for name, factor in pillow.jitter_steps(place, view.augment)
+                ]
+                rows.append(" ".join(steps) + "\n" + caption(own, view.augment, config.data.channels, policy))
+                continue
             rows.append(caption(own, view.augment, config.data.channels, policy))
         return Column(heading(view, i, names[view.name]), pixels(made[view.name][:, i], view.augment), rows)
 

@@ -2186,7 +2186,7 @@ BEIT_AND_DVAE = [
         "masked_patches_shine_through",
         BEIT_MODEL,
         "x = jnp.where(mask[..., None], mask_token.astype(x.dtype)[None, None], x)",
-        "x = x + mask[..., None] * mask_token.astype(x.dtype)[None, None]",
+        "x = x + jnp.where(mask[..., None], mask_token[None, None], jnp.zeros_like(mask_token)[None, None])",
         "the mask token added, not put in place",
         f"{T_BEIT_MODEL}::test_pixels_of_masked_patches_do_not_matter",
     ),

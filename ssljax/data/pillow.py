@@ -93,8 +93,7 @@ def jitters_image(augment: ConfigDict) -> bool:
 def jitter(image: np.ndarray, seed: Sequence[int], augment: ConfigDict) -> np.ndarray:
     """Make torchvision's ColorJitter of an image that was read from a file, without hue.
 
-    Brightness, contrast and saturation change in a random order, each by a factor that is drawn uniformly;
-    after each the pixels are whole numbers again.
+    After each operation the pixels are whole numbers again.
 
     Args:
         image: uint8 [H, W, C] with C = 3 or 1.
@@ -109,6 +108,22 @@ def jitter(image: np.ndarray, seed: Sequence[int], augment: ConfigDict) -> np.nd
     """
     from PIL import Image, ImageEnhance
 
+    enhance = {
+        "brightness": ImageEnhance.Brightness,
+        "contrast": ImageEnhance.Contrast,
+        "saturation": ImageEnhance.Color,
+    }
+    picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+    for name, factor in jitter_steps(seed, augment):
+        picture = enhance[name](picture).enhance(factor)
+    return np.asarray(picture).reshape(image.shape)
+
+
+def jitter_steps(seed: Sequence[int], augment: ConfigDict) -> list[tuple[str, float]]:
+    """Draw what `jitter` does: (operation, factor) in the order applied; empty if the image stays as it is.
+
+    Arguments and errors are those of `jitter`.
+    """
     if augment.jitter_hue:
         raise ValueError(
             f"config.augment.jitter_hue={augment.jitter_hue} does not go with jitter_on='image' on the host: "
@@ -116,16 +131,11 @@ def jitter(image: np.ndarray, seed: Sequence[int], augment: ConfigDict) -> np.nd
         )
     rng = np.random.default_rng([*(int(word) for word in seed), 1])
     if rng.uniform() >= augment.jitter_probability:
-        return image
-    strength = augment.jitter_strength
+        return []
     reach = {
-        ImageEnhance.Brightness: 0.8 * strength,
-        ImageEnhance.Contrast: 0.8 * strength,
-        ImageEnhance.Color: augment.jitter_saturation * strength,
+        "brightness": 0.8 * augment.jitter_strength,
+        "contrast": 0.8 * augment.jitter_strength,
+        "saturation": augment.jitter_saturation * augment.jitter_strength,
     }
-    steps = [(enhance, rng.uniform(max(0.0, 1.0 - r), 1.0 + r)) for enhance, r in reach.items()]
-    picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
-    for number in rng.permutation(len(steps)):
-        enhance, factor = steps[number]
-        picture = enhance(picture).enhance(factor)
-    return np.asarray(picture).reshape(image.shape)
+    steps = [(name, float(rng.uniform(max(0.0, 1.0 - r), 1.0 + r))) for name, r in reach.items()]
+    return [steps[number] for number in rng.permutation(len(steps))]

@@ -138,6 +138,7 @@ def test_masks_follow_the_image_and_the_step_not_the_place(seen):
     c, method, (params, model_state, extra), batch = built()
     method.loss(params, model_state, extra, batch, KEY, jnp.int32(0))
     first = np.asarray(seen["mask"])
+    assert len({mask.tobytes() for mask in first}) > 3
     turned = {name: value[::-1] for name, value in batch.items()}
     method.loss(params, model_state, extra, turned, KEY, jnp.int32(0))
     np.testing.assert_array_equal(seen["mask"], first[::-1])
