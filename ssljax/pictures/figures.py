@@ -23,6 +23,8 @@ NAMES = {
     "moco": "MoCo",
     "byol": "BYOL",
     "deit": "DeiT",
+    "beit": "BEiT",
+    "dvae": "dVAE",
     "deepcluster": "DeepCluster",
     "linear": "frozen network",
 }
