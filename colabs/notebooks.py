@@ -61,6 +61,14 @@ learns the teacher's decision.
 network's features, trains the network to tell the clusters apart, and clusters the images again.
 """,
     ),
+    "beit": (
+        "BEiT",
+        """
+[BEiT](https://arxiv.org/abs/2106.08254) first trains a tokenizer, which turns every patch of an image
+into one of a few codes. Then a vision transformer sees the image with some patches masked, and predicts their
+codes.
+""",
+    ),
 }
 
 CELLS = [
@@ -314,6 +322,64 @@ from ssljax import report
 
 report.main([f"{{RUN}}/student"])
 Image(f"{{RUN}}/student/attention-digits.png", width=900)
+""",
+    },
+    "beit": {
+        "title": """
+# {title} on handwritten digits
+
+A small transformer learns from scikit-learn's 1,797 scanned digits without their labels, and is then
+fine-tuned on ten labels of each digit.
+
+{idea}
+The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
+""",
+        "preview_text": """
+## What the transformer and the tokenizer see
+
+Each row shows one digit: the stored image, pairs of the same random view for both networks, and the first
+view with its masked patches in grey.
+""",
+        "preview": """
+from IPython.display import Image
+
+from ssljax import preview
+
+preview.main(ARGUMENTS)
+Image(f"{{RUN}}/pretrain/preview.png", width=900)
+""",
+        "train_text": """
+## Train
+
+First the tokenizer is trained, then the transformer, and then it is fine-tuned. While the transformer is
+pretrained, `token_accuracy` should rise well above `most_frequent_token`. If the cell is interrupted, run it
+again: training resumes from the last checkpoint.
+""",
+        "evaluate_text": """
+## Evaluate
+
+How well the tokenizer's codes keep held-out digits, and how often the fine-tuned network is right.
+""",
+        "evaluate": """
+from ssljax import evaluate
+
+evaluate.main([*ARGUMENTS, "--stage=tokenizer"])
+evaluate.main([*ARGUMENTS, "--stage=finetune"])
+""",
+        "report_text": """
+## Report
+
+Held-out digits, what the tokenizer's codes keep of them, and the attention of the fine-tuned network.
+""",
+        "report": """
+from IPython.display import display
+
+from ssljax import report
+
+PICTURES = {{"tokenizer": "reconstruction", "finetune": "attention"}}
+for stage in PICTURES:
+    report.main([f"{{RUN}}/{{stage}}"])
+display(*(Image(f"{{RUN}}/{{stage}}/{{name}}-digits.png", width=900) for stage, name in PICTURES.items()))
 """,
     },
 }

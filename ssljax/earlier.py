@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 from etils import epath
@@ -34,11 +34,15 @@ def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainS
     method = program.method
 
     def load(
-        run: str, like: Mapping[str, Pytree], resize: Mapping[str, Callable] = types.MappingProxyType({})
+        run: str,
+        like: Mapping[str, Pytree],
+        resize: Mapping[str, Callable] = types.MappingProxyType({}),
+        optional: Collection[str] = (),
     ) -> dict[str, Pytree]:
         folder = earlier.get(run, run)
         places = {part: place_of(folder, part) for part in like}
-        found = load_parts(folder, {places[part]: branch for part, branch in like.items()}, resize)
+        wanted = {places[part]: branch for part, branch in like.items()}
+        found = load_parts(folder, wanted, resize, optional)
         return {part: found[places[part]] for part in like}
 
     def start(state: TrainState) -> TrainState:
@@ -56,17 +60,20 @@ def with_branches(
 ) -> TrainState:
     """Take `config.init_branches` from another run, running statistics included.
 
-    The position embeddings of a ViT are resized to the new image size.
+    The position embeddings of a ViT are resized to the new image size. What `models.begun_anew` names stays
+    fresh where the other run does not have it.
 
     Args:
         state: a fresh state.
-        load: (like, resize) -> branches by their paths, see `checkpoint.load_parts`.
+        load: (like, resize, optional) -> branches by their paths, see `checkpoint.load_parts`.
         config: the config of the new run.
 
     Raises:
         ValueError: the new network has no such branch, or the other run has none or one of another shape.
     """
-    resize = models.resizable(models.backbone(config.model), config.data.image_size)
+    net = models.backbone(config.model)
+    resize = models.resizable(net, config.data.image_size)
+    optional = models.begun_anew(net)
     like = {}
     for name in config.init_branches:
         if name not in state.params:
@@ -80,9 +87,12 @@ def with_branches(
 
     params = dict(state.params)
     model_state = dict(state.model_state)
-    for path, branch in load(like, resize).items():
+    for path, branch in load(like, resize, optional).items():
         root, name = path.split("/")
-        (params if root == "params" else model_state)[name] = branch
+        if root == "params":
+            params[name] = dict(state.params[name]) | branch
+        else:
+            model_state[name] = branch
     return state.replace(params=params, model_state=model_state)
 
 

@@ -13,6 +13,7 @@ nearest neighbours, for the figures of `ssljax report`.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -39,16 +40,18 @@ from ssljax.program import Evaluated, encoded, open_run, stage, stages, untraine
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench, Reduce
 from ssljax.protocols.features import Features, raw_pixels
+from ssljax.protocols.reconstruction import errors_and_codes
 from ssljax.run import few_labels, files, hosts, memory
 from ssljax.run.folder import facts_of
 from ssljax.run.start import HARMLESS
 from ssljax.sharding import make_mesh
-from ssljax.types import JudgeFn, Measurement
+from ssljax.types import JudgeFn, Measurement, Pytree
 
 METRICS = tuple(dict.fromkeys(metric for protocol in PROTOCOLS.values() for metric in protocol.metrics))
 METRIC_NAMES = {
     "top1": "top-1",
     "nmi": "NMI",
+    "mae": "mean absolute error",
     "mean_error": "mean error",
     "flip_probability": "flip probability",
 }
@@ -159,6 +162,17 @@ def of_network(
         found = network.method.classify(network.params, network.extra, inputs)
         return {head: np.asarray(logits) for head, logits in found.items()}
 
+    def reconstructions(split: Source) -> Features:
+        reconstruct = network.method.reconstruct
+        assert reconstruct is not None, "a bench without a decoder has no reconstructions"
+
+        @jax.jit
+        def rows(params: Pytree, model_state: Pytree, extra: Pytree, image: jax.Array) -> jax.Array:
+            return errors_and_codes(image, *reconstruct(params, model_state, extra, image))
+
+        bound = functools.partial(rows, network.params, network.model_state, network.extra)
+        return encoded(bound, network.mesh, config, split)
+
     features = once(lambda split: encoded(network.encode, network.mesh, config, split), source, test)
     return Bench(
         config=config,
@@ -170,6 +184,7 @@ def of_network(
         features=features,
         maps=maps,
         predictions=None if network.method.classify is None else predictions,
+        reconstructions=None if network.method.reconstruct is None else reconstructions,
         assignment=assignment,
     )
 

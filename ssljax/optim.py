@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from ssljax import layerwise
 from ssljax.types import Pytree
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -393,6 +394,26 @@ def _timm_mask(optim: ConfigDict) -> Callable[[Pytree], Pytree]:
     return functools.partial(timm_decayed, distillation_token=optim.decay_distillation_token)
 
 
+def _beit_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """BEiT, in pretraining and with a rate per layer in fine-tuning, and the dVAE."""
+    rate = layerwise.cosine(
+        run.peak,
+        warmup_steps=int(run.steps_per_epoch * optim.warmup_epochs + 1e-9),
+        total_steps=max(run.total_steps - 1, 1),
+        start=optim.start,
+        end=optim.end,
+        share=optim.cosine_share,
+    )
+    tx = layerwise.adamw(
+        rate,
+        b2=optim.b2,
+        weight_decay=optim.weight_decay,
+        clip=optim.clip,
+        layer_decay=optim.layer_decay,
+    )
+    return tx, rate
+
+
 OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
     "lars": _lars,
     "sgd": _sgd,
@@ -403,6 +424,7 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
     "deepcluster_probe_sgd": _deepcluster_probe_sgd,
     "timm_adamw": _timm_adamw,
     "timm_sgd": _timm_sgd,
+    "beit_adamw": _beit_adamw,
 }
 
 

@@ -9,7 +9,8 @@ pixel.
 If the config names several views, each column has the name of its view. A view that shares the crop of
 another is beside it, and smaller views are drawn smaller. If the method mixes images (DeiT), the last columns
 show mixtures of first views, each under the weights of its labels; row b is mixed with row B-1-b of the
-picture. A config with stages gives one WORKDIR/STAGE/preview.png per stage.
+picture. If it masks patches (BEiT), the last column shows the first view with these patches in grey. A config
+with stages gives one WORKDIR/STAGE/preview.png per stage.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from ml_collections import ConfigDict
 
 from ssljax import cli
 from ssljax.config import flat, stages, view_names
-from ssljax.data import loader, mixing, policies, sources, views
+from ssljax.data import loader, mixing, pillow, policies, sources, views
 from ssljax.data.source import Source
+from ssljax.methods.beit import masks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +86,15 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
         rows = []
         for b, which in enumerate(batch["index"]):
             own = jax.tree.map(lambda leaf, b=b: leaf[b, i], drawn[view.name])
-            policy = policies.draw((config.seed, 0, which, view.first + i), view.augment)
+            place = (config.seed, 0, which, view.first + i)
+            policy = policies.draw(place, view.augment)
+            if config.data.crop_on == "host" and pillow.jitters_image(view.augment):
+                own = own._replace(apply_jitter=False)  # the host has done it, with draws of its own
+                steps = [
+                    f"{name[0]}{factor:.2f}" for name, factor in pillow.jitter_steps(place, view.augment)
+                ]
+                rows.append(" ".join(steps) + "\n" + caption(own, view.augment, config.data.channels, policy))
+                continue
             rows.append(caption(own, view.augment, config.data.channels, policy))
         return Column(heading(view, i, names[view.name]), pixels(made[view.name][:, i], view.augment), rows)
 
@@ -94,6 +104,9 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
     if "mix.mixup_alpha" in flat(config) and source.class_names:
         first = made[order[0][0].name][:, 0]
         columns += mixtures(first, batch["label"], source.class_names, key, config)
+    if "masking.name" in flat(config):
+        view, _ = order[0]
+        columns.append(masked(pixels(made[view.name][:, 0], view.augment), index, key, config))
 
     labels = [source.class_names[label] if label >= 0 else "" for label in batch["label"]]
     return [original(source, i) for i in batch["index"]], columns, labels
@@ -154,6 +167,23 @@ def mixtures(
             captions = [weights(row, class_names) for row in np.asarray(target)]
             columns.append(Column("", pixels(image, config.augment), captions))
     return columns
+
+
+def masked(images: np.ndarray, index: jax.Array, key: jax.Array, config: ConfigDict) -> Column:
+    """The column of views whose masked patches are grey.
+
+    Args:
+        images: float32 [B, S, S, C] in [0, 1].
+        index: int32 [B], the ids of the images.
+        key: the key of the step.
+        config: the run's config, of the method beit.
+    """
+    side = config.model.patch
+    grid = images.shape[1] // side
+    mask = np.asarray(masks(key, index, config, grid)).reshape(-1, grid, grid)
+    over = np.repeat(np.repeat(mask, side, axis=1), side, axis=2)[..., None]
+    captions = [f"{row.sum()} of {row.size} masked" for row in mask]
+    return Column("masked", np.where(over, np.float32(0.5), images), captions)
 
 
 def weights(target: np.ndarray, class_names: tuple[str, ...]) -> str:

@@ -101,6 +101,8 @@ def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
     ]
     if "attention" in g:
         blocks.append(attention_block(g, names, group.slug, folder))
+    if "reconstruction" in g:
+        blocks.append(reconstruction_block(g, names, group.slug, folder))
     if "cluster" in g:
         blocks.append(clusters_block(g, names, group.slug, folder))
     return blocks
@@ -146,6 +148,16 @@ def attention_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Bl
         "mean over the heads"
     )
     return Block("img", (file, text))
+
+
+def reconstruction_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
+    """Held-out images and what a tokenizer's codes keep of them."""
+    file = f"reconstruction-{slug}.png"
+    rows = {"test": g["query"], "of its codes": g["reconstruction"]}
+    figures.rows_of_images(folder / file, rows, g["query_labels"], names, f"{g['preset']}: reconstructions")
+    return Block(
+        "img", (file, f"Held-out images, and the images made of their codes alone, seed {g['seed']}")
+    )
 
 
 def clusters_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:

@@ -120,6 +120,15 @@ class ClassifyFn(typing.Protocol):
         """Logits [B, classes] per head, by name; the first is the one that counts."""
 
 
+class ReconstructFn(typing.Protocol):
+    """`Method.reconstruct`."""
+
+    def __call__(
+        self, params: Pytree, model_state: Pytree, extra: Pytree, image: jax.Array, /
+    ) -> tuple[jax.Array, jax.Array]:
+        """Codes int [B, h, w] of `image`, uint8 [B, H, W, C], and images made of them, float32 in [0, 1]."""
+
+
 class LabelsFn(typing.Protocol):
     """`Method.assignment` and `Method.balance`."""
 
@@ -197,6 +206,7 @@ class Method(NamedTuple):
             Maps of layers, tokens and attention follow from it, see `program.py`.
         encode: features, only where they are not what the backbone gives.
         classify: the run's own heads, on what `encode` gives. None for a method that learns no classes.
+        reconstruct: the codes of images, and images made of them. None for a method without a decoder.
         assignment: the labels that the network gave the training images. None if it gives none.
         balance: what training draws evenly from: each epoch takes as many images of every value and leaves
             out -1. Read after every refresh. None: every image once per epoch.
@@ -222,6 +232,7 @@ class Method(NamedTuple):
     evaluated: EvaluatedFn = own_backbone
     encode: EncodeFn | None = None
     classify: ClassifyFn | None = None
+    reconstruct: ReconstructFn | None = None
     assignment: LabelsFn | None = None
     balance: LabelsFn | None = None
     adopt: AdoptFn | None = None

@@ -2536,6 +2536,271 @@ ROBUSTNESS = [
     ),
 ]
 
+
+# ----------------------------------------------------------------- BEiT and its tokenizer, a discrete VAE
+
+DVAE_MODEL = "ssljax/models/dvae.py"
+DVAE_METHOD = "ssljax/methods/dvae.py"
+RECONSTRUCTION = "ssljax/losses/reconstruction.py"
+MASKING = "ssljax/data/masking.py"
+MASKED = "ssljax/losses/masked.py"
+BEIT_MODEL = "ssljax/models/beit_vit.py"
+BEIT_METHOD = "ssljax/methods/beit.py"
+LAYERWISE = "ssljax/layerwise.py"
+PILLOW = "ssljax/data/pillow.py"
+T_DVAE_MODEL = "tests/models/test_dvae.py"
+T_DVAE = "tests/methods/test_dvae.py"
+T_RECONSTRUCTION = "tests/losses/test_reconstruction.py"
+T_MASKING = "tests/data/test_masking.py"
+T_MASKED = "tests/losses/test_masked.py"
+T_BEIT_MODEL = "tests/models/test_beit_vit.py"
+T_BEIT = "tests/methods/test_beit.py"
+T_LAYERWISE = "tests/test_layerwise.py"
+T_TWO_SIZES = "tests/data/test_two_sizes.py"
+
+BEIT_AND_DVAE = [
+    Mutation(
+        "kl_of_the_noised_logits",
+        DVAE_METHOD,
+        "kl = kl_to_uniform(logits)",
+        "kl = kl_to_uniform((logits + noise) / tau)",
+        "the KL divided by the temperature, as in several re-implementations",
+        f"{T_DVAE}::test_the_kl_knows_neither_the_noise_nor_the_temperature",
+    ),
+    Mutation(
+        "kl_averaged_over_codes",
+        RECONSTRUCTION,
+        "return jnp.sum(jnp.exp(log_p) *",
+        "return jnp.mean(jnp.exp(log_p) *",
+        "sum and mean confused",
+        f"{T_RECONSTRUCTION}::test_the_kl_lies_between_0_and_ln_k_and_is_per_place",
+    ),
+    Mutation(
+        "kl_weight_of_f_8",
+        DVAE_METHOD,
+        "places = math.prod(logits.shape[1:3]) / math.prod(x.shape[1:])",
+        "places = 1 / 192",
+        "beta / 192 hard-coded",
+        f"{T_DVAE}::test_the_weight_of_the_kl_follows_the_downsampling",
+    ),
+    Mutation(
+        "straight_through_codes",
+        DVAE_METHOD,
+        "y = nets.gumbel_softmax(logits, noise, tau)",
+        "y = jax.nn.one_hot(jnp.argmax(logits + noise, -1), logits.shape[-1], dtype=jnp.float32)",
+        "hard=True of gumbel_softmax",
+        f"{T_DVAE}::test_the_decoder_reads_relaxed_codes",
+    ),
+    Mutation(
+        "one_noise_for_all_images",
+        DVAE_METHOD,
+        "views.view_key(key, index, jnp.int32(0)), 3)",
+        "views.view_key(key, index * 0, jnp.int32(0)), 3)",
+        "one key for a batch",
+        f"{T_DVAE}::test_noise_follows_the_image_and_not_its_place_in_the_batch",
+    ),
+    Mutation(
+        "raw_tokenizer_exported",
+        DVAE_METHOD,
+        "return extra.ema.params if isinstance(extra.ema, Ema) else params",
+        "return params",
+        "the moving average is kept but not used",
+        f"{T_DVAE}::test_the_average_is_what_is_exported",
+    ),
+    Mutation(
+        "logit_laplace_without_ln_2",
+        RECONSTRUCTION,
+        "return math.log(2.0) + ln_b",
+        "return ln_b",
+        "bsq-vit's LogitLaplaceLoss",
+        f"{T_RECONSTRUCTION}::test_values_by_hand_and_a_density_of_integral_one",
+    ),
+    Mutation(
+        "scale_of_the_wrong_sign",
+        RECONSTRUCTION,
+        "jnp.abs(logit - mu) * jnp.exp(-ln_b)",
+        "jnp.abs(logit - mu) * jnp.exp(ln_b)",
+        "the sign of ln b",
+        f"{T_RECONSTRUCTION}::test_the_density_of_the_released_code_and_its_gradients",
+    ),
+    Mutation(
+        "dvae_without_gain",
+        DVAE_MODEL,
+        "return skip + jnp.asarray(self.gain, y.dtype) * y",
+        "return skip + y",
+        "post_gain of the released code forgotten",
+        f"{T_DVAE_MODEL}::test_the_released_encoder_and_decoder",
+    ),
+    Mutation(
+        "smooth_upsampling",
+        DVAE_MODEL,
+        "return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)",
+        "return jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), 'bilinear')",
+        "bilinear for nearest",
+        f"{T_DVAE_MODEL}::test_upsampling_repeats_pixels_and_odd_images_are_refused",
+    ),
+    Mutation(
+        "pixels_not_mapped",
+        DVAE_METHOD,
+        '        x = nets.mapped(image, extra.input["pixels"])\n\n        # 2.',
+        "        x = image\n\n        # 2.",
+        "map_pixels forgotten in training",
+        f"{T_DVAE}::test_the_loss_by_numpy",
+    ),
+    Mutation(
+        "blocks_as_wide_as_the_grid",
+        MASKING,
+        "fits = (blocks[:, HEIGHT] < height) & (blocks[:, WIDTH] < width)",
+        "fits = (blocks[:, HEIGHT] <= height) & (blocks[:, WIDTH] <= width)",
+        "the strict comparison of the released code",
+        f"{T_MASKING}::test_a_block_as_wide_as_the_grid_is_not_taken",
+    ),
+    Mutation(
+        "blocks_over_the_target",
+        MASKING,
+        " & (new > 0) & (new <= cap)",
+        " & (new > 0)",
+        "no cap, as in Algorithm 1",
+        f"{T_MASKING}::test_the_statistics_of_the_released_generator",
+    ),
+    Mutation(
+        "aspect_uniform",
+        MASKING,
+        "aspect = jnp.exp(-bound + 2.0 * bound * u[1])",
+        "aspect = min_aspect + (1.0 / min_aspect - min_aspect) * u[1]",
+        "the aspect of Algorithm 1 in the released code's masks",
+        f"{T_MASKING}::test_blocks_have_the_aspect_of_the_released_code",
+    ),
+    Mutation(
+        "mean_per_image_then_over_images",
+        MASKED,
+        "per_image = jnp.maximum(weight.sum(), 1.0) / values.shape[0]",
+        "per_image = jnp.maximum(weight.sum(axis=1), 1.0)",
+        "a mean per image, then over images",
+        f"{T_MASKED}::test_the_mean_of_the_rows_is_the_mean_over_all_masked_patches",
+    ),
+    Mutation(
+        "loss_over_all_patches",
+        BEIT_METHOD,
+        'wanted = mask if config.recover.where == "masked" else jnp.ones_like(mask)',
+        "wanted = jnp.ones_like(mask)",
+        "the ablation by accident",
+        f"{T_BEIT}::test_the_loss_by_numpy",
+    ),
+    Mutation(
+        "tokens_transposed",
+        BEIT_METHOD,
+        "return jnp.argmax(logits, axis=-1).reshape(",
+        "return jnp.argmax(logits, axis=-1).swapaxes(1, 2).reshape(",
+        "rows and columns exchanged",
+        f"{T_BEIT}::test_the_loss_by_numpy",
+    ),
+    Mutation(
+        "one_mask_for_all_images",
+        BEIT_METHOD,
+        "views.view_key(key, index, jnp.int32(0)), 3)",
+        "views.view_key(key, index * 0, jnp.int32(0)), 3)",
+        "one mask per batch",
+        f"{T_BEIT}::test_masks_follow_the_image_and_the_step_not_the_place",
+    ),
+    Mutation(
+        "another_input_map",
+        BEIT_METHOD,
+        '{"encoder": found["evaluated/params"]}, found["extra/input"])',
+        '{"encoder": found["evaluated/params"]}, state.extra.input)',
+        "the pixel map of dall-e for a customized tokenizer",
+        f"{T_BEIT}::test_the_tokenizer_is_the_average_and_brings_its_map_of_pixels",
+    ),
+    Mutation(
+        "truncated_at_two_sigma",
+        BEIT_MODEL,
+        "jax.random.truncated_normal(key, -1.0, 1.0, shape, dtype)",
+        "jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)",
+        "the usual truncated normal",
+        f"{T_BEIT_MODEL}::test_initial_weights_are_truncated_at_one_standard_deviation",
+    ),
+    Mutation(
+        "branches_not_rescaled",
+        BEIT_MODEL,
+        "scale = 1.0 / math.sqrt(2.0 * self.number)",
+        "scale = 1.0",
+        "fix_init_weight forgotten",
+        f"{T_BEIT_MODEL}::test_initial_weights_are_truncated_at_one_standard_deviation",
+    ),
+    Mutation(
+        "class_row_and_column_exchanged",
+        BEIT_MODEL,
+        "return index.at[0, 1:].set(last - 3).at[1:, 0].set(last - 2)",
+        "return index.at[0, 1:].set(last - 2).at[1:, 0].set(last - 3)",
+        "the two special entries exchanged",
+        f"{T_BEIT_MODEL}::test_the_index_of_a_2_by_2_window_by_hand",
+    ),
+    Mutation(
+        "class_token_in_the_mean",
+        BEIT_MODEL,
+        "normalised(x[:, 1:].mean(axis=1))",
+        "normalised(x.mean(axis=1))",
+        "mean pooling over all tokens",
+        f"{T_BEIT_MODEL}::test_mean_pooling_leaves_the_class_token_out",
+    ),
+    Mutation(
+        "masked_patches_shine_through",
+        BEIT_MODEL,
+        "x = jnp.where(mask[..., None], mask_token.astype(x.dtype)[None, None], x)",
+        "x = x + jnp.where(mask[..., None], mask_token[None, None], jnp.zeros_like(mask_token)[None, None])",
+        "the mask token added, not put in place",
+        f"{T_BEIT_MODEL}::test_pixels_of_masked_patches_do_not_matter",
+    ),
+    Mutation(
+        "tables_resized_linearly",
+        BEIT_MODEL,
+        "matrix = spline_matrix(offsets(old // 2, reach),",
+        "matrix = spline_matrix(jnp.linspace(-reach, reach, old, dtype=jnp.float32),",
+        "plain resizing of the table (unilm issue 376)",
+        f"{T_BEIT_MODEL}::test_a_larger_grid_is_reached_by_a_geometric_spline",
+    ),
+    Mutation(
+        "block_decay_off_by_one",
+        LAYERWISE,
+        "layer = jnp.float32(_block(path) + 1)",
+        "layer = jnp.float32(_block(path))",
+        "blocks counted from 0",
+        f"{T_LAYERWISE}::test_rates_and_decay_of_every_parameter",
+    ),
+    Mutation(
+        "rate_per_layer_without_weight_decay",
+        LAYERWISE,
+        "        parts.append(_by_layer(layer_decay))",
+        "        parts.insert(-1, _by_layer(layer_decay))",
+        "the rate scales the update, not the weight decay",
+        f"{T_LAYERWISE}::test_the_rate_scales_the_weight_decay_too",
+    ),
+    Mutation(
+        "warm_up_one_step_late",
+        LAYERWISE,
+        "/ max(warmup_steps - 1, 1)",
+        "/ max(warmup_steps, 1)",
+        "the warm-up of simclr for BEiT's",
+        f"{T_LAYERWISE}::test_the_released_schedule",
+    ),
+    Mutation(
+        "bias_tables_not_decayed",
+        LAYERWISE,
+        'NOT_DECAYED = ("positions", "class_token")',
+        'NOT_DECAYED = ("positions", "class_token", "relative_bias")',
+        "Swin's exceptions from weight decay",
+        f"{T_LAYERWISE}::test_rates_and_decay_of_every_parameter",
+    ),
+    Mutation(
+        "jitter_after_the_crop",
+        PILLOW,
+        'return augment.jitter_probability > 0.0 and augment.jitter_on == "image"',
+        "return False",
+        "the jitter of other papers, after the crop",
+        f"{T_TWO_SIZES}::test_on_the_device_the_jitter_comes_before_the_crop_too",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -2560,6 +2825,7 @@ MUTATIONS = [
     *PAPERS_RECIPES,
     *FIGURES,
     *ROBUSTNESS,
+    *BEIT_AND_DVAE,
 ]
 
 

@@ -36,7 +36,7 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ("simclr", "moco", "byol", "deit", "deepcluster"))
+@pytest.mark.parametrize("name", ("simclr", "moco", "byol", "deit", "deepcluster", "beit"))
 def test_a_notebook_is_what_the_generator_writes(generator, name):
     assert generator.file(name).read_text() == generator.notebook(name), "run `python colabs/notebooks.py`"
     assert generator.notebook(name) == generator.notebook(name)
@@ -82,6 +82,20 @@ def test_a_teacher_and_its_student(generator, tmp_path):
     for text in ("raw pixels", "DeiT", "own head", "distillation token's head"):
         assert text in printed["report"]
     shows(outputs, tmp_path, preview="student/preview.png", report="student/attention-digits.png")
+
+
+def test_a_tokenizer_and_a_transformer(generator, tmp_path):
+    changes = "--config.tokenizer.epochs=1 --config.tokenizer.model.hidden=8 --config.tokenizer.batch_size=64"
+    changes += " --config.pretrain.tokenizer.hidden=8 --config.pretrain.epochs=1 --config.finetune.epochs=1"
+    changes += " --config.pretrain.eval_every_epochs=0 --config.pretrain.checkpoint.best="
+    changes += " --config.pretrain.optim.warmup_epochs=0 --config.finetune.optim.warmup_epochs=0"
+    outputs, printed = executed(generator, tmp_path, "beit", changes)
+    assert printed["train"].count("done: ") == 1
+    assert "dvae         reconstruction: mean absolute error" in printed["evaluate"]
+    assert "deit         classifier: top-1" in printed["evaluate"]
+    for text in ("bits per token", "own head"):
+        assert text in printed["report"]
+    shows(outputs, tmp_path, preview="pretrain/preview.png", report="tokenizer/reconstruction-digits.png")
 
 
 def executed(generator, folder, name, changes):

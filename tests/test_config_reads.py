@@ -89,7 +89,7 @@ def traced(built: program.Program) -> None:
 def adopted(built: program.Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces loading `init_from` and a teacher; the fresh state stands in for their checkpoints."""
     monkeypatch.setattr(earlier, "evaluated_part", lambda run, part: f"{part}/encoder")
-    monkeypatch.setattr(earlier, "load_parts", lambda run, like, resize: dict(like))
+    monkeypatch.setattr(earlier, "load_parts", lambda run, like, resize, optional: dict(like))
     state = jax.eval_shape(lambda s: earlier.start_from(built, {})(s), built.shapes)
     assert isinstance(state, TrainState)
 
@@ -101,7 +101,17 @@ def unread(c: ConfigDict, seen: set[str], exempt: tuple[str, ...]) -> set[str]:
 def small_stages() -> list[tuple[str, str, str]]:
     """(paper, preset, stage) of every digits preset."""
     found = []
-    for paper in ("simclr", "moco", "byol", "deepcluster", "deit", "supervised", "linear"):
+    for paper in (
+        "simclr",
+        "moco",
+        "byol",
+        "deepcluster",
+        "deit",
+        "supervised",
+        "linear",
+        "dvae",
+        "beit",
+    ):
         module = importlib.import_module(f"configs.{paper}")
         for preset in module.PRESETS:
             if preset.startswith("digits"):
@@ -152,6 +162,10 @@ IMAGENET = [
     ("deepcluster", "imagenet_alexnet_linear", "linear"),
     ("deepcluster", "imagenet_r50_v2", ""),
     ("deit", "imagenet_b_distilled_384", "finetune"),
+    ("dvae", "imagenet", ""),
+    ("beit", "imagenet_b", "pretrain"),
+    ("beit", "imagenet_b_plus", "finetune"),
+    ("beit", "imagenet_b_linear", "linear"),
 ]
 
 

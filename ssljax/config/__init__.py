@@ -26,6 +26,7 @@ from ssljax.config.leaves import changed, differences, flat, hashed, modern, pub
 from ssljax.config.reference import reference
 from ssljax.config.rows import METHODS
 from ssljax.config.rules import check, cut, nearest, needed, put, resolve, shown, unknown, unread, widen
+from ssljax.config.tokenizer import dvae
 
 __all__ = [
     "CIFAR10",
@@ -45,6 +46,7 @@ __all__ = [
     "cut",
     "differences",
     "digits",
+    "dvae",
     "fashion_mnist",
     "finetune",
     "flat",

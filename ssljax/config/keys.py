@@ -10,6 +10,7 @@ the views, `keys_networks` those of the networks and the methods. None of them i
 
 from __future__ import annotations
 
+from ssljax.config.keys_beit import BEIT_KEYS, TOKENS
 from ssljax.config.keys_images import AUGMENT, DATA, VIEWS
 from ssljax.config.keys_networks import (
     DEEPCLUSTER_V1,
@@ -30,6 +31,7 @@ from ssljax.config.rows import (
     Key,
     OneOf,
     Range,
+    equal,
     method,
     optimizer,
     other_than,
@@ -79,7 +81,7 @@ RUN = (
 
 # ---------------------------------------------------------------------------------------------- the optimizer
 
-WARMED_UP = optimizer("lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd")
+WARMED_UP = optimizer("lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd", "beit_adamw")
 WITH_MOMENTUM = optimizer("lars", "sgd", "torch_sgd", "deepcluster_sgd", "deepcluster_probe_sgd", "timm_sgd")
 TIMM = optimizer("timm_adamw", "timm_sgd")
 
@@ -87,8 +89,8 @@ OPTIM = (
     Key(
         "optim.name",
         "sgd",
-        "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw or "
-        "timm_sgd",
+        "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw, "
+        "timm_sgd or beit_adamw",
     ),
     Key("optim.learning_rate", 0.1, "peak learning rate, before scaling", NOT_NEGATIVE),
     Key(
@@ -132,14 +134,14 @@ OPTIM = (
         0.0,
         "learning rate at the start of the warm-up, not scaled",
         NOT_NEGATIVE,
-        optimizer("lars", "timm_adamw", "timm_sgd"),
+        optimizer("lars", "timm_adamw", "timm_sgd", "beit_adamw"),
     ),
     Key(
         "optim.end",
         0.0,
         "learning rate that the end of the run approaches, not scaled",
         NOT_NEGATIVE,
-        optimizer("lars", "timm_adamw", "timm_sgd"),
+        optimizer("lars", "timm_adamw", "timm_sgd", "beit_adamw"),
     ),
     Key(
         "optim.lag",
@@ -214,7 +216,10 @@ EVALUATE = (
 
 # -------------------------------------------------------------------------------------------------- the table
 
-KEYS = {key.name: key for key in (*RUN, *DATA, *VIEWS, *AUGMENT, *NETWORKS, *METHOD, *OPTIM, *EVALUATE)}
+KEYS = {
+    key.name: key
+    for key in (*RUN, *DATA, *VIEWS, *AUGMENT, *NETWORKS, *METHOD, *OPTIM, *EVALUATE, *BEIT_KEYS)
+}
 
 
 def row(name: str) -> Key | None:
@@ -232,6 +237,8 @@ def row(name: str) -> Key | None:
 VIEW_COUNTS = (
     (method("simclr", "moco", "byol") | PRETRAIN_V2, 2),
     (method("supervised", "deit", "linear") | DEEPCLUSTER_V1 | FINETUNE_V2 | DISTILL_V2, 1),
+    (TOKENS, 2),
+    (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )
 
 __all__ = ["FACTS", "KEYS", "Key", "VIEW_COUNTS", "row"]

@@ -136,7 +136,7 @@ AUGMENT = (
         "augment.interpolation",
         "bicubic",
         "interpolation that resizes a crop",
-        OneOf(("bicubic", "bilinear")),
+        OneOf(("bicubic", "bilinear", "lanczos3")),
         RESIZED,
     ),
     Key(
@@ -186,6 +186,13 @@ AUGMENT = (
         "random",
         "order of the operations; fixed: brightness, contrast, saturation, hue",
         OneOf(("random", "fixed")),
+        JITTER,
+    ),
+    Key(
+        "augment.jitter_on",
+        "crop",
+        "what the jitter changes: the crop, or the whole image before it is cropped",
+        OneOf(("crop", "image")),
         JITTER,
     ),
     Key(

@@ -68,7 +68,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
         Key(
             f"{section}.name",
             "resnet50",
-            "backbone: resnet8 to resnet200, regnety_*gf, vit_*, alexnet_bn or vgg16_bn",
+            "backbone: resnet8 to resnet200, regnety_*gf, vit_*, beit_*, dvae, alexnet_bn or vgg16_bn",
             None,
             also,
         ),
@@ -123,9 +123,9 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             "what the backward pass recomputes; blocks: all but each block's input; "
             "dots (ViT): all but matrix products",
             OneOf(("none", "blocks", "dots")),
-            of("resnet", "regnet", "vit"),
+            of("resnet", "regnet", "vit", "beit"),
         ),
-        Key(f"{section}.patch", 16, "side of a patch, in pixels", COUNT, of("vit")),
+        Key(f"{section}.patch", 16, "side of a patch, in pixels", COUNT, of("vit", "beit")),
         Key(
             f"{section}.positions",
             "learned",
@@ -154,7 +154,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             0.0,
             "stochastic-depth rate of the last block; grows linearly from 0 in the first",
             BELOW_ONE,
-            of("vit", "regnet"),
+            of("vit", "regnet", "beit"),
         ),
         Key(
             f"{section}.dropout",
@@ -421,6 +421,6 @@ METHOD = (
         0.0,
         "decay of the weights' moving average, which is evaluated instead of them; 0: none",
         UNIT,
-        method("deit"),
+        method("deit", "dvae"),
     ),
 )

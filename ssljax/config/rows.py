@@ -12,7 +12,18 @@ Read = Callable[[str], Any]  # gives the value of a key in the config at hand, o
 
 # The names that the conditions of the table know. Keys of other methods, networks and optimizers are taken as
 # a config states them.
-METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "simclr_v2", "supervised", "linear")
+METHODS = (
+    "simclr",
+    "moco",
+    "byol",
+    "deepcluster",
+    "deit",
+    "simclr_v2",
+    "supervised",
+    "linear",
+    "dvae",
+    "beit",
+)
 OPTIMIZERS = (
     "lars",
     "sgd",
@@ -23,6 +34,7 @@ OPTIMIZERS = (
     "deepcluster_probe_sgd",
     "timm_adamw",
     "timm_sgd",
+    "beit_adamw",
 )
 FAMILIES = {
     "resnet": "resnet",
@@ -30,6 +42,8 @@ FAMILIES = {
     "vit": "vit",
     "alexnet": "alexnet_vgg",
     "vgg16": "alexnet_vgg",
+    "dvae": "dvae",
+    "beit": "beit",
 }
 
 
@@ -222,7 +236,7 @@ class Key(NamedTuple):
 
 
 def family(network: str) -> str:
-    """The family of a network: resnet, regnet, vit or alexnet_vgg; "" for an unknown network."""
+    """The family of a network: resnet, regnet, vit, beit, dvae or alexnet_vgg; "" for an unknown network."""
     if network in FAMILIES:
         return FAMILIES[network]
     word = network.split("_")[0]

@@ -291,13 +291,20 @@ def training_views(
     stream = tf.constant(config.seed << 32, tf.int64) + epoch
     total = recipes.total(config)
     made = {}
+    jittered: dict[int, Any] = {}  # views that share a crop share the jitter of the whole image
     for view in recipes.resolved(config):
         crops = []
         for place in range(view.first, view.first + view.count):
             number = tf.cast(copy, tf.int64) * total + place
+            whole = image
+            if pillow.jitters_image(view.augment):
+                if place not in jittered:
+                    drawn = tf.stack((epoch, index, number))
+                    jittered[place] = _jittered(image, drawn, config.seed, view.augment)
+                whole = jittered[place]
             crop_seed = _words(stream, index, 2 * number)
             flip_seed = _words(stream, index, 2 * number + 1)
-            crop = _view(image, crop_seed, flip_seed, view, config.data.channels)
+            crop = _view(whole, crop_seed, flip_seed, view, config.data.channels)
             if view.augment.policy != "none":
                 crop = _policy(crop, tf.stack([epoch, index, number]), config.seed, view.augment)
             crops.append(crop)
@@ -349,6 +356,18 @@ def _view(
         crop = tf.cond(mirrored, lambda: tf.reverse(crop, [1]), lambda: crop)
     crop.set_shape([size, size, channels])
     return crop
+
+
+def _jittered(image: tf.Tensor, place: tf.Tensor, seed: int, augment: ConfigDict) -> tf.Tensor:
+    """Run `pillow.jitter` as a node of the pipeline. `place` is (epoch, index, number of the view)."""
+    tf = tensorflow()
+
+    def changed(image: np.ndarray, place: np.ndarray) -> np.ndarray:
+        return pillow.jitter(image, (seed, *place), augment)
+
+    out = tf.numpy_function(changed, [tf.convert_to_tensor(image), place], tf.uint8, stateful=False)
+    out.set_shape(image.shape)
+    return out
 
 
 def _policy(crop: tf.Tensor, place: tf.Tensor, seed: int, augment: ConfigDict) -> tf.Tensor:

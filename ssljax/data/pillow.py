@@ -7,9 +7,12 @@ less processor time than TensorFlow's antialiased resize, whose result also diff
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
-FILTERS = {"bilinear": 2, "bicubic": 3}  # the values of PIL.Image.Resampling
+import numpy as np
+from ml_collections import ConfigDict
+
+FILTERS = {"lanczos3": 1, "bilinear": 2, "bicubic": 3}  # the values of PIL.Image.Resampling
 
 
 def resize(image: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
@@ -18,7 +21,7 @@ def resize(image: np.ndarray, height: int, width: int, method: str) -> np.ndarra
     Args:
         image: uint8 [H, W, C] with C = 3 or 1.
         height, width: size of the result.
-        method: "bilinear" or "bicubic".
+        method: a key of FILTERS.
 
     Returns:
         uint8 [height, width, C].
@@ -80,3 +83,59 @@ def _shortened(image: np.ndarray, size: int, share: float, method: str) -> np.nd
     if (new_height, new_width) != (height, width):
         image = resize(image, new_height, new_width, method)
     return image
+
+
+def jitters_image(augment: ConfigDict) -> bool:
+    """Whether a recipe jitters the colours of the whole image, before the crop."""
+    return augment.jitter_probability > 0.0 and augment.jitter_on == "image"
+
+
+def jitter(image: np.ndarray, seed: Sequence[int], augment: ConfigDict) -> np.ndarray:
+    """Make torchvision's ColorJitter of an image that was read from a file, without hue.
+
+    After each operation the pixels are whole numbers again.
+
+    Args:
+        image: uint8 [H, W, C] with C = 3 or 1.
+        seed: whole numbers that determine the draws.
+        augment: the view's recipe.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        ValueError: the recipe changes the hue.
+    """
+    from PIL import Image, ImageEnhance
+
+    enhance = {
+        "brightness": ImageEnhance.Brightness,
+        "contrast": ImageEnhance.Contrast,
+        "saturation": ImageEnhance.Color,
+    }
+    picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+    for name, factor in jitter_steps(seed, augment):
+        picture = enhance[name](picture).enhance(factor)
+    return np.asarray(picture).reshape(image.shape)
+
+
+def jitter_steps(seed: Sequence[int], augment: ConfigDict) -> list[tuple[str, float]]:
+    """Draw what `jitter` does: (operation, factor) in the order applied; empty if the image stays as it is.
+
+    Arguments and errors are those of `jitter`.
+    """
+    if augment.jitter_hue:
+        raise ValueError(
+            f"config.augment.jitter_hue={augment.jitter_hue} does not go with jitter_on='image' on the host: "
+            "set augment.jitter_hue=0, or augment.jitter_on=crop"
+        )
+    rng = np.random.default_rng([*(int(word) for word in seed), 1])
+    if rng.uniform() >= augment.jitter_probability:
+        return []
+    reach = {
+        "brightness": 0.8 * augment.jitter_strength,
+        "contrast": 0.8 * augment.jitter_strength,
+        "saturation": augment.jitter_saturation * augment.jitter_strength,
+    }
+    steps = [(name, float(rng.uniform(max(0.0, 1.0 - r), 1.0 + r))) for name, r in reach.items()]
+    return [steps[number] for number in rng.permutation(len(steps))]

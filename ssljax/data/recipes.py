@@ -142,7 +142,7 @@ class Resizing(NamedTuple):
 
     Attributes:
         library: "tensorflow" or "pillow".
-        method: "bicubic" or "bilinear".
+        method: "bicubic", "bilinear" or "lanczos3".
         antialias: whether TensorFlow stretches its kernel when an image shrinks. Pillow always does.
     """
 

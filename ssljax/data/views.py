@@ -5,9 +5,10 @@
 
 With `augment.grayscale_order="before"` (MoCo v1's) the jitter comes after the conversion to grey. The jitter
 applies brightness, contrast, saturation and hue in an order that is drawn too, and clips to [0, 1] after
-each. Randomness is drawn in `draw` and `random_crop`, and for erasing in `data.mixing`. A view depends only
-on (key, index, copy, its number). So it does not depend on its place in the batch, the batch size or the
-number of devices. `data.recipes` reads the views from the config; `data.mixing` mixes the images of a batch.
+each. With `augment.jitter_on="image"` (BEiT's) it comes before the crop, on the whole image. Randomness is
+drawn in `draw` and `random_crop`, and for erasing in `data.mixing`. A view depends only on (key, index, copy,
+its number). So it does not depend on its place in the batch, the batch size or the number of devices.
+`data.recipes` reads the views from the config; `data.mixing` mixes the images of a batch.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ssljax.data.augment import (
     to_float,
 )
 from ssljax.data.mixing import random_erasing
+from ssljax.data.pillow import jitters_image
 from ssljax.data.recipes import View, resolved, total
 
 # ------------------------------------------------------------------------------------------------- one view
@@ -222,6 +224,8 @@ def view(
     """
     crop_key, color_key = jax.random.split(key)  # `_drawn` uses the second key in the same way
     image = to_float(image)
+    if crop and jitters_image(augment):  # otherwise the host has done it
+        image = _jittered(image, draw(color_key, augment), augment)
     if crop:
         image = random_crop(image, crop_key, augment, size=size)
     if image.shape[:2] != (size, size):
@@ -249,17 +253,13 @@ def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Arra
     Returns:
         float32 [S, S, C], normalised.
     """
-    jitters = augment.jitter_probability > 0.0
+    jitters = augment.jitter_probability > 0.0 and not jitters_image(augment)
     greys = augment.grayscale_probability > 0.0
     grey_first = jitters and greys and augment.grayscale_order == "before"
     if grey_first:
         image = jnp.where(drawn.apply_grayscale, grayscale(image), image)
     if jitters:
-        if augment.jitter == "torchvision":
-            jittered = color_jitter_torchvision(image, drawn.jitter)
-        else:
-            jittered = color_jitter(image, drawn.jitter, additive=augment.brightness == "add")
-        image = jnp.where(drawn.apply_jitter, jittered, image)
+        image = _jittered(image, drawn, augment)
     if greys and not grey_first:
         image = jnp.where(drawn.apply_grayscale, grayscale(image), image)
     if augment.blur_probability > 0.0:
@@ -268,6 +268,15 @@ def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Arra
     if augment.solarize_probability > 0.0:
         image = jnp.where(drawn.apply_solarize, solarize(image, augment.solarize_threshold), image)
     return normalize(clip(image), augment.mean, augment.std)
+
+
+def _jittered(image: jax.Array, drawn: Draw, augment: ConfigDict) -> jax.Array:
+    """Change the colours of an image [H, W, C], if that was drawn."""
+    if augment.jitter == "torchvision":
+        jittered = color_jitter_torchvision(image, drawn.jitter)
+    else:
+        jittered = color_jitter(image, drawn.jitter, additive=augment.brightness == "add")
+    return jnp.where(drawn.apply_jitter, jittered, image)
 
 
 def _blurred(image: jax.Array, sigma: jax.Array, augment: ConfigDict) -> jax.Array:

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from ssljax.methods.beit import beit
 from ssljax.methods.byol import byol
 from ssljax.methods.deepcluster import deepcluster
 from ssljax.methods.deit import deit
+from ssljax.methods.dvae import dvae
 from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
 from ssljax.methods.simclr import simclr
@@ -23,4 +25,6 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "simclr_v2": simclr_v2,
     "supervised": supervised,
     "linear": linear,
+    "dvae": dvae,
+    "beit": beit,
 }

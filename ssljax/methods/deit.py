@@ -72,7 +72,7 @@ def deit(config: ConfigDict, facts: Facts) -> Method:
     distill = config.distill
 
     encoder = models.backbone(config.model)
-    head = models.LinearClassifier(classes, std=0.02)
+    head = models.LinearClassifier(classes, std=config.head.std)
     teacher = None if distill.name == "none" else models.backbone(config.teacher)
     averaged = config.ema.decay > 0
     two_tokens = isinstance(encoder, models.ViT) and encoder.distillation

@@ -3,6 +3,7 @@
 from ssljax.models.apply import (
     activation,
     attention,
+    begun_anew,
     forward,
     infer,
     initialise,
@@ -12,7 +13,16 @@ from ssljax.models.apply import (
     tokens,
     unit_gains,
 )
-from ssljax.models.build import BACKBONES, backbone, draws, mlp, projection_head
+from ssljax.models.beit_vit import BeitViT, cut_normal, patches
+from ssljax.models.build import (
+    BACKBONES,
+    backbone,
+    draws,
+    mlp,
+    projection_head,
+    token_decoder,
+    token_encoder,
+)
 from ssljax.models.heads import MLP, LinearClassifier
 from ssljax.models.norm import BatchNorm
 from ssljax.models.pooling import pooled
@@ -23,6 +33,7 @@ from ssljax.models.vit import ViT, resize_positions
 __all__ = [
     "BACKBONES",
     "BatchNorm",
+    "BeitViT",
     "LinearClassifier",
     "MLP",
     "RegNet",
@@ -31,6 +42,8 @@ __all__ = [
     "activation",
     "attention",
     "backbone",
+    "begun_anew",
+    "cut_normal",
     "draws",
     "forward",
     "infer",
@@ -38,10 +51,13 @@ __all__ = [
     "initialise_head",
     "logits",
     "mlp",
+    "patches",
     "pooled",
     "projection_head",
     "resizable",
     "resize_positions",
+    "token_decoder",
+    "token_encoder",
     "tokens",
     "unit_gains",
 ]

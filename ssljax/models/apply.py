@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ssljax.models.beit_vit import BeitViT, resize_bias
 from ssljax.models.heads import LinearClassifier
 from ssljax.models.placement import along_batch
 from ssljax.models.vit import ViT, resize_positions
@@ -160,8 +161,8 @@ def tokens(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> 
     return infer(_transformer(net), params, statistics, x, tokens=True)
 
 
-def _transformer(net: nn.Module) -> ViT:
-    if not isinstance(net, ViT):
+def _transformer(net: nn.Module) -> ViT | BeitViT:
+    if not isinstance(net, (ViT, BeitViT)):
         raise ValueError(
             f"{type(net).__name__} is not a vision transformer: it has neither tokens nor attention"
         )
@@ -176,15 +177,23 @@ def resizable(
     Returns:
         for each leaf name a function from the stored array and the wanted shape to the resized array.
     """
-    if not isinstance(net, ViT):
+    if not isinstance(net, (ViT, BeitViT)):
         return {}
     side = image_size // net.patch
+    extra = 1 + net.distillation if isinstance(net, ViT) else 1
 
     def positions(stored: jax.Array, wanted: tuple[int, ...]) -> jax.Array:
         del wanted
-        return resize_positions(stored, (side, side), extra_tokens=1 + net.distillation)
+        return resize_positions(stored, (side, side), extra_tokens=extra)
 
+    if isinstance(net, BeitViT):
+        return {"positions": positions, "relative_bias": resize_bias}
     return {"positions": positions}
+
+
+def begun_anew(net: nn.Module) -> tuple[str, ...]:
+    """The parts of a backbone, by name, that begin anew where `config.init_from` does not have them."""
+    return ("fc_norm",) if isinstance(net, BeitViT) and net.pooling == "mean_then_norm" else ()
 
 
 def attention(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:
@@ -201,7 +210,7 @@ def attention(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) 
         {"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"]
     )
     blocks = found["intermediates"]
-    if net.scan:
+    if isinstance(net, ViT) and net.scan:
         return blocks["blocks"]["attn"]["attention"][0][-1]
     return blocks[f"block{net.depth - 1}"]["attn"]["attention"][0]
 

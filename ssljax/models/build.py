@@ -7,6 +7,9 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssljax.models.alexnet_vgg import ARCHITECTURES, ConvNet
+from ssljax.models.beit_vit import POOLING, RELATIVE, BeitViT
+from ssljax.models.beit_vit import SIZES as BEIT_SIZES
+from ssljax.models.dvae import Decoder, Encoder
 from ssljax.models.heads import MLP, SCHEMES
 from ssljax.models.regnet import TABLES, RegNet
 from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
@@ -24,6 +27,8 @@ BACKBONES: dict[str, tuple[type[Basic] | type[Bottleneck], tuple[int, ...]]] = {
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
     "resnet200": (Bottleneck, (3, 24, 36, 3)),
 }
+
+DVAE = "dvae"  # the name of DALL-E's encoder among the backbones
 
 
 def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
@@ -47,9 +52,13 @@ def backbone(model: ConfigDict) -> nn.Module:
         ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective
             kernels are requested for basic blocks.
     """
-    _one_of("name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SIZES))
+    _one_of("name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SIZES, *BEIT_SIZES, DVAE))
     if model.name in SIZES:
         return _vit(model)
+    if model.name in BEIT_SIZES:
+        return _beit(model)
+    if model.name == DVAE:
+        return token_encoder(model)
     if model.name in TABLES:
         return _regnet(model)
     if model.name in ARCHITECTURES:
@@ -123,11 +132,63 @@ def _vit(model: ConfigDict) -> ViT:
     )
 
 
+def _beit(model: ConfigDict) -> BeitViT:
+    _one_of("relative", model.relative, RELATIVE)
+    _one_of("pooling", model.pooling, POOLING)
+    _one_of("remat", model.remat, REMATS)
+    width, depth, heads = BEIT_SIZES[model.name]
+    large = model.name == "beit_l"
+    if model.layer_scale and (model.layer_scale <= 1e-4) != large:
+        right = "1e-5" if large else "0.1"
+        raise ValueError(
+            f"config.model.layer_scale is {model.layer_scale} for {model.name}: it starts from {right} there "
+            f"(0.1 for networks of the size of B, 1e-5 for L). Set --config.model.layer_scale={right}, or 0 "
+            "for none"
+        )
+    return BeitViT(
+        width,
+        depth,
+        heads,
+        model.patch,
+        absolute=model.absolute,
+        relative=model.relative,
+        layer_scale=model.layer_scale,
+        pooling=model.pooling,
+        drop_path=model.drop_path,
+        remat=model.remat,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def token_encoder(model: ConfigDict) -> Encoder:
+    """Build the encoder of a dVAE: `config.model` of the method `dvae`, or `config.tokenizer` of `beit`."""
+    return Encoder(
+        group_count=model.groups,
+        n_hid=model.hidden,
+        n_blk_per_group=model.blocks,
+        vocab_size=model.vocabulary,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def token_decoder(model: ConfigDict, channels: int) -> Decoder:
+    """Build the decoder of a dVAE for images of so many channels."""
+    return Decoder(
+        group_count=model.groups,
+        n_init=model.codebook,
+        n_hid=model.hidden,
+        n_blk_per_group=model.blocks,
+        output_channels=channels,
+        vocab_size=model.vocabulary,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
 def draws(model: ConfigDict) -> bool:
     """Whether this backbone needs a random key in training, for stochastic depth or dropout."""
     if model.name in SIZES:
         return model.drop_path > 0 or model.dropout > 0
-    if model.name in TABLES:
+    if model.name in TABLES or model.name in BEIT_SIZES:
         return model.drop_path > 0
     return model.name in ARCHITECTURES and model.dropout > 0
 

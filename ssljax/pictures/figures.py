@@ -23,6 +23,8 @@ NAMES = {
     "moco": "MoCo",
     "byol": "BYOL",
     "deit": "DeiT",
+    "beit": "BEiT",
+    "dvae": "dVAE",
     "deepcluster": "DeepCluster",
     "linear": "frozen network",
 }
@@ -364,6 +366,34 @@ def attention(
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     figure.suptitle(f"{title}: attention of the last block", x=0.01, ha="left", fontsize=10)
+    save(figure, path)
+
+
+def rows_of_images(
+    path: Path,
+    rows: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> None:
+    """Draws rows of images of the same things.
+
+    Args:
+        path: PNG to write.
+        rows: uint8 [Q, S, S, C] by the name of the row.
+        labels: int [Q], of the columns.
+        class_names: one per label.
+        title: title of the figure.
+    """
+    columns = len(labels)
+    figure, axes = tiles(len(rows), columns, 1.1 * columns + 0.8, 1.1 * len(rows) + 0.6)
+    for row, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row, images, strict=True):
+            draw(axis, image)
+        beside(row[0], name)
+    for axis, label in zip(axes[0], labels, strict=True):
+        axis.set_title(class_name(class_names, label), fontsize=9, color=GREY)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     save(figure, path)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -34,8 +35,9 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
 
     The file has the fields `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`,
     `query` uint8 [Q, S, S, C], `query_labels`, `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K],
-    `preset` and `seed`. A vision transformer adds `attention`; a method with clusters adds `cluster`,
-    `cluster_labels` and `cluster_size`, see below. An image without a label has the label -1.
+    `preset` and `seed`. A vision transformer adds `attention`; a tokenizer adds `reconstruction`; a method
+    with clusters adds `cluster`, `cluster_labels` and `cluster_size`, see below. An image without a label has
+    the label -1.
 
     Args:
         path: the npz to write.
@@ -54,8 +56,10 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
     fields: dict[str, Any] = {}
     for bench in benches:
         fields[f"points/{bench.name}"] = principal(bench.features(test).features[rows]).astype(np.float16)
-    if isinstance(models.backbone(config.model), models.ViT):
+    if isinstance(models.backbone(config.model), (models.ViT, models.BeitViT)):
         fields["attention"] = attention(run, test, queries)
+    if run.method.reconstruct is not None:
+        fields["reconstruction"] = reconstruction(run, test, queries)
     if first.assignment is not None:
         fields |= contact_sheet(first.assignment[source.index], source, config)
 
@@ -140,6 +144,14 @@ def attention(run: Evaluated, test: Source, queries: np.ndarray) -> np.ndarray:
     return np.asarray(mean.reshape(len(queries), tokens, side, side), np.float16)
 
 
+def reconstruction(run: Evaluated, test: Source, queries: np.ndarray) -> np.ndarray:
+    """What a tokenizer makes of the codes of test images: uint8 [Q, S, S, C], as small as thumbnails."""
+    assert run.method.reconstruct is not None
+    images = jnp.asarray(evaluation_images(test, queries, run.config))
+    _, made = jax.jit(run.method.reconstruct)(run.params, run.model_state, run.extra, images)
+    return shrunk(np.asarray(made) * 255.0)
+
+
 def evaluation_images(source: Source, rows: np.ndarray, config: ConfigDict) -> np.ndarray:
     """Images as the network sees them at evaluation: uint8 [K, S, S, C]."""
     batches = loader.eval_batches(source.select(rows), config, batch_size=len(rows))
@@ -155,7 +167,11 @@ def principal(features: np.ndarray) -> np.ndarray:
 
 def thumbnails(source: Source, rows: np.ndarray, config: ConfigDict) -> np.ndarray:
     """The images of evaluation, shrunk to at most THUMBNAIL pixels: uint8 [K, S, S, C]."""
-    images = evaluation_images(source, rows, config)
+    return shrunk(evaluation_images(source, rows, config))
+
+
+def shrunk(images: np.ndarray) -> np.ndarray:
+    """Images [K, S, S, C] of values in 0..255 at no more than THUMBNAIL pixels: uint8."""
     stride = -(-images.shape[1] // THUMBNAIL)
     places = images.shape[1] // stride
     size = places * stride

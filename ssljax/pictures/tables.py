@@ -34,6 +34,10 @@ METRICS = {
     ("perturbations", "flip_probability"): "flip probability",
     ("perturbations", "mfr"): "mFR",
     ("perturbations", "mt5d"): "mT5D",
+    ("reconstruction", "mae"): "mean absolute error of pixels, %",
+    ("reconstruction", "psnr"): "PSNR, dB",
+    ("reconstruction", "bits"): "bits per token",
+    ("reconstruction", "codebook_usage"): "codes used, %",
 }
 GROUP = ("experiment", "preset", "stage", "data", "epochs", "train_images", "config_hash", "data_checksum")
 # The fields that tell groups with the same title apart, and their names for readers.

@@ -10,6 +10,7 @@ from ssljax.protocols import (
     layers,
     linear,
     perturbations,
+    reconstruction,
 )
 from ssljax.types import Protocol
 
@@ -20,6 +21,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "layers": layers.PROTOCOL,
     "classifier": classifier.PROTOCOL,
     "clusters": clusters.PROTOCOL,
+    "reconstruction": reconstruction.PROTOCOL,
     "imagenet_a": imagenet_a.PROTOCOL,
     "corruptions": corruptions.PROTOCOL,
     "perturbations": perturbations.PROTOCOL,

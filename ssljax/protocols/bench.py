@@ -34,6 +34,8 @@ class Bench(NamedTuple):
             None for pixels.
         predictions: source -> {name: logits float32 [N, classes]} of the run's own heads, in its order. None
             if it has no heads.
+        reconstructions: source -> the rows of `reconstruction.errors_and_codes`, in its order. None for a
+            method without a decoder.
         assignment: int32 [ids], the cluster of every training image, -1 for none. None if the method has no
             clusters, or if the run was not trained on `train`.
     """
@@ -47,6 +49,7 @@ class Bench(NamedTuple):
     features: Callable[[Source], Features]
     maps: Callable[[Source, str, Reduce], Features] | None = None
     predictions: Callable[[Source], Mapping[str, np.ndarray]] | None = None
+    reconstructions: Callable[[Source], Features] | None = None
     assignment: np.ndarray | None = None
 
     @property

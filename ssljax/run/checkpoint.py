@@ -7,7 +7,7 @@ import functools
 import os
 import shutil
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 import orbax.checkpoint as ocp
@@ -210,6 +210,7 @@ def load_parts(
     workdir: str,
     like: Mapping[str, Pytree],
     resize: Mapping[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]] = types.MappingProxyType({}),
+    optional: Collection[str] = (),
 ) -> dict[str, Pytree]:
     """Read some branches of a run's newest checkpoint, for a run that starts from its weights.
 
@@ -220,6 +221,8 @@ def load_parts(
         like: path -> branch as the new run has it: shapes, dtypes and shardings; e.g. "params/encoder". A
             branch without leaves, such as the running statistics of a ViT, is returned as it is.
         resize: name of a leaf -> (stored array, wanted shape) -> array, for leaves that may differ in shape.
+        optional: parts of the branches, by name, that are left out of the result where the checkpoint has
+            none.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -233,6 +236,7 @@ def load_parts(
         stored = reading.describe(folder)
         tree: dict = {}
         for part, branch in wanted.items():
+            branch = _without_absent(branch, part, stored.shapes, optional)
             _refuse_other_branch(workdir, stored.shapes, branch, part, resizable=tuple(resize))
             *above, name = part.split("/")
             functools.reduce(lambda node, step: node.setdefault(step, {}), above, tree)[name] = branch
@@ -255,9 +259,22 @@ def load_parts(
         return jax.device_put(resized, wanted.sharding)
 
     return dict(like) | {
-        part: jax.tree_util.tree_map_with_path(fitted, branch, like[part])
+        part: jax.tree_util.tree_map_with_path(fitted, branch, _only(like[part], branch))
         for part, branch in branches.items()
     }
+
+
+def _without_absent(
+    branch: Pytree, part: str, stored: Mapping[str, tuple[int, ...]], optional: Collection[str]
+) -> Pytree:
+    """A branch without those of its optional parts that a checkpoint does not have."""
+    absent = {name for name in optional if not any(leaf.startswith(f"{part}/{name}/") for leaf in stored)}
+    return {name: below for name, below in branch.items() if name not in absent} if absent else branch
+
+
+def _only(branch: Pytree, names: Pytree) -> Pytree:
+    """The parts of a branch that are in another one."""
+    return {name: branch[name] for name in names} if isinstance(branch, dict) else branch
 
 
 def _refuse_other_network(

@@ -35,6 +35,11 @@ LEAK = (
     "alike or the queue is too short"
 )
 
+DEAD_CODES = (
+    "most codes of the codebook are never used, and do not come back. Likely causes: dvae.kl_weight that "
+    "rises too late or is too small, a learning rate that is too high, a temperature that falls too early"
+)
+
 # Quantities of ssljax/losses/health.py. Uniformity is 0 at collapse and about -4 on a well-covered sphere.
 BANDS: dict[str, dict[str, Band]] = {
     "simclr": {
@@ -69,6 +74,10 @@ BANDS: dict[str, dict[str, Band]] = {
         ),
     },
     "supervised": {},
+    "dvae": {
+        "codebook_usage": Band(0.05, math.inf, below=DEAD_CODES),
+        "codebook_perplexity": Band(2.0, math.inf, below=DEAD_CODES),
+    },
 }
 
 # Embeddings are nearly equal in the first updates of any run, so there are no warnings before this step.

@@ -39,14 +39,16 @@ def own(method: str) -> ModuleType | SimpleNamespace:
 
 
 def small_config(name: str, **changes) -> ConfigDict:
-    """A stage of STAGES, or a method's digits preset (its last stage), with a network of 8 channels.
+    """A stage of STAGES, or a method's digits preset, with a network of 8 channels.
 
-    There is no warm-up, because a learning rate of 0 moves nothing.
+    Of a preset with stages it is the last one of the method. There is no warm-up, because a learning rate of
+    0 moves nothing.
     """
     method, preset, stage = STAGES.get(name, (name, "digits", ""))
     c = importlib.import_module(f"configs.{method}").get_config(preset).unlock()
     if "stages" in c:
-        c = c[stage or c.stages[-1]]
+        own_stages = [each for each in c.stages if c[each].method == method]
+        c = c[stage or own_stages[-1]]
     c.batch_size = 16
     c.epochs = 2
     c.log_every = 2

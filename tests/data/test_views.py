@@ -38,6 +38,7 @@ JITTER = dict(
     jitter_hue=0.2,
     jitter="tensorflow",
     jitter_order="random",
+    jitter_on="crop",
     brightness="multiply",
 )
 BLUR = dict(

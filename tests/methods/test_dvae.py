@@ -1,0 +1,219 @@
+"""The dVAE: its objective by NumPy, its schedules, what is exported, and the alarm of a dead codebook."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax import models
+from ssljax.config import resolve
+from ssljax.methods import METHODS
+from ssljax.methods.dvae import cosine, gumbel
+from ssljax.models import dvae as nets
+from ssljax.protocols import reconstruction
+from ssljax.protocols.features import Features
+from ssljax.run import monitor
+from tests.methods.small import FACTS, batch_of, config_of, shaken
+
+SMALL = dict(
+    model__groups=2, model__hidden=4, model__blocks=1, model__vocabulary=12, model__codebook=6, batch_size=4
+)
+
+
+def built(**changes):
+    c = config_of("dvae", **(SMALL | changes))
+    method = METHODS["dvae"](c, FACTS)
+    params, model_state, extra = method.init(jax.random.key(0), {})
+    return c, method, (shaken(params, 1), model_state, extra), batch_of(4)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the encoder gives, what the decoder reads, and what it gives."""
+    found = {}
+    forward = models.forward
+
+    def spied(net, params, statistics, x, **rest):
+        out = forward(net, params, statistics, x, **rest)
+        found[type(net).__name__] = (np.asarray(x), np.asarray(out[0]))
+        return out
+
+    monkeypatch.setattr(models, "forward", spied)
+    return found
+
+
+@pytest.mark.parametrize("step", [0, 100, 10_000])
+def test_the_loss_by_numpy(seen, step):
+    c, method, (params, model_state, extra), batch = built()
+    value, out = method.loss(params, model_state, extra, batch, jax.random.key(3), jnp.int32(step))
+    x, logits = seen["Encoder"]
+    y, stats = seen["Decoder"]
+    np.testing.assert_allclose(x, 0.8 * np.asarray(batch["image"]) / 255 + 0.1, atol=1e-6)
+
+    total = 1500 * c.epochs // 4
+    share = np.cos(np.pi * np.clip(step / (0.5 * total), 0, 1))
+    tau = 1 / 16 + 0.5 * (1 - 1 / 16) * (1 + share)
+    np.testing.assert_allclose(out.metrics["temperature"], tau, rtol=1e-5)
+    np.testing.assert_allclose(y.sum(-1), 1.0, rtol=1e-5)
+    noise = np.asarray(gumbel(jax.random.key(3), batch["index"], (4, 4, 12)))
+    np.testing.assert_allclose(y, softmax((logits + noise) / tau), rtol=1e-3, atol=1e-5)
+
+    mu, ln_b = np.split(stats.astype(np.float64), 2, axis=-1)
+    logit = np.log(x) - np.log1p(-x)
+    nll = np.log(2) + ln_b + np.log(x * (1 - x)) + np.abs(logit - mu) * np.exp(-ln_b)
+    beta = 0.5 * c.dvae.kl_weight * (1 - np.cos(np.pi * np.clip(step / (0.05 * total), 0, 1)))
+    p = softmax(logits.astype(np.float64))
+    kl = (p * (np.log(p) + np.log(12))).sum(-1)
+    per_image = nll.sum((1, 2, 3)) + beta * kl.sum((1, 2))
+    np.testing.assert_allclose(value, per_image.mean() / (8 * 8 * 1), rtol=1e-4)
+    np.testing.assert_allclose(out.metrics["kl"], kl.mean(), rtol=1e-4)
+
+
+def test_the_kl_knows_neither_the_noise_nor_the_temperature():
+    c, method, (params, model_state, extra), batch = built(dvae__kl_share=0.0)
+    run = lambda key, step: method.loss(
+        params, model_state, extra, batch, jax.random.key(key), jnp.int32(step)
+    )
+    (first, a), (second, b) = run(1, 0), run(2, 10_000)
+    assert float(first) != float(second)
+    assert float(a.metrics["temperature"]) != float(b.metrics["temperature"])
+    np.testing.assert_array_equal(a.metrics["kl"], b.metrics["kl"])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_the_weight_of_the_kl_follows_the_downsampling(groups):
+    """One-hot posteriors add beta ln K / (C f^2): DALL-E's 6.6 ln 8192 / 192 is .3098."""
+
+    def value(weight):
+        settings = {"model__groups": groups, "dvae__kl_share": 0.0, "dvae__kl_weight": weight}
+        _, method, (params, model_state, extra), batch = built(**settings)
+        params["encoder"] = jax.tree.map(jnp.zeros_like, params["encoder"])
+        params["encoder"]["output"]["bias"] = jnp.zeros(12).at[3].set(1e4)
+        return method.loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
+
+    np.testing.assert_allclose(value(6.6) - value(0.0), 6.6 * np.log(12) / 4 ** (groups - 1), rtol=1e-3)
+
+
+def test_the_decoder_reads_relaxed_codes(seen):
+    c, method, (params, model_state, extra), batch = built(dvae__kl_weight=0.0)
+    loss = lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
+    loss(params)
+    y, _ = seen["Decoder"]
+    assert ((y > 0.01) & (y < 0.99)).any()
+
+
+def test_the_reconstruction_trains_the_encoder():
+    c, method, (params, model_state, extra), batch = built(dvae__kl_weight=0.0)
+    loss = lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
+    grads = jax.grad(loss)(params)
+    assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["encoder"]))
+
+
+def test_noise_follows_the_image_and_not_its_place_in_the_batch():
+    key = jax.random.key(0)
+    one = gumbel(key, jnp.array([5, 9]), (2, 2, 7))
+    other = gumbel(key, jnp.array([9, 5, 1]), (2, 2, 7))
+    np.testing.assert_array_equal(one[0], other[1])
+    many = np.asarray(gumbel(key, jnp.arange(64), (32, 32, 32)))
+    assert many.dtype == np.float32 and np.isfinite(many).all()
+    np.testing.assert_allclose([many.mean(), many.std()], [0.5772, np.pi / 6**0.5], atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "start, end, steps, values",
+    [
+        (0.0, 6.6, 5000, {0: 0.0, 1250: 0.9665, 2500: 3.3, 5000: 6.6, 9999: 6.6}),
+        (1.0, 1 / 16, 150_000, {0: 1.0, 37_500: 0.862706, 75_000: 0.53125, 112_500: 0.199794, 10**6: 0.0625}),
+        (1.0, 0.5, 0.0, {0: 0.5}),
+    ],
+)
+def test_the_papers_schedules(start, end, steps, values):
+    for step, value in values.items():
+        np.testing.assert_allclose(cosine(jnp.int32(step), start, end, steps), value, rtol=2e-4, atol=1e-6)
+
+
+def test_the_shares_of_the_paper_give_its_numbers_of_updates():
+    from configs.dvae import get_config
+
+    c = get_config("imagenet")
+    total = 1_281_167 * c.epochs // c.batch_size
+    assert abs(total - 3_000_000) < 3_000
+    found = [c.dvae.kl_share * total, c.dvae.temperature_share * total, c.optim.cosine_share * total]
+    np.testing.assert_allclose(found, [5_000, 150_000, 1_200_000], rtol=1e-3)
+    assert (c.model.hidden, c.model.vocabulary, c.model.codebook, c.ema.decay) == (256, 8192, 128, 0.999)
+
+
+def test_the_average_is_what_is_exported():
+    c, method, (params, model_state, extra), batch = built(ema__decay=0.5)
+    after = method.update(extra, params, (), jnp.int32(0))
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, extra.ema.params, params)
+    weights, _ = method.evaluated(params, model_state, after)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), weights, expected["encoder"])
+    codes, images = method.reconstruct(params, model_state, after, batch["image"])
+    assert codes.shape == (4, 4, 4) and images.shape == (4, 8, 8, 1)
+    encoder, decoder = models.token_encoder(c.model), models.token_decoder(c.model, 1)
+    x = 0.8 * jnp.asarray(batch["image"], jnp.float32) / 255 + 0.1
+    logits = encoder.apply({"params": expected["encoder"]}, x)
+    np.testing.assert_array_equal(codes, jnp.argmax(logits, -1))
+    one_hot = jax.nn.one_hot(codes, 12, dtype=jnp.float32)
+    stats = decoder.apply({"params": expected["decoder"]}, one_hot)
+    np.testing.assert_allclose(images, nets.image_of(stats), rtol=1e-4, atol=1e-5)
+    raw, _ = method.reconstruct(params, model_state, extra._replace(ema=()), batch["image"])
+    assert np.any(np.asarray(raw) != np.asarray(codes))
+
+
+def test_squared_error_of_pixels_between_minus_one_and_one(seen):
+    c, method, (params, model_state, extra), batch = built(
+        dvae__loss="l2", model__pixels="customized", dvae__kl_weight=0.0
+    )
+    value, _ = method.loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
+    x, _ = seen["Encoder"]
+    assert x.min() < -0.9 and x.max() > 0.9
+    mu = seen["Decoder"][1][..., :1]
+    np.testing.assert_allclose(value, np.square(x - mu).mean(), rtol=1e-5)
+
+
+def test_wrong_pixels_are_refused():
+    with pytest.raises(ValueError, match="model.pixels=dall-e, or dvae.loss=l2"):
+        built(model__pixels="customized")
+    c = resolve(config_of("dvae", **SMALL)).unlock()
+    c.augment.mean = (0.5,)
+    with pytest.raises(ValueError, match=r"--config.augment.mean='\(0.,\)'"):
+        METHODS["dvae"](c, FACTS)
+
+
+def test_a_dead_codebook_raises_an_alarm():
+    healthy = {"codebook_usage": 0.4, "codebook_perplexity": 90.0}
+    assert monitor.warnings("dvae", 500, healthy) == []
+    (found,) = monitor.warnings("dvae", 500, healthy | {"codebook_usage": 0.03})
+    assert "codebook_usage = 0.03" in found and "dvae.kl_weight" in found
+
+
+@dataclasses.dataclass
+class FakeBench:
+    config: object
+    test: object
+    reconstructions: object
+
+
+def test_the_protocol_by_hand():
+    """Two images of two tokens: codes 0, 0, 1, 2 of four."""
+    image = np.zeros((2, 2, 2, 1), np.uint8)
+    made = np.full((2, 2, 2, 1), 0.1, np.float32)
+    made[1] = 0.3
+    codes = np.array([[[0, 0]], [[1, 2]]])
+    rows = reconstruction.errors_and_codes(*map(jnp.asarray, (image, codes, made)))
+    features = Features(np.asarray(rows), np.zeros(2, np.int32), np.arange(2, dtype=np.int32))
+    c = resolve(config_of("dvae", **SMALL)).unlock()
+    c.model.vocabulary = 4
+    (found,) = reconstruction.judge(FakeBench(c, None, lambda split: features))
+    np.testing.assert_allclose(found["mae"], 20.0, rtol=1e-5)
+    np.testing.assert_allclose(found["psnr"], -10 * np.log10(0.05), rtol=1e-5)
+    np.testing.assert_allclose([found["bits"], found["codebook_usage"]], [1.5, 75.0])
