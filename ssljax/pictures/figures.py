@@ -59,7 +59,7 @@ def class_name(class_names: Sequence[str], label: int) -> str:
 
 def blank(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with plain axes, row by row; the size is in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=100)
     axes = list(np.ravel(figure.subplots(rows, columns)))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
