@@ -54,7 +54,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
     def of(*families: str) -> When:
         return also & network(section, *families) if also.text else network(section, *families)
 
-    any_norm = of("resnet", "alexnet_vgg", "regnet")
+    any_norm = of("resnet", "alexnet_vgg", "regnet", "efficientnet")
     unbiased = of("resnet", "alexnet_vgg")
     if norms is not None:
         any_norm |= norms
@@ -63,7 +63,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
         Key(
             f"{section}.name",
             "resnet50",
-            "backbone: resnet8 to resnet200, regnety_*gf, vit_*, alexnet_bn or vgg16_bn",
+            "backbone: resnet8 to resnet200, regnety_*gf, efficientnet_*, vit_*, alexnet_bn or vgg16_bn",
             None,
             also,
         ),
@@ -79,14 +79,22 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             1.0,
             "multiplier of every layer's width",
             Range(0, 64, open_low=True),
-            of("resnet", "alexnet_vgg"),
+            of("resnet", "alexnet_vgg", "efficientnet"),
+        ),
+        Key(
+            f"{section}.depth",
+            1.0,
+            "multiplier of the number of blocks",
+            Range(0, 64, open_low=True),
+            of("efficientnet"),
         ),
         Key(
             f"{section}.stem",
             "imagenet",
-            "imagenet: 7x7 convolution of stride 2 and max-pool; cifar: one 3x3 convolution of stride 1",
+            "imagenet: 7x7 convolution of stride 2 and max-pool; cifar: one 3x3 convolution of stride 1 "
+            "(EfficientNet: stages 2 and 3 without stride)",
             OneOf(("imagenet", "cifar")),
-            of("resnet"),
+            of("resnet", "efficientnet"),
         ),
         Key(
             f"{section}.shortcut",
@@ -118,7 +126,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             "what the backward pass recomputes; blocks: all but each block's input; "
             "dots (ViT): all but matrix products",
             OneOf(("none", "blocks", "dots")),
-            of("resnet", "regnet", "vit"),
+            of("resnet", "regnet", "efficientnet", "vit"),
         ),
         Key(f"{section}.patch", 16, "side of a patch, in pixels", COUNT, of("vit")),
         Key(
@@ -149,14 +157,22 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             0.0,
             "stochastic-depth rate of the last block; grows linearly from 0 in the first",
             BELOW_ONE,
-            of("vit", "regnet"),
+            of("vit", "regnet", "efficientnet"),
         ),
         Key(
             f"{section}.dropout",
             0.0,
-            "dropout rate: throughout a ViT, before the fully connected layers of AlexNet and VGG",
+            "dropout rate: throughout a ViT, before the fully connected layers of AlexNet and VGG, on an "
+            "EfficientNet's features",
             BELOW_ONE,
-            of("vit", "alexnet_vgg"),
+            of("vit", "alexnet_vgg", "efficientnet"),
+        ),
+        Key(
+            f"{section}.frozen_blocks",
+            0,
+            "the stem and this many blocks are not trained; 0: all are",
+            NATURAL,
+            of("efficientnet"),
         ),
     )
 

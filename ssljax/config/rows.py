@@ -27,6 +27,7 @@ OPTIMIZERS = (
 FAMILIES = {
     "resnet": "resnet",
     "regnety": "regnet",
+    "efficientnet": "efficientnet",
     "vit": "vit",
     "alexnet": "alexnet_vgg",
     "vgg16": "alexnet_vgg",
@@ -222,7 +223,7 @@ class Key(NamedTuple):
 
 
 def family(network: str) -> str:
-    """The family of a network: resnet, regnet, vit or alexnet_vgg; "" for an unknown network."""
+    """The family of a network, such as resnet or vit; "" for an unknown network."""
     if network in FAMILIES:
         return FAMILIES[network]
     word = network.split("_")[0]

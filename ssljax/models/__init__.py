@@ -13,6 +13,7 @@ from ssljax.models.apply import (
     unit_gains,
 )
 from ssljax.models.build import BACKBONES, backbone, draws, mlp, projection_head
+from ssljax.models.efficientnet import EfficientNet
 from ssljax.models.heads import MLP, LinearClassifier
 from ssljax.models.norm import BatchNorm
 from ssljax.models.pooling import pooled
@@ -23,6 +24,7 @@ from ssljax.models.vit import ViT, resize_positions
 __all__ = [
     "BACKBONES",
     "BatchNorm",
+    "EfficientNet",
     "LinearClassifier",
     "MLP",
     "RegNet",
