@@ -161,6 +161,9 @@ def known_facts(config: ConfigDict, images: int) -> Facts:
         return Facts(images, classes, images)
     if data.train_per_class:
         total = min(total, data.train_per_class * classes)
+    few = data.labels_per_class or data.label_fraction < 1
+    if few and data.keep_unlabelled:
+        return Facts(total, classes, total)
     if data.labels_per_class:
         total = data.labels_per_class * classes
     elif data.label_fraction < 1:

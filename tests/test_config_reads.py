@@ -38,6 +38,7 @@ WHERE = (
     "data.label_list",
     "data.labels_per_class",
     "data.subset_seed",
+    "data.keep_unlabelled",
     "data.num_classes",
     "data.num_examples",
 )

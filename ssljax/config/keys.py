@@ -11,7 +11,14 @@ the views, `keys_networks` those of the networks and the methods. None of them i
 from __future__ import annotations
 
 from ssljax.config.keys_images import AUGMENT, DATA, VIEWS
-from ssljax.config.keys_networks import DEEPCLUSTER_V1, METHOD, NETWORKS
+from ssljax.config.keys_networks import (
+    DEEPCLUSTER_V1,
+    DISTILL_V2,
+    FINETUNE_V2,
+    METHOD,
+    NETWORKS,
+    PRETRAIN_V2,
+)
 from ssljax.config.rows import (
     BELOW_ONE,
     COUNT,
@@ -210,8 +217,8 @@ def row(name: str) -> Key | None:
 
 # How many views a method takes, as its `Method.num_views` says. Other methods take any number.
 VIEW_COUNTS = (
-    (method("simclr", "moco", "byol"), 2),
-    (method("supervised", "deit", "linear") | DEEPCLUSTER_V1, 1),
+    (method("simclr", "moco", "byol") | PRETRAIN_V2, 2),
+    (method("supervised", "deit", "linear") | DEEPCLUSTER_V1 | FINETUNE_V2 | DISTILL_V2, 1),
 )
 
 __all__ = ["FACTS", "KEYS", "Key", "VIEW_COUNTS", "row"]

@@ -60,9 +60,16 @@ DATA = (
         "balanced",
         "images of a label_fraction; papers: the published lists of 1 % and 10 % of ImageNet, from TFDS",
         OneOf(("balanced", "papers")),
-        PART & equal("data.source", "tfds:imagenet2012"),
+        PART & equal("data.source", "tfds:imagenet2012") & equal("data.keep_unlabelled", False),
     ),
     Key("data.subset_seed", 0, "seed of the draw of that subset", NATURAL, FEW),
+    Key(
+        "data.keep_unlabelled",
+        False,
+        "keep the training images outside that subset, without their labels",
+        None,
+        FEW,
+    ),
     Key("data.num_classes", 0, "classes; 0: read from the data, otherwise checked against them", NATURAL),
     Key(
         "data.num_examples",

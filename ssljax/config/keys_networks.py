@@ -26,17 +26,22 @@ from ssljax.config.rows import (
 
 DEEPCLUSTER_V1 = method("deepcluster") & equal("clusters.version", 1)
 DEEPCLUSTER_V2 = method("deepcluster") & equal("clusters.version", 2)
-HEADS = method("simclr", "moco", "byol") | DEEPCLUSTER_V2
+PRETRAIN_V2 = method("simclr_v2") & equal("task", "pretrain")
+MEMORY = PRETRAIN_V2 & above("queue.size", 0)
+FINETUNE_V2 = method("simclr_v2") & equal("task", "finetune")
+DISTILL_V2 = method("simclr_v2") & equal("task", "distill")
+LAYERS_V2 = PRETRAIN_V2 | FINETUNE_V2 | DISTILL_V2 & above("distill.finetune_from", 0)
+HEADS = method("simclr", "moco", "byol") | LAYERS_V2 | DEEPCLUSTER_V2
 FULL_HEADS = method("moco", "byol") | DEEPCLUSTER_V2
 PREDICTOR = method("moco", "byol") & above("predictor.layers", 0)
-DISTILLED = method("deit") & other_than("distill.name", "none")
+DISTILLED = DISTILL_V2 | method("deit") & other_than("distill.name", "none")
 
 
 def _norms(read: Read) -> bool:
     """Whether a head of the run has batch normalisation, as SimCLR's always has."""
     heads = ["head"] if read("predictor.layers") == 0 else ["head", "predictor"]
     flags = [f"{head}.{key}" for head in heads for key in ("norm", "last_norm")]
-    return read("method") == "simclr" or any(read(flag) for flag in flags)
+    return read("method") in ("simclr", "simclr_v2") or any(read(flag) for flag in flags)
 
 
 NORMED = HEADS & When("a head has batch normalisation", _norms)
@@ -234,17 +239,37 @@ SOFT = method("deit") & equal("distill.name", "soft")
 TWO_TOKENS = method("deit") & network("model", "vit") & equal("model.distillation", True)
 
 METHOD = (
+    Key(
+        "task",
+        "pretrain",
+        "the stage of SimCLRv2",
+        OneOf(("pretrain", "finetune", "distill")),
+        method("simclr_v2"),
+    ),
     *_head("head", 2, HEADS, HEADS, FULL_HEADS, FULL_HEADS | method("linear"), fewest=1),
     Key("head.dim", 128, "dimension of the embeddings", Range(1, WIDEST, whole=True), HEADS),
+    Key(
+        "head.finetune_from",
+        1,
+        "layer of the projection head that the classifier reads, with all layers before it; 0: the features",
+        Range(0, 16, whole=True),
+        FINETUNE_V2,
+    ),
     *_head("predictor", 0, TARGET, PREDICTOR, PREDICTOR, PREDICTOR, fewest=0),
-    Key("loss.temperature", 0.1, "temperature of the similarities", POSITIVE, method("simclr", "moco")),
+    Key(
+        "loss.temperature",
+        0.1,
+        "temperature of the similarities",
+        POSITIVE,
+        method("simclr", "moco") | PRETRAIN_V2,
+    ),
     Key("loss.symmetric", False, "contrast in both directions, with twice the keys", None, QUEUE),
     Key(
         "online_probe",
         False,
         "train a linear classifier on stop-gradient features beside the network",
         None,
-        method("simclr", "byol"),
+        method("simclr", "byol") | PRETRAIN_V2 & equal("queue.size", 0),
     ),
     Key(
         "zero_init_residual",
@@ -253,8 +278,20 @@ METHOD = (
         None,
         TARGET | DEEPCLUSTER_V2,
     ),
-    Key("queue.size", 65536, "keys in the queue; 0: negatives from the batch", NATURAL, method("moco")),
-    Key("target.momentum", 0.99, "momentum of the target encoder, at the start of training", UNIT, TARGET),
+    Key(
+        "queue.size",
+        65536,
+        "keys in the queue; 0: negatives from the batch",
+        NATURAL,
+        method("moco") | PRETRAIN_V2,
+    ),
+    Key(
+        "target.momentum",
+        0.99,
+        "momentum of the target encoder, at the start of training",
+        UNIT,
+        TARGET | MEMORY,
+    ),
     Key(
         "target.schedule",
         "constant",
@@ -359,7 +396,21 @@ METHOD = (
     Key("distill.name", "none", "kind of distillation", OneOf(("none", "soft", "hard")), method("deit")),
     Key("distill.teacher", "", "an earlier stage's name or a run's folder", None, DISTILLED),
     Key("distill.alpha", 0.5, "weight of the teacher's part of the loss", UNIT, DISTILLED),
-    Key("distill.temperature", 3.0, "temperature of both softmaxes", POSITIVE, SOFT),
+    Key(
+        "distill.finetune_from",
+        0,
+        "layer of its projection head that the teacher's classifier reads; 0: its features",
+        Range(0, 16, whole=True),
+        DISTILL_V2,
+    ),
+    Key(
+        "distill.tau_squared",
+        False,
+        "multiply the loss by the squared temperature, as SimCLRv2's notebook does and its paper does not",
+        None,
+        DISTILL_V2,
+    ),
+    Key("distill.temperature", 3.0, "temperature of both softmaxes", POSITIVE, SOFT | DISTILL_V2),
     Key(
         "distill.normalization",
         "code",

@@ -12,7 +12,7 @@ Read = Callable[[str], Any]  # gives the value of a key in the config at hand, o
 
 # The names that the conditions of the table know. Keys of other methods, networks and optimizers are taken as
 # a config states them.
-METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "supervised", "linear")
+METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "simclr_v2", "supervised", "linear")
 OPTIMIZERS = (
     "lars",
     "sgd",

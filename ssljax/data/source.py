@@ -99,6 +99,17 @@ class Source:
             checksum=digest(self.checksum.encode(), index.tobytes()),
         )
 
+    def unlabelled_but(self, indices: np.ndarray) -> Source:
+        """Keep all examples, but only the labels at these positions. The others become -1.
+
+        Class names stay, and so does the number of classes.
+        """
+        kept = np.zeros(len(self), bool)
+        kept[indices] = True
+        labels = np.where(kept, self.labels, -1).astype(np.int32)
+        checksum = digest(self.checksum.encode(), labels.tobytes())
+        return dataclasses.replace(self, labels=labels, checksum=checksum)
+
     def with_labels(self, needs: str) -> Source:
         """Select the labelled examples. If all examples are labelled, this is the source itself.
 

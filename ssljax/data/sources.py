@@ -82,9 +82,12 @@ def labelled_source(data: ConfigDict) -> str:
     """Name the data set that the training images come from.
 
     This is `data.source`, or TFDS's list of the papers' 1 % or 10 % of ImageNet if `data.label_list` asks for
-    it. Other data and fractions have no list, so a balanced draw stands for it.
+    it. Other data and fractions have no list, so a balanced draw stands for it. So it does where the images
+    outside the list are kept (`data.keep_unlabelled`), because the list is a data set of its own.
     """
     part = data.label_fraction < 1 and not data.labels_per_class
+    if part and data.keep_unlabelled:
+        return data.source
     if data.source != "tfds:imagenet2012" or not part or data.label_list == "balanced":
         return data.source
     return PAPERS_LISTS.get(data.label_fraction, data.source)
@@ -111,6 +114,8 @@ def _papers_list(data: ConfigDict) -> Source:
 def subset(source: Source, data: ConfigDict) -> Source:
     """Reduce a training split by `train_per_class`, `labels_per_class` and `label_fraction`.
 
+    With `keep_unlabelled` the images outside the labelled subset stay, with the label -1.
+
     Raises:
         ValueError: a class has too few examples, or an example has no label.
     """
@@ -128,7 +133,7 @@ def subset(source: Source, data: ConfigDict) -> Source:
             per_class=data.labels_per_class,
             seed=data.subset_seed,
         )
-        source = source.select(rows)
+        source = source.unlabelled_but(rows) if data.keep_unlabelled else source.select(rows)
     return source
 
 

@@ -45,8 +45,59 @@ def nt_xent(z1: jax.Array, z2: jax.Array, *, temperature: float) -> jax.Array:
     return jnp.concatenate([_first_block_diagonal(ab, aa), _first_block_diagonal(ba, bb)])
 
 
+def nt_xent_with_memory(
+    q1: jax.Array,
+    q2: jax.Array,
+    k1: jax.Array,
+    k2: jax.Array,
+    queue: jax.Array,
+    *,
+    temperature: float,
+) -> jax.Array:
+    """NT-Xent against a moving-average network and its memory (SimCLRv2, arXiv 2006.10029, section 2).
+
+        l(q1_i) = -log  exp(q1_i.k2_i / tau) / Z_i
+        Z_i     = sum_j exp(q1_i.k2_j / tau) + sum_{j != i} exp(q1_i.k1_j / tau) + sum_m exp(q1_i.m / tau)
+
+    and the same for q2 with k1 and k2 exchanged; m are the rows of the memory. If the moving average is the
+    network itself and the memory is empty, this is `nt_xent`. The paper describes the memory in words only;
+    these are the terms that its description and its authors' replies name.
+
+    Args:
+        q1: [B, D] embeddings of view 1 by the trained network, unnormalised.
+        q2: [B, D] those of view 2.
+        k1: [B, D] embeddings of view 1 by the moving average, unnormalised; the caller stops the gradient.
+        k2: [B, D] those of view 2.
+        queue: [K, D] embeddings of earlier batches by the moving average; K may be 0.
+        temperature: tau, which divides the cosine similarities.
+
+    Returns:
+        float32 [2B], the rows of view 1 and then those of view 2. log(2B - 1 + K) if all embeddings are
+        equal.
+
+    Raises:
+        ValueError: the shapes do not agree.
+    """
+    if not q1.shape == q2.shape == k1.shape == k2.shape or queue.shape[1:] != q1.shape[1:]:
+        raise ValueError(
+            "nt_xent_with_memory pairs rows of q1, q2, k1 and k2 [B, D] and compares them with all rows of "
+            f"queue [K, D], got {q1.shape}, {q2.shape}, {k1.shape}, {k2.shape} and {queue.shape}"
+        )
+    tau = jnp.float32(temperature)
+    itself = MASKED * jnp.eye(q1.shape[0], dtype=jnp.float32)
+    memory = l2_normalize(queue)
+
+    def rows(q: jax.Array, same_view: jax.Array, other_view: jax.Array) -> jax.Array:
+        positives = dot(q, other_view) / tau
+        others = jnp.concatenate([dot(q, same_view) / tau - itself, dot(q, memory) / tau], axis=1)
+        return _first_block_diagonal(positives, others)
+
+    q1, q2, k1, k2 = (l2_normalize(z) for z in (q1, q2, k1, k2))
+    return jnp.concatenate([rows(q1, k1, k2), rows(q2, k2, k1)])
+
+
 def _first_block_diagonal(positives: jax.Array, others: jax.Array) -> jax.Array:
-    """Cross entropy over the columns of [positives | others], each [B, B], with label i for row i -> [B]."""
+    """Cross entropy over the columns of [positives [B, B] | others [B, N]], with label i for row i -> [B]."""
     logits = jnp.concatenate([positives, others], axis=1)
     return jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(positives)
 

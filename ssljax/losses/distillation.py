@@ -1,4 +1,6 @@
-"""Distillation of a teacher's class probabilities, as DeiT uses it (arXiv 2012.12877, section 4).
+"""Distillation of a teacher's class probabilities, as DeiT and SimCLRv2 use it.
+
+DeiT, arXiv 2012.12877, section 4:
 
     soft    (1 - alpha) CE(class, y) + alpha tau^2 KL(softmax(teacher / tau) || softmax(token / tau))
             (equation 2; Hinton et al., arXiv 1503.02531)
@@ -77,6 +79,31 @@ def hard(
     decision = jnp.argmax(teacher_logits, axis=-1)
     classification = (1.0 - alpha) * cross_entropy(student, labels, label_smoothing=label_smoothing)
     return classification + alpha * cross_entropy(token, decision)
+
+
+def probabilities(logits: jax.Array, teacher_logits: jax.Array, *, temperature: float) -> jax.Array:
+    """Cross entropy against a teacher's probabilities, one value per example (SimCLRv2, equation 2).
+
+        - sum_c  P_T(c) log P_S(c),   P(c) = softmax(logits / tau)_c
+
+    It differs from `soft`'s divergence by the teacher's entropy, which has no gradient, and it has no factor
+    tau^2. No gradient flows to the teacher.
+
+    Args:
+        logits: [B, C] of the student.
+        teacher_logits: [B, C].
+        temperature: tau, of both softmaxes.
+
+    Returns:
+        float32 [B], at least the entropy of P_T.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    student, _ = _matching((logits, logits), teacher_logits)
+    teacher = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32) / temperature)
+    pupil = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+    return -jnp.sum(teacher * pupil, axis=-1)
 
 
 def _matching(logits: tuple[jax.Array, jax.Array], teacher_logits: jax.Array) -> tuple[jax.Array, jax.Array]:

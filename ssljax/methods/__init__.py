@@ -10,6 +10,7 @@ from ssljax.methods.deit import deit
 from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
 from ssljax.methods.simclr import simclr
+from ssljax.methods.simclr_v2 import simclr_v2
 from ssljax.methods.supervised import supervised
 from ssljax.types import Facts, Method
 
@@ -19,6 +20,7 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "byol": byol,
     "deepcluster": deepcluster,
     "deit": deit,
+    "simclr_v2": simclr_v2,
     "supervised": supervised,
     "linear": linear,
 }

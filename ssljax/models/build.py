@@ -160,8 +160,14 @@ def draws(model: ConfigDict) -> bool:
     return model.name in ARCHITECTURES and model.dropout > 0
 
 
-def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:
-    """Build SimCLR's projector of `config.head`, with the norms and the dtype of `config.model`."""
+def projection_head(head: ConfigDict, model: ConfigDict, *, built: int = -1) -> MLP:
+    """Build SimCLR's projector of `config.head`, with the norms and the dtype of `config.model`.
+
+    Args:
+        head: `config.head`.
+        model: `config.model`.
+        built: how many of its layers to build, from the first; -1: all.
+    """
     return MLP(
         head.layers,
         head.hidden,
@@ -172,6 +178,7 @@ def projection_head(head: ConfigDict, model: ConfigDict) -> MLP:
         last_norm=True,
         last_gain=True,
         scheme="normal_0.01",
+        built=built,
         **_norm(model),
     )
 

@@ -40,6 +40,8 @@ class MLP(nn.Module):
         last_norm: batch normalisation without offset after the last layer.
         last_gain: whether that last norm learns a gain.
         scheme: initialisation of the kernels, a key of SCHEMES.
+        built: how many layers there are, from the first; -1: all. With fewer, the output is that of a hidden
+            layer after its ReLU, and `dim` and the last norm play no part.
         unbiased: see BatchNorm.
         dtype: of the computation.
     """
@@ -53,6 +55,7 @@ class MLP(nn.Module):
     last_norm: bool
     last_gain: bool = False
     scheme: str = "uniform"
+    built: int = -1
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     unbiased: bool = False
@@ -62,7 +65,7 @@ class MLP(nn.Module):
     def __call__(
         self, h: jax.Array, *, train: bool, every_layer: bool = False
     ) -> jax.Array | list[jax.Array]:
-        """Features `[B, D]` -> float32 `[B, dim]`.
+        """Features `[B, D]` -> float32 `[B, dim]`, or `[B, hidden]` of the last hidden layer that is built.
 
         Args:
             h: features.
@@ -71,14 +74,15 @@ class MLP(nn.Module):
                 from a1.
         """
         hidden = self.hidden or h.shape[-1]
+        built = self.layers if self.built < 0 else self.built
         outputs = [h]
-        for layer in range(1, self.layers):
+        for layer in range(1, min(built + 1, self.layers)):
             x = self._dense(layer, hidden, self.hidden_bias)(outputs[-1])
             if self.norm:
                 x = self._batch_norm(layer, use_bias=True)(x, train=train)
             outputs.append(nn.relu(x))
 
-        if self.layers > 0:
+        if built == self.layers > 0:
             x = self._dense(self.layers, self.dim, self.last_bias)(outputs[-1])
             if self.last_norm and self.last_gain:
                 x = self._batch_norm(self.layers, use_bias=False)(x, train=train)

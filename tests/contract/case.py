@@ -24,6 +24,12 @@ from ssljax.data import sources
 from ssljax.program import balance_of, build, device_batches
 from ssljax.run.loop import refreshed
 
+# Stages of a method that are methods of their own: name -> method, preset and stage.
+STAGES = {
+    "simclr_v2_finetune": ("simclr_v2", "digits_finetune", "finetune"),
+    "simclr_v2_distill": ("simclr_v2", "digits_self", "distill"),
+}
+
 
 def own(method: str) -> ModuleType | SimpleNamespace:
     """SMALL and oracle of the method's file in this folder; empty if it has no file."""
@@ -32,13 +38,15 @@ def own(method: str) -> ModuleType | SimpleNamespace:
     return SimpleNamespace(SMALL=getattr(found, "SMALL", {}), oracle=getattr(found, "oracle", None))
 
 
-def small_config(method: str, **changes) -> ConfigDict:
-    """The method's digits preset (its last stage) with a network of 8 channels.
+def small_config(name: str, **changes) -> ConfigDict:
+    """A stage of STAGES, or a method's digits preset (its last stage), with a network of 8 channels.
 
     There is no warm-up, because a learning rate of 0 moves nothing.
     """
-    c = importlib.import_module(f"configs.{method}").get_config("digits").unlock()
-    c = c[c.stages[-1]] if "stages" in c else c
+    method, preset, stage = STAGES.get(name, (name, "digits", ""))
+    c = importlib.import_module(f"configs.{method}").get_config(preset).unlock()
+    if "stages" in c:
+        c = c[stage or c.stages[-1]]
     c.batch_size = 16
     c.epochs = 2
     c.log_every = 2
@@ -55,7 +63,7 @@ def small_config(method: str, **changes) -> ConfigDict:
         c.head.dim = 16
     for key, value in changes.items():
         c.model[key] = value
-    c.update_from_flattened_dict(own(method).SMALL)
+    c.update_from_flattened_dict(own(name).SMALL)
     return resolve(c).lock()
 
 

@@ -93,6 +93,18 @@ def test_subsets_apply_to_training_only():
         sources.load(data, "train")
 
 
+def test_images_outside_the_labelled_subset_may_stay_without_labels():
+    few = sources.load(data_of("digits", labels_per_class=3), "train")
+    kept = sources.load(data_of("digits", labels_per_class=3, keep_unlabelled=True), "train")
+    whole = sources.load(data_of("digits"), "train")
+    np.testing.assert_array_equal(kept.index, whole.index)
+    np.testing.assert_array_equal(kept.images, whole.images)
+    np.testing.assert_array_equal(np.flatnonzero(kept.labels >= 0), few.index)
+    np.testing.assert_array_equal(kept.labels[few.index], few.labels)
+    assert kept.num_classes == 10
+    assert kept.checksum not in (few.checksum, whole.checksum)
+
+
 def test_select_keeps_ids_pixels_and_names():
     source = sources.load(data_of("digits"), "train")
     some = source.select([5, 9, 5]).select([2, 1])

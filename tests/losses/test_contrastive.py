@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax.losses.contrastive import contrast_accuracy, nt_xent
+from ssljax.losses.contrastive import contrast_accuracy, nt_xent, nt_xent_with_memory
 
 # Case 4 of the file switches the released function's normalisation off; ours always normalises.
 NORMALISED = range(4)
@@ -87,3 +87,58 @@ def test_bfloat16_embeddings_are_compared_in_float32():
 def test_views_of_different_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(3, 3\) and \(2, 3\)"):
         nt_xent(Z1, Z2[:2], temperature=0.5)
+
+
+# ------------------------------------------------------------------------------------- SimCLRv2's memory
+
+
+def by_definition(q1, q2, k1, k2, queue, temperature):
+    """The rows of SimCLRv2's loss with a memory, term by term in float64."""
+    q1, q2, k1, k2, queue = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (q1, q2, k1, k2, queue))
+    rows = []
+    for q, same, other in ((q1, k1, k2), (q2, k2, k1)):
+        for i, query in enumerate(q):
+            candidates = [*other, *np.delete(same, i, axis=0), *queue]
+            terms = [np.exp(query @ candidate / temperature) for candidate in candidates]
+            rows.append(-np.log(terms[i] / sum(terms)))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_memory_adds_its_rows_and_the_keys_of_both_views_to_the_candidates(temperature):
+    rng = np.random.default_rng(3)
+    views = [rng.normal(size=(5, 7)) for _ in range(4)]
+    queue = rng.normal(size=(6, 7))
+    found = nt_xent_with_memory(
+        *(jnp.asarray(z, jnp.float32) for z in (*views, queue)), temperature=temperature
+    )
+    np.testing.assert_allclose(found, by_definition(*views, queue, temperature), rtol=1e-5)
+
+
+def test_memory_of_no_rows_with_the_network_as_its_own_average_is_nt_xent(golden):
+    """Loss and gradient, on the released code's data, where nothing stops the gradient to the keys."""
+    g = golden("nt_xent").under("c0")
+    n = len(g["hidden"]) // 2
+    empty = jnp.zeros((0, g["hidden"].shape[1]), jnp.float32)
+
+    def loss(z):
+        rows = nt_xent_with_memory(z[:n], z[n:], z[:n], z[n:], empty, temperature=float(g["temperature"]))
+        return 2.0 * rows.mean()
+
+    value, grad = jax.value_and_grad(loss)(jnp.asarray(g["hidden"]))
+    np.testing.assert_allclose(value, g["loss"], rtol=1e-5)
+    np.testing.assert_allclose(grad, g["grad_hidden"], rtol=1e-4, atol=1e-6)
+
+
+def test_memory_of_equal_embeddings_costs_log_of_all_candidates():
+    z = jnp.ones((4, 3), jnp.float32)
+    queue = 2.0 * jnp.ones((8, 3), jnp.float32)
+    np.testing.assert_allclose(
+        nt_xent_with_memory(z, z, z, z, queue, temperature=0.1), np.full(8, np.log(15)), rtol=1e-6
+    )
+
+
+def test_memory_of_another_width_is_refused():
+    z = jnp.ones((4, 3))
+    with pytest.raises(ValueError, match=r"queue \[K, D\], got .*\(8, 2\)"):
+        nt_xent_with_memory(z, z, z, z, jnp.ones((8, 2)), temperature=0.1)

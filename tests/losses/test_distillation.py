@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssljax.losses.classification import cross_entropy
-from ssljax.losses.distillation import hard, soft
+from ssljax.losses.distillation import hard, probabilities, soft
 
 
 @pytest.mark.parametrize("case", range(4))
@@ -73,3 +73,39 @@ def test_wrong_arguments_are_named():
         hard((a, a), b, jnp.array([0, 1]))
     with pytest.raises(ValueError, match="'batchmean' is unknown"):
         soft((a, a), a, jnp.array([0, 1]), alpha=0.1, temperature=3.0, normalization="batchmean")
+
+
+@pytest.mark.parametrize("temperature, expected", [(1.0, 1.3067163), (0.1, 9.9996368)])
+def test_probabilities_by_hand(temperature, expected):
+    student = jnp.array([[0.0, 1.0, 0.0], [5.0, 6.0, 5.0]])  # a constant per row changes nothing
+    teacher = jnp.array([[2.0, 1.0, 0.0], [-1.0, -2.0, -3.0]])
+    rows = probabilities(student, teacher, temperature=temperature)
+    np.testing.assert_allclose(rows, [expected, expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_probabilities_are_softs_divergence_and_the_teachers_entropy(temperature):
+    rng = np.random.default_rng(0)
+    student, teacher = (jnp.asarray(rng.normal(size=(4, 6)), jnp.float32) for _ in range(2))
+    labels = jnp.zeros(4, jnp.int32)
+    entropy = probabilities(teacher, teacher, temperature=temperature)
+    p = np.exp(np.asarray(teacher, np.float64) / temperature)
+    p /= p.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(axis=1), rtol=1e-4, atol=1e-6)
+
+    divergence = soft((student, student), teacher, labels, alpha=1.0, temperature=temperature)
+    rows = probabilities(student, teacher, temperature=temperature)
+    np.testing.assert_allclose(rows, entropy + divergence / temperature**2, rtol=1e-5)
+
+
+def test_probabilities_pull_nothing_from_the_teacher_and_stop_at_it():
+    rng = np.random.default_rng(1)
+    student, teacher = (jnp.asarray(rng.normal(size=(3, 5)), jnp.float32) for _ in range(2))
+    of_student, of_teacher = jax.grad(
+        lambda s, t: probabilities(s, t, temperature=0.5).sum(), argnums=(0, 1)
+    )(student, teacher)
+    assert not np.any(np.asarray(of_teacher))
+    p, q = (np.asarray(jax.nn.softmax(z / 0.5)) for z in (student, teacher))
+    np.testing.assert_allclose(of_student, (p - q) / 0.5, rtol=1e-4, atol=1e-6)
+    at_the_teacher = jax.grad(lambda s: probabilities(s, teacher, temperature=0.1).sum())(teacher)
+    np.testing.assert_allclose(at_the_teacher, np.zeros((3, 5)), atol=1e-5)

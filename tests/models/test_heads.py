@@ -100,3 +100,18 @@ def test_linear_classifier_initialisation(std):
     params = LinearClassifier(100, std).init(jax.random.key(0), jnp.ones((1, 300)))["params"]["dense"]
     np.testing.assert_allclose(np.std(params["kernel"]), std, rtol=0.02)
     np.testing.assert_array_equal(params["bias"], np.zeros(100))
+
+
+@pytest.mark.parametrize("built", [1, 2, 3])
+def test_the_first_layers_alone_give_what_they_give_in_the_whole_head(official, built):
+    """And they have no parameters but their own, under the same names."""
+    whole, variables, g = official
+    x = jnp.asarray(g["x"])
+    first = whole.clone(built=built)
+    own = first.init(jax.random.key(0), x, train=False)
+    names = [f"{kind}{layer}" for kind in ("dense", "norm") for layer in range(1, built + 1)]
+    assert sorted(own["params"]) == sorted(names)
+
+    part = {kind: {name: variables[kind][name] for name in own[kind]} for kind in ("params", "batch_stats")}
+    every = whole.apply(variables, x, train=False, every_layer=True)
+    np.testing.assert_array_equal(first.apply(part, x, train=False), every[built])
