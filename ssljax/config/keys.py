@@ -79,16 +79,18 @@ RUN = (
 
 # ---------------------------------------------------------------------------------------------- the optimizer
 
-WARMED_UP = optimizer("lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd")
-WITH_MOMENTUM = optimizer("lars", "sgd", "torch_sgd", "deepcluster_sgd", "deepcluster_probe_sgd", "timm_sgd")
+WARMED_UP = optimizer("lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd", "tf_rmsprop")
+WITH_MOMENTUM = optimizer(
+    "lars", "sgd", "torch_sgd", "deepcluster_sgd", "deepcluster_probe_sgd", "timm_sgd", "tf_rmsprop"
+)
 TIMM = optimizer("timm_adamw", "timm_sgd")
 
 OPTIM = (
     Key(
         "optim.name",
         "sgd",
-        "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw or "
-        "timm_sgd",
+        "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw, "
+        "timm_sgd or tf_rmsprop",
     ),
     Key("optim.learning_rate", 0.1, "peak learning rate, before scaling", NOT_NEGATIVE),
     Key(
@@ -140,6 +142,20 @@ OPTIM = (
         "learning rate that the end of the run approaches, not scaled",
         NOT_NEGATIVE,
         optimizer("lars", "timm_adamw", "timm_sgd"),
+    ),
+    Key(
+        "optim.decay_epochs",
+        2.4,
+        "epochs after which the learning rate is multiplied by 0.97, again and again",
+        POSITIVE,
+        optimizer("tf_rmsprop"),
+    ),
+    Key(
+        "optim.offset_epochs",
+        0.0,
+        "epochs of the schedule that are taken to have passed before the first step",
+        NOT_NEGATIVE,
+        optimizer("tf_rmsprop"),
     ),
     Key(
         "optim.lag",

@@ -23,6 +23,7 @@ OPTIMIZERS = (
     "deepcluster_probe_sgd",
     "timm_adamw",
     "timm_sgd",
+    "tf_rmsprop",
 )
 FAMILIES = {
     "resnet": "resnet",
