@@ -58,6 +58,8 @@ SAME_STEP = (
     "optim.end",
     "optim.lag",
     "init_branches",
+    "distill.teacher",
+    "distill.temperature",
     "inference",
     "augment.policy",
     "augment.policy_magnitude",

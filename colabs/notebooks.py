@@ -38,6 +38,14 @@ slowly moving copy of the network. The network learns to predict the embedding t
 are no negatives: only the predictor and the slow copy keep all images from getting the same embedding.
 """,
     ),
+    "simclr_v2": (
+        "SimCLRv2",
+        """
+[SimCLRv2](https://arxiv.org/abs/2006.10029) pretrains a network without labels, as SimCLR does, fine-tunes it
+on a few labels from the middle of the projection head, and lets a new network learn from its predictions on
+all images.
+""",
+    ),
     "deit": (
         "DeiT",
         """
@@ -200,6 +208,58 @@ from ssljax import report
 
 report.main([RUN])
 display(*(Image(f"{{RUN}}/{{picture}}-digits.png", width=700) for picture in ("clusters", "labels")))
+""",
+    },
+    "simclr_v2": {
+        "title": """
+# {title} on handwritten digits
+
+A small network learns from scikit-learn's 1,797 scanned digits without their labels. Then it learns ten
+labels per class, and last it teaches a new network of the same size.
+
+{idea}
+The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
+""",
+        "settings": """
+RUN = os.environ.get("SSLJAX_RUN", "runs/{name}-digits")
+CHANGES = os.environ.get("SSLJAX_CHANGES", "").split()  # e.g. ["--config.finetune.epochs=40"]
+
+ARGUMENTS = ["--config=configs/{name}.py:digits_self", f"--workdir={{RUN}}", *CHANGES]
+""",
+        "preview": """
+from IPython.display import Image
+
+from ssljax import preview
+
+preview.main([*ARGUMENTS, "--stage=pretrain"])
+Image(f"{{RUN}}/pretrain/preview.png", width=700)
+""",
+        "train_text": """
+## Train
+
+Three stages: `pretrain` without labels, `finetune` on ten labels per class, and `distill`, in which a new
+network learns what the fine-tuned one says of all digits. If the cell is interrupted, run it again: training
+resumes from the last checkpoint.
+""",
+        "evaluate_text": """
+## Evaluate
+
+The pretrained network is frozen and its features are evaluated, beside raw pixels. Of the fine-tuned network,
+the teacher, and of its student, the predictions are.
+""",
+        "evaluate": """
+from ssljax import evaluate
+
+RESULTS = f"--results={{RUN}}/results.jsonl"
+FEATURES = ["--protocols=knn,linear,label_fraction", "--baselines=raw_pixels"]
+evaluate.main([*ARGUMENTS, "--stage=pretrain", RESULTS, *FEATURES])
+evaluate.main([*ARGUMENTS, "--stage=finetune", RESULTS])
+evaluate.main([*ARGUMENTS, "--stage=distill", RESULTS])
+""",
+        "report_text": """
+## Report
+
+Accuracy on held-out digits. The whole report with all figures is `report.html` in the run's folder.
 """,
     },
     "deit": {

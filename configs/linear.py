@@ -6,7 +6,7 @@
 
 RUN is the folder of a run, or of weights that `ssljax convert` read. `--config.model...` must be that of RUN.
 Without init_from a random network is probed, which is the baseline. The papers' own recipes are the presets
-`<pretraining preset>_linear` of simclr, moco, byol and deepcluster.
+`<pretraining preset>_linear` of simclr, simclr_v2, moco, byol and deepcluster.
 
 The recipe is that of SimCLR's paper, with W from N(0, 0.01^2) [X].
 """

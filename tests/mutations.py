@@ -1976,6 +1976,142 @@ PAPERS_VIEWS = [
     ),
 ]
 
+# SimCLRv2: the pitfalls of its three stages.
+SIMCLR_V2_FILE = "ssljax/methods/simclr_v2.py"
+SIMCLR_V2_CONFIG = "configs/simclr_v2.py"
+T_SIMCLR_V2 = "tests/methods/test_simclr_v2.py"
+
+SIMCLR_V2 = [
+    Mutation(
+        "weight_decay_of_version_1",
+        SIMCLR_V2_CONFIG,
+        "        weight_decay=1e-4,  # [C]\n        warmup_epochs=40",
+        "        weight_decay=1e-6,  # [C]\n        warmup_epochs=40",
+        "the default of the released TF2 code",
+        f"{T_SIMCLR_V2}::test_the_recipes_of_a_network[imagenet_r50]",
+    ),
+    Mutation(
+        "wide_networks_are_tuned_at_the_plain_rate",
+        SIMCLR_V2_CONFIG,
+        "0.005 if plain else 0.002",
+        "0.005",
+        "one rate for all networks",
+        f"{T_SIMCLR_V2}::test_the_recipes_of_a_network[imagenet_r50_x2]",
+    ),
+    Mutation(
+        "head_dropped_before_fine_tuning",
+        SIMCLR_V2_CONFIG,
+        '("encoder", "projector") if fraction < 1',
+        '("encoder",) if fraction < 1',
+        "a filter that leaves out every head of the checkpoint",
+        f"{T_SIMCLR_V2}::test_the_recipes_of_a_network[imagenet_r50]",
+    ),
+    Mutation(
+        "fine_tuned_under_colour_jitter",
+        SIMCLR_V2_CONFIG,
+        "    config.crops_alone(c)\n    c.eval_every_epochs = 0",
+        "    c.views = dict(one=dict())\n    c.eval_every_epochs = 0",
+        "the views of pretraining in all stages",
+        f"{T_SIMCLR_V2}::test_the_recipes_of_a_network[imagenet_r50]",
+    ),
+    Mutation(
+        "fine_tuned_from_before_the_relu",
+        HEADS,
+        "            outputs.append(nn.relu(x))",
+        "            outputs.append(x)",
+        "the layer taken before its activation",
+        f"{T_HEADS}::test_official_projection_in_both_modes",
+    ),
+    Mutation(
+        "the_layer_after_the_one_asked_for",
+        HEADS,
+        "range(1, min(built + 1, self.layers))",
+        "range(1, min(built + 2, self.layers))",
+        "counted from 0",
+        f"{T_HEADS}::test_the_first_layers_alone_give_what_they_give_in_the_whole_head[1]",
+    ),
+    Mutation(
+        "classifier_is_adapted",
+        SIMCLR_V2_FILE,
+        '        probes=("head",),\n',
+        "",
+        "head_supervised is not left out of LARS",
+        f"{T_SIMCLR_V2}::test_fine_tuning_begins_at_the_log_of_the_classes_and_lars_leaves_the_classifier_alone",
+    ),
+    Mutation(
+        "queries_in_the_memory",
+        SIMCLR_V2_FILE,
+        "l2_normalize(jnp.concatenate([k[:, 0], k[:, 1]]))",
+        "l2_normalize(jnp.concatenate([q[:, 0], q[:, 1]]))",
+        "the trained network's embeddings in the queue",
+        f"{T_SIMCLR_V2}::test_the_loss_with_a_memory_by_hand",
+    ),
+    Mutation(
+        "gradient_to_the_moving_average",
+        SIMCLR_V2_FILE,
+        "jax.lax.stop_gradient(embed(extra.params, extra.stats, x))",
+        "embed(extra.params, extra.stats, x)",
+        "no detach",
+        f"{T_SIMCLR_V2}::test_no_gradient_reaches_the_moving_average",
+    ),
+    Mutation(
+        "average_with_the_networks_statistics",
+        SIMCLR_V2_FILE,
+        "Carry(keys, stats)",
+        "Carry(keys, model_state)",
+        "one set of running statistics for both networks",
+        f"{T_SIMCLR_V2}::test_the_loss_with_a_memory_by_hand",
+    ),
+    Mutation(
+        "memory_contrasts_a_view_with_itself",
+        CONTRASTIVE,
+        "dot(q, same_view) / temperature - own_view",
+        "dot(q, same_view) / temperature",
+        "the key of the same view is a negative of its own query",
+        f"{T_NT_XENT}::test_memory_adds_its_rows_and_the_keys_of_both_views_to_the_candidates[0.5]",
+    ),
+    Mutation(
+        "unnormalised_memory",
+        CONTRASTIVE,
+        "memory = l2_normalize(queue)",
+        "memory = queue",
+        "stale keys of any length",
+        f"{T_NT_XENT}::test_memory_of_equal_embeddings_costs_log_of_all_candidates",
+    ),
+    Mutation(
+        "teacher_sees_another_crop",
+        SIMCLR_V2_FILE,
+        "inferred(teacher, teacher_layers, extra, x)",
+        "inferred(teacher, teacher_layers, extra, x[:, :, ::-1])",
+        "a flip of its own for each network",
+        f"{T_SIMCLR_V2}::test_student_and_teacher_see_the_same_crop_and_the_teacher_its_running_statistics",
+    ),
+    Mutation(
+        "temperature_of_the_teacher_alone",
+        DISTILLATION,
+        "pupil = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)",
+        "pupil = jax.nn.log_softmax(student.astype(jnp.float32))",
+        "only one of the softmaxes has the temperature",
+        "tests/losses/test_distillation.py::test_probabilities_by_hand[0.1-9.9996368]",
+    ),
+    Mutation(
+        "labelled_images_weigh_more",
+        SIMCLR_V2_FILE,
+        'rows += (1.0 - alpha) * cross_entropy(s, batch["label"])',
+        'rows += (1.0 - alpha) * mean_of_labelled(cross_entropy(s, batch["label"]), batch["label"])',
+        "the labelled term averaged over the labelled images",
+        f"{T_SIMCLR_V2}::test_labels_count_where_there_are_any[0.25]",
+    ),
+    Mutation(
+        "labels_that_were_to_be_forgotten",
+        "ssljax/data/source.py",
+        "labels = np.where(kept, self.labels, -1).astype(np.int32)",
+        "labels = self.labels.astype(np.int32)",
+        "a semi-supervised run with all labels",
+        "tests/data/test_sources.py::test_images_outside_the_labelled_subset_may_stay_without_labels",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -1996,6 +2132,7 @@ MUTATIONS = [
     *SETTINGS_AND_TERMINAL,
     *LINEAR_EVALUATION,
     *PAPERS_VIEWS,
+    *SIMCLR_V2,
 ]
 
 

@@ -83,13 +83,13 @@ def nt_xent_with_memory(
             "nt_xent_with_memory pairs rows of q1, q2, k1 and k2 [B, D] and compares them with all rows of "
             f"queue [K, D], got {q1.shape}, {q2.shape}, {k1.shape}, {k2.shape} and {queue.shape}"
         )
-    tau = jnp.float32(temperature)
-    itself = MASKED * jnp.eye(q1.shape[0], dtype=jnp.float32)
+    own_view = MASKED * jnp.eye(q1.shape[0], dtype=jnp.float32)
     memory = l2_normalize(queue)
 
     def rows(q: jax.Array, same_view: jax.Array, other_view: jax.Array) -> jax.Array:
-        positives = dot(q, other_view) / tau
-        others = jnp.concatenate([dot(q, same_view) / tau - itself, dot(q, memory) / tau], axis=1)
+        positives = dot(q, other_view) / temperature
+        same = dot(q, same_view) / temperature - own_view
+        others = jnp.concatenate([same, dot(q, memory) / temperature], axis=1)
         return _first_block_diagonal(positives, others)
 
     q1, q2, k1, k2 = (l2_normalize(z) for z in (q1, q2, k1, k2))
