@@ -29,11 +29,13 @@ class Facts(NamedTuple):
         num_examples: of the training split; how long an epoch is.
         num_classes: 0 where nothing is labelled.
         num_ids: the stable ids of examples lie in 0..num_ids-1; a selection may have fewer examples.
+        num_unlabelled: of the examples, how many have no label where others do.
     """
 
     num_examples: int
     num_classes: int
     num_ids: int
+    num_unlabelled: int = 0
 
 
 class Out(NamedTuple):
@@ -135,7 +137,7 @@ class LoadFn(typing.Protocol):
 
         They have the shapes, dtypes and shardings of `like`. `run` is the name of an earlier stage, or the
         folder of a finished run. The parts "evaluated/params" and "evaluated/model_state" are the backbone
-        that the run's own `Method.evaluated` names.
+        that the run's own `Method.evaluated` names, and "evaluated/head" is the classifier beside it.
         """
 
 
@@ -200,6 +202,10 @@ class Method(NamedTuple):
         assignment: the labels that the network gave the training images. None if it gives none.
         balance: what training draws evenly from: each epoch takes as many images of every value and leaves
             out -1. Read after every refresh. None: every image once per epoch.
+        ratio: images without a label for each one with a label in every batch, see `sampler.mixed`; 0: images
+            are drawn alike. With a ratio, `balance` says how often an image without a label is taken.
+        epochs_of: what an epoch is one pass over: all "images", or with a ratio those "labelled" or
+            "unlabelled".
         adopt: called on the host before the first step, after `config.init_from`; puts the weights of frozen
             networks into a fresh state.
         frozen: the backbone is never trained: it lies in `extra`, where `adopt` puts that of
@@ -224,6 +230,8 @@ class Method(NamedTuple):
     classify: ClassifyFn | None = None
     assignment: LabelsFn | None = None
     balance: LabelsFn | None = None
+    ratio: int = 0
+    epochs_of: str = "images"
     adopt: AdoptFn | None = None
     frozen: bool = False
     rows: tuple[str, ...] = ()

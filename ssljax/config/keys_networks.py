@@ -36,6 +36,8 @@ FULL_HEADS = method("moco", "byol") | DEEPCLUSTER_V2
 PREDICTOR = method("moco", "byol") & above("predictor.layers", 0)
 DISTILLED = DISTILL_V2 | method("deit") & other_than("distill.name", "none")
 
+PSEUDO = method("noisy_student") & above("pseudo.ratio", 0)
+
 
 def _norms(read: Read) -> bool:
     """Whether a head of the run has batch normalisation, as SimCLR's always has."""
@@ -184,7 +186,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
 
 NETWORKS = (
     *_network("model", ALWAYS, NORMED),
-    *_network("teacher", DISTILLED, None),
+    *_network("teacher", DISTILLED | PSEUDO, None),
 )
 
 # ---------------------------------------------------------------------------------------------------- methods
@@ -437,6 +439,70 @@ METHOD = (
         0.0,
         "decay of the weights' moving average, which is evaluated instead of them; 0: none",
         UNIT,
-        method("deit"),
+        method("deit", "noisy_student"),
+    ),
+    Key(
+        "pseudo.ratio",
+        0,
+        "unlabelled images for each labelled one in a batch; 0: only labelled images, the first teacher",
+        Range(0, 1024, whole=True),
+        method("noisy_student"),
+    ),
+    Key("pseudo.teacher", "", "an earlier stage's name or a run's folder", None, PSEUDO),
+    Key(
+        "pseudo.teacher_size",
+        0,
+        "side of the images that the teacher labels, in pixels; 0: data.image_size",
+        NATURAL,
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.kind",
+        "soft",
+        "soft: the teacher's probabilities; hard: its most likely class",
+        OneOf(("soft", "hard")),
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.temperature",
+        1.0,
+        "temperature of the soft labels",
+        POSITIVE,
+        PSEUDO & equal("pseudo.kind", "soft"),
+    ),
+    Key(
+        "pseudo.threshold",
+        0.0,
+        "smallest confidence of the teacher in an image that is learned from",
+        BELOW_ONE,
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.per_class",
+        0,
+        "unlabelled images per class, by thinning large classes and duplicating small ones; 0: as they are",
+        NATURAL,
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.weighting",
+        "ratio",
+        "ratio: labelled loss + ratio times unlabelled loss (code); mean: the mean over the batch (paper)",
+        OneOf(("ratio", "mean")),
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.epochs_of",
+        "unlabelled",
+        "which images an epoch passes over once",
+        OneOf(("unlabelled", "labelled")),
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.label_smoothing",
+        0.1,
+        "probability of a label that is spread over all classes; soft labels are not smoothed",
+        BELOW_ONE,
+        method("noisy_student"),
     ),
 )

@@ -12,7 +12,17 @@ Read = Callable[[str], Any]  # gives the value of a key in the config at hand, o
 
 # The names that the conditions of the table know. Keys of other methods, networks and optimizers are taken as
 # a config states them.
-METHODS = ("simclr", "moco", "byol", "deepcluster", "deit", "simclr_v2", "supervised", "linear")
+METHODS = (
+    "simclr",
+    "moco",
+    "byol",
+    "deepcluster",
+    "deit",
+    "simclr_v2",
+    "supervised",
+    "linear",
+    "noisy_student",
+)
 OPTIMIZERS = (
     "lars",
     "sgd",

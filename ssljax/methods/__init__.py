@@ -9,6 +9,7 @@ from ssljax.methods.deepcluster import deepcluster
 from ssljax.methods.deit import deit
 from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
+from ssljax.methods.noisy_student import noisy_student
 from ssljax.methods.simclr import simclr
 from ssljax.methods.simclr_v2 import simclr_v2
 from ssljax.methods.supervised import supervised
@@ -23,4 +24,5 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "simclr_v2": simclr_v2,
     "supervised": supervised,
     "linear": linear,
+    "noisy_student": noisy_student,
 }

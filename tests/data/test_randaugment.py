@@ -28,7 +28,7 @@ def whole(value, side=4):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("Rotate", "Cutout")][:10] + ["SolarizeAdd"]
+    "name", [name for name in NAMES if name not in ("Rotate", "Cutout")][:9] + ["SolarizeAdd"]
 )
 def test_pixels_are_the_released_codes(golden, name):
     g = golden("augment")
