@@ -96,7 +96,7 @@ def student(first: ConfigDict, teacher: str, ratio: int) -> ConfigDict:
     """A turn with unlabelled images, by the same network [P]."""
     c = first.copy_and_resolve_references()
     c.data.keep_unlabelled = True
-    c.teacher = c.model
+    c.teacher = c.model.copy_and_resolve_references()
     c.pseudo.update(
         ratio=ratio,
         teacher=teacher,  # the name of an earlier stage, or the folder of a run

@@ -119,9 +119,10 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
         if ratio:
             assert isinstance(extra.labels, PseudoLabels)
             q = extra.labels.probabilities[batch["index"]]
-            target = pseudo.targets(
-                q, kind=settings.kind, temperature=settings.temperature, label_smoothing=smoothing
-            )
+            if settings.kind == "soft":
+                target = pseudo.soft(q, temperature=settings.temperature)
+            else:
+                target = pseudo.hard(q, label_smoothing=smoothing)
             unlabelled = _mean(cross_entropy(logits, target), ~labelled)
             metrics["labelled_loss"] = total
             metrics["unlabelled_loss"] = unlabelled

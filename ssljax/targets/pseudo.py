@@ -27,26 +27,35 @@ def none(ids: int, classes: int) -> PseudoLabels:
     return PseudoLabels(jnp.zeros((ids, classes), jnp.float32), jnp.zeros(ids, jnp.int32))
 
 
-def targets(probabilities: jax.Array, *, kind: str, temperature: float, label_smoothing: float) -> jax.Array:
-    """What the student learns from the teacher's probabilities.
+def soft(probabilities: jax.Array, *, temperature: float) -> jax.Array:
+    """The teacher's probabilities q as targets: q^(1/T), renormalised, and never smoothed.
 
     Args:
-        probabilities: q, float32 [B, C].
-        kind: "soft": q^(1/T), renormalised and not smoothed; "hard": the largest as a smoothed one-hot.
-        temperature: T of the soft labels; 1 takes them as they are.
-        label_smoothing: probability of the hard labels that is spread over all classes.
+        probabilities: float32 [B, C].
+        temperature: T; 1 takes them as they are.
+
+    Returns:
+        float32 [B, C].
+    """
+    # Relative to the largest, so that no power underflows; an image without labels has only zeros.
+    largest = jnp.maximum(probabilities.max(-1, keepdims=True), 1e-30)
+    powers = (probabilities / largest) ** (1.0 / temperature)
+    return powers / jnp.maximum(powers.sum(-1, keepdims=True), 1e-30)
+
+
+def hard(probabilities: jax.Array, *, label_smoothing: float) -> jax.Array:
+    """The teacher's most likely class as a smoothed one-hot target.
+
+    Args:
+        probabilities: float32 [B, C].
+        label_smoothing: probability that is spread over all classes.
 
     Returns:
         float32 [B, C].
     """
     classes = probabilities.shape[-1]
-    if kind == "hard":
-        one_hot = jax.nn.one_hot(jnp.argmax(probabilities, -1), classes, dtype=jnp.float32)
-        return one_hot * (1.0 - label_smoothing) + label_smoothing / classes
-    # Relative to the largest, so that no power underflows; an image without labels has only zeros.
-    largest = jnp.maximum(probabilities.max(-1, keepdims=True), 1e-30)
-    powers = (probabilities / largest) ** (1.0 / temperature)
-    return powers / jnp.maximum(powers.sum(-1, keepdims=True), 1e-30)
+    one_hot = jax.nn.one_hot(jnp.argmax(probabilities, -1), classes, dtype=jnp.float32)
+    return one_hot * (1.0 - label_smoothing) + label_smoothing / classes
 
 
 def copies(

@@ -18,13 +18,13 @@ def taken(labels, confidence, **settings):
 
 def test_soft_targets_are_powers_and_hard_ones_are_smoothed():
     q = jnp.asarray([[0.7, 0.2, 0.1], [0.1, 0.5, 0.4]])
-    soft = pseudo.targets(q, kind="soft", temperature=1.0, label_smoothing=0.1)
+    soft = pseudo.soft(q, temperature=1.0)
     np.testing.assert_allclose(soft, q, rtol=1e-6)  # not smoothed
-    sharp = pseudo.targets(q, kind="soft", temperature=0.5, label_smoothing=0.1)
+    sharp = pseudo.soft(q, temperature=0.5)
     np.testing.assert_allclose(sharp[0], np.array([0.49, 0.04, 0.01]) / 0.54, rtol=1e-5)
-    hard = pseudo.targets(q, kind="hard", temperature=1.0, label_smoothing=0.3)
+    hard = pseudo.hard(q, label_smoothing=0.3)
     np.testing.assert_allclose(hard, [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]], rtol=1e-5)
-    cold = pseudo.targets(q, kind="soft", temperature=0.01, label_smoothing=0.0)
+    cold = pseudo.soft(q, temperature=0.01)
     np.testing.assert_allclose(cold, np.eye(3)[[0, 1]], atol=1e-6)
 
 
