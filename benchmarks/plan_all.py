@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from ssljax import optim, plan
 from ssljax.compiler import ahead, slices
-from ssljax.config import changed
+from ssljax.config import changed, hashed
 from ssljax.program import stages
 
 ROOT = Path(__file__).parent.parent
@@ -125,15 +125,18 @@ configs/moco.py:imagenet_vit_b_v3 --config.batch_size=256 --config.model.remat=d
 
 
 def presets() -> Iterator[tuple[str, ConfigDict]]:
-    """(name:preset and stage, config) for every stage of paper scale."""
+    """(name:preset and stage, config) for every stage of paper scale, once.
+
+    A stage that is also a preset of its own, or a stage of an earlier preset, is not listed again.
+    """
+    seen = set()
     for path in sorted((ROOT / "configs").glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         for preset in module.PRESETS:
-            found = stages(module.get_config(preset), "")
-            if "_linear" in preset:  # its first stage is a preset of its own
-                found = found[1:]
-            for stage, config, _ in found:
-                if config.data.source.startswith("tfds:imagenet2012"):
+            for stage, config, _ in stages(module.get_config(preset), ""):
+                settings = path.stem, hashed(config)
+                if config.data.source.startswith("tfds:imagenet2012") and settings not in seen:
+                    seen.add(settings)
                     yield f"{path.stem}:{preset} {stage}".strip(), config
 
 

@@ -7,7 +7,8 @@
     ssljax train --config configs/moco.py:imagenet_vit_b_v3 --workdir gs://bucket/vit           # 76.5
 
 The figures are those of a linear probe in the papers; the repository of v3 reports 76.7 for the last. Every
-ImageNet preset NAME is also there as NAME_linear, which goes on to that probe.
+ImageNet preset NAME is also there as NAME_linear, which goes on to that probe. Two vision transformers go on
+to fine-tuning by DeiT's recipe on all labels: `imagenet_vit_s_v3_finetune_100pct` (81.4) and `_b_` (83.2).
 
 `imagenet_r50_v1_mlp`, `_aug` and `_mlp_aug` are the rows of v2's ablation between v1 and v2. For its other
 temperatures and v1's other momenta set `--config.loss.temperature` and `--config.target.momentum`.
@@ -41,6 +42,11 @@ V2 = {"imagenet_r50_v2_e200": 200, "imagenet_r50_v2_e800": 800}
 V3 = {f"imagenet_r50_v3_e{epochs}": epochs for epochs in V3_RESNET}
 # Linear evaluation of every pretraining preset: the first stage of each.
 LINEAR = {f"{name}_linear": name for name in (*V1_ABLATION, *V2, *V3, *V3_VIT)}
+# End-to-end fine-tuning on all labels: the first stage of each. The repository has figures for these two [C].
+FINETUNED = {
+    "imagenet_vit_s_v3_finetune_100pct": "imagenet_vit_s_v3",
+    "imagenet_vit_b_v3_finetune_100pct": "imagenet_vit_b_v3",
+}
 # Whether the loss is symmetric, and the epochs.
 DEMO = {
     f"cifar10_r18_{kind}_e{epochs}": (kind == "sym", epochs)
@@ -53,6 +59,7 @@ PRESETS = (
     "digits_v3",
     "digits_vit_v3",
     "digits_linear",
+    "digits_vit_v3_finetune_100pct",
     "fashion_mnist",
     "cifar10_lightly",
     "cifar10_small",
@@ -63,6 +70,7 @@ PRESETS = (
     *V3,
     *V3_VIT,
     *LINEAR,
+    *FINETUNED,
 )
 
 
@@ -294,6 +302,51 @@ def linear_v3(pretrain: ConfigDict, rate: float) -> ConfigDict:
     )
 
 
+def finetuned(pretrain: ConfigDict) -> ConfigDict:
+    """A vision transformer of v3, then DeiT's recipe without a teacher, on all labels.
+
+    The README of facebookresearch/moco-v3 runs facebookresearch/deit with all its defaults for 150 epochs, in
+    training mode (`--resume`, not `--finetune`) [C]. The defaults are those of configs/deit.py [C]. The rate
+    grows with the batch, for which DeiT's paper has 1024 [P].
+
+    The released run goes on to train the positions, from the fixed ones, and the patch projection. Here both
+    stay as they were in the first stage [X].
+    """
+    c = pretrain.copy_and_resolve_references()
+    c.method = "deit"
+    c.init_from = "pretrain"
+    config.crops_alone(c)
+    c.epochs = 150
+    c.batch_size = 1024
+    c.eval_every_epochs = 0
+    c.checkpoint.best = ""
+    c.model.drop_path = 0.1
+    c.mix = dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1)
+    c.distill = dict(name="none")
+    c.optim = dict(
+        name="timm_adamw",
+        learning_rate=2.5e-4,
+        scaling="linear",  # 5e-4 B/512
+        weight_decay=0.05,
+        warmup_epochs=5,
+        start=1e-6,
+        end=1e-5,
+        lag=0,
+    )
+    c.evaluate.protocols = ("classifier",)
+    return config.two_stages("pretrain", pretrain, "finetune", c)
+
+
+def imagenet_finetuned(pretrain: ConfigDict) -> ConfigDict:
+    """The same with DeiT's crops, RandAugment, erasing and repeated augmentation [C]."""
+    c = finetuned(pretrain)
+    c.finetune.data.repeats = 3
+    c.finetune.augment.update(
+        min_area=0.08, interpolation="bicubic", policy="randaugment", erasing_probability=0.25
+    )
+    return c
+
+
 def demo(symmetric: bool, epochs: int) -> ConfigDict:
     """The authors' CIFAR-10 notebook [C].
 
@@ -413,6 +466,15 @@ def digits_linear() -> ConfigDict:
     return c
 
 
+def digits_vit_v3_finetune_100pct() -> ConfigDict:
+    """The fine-tuning in miniature, with the rate of configs/deit.py:digits and without mixing [X]."""
+    c = finetuned(digits_vit_v3())
+    c.finetune.update(batch_size=128, epochs=20)
+    c.finetune.mix.update(mixup_alpha=0.0, cutmix_alpha=0.0)
+    c.finetune.optim.update(learning_rate=2e-3, scaling="none", start=1e-5, warmup_epochs=5)
+    return c
+
+
 def folder() -> ConfigDict:
     """Your own photographs, --config.data.source=folder:PATH: ResNet-50 [X].
 
@@ -431,6 +493,8 @@ def get_config(preset: str = "digits") -> ConfigDict:
         ValueError: the preset is not one of PRESETS.
     """
     config.choose(preset, PRESETS, "configs/moco.py")
+    if preset in FINETUNED:
+        return config.named(imagenet_finetuned(recipe(FINETUNED[preset])), preset)
     if preset not in LINEAR:
         return config.named(recipe(preset), preset)
     first = LINEAR[preset]
@@ -445,7 +509,7 @@ def get_config(preset: str = "digits") -> ConfigDict:
 
 
 def recipe(preset: str) -> ConfigDict:
-    """A preset that is not in LINEAR, before it is finished."""
+    """A preset that is neither in LINEAR nor in FINETUNED, before it is finished."""
     if preset in V1_ABLATION:
         return imagenet_v1(*V1_ABLATION[preset])
     if preset in V2:

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
 from ssljax import cli, results
-from ssljax.config import differences, hashed, public
+from ssljax.config import differences, hashed, public, resolve
 from ssljax.data import geometry, sources
 from ssljax.data.reading import readable
 from ssljax.data.source import Source
@@ -46,6 +46,12 @@ from ssljax.sharding import make_mesh
 from ssljax.types import JudgeFn, Measurement
 
 METRICS = tuple(dict.fromkeys(metric for protocol in PROTOCOLS.values() for metric in protocol.metrics))
+METRIC_NAMES = {
+    "top1": "top-1",
+    "nmi": "NMI",
+    "mean_error": "mean error",
+    "flip_probability": "flip probability",
+}
 BASELINES = ("raw_pixels", "random_init", "supervised")
 
 # Below this many numbers scikit-learn fits faster on one core. On a busy machine its threads wait for each
@@ -61,6 +67,7 @@ def measure(
     figures: Path,
     command: str,
     changed: Mapping[str, Any],
+    earlier_stage: str = "",
 ) -> Iterator[tuple[results.Run, dict[str, Any]]]:
     """Run the protocols on the checkpoint in `workdir` and on the baselines.
 
@@ -72,6 +79,7 @@ def measure(
         figures: the npz file to write for the figures, see `gallery.save`.
         command: the command line as typed, for the record.
         changed: what the command line changed in the preset, see `results.changed`.
+        earlier_stage: the name of the stage, unless it is the preset's last or only one.
 
     Yields:
         The run and one measurement: the fields of a `results.Measurement`, with the metrics by name.
@@ -87,7 +95,7 @@ def measure(
     facts = facts_of(workdir) or at_hand
 
     run = open_run(config, facts, workdir)
-    known = provenance(config, source, test, run.step, command, changed)
+    known = provenance(run, source, test, command, changed, earlier_stage)
     own_data = not elsewhere(config, trained)
     assignment = run.assignment() if own_data else None
     benches = [of_network(run, config.method, source, test, assignment)]
@@ -203,8 +211,9 @@ def further(config: ConfigDict) -> Callable[..., Source]:
     """Return `Bench.load`: (split, changed settings of `config.data`) -> a source."""
 
     def load(split: str, **settings: Any) -> Source:
-        data = config.data.copy_and_resolve_references().unlock()
-        data.update(settings)
+        changed = config.copy_and_resolve_references().unlock()
+        changed.data.update(settings)
+        data = resolve(changed).data  # another kind of source reads other settings
         return readable(sources.load(data, split), data)
 
     return load
@@ -271,18 +280,27 @@ def same_run(config: ConfigDict, file: epath.Path) -> None:
 
 
 def provenance(
-    config: ConfigDict, source: Source, test: Source, step: int, command: str, changed: Mapping[str, Any]
+    run: Evaluated,
+    source: Source,
+    test: Source,
+    command: str,
+    changed: Mapping[str, Any],
+    earlier_stage: str,
 ) -> results.Run:
     """The record that all measurements of one evaluation share."""
+    config = run.config
     checksum = hashlib.sha256(f"{source.checksum} {test.checksum}".encode()).hexdigest()[:16]
+    backbone, _ = run.method.evaluated(run.params, run.model_state, run.extra)
     return results.Run(
         experiment=config.name,
         preset=config.preset,
+        stage=earlier_stage,
         seed=config.seed,
         epochs=config.epochs,
-        step=step,
+        step=run.step,
         data=public(sources.labelled_source(config.data)),
         train_images=len(source),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(backbone)),
         data_checksum=checksum,
         config_hash=hashed(config),
         changed=dict(changed),
@@ -327,9 +345,11 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"ssljax evaluate: {error}") from error
 
-    changed = results.changed(flags.overrides, [name for name, _, _ in stages(flags.config, "") if name])
+    names = [name for name, _, _ in stages(flags.config, "") if name]
+    earlier_stage = flags.stage if flags.stage in names[:-1] else ""
+    changed = results.changed(flags.overrides, names)
     file = Path(flags.results or os.path.join(workdir, "results.jsonl"))
-    figures = file.parent / f"gallery-{config.preset}.npz"
+    figures = file.parent / f"gallery-{results.label(config.preset, earlier_stage)}.npz"
 
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
@@ -338,7 +358,10 @@ def main(argv: list[str] | None = None) -> None:
             hosts.started_alike(flags.config, **asked)
             protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, tuple(PROTOCOLS))
             baselines = chosen("baselines", flags.baselines, (), BASELINES)
-            for run, measurement in measure(config, workdir, protocols, baselines, figures, command, changed):
+            found_by = measure(
+                config, workdir, protocols, baselines, figures, command, changed, earlier_stage
+            )
+            for run, measurement in found_by:
                 if jax.process_index() == 0:
                     found = results.lines(measurement, METRICS)
                     results.append(file, run, found)
@@ -352,7 +375,7 @@ def say(first: results.Measurement) -> None:
     labels = ""
     if first["labels_per_class"]:
         labels = f" {first['labels_per_class']} per class, draw {first['draw']}"
-    metric = "NMI" if first["metric"] == "nmi" else "top-1"
+    metric = METRIC_NAMES.get(first["metric"], first["metric"])
     value = f"{metric} {first['value']:.1f} % of {first['n']}"
     print(f"{first['features']:12} {first['protocol']}{labels}: {value}", flush=True)
 

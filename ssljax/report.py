@@ -30,6 +30,7 @@ from ssljax.pictures import figures
 from ssljax.pictures.overview import overview
 from ssljax.pictures.page import Block, markdown, page, renew, terminal
 from ssljax.pictures.paper import paper_blocks
+from ssljax.pictures.robustness import robustness_blocks
 from ssljax.pictures.tables import Group, aggregate, caption, groups, kinds, main_table, newest, pick
 from ssljax.run import files
 
@@ -44,11 +45,13 @@ class Training(NamedTuple):
         folder: the path of its folder, below that of the report.
         config: dotted key -> value.
         rows: the lines of its metrics.jsonl.
+        stage: the name of the stage; "" for the last or only one.
     """
 
     folder: str
     config: dict[str, Any]
     rows: list[dict[str, float]]
+    stage: str = ""
 
 
 def group_blocks(group: Group, folder: Path, runs: Sequence[Training]) -> list[Block]:
@@ -64,8 +67,9 @@ def group_blocks(group: Group, folder: Path, runs: Sequence[Training]) -> list[B
         blocks.append(label_block(group, few, folder))
     if runs:
         blocks.append(training_block(group.slug, group.preset, runs, folder))
-    gallery = folder / f"gallery-{group.preset}.npz"
-    if group.slug == group.preset and gallery.exists():  # written by the last evaluation: the newest group
+    newest_slug = results.label(group.preset, group.stage)
+    gallery = folder / f"gallery-{newest_slug}.npz"
+    if group.slug == newest_slug and gallery.exists():  # written by the last evaluation: the newest group
         blocks += gallery_blocks(gallery, group, folder)
     return blocks
 
@@ -173,22 +177,34 @@ def training_runs(folder: Path) -> list[Training]:
     for depth in ("", "*/", "*/*/"):
         for file in sorted(folder.glob(depth + "metrics.jsonl")):
             config = flat(files.read_config(file.with_name("config.json")))
-            found.append(Training(str(file.parent.relative_to(folder)), config, files.read_lines(file)))
+            stage = earlier_stage(file.parent)
+            name = str(file.parent.relative_to(folder))
+            found.append(Training(name, config, files.read_lines(file), stage))
     return found
+
+
+def earlier_stage(folder: Path) -> str:
+    """The name of the stage whose folder this is; "" for the last or only stage of a run."""
+    above = folder.parent / "config.json"
+    if not above.exists():
+        return ""
+    config = files.read_config(above)
+    return folder.name if "stages" in config and folder.name in config["stages"][:-1] else ""
 
 
 def owner(run: Training, known: Sequence[Group]) -> str:
     """The slug of the group that a training run belongs to, or "" if there is none.
 
-    The group has the run's experiment, preset and epochs, and the run has the settings that were changed in
-    the group. Of several such groups, the one with the most changes counts, and of those the newest.
+    The group has the run's experiment, preset, stage and epochs, and the run has the settings that were
+    changed in the group. Of several such groups, the one with the most changes counts, and of those the
+    newest.
     """
     config = run.config
-    asked = (config["name"], config["preset"], config["epochs"])
+    asked = (config["name"], config["preset"], run.stage, config["epochs"])
     fits = []
     for group in known:
         row = group.rows[0]
-        alike = (row["experiment"], row["preset"], row["epochs"]) == asked
+        alike = (row["experiment"], row["preset"], row["stage"], row["epochs"]) == asked
         if alike and all(key not in config or config[key] == value for key, value in group.changed.items()):
             fits.append((len(group.changed), newest(group.rows), group.slug))
     return max(fits)[2] if fits else ""
@@ -232,7 +248,8 @@ def unjudged_blocks(runs: Sequence[Training], folder: Path) -> list[Block]:
     """The training curves of runs without a measurement."""
     presets: dict[tuple[str, str, int], list[Training]] = defaultdict(list)
     for run in runs:
-        presets[run.config["name"], run.config["preset"], run.config["epochs"]].append(run)
+        name = results.label(run.config["preset"], run.stage)
+        presets[run.config["name"], name, run.config["epochs"]].append(run)
     blocks = []
     for (experiment, preset, epochs), own in presets.items():
         blocks += [
@@ -262,6 +279,7 @@ def report(folder: Path) -> list[Path]:
     for group in known:
         blocks += group_blocks(group, folder, runs[group.slug])
         print(f"\n{group.title}\n{terminal(main_table(group.rows))}")
+    blocks += robustness_blocks(known, folder)
     blocks += unjudged_blocks(runs[""], folder)
     blocks += paper_blocks(paper, known, folder)
 

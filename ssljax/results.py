@@ -57,11 +57,13 @@ class Run(TypedDict):
     Attributes:
         experiment: the paper's config file, e.g. "moco".
         preset: the name of its settings.
+        stage: the name of the stage that was evaluated; "" for the last or only one of the preset.
         seed: the seed of the run.
         epochs: how long it was trained.
         step: the number of updates behind the checkpoint that was evaluated.
         data: the data source, without folders of this machine.
         train_images: the number of training images.
+        parameters: of the backbone that was evaluated, heads excluded; 0: not recorded.
         data_checksum: checksum of both splits.
         config_hash: equal for equal settings, see `ssljax evaluate`.
         changed: what the command line changed in the preset, see `changed`.
@@ -72,11 +74,13 @@ class Run(TypedDict):
 
     experiment: str
     preset: str
+    stage: str
     seed: int
     epochs: int
     step: int
     data: str
     train_images: int
+    parameters: int
     data_checksum: str
     config_hash: str
     changed: dict[str, Any]
@@ -122,10 +126,14 @@ class Row(Run, Measurement):
 RUN = tuple(Run.__annotations__)
 MEASUREMENT = tuple(Measurement.__annotations__)
 
+# The fields that the lines of older files do not have, and what they are then.
+LATER = {"parameters": 0, "stage": ""}
+
 # Two rows that agree in these fields measure the same thing.
 SAME = (
     "experiment",
     "preset",
+    "stage",
     "data",
     "data_checksum",
     "epochs",
@@ -160,7 +168,8 @@ def read(path: Path) -> list[Row]:
             if "metric" in record:
                 rows.append(_joined(runs[record["run"]], record))
             else:
-                runs[record["run"]] = cast(Run, {name: record[name] for name in RUN})
+                fields = {**LATER, **record}
+                runs[record["run"]] = cast(Run, {name: fields[name] for name in RUN})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number} is neither a run nor a measurement of an earlier run ({error!r}): "
@@ -231,7 +240,7 @@ def identity(run: Run) -> str:
 def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
     """Appends measurements to a results.jsonl, preceded by the line of their run unless the file has it."""
     name = identity(run)
-    fields: Mapping[str, Any] = run
+    fields: Mapping[str, Any] = {**LATER, **run}
     record = {"run": name, **{field: fields[field] for field in RUN}, "time": now()}
     line = json.dumps(record) + "\n"
     start = line[: line.index('"preset"')]  # no measurement begins like this
@@ -242,6 +251,16 @@ def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
         if not known:
             out.write(line)
         out.writelines(json.dumps({"run": name, **measurement}) + "\n" for measurement in measurements)
+
+
+def label(preset: str, stage: str) -> str:
+    """The name of a preset's stage in file names: without the stage if it is the last or only one.
+
+    Args:
+        preset: the name of the preset.
+        stage: as in `Run`.
+    """
+    return f"{preset}-{stage}" if stage else preset
 
 
 def changed(overrides: Mapping[str, Any], stages: Sequence[str] = ()) -> dict[str, Any]:

@@ -2112,6 +2112,430 @@ SIMCLR_V2 = [
     ),
 ]
 
+# What else the papers' own code and tables ask for: each recipe of a probe, of views and of a fine-tuning.
+RECIPE = f"{T_LINEAR}::test_the_recipe_is_the_papers"
+DRAWN = f"{T_PAPERS}::test_draws_have_the_ranges_and_the_shares_of_the_released_code"
+READ = f"{T_PAPERS}::test_presets_read_photographs_as_the_released_code"
+T_TABLES = "tests/test_paper_tables.py"
+ROW = f"{T_TABLES}::test_a_row_has_the_papers_numbers_and_the_preset_that_fills_it"
+DEEPCLUSTER_CONFIG = "configs/deepcluster.py"
+DEIT_CONFIG = "configs/deit.py"
+
+PAPERS_RECIPES = [
+    Mutation(
+        "simclrs_probe_decays",
+        "configs/simclr.py",
+        "weight_decay=0.0,  # [P]\n            warmup_epochs=0,\n        ),\n        head",
+        "weight_decay=1e-6,  # [P]\n            warmup_epochs=0,\n        ),\n        head",
+        "the README's command instead of the paper",
+        f"{RECIPE}[imagenet_r50]",
+    ),
+    Mutation(
+        "vits_probed_at_the_rate_of_a_resnet",
+        MOCO_CONFIG,
+        "c = linear_v3(c, 3.0)",
+        "c = linear_v3(c, 0.1)",
+        "the default of main_lincls.py",
+        f"{RECIPE}[imagenet_vit_h_v3]",
+    ),
+    Mutation(
+        "byols_probe_at_the_batch_of_its_pretraining",
+        BYOL_CONFIG,
+        "batch_size=1024,  # [P]",
+        "batch_size=4096,  # [P]",
+        "the default of the released code",
+        f"{RECIPE}[imagenet_r50_e1000]",
+    ),
+    Mutation(
+        "one_weight_decay_for_all_layers",
+        DEEPCLUSTER_CONFIG,
+        'weight_decay=1e-7 if layer == "conv3" else 1e-4',
+        "weight_decay=1e-4",
+        "the default of eval_linear.py instead of eval_linear.sh",
+        f"{T_LINEAR}::test_milestones_and_layers_are_those_released",
+    ),
+    Mutation(
+        "swavs_probe_decays_in_steps",
+        DEEPCLUSTER_CONFIG,
+        "weight_decay=1e-6,\n            milestones=(),",
+        "weight_decay=1e-6,\n            milestones=(60, 80),",
+        "MoCo's schedule in eval_linear.py of swav",
+        f"{T_LINEAR}::test_logits_follow_the_authors_update_and_the_backbone_keeps_every_bit[deepcluster_v2]",
+    ),
+    Mutation(
+        "a_layer_probe_without_ten_crops",
+        DEEPCLUSTER_CONFIG,
+        "evaluate=dict(ten_crops=True)",
+        "evaluate=dict(ten_crops=False)",
+        "--tencrops forgotten",
+        f"{RECIPE}[imagenet_alexnet]",
+    ),
+    Mutation(
+        "byols_symmetric_views_without_solarisation",
+        BYOL_CONFIG,
+        "c.augment.update(blur_probability=0.5, solarize_probability=0.2)",
+        "c.augment.update(blur_probability=0.5)",
+        "SimCLR's views taken for BYOL's symmetric ones",
+        f"{DRAWN}[byol:imagenet_r50_e300_symmetric-one]",
+    ),
+    Mutation(
+        "deits_jitter_by_tensorflow",
+        DEIT_CONFIG,
+        'c.augment.update(resize="pillow", jitter="torchvision")',
+        'c.augment.update(resize="pillow")',
+        "contrast about each channel's mean in the row without RandAugment",
+        f"{T_PAPERS}::test_colours_are_those_of_pillow",
+    ),
+    Mutation(
+        "deits_photographs_resized_by_tensorflow",
+        DEIT_CONFIG,
+        'c.augment.update(resize="pillow", jitter="torchvision")',
+        'c.augment.update(jitter="torchvision")',
+        "bicubic, but not Pillow's",
+        f"{READ}[deit:imagenet_s]",
+    ),
+    Mutation(
+        "residual_branches_of_swav_start_at_zero",
+        DEEPCLUSTER_CONFIG,
+        'c.zero_init_residual = False\n    c.optim = dict(\n        name="lars"',
+        'c.zero_init_residual = True\n    c.optim = dict(\n        name="lars"',
+        "the default of this code base, which swav overrides",
+        f"{T_DEEPCLUSTER}::test_the_rate_and_the_residual_branches_of_version_2_are_swavs",
+    ),
+    Mutation(
+        "the_headline_of_version_2_without_small_crops",
+        DEEPCLUSTER_CONFIG,
+        "dict(large=dict(count=2, **LARGE), small=dict(count=6, **SMALL_CROPS))",
+        "dict(large=dict(count=2, **LARGE), small=dict(count=4, **SMALL_CROPS))",
+        "75.2 asked of the views of 74.3",
+        f"{T_PAPERS}::test_the_crops_of_version_2_have_the_areas_of_the_scripts",
+    ),
+    Mutation(
+        "the_best_deit_fine_tuned_from_the_short_run",
+        DEIT_CONFIG,
+        'at_resolution(imagenet("b", "_distilled", LONG_FINETUNED[preset]), 384)',
+        'at_resolution(imagenet("b", "_distilled"), 384)',
+        "84.5 under the name of 85.2",
+        f"{T_DEIT}::test_the_presets_of_table_10",
+    ),
+    Mutation(
+        "vits_fine_tuned_in_evaluation_mode",
+        MOCO_CONFIG,
+        "    c.model.drop_path = 0.1\n",
+        "    c.evaluation_mode = True\n    c.model.drop_path = 0.1\n",
+        "--finetune of DeiT instead of --resume, against which the README of moco-v3 warns",
+        f"{T_MOCO}::test_vits_are_fine_tuned_by_all_defaults_of_deit_for_150_epochs",
+    ),
+    Mutation(
+        "vits_fine_tuned_for_deits_epochs",
+        MOCO_CONFIG,
+        "c.epochs = 150",
+        "c.epochs = 300",
+        "the default of DeiT",
+        f"{T_MOCO}::test_vits_are_fine_tuned_by_all_defaults_of_deit_for_150_epochs",
+    ),
+    Mutation(
+        "cached_features_under_the_papers_layer_probes",
+        "experiments/deepcluster/paper.json",
+        '     38.2\n    ],\n    "match": [\n     {\n      "protocol": "probe"',
+        '     38.2\n    ],\n    "match": [\n     {\n      "protocol": "layer_conv1"',
+        "a number of another probe beside the paper's",
+        f"{T_TABLES}::test_every_layer_of_alexnet_is_filled_by_the_papers_own_probe",
+    ),
+    Mutation(
+        "mocos_probe_starts_at_zero",
+        CONFIG,
+        'c.head = dict(scheme="normal_0.01")',
+        'c.head = dict(scheme="zeros")',
+        "SimCLR's first weights in main_lincls.py",
+        f"{RECIPE}[imagenet_r50_v1]",
+    ),
+    Mutation(
+        "a_report_that_does_not_say_which_probe",
+        "ssljax/pictures/tables.py",
+        '    if any(row["protocol"].startswith("linear") for row in rows):\n        said.append',
+        "    if False:\n        said.append",
+        "a cached probe beside a trained one, without a word",
+        "tests/test_report.py::test_the_report_says_which_linear_probe_made_which_number",
+    ),
+    Mutation(
+        "a_layer_probe_of_the_last_layer",
+        "ssljax/methods/linear.py",
+        "if not layer:",
+        "if layer:",
+        "every row of the table of layers is the same",
+        f"{T_LINEAR}::test_a_layer_is_pooled_as_the_cached_probe_pools_it",
+    ),
+    Mutation(
+        "the_lectures_shifted_row_of_retrieval",
+        "experiments/deepcluster/paper.json",
+        "61.0,\n     72.0",
+        "55.4,\n     65.9",
+        "the row of the table of detection, as the lecture has it",
+        ROW,
+    ),
+    Mutation(
+        "places_read_from_imagenet",
+        "experiments/deepcluster/paper.json",
+        "19.6,\n     33.2",
+        "13.4,\n     32.3",
+        "the row of the other data set",
+        ROW,
+    ),
+    Mutation(
+        "a_headline_of_two_crops",
+        "experiments/deepcluster/paper.json",
+        '"preset": "imagenet_r50_v2_linear"',
+        '"preset": "imagenet_r50_v2_e400_linear"',
+        "70.2 beside 75.2",
+        f"{ROW} {T_TABLES}::test_a_row_is_filled_by_the_presets_that_its_command_evaluates",
+    ),
+    Mutation(
+        "a_probe_beside_the_fine_tuned_vit",
+        "experiments/moco/paper.json",
+        '"preset": "imagenet_vit_b_v3_finetune_100pct"',
+        '"preset": "imagenet_vit_b_v3_linear"',
+        "76.5 beside 83.2",
+        f"{ROW} {T_TABLES}::test_a_row_is_filled_by_the_presets_that_its_command_evaluates",
+    ),
+    Mutation(
+        "two_widths_under_one_name",
+        "experiments/moco/paper.json",
+        '"preset": "imagenet_r50_v1_x4_linear"',
+        '"preset": "imagenet_r50_v1_x2_linear"',
+        "65.4 beside 68.6",
+        f"{ROW} {T_TABLES}::test_a_row_is_filled_by_the_presets_that_its_command_evaluates",
+    ),
+    Mutation(
+        "all_labels_of_byol_taken_for_a_probe",
+        "experiments/byol/paper.json",
+        '"preset": "imagenet_r50_finetune_100pct"',
+        '"preset": "imagenet_r50_e1000_linear"',
+        "74.3 beside 77.7",
+        f"{ROW} {T_TABLES}::test_a_row_is_filled_by_the_presets_that_its_command_evaluates",
+    ),
+]
+
+# The figures of a paper's table: what is plotted where.
+SCALING = "ssljax/pictures/scaling.py"
+T_SCALING = "tests/test_scaling.py"
+OF_LABELS = (
+    f"{T_SCALING}::test_accuracy_against_labels_is_the_mean_of_the_seeds_at_the_logarithm_of_the_labels"
+)
+OF_SIZES = f"{T_SCALING}::test_accuracy_against_parameters_joins_the_networks_of_a_series_by_their_size"
+
+FIGURES = [
+    Mutation(
+        "axes_swapped",
+        SCALING,
+        "[point.x for point in points],\n                [point.mean for point in points],",
+        "[point.mean for point in points],\n                [point.x for point in points],",
+        "accuracy on the horizontal axis",
+        f"{OF_LABELS} {OF_SIZES}",
+    ),
+    Mutation(
+        "one_seed_for_all",
+        SCALING,
+        "mean, spread, _ = aggregate(rows)",
+        "mean, spread, _ = aggregate(rows[:1])",
+        "the first seed instead of the mean",
+        f"{OF_LABELS} {OF_SIZES}",
+    ),
+    Mutation(
+        "standard_error_for_the_deviation",
+        SCALING,
+        "mean, spread, _ = aggregate(rows)",
+        "mean, spread, n = aggregate(rows)\n        spread /= n**0.5",
+        "bars that are too short for what the caption says",
+        OF_LABELS,
+    ),
+    Mutation(
+        "labels_on_a_linear_scale",
+        SCALING,
+        "math.log10(labels[column])",
+        "float(labels[column])",
+        "1 % and 10 % next to each other, all labels far away",
+        OF_LABELS,
+    ),
+    Mutation(
+        "a_probe_joined_with_fine_tuning",
+        SCALING,
+        "for column, point in points.items() if column in named)",
+        "for column, point in points.items())",
+        "a curve that goes on from 100 % to another protocol",
+        OF_LABELS,
+    ),
+    Mutation(
+        "networks_in_the_order_of_the_table",
+        SCALING,
+        "curves = [Curve(name, sorted(points), []) for",
+        "curves = [Curve(name, points, []) for",
+        "a line that runs back and forth",
+        OF_SIZES,
+    ),
+    Mutation(
+        "the_papers_size_for_ours",
+        SCALING,
+        'return max(row["parameters"] for row in rows) / 1e6, mean, spread',
+        "return 24.0, mean, spread",
+        "a small network drawn at the size of the paper's",
+        OF_SIZES,
+    ),
+    Mutation(
+        "ours_drawn_as_the_papers",
+        SCALING,
+        'panels(table, here_values(cells), "here", False)',
+        'panels(table, here_values(cells), "here", True)',
+        "nobody can tell who measured what",
+        f"{OF_LABELS} {OF_SIZES}",
+    ),
+    Mutation(
+        "columns_in_another_order_than_their_cells",
+        SCALING,
+        'zip(table["columns"], cells, strict=False)',
+        'zip(sorted(table["columns"]), cells, strict=False)',
+        "the accuracy with 10 % of the labels drawn at 1 %",
+        OF_LABELS,
+    ),
+    Mutation(
+        "heads_counted_as_the_network",
+        "ssljax/evaluate.py",
+        "for leaf in jax.tree.leaves(backbone))",
+        "for leaf in jax.tree.leaves(run.params))",
+        "a projection head makes a network look larger than the classifier that comes of it",
+        "tests/test_evaluate.py::test_every_measurement_is_recorded_with_its_provenance",
+    ),
+    Mutation(
+        "a_recorded_size_is_forgotten",
+        "ssljax/results.py",
+        "fields = {**LATER, **record}",
+        "fields = {**record, **LATER}",
+        "the value of older files put over what was recorded",
+        "tests/test_results.py::test_lines_without_a_later_field_are_still_read",
+    ),
+]
+
+
+# Robustness: corruptions, ImageNet-A, ImageNet-P.
+ROBUSTNESS_FILE = "ssljax/protocols/robustness.py"
+CORRUPTIONS_FILE = "ssljax/data/corruptions.py"
+T_ROBUSTNESS = "tests/protocols/test_robustness.py"
+T_CORRUPTIONS = "tests/data/test_corruptions.py"
+ROBUSTNESS = [
+    Mutation(
+        "alexnets_errors_by_position",
+        ROBUSTNESS_FILE,
+        "return np.array([ALEXNET[name] for name in corruptions])",
+        "return np.array(list(ALEXNET.values())[: len(corruptions)])",
+        "public lists have other orders: normalised by another corruption's error",
+        f"{T_ROBUSTNESS}::test_mce_is_augmixs_in_any_order_of_the_corruptions[0]",
+    ),
+    Mutation(
+        "mean_of_ratios_of_severities",
+        ROBUSTNESS_FILE,
+        "return float(100.0 * np.mean(np.mean(error, axis=1, dtype=np.float64) / alexnet))",
+        "return float(100.0 * np.mean(error) / np.mean(alexnet))",
+        "one ratio of all sums: corruptions that are hard for AlexNet weigh more",
+        f"{T_ROBUSTNESS}::test_mce_is_augmixs_in_any_order_of_the_corruptions[0]",
+    ),
+    Mutation(
+        "relative_mce_of_the_clean_error",
+        ROBUSTNESS_FILE,
+        "return mce(np.asarray(error) - clean, np.asarray(alexnet) - alexnet_clean)",
+        "return mce(np.asarray(error) - clean, np.asarray(alexnet))",
+        "the clean error is subtracted above alone",
+        f"{T_ROBUSTNESS}::test_relative_mce_by_hand",
+    ),
+    Mutation(
+        "noise_compared_with_the_frame_before",
+        ROBUSTNESS_FILE,
+        "reference = frames[:1] if noise else frames[:-step]",
+        "reference = frames[:-step]",
+        "noise is drawn anew in each frame: the first one is the reference",
+        f"{T_ROBUSTNESS}::test_flip_probability_is_the_authors",
+    ),
+    Mutation(
+        "difficulty_ignored",
+        ROBUSTNESS_FILE,
+        "    step = 1 if noise else difficulty\n    flips = []",
+        "    step = 1\n    flips = []",
+        "frames i, i + d, ... are one sequence",
+        f"{T_ROBUSTNESS}::test_flip_probability_is_the_authors",
+    ),
+    Mutation(
+        "imagenet_a_without_its_mask",
+        "ssljax/protocols/imagenet_a.py",
+        "accuracies(logits[:, list(IMAGENET_A)], among)",
+        "accuracies(logits, labels)",
+        "all 1,000 classes compete",
+        f"{T_ROBUSTNESS}::test_imagenet_a_leaves_out_the_other_800_classes",
+    ),
+    Mutation(
+        "severities_backwards",
+        CORRUPTIONS_FILE,
+        "corruption][severity - 1]",
+        "corruption][-severity]",
+        "severity 1 is the strongest",
+        f"{T_CORRUPTIONS}::test_equal_to_the_released_code[32-contrast]",
+    ),
+    Mutation(
+        "imagenets_constants_for_small_images",
+        CORRUPTIONS_FILE,
+        "(CIFAR if size < SMALL else IMAGENET)",
+        "IMAGENET",
+        "radii for 224 pixels on 32",
+        f"{T_CORRUPTIONS}::test_equal_to_the_released_code[32-defocus_blur]",
+    ),
+    Mutation(
+        "noise_by_place_in_the_batch",
+        CORRUPTIONS_FILE,
+        "[generator(corruption, severity, int(i)) for i in index[part]]",
+        "[generator(corruption, severity, i) for i in range(len(index[part]))]",
+        "another batch size, other images",
+        f"{T_CORRUPTIONS}::test_an_image_depends_on_its_id_alone[32-3-gaussian_noise]",
+    ),
+    Mutation(
+        "noise_is_not_deterministic",
+        CORRUPTIONS_FILE,
+        "np.random.Philox(key=[8 * CORRUPTIONS.index(corruption) + severity, index])",
+        "np.random.Philox()",
+        "every network sees other images",
+        f"{T_CORRUPTIONS}::test_an_image_depends_on_its_id_alone[32-3-gaussian_noise]",
+    ),
+    Mutation(
+        "values_are_rounded",
+        CORRUPTIONS_FILE,
+        "return (np.clip(changed, 0.0, 1.0) * 255.0).astype(np.uint8)",
+        "return np.rint(np.clip(changed, 0.0, 1.0) * 255.0).astype(np.uint8)",
+        "np.uint8 cuts",
+        f"{T_CORRUPTIONS}::test_equal_to_the_released_code[32-contrast]",
+    ),
+    Mutation(
+        "glass_exchanges_pixels",
+        "ssljax/data/corruption_textures.py",
+        "earlier = inside.ravel()[there] & (there > here)",
+        "earlier = inside.ravel()[there] & (there < here)",
+        "neighbours are read as they will be",
+        f"{T_CORRUPTIONS}::test_glass_copies_the_value_that_a_neighbour_has_at_that_time",
+    ),
+    Mutation(
+        "published_corruptions_cropped_again",
+        LOADER,
+        "    if source.cropped:\n",
+        "    if source.cropped and False:\n",
+        "ImageNet-C is cropped already",
+        f"{T_ROBUSTNESS}::test_published_images_are_not_cropped_again",
+    ),
+    Mutation(
+        "classes_of_another_folder_by_position",
+        ROBUSTNESS_FILE,
+        "return np.array([position[name] for name in source.class_names])[source.labels]",
+        "return source.labels",
+        "class folders of another set have other positions",
+        f"{T_ROBUSTNESS}::test_corruptions_from_folders_are_whole_and_judged_by_the_names_of_their_classes",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -2133,6 +2557,9 @@ MUTATIONS = [
     *LINEAR_EVALUATION,
     *PAPERS_VIEWS,
     *SIMCLR_V2,
+    *PAPERS_RECIPES,
+    *FIGURES,
+    *ROBUSTNESS,
 ]
 
 
@@ -2158,11 +2585,11 @@ def mutated(mutation: Mutation) -> str:
 
 @contextlib.contextmanager
 def copy_of_source(mutation: Mutation | None = None) -> Iterator[Path]:
-    """A temporary copy of ssljax, configs and tests, with the bug in it."""
-    unneeded = shutil.ignore_patterns("__pycache__", "golden")
+    """A temporary copy of ssljax, configs, tests and the tables in experiments, with the bug in it."""
+    unneeded = shutil.ignore_patterns("__pycache__", "golden", "*.png", "*.npz", "training")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("ssljax", "configs", "tests"):
+        for part in ("ssljax", "configs", "tests", "experiments"):
             shutil.copytree(ROOT / part, folder / part, ignore=unneeded)
         (folder / "tests" / "golden").symlink_to(ROOT / "tests" / "golden")
         shutil.copy(ROOT / "pyproject.toml", folder)

@@ -256,6 +256,8 @@ def test_an_unknown_preset_is_answered_with_the_valid_ones():
     message = r"configs/moco.py has no preset 'v4'. Valid presets: digits, digits_v3"
     with pytest.raises(ValueError, match=message):
         get("moco", "v4")
+    with pytest.raises(ValueError, match=r"Did you mean imagenet_r50_1pct or .*\?$"):
+        get("simclr_v2", "imagenet_r50_1pc")
 
 
 # -------------------------------------------------------------------------------------------------- the table

@@ -84,6 +84,7 @@ def test_every_measurement_is_recorded_with_its_provenance(results):
         assert r["n"] == 297 and 0 <= r["value"] <= 100  # in batches of 250: padding is not counted
         assert (r["experiment"], r["preset"], r["data"]) == ("simclr", "digits", "digits")
         assert (r["seed"], r["step"]) == (0, 0)
+        assert r["parameters"] == 408 + 1264 + 3680 + 14528  # stem and three blocks of 8, 16, 32 channels
         assert r["versions"]["jax"] and r["commit"]
         assert len(r["config_hash"]) == 12
         assert r["command"].startswith("ssljax evaluate --config")

@@ -28,6 +28,7 @@ def line(**changes):
         metric="top1",
         value=50.0,
         n=297,
+        stage="",
         settings={},
         labels_per_class=0,
         draw=0,
@@ -36,6 +37,7 @@ def line(**changes):
         epochs=2,
         data="digits",
         train_images=1500,
+        parameters=0,
         data_checksum="d1",
         config_hash="c1",
         changed={},
@@ -457,6 +459,32 @@ def test_curves_go_to_the_group_with_their_settings():
     assert report.owner(training(epochs=3), known) == ""
 
 
+def test_an_earlier_stage_is_a_table_of_its_own(tmp_path):
+    """Its measurements fill no cell that does not ask for it, and its training curves stay with it."""
+    last = line(preset="chain", value=80.0)
+    first = line(preset="chain", value=60.0, stage="pretrain", config_hash="c2")
+    known = tables.groups([first, last])
+    assert {group.title.split(" (")[0]: group.slug for group in known} == {
+        "chain": "chain",
+        "chain, stage pretrain": "chain-pretrain",
+    }
+    row = {"name": "chain", "preset": "chain"}
+    knn = {"protocol": "knn", "metric": "top1"}
+    assert [found["value"] for found in tables.measured(known, knn, row)[0]] == [80.0]
+    assert [found["value"] for found in tables.measured(known, knn | {"stage": "pretrain"}, row)[0]] == [60.0]
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"stages": ["pretrain", "finetune"]}')
+    for stage in ("pretrain", "finetune"):
+        folder = tmp_path / "run" / stage
+        folder.mkdir()
+        config = {"name": last["experiment"], "preset": "chain", "epochs": last["epochs"], "seed": 0}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    owners = {run.folder: report.owner(run, known) for run in report.training_runs(tmp_path)}
+    assert owners == {"run/pretrain": "chain-pretrain", "run/finetune": "chain"}
+
+
 def test_runs_without_measurements_are_shown_too(tmp_path):
     write(tmp_path, [line()])
     for name, preset in (("one", "digits"), ("two", "other")):
@@ -549,7 +577,7 @@ def overrides(command):
         named = re.search(r"ssljax (?:evaluate|train) --config configs/(\w+)\.py:(\S+)", part)
         if named and ("evaluate" in part or "evaluate" not in command):
             config = importlib.import_module(f"configs.{named[1]}").get_config(named[2])
-            given = re.findall(r"--config\.([\w.]+)=(\S+)", part)
+            given = re.findall(r"--config\.([\w.]+)=(\S*)", part)
             found.append((config, {key: value for key, value in given}))
     return found
 

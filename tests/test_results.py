@@ -12,11 +12,13 @@ from ssljax.config import public
 RUN = results.Run(
     experiment="simclr",
     preset="digits",
+    stage="",
     seed=0,
     epochs=2,
     step=10,
     data="digits",
     train_images=1500,
+    parameters=77,
     data_checksum="d1",
     config_hash="c1",
     changed={"loss.temperature": 0.5},
@@ -101,6 +103,18 @@ def test_the_last_of_equal_measurements_counts_and_raw_pixels_have_no_seed(tmp_p
         ("simclr", 0, 5.0),
     ]
     assert [(row["features"], row["value"]) for row in replaced] == [("simclr", 1.0), ("raw_pixels", 4.0)]
+
+
+def test_lines_without_a_later_field_are_still_read(tmp_path):
+    """Files from before results.jsonl held the number of parameters."""
+    file = tmp_path / "results.jsonl"
+    results.append(file, RUN, results.lines(RESULT, METRICS))
+    (row, _) = results.read(file)
+    assert row["parameters"] == 77
+    old = file.read_text().replace('"parameters": 77, ', "")
+    assert "parameters" not in old
+    file.write_text(old)
+    assert results.read(file)[0] == {**row, "parameters": 0}
 
 
 def test_wrong_lines_are_named(tmp_path):

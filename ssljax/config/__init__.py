@@ -15,6 +15,7 @@ the answer to a wrong setting comes at once.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 from typing import Any
 
@@ -299,10 +300,12 @@ def choose(preset: str, presets: Collection[str], file: str) -> None:
         file: the file's name, e.g. configs/simclr.py.
 
     Raises:
-        ValueError: there is no such preset; the message lists the valid ones.
+        ValueError: there is no such preset; the message lists the valid ones, and then the nearest.
     """
     if preset not in presets:
-        raise ValueError(f"{file} has no preset {preset!r}. Valid presets: {', '.join(presets)}")
+        near = difflib.get_close_matches(preset, presets, 2, 0.7)
+        guess = f". Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"{file} has no preset {preset!r}. Valid presets: {', '.join(presets)}{guess}")
 
 
 def named(config: ConfigDict, preset: str) -> ConfigDict:

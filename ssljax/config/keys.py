@@ -213,6 +213,19 @@ EVALUATE = (
         None,
         method("linear"),
     ),
+    Key(
+        "evaluate.corruptions",
+        "generated",
+        "images of the protocol `corruptions`: generated from the test split, "
+        "tfds:imagenet2012_corrupted, tfds:cifar10_corrupted, or folder:PATH with TYPE/SEVERITY/CLASS",
+    ),
+    Key("evaluate.corruption_images", 0, "test images to corrupt, the same for all runs; 0: all", NATURAL),
+    Key("evaluate.imagenet_a", "tfds:imagenet_a", "ImageNet-A: tfds:imagenet_a, or folder:PATH of classes"),
+    Key(
+        "evaluate.perturbations",
+        "",
+        "images of the protocol `perturbations`: folder:PATH with TYPE/CLASS/SEQUENCE/FRAME",
+    ),
 )
 
 # -------------------------------------------------------------------------------------------------- the table

@@ -272,7 +272,7 @@ def eval_batches(
 
     Images are cropped as in `crops.eval_image`. Images in memory are cropped without TensorFlow, with the
     same result to within one grey level (exactly the same by Pillow). They pass unchanged if there is nothing
-    to crop.
+    to crop. Then `source.alter` changes them.
 
     Args:
         source: any split.
@@ -290,6 +290,9 @@ def eval_batches(
         ValueError: an image is unreadable (the message names it).
     """
     wanted = np.arange(len(source)) if positions is None else positions
+    if source.cropped:
+        config = config.copy_and_resolve_references().unlock()
+        config.data.eval_crop = 1.0
     decoded = _host_eval(source, config, wanted, batch_size, place)  # not begun if the images are in memory
     n = len(wanted)
     for first in range(0, n, batch_size):
@@ -304,6 +307,9 @@ def eval_batches(
             batch = {name: _padded(values, missing) for name, values in batch.items()}
         if source.images is not None:  # after the padding: one shape, so one compilation
             batch["image"] = _central(batch["image"], config, place)
+        if source.alter is not None:
+            shown = batch["image"][: len(rows)]
+            batch["image"] = _padded(source.alter(shown, source.index[rows]), missing)
         yield batch
 
 

@@ -55,10 +55,10 @@ def class_name(class_names: Sequence[str], label: int) -> str:
     return class_names[label] if label >= 0 else ""
 
 
-def blank(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure with a row of plain axes; the size is in inches."""
+def blank(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with plain axes, row by row; the size is in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    axes = list(np.atleast_1d(figure.subplots(1, columns)))
+    axes = list(np.ravel(figure.subplots(rows, columns)))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color("#aaaaaa")

@@ -9,7 +9,9 @@ from typing import Any
 
 from ssljax import results
 from ssljax.pictures.page import Block
+from ssljax.pictures.scaling import figure_blocks
 from ssljax.pictures.tables import Group, cell, groups, measured
+from ssljax.results import Row
 
 Table = Mapping[str, Any]  # a table of paper.json, or a row of one
 
@@ -19,6 +21,7 @@ def paper_blocks(tables: Sequence[Table], own: Sequence[Group], folder: Path) ->
 
     A table with `ours` has no numbers from a paper: it compares runs made here. A row with `from` reads the
     results of another experiment. A row with `changed` reads those of a preset with these settings changed.
+    A table with `figure` is drawn as well, see `scaling`.
 
     Args:
         tables: the contents of paper.json.
@@ -33,12 +36,16 @@ def paper_blocks(tables: Sequence[Table], own: Sequence[Group], folder: Path) ->
 
         commands: list[str] = []
         body = [header(table)]
+        cells = []
         for row in table["rows"]:
-            body += lines(table, row, known[row.get("from", "")], commands)
+            found = [measured(known[row.get("from", "")], match, row) for match in row.get("match", [])]
+            body += lines(table, row, found, commands)
+            cells.append([rows for rows, _ in found])
 
         source = "" if table.get("ours", False) else f"Source: {table['source']}."
         text = " ".join(part for part in (table["note"], source) if part)
         blocks += [Block("h2", table["title"]), Block("p", text), Block("table", body)]
+        blocks += figure_blocks(table, tables, cells, folder)
         if commands:
             blocks.append(Block("pre", [f"[{i}] {command}" for i, command in enumerate(commands, 1)]))
     return blocks
@@ -60,12 +67,20 @@ def wide(table: Table) -> bool:
     return len(table["columns"]) > 5
 
 
-def lines(table: Table, row: Table, known: Sequence[Group], commands: list[str]) -> list[list[str]]:
-    """One row of the paper's table, as one or two rows here. Adds the row's command to `commands`."""
+def lines(
+    table: Table, row: Table, found: Sequence[tuple[Sequence[Row], str]], commands: list[str]
+) -> list[list[str]]:
+    """One row of the paper's table, as one or two rows here. Adds the row's command to `commands`.
+
+    Args:
+        table: the table.
+        row: the row.
+        found: the measurements that fill each cell, and how they were chosen; see `measured`.
+        commands: of the rows above.
+    """
     ours = table.get("ours", False)
     numbers = row.get("paper", [None] * len(table["columns"]))
     paper = ["–" if value is None else f"{value:.1f}" for value in numbers]
-    found = [measured(known, match, row) for match in row.get("match", [])]
     here = [cell(rows) for rows, _ in found]
     here += ["–"] * (len(paper) - len(here))
 

@@ -23,8 +23,19 @@ TITLES = {
     "knn": "kNN",
     "linear_lbfgs": "linear",
     "linear_sgd_cached": "linear (SGD, cached)",
+    "imagenet_a": "ImageNet-A",
 }
-GROUP = ("experiment", "preset", "data", "epochs", "train_images", "config_hash", "data_checksum")
+# The columns of metrics other than accuracy. Those left out always come with one that is shown.
+UNSHOWN = ("top1", "top5", "clean_error", "relative_mce")
+METRICS = {
+    ("clusters", "nmi"): "NMI of clusters with labels",
+    ("corruptions", "mean_error"): "mean error under corruptions",
+    ("corruptions", "mce"): "mCE",
+    ("perturbations", "flip_probability"): "flip probability",
+    ("perturbations", "mfr"): "mFR",
+    ("perturbations", "mt5d"): "mT5D",
+}
+GROUP = ("experiment", "preset", "stage", "data", "epochs", "train_images", "config_hash", "data_checksum")
 # The fields that tell groups with the same title apart, and their names for readers.
 APART = {"experiment": "experiment", "config_hash": "config", "data_checksum": "data"}
 
@@ -33,10 +44,11 @@ class Group(NamedTuple):
     """Measurements of runs that differ only in their seeds, so that they belong in one table.
 
     Attributes:
-        slug: the group's name in file names: the preset. If a preset has several groups, the older ones also
-            have the hash of their config.
+        slug: the group's name in file names: the preset, and the stage if it is not the last. If that has
+            several groups, the older ones also have the hash of their config.
         title: the group's name for readers: the preset, and what was changed in it.
         preset: the name of the preset.
+        stage: the name of the stage; "" for the last or only one.
         changed: key -> value, what the command line changed in the preset.
         rows: the measurements that count.
         replaced: earlier measurements of the same things.
@@ -45,6 +57,7 @@ class Group(NamedTuple):
     slug: str
     title: str
     preset: str
+    stage: str
     changed: dict[str, Any]
     rows: list[Row]
     replaced: list[Row]
@@ -75,7 +88,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
         alike = [found[other] for other in order if titles[other] == titles[key]]
         text = titles[key] + told_apart(own, alike)
         slug = _slug(own[0], taken=[group.slug for group in out])
-        out.append(Group(slug, text, preset, last(own)["changed"], own, earlier[key]))
+        out.append(Group(slug, text, preset, own[0]["stage"], last(own)["changed"], own, earlier[key]))
     return out
 
 
@@ -85,7 +98,7 @@ def _key(row: Mapping[str, Any]) -> tuple:
 
 def _slug(row: Row, taken: Sequence[str]) -> str:
     """The shortest name for files that no newer group has taken."""
-    names = [row["preset"], row["config_hash"], row["data_checksum"][:6]]
+    names = [results.label(row["preset"], row["stage"]), row["config_hash"], row["data_checksum"][:6]]
     slugs = ["-".join(names[:n]) for n in (1, 2, 3)]
     return next(slug for slug in slugs if slug not in taken)
 
@@ -105,7 +118,8 @@ def title(rows: Sequence[Row]) -> str:
     row = last(rows)
     # The epochs come at the end in any case.
     changes = [f"{key}={value}" for key, value in row["changed"].items() if key != "epochs"]
-    name_of = ", ".join([row["preset"], *changes])
+    stage = [f"stage {row['stage']}"] if row["stage"] else []
+    name_of = ", ".join([row["preset"], *stage, *changes])
     return f"{name_of} ({row['data']}, {row['train_images']:,} training images, {row['epochs']} epochs)"
 
 
@@ -179,8 +193,8 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
         out.append((text, {"metric": "top1", "protocol": "label_fraction", "labels_per_class": k}))
 
     for protocol, metric in dict.fromkeys((row["protocol"], row["metric"]) for row in rows):
-        if metric not in ("top1", "top5"):
-            text = "NMI of clusters with labels" if metric == "nmi" else f"{protocol}, {metric}"
+        if metric not in UNSHOWN:
+            text = METRICS.get((protocol, metric), f"{protocol}, {metric}")
             out.append((text, {"protocol": protocol, "metric": metric}))
     return out
 
@@ -269,14 +283,17 @@ def measured(
     """The rows that fill one cell of a paper's table, and a note on how they were chosen.
 
     Only runs of the preset count, with exactly the changes that the table's row asks for. If the preset
-    itself has changed between commits, the newest group counts, and the note says so.
+    itself has changed between commits, the newest group counts, and the note says so. Of a preset with stages
+    the last one counts, unless `match` names a `stage`.
 
     Args:
         known: the groups to choose from.
         match: the values that the measurements must have.
         row: a row of the paper's table, with `preset` (unless `match` has it) and optionally `changed`.
     """
-    wanted = {"preset": row["preset"], **match} if "preset" in row else match
+    wanted = {"stage": "", **match}
+    if "preset" in row:
+        wanted = {"preset": row["preset"], **wanted}
     found = [pick(group.rows, **wanted) for group in known if group.changed == row.get("changed", {})]
     found = [rows for rows in found if rows]
     if not found:

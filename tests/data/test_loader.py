@@ -252,6 +252,28 @@ def test_pixels_in_memory_are_cropped_for_evaluation_as_on_the_host(memory, stor
     assert difference.max() <= 1 and (difference > 0).mean() < 0.05
 
 
+@pytest.mark.parametrize("kind", ["memory", "host"])
+def test_images_are_altered_after_the_crop_by_their_ids_and_padding_is_not(kind, request):
+    source, config = request.getfixturevalue(kind)
+    source = source.select(np.arange(7)[::-1])
+    seen = []
+
+    def alter(images, index):
+        seen.append((images.copy(), index.copy()))
+        return images // 2 + index[:, None, None, None].astype(np.uint8)
+
+    plain = list(loader.eval_batches(source, config, batch_size=5))
+    changed = list(loader.eval_batches(dataclasses.replace(source, alter=alter), config, batch_size=5))
+    for (images, index), before, after in zip(seen, plain, changed, strict=True):
+        mask = before["mask"]
+        np.testing.assert_array_equal(images, before["image"][mask])
+        np.testing.assert_array_equal(index, before["index"][mask])
+        expected = images // 2 + index[:, None, None, None].astype(np.uint8)
+        np.testing.assert_array_equal(after["image"][mask], expected)
+        assert not after["image"][~mask].any() and after["image"].shape == before["image"].shape
+    assert [len(index) for _, index in seen] == [5, 2]
+
+
 def spoil(path):
     """Destroy the middle of a PNG but keep its signature and end marker."""
     content = bytearray(path.read_bytes())

@@ -10,13 +10,17 @@ import numpy as np
 import optax
 import pytest
 
+from configs import deit
 from configs.moco import PRESETS, get_config
 from ssljax import models, optim
 from ssljax.config import stages
 from ssljax.data import views
+from ssljax.earlier import start_from
 from ssljax.losses.contrastive import in_batch_info_nce, info_nce, queue_accuracy
 from ssljax.methods import METHODS
+from ssljax.program import build
 from ssljax.run import monitor
+from ssljax.run.folder import RunFolder
 from ssljax.step import make_train_step
 from ssljax.targets.queue import Queue
 from ssljax.types import TrainState
@@ -457,6 +461,47 @@ def test_every_preset_is_a_method(preset):
     assert first.preset == preset and first.name == first.method == "moco"
     for stage in (first, *later):
         METHODS[stage.method](stage, FACTS)
+
+
+@pytest.mark.parametrize("size", ["s", "b"])
+def test_vits_are_fine_tuned_by_all_defaults_of_deit_for_150_epochs(size):
+    """The network is that of the first stage, with stochastic depth."""
+    c = get_config(f"imagenet_vit_{size}_v3_finetune_100pct")
+    alone = get_config(f"imagenet_vit_{size}_v3").to_dict() | {"preset": c.pretrain.preset}
+    assert c.pretrain.to_dict() == alone
+    tuned = c.finetune
+    assert (tuned.method, tuned.init_from, tuned.init_branches) == ("deit", "pretrain", ("encoder",))
+    assert (tuned.epochs, tuned.evaluation_mode, tuned.data.label_fraction) == (150, False, 1.0)
+    released = deit.get_config(f"imagenet_{size}").to_dict()
+    found = tuned.to_dict()
+    for section in ("data", "views", "mix", "distill", "optim", "ema", "batch_size"):
+        assert found[section] == released[section], section
+    # A jitter of probability 0 has no library and no strength.
+    assert {k: v for k, v in released["augment"].items() if found["augment"].get(k, v) != v} == {}
+    network = found["model"] | {"drop_path": 0.0}
+    assert network == {k: v for k, v in c.pretrain.model.to_dict().items() if k in network}
+    assert found["model"]["drop_path"] == released["model"]["drop_path"] == 0.1
+
+
+def test_fine_tuning_starts_from_the_query_encoder_and_its_frozen_patch_projection(tmp_path):
+    c = get_config("digits_vit_v3_finetune_100pct")
+    pretrained = build(c.pretrain, FACTS)
+    donor = pretrained.init(0)
+    donor = donor.replace(
+        params=shaken(donor.params, 1),
+        model_state=shaken(donor.model_state, 2),
+        extra=donor.extra._replace(key_params=shaken(donor.extra.key_params, 3)),
+    )
+    with RunFolder(str(tmp_path), c.pretrain, FACTS) as run:
+        run.save(donor.replace(step=jnp.int32(3)), {})
+
+    program = build(c.finetune, FACTS)
+    fresh = program.init(0)
+    state = start_from(program, {"pretrain": str(tmp_path)})(program.init(0))
+    chex.assert_trees_all_equal(state.params["encoder"], donor.params["encoder"])
+    chex.assert_trees_all_equal(state.params["head"], fresh.params["head"])
+    assert "patch" in state.model_state["encoder"]
+    chex.assert_trees_all_equal(state.model_state["encoder"], donor.model_state["encoder"])
 
 
 @pytest.mark.parametrize(

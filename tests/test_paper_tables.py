@@ -1,0 +1,161 @@
+"""The papers' tables in experiments/*/paper.json: their rows, their numbers and what fills them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted(path.parent.name for path in ROOT.glob("experiments/*/paper.json"))
+
+
+def tables(experiment):
+    return json.loads((ROOT / "experiments" / experiment / "paper.json").read_text())
+
+
+def row_of(experiment, table, name):
+    """(the table, its one row whose name has this text)."""
+    (found,) = [t for t in tables(experiment) if t["id"] == table]
+    (row,) = [row for row in found["rows"] if name in row["name"]]
+    return found, row
+
+
+# Experiment, table, row, numbers of the paper, and the preset that fills the row; "" if it is not run.
+ROWS = [
+    ("moco", "vit", "ViT-L/16", [77.6], "imagenet_vit_l_v3_linear"),
+    ("moco", "vit", "ViT-H/14", [78.1], "imagenet_vit_h_v3_linear"),
+    ("moco", "vit_finetuned", "ViT-S/16", [81.4], "imagenet_vit_s_v3_finetune_100pct"),
+    ("moco", "vit_finetuned", "ViT-B/16", [83.2], "imagenet_vit_b_v3_finetune_100pct"),
+    ("moco", "linear_imagenet", "ResNet-50 2x", [65.4], "imagenet_r50_v1_x2_linear"),
+    ("moco", "linear_imagenet", "ResNet-50 4x", [68.6], "imagenet_r50_v1_x4_linear"),
+    ("byol", "finetuned", "BYOL, ResNet-50", [77.7, 93.9], "imagenet_r50_finetune_100pct"),
+    ("deepcluster", "places", "DeepCluster", [19.6, 33.2, 39.2, 39.8, 34.7], ""),
+    ("deepcluster", "v2", "800 epochs, 2 x 224 + 6 x 96", [75.2], "imagenet_r50_v2_linear"),
+    ("deepcluster", "v2", "400 epochs, 2 x 160 + 4 x 96", [74.3], "imagenet_r50_v2_e400_multicrop_linear"),
+    ("deepcluster", "retrieval", "Wang et al.", [None, None], ""),
+    ("deepcluster", "retrieval", "DeepCluster", [61.0, 72.0], ""),
+    ("deepcluster", "detection", "**DeepCluster**", [55.4, 65.9], ""),
+]
+
+
+@pytest.mark.parametrize(
+    "experiment, table, name, paper, preset",
+    ROWS,
+    ids=[f"{row[1]}-{row[2].replace(' ', '_')}" for row in ROWS],
+)
+def test_a_row_has_the_papers_numbers_and_the_preset_that_fills_it(experiment, table, name, paper, preset):
+    found, row = row_of(experiment, table, name)
+    assert row["paper"] == paper
+    assert row.get("preset", "") == preset
+    assert bool(preset) == ("command" in row)
+    assert preset or "Not run" in found["note"]
+
+
+def test_the_retrieval_table_says_that_the_lectures_row_is_another_tables():
+    note = row_of("deepcluster", "retrieval", "Wang et al.")[0]["note"]
+    assert "its row of DeepCluster (55.4, 65.9) is that of the table of detection" in note
+
+
+@pytest.mark.parametrize(
+    "name, network", [("DeepCluster", "imagenet_alexnet"), ("DeepCluster on colours", "imagenet_alexnet_rgb")]
+)
+def test_every_layer_of_alexnet_is_filled_by_the_papers_own_probe(name, network):
+    (found,) = [t for t in tables("deepcluster") if t["id"] == "layers"]
+    (row,) = [row for row in found["rows"] if row["name"] == name]
+    for column, match in zip(found["columns"], row["match"], strict=True):
+        assert (match["protocol"], match["preset"]) == ("probe", f"{network}_linear_{column}")
+    (random,) = [row for row in found["rows"] if row["name"] == "a random network"]
+    assert random["changed"] == {"init_from": ""}
+
+
+def measured_by(command):
+    """The presets under which the evaluations of a command file their results; loops give a pattern."""
+    found = set()
+    for part in re.split(r"&&|;", command):
+        if named := re.search(r"ssljax evaluate --config configs/\w+\.py:(\S+)", part):
+            renamed = re.search(r"--config\.(?:\w+\.)?preset=(\S+)", part)
+            found.add(re.sub(r"\$\{\w+\}", ".*", renamed[1] if renamed else named[1]))
+    return found
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_row_is_filled_by_the_presets_that_its_command_evaluates(experiment):
+    """Otherwise the command would be run, and the row would stay empty."""
+    for table in tables(experiment):
+        for row in table["rows"]:
+            assert len(row.get("match", table["columns"])) <= len(table["columns"]), row["name"]
+            assert len(row.get("paper", table["columns"])) == len(table["columns"]), row["name"]
+            if "match" not in row or "command" not in row:
+                continue
+            wanted = {match.get("preset", row.get("preset")) for match in row["match"]}
+            made = measured_by(row["command"])
+            assert wanted and made, row["name"]
+            for preset in wanted:
+                assert any(re.fullmatch(name, preset) for name in made), (row["name"], preset, made)
+
+
+# ------------------------------------------------------------------------------------------------- SimCLRv2
+
+# Network -> parameters of the backbone, and the repository's numbers of some.
+COUNTS = {
+    "imagenet_r50": 23_508_032,
+    "imagenet_r50_sk": 35_215_584,
+    "imagenet_r50_x2": 93_907_072,
+    "imagenet_r50_x2_sk": 140_306_048,
+    "imagenet_r101": 42_500_160,
+    "imagenet_r101_sk": 64_662_304,
+    "imagenet_r101_x2": 169_771_136,
+    "imagenet_r152": 58_143_808,
+    "imagenet_r152_sk": 88_940_896,
+    "imagenet_r152_x2_sk": 353_398_528,
+    "imagenet_r152_x3_sk": 794_704_160,
+}
+PUBLISHED = {
+    "imagenet_r50": [57.9, 68.4, 76.3, 71.7, 76.6],
+    "imagenet_r50_sk": [64.5, 72.1, 78.7, 74.6, 78.5],
+    "imagenet_r101_x2": [69.1, 75.8, 80.7, 77.0, 78.9],
+    "imagenet_r152_x3_sk": [74.9, 80.1, 83.1, 79.8, 80.5],
+}
+
+
+def network_rows():
+    """SimCLRv2's thirteen networks -> their rows."""
+    (found,) = [t for t in tables("simclr_v2") if t["id"] == "networks"]
+    assert found["columns"] == ["1 %", "10 %", "100 %", "linear", "supervised"]
+    return {row["match"][0]["preset"].removesuffix("_1pct"): row for row in found["rows"]}
+
+
+def test_simclr_v2s_networks_have_their_sizes_and_a_preset_per_column():
+    rows = network_rows()
+    assert len(rows) == 13 and COUNTS.keys() < rows.keys()
+    for network, count in COUNTS.items():
+        assert abs(rows[network]["parameters"] - count / 1e6) < 0.7, network
+    for network, row in rows.items():
+        assert row["paper"] == PUBLISHED.get(network, row["paper"])
+        assert [match["preset"] for match in row["match"]] == [
+            f"{network}_{ending}" for ending in ("1pct", "10pct", "100pct", "linear")
+        ]
+        assert [match["protocol"] for match in row["match"]] == ["classifier"] * 3 + ["probe"]
+        depth = network.split("_")[1].removeprefix("r")
+        assert row["name"].startswith(f"ResNet-{depth}")
+        assert ("SK" in row["name"]) == network.endswith("_sk")
+        assert sorted(row["paper"][:3]) == row["paper"][:3], "more labels are better"
+
+
+def test_simclr_v2s_students_are_the_networks_of_its_table_and_what_is_recalled_says_so():
+    (found,) = [t for t in tables("simclr_v2") if t["id"] == "distillation"]
+    networks = network_rows()
+    for row in found["rows"]:
+        one, ten = (match["preset"] for match in row["match"])
+        how = {"fine-tuned": "", "self-distilled": "_self", "distilled": "_distilled"}[row["series"]]
+        network = one.removesuffix(f"{how}_1pct")
+        assert ten == f"{network}{how}_10pct"
+        assert row["parameters"] == networks[network]["parameters"]
+        if row["series"] == "fine-tuned":
+            assert row["paper"] == networks[network]["paper"][:2]
+    recalled = [row["paper"] for row in found["rows"] if "from memory" in row["name"]]
+    assert recalled == [[76.6, 80.9], [75.9, 80.2]]
+    assert row_of("simclr_v2", "distillation", "**ResNet-50, distilled")[1]["paper"] == [73.9, 77.5]
+    assert "All numbers are from memory" in row_of("simclr_v2", "student_loss", "labels alone")[0]["note"]
+    assert row_of("simclr_v2", "memory", "**with memory**")[1]["paper"] == [71.7]
