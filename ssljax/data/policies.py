@@ -365,14 +365,18 @@ def _check(augment: ConfigDict, data: ConfigDict) -> None:
         raise ValueError(unknown(name))
     if name == "none":
         return
+    if name in ON_HOST:
+        _check_host(name, data)
     if augment.jitter_probability > 0:
         raise ValueError(
             f"augment.policy={name!r} and augment.jitter_probability={augment.jitter_probability} do not go "
             "together: RandAugment and AutoAugment replace the colour jitter. Set "
             "augment.jitter_probability=0.0 or augment.policy='none'"
         )
-    if name not in ON_HOST:
-        return
+
+
+def _check_host(name: str, data: ConfigDict) -> None:
+    """Refuse a policy of the host where the host does not crop, or not in colour."""
     if data.crop_on != "host":
         raise ValueError(
             f"augment.policy={name!r} works on crops made on the host, but data.crop_on={data.crop_on!r}: "

@@ -99,9 +99,10 @@ def truncated(image: jax.Array) -> jax.Array:
     return jnp.floor(jnp.clip(image, 0.0, 255.0))
 
 
-def blend(degenerate: jax.Array | float, image: jax.Array, factor: float) -> jax.Array:
+def blend(degenerate: jax.typing.ArrayLike, image: jax.Array, factor: float) -> jax.Array:
     """`degenerate` at factor 0, `image` at factor 1, and on beyond."""
-    return truncated(degenerate + factor * (image - degenerate))
+    start = jnp.asarray(degenerate, jnp.float32)
+    return truncated(start + factor * (image - start))
 
 
 def autocontrast(image: jax.Array) -> jax.Array:
@@ -195,7 +196,7 @@ def sharpness(image: jax.Array, factor: float) -> jax.Array:
         for i in range(3)
         for j in range(3)
     )
-    smooth = truncated(around / 13.0)
+    smooth = truncated(jnp.asarray(around) / 13.0)
     return blend(image.at[1:-1, 1:-1].set(smooth), image, factor)
 
 

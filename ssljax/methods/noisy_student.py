@@ -146,6 +146,8 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
         if int(state.step):
             return state
 
+        assert teacher is not None, "without a teacher there is no refresh"
+
         @jax.jit
         def probabilities(weights: Frozen, image: jax.Array) -> jax.Array:
             x = views.for_network(image, config.augment)
