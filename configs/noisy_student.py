@@ -79,6 +79,7 @@ PRESETS = (
     *(f"{preset}_two_rounds" for preset in SMALL),
     *IMAGENET_TEACHERS,
     *IMAGENET,
+    "imagenet_l2_10pct_800",
 )
 
 
@@ -165,6 +166,27 @@ def imagenet_rounds(name: str) -> ConfigDict:
     second.batch_size = 2048 * (1 + net.ratio)
     second.optim.learning_rate = 0.016 / (1 + net.ratio)  # 0.016 for 256 labelled images
     return config.two_stages("teacher", first, "student", second)
+
+
+def fix_resolution(name: str) -> ConfigDict:
+    """The two turns, then the labels alone at the test images' resolution, with the first blocks frozen [P].
+
+    The paper's 1.5 epochs are 2 here, its crops are the central square, and the moving average begins anew
+    [X]. How many blocks it freezes it does not say: half of them [X].
+    """
+    c = imagenet_rounds(name)
+    net = NETS[name]
+    last = c.teacher.copy_and_resolve_references()
+    last.init_from = "student"
+    last.init_branches = ("encoder", "head")
+    last.epochs = 2
+    last.data.update(image_size=net.test_size, eval_crop=net.test_size / (net.test_size + 32))
+    last.augment.update(crop="none", flip=False, policy="none")
+    last.model.frozen_blocks = 44
+    last.optim.update(warmup_epochs=0, offset_epochs=float(net.epochs - 2))  # the schedule goes on [C]
+    c.stages = ("teacher", "student", "finetune")
+    c.finetune = last
+    return c
 
 
 def small_network(c: ConfigDict, dropout: float) -> ConfigDict:
@@ -254,6 +276,8 @@ def get_config(preset: str = "digits") -> ConfigDict:
         c = two_rounds(small(*SMALL[preset.removesuffix("_two_rounds")]))
     elif preset in IMAGENET_TEACHERS:
         c = imagenet(IMAGENET_TEACHERS[preset], 1.0)
+    elif preset == "imagenet_l2_10pct_800":
+        c = fix_resolution("l2")
     elif preset in IMAGENET:
         c = imagenet_rounds(IMAGENET[preset])
     else:

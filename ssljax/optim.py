@@ -486,6 +486,13 @@ def _tf_rmsprop(optim: ConfigDict, run: Horizon) -> Optimizer:
     return optax.chain(decay, tf_rmsprop(schedule, momentum=optim.momentum)), schedule
 
 
+def keeping(
+    tx: optax.GradientTransformation, still: Callable[[Pytree], Pytree]
+) -> optax.GradientTransformation:
+    """The same optimizer, but some leaves never change: `still` marks them in a tree of bools."""
+    return optax.chain(tx, optax.masked(optax.set_to_zero(), still))
+
+
 OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
     "lars": _lars,
     "sgd": _sgd,

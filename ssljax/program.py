@@ -101,6 +101,8 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
         steps_per_epoch=examples / rows,
         restarted=method.restarted,
     )
+    if method.still is not None:
+        tx = optim.keeping(tx, method.still)
 
     def new_state(key: jax.Array) -> TrainState:
         state = fresh(method, key)

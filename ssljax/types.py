@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -214,6 +214,8 @@ class Method(NamedTuple):
         probes: branches of `params` that weight decay and layer-wise adaptation leave alone.
         restarted: branches of `params` that `refresh` begins anew: the optimizer keeps no momentum for them,
             where it can tell the difference.
+        still: params -> a tree of bools: the leaves that the optimizer leaves as they are, decay included.
+            None: it moves all of them.
         num_views: how many views `config.views` must draw; 0: any number.
         needs_labels: every training image must have a label; a source where one has none is refused.
         separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so
@@ -237,6 +239,7 @@ class Method(NamedTuple):
     rows: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
     restarted: tuple[str, ...] = ()
+    still: Callable[[Pytree], Pytree] | None = None
     num_views: int = 0
     needs_labels: bool = False
     separable: bool = False

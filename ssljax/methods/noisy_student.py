@@ -210,6 +210,16 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
             extra = extra._replace(ema=ema.follow(state.params, state.model_state))
         return state.replace(extra=extra)
 
+    frozen_layers = encoder.frozen if isinstance(encoder, models.EfficientNet) else frozenset()
+
+    def still(params: Pytree) -> Pytree:
+        """The first blocks, where the fine-tuning at another resolution freezes them."""
+
+        def inside(path: tuple, leaf: jax.Array) -> bool:
+            return path[0].key == "encoder" and path[1].key in frozen_layers
+
+        return jax.tree_util.tree_map_with_path(inside, params)
+
     return Method(
         init=init,
         loss=loss,
@@ -222,6 +232,7 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
         rows=("labels",) if ratio else (),
         ratio=ratio,
         epochs_of=settings.epochs_of if ratio else "images",
+        still=still if frozen_layers else None,
         num_views=1,
         needs_labels=not ratio,
         separable=not models.draws(config.model),

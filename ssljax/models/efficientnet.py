@@ -225,6 +225,14 @@ class EfficientNet(nn.Module):
                 found.append((f"stage{number}_block{index}", block))
         return found
 
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The branches of the parameters that are not trained."""
+        if not self.frozen_blocks:
+            return frozenset()
+        names = [name for name, _ in self.blocks[: self.frozen_blocks]]
+        return frozenset({"stem_conv", "stem_norm", *names})
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Images `[B, H, W, C]` -> features `[B, D]`, the spatial mean of the head, in float32.

@@ -165,3 +165,19 @@ def test_every_preset_is_there():
         found = stages(get_config(preset))
         assert all(stage.method == "noisy_student" for stage in found.values())
     assert list(stages(get_config("fashion_mnist_1pct_two_rounds"))) == ["teacher", "student", "student2"]
+
+
+def test_frozen_blocks_do_not_move_and_are_not_decayed():
+    c = a_config().copy_and_resolve_references().unlock()
+    c.pseudo.ratio = 0
+    c.model.frozen_blocks = 2
+    c.optim = {"name": "tf_rmsprop", "weight_decay": 0.5, "warmup_epochs": 0, "learning_rate": 1.0}
+    c = resolve(c)
+    program = build(c, FACTS._replace(num_unlabelled=0))
+    params = jax.jit(program.method.init)(jax.random.key(0), {})[0]
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(program.tx.update)(zeros, program.tx.init(params), params)
+    for branch, leaf in updates["encoder"].items():
+        moved = any(bool(np.any(x != 0)) for x in jax.tree.leaves(leaf))
+        frozen = branch in ("stem_conv", "stem_norm", "stage1_block1", "stage2_block1")
+        assert moved == (not frozen and not branch.endswith("norm")), branch
