@@ -107,12 +107,14 @@ def evaluated_part(workdir: str, part: str) -> str:
 
     Args:
         workdir: the folder of the run, of one stage.
-        part: "params" or "model_state", the running statistics.
+        part: "params", or "model_state", the running statistics, or "head", the classifier beside the former.
 
     Raises:
         FileNotFoundError: there is no run in the folder.
         ValueError: the run has stages, or its config.json is damaged.
     """
+    if part == "head":
+        return evaluated_part(workdir, "params").removesuffix("encoder") + "head"
     file = epath.Path(workdir) / "config.json"
     if not file.exists():
         raise FileNotFoundError(

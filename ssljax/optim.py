@@ -1,4 +1,4 @@
-"""Learning-rate schedules, LARS in both momentum forms, decay masks, and OPTIMIZERS. The rest is optax."""
+"""Learning-rate schedules, LARS in both momentum forms, TensorFlow's RMSProp, decay masks, and OPTIMIZERS."""
 
 from __future__ import annotations
 
@@ -129,6 +129,39 @@ def timm_cosine(
     return schedule
 
 
+def staircase(
+    peak: float,
+    *,
+    steps_per_epoch: float,
+    warmup_epochs: float,
+    decay_epochs: float,
+    offset_epochs: float = 0.0,
+) -> Schedule:
+    """A linear warm-up from 0, then 0.97 of the rate every `decay_epochs` (EfficientNet, Noisy Student).
+
+    The decay counts from step 0 under the warm-up, so the rate falls when the warm-up ends.
+
+    Args:
+        peak: the learning rate that the warm-up aims at.
+        steps_per_epoch: examples / batch size, not rounded.
+        warmup_epochs: length of the warm-up.
+        decay_epochs: length of a stair.
+        offset_epochs: epochs of the schedule that lie behind step 0: where a fine-tuning goes on.
+    """
+    # The small term keeps a stair from beginning a step late by a float that is one ulp short.
+    warmup_steps = int(warmup_epochs * steps_per_epoch + 1e-9)
+    stair = decay_epochs * steps_per_epoch
+    offset = round(offset_epochs * steps_per_epoch)
+
+    def schedule(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32) + offset
+        warm = peak * step / max(warmup_steps, 1)
+        stairs = jnp.floor(step / stair + 1e-6)
+        return jnp.where(step < warmup_steps, warm, peak * jnp.float32(0.97) ** stairs)
+
+    return schedule
+
+
 def train_steps(num_examples: int, epochs: int, batch_size: int) -> int:
     """Optimizer updates of a run: examples * epochs // batch + 1 (`get_train_steps` of SimCLR's code)."""
     return num_examples * epochs // batch_size + 1
@@ -197,6 +230,26 @@ def timm_decayed(params: Pytree, *, distillation_token: bool) -> Pytree:
     return jax.tree_util.tree_map_with_path(rule, params)
 
 
+def not_norms(params: Pytree) -> Pytree:
+    """Mark every leaf outside the normalisation layers, biases too: those that Noisy Student's code decays.
+
+    Args:
+        params: the parameters.
+
+    Returns:
+        A tree of bools like `params`.
+    """
+
+    def rule(tree: Pytree) -> Pytree:
+        if not isinstance(tree, dict):
+            return True
+        if "scale" in tree:  # a normalisation layer
+            return jax.tree.map(lambda _: False, tree)
+        return {name: rule(branch) for name, branch in tree.items()}
+
+    return rule(params)
+
+
 # ------------------------------------------------------------------------------------------------------ LARS
 
 
@@ -239,6 +292,33 @@ def lars(
     if lr_in_momentum:
         return optax.chain(decay, adapt, rate, velocity)
     return optax.chain(decay, adapt, velocity, rate)
+
+
+# --------------------------------------------------------------------------------------------------- RMSProp
+
+
+def tf_rmsprop(
+    learning_rate: float | Schedule, *, decay: float = 0.9, momentum: float = 0.9, epsilon: float = 1e-3
+) -> optax.GradientTransformation:
+    """TensorFlow's RMSPropOptimizer.
+
+        m <- decay * m + (1 - decay) * g^2                    m starts at 1
+        v <- momentum * v + learning_rate * g / sqrt(m + epsilon)
+        w <- w - v
+
+    `optax.rmsprop` starts m at 0 and adds epsilon outside of the root.
+
+    Args:
+        learning_rate: a number, or a schedule of the update count.
+        decay: of the mean square m.
+        momentum: of the velocity v.
+        epsilon: added inside the root.
+    """
+    return optax.chain(
+        optax.scale_by_rms(decay=decay, eps=epsilon, initial_scale=1.0, eps_in_sqrt=True),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.trace(decay=momentum),
+    )
 
 
 # ---------------------------------------------------------------------------------------- optimizers by name
@@ -414,6 +494,26 @@ def _beit_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
     return tx, rate
 
 
+def _tf_rmsprop(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """EfficientNet and Noisy Student: the decay is part of the loss, on all but the normalisation layers."""
+    schedule = staircase(
+        run.peak,
+        steps_per_epoch=run.steps_per_epoch,
+        warmup_epochs=optim.warmup_epochs,
+        decay_epochs=optim.decay_epochs,
+        offset_epochs=optim.offset_epochs,
+    )
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=not_norms)
+    return optax.chain(decay, tf_rmsprop(schedule, momentum=optim.momentum)), schedule
+
+
+def keeping(
+    tx: optax.GradientTransformation, still: Callable[[Pytree], Pytree]
+) -> optax.GradientTransformation:
+    """The same optimizer, but some leaves never change: `still` marks them in a tree of bools."""
+    return optax.chain(tx, optax.masked(optax.set_to_zero(), still))
+
+
 OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
     "lars": _lars,
     "sgd": _sgd,
@@ -425,6 +525,7 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
     "timm_adamw": _timm_adamw,
     "timm_sgd": _timm_sgd,
     "beit_adamw": _beit_adamw,
+    "tf_rmsprop": _tf_rmsprop,
 }
 
 

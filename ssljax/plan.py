@@ -163,7 +163,8 @@ def known_facts(config: ConfigDict, images: int) -> Facts:
         total = min(total, data.train_per_class * classes)
     few = data.labels_per_class or data.label_fraction < 1
     if few and data.keep_unlabelled:
-        return Facts(total, classes, total)
+        labelled = data.labels_per_class * classes or int(data.label_fraction * total + 1e-6)
+        return Facts(total, classes, total, num_unlabelled=total - labelled)
     if data.labels_per_class:
         total = data.labels_per_class * classes
     elif data.label_fraction < 1:

@@ -84,10 +84,11 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
     mesh = mesh or sharding.make_mesh(fsdp=config.sharding.fsdp)
     sharding.check_batch(mesh, config.batch_size, config.accumulate)
 
-    steps_per_epoch = loader.steps_per_epoch(facts.num_examples, config.batch_size)
-    total_steps = optim.train_steps(facts.num_examples, config.epochs, config.batch_size)
+    examples, rows = epoch_of(method, facts, config.batch_size)
+    steps_per_epoch = loader.steps_per_epoch(examples, rows)
+    total_steps = optim.train_steps(examples, config.epochs, rows)
     if total_steps > MOST_STEPS:
-        most = MOST_STEPS * config.batch_size // facts.num_examples
+        most = MOST_STEPS * rows // examples
         raise ValueError(
             f"config.epochs={config.epochs} are {total_steps} steps, and steps are counted up to "
             f"{MOST_STEPS}: with batch_size={config.batch_size}, epochs must be at most {most}"
@@ -97,9 +98,11 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
         batch_size=config.batch_size,
         total_steps=total_steps,
         probes=method.probes,
-        steps_per_epoch=facts.num_examples / config.batch_size,
+        steps_per_epoch=examples / rows,
         restarted=method.restarted,
     )
+    if method.still is not None:
+        tx = optim.keeping(tx, method.still)
 
     def new_state(key: jax.Array) -> TrainState:
         state = fresh(method, key)
@@ -127,6 +130,27 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
     )
+
+
+def epoch_of(method: Method, facts: Facts, batch_size: int) -> tuple[int, int]:
+    """How many images an epoch passes over, and how many of them a batch has, as `Method.epochs_of` says.
+
+    Raises:
+        ValueError: the method mixes labelled and unlabelled images, and the data have only one kind.
+    """
+    if not method.ratio:
+        return facts.num_examples, batch_size
+    labelled = facts.num_examples - facts.num_unlabelled
+    if not labelled or not facts.num_unlabelled:
+        raise ValueError(
+            f"the batches mix labelled and unlabelled images, and the data have {labelled} and "
+            f"{facts.num_unlabelled} of them: hide some labels with --config.data.label_fraction=0.1 "
+            "--config.data.keep_unlabelled=True"
+        )
+    first = batch_size // (1 + method.ratio)
+    if method.epochs_of == "labelled":
+        return labelled, first
+    return facts.num_unlabelled, batch_size - first
 
 
 def check_protocols(config: ConfigDict) -> None:
@@ -208,6 +232,7 @@ def device_batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         balance=balance,
+        ratio=program.method.ratio,
     )
     in_flight: deque[Pytree] = deque()
     for batch in host:

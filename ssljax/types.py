@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,11 +29,13 @@ class Facts(NamedTuple):
         num_examples: of the training split; how long an epoch is.
         num_classes: 0 where nothing is labelled.
         num_ids: the stable ids of examples lie in 0..num_ids-1; a selection may have fewer examples.
+        num_unlabelled: of the examples, how many have no label where others do.
     """
 
     num_examples: int
     num_classes: int
     num_ids: int
+    num_unlabelled: int = 0
 
 
 class Out(NamedTuple):
@@ -144,7 +146,7 @@ class LoadFn(typing.Protocol):
 
         They have the shapes, dtypes and shardings of `like`. `run` is the name of an earlier stage, or the
         folder of a finished run. The parts "evaluated/params" and "evaluated/model_state" are the backbone
-        that the run's own `Method.evaluated` names.
+        that the run's own `Method.evaluated` names, and "evaluated/head" is the classifier beside it.
         """
 
 
@@ -210,6 +212,10 @@ class Method(NamedTuple):
         assignment: the labels that the network gave the training images. None if it gives none.
         balance: what training draws evenly from: each epoch takes as many images of every value and leaves
             out -1. Read after every refresh. None: every image once per epoch.
+        ratio: images without a label for each one with a label in every batch, see `sampler.mixed`; 0: images
+            are drawn alike. With a ratio, `balance` says how often an image without a label is taken.
+        epochs_of: what an epoch is one pass over: all "images", or with a ratio those "labelled" or
+            "unlabelled".
         adopt: called on the host before the first step, after `config.init_from`; puts the weights of frozen
             networks into a fresh state.
         frozen: the backbone is never trained: it lies in `extra`, where `adopt` puts that of
@@ -218,6 +224,8 @@ class Method(NamedTuple):
         probes: branches of `params` that weight decay and layer-wise adaptation leave alone.
         restarted: branches of `params` that `refresh` begins anew: the optimizer keeps no momentum for them,
             where it can tell the difference.
+        still: params -> a tree of bools: the leaves that the optimizer leaves as they are, decay included.
+            None: it moves all of them.
         num_views: how many views `config.views` must draw; 0: any number.
         needs_labels: every training image must have a label; a source where one has none is refused.
         separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so
@@ -235,11 +243,14 @@ class Method(NamedTuple):
     reconstruct: ReconstructFn | None = None
     assignment: LabelsFn | None = None
     balance: LabelsFn | None = None
+    ratio: int = 0
+    epochs_of: str = "images"
     adopt: AdoptFn | None = None
     frozen: bool = False
     rows: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
     restarted: tuple[str, ...] = ()
+    still: Callable[[Pytree], Pytree] | None = None
     num_views: int = 0
     needs_labels: bool = False
     separable: bool = False

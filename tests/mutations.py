@@ -2801,6 +2801,166 @@ BEIT_AND_DVAE = [
     ),
 ]
 
+
+# Noisy Student: the network, TensorFlow's RMSProp and RandAugment, pseudo-labels.
+EFFICIENTNET_FILE = "ssljax/models/efficientnet.py"
+RANDAUGMENT_FILE = "ssljax/data/randaugment.py"
+PSEUDO_FILE = "ssljax/targets/pseudo.py"
+NOISY_FILE = "ssljax/methods/noisy_student.py"
+T_EFFICIENTNET = "tests/models/test_efficientnet.py"
+T_RANDAUGMENT = "tests/data/test_randaugment.py"
+T_PSEUDO = "tests/targets/test_pseudo.py"
+T_NOISY = "tests/methods/test_noisy_student.py"
+T_RMSPROP = "tests/test_optim.py::test_rmsprop_is_tensorflows"
+
+NOISY_STUDENT = [
+    Mutation(
+        "squeeze_of_the_expanded_channels",
+        EFFICIENTNET_FILE,
+        "SqueezeExcitation(max(1, width // 4)",
+        "SqueezeExcitation(max(1, inside // 4)",
+        "a quarter of the block's input, not of what it expands to: parameter counts",
+        f"{T_EFFICIENTNET}::test_tables_and_parameter_counts_of_the_official_networks[b0]",
+    ),
+    Mutation(
+        "symmetric_padding",
+        EFFICIENTNET_FILE,
+        "return total // 2, total - total // 2",
+        "return total - total // 2, total // 2",
+        "weights of TensorFlow on PyTorch's padding lose accuracy",
+        f"{T_EFFICIENTNET}::test_padding_is_tensorflows_same",
+    ),
+    Mutation(
+        "stochastic_depth_reaches_its_rate",
+        EFFICIENTNET_FILE,
+        "self.drop_path * number / len(blocks)",
+        "self.drop_path * number / (len(blocks) - 1)",
+        "the code divides by the number of blocks",
+        f"{T_EFFICIENTNET}::test_rates_of_stochastic_depth_are_the_released_codes",
+    ),
+    Mutation(
+        "stochastic_depth_without_a_shortcut",
+        EFFICIENTNET_FILE,
+        "        if self.stride > 1 or width != self.features:\n            return x\n",
+        "        if self.stride > 1 or width != self.features:\n"
+        '            return drop_path(x, self.drop, self.make_rng("drop_path")) if train else x\n',
+        "a block without a shortcut loses everything",
+        f"{T_EFFICIENTNET}::test_rates_of_stochastic_depth_are_the_released_codes",
+    ),
+    Mutation(
+        "depthwise_gradient_not_reversed",
+        "ssljax/models/conv.py",
+        "return _depthwise(grad, kernel[::-1, ::-1], strides",
+        "return _depthwise(grad, kernel, strides",
+        "the input gradient meets the kernel in reverse",
+        "tests/models/test_conv.py::test_grouped_and_depthwise[6-6-6-3-1]",
+    ),
+    Mutation(
+        "rmsprop_from_zero",
+        "ssljax/optim.py",
+        "initial_scale=1.0",
+        "initial_scale=0.0",
+        "optax's default: the first steps are three times too long",
+        T_RMSPROP,
+    ),
+    Mutation(
+        "rmsprop_epsilon_outside_of_the_root",
+        "ssljax/optim.py",
+        "eps_in_sqrt=True",
+        "eps_in_sqrt=False",
+        "the other default of optax",
+        T_RMSPROP,
+    ),
+    Mutation(
+        "randaugment_capped_at_ten",
+        RANDAUGMENT_FILE,
+        "    level = magnitude / 10.0\n",
+        "    level = min(magnitude / 10.0, 1.0)\n",
+        "the code does not cap the magnitude",
+        f"{T_RANDAUGMENT}::test_arguments_wrap_as_uint8_does[27]",
+    ),
+    Mutation(
+        "solarize_never_at_large_magnitudes",
+        RANDAUGMENT_FILE,
+        "solarize=int(level * 256) % 256",
+        "solarize=int(level * 256)",
+        "Pillow's reading: a threshold of 691 does nothing",
+        f"{T_RANDAUGMENT}::test_strong_operations_by_hand",
+    ),
+    Mutation(
+        "posterize_keeps_eight_bits_at_most",
+        RANDAUGMENT_FILE,
+        "wrapped = shift % 256",
+        "wrapped = max(shift, 0)",
+        "Pillow's reading: ten bits are all of them",
+        f"{T_RANDAUGMENT}::test_strong_operations_by_hand",
+    ),
+    Mutation(
+        "contrast_towards_the_mean",
+        RANDAUGMENT_FILE,
+        "return blend(float(min(height * width // 256, 255)), image, factor)",
+        "return blend(jnp.floor(grey(image).mean() + 0.5), image, factor)",
+        "Pillow's contrast",
+        f"{T_RANDAUGMENT}::test_strong_operations_by_hand",
+    ),
+    Mutation(
+        "unlabelled_loss_is_not_weighted",
+        NOISY_FILE,
+        "total = total + ratio * unlabelled",
+        "total = total + unlabelled",
+        "r times as many images weigh r times as much",
+        f"{T_NOISY}::test_the_loss_by_hand",
+    ),
+    Mutation(
+        "soft_labels_smoothed",
+        NOISY_FILE,
+        "target = pseudo.soft(q, temperature=settings.temperature)",
+        "target = 0.9 * pseudo.soft(q, temperature=settings.temperature) + 0.1 / classes",
+        "only hard labels are smoothed",
+        f"{T_NOISY}::test_the_loss_by_hand[ratio-soft]",
+    ),
+    Mutation(
+        "labels_made_again_in_every_epoch",
+        NOISY_FILE,
+        "        if int(state.step):\n            return state\n",
+        "        run.epochs_done(state)\n",
+        "labels change under the student, and a restart waits for them",
+        f"{T_NOISY}::test_labels_are_the_teachers_own_without_noise_and_are_made_once",
+    ),
+    Mutation(
+        "epochs_counted_on_all_images",
+        "ssljax/program.py",
+        '    if method.epochs_of == "labelled":\n',
+        '    if method.epochs_of == "":\n',
+        "the schedule of 350 epochs would be another",
+        f"{T_NOISY}::test_epochs_are_counted_on_the_images_that_the_config_names",
+    ),
+    Mutation(
+        "copies_are_not_drawn",
+        PSEUDO_FILE,
+        "wanted = whole.astype(jnp.int32) + more.astype(jnp.int32)",
+        "wanted = whole.astype(jnp.int32)",
+        "large classes vanish: half a copy of each is none",
+        f"{T_PSEUDO}::test_the_filter_and_the_copies_by_hand",
+    ),
+    Mutation(
+        "filter_over_all_classes",
+        PSEUDO_FILE,
+        ".at[label, place].add(",
+        ".at[:, place].add(",
+        "the threshold is that of each class",
+        f"{T_PSEUDO}::test_classes_do_not_disturb_each_other_and_the_bin_that_fills_a_class_is_taken_whole",
+    ),
+    Mutation(
+        "both_kinds_in_the_same_order",
+        "ssljax/data/sampler.py",
+        "_pass(seed, 2 * number + stream, n)",
+        "_pass(seed, stream, n)",
+        "every pass would have the same order",
+        "tests/data/test_sampler.py::test_mixed_batches_pass_over_both_kinds_in_turn",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -2826,6 +2986,7 @@ MUTATIONS = [
     *FIGURES,
     *ROBUSTNESS,
     *BEIT_AND_DVAE,
+    *NOISY_STUDENT,
 ]
 
 

@@ -351,3 +351,56 @@ def test_a_layer_wise_rate_is_a_row_of_the_table(monkeypatch):
         "encoder/block1/kernel": 0.5,
         "head/kernel": 1.0,
     }
+
+
+def rmsprop_by_hand(w, grads, rates):
+    """TensorFlow's ApplyRMSProp kernel, in float64."""
+    mean_square, velocity = np.ones_like(w), np.zeros_like(w)
+    for g, rate in zip(grads, rates, strict=True):
+        mean_square = mean_square + (g * g - mean_square) * (1 - 0.9)
+        velocity = velocity * 0.9 + rate * g / np.sqrt(mean_square + 1e-3)
+        w = w - velocity
+    return w
+
+
+def test_rmsprop_is_tensorflows():
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=5)
+    grads = rng.normal(size=(6, 5)) * np.array([1e-4, 1e-2, 1.0, 10.0, 0.0])
+    rates = 0.1 * 0.5 ** np.arange(6)
+    tx = optim.tf_rmsprop(lambda step: 0.1 * 0.5 ** jnp.asarray(step, jnp.float32))
+    params = jnp.asarray(w, jnp.float32)
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update(jnp.asarray(g, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, rmsprop_by_hand(w, grads, rates), rtol=2e-5)
+
+
+def test_the_first_step_of_rmsprop_starts_from_a_mean_square_of_one():
+    tx = optim.tf_rmsprop(1.0)
+    updates, _ = tx.update(jnp.float32(1.0), tx.init(jnp.float32(0.0)), jnp.float32(0.0))
+    np.testing.assert_allclose(updates, -1 / np.sqrt(1.001), rtol=1e-6)  # from zero it would be 3.146
+
+
+def test_the_staircase_is_the_released_codes():
+    """At batch 2048: half a warm-up, its end after two stairs, and the end of 350 epochs."""
+    spe = 1_281_167 / 2048
+    schedule = optim.staircase(0.128, steps_per_epoch=spe, warmup_epochs=5, decay_epochs=2.4)
+    at = lambda epoch: float(schedule(jnp.int32(round(epoch * spe))))
+    np.testing.assert_allclose(
+        [at(2.5), at(5), at(350)], [0.064, 0.128 * 0.97**2, 0.128 * 0.97**145], rtol=1e-3
+    )
+    late = optim.staircase(0.128, steps_per_epoch=spe, warmup_epochs=5, decay_epochs=2.4, offset_epochs=348.5)
+    np.testing.assert_allclose(float(late(jnp.int32(0))), 0.128 * 0.97**145, rtol=1e-3)
+
+
+def test_noisy_students_decay_leaves_out_the_norms_alone():
+    params = {
+        "encoder": {"norm": {"scale": 1.0, "bias": 1.0}, "se": {"kernel": 1.0, "bias": 1.0}},
+        "head": {"dense": {"kernel": 1.0, "bias": 1.0}},
+    }
+    assert optim.not_norms(params) == {
+        "encoder": {"norm": {"scale": False, "bias": False}, "se": {"kernel": True, "bias": True}},
+        "head": {"dense": {"kernel": True, "bias": True}},
+    }

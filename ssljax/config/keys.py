@@ -81,8 +81,12 @@ RUN = (
 
 # ---------------------------------------------------------------------------------------------- the optimizer
 
-WARMED_UP = optimizer("lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd", "beit_adamw")
-WITH_MOMENTUM = optimizer("lars", "sgd", "torch_sgd", "deepcluster_sgd", "deepcluster_probe_sgd", "timm_sgd")
+WARMED_UP = optimizer(
+    "lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd", "beit_adamw", "tf_rmsprop"
+)
+WITH_MOMENTUM = optimizer(
+    "lars", "sgd", "torch_sgd", "deepcluster_sgd", "deepcluster_probe_sgd", "timm_sgd", "tf_rmsprop"
+)
 TIMM = optimizer("timm_adamw", "timm_sgd")
 
 OPTIM = (
@@ -90,7 +94,7 @@ OPTIM = (
         "optim.name",
         "sgd",
         "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw, "
-        "timm_sgd or beit_adamw",
+        "timm_sgd, beit_adamw or tf_rmsprop",
     ),
     Key("optim.learning_rate", 0.1, "peak learning rate, before scaling", NOT_NEGATIVE),
     Key(
@@ -142,6 +146,20 @@ OPTIM = (
         "learning rate that the end of the run approaches, not scaled",
         NOT_NEGATIVE,
         optimizer("lars", "timm_adamw", "timm_sgd", "beit_adamw"),
+    ),
+    Key(
+        "optim.decay_epochs",
+        2.4,
+        "epochs after which the learning rate is multiplied by 0.97, again and again",
+        POSITIVE,
+        optimizer("tf_rmsprop"),
+    ),
+    Key(
+        "optim.offset_epochs",
+        0.0,
+        "epochs of the schedule that are taken to have passed before the first step",
+        NOT_NEGATIVE,
+        optimizer("tf_rmsprop"),
     ),
     Key(
         "optim.lag",
@@ -236,7 +254,7 @@ def row(name: str) -> Key | None:
 # How many views a method takes, as its `Method.num_views` says. Other methods take any number.
 VIEW_COUNTS = (
     (method("simclr", "moco", "byol") | PRETRAIN_V2, 2),
-    (method("supervised", "deit", "linear") | DEEPCLUSTER_V1 | FINETUNE_V2 | DISTILL_V2, 1),
+    (method("supervised", "deit", "linear", "noisy_student") | DEEPCLUSTER_V1 | FINETUNE_V2 | DISTILL_V2, 1),
     (TOKENS, 2),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )

@@ -113,7 +113,15 @@ RESIZED = equal("augment.crop", "tf", "torchvision", "byol", "none") | SQUARE
 RANDAUGMENT = equal("augment.policy", "randaugment", "randaugment_plain")
 PAIR = Entries(POSITIVE, count=2, rising=True)
 FACTOR = Range(0, 10)
-POLICIES = ("none", "randaugment", "randaugment_plain", "autoaugment_original", "autoaugment_v0")
+TENSORFLOW = equal("augment.policy", "randaugment_tf")
+POLICIES = (
+    "none",
+    "randaugment",
+    "randaugment_plain",
+    "autoaugment_original",
+    "autoaugment_v0",
+    "randaugment_tf",
+)
 
 AUGMENT = (
     Key(
@@ -241,7 +249,13 @@ AUGMENT = (
     ),
     Key("augment.solarize_probability", 0.0, "probability of solarisation", UNIT),
     Key("augment.solarize_threshold", 0.5, "pixels from this value on are inverted", UNIT, SOLARIZE),
-    Key("augment.policy", "none", "RandAugment or AutoAugment, applied to the host's crops", OneOf(POLICIES)),
+    Key(
+        "augment.policy",
+        "none",
+        "RandAugment or AutoAugment, applied to the host's crops; randaugment_tf: as in TensorFlow, on the "
+        "device",
+        OneOf(POLICIES),
+    ),
     Key(
         "augment.policy_magnitude",
         9.0,
@@ -250,7 +264,34 @@ AUGMENT = (
         RANDAUGMENT,
     ),
     Key("augment.policy_std", 0.5, "standard deviation of the magnitude", FACTOR, RANDAUGMENT),
-    Key("augment.policy_ops", 2, "operations per image", Range(1, 16, whole=True), RANDAUGMENT),
+    Key(
+        "augment.policy_ops",
+        2,
+        "operations per image",
+        Range(1, 16, whole=True),
+        RANDAUGMENT | TENSORFLOW,
+    ),
+    Key(
+        "augment.policy_level",
+        10.0,
+        "magnitude of all operations of randaugment_tf; it may be above 10",
+        Range(0, 30),
+        TENSORFLOW,
+    ),
+    Key(
+        "augment.policy_translate",
+        100,
+        "pixels of a translation at level 10",
+        Range(0, 4096, whole=True),
+        TENSORFLOW,
+    ),
+    Key(
+        "augment.policy_cutout",
+        40,
+        "half the side of the box that is cut out at level 10, in pixels",
+        Range(0, 4096, whole=True),
+        TENSORFLOW,
+    ),
     Key("augment.erasing_probability", 0.0, "probability of random erasing, after normalisation", UNIT),
     Key("augment.mean", (0.0, 0.0, 0.0), "mean per channel, subtracted from pixels in [0, 1]", Entries(UNIT)),
     Key(

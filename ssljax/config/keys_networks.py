@@ -36,6 +36,8 @@ FULL_HEADS = method("moco", "byol") | DEEPCLUSTER_V2
 PREDICTOR = method("moco", "byol") & above("predictor.layers", 0)
 DISTILLED = DISTILL_V2 | method("deit") & other_than("distill.name", "none")
 
+PSEUDO = method("noisy_student") & above("pseudo.ratio", 0)
+
 
 def _norms(read: Read) -> bool:
     """Whether a head of the run has batch normalisation, as SimCLR's always has."""
@@ -59,7 +61,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
     def of(*families: str) -> When:
         return also & network(section, *families) if also.text else network(section, *families)
 
-    any_norm = of("resnet", "alexnet_vgg", "regnet")
+    any_norm = of("resnet", "alexnet_vgg", "regnet", "efficientnet")
     unbiased = of("resnet", "alexnet_vgg")
     if norms is not None:
         any_norm |= norms
@@ -68,7 +70,8 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
         Key(
             f"{section}.name",
             "resnet50",
-            "backbone: resnet8 to resnet200, regnety_*gf, vit_*, beit_*, dvae, alexnet_bn or vgg16_bn",
+            "backbone: resnet8 to resnet200, regnety_*gf, efficientnet_*, vit_*, beit_*, dvae, alexnet_bn or "
+            "vgg16_bn",
             None,
             also,
         ),
@@ -84,14 +87,22 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             1.0,
             "multiplier of every layer's width",
             Range(0, 64, open_low=True),
-            of("resnet", "alexnet_vgg"),
+            of("resnet", "alexnet_vgg", "efficientnet"),
+        ),
+        Key(
+            f"{section}.depth",
+            1.0,
+            "multiplier of the number of blocks",
+            Range(0, 64, open_low=True),
+            of("efficientnet"),
         ),
         Key(
             f"{section}.stem",
             "imagenet",
-            "imagenet: 7x7 convolution of stride 2 and max-pool; cifar: one 3x3 convolution of stride 1",
+            "imagenet: 7x7 convolution of stride 2 and max-pool; cifar: one 3x3 convolution of stride 1 "
+            "(EfficientNet: stages 2 and 3 without stride)",
             OneOf(("imagenet", "cifar")),
-            of("resnet"),
+            of("resnet", "efficientnet"),
         ),
         Key(
             f"{section}.shortcut",
@@ -123,7 +134,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             "what the backward pass recomputes; blocks: all but each block's input; "
             "dots (ViT): all but matrix products",
             OneOf(("none", "blocks", "dots")),
-            of("resnet", "regnet", "vit", "beit"),
+            of("resnet", "regnet", "efficientnet", "vit", "beit"),
         ),
         Key(f"{section}.patch", 16, "side of a patch, in pixels", COUNT, of("vit", "beit")),
         Key(
@@ -154,21 +165,29 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             0.0,
             "stochastic-depth rate of the last block; grows linearly from 0 in the first",
             BELOW_ONE,
-            of("vit", "regnet", "beit"),
+            of("vit", "regnet", "efficientnet", "beit"),
         ),
         Key(
             f"{section}.dropout",
             0.0,
-            "dropout rate: throughout a ViT, before the fully connected layers of AlexNet and VGG",
+            "dropout rate: throughout a ViT, before the fully connected layers of AlexNet and VGG, on an "
+            "EfficientNet's features",
             BELOW_ONE,
-            of("vit", "alexnet_vgg"),
+            of("vit", "alexnet_vgg", "efficientnet"),
+        ),
+        Key(
+            f"{section}.frozen_blocks",
+            0,
+            "the stem and this many blocks are not trained; 0: all are",
+            NATURAL,
+            of("efficientnet"),
         ),
     )
 
 
 NETWORKS = (
     *_network("model", ALWAYS, NORMED),
-    *_network("teacher", DISTILLED, None),
+    *_network("teacher", DISTILLED | PSEUDO, None),
 )
 
 # ---------------------------------------------------------------------------------------------------- methods
@@ -421,6 +440,70 @@ METHOD = (
         0.0,
         "decay of the weights' moving average, which is evaluated instead of them; 0: none",
         UNIT,
-        method("deit", "dvae"),
+        method("deit", "dvae", "noisy_student"),
+    ),
+    Key(
+        "pseudo.ratio",
+        0,
+        "unlabelled images for each labelled one in a batch; 0: only labelled images, the first teacher",
+        Range(0, 1024, whole=True),
+        method("noisy_student"),
+    ),
+    Key("pseudo.teacher", "", "an earlier stage's name or a run's folder", None, PSEUDO),
+    Key(
+        "pseudo.teacher_size",
+        0,
+        "side of the images that the teacher labels, in pixels; 0: data.image_size",
+        NATURAL,
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.kind",
+        "soft",
+        "soft: the teacher's probabilities; hard: its most likely class",
+        OneOf(("soft", "hard")),
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.temperature",
+        1.0,
+        "temperature of the soft labels",
+        POSITIVE,
+        PSEUDO & equal("pseudo.kind", "soft"),
+    ),
+    Key(
+        "pseudo.threshold",
+        0.0,
+        "smallest confidence of the teacher in an image that is learned from",
+        BELOW_ONE,
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.per_class",
+        0,
+        "unlabelled images per class, by thinning large classes and duplicating small ones; 0: as they are",
+        NATURAL,
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.weighting",
+        "ratio",
+        "ratio: labelled loss + ratio times unlabelled loss (code); mean: the mean over the batch (paper)",
+        OneOf(("ratio", "mean")),
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.epochs_of",
+        "unlabelled",
+        "which images an epoch passes over once",
+        OneOf(("unlabelled", "labelled")),
+        PSEUDO,
+    ),
+    Key(
+        "pseudo.label_smoothing",
+        0.1,
+        "probability of a label that is spread over all classes; soft labels are not smoothed",
+        BELOW_ONE,
+        method("noisy_student"),
     ),
 )

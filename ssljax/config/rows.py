@@ -23,6 +23,7 @@ METHODS = (
     "linear",
     "dvae",
     "beit",
+    "noisy_student",
 )
 OPTIMIZERS = (
     "lars",
@@ -35,10 +36,12 @@ OPTIMIZERS = (
     "timm_adamw",
     "timm_sgd",
     "beit_adamw",
+    "tf_rmsprop",
 )
 FAMILIES = {
     "resnet": "resnet",
     "regnety": "regnet",
+    "efficientnet": "efficientnet",
     "vit": "vit",
     "alexnet": "alexnet_vgg",
     "vgg16": "alexnet_vgg",
@@ -236,7 +239,7 @@ class Key(NamedTuple):
 
 
 def family(network: str) -> str:
-    """The family of a network: resnet, regnet, vit, beit, dvae or alexnet_vgg; "" for an unknown network."""
+    """The family of a network, such as resnet or vit; "" for an unknown network."""
     if network in FAMILIES:
         return FAMILIES[network]
     word = network.split("_")[0]

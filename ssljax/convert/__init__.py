@@ -1,6 +1,6 @@
 """Convert weights between this package and other frameworks, in both directions.
 
-Supported are timm's ViT and DeiT, and torchvision's and timm's ResNet and RegNetY.
+Supported are timm's ViT and DeiT, torchvision's and timm's ResNet and RegNetY, and timm's EfficientNet.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
-from ssljax.convert import regnet, resnet, vit
+from ssljax.convert import efficientnet, regnet, resnet, vit
 from ssljax.convert.weights import Family
 from ssljax.models import BACKBONES
+from ssljax.models.efficientnet import SCALES
 from ssljax.models.regnet import TABLES
 
 __all__ = ["family"]
@@ -29,13 +30,16 @@ def family(config: ConfigDict, names: Collection[str] = ()) -> Family:
         ValueError: the network computes something that the other framework's network does not.
     """
     model = config.model
-    if model.name not in BACKBONES and model.name not in TABLES:
+    if model.name not in (*BACKBONES, *TABLES, *SCALES):
         return vit.family(model, config.data.image_size)
-    if model.bn_epsilon != 1e-5:
+    epsilon = 1e-3 if model.name in SCALES else 1e-5
+    if model.bn_epsilon != epsilon:
         raise ValueError(
-            f"config.model.bn_epsilon is {model.bn_epsilon}, but torchvision and timm have 1e-5 and their "
-            "files do not record it. Their weights need --config.model.bn_epsilon=1e-5"
+            f"config.model.bn_epsilon is {model.bn_epsilon}, but torchvision and timm have {epsilon:g} and "
+            f"their files do not record it. Their weights need --config.model.bn_epsilon={epsilon:g}"
         )
+    if model.name in SCALES:
+        return efficientnet.TIMM
     if model.name in TABLES:
         return regnet.TIMM if regnet.TIMM_ONLY in names else regnet.TORCHVISION
     return resnet.family(model)

@@ -305,7 +305,7 @@ def training_views(
             crop_seed = _words(stream, index, 2 * number)
             flip_seed = _words(stream, index, 2 * number + 1)
             crop = _view(whole, crop_seed, flip_seed, view, config.data.channels)
-            if view.augment.policy != "none":
+            if view.augment.policy in policies.ON_HOST:
                 crop = _policy(crop, tf.stack([epoch, index, number]), config.seed, view.augment)
             crops.append(crop)
         made[view.name] = tf.stack(crops)

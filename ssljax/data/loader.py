@@ -5,9 +5,10 @@ steps per epoch, step s takes the rows
 
     [(s % spe) B, (s % spe + 1) B)
 
-of the order `repeated(seed, s // spe, n, repeats)`, or of `balanced(seed, s // spe, balance)`. Process p of P
-takes its contiguous 1/P of every batch. So resuming costs nothing, and the stream is the same for any number
-of processes, threads and devices.
+of the order `repeated(seed, s // spe, n, repeats)`, or of `balanced(seed, s // spe, balance)`. With a ratio
+of unlabelled examples to labelled ones the batch is `mixed(seed, s, ...)` instead. Process p of P takes its
+contiguous 1/P of every batch. So resuming costs nothing, and the stream is the same for any number of
+processes, threads and devices.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     balance: np.ndarray | None = None,
+    ratio: int = 0,
 ) -> Batches:
     """Yield this process's share of every global batch, from `start_step` on, without end.
 
@@ -68,7 +70,9 @@ def train_batches(
         process_index: which share to yield.
         process_count: number of shares.
         balance: int [N], one value per position. Every epoch draws evenly from these values, see
-            `sampler.balanced`. None: every example once per epoch.
+            `sampler.balanced`. None: every example once per epoch. With a ratio: how often a pass takes each
+            unlabelled example.
+        ratio: unlabelled examples for each labelled one, see `sampler.mixed`; 0: all are drawn alike.
 
     Returns:
         Dicts of numpy arrays, with b = batch_size / process_count:
@@ -76,7 +80,7 @@ def train_batches(
         label: int32 [b].
         index: int32 [b].
         copy: int32 [b], only with data.repeats > 1 or a balance: how many times the image came before in this
-        epoch. `views.make` uses it.
+        epoch, with a ratio in this batch. `views.make` uses it.
 
     Raises:
         ValueError: there are fewer examples than one batch holds, the processes do not divide the batch, a
@@ -89,6 +93,15 @@ def train_batches(
     spe = steps_per_epoch(n, batch_size)
     _check(source, config, process_count, balance)
     share = batch_size // process_count
+    if ratio:
+        return _mixed(
+            source,
+            config,
+            balance,
+            ratio,
+            start_step,
+            slice(process_index * share, (process_index + 1) * share),
+        )
 
     @functools.lru_cache(maxsize=2)
     def epoch_order(epoch: int) -> np.ndarray:
@@ -143,6 +156,40 @@ def _check(source: Source, config: ConfigDict, process_count: int, balance: np.n
             f"{source.name} is not in memory, so it cannot be cropped on the device: load it with "
             "data.crop_on='device' too"
         )
+
+
+def _mixed(
+    source: Source,
+    config: ConfigDict,
+    taken: np.ndarray | None,
+    ratio: int,
+    start_step: int,
+    own: slice,
+) -> Batches:
+    """`train_batches` with labelled and unlabelled examples in a ratio; `own` are this process's rows."""
+    labelled = np.flatnonzero(source.labels >= 0)
+    unlabelled = np.flatnonzero(source.labels < 0)
+    if taken is not None:
+        unlabelled = np.repeat(unlabelled, taken[unlabelled])
+
+    @functools.lru_cache(maxsize=4)
+    def batch(step: int) -> np.ndarray:
+        return sampler.mixed(
+            config.seed, step, labelled, unlabelled, batch_size=config.batch_size, ratio=ratio
+        )
+
+    def rows(step: int) -> np.ndarray:
+        return batch(step)[own]
+
+    def copies(step: int) -> np.ndarray:
+        return sampler.turns(batch(step))[own]
+
+    if config.data.crop_on == "host":
+        # Every step counts as an epoch of its own, so no two batches crop an image alike.
+        batches = _host_crops(source, config, rows, copies, 1, start_step)
+    else:
+        batches = _in_memory(source, rows, start_step)
+    return _with_copies(batches, copies, start_step)
 
 
 def _with_copies(batches: Batches, copies: Callable[[int], np.ndarray], start_step: int) -> Batches:

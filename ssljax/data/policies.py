@@ -11,6 +11,8 @@ RandAugment has timm's form, not the paper's. Each operation is skipped with pro
 normal around the given one (`mstd`). The "increasing" operations grow with the magnitude
 ("rand-m9-mstd0.5-inc1"; "randaugment_plain" is the form without inc). AutoAugment's tables have their own
 magnitudes. DeiT's ablation does not say which table it uses; "autoaugment_original" is the paper's.
+
+"randaugment_tf" is another form and no operation of this file: `data.randaugment` applies it on the device.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from ssljax.data import recipes
 
-POLICIES = ("none", "randaugment", "randaugment_plain", "autoaugment_original", "autoaugment_v0")
+ON_HOST = ("randaugment", "randaugment_plain", "autoaugment_original", "autoaugment_v0")
+POLICIES = ("none", *ON_HOST, "randaugment_tf")  # the last is applied on the device, see `data.randaugment`
 APPLIED = 0.5  # timm's AugmentOp: the share of RandAugment's draws that are applied
 IMAGENET_FILL = (
     124,
@@ -283,7 +286,7 @@ def draw(key: Sequence[int], augment: ConfigDict) -> list[Step]:
         return _draw_randaugment(key, augment)
     if augment.policy in AUTOAUGMENT:
         return _draw_autoaugment(key, augment)
-    if augment.policy == "none":
+    if augment.policy in POLICIES:
         return []
     raise ValueError(unknown(augment.policy))
 
@@ -362,6 +365,18 @@ def _check(augment: ConfigDict, data: ConfigDict) -> None:
         raise ValueError(unknown(name))
     if name == "none":
         return
+    if name in ON_HOST:
+        _check_host(name, data)
+    if augment.jitter_probability > 0:
+        raise ValueError(
+            f"augment.policy={name!r} and augment.jitter_probability={augment.jitter_probability} do not go "
+            "together: RandAugment and AutoAugment replace the colour jitter. Set "
+            "augment.jitter_probability=0.0 or augment.policy='none'"
+        )
+
+
+def _check_host(name: str, data: ConfigDict) -> None:
+    """Refuse a policy of the host where the host does not crop, or not in colour."""
     if data.crop_on != "host":
         raise ValueError(
             f"augment.policy={name!r} works on crops made on the host, but data.crop_on={data.crop_on!r}: "
@@ -371,12 +386,6 @@ def _check(augment: ConfigDict, data: ConfigDict) -> None:
         raise ValueError(
             f"augment.policy={name!r} needs RGB, but data.channels={data.channels}: its colour operations "
             "and its fill colour need three channels. Set data.channels=3 or augment.policy='none'"
-        )
-    if augment.jitter_probability > 0:
-        raise ValueError(
-            f"augment.policy={name!r} and augment.jitter_probability={augment.jitter_probability} do not go "
-            "together: RandAugment and AutoAugment replace the colour jitter. Set "
-            "augment.jitter_probability=0.0 or augment.policy='none'"
         )
 
 

@@ -7,6 +7,7 @@ years later sees the same order.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -111,6 +112,61 @@ def balanced(seed: int, epoch: int, assignment: np.ndarray) -> np.ndarray:
 
     shuffled = drawn[np.argsort(random(len(drawn)), kind="stable")]
     return shuffled[: len(assignment)].astype(np.int64)
+
+
+def mixed(
+    seed: int, step: int, labelled: np.ndarray, unlabelled: np.ndarray, *, batch_size: int, ratio: int
+) -> np.ndarray:
+    """Return the batch of a step in which labelled images come first, and `ratio` times as many unlabelled.
+
+    Each of the two is an endless sequence of permutations of its images (Noisy Student, arXiv 1911.04252).
+
+    Args:
+        seed: the run's seed, >= 0.
+        step: counted from 0.
+        labelled: int [n], positions of the labelled images.
+        unlabelled: int [m], positions of the others. An image that is taken several times per pass occurs
+            several times.
+        batch_size: of the whole batch, a multiple of 1 + ratio.
+        ratio: unlabelled images for each labelled one.
+
+    Returns:
+        int64 [batch_size].
+
+    Raises:
+        ValueError: there are no images of one of the two kinds, or the batch does not split.
+    """
+    first = batch_size // (1 + ratio)
+    if first * (1 + ratio) != batch_size:
+        raise ValueError(
+            f"mixed(batch_size={batch_size}, ratio={ratio}): the batch must be a multiple of {1 + ratio}"
+        )
+    if not len(labelled) or not len(unlabelled):
+        raise ValueError(
+            f"a batch mixes labelled and unlabelled images, and there are {len(labelled)} and "
+            f"{len(unlabelled)} of them. Hide some labels with data.label_fraction=0.1 or "
+            "data.labels_per_class=10 and data.keep_unlabelled=True"
+        )
+    of_labelled = labelled[_endless(seed, 0, step * first, first, len(labelled))]
+    others = batch_size - first
+    of_unlabelled = unlabelled[_endless(seed, 1, step * others, others, len(unlabelled))]
+    return np.concatenate([of_labelled, of_unlabelled]).astype(np.int64)
+
+
+def _endless(seed: int, stream: int, first: int, count: int, n: int) -> np.ndarray:
+    """Return entries first, ..., first + count - 1 of an endless sequence of permutations of 0..n-1."""
+    places = np.arange(first, first + count)
+    passes = places // n
+    found = np.empty(count, np.int64)
+    for number in range(passes[0], passes[-1] + 1):
+        here = passes == number
+        found[here] = _pass(seed, 2 * number + stream, n)[places[here] % n]
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _pass(seed: int, epoch: int, n: int) -> np.ndarray:
+    return order(seed, epoch, n)
 
 
 def turns(order: np.ndarray) -> np.ndarray:

@@ -81,7 +81,8 @@ class Source:
     @property
     def facts(self) -> Facts:
         """What a method is told about its training split."""
-        return Facts(num_examples=len(self), num_classes=self.num_classes, num_ids=self.num_ids)
+        without = int((~self.labelled).sum()) if self.labelled.any() else 0
+        return Facts(len(self), self.num_classes, self.num_ids, num_unlabelled=without)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
         """Read the encoded images (JPEG or PNG bytes) at these positions."""

@@ -1,7 +1,7 @@
 """Random views on the device, each of `config.views` with its own recipe.
 
-    crop (unless the host has done it) -> flip -> colour jitter (p) -> grayscale (p) -> blur (p)
-    -> solarize (p) -> normalise -> random erasing (p; DeiT's)
+    crop (unless the host has done it) -> flip -> RandAugment (TensorFlow's) -> colour jitter (p)
+    -> grayscale (p) -> blur (p) -> solarize (p) -> normalise -> random erasing (p; DeiT's)
 
 With `augment.grayscale_order="before"` (MoCo v1's) the jitter comes after the conversion to grey. The jitter
 applies brightness, contrast, saturation and hue in an order that is drawn too, and clips to [0, 1] after
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssljax.data import geometry
+from ssljax.data import geometry, randaugment
 from ssljax.data.augment import (
     Jitter,
     blur_kernel_size,
@@ -234,11 +234,21 @@ def view(
             "(config.data.image_size, or `size` in config.views). Host crops must have that size; on the "
             "device augment.crop='none' does not resize, the other crops do."
         )
+    if augment.policy == "randaugment_tf":
+        image = _policy(image, jax.random.fold_in(key, 3), augment)
     image = color(image, draw(color_key, augment), augment, sigma=sigma)
     if augment.erasing_probability > 0.0:
         erasing_key = jax.random.fold_in(key, 2)  # fold_in(key, 0) and (key, 1) are the split's two keys
         image = random_erasing(image, erasing_key, probability=augment.erasing_probability)
     return image
+
+
+def _policy(image: jax.Array, key: jax.Array, augment: ConfigDict) -> jax.Array:
+    """Apply RandAugment as TensorFlow computes it. Other policies are applied on the host."""
+    arguments = randaugment.arguments(
+        augment.policy_level, translate=augment.policy_translate, cutout=augment.policy_cutout
+    )
+    return randaugment.randaugment(image, key, arguments, ops=augment.policy_ops)
 
 
 def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Array | None = None) -> jax.Array:

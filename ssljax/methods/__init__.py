@@ -11,6 +11,7 @@ from ssljax.methods.deit import deit
 from ssljax.methods.dvae import dvae
 from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
+from ssljax.methods.noisy_student import noisy_student
 from ssljax.methods.simclr import simclr
 from ssljax.methods.simclr_v2 import simclr_v2
 from ssljax.methods.supervised import supervised
@@ -27,4 +28,5 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "linear": linear,
     "dvae": dvae,
     "beit": beit,
+    "noisy_student": noisy_student,
 }

@@ -23,6 +23,7 @@ from ssljax.models.build import (
     token_decoder,
     token_encoder,
 )
+from ssljax.models.efficientnet import EfficientNet
 from ssljax.models.heads import MLP, LinearClassifier
 from ssljax.models.norm import BatchNorm
 from ssljax.models.pooling import pooled
@@ -34,6 +35,7 @@ __all__ = [
     "BACKBONES",
     "BatchNorm",
     "BeitViT",
+    "EfficientNet",
     "LinearClassifier",
     "MLP",
     "RegNet",

@@ -10,6 +10,7 @@ from ssljax.models.alexnet_vgg import ARCHITECTURES, ConvNet
 from ssljax.models.beit_vit import POOLING, RELATIVE, BeitViT
 from ssljax.models.beit_vit import SIZES as BEIT_SIZES
 from ssljax.models.dvae import Decoder, Encoder
+from ssljax.models.efficientnet import SCALES, EfficientNet
 from ssljax.models.heads import MLP, SCHEMES
 from ssljax.models.regnet import TABLES, RegNet
 from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
@@ -42,17 +43,18 @@ def backbone(model: ConfigDict) -> nn.Module:
     Its call is `net(images [B, H, W, C], *, train)` and returns float32 features `[B, D]`.
 
     Args:
-        model: `config.model`. `name` is a key of BACKBONES, ARCHITECTURES, TABLES or SIZES. `width` scales
-            every layer of a ResNet, AlexNet or VGG, including the first. `shortcut="torchvision"` also
-            selects PyTorch's unbiased running variance (see BatchNorm), which a RegNet always has. `sobel`
-            puts a Sobel filter before the first layer of a ResNet, AlexNet or VGG. `drop_path` is the rate
-            of stochastic depth of a ViT or a RegNet.
+        model: `config.model`. `name` is a key of BACKBONES, ARCHITECTURES, TABLES, SCALES or SIZES. `width`
+            scales every layer of a ResNet, AlexNet, VGG or EfficientNet, including the first.
+            `shortcut="torchvision"` also selects PyTorch's unbiased running variance (see BatchNorm), which a
+            RegNet always has and an EfficientNet never. `sobel` puts a Sobel filter before the first layer of
+            a ResNet, AlexNet or VGG. `drop_path` is the rate of stochastic depth of a ViT, a RegNet or an
+            EfficientNet.
 
     Raises:
         ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective
             kernels are requested for basic blocks.
     """
-    _one_of("name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SIZES, *BEIT_SIZES, DVAE))
+    _one_of("name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SCALES, *SIZES, *BEIT_SIZES, DVAE))
     if model.name in SIZES:
         return _vit(model)
     if model.name in BEIT_SIZES:
@@ -61,6 +63,8 @@ def backbone(model: ConfigDict) -> nn.Module:
         return token_encoder(model)
     if model.name in TABLES:
         return _regnet(model)
+    if model.name in SCALES:
+        return _efficientnet(model)
     if model.name in ARCHITECTURES:
         return ConvNet(ARCHITECTURES[model.name], model.width, model.sobel, model.dropout, **_norm(model))
     return _resnet(model)
@@ -77,6 +81,30 @@ def _regnet(model: ConfigDict) -> RegNet:
         unbiased=True,
         dtype=jnp.dtype(model.dtype),
     )
+
+
+def _efficientnet(model: ConfigDict) -> EfficientNet:
+    _one_of("remat", model.remat, REMAT)
+    _one_of("stem", model.stem, STEMS)
+    scale = SCALES[model.name]
+    net = EfficientNet(
+        width=model.width * scale.width,
+        depth=model.depth * scale.depth,
+        stem=model.stem,
+        drop_path=model.drop_path,
+        dropout=model.dropout,
+        frozen_blocks=model.frozen_blocks,
+        remat=model.remat,
+        bn_momentum=model.bn_momentum,
+        bn_epsilon=model.bn_epsilon,
+        dtype=jnp.dtype(model.dtype),
+    )
+    if model.frozen_blocks > len(net.blocks):
+        raise ValueError(
+            f"config.model.frozen_blocks is {model.frozen_blocks}, and {model.name} has {len(net.blocks)} "
+            "blocks: freeze fewer"
+        )
+    return net
 
 
 def _resnet(model: ConfigDict) -> ResNet:
@@ -186,7 +214,7 @@ def token_decoder(model: ConfigDict, channels: int) -> Decoder:
 
 def draws(model: ConfigDict) -> bool:
     """Whether this backbone needs a random key in training, for stochastic depth or dropout."""
-    if model.name in SIZES:
+    if model.name in SIZES or model.name in SCALES:
         return model.drop_path > 0 or model.dropout > 0
     if model.name in TABLES or model.name in BEIT_SIZES:
         return model.drop_path > 0

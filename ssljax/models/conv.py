@@ -6,7 +6,8 @@ equal to XLA's up to rounding:
     3x3, stride 1, at least 32 channels    Winograd's F(2x2, 3x3): 4 of 9 multiplications (Lavin & Gray,
                                            arXiv 1509.09308); float32 only
     1x1                                    a matrix product
-    depthwise                              shifted multiply-adds
+    depthwise                              shifted multiply-adds; a kernel gradient from products of a few
+                                           images
     grouped                                several groups at a time, as one of the other forms with zeros
                                            between the groups
     few features, stride 1                 one matrix product for all taps, then shifted sums; up to 16
@@ -40,6 +41,7 @@ Grid = Sequence[Sequence[jax.Array]]
 PIXELS = (
     2048  # how many pixels of the smaller image to work on at a time, so that intermediates stay in the cache
 )
+NUMBERS = 2**16  # how many numbers of a depthwise output gradient to work on at a time, for the same reason
 WIDE = 32  # Winograd's form pays off from this many channels
 NARROW = 9 * 16  # shifted products pay off up to this many taps times features
 
@@ -116,6 +118,9 @@ def _backward(
             return grad_x, _winograd_kernel_gradient(x, grad, padding)
 
         form = _composed(kernel, padding, groups)
+        if groups == x.shape[-1] == kernel.shape[-1]:
+            grad_x = _depthwise_input_gradient(x, kernel, grad, strides, padding)
+            return grad_x, _depthwise_kernel_gradient(x, grad, kernel.shape[:2], strides, padding)
         if groups > 1:
             return automatic(form, x, kernel, grad)
 
@@ -268,7 +273,11 @@ def _pad(x: jax.Array, padding: Padding) -> jax.Array:
 
 def _images(x: jax.Array) -> int:
     """How many images to work on at a time: the largest divisor of the batch within PIXELS pixels, or 1."""
-    most = PIXELS // math.prod(x.shape[1:3])
+    return _divisor(x, PIXELS // math.prod(x.shape[1:3]))
+
+
+def _divisor(x: jax.Array, most: int) -> int:
+    """The largest divisor of the batch that is at most `most`, or 1."""
     return max(n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and (n == 1 or n <= most))
 
 
@@ -285,10 +294,10 @@ def _in_chunks(function: Callable[[jax.Array], jax.Array], n: int, x: jax.Array)
 
 
 def _summed(
-    function: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, grad: jax.Array
+    function: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, grad: jax.Array, n: int = 0
 ) -> jax.Array:
-    """`function(x, grad)` of a few images at a time, summed in float32."""
-    n = _images(grad)
+    """`function(x, grad)` of `n` images at a time, or of `_images`, summed in float32."""
+    n = n or _images(grad)
     shape = jax.eval_shape(function, x[:n], grad[:n]).shape
 
     def add(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -322,6 +331,41 @@ def _depthwise(
     x = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)  # the outputs of a channel lie side by side
     taps = _taps(x, kernel.shape[:2], strides, padding)
     return reduce(jnp.add, (tap * kernel[i : i + 1, j : j + 1] for i, j, tap in taps))
+
+
+def _depthwise_input_gradient(
+    x: jax.Array, kernel: jax.Array, grad: jax.Array, strides: tuple[int, int], padding: Padding
+) -> jax.Array:
+    """The input gradient where every channel has one output.
+
+    Without strides it is such a convolution too: one pass, where automatic differentiation adds up the taps.
+    """
+    groups = x.shape[-1]
+    if strides == (1, 1):
+        return _depthwise(grad, kernel[::-1, ::-1], strides, _around(kernel, padding), groups)
+    _, vjp = jax.vjp(lambda x: _depthwise(x, kernel, strides, padding, groups), x)
+    return vjp(grad)[0]
+
+
+def _depthwise_kernel_gradient(
+    x: jax.Array, grad: jax.Array, size: Size, strides: tuple[int, int], padding: Padding
+) -> jax.Array:
+    """The kernel gradient where every channel has one output, `[h, w, 1, C]`.
+
+    It sums the products of the output gradient with every tap. XLA's own sums over rows and columns are
+    slow, so a matrix product with ones takes them.
+    """
+    channels = x.shape[-1]
+
+    def product(x: jax.Array, grad: jax.Array) -> jax.Array:
+        ones = jnp.ones((1, math.prod(grad.shape[:3])), grad.dtype)
+        products = [(tap * grad).reshape(-1, channels) for _, _, tap in _taps(x, size, strides, padding)]
+        sums = [jnp.matmul(ones, each, preferred_element_type=jnp.float32) for each in products]
+        return jnp.concatenate(sums)
+
+    images = _divisor(grad, NUMBERS // math.prod(grad.shape[1:]))
+    total = _summed(product, x, grad, images)
+    return total.reshape(*size, 1, channels).astype(x.dtype)
 
 
 def _grouped(

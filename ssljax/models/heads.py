@@ -15,6 +15,9 @@ SCHEMES = {
     "truncated_normal": nn.initializers.lecun_normal(),
     "normal_0.01": nn.initializers.normal(0.01),
     "zeros": nn.initializers.zeros,
+    "fan_out_uniform": nn.initializers.variance_scaling(
+        1 / 3, "fan_out", "uniform"
+    ),  # EfficientNet's classifier
 }
 
 

@@ -83,6 +83,8 @@ def fit(
         state = start(program.init(seed))
         if method.refresh is not None:
             state = refreshed(program, source, state, seed, folder)
+            if folder is not None:
+                folder.save(state, {})  # what the first refresh found may have taken long
 
     key = jax.random.key(seed)
     batches = device_batches(program, source, seed, int(state.step), balance_of(program, source, state))

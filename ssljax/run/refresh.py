@@ -96,8 +96,28 @@ class Run(NamedTuple):
             state: the network.
             positions: int [N], which images; repeats are allowed. None takes all, in the order of the source.
         """
+        encode = functools.partial(self.program.encode, state.params, state.model_state, state.extra)
+        return self.looked(encode, positions)
+
+    def looked(
+        self,
+        function: Callable[[jax.Array], jax.Array],
+        positions: np.ndarray | None = None,
+        *,
+        size: int = 0,
+    ) -> Iterator[Rows]:
+        """What a function gives for training images, prepared as in evaluation, as `Rows.features`.
+
+        Args:
+            function: from uint8 [B, S, S, C] to float32 [B, D].
+            positions: int [N], which images; repeats are allowed. None takes all, in the order of the source.
+            size: S; 0: config.data.image_size.
+        """
         mesh = self.program.mesh
         config = self.program.config
+        if size:
+            config = config.copy_and_resolve_references().unlock()
+            config.data.image_size = size
         devices = mesh.devices.size
         batch = -(-config.evaluate.batch_size // devices) * devices
         positions = np.arange(len(self.source)) if positions is None else np.asarray(positions, np.int64)
@@ -113,7 +133,7 @@ class Run(NamedTuple):
         parts = loader.eval_batches(self.source, config, batch_size=share, positions=own)
         for number, part in enumerate(parts):
             image = jax.make_array_from_process_local_data(split, part["image"])
-            features = self.program.encode(state.params, state.model_state, state.extra, image)
+            features = function(image)
             present = np.arange(batch) + number * batch < len(positions)
             yield Rows(jax.device_put(features, split), places[number], present)
 
@@ -142,12 +162,12 @@ class Run(NamedTuple):
         """Order values by the ids of their images.
 
         Args:
-            values: int32 [M], one per row of `rows`.
+            values: int32 [M], one per row of `rows`; or [M, ...] with `into`.
             rows: the images that the values belong to.
-            into: int32 [ids], the values of all other ids; None stands for -1.
+            into: [ids, ...], the values of all other ids; None stands for int32 -1.
 
         Returns:
-            int32 [ids].
+            [ids, ...].
         """
         into = jnp.full(self.program.facts.num_ids, -1, jnp.int32) if into is None else into
         ids = np.where(rows.present, self.source.index[rows.position], self.program.facts.num_ids)

@@ -50,6 +50,20 @@ def update(target: Pytree, online: Pytree, decay: jax.Array | float) -> Pytree:
     return jax.tree.map(one, target, online)
 
 
+def warmed_up(step: jax.Array | int, decay: float) -> jax.Array:
+    """TensorFlow's decay with `num_updates`: min(decay, (1 + step) / (10 + step)), 0.1 at step 0.
+
+    Args:
+        step: int scalar, counted from 0.
+        decay: the decay that it rises to.
+
+    Returns:
+        float32 scalar.
+    """
+    step = jnp.asarray(step).astype(jnp.float32)
+    return jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
+
+
 def decay(step: jax.Array | int, *, schedule: str, base: float, total: int) -> jax.Array:
     """The decay at a step.
 

@@ -162,3 +162,27 @@ def test_turns_count_the_earlier_occurrences_of_an_image():
     np.testing.assert_array_equal(sampler.turns(np.array([4, 2, 4, 4, 0, 2])), [0, 0, 1, 2, 0, 1])
     order = sampler.repeated(0, 1, 10, 3)
     np.testing.assert_array_equal(sampler.turns(order), np.arange(10) % 3)
+
+
+def test_mixed_batches_pass_over_both_kinds_in_turn():
+    labelled, unlabelled = np.array([3, 7, 11]), np.array([0, 1, 2, 4, 5, 5, 6])  # 5 is taken twice
+    batches = [sampler.mixed(4, step, labelled, unlabelled, batch_size=8, ratio=3) for step in range(7)]
+    first = np.concatenate([batch[:2] for batch in batches])
+    rest = np.concatenate([batch[2:] for batch in batches])
+    for number in range(4):  # 14 draws of three images
+        assert sorted(first[3 * number : 3 * number + 3]) == labelled.tolist()
+    for number in range(6):  # 42 draws of seven
+        assert sorted(rest[7 * number : 7 * number + 7]) == unlabelled.tolist()
+    assert len({tuple(first[3 * number : 3 * number + 3]) for number in range(4)}) > 1
+    again = sampler.mixed(4, 5, labelled, unlabelled, batch_size=8, ratio=3)
+    np.testing.assert_array_equal(again, batches[5])  # a function of the step alone
+    other = sampler.mixed(5, 5, labelled, unlabelled, batch_size=8, ratio=3)
+    assert not np.array_equal(other, batches[5])
+
+
+def test_mixed_batches_need_both_kinds_and_a_multiple():
+    some = np.arange(4)
+    with pytest.raises(ValueError, match="there are 0 and 4 of them. Hide some labels"):
+        sampler.mixed(0, 0, some[:0], some, batch_size=4, ratio=1)
+    with pytest.raises(ValueError, match="must be a multiple of 4"):
+        sampler.mixed(0, 0, some, some, batch_size=6, ratio=3)

@@ -104,6 +104,13 @@ def test_grouped_and_depthwise(channels, features, groups, size, stride):
     )
 
 
+@pytest.mark.parametrize("images, side, channels, size, stride", [(6, 24, 96, 3, 1), (4, 9, 8, 5, 2)])
+def test_depthwise_in_several_pieces_and_with_tensorflows_padding(images, side, channels, size, stride):
+    """More numbers than are worked on at a time; one pixel more after than before."""
+    padding = ((1, 2), (1, 2)) if size == 5 else ((0, 1), (0, 1))
+    agree((images, side, side, channels), (size, size, 1, channels), (stride, stride), padding, channels)
+
+
 def test_a_grouped_layer_of_flax_passes_its_groups():
     layer = partial(nn.Conv, 8, (3, 3), padding=((1, 1), (1, 1)), feature_group_count=4, use_bias=False)
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
