@@ -239,7 +239,7 @@ from IPython.display import Image
 
 from ssljax import preview
 
-preview.main([*ARGUMENTS, "--stage=pretrain"])
+preview.main(ARGUMENTS)
 Image(f"{{RUN}}/pretrain/preview.png", width=700)
 """,
         "train_text": """
@@ -268,6 +268,12 @@ evaluate.main([*ARGUMENTS, "--stage=distill", RESULTS])
 ## Report
 
 Accuracy on held-out digits. The whole report with all figures is `report.html` in the run's folder.
+""",
+        "report": """
+from ssljax import report
+
+report.main([RUN])
+Image(f"{{RUN}}/labels-digits_self-pretrain.png", width=700)
 """,
     },
     "deit": {
@@ -376,10 +382,10 @@ from IPython.display import display
 
 from ssljax import report
 
-PICTURES = {{"tokenizer": "reconstruction", "finetune": "attention"}}
-for stage in PICTURES:
-    report.main([f"{{RUN}}/{{stage}}"])
-display(*(Image(f"{{RUN}}/{{stage}}/{{name}}-digits.png", width=900) for stage, name in PICTURES.items()))
+PICTURES = ("tokenizer/reconstruction-digits-tokenizer.png", "finetune/attention-digits.png")
+for picture in PICTURES:
+    report.main([f"{{RUN}}/{{picture.split('/')[0]}}"])
+display(*(Image(f"{{RUN}}/{{picture}}", width=900) for picture in PICTURES))
 """,
     },
 }

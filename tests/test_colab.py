@@ -36,7 +36,7 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ("simclr", "moco", "byol", "deit", "deepcluster", "beit"))
+@pytest.mark.parametrize("name", ("simclr", "simclr_v2", "moco", "byol", "deit", "deepcluster", "beit"))
 def test_a_notebook_is_what_the_generator_writes(generator, name):
     assert generator.file(name).read_text() == generator.notebook(name), "run `python colabs/notebooks.py`"
     assert generator.notebook(name) == generator.notebook(name)
@@ -84,6 +84,19 @@ def test_a_teacher_and_its_student(generator, tmp_path):
     shows(outputs, tmp_path, preview="student/preview.png", report="student/attention-digits.png")
 
 
+def test_a_teacher_of_few_labels_and_its_student(generator, tmp_path):
+    stages = ("pretrain", "finetune", "distill")
+    changes = " ".join(f"--config.{stage}.{change}" for stage in stages for change in SMALL)
+    changes += " --config.pretrain.head.dim=16 --config.finetune.head.dim=16"
+    changes += " --config.distill.head.dim=16 --config.distill.teacher.width=0.125"
+    outputs, printed = executed(generator, tmp_path, "simclr_v2", changes)
+    assert printed["train"].count("step 24/24") == 2 and "step 2/2" in printed["train"]
+    assert printed["evaluate"].count("simclr_v2    classifier: top-1") == 2
+    for text in ("digits_self, stage pretrain", "digits_self, stage finetune", "raw pixels", "own head"):
+        assert text in printed["report"]
+    shows(outputs, tmp_path, preview="pretrain/preview.png", report="labels-digits_self-pretrain.png")
+
+
 def test_a_tokenizer_and_a_transformer(generator, tmp_path):
     changes = "--config.tokenizer.epochs=1 --config.tokenizer.model.hidden=8 --config.tokenizer.batch_size=64"
     changes += " --config.pretrain.tokenizer.hidden=8 --config.pretrain.epochs=1 --config.finetune.epochs=1"
@@ -95,7 +108,8 @@ def test_a_tokenizer_and_a_transformer(generator, tmp_path):
     assert "deit         classifier: top-1" in printed["evaluate"]
     for text in ("bits per token", "own head"):
         assert text in printed["report"]
-    shows(outputs, tmp_path, preview="pretrain/preview.png", report="tokenizer/reconstruction-digits.png")
+    picture = "tokenizer/reconstruction-digits-tokenizer.png"
+    shows(outputs, tmp_path, preview="pretrain/preview.png", report=picture)
 
 
 def executed(generator, folder, name, changes):
