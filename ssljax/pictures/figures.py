@@ -20,12 +20,14 @@ NAMES = {
     "random_init": "random network",
     "supervised": "labels alone",
     "simclr": "SimCLR",
+    "simclr_v2": "SimCLRv2",
     "moco": "MoCo",
     "byol": "BYOL",
     "deit": "DeiT",
     "beit": "BEiT",
     "dvae": "dVAE",
     "deepcluster": "DeepCluster",
+    "noisy_student": "Noisy Student",
     "linear": "frozen network",
 }
 # Colours and markers of the baselines. The method, one per figure, has the first of CLASSES and a circle.
