@@ -235,7 +235,7 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
         still=still if frozen_layers else None,
         num_views=1,
         needs_labels=not ratio,
-        separable=not models.draws(config.model),
+        separable=not ratio and not models.draws(config.model),
     )
 
 

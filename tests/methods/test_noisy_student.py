@@ -136,6 +136,12 @@ def test_epochs_are_counted_on_the_images_that_the_config_names():
         epoch_of(method, FACTS._replace(num_unlabelled=0), 8)
 
 
+def test_a_batch_of_both_kinds_is_not_cut_into_pieces():
+    """The labelled images come first, so a piece of the batch has another ratio, and its loss another mean."""
+    assert not a_method()[1].separable
+    assert a_method(pseudo__ratio=0)[1].separable
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="batch_size=10 does not split .* choose a multiple of 4"):
         a_method(batch_size=10)
