@@ -137,7 +137,7 @@ def test_epochs_are_counted_on_the_images_that_the_config_names():
 
 
 def test_a_batch_of_both_kinds_is_not_cut_into_pieces():
-    """The labelled images come first, so a piece of the batch has another ratio, and its loss another mean."""
+    """The labelled images come first, so a piece has another ratio, and its loss is another mean."""
     assert not a_method()[1].separable
     assert a_method(pseudo__ratio=0)[1].separable
 
