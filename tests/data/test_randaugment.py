@@ -97,6 +97,7 @@ def test_the_forms_of_a_tpu_and_of_a_cpu_agree():
         np.testing.assert_array_equal(read(value, table), table[value])
 
 
+@pytest.mark.slow
 def test_draws_are_even_always_applied_and_those_of_the_key():
     """Which of the sixteen operations an image got, told by their pixels."""
     rng = np.random.default_rng(0)
@@ -128,6 +129,7 @@ def a_config(**augment):
     return resolve(config)
 
 
+@pytest.mark.slow
 def test_views_are_augmented_after_the_crop_and_before_the_normalisation():
     config = a_config(crop="none", flip=False, policy_level=9.0, mean=(0.5,), std=(0.25,), policy_translate=4)
     policies.check(config)

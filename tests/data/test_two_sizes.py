@@ -85,6 +85,7 @@ def test_the_jitter_by_hand():
         pillow.jitter(image, (0, 0, 0, 0), hued)
 
 
+@pytest.mark.slow
 def test_on_the_device_the_jitter_comes_before_the_crop_too():
     c = get_config("cifar10").pretrain.copy_and_resolve_references().unlock()
     image = jnp.asarray(photograph_like(40, 40)[None])

@@ -82,6 +82,7 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["masked", "all"])
 def test_the_loss_by_numpy(seen, where):
     """Cross entropy of the tokens of the masked patches, averaged over those of the whole batch."""
@@ -261,6 +262,7 @@ def test_fine_tuning_takes_the_blocks_copies_the_table_and_begins_a_fresh_norm(t
     jax.tree.map(np.testing.assert_array_equal, again.params["encoder"], trained.params["encoder"])
 
 
+@pytest.mark.slow
 def test_the_preview_shows_the_masks_of_the_first_step():
     c = get_config("digits").pretrain
     _, columns, _ = preview.examples(c)

@@ -49,6 +49,7 @@ def seen(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 100, 10_000])
 def test_the_loss_by_numpy(seen, step):
     c, method, (params, model_state, extra), batch = built()
@@ -87,6 +88,7 @@ def test_the_kl_knows_neither_the_noise_nor_the_temperature():
     np.testing.assert_array_equal(a.metrics["kl"], b.metrics["kl"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_the_weight_of_the_kl_follows_the_downsampling(groups):
     """One-hot posteriors add beta ln K / (C f^2): DALL-E's 6.6 ln 8192 / 192 is .3098."""
@@ -109,6 +111,7 @@ def test_the_decoder_reads_relaxed_codes(seen):
     assert ((y > 0.01) & (y < 0.99)).any()
 
 
+@pytest.mark.slow
 def test_the_reconstruction_trains_the_encoder():
     c, method, (params, model_state, extra), batch = built(dvae__kl_weight=0.0)
     loss = lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]

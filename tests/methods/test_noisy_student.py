@@ -61,6 +61,7 @@ def log_probabilities(config, params, model_state, batch, key):
     return z - np.log(np.exp(z).sum(1, keepdims=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 @pytest.mark.parametrize("weighting", ["ratio", "mean"])
 def test_the_loss_by_hand(start, kind, weighting):
@@ -84,6 +85,7 @@ def test_the_loss_by_hand(start, kind, weighting):
     np.testing.assert_allclose(out.metrics["unlabelled_loss"], of_teacher.mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_unlabelled_images_it_is_supervised(start):
     config, params, model_state, _ = start
     c = config.copy_and_resolve_references().unlock()
@@ -173,6 +175,7 @@ def test_every_preset_is_there():
     assert list(stages(get_config("fashion_mnist_1pct_two_rounds"))) == ["teacher", "student", "student2"]
 
 
+@pytest.mark.slow
 def test_frozen_blocks_do_not_move_and_are_not_decayed():
     c = a_config().copy_and_resolve_references().unlock()
     c.pseudo.ratio = 0

@@ -83,6 +83,7 @@ def test_without_a_memory_pretraining_is_simclrs():
     chex.assert_trees_all_equal(*results)
 
 
+@pytest.mark.slow
 def test_the_loss_with_a_memory_by_hand():
     """Queries and keys of the same views; two sets of statistics; the memory's rows are negatives."""
     c = stage_of("pretrain", queue__size=48, target__momentum=0.5)

@@ -238,6 +238,7 @@ def test_stochastic_depth_is_off_in_inference():
     assert np.any(np.asarray(moved) != np.asarray(still))
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_nothing():
     net, params, image = initialised()
     loss = lambda net: jax.grad(lambda p: net.apply({"params": p}, image, train=True).sum())(params)
@@ -255,6 +256,7 @@ def test_tables_become_one_per_block_and_keep_their_values_at_the_same_size():
         resize_bias(jnp.zeros((80, 4), jnp.float32), (732, 4))
 
 
+@pytest.mark.slow
 def test_a_larger_grid_is_reached_by_a_geometric_spline():
     """27^2 -> 47^2, as in fine-tuning at 384: q = 1.0903, and FITPACK's bicubic spline, as in BEiT's code."""
     places = np.asarray(offsets(13, 23))

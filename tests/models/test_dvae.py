@@ -29,6 +29,7 @@ def size_of(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_the_released_encoder_and_decoder(golden):
     g = golden("dalle_dvae")
     encoder, decoder = networks(g)
@@ -78,6 +79,7 @@ def test_parameter_counts_of_the_released_networks_and_their_grid():
     assert jax.eval_shape(Decoder().apply, decoder, logits).shape == (1, 112, 112, 6)
 
 
+@pytest.mark.slow
 def test_blocks_start_near_the_identity_and_may_be_negative():
     """The gain is 1 / 8^2, and no ReLU follows the sum."""
     encoder = Encoder(n_hid=32, vocab_size=16)
@@ -102,6 +104,7 @@ def test_upsampling_repeats_pixels_and_odd_images_are_refused():
         Encoder(n_hid=4, vocab_size=8).init(jax.random.key(0), jnp.zeros((1, 28, 28, 3), jnp.float32))
 
 
+@pytest.mark.slow
 def test_a_shift_by_one_cell_shifts_the_codes_by_one():
     encoder = Encoder(n_hid=8, vocab_size=32, group_count=3)
     image = map_pixels(jax.random.uniform(jax.random.key(1), (1, 136, 136, 3)))

@@ -134,6 +134,7 @@ def test_channels_are_multiples_of_eight_that_lose_at_most_a_tenth():
     assert channels(13, 0.8) == 16
 
 
+@pytest.mark.slow
 def test_padding_is_tensorflows_same():
     """A stride of 2 on an even side pads one pixel more after than before."""
     assert [same(224, 3, 2), same(224, 5, 2), same(225, 3, 2), same(15, 5, 2), same(7, 3, 1)] == [
@@ -164,6 +165,7 @@ def test_the_variant_for_small_images_keeps_two_sides():
     assert sides == {"imagenet": [16, 8, 4, 2, 2, 1, 1], "cifar": [16, 16, 16, 8, 8, 4, 4]}
 
 
+@pytest.mark.slow
 def test_initialisation_counts_the_outputs():
     params = started(EfficientNet(), jnp.ones((1, 32, 32, 3)))["params"]
     block = params["stage6_block2"]
@@ -181,6 +183,7 @@ def test_initialisation_counts_the_outputs():
     np.testing.assert_array_equal(block["project_norm"]["scale"], np.ones(192))
 
 
+@pytest.mark.slow
 def test_stochastic_depth_drops_the_branch_of_an_example():
     net = EfficientNet(**TINY, drop_path=0.5)
     image = jax.random.uniform(jax.random.key(0), (8, 16, 16, 3))
@@ -213,6 +216,7 @@ def test_rates_of_stochastic_depth_are_the_released_codes(monkeypatch):
     np.testing.assert_allclose(seen, [0.2 * i / 16 for i in with_shortcut])
 
 
+@pytest.mark.slow
 def test_dropout_is_on_the_features_in_training_only():
     net = EfficientNet(**TINY, dropout=0.5)
     image = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
@@ -229,6 +233,7 @@ def test_dropout_is_on_the_features_in_training_only():
     )
 
 
+@pytest.mark.slow
 def test_frozen_blocks_get_no_gradient_and_keep_their_statistics():
     net = EfficientNet(**TINY, frozen_blocks=2)
     image = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
