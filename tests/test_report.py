@@ -584,7 +584,11 @@ def overrides(command):
 
 def value_of(text, like):
     """The value of a word of the command line, for a setting of this type."""
-    return text == "True" if isinstance(like, bool) else type(like)(text)
+    if isinstance(like, bool):
+        return text == "True"
+    if isinstance(like, (list, tuple)):
+        return text.split(",")
+    return type(like)(text)
 
 
 EXPERIMENTS = sorted(path.parent.name for path in ROOT.glob("experiments/*/paper.json"))
