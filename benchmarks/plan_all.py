@@ -163,6 +163,7 @@ def compile_one(config: ConfigDict, topology: str, full: bool) -> None:
     if not found.fits:
         found = found._replace(advice=plan.advise(config, slices.parse(topology), 0))
     line = {"key": key(config, topology), **plan.made_by(), **plan.plain(found)}
+    del line["buffers"]  # the page does not have them, and they take a quarter of the file
     with LINES.open("a") as out:
         out.write(json.dumps(line) + "\n")
 
