@@ -104,6 +104,7 @@ def test_the_loss_by_numpy(seen, where):
     np.testing.assert_allclose(out.metrics["masked"], mask.mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_pixels_of_masked_patches_change_neither_prediction_nor_gradient_path(seen):
     """The tokens do change with them: they are what is predicted."""
     c, method, (params, model_state, extra), batch = built()

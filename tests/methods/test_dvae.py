@@ -77,6 +77,7 @@ def test_the_loss_by_numpy(seen, step):
     np.testing.assert_allclose(out.metrics["kl"], kl.mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_kl_knows_neither_the_noise_nor_the_temperature():
     c, method, (params, model_state, extra), batch = built(dvae__kl_share=0.0)
     run = lambda key, step: method.loss(
