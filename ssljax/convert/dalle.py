@@ -16,7 +16,8 @@ from ssljax.convert.weights import CONV
 
 Pytree = Any
 NAME = re.compile(
-    r"blocks\.(?:(input|output)(?:\.conv)?|group_(\d+)\.block_(\d+)\.(?:(id)|res)_path(?:\.conv_(\d+))?)\.([wb])"
+    r"blocks\.(?:(input|output)(?:\.conv)?"
+    r"|group_(\d+)\.block_(\d+)\.(?:(id)|res)_path(?:\.conv_(\d+))?)\.([wb])"
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Reorder, patches
+from ssljax.convert.weights import LEAVES, Family, Reorder, of_convolutions
 
 OUTSIDE = {"stem_conv": "conv_stem", "stem_norm": "bn1", "head_conv": "conv_head", "head_norm": "bn2"}
 # Our name: timm's in the blocks of the first stage, which do not expand, and in all others.
@@ -30,12 +30,7 @@ def rename(path: str) -> tuple[str, Reorder]:
     "stage2_block1/se/reduce/kernel" is "blocks.1.0.se.conv_reduce.weight".
     """
     place, leaf = path.rsplit("/", 1)
-    if leaf != "kernel":
-        reorder = SAME
-    elif "/se/" in path:
-        reorder = patches(1)  # the gate's 1x1 convolutions are matrices here
-    else:
-        reorder = CONV
+    reorder = of_convolutions(path)
     if place in OUTSIDE:
         return f"{OUTSIDE[place]}.{LEAVES[leaf]}", reorder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Reorder, patches
+from ssljax.convert.weights import LEAVES, Family, Reorder, of_convolutions
 
 # Our name: (torchvision's, timm's).
 LAYERS = {
@@ -35,12 +35,7 @@ def rename(path: str, *, timm: bool) -> tuple[str, Reorder]:
     "s2.b1.se.fc1.weight" in timm.
     """
     place, leaf = path.rsplit("/", 1)
-    if leaf != "kernel":
-        reorder = SAME
-    elif "/se/" in path:
-        reorder = patches(1)  # the gate's 1x1 convolutions are matrices here
-    else:
-        reorder = CONV
+    reorder = of_convolutions(path)
 
     if place in LAYERS:
         prefix = ""

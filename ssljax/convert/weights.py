@@ -54,6 +54,19 @@ def patches(side: int) -> Reorder:
     )
 
 
+def of_convolutions(path: str) -> Reorder:
+    """The layout of a leaf of a network of convolutions with gates (squeeze and excitation).
+
+    Args:
+        path: of the leaf, e.g. "stage2_block1/se/fc1/kernel".
+    """
+    if not path.endswith("/kernel"):
+        return SAME
+    if "/se/" in path:
+        return patches(1)  # the gate's 1x1 convolutions are matrices here
+    return CONV
+
+
 class Family(NamedTuple):
     """The names that one kind of network has in another framework.
 
