@@ -21,8 +21,8 @@ from ssljax.program import Evaluated
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.knn import nearest
 
-POINTS = 600  # test images whose features are kept
-DIM = 32  # principal components of these features
+POINTS = 300  # test images whose features are kept
+DIM = 16  # principal components of these features
 QUERIES = 8  # test images whose neighbours are shown
 NEIGHBOURS = 7  # neighbours of each of them
 THUMBNAIL = 48  # largest side of an image, in pixels
@@ -33,7 +33,7 @@ MEMBERS = 12  # training images shown of each cluster
 def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
     """Saves principal components of some test features of every kind, and nearest neighbours.
 
-    The file has the fields `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`,
+    The file has the fields `kinds`, `points/KIND` float16 [P, <= 16], `labels` int32 [P], `class_names`,
     `query` uint8 [Q, S, S, C], `query_labels`, `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K],
     `preset` and `seed`. A vision transformer adds `attention`; a tokenizer adds `reconstruction`; a method
     with clusters adds `cluster`, `cluster_labels` and `cluster_size`, see below. An image without a label has
