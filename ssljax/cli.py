@@ -1,8 +1,9 @@
 """Command-line flags, the same for every verb.
 
-    --config FILE[:preset] --workdir DIR [--config.optim.learning_rate=0.1 ...]
+    [--config FILE[:preset]] --workdir DIR [--config.optim.learning_rate=0.1 ...]
 
 FILE is the path of a config, e.g. configs/simclr.py, or the name of one that comes with ssljax, e.g. simclr.
+Where DIR holds a run, its own config is the one to start from, and `--config FILE` may be left out.
 Nothing here imports JAX: a wrong setting is answered before anything heavy is loaded.
 """
 
@@ -19,10 +20,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from ssljax import config as configs
+from ssljax.config.stored import of_run
 from ssljax.process import answered, run
+from ssljax.run.files import read_config
 
 __all__ = ["answered", "config_file", "installed_configs", "load", "overridden", "parse", "preset_of", "run"]
 
@@ -91,9 +95,9 @@ def load(
     Raises:
         SystemExit: as for `parse`.
     """
-    file, argv = _without_file(verb, argv)
+    file, argv = _without_file(argv)
     try:
-        preset = preset_of(file)
+        preset = preset_of(file) if file else of_folder(_workdir(argv))
         wide = configs.widen(preset)
         _check_words(argv, wide)
         known_only, values = values is None, values or flags.FlagValues()
@@ -103,9 +107,11 @@ def load(
         rest = values([f"ssljax {verb}", *argv], known_only=known_only)[1:]
         given = config_flags.get_override_values(values["config"])
         config, overrides = overridden(preset, given)
+        if not file:
+            overrides = against_preset(config)
     except flags.IllegalFlagValueError as error:
         raise SystemExit(f"ssljax {verb}: {_illegal(str(error), wide)}") from error
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, FileNotFoundError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error  # a KeyError shows its message's repr
         raise SystemExit(f"ssljax {verb}: {text}") from error
     return config, overrides, rest
@@ -168,6 +174,39 @@ def preset_of(name: str) -> ConfigDict:
     return configs.resolve(module.get_config(preset) if preset else module.get_config())
 
 
+def of_folder(workdir: str) -> ConfigDict:
+    """The config of the run in a folder.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: its config.json is damaged.
+    """
+    if not workdir:
+        raise FileNotFoundError("--config is missing, e.g. --config simclr:digits")
+    file = epath.Path(workdir) / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"--config is missing, and {workdir} holds no run (no config.json) to take it from: name the "
+            "--workdir of `ssljax train`, or add e.g. --config simclr:digits"
+        )
+    return of_run(read_config(file))
+
+
+def against_preset(config: ConfigDict) -> dict[str, Any]:
+    """What a run's config changes of the preset that it names, by dotted key.
+
+    Nothing, if no preset of that name comes with ssljax.
+    """
+    *_, last = configs.stages(config).values()
+    try:
+        before = configs.flat(preset_of(f"{last.name}:{last.preset}"))
+    except ValueError:
+        return {}
+    after = configs.flat(config)
+    facts = {f"{stage}.{key}".lstrip(".") for stage in configs.stages(config) for key in configs.FACTS}
+    return {key: after[key] for key in after if key not in facts and before.get(key) != after[key]}
+
+
 def config_file(file: str) -> Path:
     """The file that --config names: by its path, or by its name among those that come with ssljax.
 
@@ -199,8 +238,8 @@ def installed_configs() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def _without_file(verb: str, argv: list[str]) -> tuple[str, list[str]]:
-    """What the last --config says, and the words without it."""
+def _without_file(argv: list[str]) -> tuple[str, list[str]]:
+    """What the last --config says, "" without one, and the words without it."""
     file, rest, words = "", [], iter(argv)
     for word in words:
         if re.match(r"--?config=", word):
@@ -209,9 +248,18 @@ def _without_file(verb: str, argv: list[str]) -> tuple[str, list[str]]:
             file = next(words, "")
         else:
             rest.append(word)
-    if not file:
-        raise SystemExit(f"ssljax {verb}: --config is missing, e.g. --config simclr:digits")
     return file, rest
+
+
+def _workdir(argv: list[str]) -> str:
+    """What the last --workdir says; "" without one."""
+    found, words = "", iter(argv)
+    for word in words:
+        if re.match(r"--?workdir=", word):
+            found = word.partition("=")[2]
+        elif word in ("--workdir", "-workdir"):
+            found = next(words, "")
+    return found
 
 
 def _check_words(argv: list[str], wide: ConfigDict) -> None:

@@ -1,13 +1,14 @@
 """`ssljax evaluate`: run protocols on a checkpoint and on baselines, and append to results.jsonl.
 
-    ssljax evaluate --config configs/simclr.py:digits --workdir runs/digits \\
+    ssljax evaluate --workdir runs/digits \\
         --protocols knn,linear,label_fraction --baselines raw_pixels,random_init,supervised \\
         [--results experiments/simclr/results.jsonl]
 
-The network can be evaluated on other data: `--config.data.source=folder:PATH`. For a config with stages, the
-last stage is evaluated unless `--stage NAME` says otherwise. The checkpoint is the last one, never the best
-on the test split. The file gallery-PRESET.npz beside the results holds a few hundred test features and some
-nearest neighbours, for the figures of `ssljax report`.
+The config lies in the run's folder; `--config FILE` may name it too. The network can be evaluated on other
+data: `--config.data.source=folder:PATH`. For a config with stages, the last stage is evaluated unless
+`--stage NAME` says otherwise. The checkpoint is the last one, never the best on the test split. The file
+gallery-PRESET.npz beside the results holds a few hundred test features and some nearest neighbours, for the
+figures of `ssljax report`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from ssljax import cli
+from ssljax import config as configs
 from ssljax.config.__main__ import main as verb
 from tests.test_config import ROOT, get
 
@@ -100,6 +101,23 @@ def test_a_wrong_word_is_answered_with_what_is_right(words, message):
         parse(*words)
 
 
+@pytest.mark.parametrize("preset", ["simclr:digits", "simclr_v2:digits_self", "beit:digits"])
+def test_a_run_needs_no_config_for_its_folder_has_it(tmp_path, preset):
+    started = cli.parse("train", ["--config", preset, f"--workdir={tmp_path}"]).config
+    *stages, last = started.get("stages", [""])
+    key = f"{last}.seed".lstrip(".")
+    with started.unlocked():
+        (started[last] if last else started).seed = 3
+    (tmp_path / "config.json").write_text(started.to_json())
+
+    found = cli.parse("evaluate", ["--workdir", str(tmp_path)])
+    assert configs.flat(found.config) == configs.flat(started)
+    assert found.config.is_locked and found.overrides == {key: 3}  # as if --config.seed=3 had been typed
+
+    again = cli.parse("evaluate", [f"--workdir={tmp_path}", f"--config.{key}=4"])
+    assert again.overrides == {key: 4}
+
+
 def test_a_missing_file_preset_or_flag_says_what_is_there():
     with pytest.raises(SystemExit, match="no file configs/simclrr.py .* did you mean configs/simclr.py"):
         cli.parse("train", ["--config=configs/simclrr.py:digits", "--workdir=x"])
@@ -107,6 +125,8 @@ def test_a_missing_file_preset_or_flag_says_what_is_there():
         cli.parse("train", ["--config=configs/simclr.py:digts", "--workdir=x"])
     with pytest.raises(SystemExit, match="--config is missing"):
         cli.parse("train", ["--workdir=x"])
+    with pytest.raises(SystemExit, match="--config is missing, and x holds no run"):
+        cli.parse("evaluate", ["--workdir", "x"])
     with pytest.raises(SystemExit, match="--workdir is missing"):
         cli.parse("train", DIGITS[:2])
     with pytest.raises(SystemExit, match="did you mean pretrain.optim.nesterov or finetune.optim.nesterov"):

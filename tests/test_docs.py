@@ -47,7 +47,7 @@ def test_the_commands_of_the_pages_name_what_exists():
     checked = 0
     for verb, words in COMMANDS.values():
         assert verb in VERBS
-        if verb in HEAVY:
+        if verb in HEAVY and any(word.partition("=")[0] == "--config" for word in words):
             cli.load(verb, words)  # refuses a config, a preset or a setting that is not there
             checked += 1
     assert checked > 40

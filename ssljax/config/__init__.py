@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssljax.config.keys import KEYS
+from ssljax.config.keys import FACTS, KEYS
 from ssljax.config.leaves import changed, differences, flat, hashed, modern, public, stages, view_names
 from ssljax.config.reference import reference
 from ssljax.config.rows import METHODS
@@ -30,6 +30,7 @@ from ssljax.config.tokenizer import dvae
 
 __all__ = [
     "CIFAR10",
+    "FACTS",
     "IMAGENET",
     "KEYS",
     "METHODS",

@@ -29,3 +29,20 @@ def restored(stored: Mapping[str, Any]) -> ConfigDict:
     for name, value in leaves.items():
         put(config, name, tuple(value) if isinstance(value, list) else value)
     return resolve(config).lock()
+
+
+def of_run(stored: Mapping[str, Any]) -> ConfigDict:
+    """The config that a run of one stage or several was started with.
+
+    Args:
+        stored: what json.loads makes of the config.json in its folder.
+
+    Returns:
+        a resolved and locked config, as `get_config` would return it.
+    """
+    if "stages" not in stored:
+        return restored(stored)
+    config = ConfigDict({"stages": tuple(stored["stages"])})
+    for stage in config.stages:
+        config[stage] = restored(stored[stage])
+    return resolve(config).lock()
