@@ -2,7 +2,7 @@
 
     ssljax embed --workdir runs/digits --images photos --out photos.npz        # or photos.parquet, photos.csv
 
-Every JPEG and PNG file at any depth below the folder is looked at; neither labels nor the training data are
+Every image at any depth below the folder is looked at; neither labels nor the training data are
 needed. The file has one row per image, in the order of the paths: its path, and its features as float32. In
 a .npz they are the arrays `path` [N] and `features` [N, D], in a .parquet file the columns `path` and
 `features` (a list), in a .csv file the columns `path`, `f0`, `f1`, ...
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="ssljax embed", description="Features of a folder of images, by a trained network."
     )
     parser.add_argument("--workdir", required=True, help="the folder of a run of `ssljax train`")
-    parser.add_argument("--images", required=True, help="a folder of JPEG and PNG files")
+    parser.add_argument("--images", required=True, help="a folder of images")
     parser.add_argument("--out", required=True, help="the file to write: .npz, .parquet or .csv")
     parser.add_argument("--stage", default="", help="of a run with stages; the last by default")
     parser.add_argument("--on_bad_image", default="error", choices=("error", "skip"))

@@ -1629,9 +1629,9 @@ IMAGES = [
     Mutation(
         "any_format_that_pillow_knows",
         BAD_IMAGE,
-        'raise ValueError(f"it is {what}; JPEG and PNG are read")',
+        'raise ValueError(f"it is {what}; JPEG, PNG and, in folders, WebP, GIF, BMP and TIFF are read")',
         'return "PNG"',
-        "TensorFlow ends a run at a TIFF named .jpg, and Pillow runs Ghostscript on a PostScript file",
+        "TensorFlow ends a run at a PDF named .jpg, and Pillow runs Ghostscript on a PostScript file",
         f"{T_BAD_IMAGE}::test_a_file_is_checked_before_training_by_its_header",
     ),
     Mutation(

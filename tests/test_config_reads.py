@@ -32,6 +32,7 @@ WHERE = (
     "data.train_split",
     "data.test_split",
     "data.on_bad_image",
+    "data.background",
     "data.labels",
     "data.train_per_class",
     "data.label_fraction",

@@ -128,7 +128,7 @@ def of_other_kinds(folder: Path) -> str:
         {
             "drawing.png": png(20_990, 29_700),
             "line.png": saved(line, "PNG"),
-            "tiff.jpg": saved(picture(), "TIFF"),
+            "page.jpg": b"%PDF-1.7",
         },
     )
 
@@ -178,7 +178,7 @@ DRILLS = (
         in_mid_training,
     ),
     Drill(
-        "a PNG of 623 million pixels, one of 400 million in 48 kB, a TIFF named .jpg",
+        "a PNG of 623 million pixels, one of 400 million in 48 kB, a PDF named .jpg",
         "named before the first step, with the bound; left out with skip",
         of_other_kinds,
     ),

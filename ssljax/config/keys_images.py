@@ -52,6 +52,12 @@ DATA = (
         OneOf(("error", "skip")),
         STORED,
     ),
+    Key(
+        "data.background",
+        "white",
+        "what shows through transparent pixels of images in folders and of those given to `encode`",
+        OneOf(("white", "black")),
+    ),
     Key("data.train_per_class", 0, "use only the first n training images of each class; 0: all", NATURAL),
     Key("data.label_fraction", 1.0, "fraction of the training images to use, balanced over classes", SHARE),
     Key("data.labels_per_class", 0, "training images to use per class; 0: label_fraction decides", NATURAL),

@@ -103,13 +103,18 @@ def check_header(file: BinaryIO) -> str:
     else:
         known = (name for first, name in OTHERS.items() if head.lstrip().startswith(first))
         what = next(known, f"not an image, it begins with {head[:8]!r}")
-        raise ValueError(f"it is {what}; JPEG and PNG are read")
+        raise ValueError(f"it is {what}; JPEG, PNG and, in folders, WebP, GIF, BMP and TIFF are read")
+    check_size(width, height)
+    return kind
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise a ValueError if an image has more than MAX_PIXELS pixels."""
     if width * height > MAX_PIXELS:
         raise ValueError(
             f"it has {width:,} x {height:,} = {width * height:,} pixels, and the bound is {MAX_PIXELS:,}, "
             "because the whole image is decoded into memory: shrink it"
         )
-    return kind
 
 
 def _size_of_jpeg(file: BinaryIO) -> tuple[int, int]:

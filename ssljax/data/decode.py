@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ssljax.data import damage
+from ssljax.data import damage, formats
 from ssljax.data.source import SKIP
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
             raise ValueError(damage.TOO_EARLY)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
-        image = Image.fromarray((np.asarray(image, np.int64) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = formats.grey_of_16_bits(image)
     image = image.convert("RGB")
     if channels == 1:
         image = image.convert("L")
@@ -200,8 +200,8 @@ def reason(error: Exception, name: str) -> str:
 def problem_with(path: str) -> str:
     """Check an image file cheaply and return what is wrong with it, "" if nothing is.
 
-    This is cheap enough to check every file before training: only the header and the last bytes are read. A
-    file without the end marker of its format is decoded in full.
+    This is cheap enough to check every file before training: of a JPEG or PNG only the header and the last
+    bytes are read. A file without the end marker of its format is decoded in full, and so are other formats.
 
     Raises:
         ValueError: the disk or the network failed.
@@ -209,13 +209,13 @@ def problem_with(path: str) -> str:
     try:
         size = damage.require_file(path)
         with open(path, "rb") as file:
-            kind = damage.check_header(file)
+            kind = formats.check(file)
             file.seek(max(0, size - 64))
             tail = file.read()
             whole = (kind == "JPEG" and b"\xff\xd9" in tail) or (kind == "PNG" and b"IEND" in tail)
             if not whole:
                 file.seek(0)
-                decode(file.read(), 8, 3)
+                decode(formats.plain(file.read(), "white"), 8, 3)
     except Exception as error:  # as in decode_all
         return reason(error, path)
     return ""

@@ -8,7 +8,8 @@ There are two layouts:
     PATH/<class>/*.jpg, or PATH/train without a test folder
         A share `data.holdout` of every class is held out for testing. It is always the same images.
 
-Files are .jpg, .jpeg or .png at any depth below the class folder. Other files and hidden files are ignored.
+Files are JPEG, PNG, WebP, GIF, BMP or TIFF by their endings (`formats.SUFFIXES`), at any depth below the
+class folder. Other files are counted in a warning; hidden files are ignored.
 
 With `data.labels="none"` every image at any depth below PATH (or PATH/train and PATH/test) is an example
 without a label, and `data.holdout` is a share of all images. The same happens without that setting if the
@@ -20,18 +21,18 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import damage, decode, sampler
+from ssljax.data import damage, decode, formats, sampler
+from ssljax.data.formats import SUFFIXES
 from ssljax.data.source import Source, digest, require_labels
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def load(data: ConfigDict, path: str, split: str) -> Source:
@@ -57,7 +58,7 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
         files, labels = _only(sampler.first_per_class(labels, data.train_per_class), files, labels)
 
     def read_file(i: int) -> bytes:
-        return damage.read(files[i])
+        return formats.plain(damage.read(files[i]), data.background)
 
     def name_of(i: int) -> str:
         return files[i]
@@ -212,7 +213,9 @@ def list_classes(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
         ValueError: a class folder has no images.
     """
     classes = class_folders(folder)
-    found = [sorted(_images(folder / name)) for name in classes]
+    others: Counter[str] = Counter()
+    found = [sorted(_images(folder / name, others)) for name in classes]
+    _say(others, folder)
     empty = [name for name, files in zip(classes, found, strict=True) if not files]
     wanted = ", ".join(SUFFIXES)
     if len(empty) == len(classes):
@@ -238,16 +241,19 @@ def list_loose(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
     Raises:
         FileNotFoundError: there are no images.
     """
-    files = sorted(_images(folder, hidden_folders=False))
+    others: Counter[str] = Counter()
+    files = sorted(_images(folder, others, hidden_folders=False))
+    _say(others, folder)
     if not files:
         raise FileNotFoundError(f"{folder} and its sub-folders hold no images ({', '.join(SUFFIXES)})")
     return files, np.full(len(files), -1, np.int32), []
 
 
-def _images(folder: Path, hidden_folders: bool = True) -> Iterator[str]:
+def _images(folder: Path, others: Counter[str] | None = None, hidden_folders: bool = True) -> Iterator[str]:
     """Yield the paths of the images below a folder, in no particular order, without hidden files.
 
-    Whatever has the name of an image is one, also a pipe or a link to nothing. Checking says what it is.
+    Whatever has the name of an image is one, also a pipe or a link to nothing. Checking says what it is. The
+    endings of all other files are counted in `others`.
     """
     for at, folders, names in os.walk(folder):
         if not hidden_folders:
@@ -255,9 +261,19 @@ def _images(folder: Path, hidden_folders: bool = True) -> Iterator[str]:
         for name in names:
             if _is_image(name):
                 yield os.path.join(at, name)
+            elif others is not None and not name.startswith("."):
+                others[os.path.splitext(name)[1].lower() or "without an ending"] += 1
         for name in folders:
             if _is_image(name) and not any(_images(Path(at, name))):
                 yield os.path.join(at, name)  # a folder where an image should be: it is unreadable
+
+
+def _say(others: Counter[str], folder: Path) -> None:
+    """Say which files are left out because their names are not those of images."""
+    if others:
+        most = sorted(others.items(), key=lambda item: (-item[1], item[0]))[:10]
+        listed = ", ".join(f"{count:,} {ending}" for ending, count in most)
+        log.warning("%s: files left out, whose names are not those of images: %s", folder, listed)
 
 
 def _is_image(name: str) -> bool:

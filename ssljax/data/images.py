@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ssljax.data import damage, decode
+from ssljax.data import damage, decode, formats
 from ssljax.data.source import Source, digest
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
-"""A path to a JPEG or PNG file, a Pillow image, or an array uint8 [H, W] or [H, W, C] with C = 1, 3 or 4."""
+"""A path to an image file, a Pillow image, or an array uint8 [H, W] or [H, W, C] with C = 1, 3 or 4."""
 
 SKIP = "use `encode_readable` (in the shell: --on_bad_image skip)"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # the modes of Pillow that a PNG file can hold
@@ -45,7 +45,7 @@ def source(pictures: Sequence[Picture], data: ConfigDict) -> Source:
         return os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"image {i}"
 
     def read(i: int) -> bytes:
-        return _file(pictures[i])
+        return formats.plain(_file(pictures[i]), data.background)
 
     images, good, skipped = _readable(pictures, data, read, name_of)
     return Source(
@@ -127,8 +127,9 @@ def _file(picture: Picture) -> bytes:
         return damage.read(os.fspath(picture))
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture[:, :, 0] if picture.shape[2:] == (1,) else picture)
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode not in PNG_MODES:
-        picture = picture.convert("RGB")
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=1)
     return out.getvalue()

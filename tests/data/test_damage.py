@@ -104,7 +104,7 @@ def test_a_grey_image_is_whole(decoded, grey, settings):
     [("TIFF", "a TIFF file"), ("WEBP", "a WebP file"), ("BMP", "a BMP file"), ("EPS", "a PostS")],
 )
 def test_another_format_is_named_and_not_decoded(decoded, kind, what):
-    with pytest.raises(ValueError, match=f"it is {what}.*JPEG and PNG are read"):
+    with pytest.raises(ValueError, match=f"it is {what}.*; JPEG, PNG and"):
         decoded(saved(picture(), kind))
 
 
@@ -113,7 +113,7 @@ def test_another_format_is_named_and_not_decoded(decoded, kind, what):
     [(b"<!doctype html><html>", "a web page"), (b"abcdefgh", "not an image, it begins with b'abcdefgh'")],
 )
 def test_what_is_no_image_at_all(decoded, content, what):
-    with pytest.raises(ValueError, match=f"it is {what}.*; JPEG and PNG are read"):
+    with pytest.raises(ValueError, match=f"it is {what}.*; JPEG, PNG and"):
         decoded(content)
 
 
@@ -154,7 +154,7 @@ def test_a_file_is_checked_before_training_by_its_header(tmp_path):
     (tmp_path / "link.jpg").symlink_to("/nowhere/at all.jpg")
     (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
     (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "tiff.jpg").write_bytes(saved(picture(), "TIFF"))
+    (tmp_path / "page.jpg").write_bytes(b"%PDF-1.7 and so on")
     (tmp_path / "large.png").write_bytes(png(20_000, 20_000))
     (tmp_path / "good.jpg").write_bytes(with_thumbnail(saved(picture())))
     found = {path.name: decode.problem_with(str(path)) for path in tmp_path.iterdir()}
@@ -164,7 +164,7 @@ def test_a_file_is_checked_before_training_by_its_header(tmp_path):
         "link.jpg": "it is a link to /nowhere/at all.jpg, which does not exist",
         "circle.jpg": f"it is a link to {tmp_path / 'circle.jpg'}, which does not exist",
         "empty.jpg": "it is empty, 0 bytes",
-        "tiff.jpg": "it is a TIFF file; JPEG and PNG are read",
+        "page.jpg": "it is a PDF file; JPEG, PNG and, in folders, WebP, GIF, BMP and TIFF are read",
         "large.png": "it has 20,000 x 20,000 = 400,000,000 pixels, and the bound is 178,956,970, because the "
         "whole image is decoded into memory: shrink it",
         "good.jpg": "",
