@@ -35,6 +35,7 @@ class Network:
         workdir: of the stage.
         config: of the stage, locked.
         step: optimizer updates done.
+        evaluated: what the above are computed with.
     """
 
     def __init__(self, workdir: str, network: Evaluated):
@@ -42,7 +43,7 @@ class Network:
         self.workdir = workdir
         self.config = network.config
         self.step = network.step
-        self._network = network
+        self.evaluated = network
 
     def __repr__(self) -> str:
         config = self.config
@@ -62,7 +63,7 @@ class Network:
             FileNotFoundError: a path does not exist.
             ValueError: there are no images, one is not an image (named), or the features are not finite.
         """
-        _, features = self._look(self._network.encode, images, progress=progress)
+        _, features = self._look(self.evaluated.encode, images, progress=progress)
         return features
 
     def encode_readable(
@@ -77,7 +78,7 @@ class Network:
             FileNotFoundError: a path does not exist.
             ValueError: no image can be read.
         """
-        return self._look(self._network.encode, images, progress=progress, on_bad="skip")
+        return self._look(self.evaluated.encode, images, progress=progress, on_bad="skip")
 
     def maps(self, images: Sequence[Picture], layer: str) -> np.ndarray:
         """What a layer gives for each image: float32 [N, h, w, C].
@@ -94,7 +95,7 @@ class Network:
 
         def flat(image: jax.Array) -> jax.Array:
             nonlocal shape
-            found = self._network.maps(image, layer)
+            found = self.evaluated.maps(image, layer)
             shape = found.shape[1:]
             return found.reshape(len(found), -1)
 
@@ -111,14 +112,14 @@ class Network:
             FileNotFoundError: a path does not exist.
             ValueError: as for `encode`, or the method learns no classifier.
         """
-        classify = self._network.method.classify
+        classify = self.evaluated.method.classify
         if classify is None:
             raise ValueError(
                 f"{self.config.method} learns no classes, {self.workdir} has no classifier: fit one to the "
                 "features of `encode` (scikit-learn's LogisticRegression does), or load a run that learned "
                 "from labels"
             )
-        heads = classify(self._network.params, self._network.extra, jax.numpy.asarray(self.encode(images)))
+        heads = classify(self.evaluated.params, self.evaluated.extra, jax.numpy.asarray(self.encode(images)))
         return np.asarray(next(iter(heads.values())), np.float32)
 
     def _look(
@@ -148,7 +149,7 @@ class Network:
                 source = pictures.source(images[first : first + AT_ONCE], config.data)
                 if not len(source):
                     continue
-                found = encoded(counted, self._network.mesh, config, source)
+                found = encoded(counted, self.evaluated.mesh, config, source)
                 positions.append(first + found.index.astype(np.int64))
                 features.append(found.features)
         if not features:

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 import ssljax
 from configs import deit, simclr, supervised
-from ssljax import embed, sharding
+from ssljax import embed, export, sharding
 from ssljax.config import flat, stages
 from ssljax.config.stored import restored
 from ssljax.data import sources
@@ -270,3 +270,45 @@ def test_embed_refuses_before_it_loads_anything(images, out, message, tmp_path, 
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=message):
         embedded("no run", images, out)
+
+
+RELOADED = """
+import sys
+import jax.export
+import numpy as np
+network = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+images = np.load(sys.argv[2])
+np.savez(sys.argv[3], **network.call(images), first=network.call(images[:1])["features"])
+assert not {"ssljax", "flax", "tensorflow"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize("labels", [False, True], ids=["features", "classifier"])
+def test_an_exported_network_runs_without_ssljax_on_any_number_of_images(digits, labels, tmp_path, capsys):
+    workdir = digits
+    if labels:
+        config = supervised.get_config("digits_vit").unlock()
+        config.model.update(name="vit_ti", scan=True)
+        workdir = trained(tmp_path / "run", config.lock())
+    export.main(["--workdir", workdir, "--to", f"stablehlo:{tmp_path / 'network'}"])
+    assert ("logits [N, 10]" in capsys.readouterr().out) == labels
+
+    images = sources.load(ssljax.load(workdir).config.data, "test").images[:7]
+    np.save(tmp_path / "images.npy", images)
+    files = [str(tmp_path / name) for name in ("network", "images.npy", "out.npz")]
+    subprocess.run([sys.executable, "-c", RELOADED, *files], cwd=tmp_path, check=True)
+    out = np.load(tmp_path / "out.npz")
+    network = ssljax.load(workdir)
+    np.testing.assert_allclose(out["features"], network.encode(images), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(out["first"], out["features"][:1], rtol=1e-4, atol=1e-5)
+    if labels:
+        np.testing.assert_allclose(out["logits"], network.classify(images), rtol=1e-4, atol=1e-5)
+
+
+def test_export_refuses_what_it_cannot_write(digits, tmp_path):
+    with pytest.raises(SystemExit, match="say stablehlo:FILE; weights alone.*ssljax convert"):
+        export.main(["--workdir", digits, "--to", "network.onnx"])
+    with pytest.raises(SystemExit, match="there is no folder"):
+        export.main(["--workdir", digits, "--to", f"stablehlo:{tmp_path}/nowhere/x"])
+    with pytest.raises(SystemExit, match="there is no run in"):
+        export.main(["--workdir", str(tmp_path), "--to", f"stablehlo:{tmp_path}/x"])
