@@ -339,34 +339,38 @@ def digits() -> ConfigDict:
 
 
 def fashion_mnist() -> ConfigDict:
-    """Fashion-MNIST: 49 tokens of 256 codes, then 10 labels per class [X]."""
+    """Fashion-MNIST on a CPU: 49 tokens of 256 codes, 1,000 images per class, then 10 labels of each [X]."""
     c = config.fashion_mnist()
+    c.data.train_per_class = 1000
     c.augment.min_area = 0.5
-    c.epochs = 2
+    c.epochs = 8
     tokenizer = small_tokenizer(c.copy_and_resolve_references(), hidden=16, vocabulary=256)
-    c.epochs = 10
+    c.epochs = 25
+    c.batch_size = 128
     pretrain = small_beit(c, tokenizer, 28, 19)
     return staged(tokenizer=tokenizer, pretrain=pretrain, finetune=small_finetune(pretrain, 100, 10))
 
 
 def cifar10() -> ConfigDict:
-    """CIFAR-10 on two CPU cores: 64 tokens of 256 codes, then 100 labels per class, and a probe [X].
+    """CIFAR-10 on a CPU: 64 tokens of 256 codes, 1,000 images per class, then 100 labels of each; a probe [X].
 
     For a folder of CIFAR-10 images give every stage --config.STAGE.data.source=folder:PATH.
     """
     c = config.cifar10_small()
+    c.data.train_per_class = 1000
     c.augment.min_area = 0.3
-    c.epochs = 3
+    c.epochs = 6
     tokenizer = small_tokenizer(c.copy_and_resolve_references(), hidden=16, vocabulary=256)
-    c.epochs = 20
+    c.epochs = 16
+    c.batch_size = 128
     c.augment.update(jitter="torchvision", jitter_on="image", jitter_probability=1.0, jitter_strength=0.5)
     c.augment.update(jitter_saturation=0.8, jitter_hue=0.0, **config.CIFAR10)
     pretrain = small_beit(c, tokenizer, 32, 25)
     return staged(
         tokenizer=tokenizer,
         pretrain=pretrain,
-        finetune=small_finetune(pretrain, 60, 100),
-        linear=probed(pretrain, "block2", 64, 256, 10),
+        finetune=small_finetune(pretrain, 40, 100),
+        linear=probed(pretrain, "block2", 64, 256, 5),
     )
 
 
