@@ -334,6 +334,7 @@ def fashion_mnist() -> ConfigDict:
     """Fashion-MNIST on a CPU: 49 tokens of 256 codes, 500 images per class, then 10 labels of each [X]."""
     c = config.fashion_mnist()
     c.data.train_per_class = 500
+    c.eval_every_epochs = 5
     c.augment.min_area = 0.5
     c.epochs = 10
     tokenizer = small_tokenizer(c.copy_and_resolve_references(), 256)
