@@ -64,8 +64,8 @@ def import_weights(
     """
     program = build(config, facts_for(config, config.data.num_classes or 1))
     state_dict = convert.read(config, file.split(","))
+    _refuse_more(program)
     family = convert.family(config, state_dict)
-    _refuse_more(program, family)
     heads = [f"{name}.weight" for name in family.heads.values()]
     classes = len(state_dict[heads[0]]) if heads and heads[0] in state_dict else 1
     program = build(config, facts_for(config, config.data.num_classes or classes))
@@ -117,10 +117,10 @@ def _of_stage(earlier: Stages, run: str, like: Mapping[str, Pytree]) -> dict[str
     return {part: at(part) for part in like}
 
 
-def _refuse_more(program: Program, family: weights.Family) -> None:
+def _refuse_more(program: Program) -> None:
     """Raise a ValueError if the method keeps what neither a file holds nor the method adopts."""
     method = program.method
-    other = [part for part in program.shapes.params if part not in family.parts]
+    other = [part for part in program.shapes.params if part not in weights.PARTS]
     adopts = method.adopt is not None and not method.frozen
     if other or (jax.tree.leaves(program.shapes.extra) and not adopts):
         more = ", ".join(other) or "a state of its own"

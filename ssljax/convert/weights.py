@@ -20,6 +20,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 Pytree = Any
 Arrays = Mapping[str, np.ndarray]
+# Of `params`, what some other framework's file can hold.
+PARTS = ("encoder", "head", "distillation_head", "decoder", "mask_token")
 LARGEST = float(jnp.finfo(jnp.bfloat16).max)  # a network may compute in bfloat16
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
