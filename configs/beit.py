@@ -288,22 +288,14 @@ def ablate(pretrain: ConfigDict, name: str) -> None:
         pretrain.views = dict(patches=dict())
 
 
-def small_tokenizer(c: ConfigDict, **network: int) -> ConfigDict:
-    """A small dVAE: a larger learning rate, an average over fewer steps, slower schedules [X].
-
-    A token stands for 16 pixels, not for 64, and the KL weighs less. On the digits, weights of .55, 2 and 6.6
-    left errors of 8.8, 9.3 and 10.1 % of the pixels' range with 48, 89 and 84 % of the codes in use, and 2
-    with this learning rate 7.7 % with 92 %.
-    """
-    c = config.dvae(c, epochs=c.epochs, batch_size=64, groups=3, blocks=1, codebook=32, **network)
-    c.optim.update(learning_rate=6e-3, end=6e-5, cosine_share=1.0)
-    c.ema.decay = 0.99
-    c.dvae.update(temperature_share=0.5, kl_share=0.05, kl_weight=2.0 * c.data.channels)
-    return c
+def small_tokenizer(c: ConfigDict, vocabulary: int) -> ConfigDict:
+    """A small dVAE: one token for 4 x 4 pixels [X]."""
+    shape = dict(groups=3, hidden=16, blocks=1, vocabulary=vocabulary, codebook=32)
+    return config.short_dvae(config.dvae(c, epochs=c.epochs, batch_size=64, **shape))
 
 
 def small_beit(c: ConfigDict, tokenizer: ConfigDict, size: int, patches: int) -> ConfigDict:
-    """BEiT+ of width 64 with patches of 4 pixels [X]. Absolute positions help on small grids."""
+    """BEiT+ of width 64 with patches of 4 pixels, and absolute positions besides [X]."""
     c.model = network("beit_xs", 4, "float32")
     c.model.update(drop_path=0.0, relative="shared", layer_scale=0.1)
     c = beit(c, tokenizer, tokens_size=size, patches=patches)
@@ -331,7 +323,7 @@ def digits() -> ConfigDict:
     c = config.digits()
     c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)
     c.epochs = 20
-    tokenizer = small_tokenizer(c.copy_and_resolve_references(), hidden=16, vocabulary=64)
+    tokenizer = small_tokenizer(c.copy_and_resolve_references(), 64)
     c.epochs = 40
     pretrain = small_beit(c, tokenizer, 16, 6)
     pretrain.masking.min_block = 2
@@ -339,34 +331,39 @@ def digits() -> ConfigDict:
 
 
 def fashion_mnist() -> ConfigDict:
-    """Fashion-MNIST: 49 tokens of 256 codes, then 10 labels per class [X]."""
+    """Fashion-MNIST on a CPU: 49 tokens of 256 codes, 500 images per class, then 10 labels of each [X]."""
     c = config.fashion_mnist()
+    c.data.train_per_class = 500
+    c.eval_every_epochs = 5
     c.augment.min_area = 0.5
-    c.epochs = 2
-    tokenizer = small_tokenizer(c.copy_and_resolve_references(), hidden=16, vocabulary=256)
     c.epochs = 10
+    tokenizer = small_tokenizer(c.copy_and_resolve_references(), 256)
+    c.epochs = 25
+    c.batch_size = 128
     pretrain = small_beit(c, tokenizer, 28, 19)
     return staged(tokenizer=tokenizer, pretrain=pretrain, finetune=small_finetune(pretrain, 100, 10))
 
 
 def cifar10() -> ConfigDict:
-    """CIFAR-10 on two CPU cores: 64 tokens of 256 codes, then 100 labels per class, and a probe [X].
+    """CIFAR-10 on a CPU: 64 tokens of 256 codes, 500 images per class, then 100 labels of each [X].
 
     For a folder of CIFAR-10 images give every stage --config.STAGE.data.source=folder:PATH.
     """
     c = config.cifar10_small()
+    c.data.train_per_class = 500
     c.augment.min_area = 0.3
-    c.epochs = 3
-    tokenizer = small_tokenizer(c.copy_and_resolve_references(), hidden=16, vocabulary=256)
+    c.epochs = 8
+    tokenizer = small_tokenizer(c.copy_and_resolve_references(), 256)
     c.epochs = 20
+    c.batch_size = 128
     c.augment.update(jitter="torchvision", jitter_on="image", jitter_probability=1.0, jitter_strength=0.5)
     c.augment.update(jitter_saturation=0.8, jitter_hue=0.0, **config.CIFAR10)
     pretrain = small_beit(c, tokenizer, 32, 25)
     return staged(
         tokenizer=tokenizer,
         pretrain=pretrain,
-        finetune=small_finetune(pretrain, 60, 100),
-        linear=probed(pretrain, "block2", 64, 256, 10),
+        finetune=small_finetune(pretrain, 30, 100),
+        linear=probed(pretrain, "block2", 64, 256, 5),
     )
 
 

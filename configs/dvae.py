@@ -57,7 +57,7 @@ def digits() -> ConfigDict:
         config.digits(), epochs=20, batch_size=64, groups=3, hidden=16, blocks=1, vocabulary=64, codebook=32
     )
     c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)
-    return fast(c)
+    return config.short_dvae(c)
 
 
 def fashion_mnist() -> ConfigDict:
@@ -65,14 +65,14 @@ def fashion_mnist() -> ConfigDict:
     c = config.fashion_mnist()
     c.augment.min_area = 0.5
     c = config.dvae(c, epochs=5, batch_size=128, groups=3, hidden=32, blocks=1, vocabulary=256, codebook=32)
-    return fast(c)
+    return config.short_dvae(c)
 
 
 def cifar10() -> ConfigDict:
     """CIFAR-10 at 32 pixels on an accelerator: 8 x 8 codes of 1,024 [X]."""
     c = config.cifar10(epochs=60, batch_size=256)
     c.augment.min_area = 0.5
-    return fast(config.dvae(c, epochs=60, batch_size=256, groups=3, hidden=128, vocabulary=1024))
+    return config.short_dvae(config.dvae(c, epochs=60, batch_size=256, groups=3, hidden=128, vocabulary=1024))
 
 
 def cifar10_small() -> ConfigDict:
@@ -80,20 +80,7 @@ def cifar10_small() -> ConfigDict:
     c = config.cifar10_small()
     c.augment.min_area = 0.5
     c = config.dvae(c, epochs=10, batch_size=128, groups=3, hidden=32, blocks=1, vocabulary=256, codebook=32)
-    return fast(c)
-
-
-def fast(c: ConfigDict) -> ConfigDict:
-    """A short run: a larger learning rate, an average over fewer steps, slower schedules [X].
-
-    A token stands for 16 pixels, not for 64, and the KL weighs less. On the digits, weights of .55, 2 and 6.6
-    left errors of 8.8, 9.3 and 10.1 % of the pixels' range with 48, 89 and 84 % of the codes in use, and 2
-    with this learning rate 7.7 % with 92 %.
-    """
-    c.optim.update(learning_rate=6e-3, end=6e-5, cosine_share=1.0)
-    c.ema.decay = 0.99
-    c.dvae.update(temperature_share=0.5, kl_share=0.05, kl_weight=2.0 * c.data.channels)
-    return c
+    return config.short_dvae(c)
 
 
 def get_config(preset: str = "digits") -> ConfigDict:

@@ -28,6 +28,7 @@ from ssljax.config import flat, stages, view_names
 from ssljax.data import loader, mixing, pillow, policies, sources, views
 from ssljax.data.source import Source
 from ssljax.methods.beit import masks
+from ssljax.pictures.gallery import greyed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -178,12 +179,10 @@ def masked(images: np.ndarray, index: jax.Array, key: jax.Array, config: ConfigD
         key: the key of the step.
         config: the run's config, of the method beit.
     """
-    side = config.model.patch
-    grid = images.shape[1] // side
+    grid = images.shape[1] // config.model.patch
     mask = np.asarray(masks(key, index, config, grid)).reshape(-1, grid, grid)
-    over = np.repeat(np.repeat(mask, side, axis=1), side, axis=2)[..., None]
     captions = [f"{row.sum()} of {row.size} masked" for row in mask]
-    return Column("masked", np.where(over, np.float32(0.5), images), captions)
+    return Column("masked", greyed(images, mask, 0.5), captions)
 
 
 def weights(target: np.ndarray, class_names: tuple[str, ...]) -> str:

@@ -92,13 +92,15 @@ def label_block(group: Group, few: Sequence[results.Row], folder: Path) -> Block
 
 
 def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
-    """The figures of a gallery: features, neighbours and, if it has them, attention maps and clusters."""
+    """The figures of a gallery, of what it has: features, neighbours, attention maps, clusters and so on."""
     g = np.load(path)
     names = [str(name) for name in g["class_names"]]
-    blocks = [
-        features_block(g, names, group.slug, folder),
-        neighbours_block(g, names, group.slug, folder),
-    ]
+    blocks = []
+    if "neighbour" in g:
+        blocks.append(features_block(g, names, group.slug, folder))
+        blocks.append(neighbours_block(g, names, group.slug, folder))
+    if "masked" in g:
+        blocks.append(masked_block(g, names, group.slug, folder))
     if "attention" in g:
         blocks.append(attention_block(g, names, group.slug, folder))
     if "reconstruction" in g:
@@ -158,6 +160,14 @@ def reconstruction_block(g: NpzFile, names: list[str], slug: str, folder: Path) 
     return Block(
         "img", (file, f"Held-out images, and the images made of their codes alone, seed {g['seed']}")
     )
+
+
+def masked_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
+    """Held-out images as BEiT sees them while it pretrains."""
+    file = f"masked-{slug}.png"
+    rows = {"test": g["query"], "masked": g["masked"]}
+    figures.rows_of_images(folder / file, rows, g["query_labels"], names, f"{g['preset']}: masked patches")
+    return Block("img", (file, f"Held-out images, and what is left of them in pretraining, seed {g['seed']}"))
 
 
 def clusters_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:

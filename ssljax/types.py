@@ -131,6 +131,13 @@ class ReconstructFn(typing.Protocol):
         """Codes int [B, h, w] of `image`, uint8 [B, H, W, C], and images made of them, float32 in [0, 1]."""
 
 
+class MasksFn(typing.Protocol):
+    """`Method.masks`."""
+
+    def __call__(self, key: jax.Array, index: jax.Array, /) -> jax.Array:
+        """bool [B, h, w], the patches masked in the step with this key; `index` int32 [B] are images' ids."""
+
+
 class LabelsFn(typing.Protocol):
     """`Method.assignment` and `Method.balance`."""
 
@@ -209,6 +216,7 @@ class Method(NamedTuple):
         encode: features, only where they are not what the backbone gives.
         classify: the run's own heads, on what `encode` gives. None for a method that learns no classes.
         reconstruct: the codes of images, and images made of them. None for a method without a decoder.
+        masks: the patches that are hidden from the network in training. None if it sees all.
         assignment: the labels that the network gave the training images. None if it gives none.
         balance: what training draws evenly from: each epoch takes as many images of every value and leaves
             out -1. Read after every refresh. None: every image once per epoch.
@@ -241,6 +249,7 @@ class Method(NamedTuple):
     encode: EncodeFn | None = None
     classify: ClassifyFn | None = None
     reconstruct: ReconstructFn | None = None
+    masks: MasksFn | None = None
     assignment: LabelsFn | None = None
     balance: LabelsFn | None = None
     ratio: int = 0

@@ -2799,6 +2799,39 @@ BEIT_AND_DVAE = [
         "the jitter of other papers, after the crop",
         f"{T_TWO_SIZES}::test_on_the_device_the_jitter_comes_before_the_crop_too",
     ),
+    # Weights of DALL-E and BEiT, and the best layer.
+    Mutation(
+        "raw_weights_exported",
+        "ssljax/convert/__main__.py",
+        "_beside((run.params, run.extra), weights_read)",
+        "_beside((run.params, run.extra), run.params['encoder'])",
+        "the decoder of the last step beside the average's encoder",
+        "tests/convert/test_tokenizer_files.py::test_the_average_is_what_is_written",
+    ),
+    Mutation(
+        "average_not_begun_at_the_file",
+        "ssljax/convert/__main__.py",
+        "    if program.method.adopt is not None:\n",
+        "    if not config.method:\n",
+        "the average of a converted tokenizer stays random",
+        "tests/convert/test_tokenizer_files.py::test_two_files_become_a_tokenizer_that_beit_trains_on",
+    ),
+    Mutation(
+        "files_by_their_order",
+        "ssljax/convert/dalle.py",
+        'found["encoder" if state[FIRST].shape[-1] > 1 else "decoder"] = state',
+        'found["decoder" if found else "encoder"] = state',
+        "the encoder is whichever file comes first",
+        "tests/convert/test_tokenizer_files.py::test_two_files_become_a_tokenizer_that_beit_trains_on",
+    ),
+    Mutation(
+        "layer_chosen_on_test_images",
+        "ssljax/protocols/best_layer.py",
+        "found[layer] = probe(kept, held,",
+        "found[layer] = probe(kept, labelled(bench.maps(bench.test, layer, reduce), '', 'test'),",
+        "BEiT's released code reports the best layer on the test split",
+        "tests/protocols/test_best_layer.py::test_held_out_training_images_choose_the_layer",
+    ),
 ]
 
 

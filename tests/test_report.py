@@ -426,6 +426,25 @@ def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys
     assert (tmp_path / "README.md").read_text() == readme
 
 
+def test_a_tokenizer_shows_reconstructions_and_beit_what_it_masks(tmp_path):
+    """Neither needs features or neighbours."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (2, 8, 8, 1), np.uint8)
+    shown = dict(query=images, query_labels=np.array([0, 1]), preset="digits", seed=0)
+    np.savez(
+        tmp_path / "gallery.npz",
+        reconstruction=images,
+        masked=images,
+        class_names=np.array(["a", "b"]),
+        **shown,
+    )
+    (group,) = tables.groups([line()])
+    blocks = report.gallery_blocks(tmp_path / "gallery.npz", group, tmp_path)
+    assert [block.content[0] for block in blocks] == ["masked-digits.png", "reconstruction-digits.png"]
+    for block in blocks:
+        assert (tmp_path / block.content[0]).read_bytes().startswith(b"\x89PNG")
+
+
 def training(folder="a", seed=0, epochs=2, rows=(), **settings):
     config = {"name": "simclr", "preset": "digits", "epochs": epochs, "seed": seed, "log_every": seed}
     return report.Training(folder, config | settings, list(rows))

@@ -26,7 +26,7 @@ from ssljax.config.leaves import changed, differences, flat, hashed, modern, pub
 from ssljax.config.reference import reference
 from ssljax.config.rows import METHODS
 from ssljax.config.rules import check, cut, nearest, needed, put, resolve, shown, unknown, unread, widen
-from ssljax.config.tokenizer import dvae
+from ssljax.config.tokenizer import dvae, short_dvae
 
 __all__ = [
     "CIFAR10",
@@ -63,6 +63,7 @@ __all__ = [
     "put",
     "reference",
     "resolve",
+    "short_dvae",
     "shown",
     "stages",
     "two_stages",

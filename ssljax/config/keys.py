@@ -208,7 +208,11 @@ EVALUATE = (
         "lambda in mean loss + lambda/2 W^2 (lbfgs); 0: chosen on held-out training images",
         NOT_NEGATIVE,
     ),
-    Key("evaluate.layers", (), "layers that the protocol `layers` probes, by their names in the network"),
+    Key(
+        "evaluate.layers",
+        (),
+        "layers that the protocols `layers` and `best_layer` probe, by their names in the network",
+    ),
     Key("evaluate.layer_dim", 9600, "largest number of features per layer, after average pooling", COUNT),
     Key(
         "evaluate.ten_crops",

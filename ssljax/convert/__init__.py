@@ -1,21 +1,25 @@
 """Convert weights between this package and other frameworks, in both directions.
 
-Supported are timm's ViT and DeiT, torchvision's and timm's ResNet and RegNetY, and timm's EfficientNet.
+Supported are timm's ViT and DeiT, torchvision's and timm's ResNet and RegNetY, timm's EfficientNet, BEiT's
+released networks, and DALL-E's tokenizer, which comes in two files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ml_collections import ConfigDict
 
-from ssljax.convert import efficientnet, regnet, resnet, vit
-from ssljax.convert.weights import Family
-from ssljax.models import BACKBONES
+from ssljax import models
+from ssljax.convert import beit, dalle, efficientnet, regnet, resnet, vit, weights
+from ssljax.convert.weights import Arrays, Family
+from ssljax.models import BACKBONES, BeitViT
+from ssljax.models.beit_vit import SIZES as BEIT_SIZES
+from ssljax.models.build import DVAE
 from ssljax.models.efficientnet import SCALES
 from ssljax.models.regnet import TABLES
 
-__all__ = ["family"]
+__all__ = ["family", "read"]
 
 
 def family(config: ConfigDict, names: Collection[str] = ()) -> Family:
@@ -30,6 +34,13 @@ def family(config: ConfigDict, names: Collection[str] = ()) -> Family:
         ValueError: the network computes something that the other framework's network does not.
     """
     model = config.model
+    if model.name == DVAE:
+        return dalle.family(model)
+    if model.name in BEIT_SIZES:
+        net = models.backbone(model)
+        assert isinstance(net, BeitViT)
+        side = config.data.image_size // net.patch
+        return beit.family(net, side, side, "lm_head" if config.method == "beit" else "head")
     if model.name not in (*BACKBONES, *TABLES, *SCALES):
         return vit.family(model, config.data.image_size)
     epsilon = 1e-3 if model.name in SCALES else 1e-5
@@ -43,3 +54,24 @@ def family(config: ConfigDict, names: Collection[str] = ()) -> Family:
     if model.name in TABLES:
         return regnet.TIMM if regnet.TIMM_ONLY in names else regnet.TORCHVISION
     return resnet.family(model)
+
+
+def read(config: ConfigDict, files: Sequence[str]) -> Arrays:
+    """The state dict of one network.
+
+    Args:
+        config: one stage.
+        files: one; or two for a dVAE, of its encoder and its decoder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file cannot be read, or they are not the files of this network.
+    """
+    if config.model.name == DVAE:
+        return dalle.together([weights.read(file) for file in files], files)
+    if len(files) > 1:
+        raise ValueError(
+            f"--from names {len(files)} files, and only a tokenizer (config.model.name=dvae) has two: "
+            f"{config.model.name} is read from one"
+        )
+    return weights.read(files[0])

@@ -6,94 +6,64 @@ For example `blocks.0.attn.qkv.weight`, `rel_pos_bias.relative_position_bias_tab
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from ssljax.convert.weights import LINEAR, patches
-from ssljax.models.beit_vit import BeitViT
+from ssljax.convert.weights import LEAVES, LINEAR, SAME, Family, Reorder, patches
+from ssljax.models.beit_vit import BeitViT, relative_index
 
-Pytree = Any
-INDEX = "relative_position_index"  # a buffer, which our network computes
-TABLE = "relative_position_bias_table"
-HEADS = ("lm_head", "head")
-OURS = {"weight": "kernel", "bias": "bias"}
-LAYER = re.compile(r"blocks\.(\d+)\.(?:(gamma_[12])|attn\.([qv]_bias)|(?:attn\.|mlp\.)?(\w+)\.(weight|bias))")
+WHOLE = {"class_token": "cls_token", "positions": "pos_embed"}
+LAYERS = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn/qkv": "attn.qkv",
+    "attn/proj": "attn.proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+# The place of the table, and of the buffer that says which of its entries belongs to two tokens.
+TABLES = {"shared": "rel_pos_bias", "blocks": "blocks.{}.attn"}
+MASK = Reorder(lambda x: x[0, 0], lambda x: x[None, None])  # [1, 1, D] there
 
 
-def params(state: Mapping[str, np.ndarray], net: BeitViT) -> Pytree:
-    """The parameters of methods `beit` (pretraining) or `deit` (fine-tuning) from a state dict.
+def family(net: BeitViT, height: int, width: int, head: str) -> Family:
+    """The Family of a network of BEiT's.
 
     Args:
-        state: name -> array.
         net: the backbone.
-
-    Returns:
-        {"encoder", "head"}, and "mask_token" where there is one.
-
-    Raises:
-        ValueError: a name is not one of these networks'.
+        height, width: of the grid of patches.
+        head: the name of the linear layer, "lm_head" in pretraining and "head" in fine-tuning.
     """
-    found: dict[str, Any] = {"encoder": {}}
-    tables = {}
-    for name, array in state.items():
-        array = np.asarray(array)
-        if name.endswith(INDEX):
-            continue
-        if name.endswith(TABLE):
-            tables[name] = array
-        elif name == "mask_token":
-            found["mask_token"] = array[0, 0]
-        elif name.split(".")[0] in HEADS:
-            leaf = OURS[name.split(".")[1]]
-            inside = found.setdefault("head", {}).setdefault("dense", {})
-            inside[leaf] = array.T if leaf == "kernel" else array
-        else:
-            *modules, leaf = _place(name)
-            inside = found["encoder"]
-            for module in modules:
-                inside = inside.setdefault(module, {})
-            inside[leaf] = _laid_out(modules, leaf, array, net.patch)
-    if net.relative == "shared":
-        (found["encoder"]["relative_bias"],) = tables.values()
-    elif net.relative == "blocks":
-        rows = [tables[f"blocks.{i}.attn.{TABLE}"] for i in range(net.depth)]
-        found["encoder"]["relative_bias"] = np.stack(rows)
-    return found
 
+    def rename(path: str) -> tuple[str, Reorder]:
+        if path in WHOLE:
+            return WHOLE[path], SAME
+        if path == "relative_bias":
+            return f"{TABLES[net.relative]}.relative_position_bias_table", SAME
+        layer, leaf = path.rsplit("/", 1)
+        if layer == "patch":
+            reorder = patches(net.patch) if leaf == "kernel" else SAME
+            return f"patch_embed.proj.{LEAVES[leaf]}", reorder
+        if layer in ("norm", "fc_norm"):
+            return f"{layer}.{LEAVES[leaf]}", SAME
 
-def _place(name: str) -> tuple[str, ...]:
-    """The path of our leaf, below the encoder, for one of their names."""
-    whole = {"cls_token": "class_token", "pos_embed": "positions"}
-    if name in whole:
-        return (whole[name],)
-    patch = re.fullmatch(r"patch_embed\.proj\.(weight|bias)", name)
-    if patch:
-        return "patch", OURS[patch[1]]
-    norm = re.fullmatch(r"(norm|fc_norm)\.(weight|bias)", name)
-    if norm:
-        return norm[1], "scale" if norm[2] == "weight" else "bias"
-    match = LAYER.fullmatch(name)
-    if match is None:
-        raise ValueError(
-            f"{name!r} is no name of BEiT's networks, such as blocks.0.attn.qkv.weight: pass the state dict "
-            "of a released checkpoint (its entry 'model')"
-        )
-    number, gamma, bias, layer, leaf = match.groups()
-    block = f"block{number}"
-    if gamma:
-        return block, gamma
-    if bias:
-        return block, "attn", bias
-    if layer.startswith("norm"):
-        return block, layer, "scale" if leaf == "weight" else "bias"
-    inside = ("attn", layer) if layer in ("qkv", "proj") else (layer,)
-    return (block, *inside, OURS[leaf])
+        match = re.fullmatch(r"block(\d+)/?(.*)", layer)
+        assert match is not None, path
+        number, layer = match.groups()
+        block = f"blocks.{number}"
+        if layer == "":  # gamma_1, gamma_2
+            return f"{block}.{leaf}", SAME
+        if layer == "attn":  # q_bias, v_bias
+            return f"{block}.attn.{leaf}", SAME
+        return f"{block}.{LAYERS[layer]}.{LEAVES[leaf]}", LINEAR if leaf == "kernel" else SAME
 
-
-def _laid_out(modules: list[str], leaf: str, array: np.ndarray, patch: int) -> np.ndarray:
-    """An array of theirs in our layout."""
-    if leaf != "kernel":
-        return array
-    return patches(patch).ours(array) if modules == ["patch"] else LINEAR.ours(array)
+    index = np.asarray(relative_index(height, width), np.int64)
+    rows = {"none": 0, "shared": 1, "blocks": net.depth}[net.relative]
+    fixed = {f"{TABLES[net.relative].format(i)}.relative_position_index": index for i in range(rows)}
+    return Family(
+        rename,
+        {"head": head},
+        others={"mask_token": lambda _: ("mask_token", MASK)},
+        fixed=fixed,
+        fixed_hint=f"a grid of {height} x {width} patches has: correct config.data.image_size",
+    )

@@ -54,4 +54,9 @@ def family(model: ConfigDict, image_size: int) -> Family:
         width, _, _ = SIZES[model.name]
         positions = sincos(width, side, side, extra_tokens=1 + model.distillation)
         fixed["pos_embed"] = np.asarray(positions)
-    return Family(rename, {"head": "head", "distillation_head": "head_dist"}, fixed)
+    hint = (
+        "config.model.positions='sincos' computes (MoCo v3's released networks exchange rows and columns): "
+        "read it with --config.model.positions=learned"
+    )
+    heads = {"head": "head", "distillation_head": "head_dist"}
+    return Family(rename, heads, fixed=fixed, fixed_hint=hint)

@@ -20,7 +20,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 Pytree = Any
 Arrays = Mapping[str, np.ndarray]
-PARTS = ("encoder", "head", "distillation_head")  # of `params` that another framework's file can hold
+# Of `params`, what some other framework's file can hold.
+PARTS = ("encoder", "head", "distillation_head", "decoder", "mask_token")
 LARGEST = float(jnp.finfo(jnp.bfloat16).max)  # a network may compute in bfloat16
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -67,19 +68,32 @@ def of_convolutions(path: str) -> Reorder:
     return CONV
 
 
+Rename = Callable[[str], tuple[str, Reorder]]
+
+
 class Family(NamedTuple):
     """The names that one kind of network has in another framework.
 
     Attributes:
         rename: from the path of a leaf below `encoder` to its name there and the conversion of its layout.
             `{}` in the name stands for the number of a block, where our leaf stacks the blocks.
-        heads: from `head` and `distillation_head` to the name of the linear layer there.
+        heads: from the names of our linear heads, such as `head`, to the name of the linear layer there.
+        others: further parts of `params` that a file holds, each with its `rename`; the path of a part that
+            is a leaf itself is "".
         fixed: arrays that are in their file, but that our network computes.
+        fixed_hint: what the file has if such an array differs, and what to type.
     """
 
-    rename: Callable[[str], tuple[str, Reorder]]
+    rename: Rename
     heads: Mapping[str, str]
+    others: Mapping[str, Rename] = {}
     fixed: Arrays = {}
+    fixed_hint: str = ""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of `params` that a file can hold."""
+        return ("encoder", *self.heads, *self.others)
 
 
 class Place(NamedTuple):
@@ -108,18 +122,21 @@ def places(like: Pytree, family: Family) -> list[Place]:
     """List every array that a file for this network has.
 
     Args:
-        like: {"params": ..., "model_state": ...}, arrays or shapes. Only PARTS are read.
+        like: {"params": ..., "model_state": ...}, arrays or shapes. Only the family's parts are read.
         family: the network's names there.
     """
     found = []
     for path, leaf in flatten_dict(like, sep="/").items():
-        _, part, *below = path.split("/", 2)
-        if part not in PARTS:
-            continue
+        _, part, below = f"{path}/".split("/", 2)
+        below = below.rstrip("/")
         if part == "encoder":
-            theirs, reorder = family.rename(*below)
+            theirs, reorder = family.rename(below)
+        elif part in family.heads:
+            theirs, reorder = _linear(family.heads[part], below)
+        elif part in family.others:
+            theirs, reorder = family.others[part](below)
         else:
-            theirs, reorder = _linear(family.heads[part], *below)
+            continue
 
         stacked = "{}" in theirs
         rows = range(leaf.shape[0]) if stacked else (-1,)
@@ -139,7 +156,7 @@ def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
 
     Args:
         state: the state dict.
-        like: our tree, see `places`. Leaves outside of PARTS stay as they are.
+        like: our tree, see `places`. Leaves outside of the family's parts stay as they are.
         family: the network's names there.
 
     Raises:
@@ -155,10 +172,7 @@ def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
         _check_values(place.theirs, state[place.theirs])
     for name, values in family.fixed.items():
         if state[name].shape != values.shape or not np.allclose(state[name], values, rtol=0, atol=1e-6):
-            raise ValueError(
-                f"{name} in the file is not what config.model.positions='sincos' computes (MoCo v3's "
-                "released networks exchange rows and columns): read it with --config.model.positions=learned"
-            )
+            raise ValueError(f"{name} in the file is not what {family.fixed_hint}")
 
     rows: dict[str, list[np.ndarray]] = {}
     for place in wanted:

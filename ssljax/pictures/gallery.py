@@ -1,6 +1,7 @@
 """Saves what the figures of `ssljax report` need from a run, in one npz.
 
-These are some features and nearest neighbours and, if the run has them, clusters and attention maps.
+These are some features and nearest neighbours and, if the run has them, clusters and attention maps; of a
+tokenizer, only what its codes keep of some images.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
 
     The file has the fields `kinds`, `points/KIND` float16 [P, <= 16], `labels` int32 [P], `class_names`,
     `query` uint8 [Q, S, S, C], `query_labels`, `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K],
-    `preset` and `seed`. A vision transformer adds `attention`; a tokenizer adds `reconstruction`; a method
-    with clusters adds `cluster`, `cluster_labels` and `cluster_size`, see below. An image without a label has
+    `preset` and `seed`. A vision transformer adds `attention`, BEiT's pretraining `masked`; a method with
+    clusters adds `cluster`, `cluster_labels` and `cluster_size`, see below. A tokenizer, which has no
+    features of its own, has `reconstruction` in place of points and neighbours. An image without a label has
     the label -1.
 
     Args:
@@ -49,17 +51,15 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
     source, test = first.train, first.test
 
     queries = queries_of(test.labels)
-    _, near = nearest(first.features(source).features, first.features(test).features[queries], NEIGHBOURS)
-    neighbours = thumbnails(source, near.ravel(), config)
-
-    rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), POINTS)).astype(np.int64))
     fields: dict[str, Any] = {}
-    for bench in benches:
-        fields[f"points/{bench.name}"] = principal(bench.features(test).features[rows]).astype(np.float16)
-    if isinstance(models.backbone(config.model), (models.ViT, models.BeitViT)):
-        fields["attention"] = attention(run, test, queries)
     if run.method.reconstruct is not None:
         fields["reconstruction"] = reconstruction(run, test, queries)
+    else:
+        fields |= neighbourhood(benches, queries, config)
+    if isinstance(models.backbone(config.model), (models.ViT, models.BeitViT)):
+        fields["attention"] = attention(run, test, queries)
+    if run.method.masks is not None:
+        fields["masked"] = masked(run, test, queries)
     if first.assignment is not None:
         fields |= contact_sheet(first.assignment[source.index], source, config)
 
@@ -67,16 +67,32 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
     np.savez_compressed(
         path,
         **fields,
-        kinds=np.array([bench.name for bench in benches]),
-        labels=test.labels[rows],
         class_names=np.array(test.class_names),
         query=thumbnails(test, queries, config),
         query_labels=test.labels[queries],
-        neighbour=neighbours.reshape(*near.shape, *neighbours.shape[1:]),
-        neighbour_labels=source.labels[near],
         preset=config.preset,
         seed=config.seed,
     )
+
+
+def neighbourhood(benches: Sequence[Bench], queries: np.ndarray, config: ConfigDict) -> dict[str, np.ndarray]:
+    """The fields `kinds`, `points/KIND`, `labels`, `neighbour` and `neighbour_labels` of `save`."""
+    first = benches[0]
+    source, test = first.train, first.test
+    _, near = nearest(first.features(source).features, first.features(test).features[queries], NEIGHBOURS)
+    neighbours = thumbnails(source, near.ravel(), config)
+
+    rows = np.unique(np.linspace(0, len(test) - 1, min(len(test), POINTS)).astype(np.int64))
+    points = {
+        f"points/{bench.name}": principal(bench.features(test).features[rows]).astype(np.float16)
+        for bench in benches
+    }
+    return points | {
+        "kinds": np.array([bench.name for bench in benches]),
+        "labels": test.labels[rows],
+        "neighbour": neighbours.reshape(*near.shape, *neighbours.shape[1:]),
+        "neighbour_labels": source.labels[near],
+    }
 
 
 def queries_of(labels: np.ndarray) -> np.ndarray:
@@ -150,6 +166,22 @@ def reconstruction(run: Evaluated, test: Source, queries: np.ndarray) -> np.ndar
     images = jnp.asarray(evaluation_images(test, queries, run.config))
     _, made = jax.jit(run.method.reconstruct)(run.params, run.model_state, run.extra, images)
     return shrunk(np.asarray(made) * 255.0)
+
+
+def masked(run: Evaluated, test: Source, queries: np.ndarray) -> np.ndarray:
+    """Test images with patches masked as in training, in grey: uint8 [Q, S, S, C], as small as thumbnails."""
+    assert run.method.masks is not None
+    images = evaluation_images(test, queries, run.config)
+    index = jnp.asarray(test.index[queries], jnp.int32)
+    mask = run.method.masks(jax.random.key(run.config.seed), index)
+    return shrunk(greyed(images, np.asarray(mask), 128))
+
+
+def greyed(images: np.ndarray, mask: np.ndarray, grey: float) -> np.ndarray:
+    """Images [B, S, S, C] whose masked patches are grey. `mask` is bool [B, h, w]."""
+    side = images.shape[1] // mask.shape[1]
+    over = mask.repeat(side, axis=1).repeat(side, axis=2)
+    return np.where(over[..., None], np.asarray(grey, images.dtype), images)
 
 
 def evaluation_images(source: Source, rows: np.ndarray, config: ConfigDict) -> np.ndarray:

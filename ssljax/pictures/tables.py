@@ -23,6 +23,7 @@ TITLES = {
     "knn": "kNN",
     "linear_lbfgs": "linear",
     "linear_sgd_cached": "linear (SGD, cached)",
+    "best_layer": "linear, best layer",
     "imagenet_a": "ImageNet-A",
 }
 # The columns of metrics other than accuracy. Those left out always come with one that is shown.

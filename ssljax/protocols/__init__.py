@@ -1,6 +1,7 @@
 """Evaluation protocols: `PROTOCOLS[name]` says what a protocol reads and measures, and when it refuses."""
 
 from ssljax.protocols import (
+    best_layer,
     classifier,
     clusters,
     corruptions,
@@ -19,6 +20,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "linear": linear.PROTOCOL,
     "label_fraction": label_fraction.PROTOCOL,
     "layers": layers.PROTOCOL,
+    "best_layer": best_layer.PROTOCOL,
     "classifier": classifier.PROTOCOL,
     "clusters": clusters.PROTOCOL,
     "reconstruction": reconstruction.PROTOCOL,

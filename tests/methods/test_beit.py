@@ -1,5 +1,7 @@
 """BEiT: the loss by NumPy, what the tokenizer sees, masks, ablations, and what stages take over."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ from ssljax.config import resolve, stages
 from ssljax.data import sources
 from ssljax.earlier import start_from
 from ssljax.methods import METHODS
+from ssljax.methods.beit import masks
 from ssljax.methods.dvae import DvaeState
+from ssljax.pictures import gallery
 from ssljax.program import build
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder
@@ -273,6 +277,20 @@ def test_the_preview_shows_the_masks_of_the_first_step():
     assert 0 < grey.sum((1, 2)).max() <= c.masking.patches
     stated = [int(caption.split()[0]) for caption in columns[-1].captions]
     np.testing.assert_array_equal(grey.sum((1, 2)), stated)
+
+
+def test_the_gallery_shows_masks():
+    c, method, _, _ = built(data__image_size=16, views__tokens__size=16, model__patch=4, tokenizer__groups=3)
+    test = sources.load(c.data, "test")
+    rows = np.array([3, 5])
+    shown = gallery.masked(SimpleNamespace(config=c, method=method), test, rows)
+    images = gallery.evaluation_images(test, rows, c)
+    mask = masks(jax.random.key(c.seed), jnp.asarray(test.index[rows], jnp.int32), c, 4)
+    assert 0 < mask.sum() < mask.size
+    for image, picture, masked in zip(images, shown, mask, strict=True):
+        for place, hidden in enumerate(np.asarray(masked)):
+            at = np.s_[place // 4 * 4 : place // 4 * 4 + 4, place % 4 * 4 : place % 4 * 4 + 4]
+            np.testing.assert_array_equal(picture[at], 128 if hidden else image[at])
 
 
 def test_the_papers_numbers_are_in_the_presets():

@@ -11,6 +11,7 @@ from scipy.interpolate import RectBivariateSpline
 
 from ssljax import models
 from ssljax.convert import beit as names_of
+from ssljax.convert import weights
 from ssljax.losses.masked import masked_token_cross_entropy
 from ssljax.models.beit_vit import (
     BeitViT,
@@ -21,6 +22,7 @@ from ssljax.models.beit_vit import (
     resize_bias,
     spline_matrix,
 )
+from tests.convert.foreign import like
 
 COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -50,7 +52,15 @@ def released(g):
         layer_scale=max(float(cfg["init_values"]), 0.0),
         pooling="mean_then_norm" if "use_mean_pooling" in cfg else "mean",
     )
-    return net, jax.tree.map(jnp.asarray, names_of.params(state, net))
+    image = jnp.asarray(g["image"].transpose(0, 2, 3, 1))
+    height, width = (side // net.patch for side in image.shape[1:3])
+    head = "lm_head" if "lm_head.weight" in state else "head"
+    shapes = like(net, image, len(state[f"{head}.weight"]), "head")
+    if "mask_token" in state:
+        shapes["params"]["mask_token"] = jax.ShapeDtypeStruct((net.width,), jnp.float32)
+    family = names_of.family(net, height, width, head)
+    params = weights.load(state, shapes, family)["params"]
+    return net, jax.tree.map(jnp.asarray, params)
 
 
 class Under:
