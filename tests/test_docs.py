@@ -19,6 +19,10 @@ from tests.processes import ROOT
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("experiments/*/README.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+WORDS = re.compile(
+    r"""\bssljax (\w+) ((?:'[^']*'|"[^"]*"|[^;&'"])*)"""
+)  # a verb, and the words of its command
+
 
 def commands():
     """Every `ssljax VERB ...` of the pages, as the words of a command line."""
@@ -26,7 +30,7 @@ def commands():
     for page in PAGES:
         for _, block in BLOCK.findall(page.read_text()):
             for line in block.replace("\\\n", " ").split("\n"):
-                for text in re.findall(r"\bssljax (\w+) ([^;&\"]*)", line):
+                for text in WORDS.findall(line):
                     if text[0] in VERBS and "$" not in text[1]:  # a loop of the shell
                         words = shlex.split(text[1], comments=True)
                         found[f"{text[0]} {' '.join(words)}"] = (text[0], words)
