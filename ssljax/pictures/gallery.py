@@ -26,11 +26,12 @@ DIM = 32  # principal components of these features
 QUERIES = 8  # test images whose neighbours are shown
 NEIGHBOURS = 7  # neighbours of each of them
 THUMBNAIL = 48  # largest side of an image, in pixels
+POOL = 5000  # training images among which neighbours are sought, where no protocol encoded them all
 CLUSTERS = 10  # clusters shown, of a method that has clusters
 MEMBERS = 12  # training images shown of each cluster
 
 
-def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
+def save(path: Path, benches: Sequence[Bench], run: Evaluated, *, pool: int = 0) -> None:
     """Saves principal components of some test features of every kind, and nearest neighbours.
 
     The file has the fields `kinds`, `points/KIND` float16 [P, <= 32], `labels` int32 [P], `class_names`,
@@ -43,10 +44,14 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
         path: the npz to write.
         benches: one per kind of features. The neighbours and clusters are those of the first.
         run: the run that the first bench evaluates.
+        pool: the number of training images, evenly spaced, among which neighbours are sought; 0 takes all.
     """
     config = run.config
     first = benches[0]
-    source, test = first.train, first.test
+    test = first.test
+    source = first.train
+    if 0 < pool < len(source):
+        source = source.select(np.linspace(0, len(source) - 1, pool).astype(np.int64))
 
     queries = queries_of(test.labels)
     _, near = nearest(first.features(source).features, first.features(test).features[queries], NEIGHBOURS)
@@ -61,7 +66,7 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
     if run.method.reconstruct is not None:
         fields["reconstruction"] = reconstruction(run, test, queries)
     if first.assignment is not None:
-        fields |= contact_sheet(first.assignment[source.index], source, config)
+        fields |= contact_sheet(first.assignment[first.train.index], first.train, config)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
