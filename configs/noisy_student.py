@@ -189,14 +189,17 @@ def fix_resolution(name: str) -> ConfigDict:
     return c
 
 
-def small_network(c: ConfigDict, dropout: float) -> ConfigDict:
-    """An EfficientNet of seven blocks for images of 16 to 32 pixels [X]."""
+def small_network(c: ConfigDict, dropout: float, stem: str) -> ConfigDict:
+    """An EfficientNet of seven blocks for images of 16 to 32 pixels [X].
+
+    On a CPU the strided stem, "imagenet", takes a fifth of the time that "cifar" takes.
+    """
     c.model = dict(
         name="efficientnet_xs",
         dtype="float32",
         width=1.0,
         depth=1.0,
-        stem="cifar",
+        stem=stem,
         drop_path=0.1,
         dropout=dropout,
         frozen_blocks=0,
@@ -211,10 +214,13 @@ def small_network(c: ConfigDict, dropout: float) -> ConfigDict:
 
 
 def small(data: str, fraction: float) -> ConfigDict:
-    """Fashion-MNIST or CIFAR-10 with a part of the labels; RandAugment is that of SVHN [C], the rest [X]."""
+    """10,000 images of Fashion-MNIST or CIFAR-10, a part of them labelled.
+
+    RandAugment is that of SVHN [C], the rest [X].
+    """
     c = noisy_student(config.fashion_mnist() if data == "fashion_mnist" else config.cifar10_small())
-    c = small_network(c, 0.2)
-    c.data.label_fraction = fraction
+    c = small_network(c, 0.2, "imagenet")
+    c.data.update(train_per_class=1000, label_fraction=fraction)
     side = c.data.image_size // 8
     c.augment.update(
         policy="randaugment_tf",
@@ -228,10 +234,11 @@ def small(data: str, fraction: float) -> ConfigDict:
         blur_probability=0.0,
     )
     c.batch_size = 32 if fraction == 0.01 else 64
-    c.epochs = 60
+    c.epochs = 60 if fraction == 0.01 else 30
+    c.evaluate.update(protocols=("classifier", "corruptions"), corruption_images=400)
     second = student(c, "teacher", 7)
     second.batch_size = 256
-    second.epochs = 8
+    second.epochs = 6
     c.eval_every_epochs = second.eval_every_epochs = 0
     return config.two_stages("teacher", c, "student", second)
 
@@ -246,7 +253,7 @@ def two_rounds(c: ConfigDict) -> ConfigDict:
 
 def digits() -> ConfigDict:
     """A teacher on five labels of each digit, and its student on those and 1,450 images without [X]."""
-    c = small_network(noisy_student(config.digits()), 0.2)
+    c = small_network(noisy_student(config.digits()), 0.2, "cifar")
     c.data.labels_per_class = 5
     c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0, jitter_probability=0.0)
     c.batch_size = 50
