@@ -10,8 +10,12 @@ from what the teacher says about the other images, `student2` from what `student
 stage mix labelled and unlabelled images in one batch.
 
 `imagenet_<net>_10pct` has 10 % of ImageNet's labels, and the other images stand for JFT-300M, which is not
-public [X]. `imagenet_<net>_teacher` is the first turn on all labels. To label images of your own, take the
-folder of a finished run with --config.pseudo.teacher.
+public [X]. `imagenet_<net>_teacher` is the first turn on all labels.
+
+Images of your own, labelled or not, are unlabelled images of the student with
+--config.student.data.unlabelled=folder:PATH, or tfds:NAME. They come after those of data.source, of which
+--config.student.data.keep_unlabelled=False --config.student.data.label_fraction=1 keeps every label. The
+teacher can be the folder of a finished run, with --config.student.pseudo.teacher.
 
 Sources of the numbers: [P] the paper, [C] the released code (google-research/noisystudent), [X] chosen here.
 """

@@ -27,8 +27,8 @@ Differences from the paper, after the released code (google-research/noisystuden
 [X]:
 - The labels of a stage are those of its teacher at evaluation, from the moving average of its weights.
 - Batch statistics are those of the whole batch, not of groups of devices. [X]
-- With `data.keep_unlabelled` the images without labels come from the labelled data set itself. JFT-300M is
-  not public. [X]
+- JFT-300M is not public. The images without labels come from the labelled data set itself, with
+  `data.keep_unlabelled`, or from any folder or TFDS data set, with `data.unlabelled`. [X]
 - The labels of all classes are stored, not the largest few. [X]
 """
 
