@@ -449,7 +449,7 @@ figures is `report.html` in the run's folder.
 from ssljax import report
 
 report.main([RUN])
-Image(f"{{RUN}}/corruptions-digits-teacher.png", width=900)
+Image(f"{{RUN}}/corruptions-digits.png", width=900)
 """,
     },
 }

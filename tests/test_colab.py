@@ -126,7 +126,7 @@ def test_a_noised_student(generator, tmp_path):
     assert printed["evaluate"].count("noisy_student corruptions: mean error") == 2
     for text in ("Robustness to corruptions", "mean ratio", "frost"):
         assert text in printed["report"]
-    shows(outputs, tmp_path, preview="student/preview.png", report="corruptions-digits-teacher.png")
+    shows(outputs, tmp_path, preview="student/preview.png", report="corruptions-digits.png")
 
 
 def executed(generator, folder, name, changes):
