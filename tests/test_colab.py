@@ -124,7 +124,7 @@ def test_a_noised_student(generator, tmp_path):
     assert "refresh at step 0  pseudo_confidence" in printed["train"]
     assert printed["evaluate"].count("noisy_student classifier: top-1") == 2
     assert printed["evaluate"].count("noisy_student corruptions: mean error") == 2
-    for text in ("Robustness to corruptions", "mean ratio", "frost"):
+    for text in ("stage teacher", "own head", "mean error under corruptions"):
         assert text in printed["report"]
     shows(outputs, tmp_path, preview="student/preview.png", report="corruptions-digits.png")
 
