@@ -193,17 +193,18 @@ def fix_resolution(name: str) -> ConfigDict:
     return c
 
 
-def small_network(c: ConfigDict, dropout: float, stem: str) -> ConfigDict:
+def small_network(c: ConfigDict, dropout: float, width: float) -> ConfigDict:
     """An EfficientNet of seven blocks for images of 16 to 32 pixels [X].
 
-    On a CPU the strided stem, "imagenet", takes a fifth of the time that "cifar" takes.
+    With the strided stem a step takes a fifth of the time, and a teacher of 100 labels of Fashion-MNIST falls
+    from 59 % to 42 %.
     """
     c.model = dict(
         name="efficientnet_xs",
         dtype="float32",
-        width=1.0,
+        width=width,
         depth=1.0,
-        stem=stem,
+        stem="cifar",
         drop_path=0.1,
         dropout=dropout,
         frozen_blocks=0,
@@ -220,15 +221,16 @@ def small_network(c: ConfigDict, dropout: float, stem: str) -> ConfigDict:
 def small(data: str, fraction: float) -> ConfigDict:
     """10,000 images of Fashion-MNIST or CIFAR-10, a part of them labelled.
 
-    RandAugment is that of SVHN [C], the rest [X].
+    RandAugment has the magnitude of SVHN [C], the rest is [X].
     """
     c = noisy_student(config.fashion_mnist() if data == "fashion_mnist" else config.cifar10_small())
-    c = small_network(c, 0.2, "imagenet")
+    c = small_network(c, 0.2, 0.5)
     c.data.update(train_per_class=1000, label_fraction=fraction)
     side = c.data.image_size // 8
     c.augment.update(
         policy="randaugment_tf",
         policy_level=5.0,  # as for SVHN [C]
+        policy_ops=1,  # of two; the smallest networks of the paper have none
         policy_translate=side,
         policy_cutout=side,
         crop="torchvision",
@@ -241,8 +243,8 @@ def small(data: str, fraction: float) -> ConfigDict:
     c.epochs = 60 if fraction == 0.01 else 30
     c.evaluate.update(protocols=("classifier", "corruptions"), corruption_images=400)
     second = student(c, "teacher", 7)
-    second.batch_size = 256
-    second.epochs = 6
+    second.batch_size = 128
+    second.epochs = 4
     c.eval_every_epochs = second.eval_every_epochs = 0
     return config.two_stages("teacher", c, "student", second)
 
@@ -257,7 +259,7 @@ def two_rounds(c: ConfigDict) -> ConfigDict:
 
 def digits() -> ConfigDict:
     """A teacher on five labels of each digit, and its student on those and 1,450 images without [X]."""
-    c = small_network(noisy_student(config.digits()), 0.2, "cifar")
+    c = small_network(noisy_student(config.digits()), 0.2, 1.0)
     c.data.labels_per_class = 5
     c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0, jitter_probability=0.0)
     c.batch_size = 50
