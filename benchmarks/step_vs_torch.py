@@ -1,11 +1,12 @@
 """One training step of the same network in eager PyTorch and in ssljax, alternating on one core and thread.
 
     python -m benchmarks.step_vs_torch --torch-python PATH/TO/python \\
-        [--rounds 3] [--nets resnet18,small_cnn,vit]
+        [--rounds 3] [--nets resnet18,small_cnn,vit,efficientnet]
 
     resnet18     torchvision's with the CIFAR stem, 32 pixels, batch 16
     small_cnn    a ResNet-10 of base width 16 with the CIFAR stem, 32 pixels, batch 128
     vit          ViT-Ti with patches of 4, 32 pixels, batch 16; in PyTorch with scaled_dot_product_attention
+    efficientnet efficientnet_xs, seven blocks, strided stem, 32 pixels, batch 64; torchvision's blocks
 
 A step is forward, cross-entropy over ten classes, backward and SGD with momentum, in float32, with batch
 normalisation in training mode. PyTorch uses its default layout; "channels_last" is the same network in the
@@ -19,6 +20,7 @@ On a CPU, start it with the environment of docs/cpu.md.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import sys
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CLASSES, SIDE, RATE, MOMENTUM = 10, 32, 0.01, 0.9
-BATCH = {"resnet18": 16, "small_cnn": 128, "vit": 16}
+BATCH = {"resnet18": 16, "small_cnn": 128, "vit": 16, "efficientnet": 64}
 SECONDS = 3.0  # the length of a turn
 WARM = 2  # steps before the clock of each turn starts
 PEERS = ("PyTorch", "channels_last")
@@ -56,6 +58,7 @@ def torch_network(name: str) -> nn.Module:
     import torch
     from torch import nn
     from torch.nn import functional as F
+    from torchvision.models.efficientnet import EfficientNet, MBConvConfig
     from torchvision.models.resnet import BasicBlock, ResNet
 
     class Cifar(ResNet):
@@ -101,11 +104,23 @@ def torch_network(name: str) -> nn.Module:
             x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
             return self.fc(self.norm(self.layers(x))[:, 0])
 
+    def efficientnet() -> nn.Module:
+        # kernel, stride, expansion, features of B0's seven stages; one block each, half as wide
+        widths = (32, 16, 24, 40, 80, 112, 192, 320)
+        stages = zip((3, 3, 5, 3, 5, 5, 3), (1, 2, 2, 2, 1, 2, 1), (1, *(6,) * 6), strict=True)
+        blocks = [
+            MBConvConfig(expand, kernel, stride, widths[i], widths[i + 1], 1, width_mult=0.5)
+            for i, (kernel, stride, expand) in enumerate(stages)
+        ]
+        norm = functools.partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+        return EfficientNet(blocks, 0.0, 0.0, CLASSES, norm_layer=norm)
+
     torch.manual_seed(0)
     networks = {
         "resnet18": lambda: Cifar([2, 2, 2, 2], 64),
         "small_cnn": lambda: Cifar([1, 1, 1, 1], 16),
         "vit": Transformer,
+        "efficientnet": efficientnet,
     }
     return networks[name]()
 
@@ -152,10 +167,12 @@ def ours(name: str) -> tuple[Callable[[], None], int]:
     import optax
     from flax import linen as nn
 
-    from ssljax.models import BACKBONES, ResNet, ViT
+    from ssljax.models import BACKBONES, EfficientNet, ResNet, ViT
 
     if name == "vit":
         encoder = ViT(VIT.width, VIT.depth, VIT.heads, VIT.patch)
+    elif name == "efficientnet":
+        encoder = EfficientNet(0.5, 0.25)
     else:
         backbone, width = ("resnet18", 64) if name == "resnet18" else ("resnet10", 16)
         block, layers = BACKBONES[backbone]

@@ -69,6 +69,14 @@ into one of a few codes. Then a vision transformer sees the image with some patc
 codes.
 """,
     ),
+    "noisy_student": (
+        "Noisy Student",
+        """
+[Noisy Student](https://arxiv.org/abs/1911.04252) trains a network, the teacher, on the labelled images. The
+teacher names the classes of the other images. A student learns from all of them, under strong augmentation,
+dropout and stochastic depth.
+""",
+    ),
 }
 
 CELLS = [
@@ -386,6 +394,62 @@ PICTURES = ("tokenizer/reconstruction-digits-tokenizer.png", "finetune/attention
 for picture in PICTURES:
     report.main([f"{{RUN}}/{{picture.split('/')[0]}}"])
 display(*(Image(f"{{RUN}}/{{picture}}", width=900) for picture in PICTURES))
+""",
+    },
+    "noisy_student": {
+        "title": """
+# {title} on handwritten digits
+
+A small network, the teacher, learns from five labels of each of scikit-learn's handwritten digits. It labels
+the other 1,450 images, and a student learns from all of them.
+
+{idea}
+The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
+""",
+        "preview_text": """
+## What the student sees
+
+Each row shows one digit: the stored image and random views of it, changed by RandAugment.
+""",
+        "preview": """
+from IPython.display import Image
+
+from ssljax import preview
+
+preview.main(ARGUMENTS)
+Image(f"{{RUN}}/student/preview.png", width=900)
+""",
+        "train_text": """
+## Train
+
+First the teacher is trained, then its student. The line `refresh at step 0` says how sure the teacher is of
+the labels that it gives. If the cell is interrupted, run it again: training resumes from the last checkpoint.
+""",
+        "evaluate_text": """
+## Evaluate
+
+How often the teacher and the student are right, on held-out digits as they are and under fifteen kinds of
+corruption at five severities.
+""",
+        "evaluate": """
+from ssljax import evaluate
+
+RESULTS = f"--results={{RUN}}/results.jsonl"
+PROTOCOLS = "--protocols=classifier,corruptions"
+evaluate.main([*ARGUMENTS, "--stage=teacher", RESULTS, PROTOCOLS])
+evaluate.main([*ARGUMENTS, "--stage=student", RESULTS, PROTOCOLS])
+""",
+        "report_text": """
+## Report
+
+Error against the severity of each corruption, of the teacher and of the student. The whole report with all
+figures is `report.html` in the run's folder.
+""",
+        "report": """
+from ssljax import report
+
+report.main([RUN])
+Image(f"{{RUN}}/corruptions-digits.png", width=900)
 """,
     },
 }

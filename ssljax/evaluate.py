@@ -46,7 +46,7 @@ from ssljax.run import few_labels, files, hosts, memory
 from ssljax.run.folder import facts_of
 from ssljax.run.start import HARMLESS
 from ssljax.sharding import make_mesh
-from ssljax.types import JudgeFn, Measurement, Pytree
+from ssljax.types import Measurement, Protocol, Pytree
 
 METRICS = tuple(dict.fromkeys(metric for protocol in PROTOCOLS.values() for metric in protocol.metrics))
 METRIC_NAMES = {
@@ -119,14 +119,15 @@ def measure(
             if not judged(bench, reads, config.method):
                 continue
             for name in names:
-                for found in timed(PROTOCOLS[name].judge, bench):
+                for found in timed(PROTOCOLS[name], bench):
                     yield record(known, bench.name, found)
 
     if "supervised" in baselines:
         for found in few_labels.supervised(config, source, test):
             yield record(known, "supervised", found)
     if jax.process_index() == 0:
-        gallery.save(figures, benches, run)
+        whole = any(PROTOCOLS[name].reads == "features" for name in protocols)
+        gallery.save(figures, benches, run, pool=0 if whole else gallery.POOL)
 
 
 def judged(bench: Bench, reads: str, method: str) -> bool:
@@ -252,13 +253,17 @@ def once(function: Callable[[Source], Features], *kept: Source) -> Callable[[Sou
     return call
 
 
-def timed(judge: JudgeFn, bench: Bench) -> Iterator[Measurement]:
-    """Add to each measurement the `seconds` it took. Features are extracted before the clock starts."""
-    size = bench.features(bench.train).features.size
-    bench.features(bench.test)
+def timed(protocol: Protocol, bench: Bench) -> Iterator[Measurement]:
+    """Add to each measurement the `seconds` it took. Features are extracted before the clock starts.
+
+    Those of the training split are extracted only for a protocol that reads them.
+    """
+    dim = bench.features(bench.test).features.shape[1]
+    if protocol.reads == "features":
+        bench.features(bench.train)
     begin = time.perf_counter()
-    with threadpool_limits(1 if size < ONE_THREAD else None):
-        for found in judge(bench):
+    with threadpool_limits(1 if len(bench.train) * dim < ONE_THREAD else None):
+        for found in protocol.judge(bench):
             yield {**found, "seconds": time.perf_counter() - begin}
             begin = time.perf_counter()
 

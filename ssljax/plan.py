@@ -140,11 +140,27 @@ def known_facts(config: ConfigDict, images: int) -> Facts:
     Args:
         config: one stage.
         images: the number of training images, for a source that is not in DATA_SETS; 0 looks it up there.
+            With `data.unlabelled` it is the number of those further images.
 
     Raises:
         ValueError: the number of images or of classes is not known.
     """
     data = config.data
+    if data.unlabelled:
+        if not images:
+            raise ValueError(
+                f"the number of images that data.unlabelled={data.unlabelled!r} has is not known here: add "
+                "--images N"
+            )
+        alone = config.copy_and_resolve_references().unlock()
+        alone.data.unlabelled = ""
+        first = known_facts(alone, 0)
+        return Facts(
+            first.num_examples + images,
+            first.num_classes,
+            first.num_ids + images,
+            num_unlabelled=first.num_unlabelled + images,
+        )
     split = "" if data.source == "digits" else data.train_split
     known = DATA_SETS.get((data.source, "")) or DATA_SETS.get((data.source, split))
     total, classes = known or (0, 0)

@@ -145,7 +145,7 @@ def epoch_of(method: Method, facts: Facts, batch_size: int) -> tuple[int, int]:
         raise ValueError(
             f"the batches mix labelled and unlabelled images, and the data have {labelled} and "
             f"{facts.num_unlabelled} of them: hide some labels with --config.data.label_fraction=0.1 "
-            "--config.data.keep_unlabelled=True"
+            "--config.data.keep_unlabelled=True, or add images with --config.data.unlabelled=folder:PATH"
         )
     first = batch_size // (1 + method.ratio)
     if method.epochs_of == "labelled":

@@ -2992,6 +2992,22 @@ NOISY_STUDENT = [
         "every pass would have the same order",
         "tests/data/test_sampler.py::test_mixed_batches_pass_over_both_kinds_in_turn",
     ),
+    Mutation(
+        "what_the_largest_probabilities_leave_is_lost",
+        PSEUDO_FILE,
+        "rest = jnp.maximum(1.0 - found.sum(1, keepdims=True), 0.0) / others",
+        "rest = 0.0 * found.sum(1, keepdims=True) / others",
+        "a target must sum to one",
+        f"{T_PSEUDO}::test_the_largest_probabilities_and_what_they_leave",
+    ),
+    Mutation(
+        "ids_of_a_second_source_follow_the_selection",
+        "ssljax/data/sources.py",
+        "    ids = source.num_ids\n    source = subset(source, data)\n",
+        "    source = subset(source, data)\n    ids = source.num_ids\n",
+        "ids of unlabelled images must not depend on how many labels are used",
+        "tests/data/test_sources.py::test_a_second_source_without_labels_is_appended",
+    ),
 ]
 
 MUTATIONS = [

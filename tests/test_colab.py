@@ -36,7 +36,9 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ("simclr", "simclr_v2", "moco", "byol", "deit", "deepcluster", "beit"))
+@pytest.mark.parametrize(
+    "name", ("simclr", "simclr_v2", "moco", "byol", "deit", "deepcluster", "beit", "noisy_student")
+)
 def test_a_notebook_is_what_the_generator_writes(generator, name):
     assert generator.file(name).read_text() == generator.notebook(name), "run `python colabs/notebooks.py`"
     assert generator.notebook(name) == generator.notebook(name)
@@ -110,6 +112,21 @@ def test_a_tokenizer_and_a_transformer(generator, tmp_path):
         assert text in printed["report"]
     picture = "tokenizer/reconstruction-digits-tokenizer.png"
     shows(outputs, tmp_path, preview="pretrain/preview.png", report=picture)
+
+
+def test_a_noised_student(generator, tmp_path):
+    changes = "--config.teacher.epochs=2 --config.student.epochs=1 --config.student.teacher.width=0.5"
+    for stage in ("teacher", "student"):
+        changes += f" --config.{stage}.model.width=0.5 --config.{stage}.model.stem=imagenet"
+        changes += f" --config.{stage}.evaluate.corruption_images=64"
+    changes += " --config.student.teacher.stem=imagenet"
+    outputs, printed = executed(generator, tmp_path, "noisy_student", changes)
+    assert "refresh at step 0  pseudo_confidence" in printed["train"]
+    assert printed["evaluate"].count("noisy_student classifier: top-1") == 2
+    assert printed["evaluate"].count("noisy_student corruptions: mean error") == 2
+    for text in ("stage teacher", "own head", "mean error under corruptions"):
+        assert text in printed["report"]
+    shows(outputs, tmp_path, preview="student/preview.png", report="corruptions-digits.png")
 
 
 def executed(generator, folder, name, changes):

@@ -40,6 +40,8 @@ WHERE = (
     "data.labels_per_class",
     "data.subset_seed",
     "data.keep_unlabelled",
+    "data.unlabelled",
+    "data.unlabelled_split",
     "data.num_classes",
     "data.num_examples",
 )

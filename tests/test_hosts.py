@@ -6,6 +6,7 @@ numbers agree only up to rounding.
 
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from tests.processes import (
     environment,
     finish,
     free_port,
+    last_state,
     logged,
     run,
     start_two,
@@ -234,6 +236,42 @@ def test_either_resumes_the_checkpoint_of_the_other(one_process, two_processes, 
         assert f"resuming {resumed} at step 6" in output
         found, expected = losses(resumed), losses(begun)
         np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
+
+
+def noisy_student_flags() -> list[str]:
+    """A teacher of one step, and a student that learns from 50 labels and 250 images without."""
+    flags = ["--config=configs/noisy_student.py:digits"]
+    for stage, batch in (("teacher", 40), ("student", 64)):
+        settings = dict(epochs=1, batch_size=batch, eval_every_epochs=0)
+        settings |= {"model.name": "resnet8", "model.width": 0.125, "model.stem": "imagenet"}
+        settings |= {"data.train_per_class": 30, "optim.warmup_epochs": 0, "augment.policy": "none"}
+        settings |= {"checkpoint.best": "", "checkpoint.every_steps": 1, "checkpoint.keep": 20}
+        flags += [f"--config.{stage}.{name}={value}" for name, value in settings.items()]
+    settings = {"teacher.name": "resnet8", "teacher.width": 0.125, "teacher.stem": "imagenet"}
+    return flags + [f"--config.student.{name}={value}" for name, value in settings.items()]
+
+
+def test_two_hosts_label_what_one_labels_and_a_restart_labels_nothing_again(tmp_path, cache):
+    flags = noisy_student_flags()
+    code, output = run("train", *flags, f"--workdir={tmp_path}/one", cache=cache, devices=8)
+    assert code == 0 and output.count("refresh at step 0") == 1, output
+    processes = start_two("train", *flags, f"--workdir={tmp_path}/two", cache=cache)
+    for code, output in [finish(process) for process in processes]:
+        assert code == 0, output
+
+    one, two = saved(tmp_path / "one/student", 0), saved(tmp_path / "two/student", 0)
+    name = "extra/labels/probabilities"
+    np.testing.assert_allclose(two[name], one[name], atol=1e-4)
+    assert (one[name].sum(1) > 0.99).sum() == 250
+    np.testing.assert_array_equal(two["extra/labels/copies"], one["extra/labels/copies"])
+
+    # Of the student's checkpoints only the one with the labels is left.
+    want = last_state(tmp_path / "one/student")
+    for step in checkpoints(tmp_path / "one/student")[1:]:
+        shutil.rmtree(tmp_path / f"one/student/checkpoints/{step}")
+    code, output = run("train", *flags, f"--workdir={tmp_path}/one", cache=cache, devices=8)
+    assert code == 0 and "refresh at step 0" not in output, output
+    assert last_state(tmp_path / "one/student") == want
 
 
 def test_a_run_survives_signals_and_dead_hosts(tmp_path, cache):

@@ -21,7 +21,8 @@ from ssljax.config.rows import (
 
 # ------------------------------------------------------------------------------------------------------- data
 
-STORED = When("data.source is not digits", lambda read: read("data.source") != "digits")
+SECOND = When("data.unlabelled is set", lambda read: read("data.unlabelled") != "")
+STORED = When("data.source is not digits", lambda read: read("data.source") != "digits") | SECOND
 FOLDER = When("data.source is folder:PATH", lambda read: read("data.source").startswith("folder:"))
 PART = When("data.label_fraction is below 1", lambda read: read("data.label_fraction") < 1)
 SIDE = Range(1, 2**14, whole=True)
@@ -75,6 +76,14 @@ DATA = (
         "keep the training images outside that subset, without their labels",
         None,
         FEW,
+    ),
+    Key("data.unlabelled", "", "further training images, used without labels: folder:PATH or tfds:NAME"),
+    Key(
+        "data.unlabelled_split",
+        "train",
+        "their stored split",
+        None,
+        When("data.unlabelled is tfds:NAME", lambda read: read("data.unlabelled").startswith("tfds:")),
     ),
     Key("data.num_classes", 0, "classes; 0: read from the data, otherwise checked against them", NATURAL),
     Key(

@@ -472,6 +472,13 @@ METHOD = (
         PSEUDO & equal("pseudo.kind", "soft"),
     ),
     Key(
+        "pseudo.top",
+        0,
+        "number of the teacher's largest probabilities that are kept, the rest spread evenly; 0: all",
+        NATURAL,
+        PSEUDO,
+    ),
+    Key(
         "pseudo.threshold",
         0.0,
         "smallest confidence of the teacher in an image that is learned from",

@@ -56,6 +56,30 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
         asked = f"data.train_per_class={data.train_per_class}"
         require_labels(labels, lambda i: files[i], asked, f"train images of {data.source}")
         files, labels = _only(sampler.first_per_class(labels, data.train_per_class), files, labels)
+    return _of_files(data, data.source, split, root, files, labels, classes)
+
+
+def unlabelled(data: ConfigDict, path: str) -> Source:
+    """Load every image at any depth below a folder, without labels, for `data.unlabelled`.
+
+    The arguments and errors are those of `load`.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.unlabelled=folder:{root}: there is no folder {root}{_nearest(root)}")
+    return _of_files(data, data.unlabelled, "train", root, *list_loose(root))
+
+
+def _of_files(
+    data: ConfigDict,
+    name: str,
+    split: str,
+    root: Path,
+    files: list[str],
+    labels: np.ndarray,
+    classes: list[str],
+) -> Source:
+    """The source of these files below `root`; the other arguments are fields of `Source`."""
 
     def read_file(i: int) -> bytes:
         return formats.plain(damage.read(files[i]), data.background)
@@ -83,7 +107,7 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
     above = f"{root}{os.sep}"
     checksum = digest(relative.encode(), sizes.tobytes(), labels.tobytes())
     return Source(
-        name=data.source,
+        name=name,
         split=split,
         labels=labels,
         index=np.arange(len(files), dtype=np.int32),

@@ -116,6 +116,60 @@ class Source:
         checksum = digest(self.checksum.encode(), labels.tobytes())
         return dataclasses.replace(self, labels=labels, checksum=checksum)
 
+    def followed_by(self, other: Source, first_id: int) -> Source:
+        """Append the examples of another source, none of which has a label.
+
+        Args:
+            other: the further examples.
+            first_id: the id of the first of them. Larger than all ids of this source's split, so that they
+                do not depend on which of its examples are selected.
+
+        Raises:
+            ValueError: the images of one of them are in memory and those of the other are not, or have
+                another shape.
+        """
+        for wrong, problem in (
+            ((self.images is None) != (other.images is None), "only one of them is in memory"),
+            (
+                _shape(self) != _shape(other),
+                f"their images have the shapes {_shape(self)} and {_shape(other)}",
+            ),
+        ):
+            if wrong:
+                raise ValueError(
+                    f"data.unlabelled={other.name} does not go with data.source={self.name}: {problem}. Set "
+                    "data.crop_on='device', which decodes small images into memory at data.image_size, or "
+                    "keep both as files"
+                )
+
+        def encoded(ids: np.ndarray) -> list[bytes]:
+            own = ids < first_id
+            first = iter(self.encoded(ids[own]))
+            second = iter(other.encoded(ids[~own] - first_id))
+            return [next(first) if here else next(second) for here in own]
+
+        def name_of(i: int) -> str:
+            return self.name_of(i) if i < first_id else other.name_of(i - first_id)
+
+        def file_of(i: int) -> tuple[str, int]:
+            assert self.file_of is not None and other.file_of is not None
+            return self.file_of(i) if i < first_id else other.file_of(i - first_id)
+
+        images = None
+        if self.images is not None and other.images is not None:
+            images = np.concatenate([self.images, other.images])
+        return dataclasses.replace(
+            self,
+            labels=np.concatenate([self.labels, other.labels]),
+            index=np.concatenate([self.index, other.index + np.int32(first_id)]),
+            checksum=digest(self.checksum.encode(), other.checksum.encode()),
+            images=images,
+            encoded=encoded,
+            name_of=name_of,
+            skipped=self.skipped + other.skipped,
+            file_of=None if self.file_of is None or other.file_of is None else file_of,
+        )
+
     def with_labels(self, needs: str) -> Source:
         """Select the labelled examples. If all examples are labelled, this is the source itself.
 
@@ -155,6 +209,11 @@ def require_labels(labels: np.ndarray, describe: Callable[[int], str], needs: st
             f"{needs} needs labels, and {len(without)} of {len(labels)} {what} have none (first: {first}). "
             f"{FIX}"
         )
+
+
+def _shape(source: Source) -> tuple[int, ...]:
+    """The shape of an image that is held in memory; () otherwise."""
+    return () if source.images is None else source.images.shape[1:]
 
 
 def digest(*parts: bytes) -> str:

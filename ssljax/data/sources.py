@@ -11,6 +11,7 @@
 data.crop_on="device") never import TensorFlow.
 
 An example without a label has the label -1. `data.labels="none"` removes the labels of any source.
+`data.unlabelled` appends the images of a second source, without labels, to the training split.
 """
 
 from __future__ import annotations
@@ -75,7 +76,24 @@ def load(data: ConfigDict, split: str) -> Source:
     if data.labels == "none":
         source = dataclasses.replace(source, labels=np.full(len(source), -1, np.int32), class_names=())
     check_labels(source)
-    return subset(source, data) if split == "train" else source
+    if split == "test":
+        return source
+    ids = source.num_ids
+    source = subset(source, data)
+    return source.followed_by(_second(data), first_id=ids) if data.unlabelled else source
+
+
+def _second(data: ConfigDict) -> Source:
+    """Load the images that `data.unlabelled` names, without labels: all of them."""
+    kind, _, argument = data.unlabelled.partition(":")
+    if kind == "folder" and argument:
+        return folder.unlabelled(data, argument)
+    if kind == "tfds" and argument:
+        other = data.copy_and_resolve_references().unlock()
+        other.update(source=data.unlabelled, train_split=data.unlabelled_split, labels="none")
+        second = records.load(other, argument, "train")
+        return dataclasses.replace(second, labels=np.full(len(second), -1, np.int32), class_names=())
+    raise ValueError(f"data.unlabelled={data.unlabelled!r} is unknown: use folder:PATH or tfds:NAME")
 
 
 def labelled_source(data: ConfigDict) -> str:

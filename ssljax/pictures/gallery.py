@@ -27,11 +27,12 @@ DIM = 16  # principal components of these features
 QUERIES = 8  # test images whose neighbours are shown
 NEIGHBOURS = 7  # neighbours of each of them
 THUMBNAIL = 48  # largest side of an image, in pixels
+POOL = 5000  # training images among which neighbours are sought, where no protocol encoded them all
 CLUSTERS = 10  # clusters shown, of a method that has clusters
 MEMBERS = 12  # training images shown of each cluster
 
 
-def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
+def save(path: Path, benches: Sequence[Bench], run: Evaluated, *, pool: int = 0) -> None:
     """Saves principal components of some test features of every kind, and nearest neighbours.
 
     The file has the fields `kinds`, `points/KIND` float16 [P, <= 16], `labels` int32 [P], `class_names`,
@@ -45,23 +46,23 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
         path: the npz to write.
         benches: one per kind of features. The neighbours and clusters are those of the first.
         run: the run that the first bench evaluates.
+        pool: the number of training images, evenly spaced, among which neighbours are sought; 0 takes all.
     """
     config = run.config
     first = benches[0]
-    source, test = first.train, first.test
-
+    test = first.test
     queries = queries_of(test.labels)
     fields: dict[str, Any] = {}
     if run.method.reconstruct is not None:
         fields["reconstruction"] = reconstruction(run, test, queries)
     else:
-        fields |= neighbourhood(benches, queries, config)
+        fields |= neighbourhood(benches, queries, config, pool)
     if isinstance(models.backbone(config.model), (models.ViT, models.BeitViT)):
         fields["attention"] = attention(run, test, queries)
     if run.method.masks is not None:
         fields["masked"] = masked(run, test, queries)
     if first.assignment is not None:
-        fields |= contact_sheet(first.assignment[source.index], source, config)
+        fields |= contact_sheet(first.assignment[first.train.index], first.train, config)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
@@ -75,10 +76,14 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated) -> None:
     )
 
 
-def neighbourhood(benches: Sequence[Bench], queries: np.ndarray, config: ConfigDict) -> dict[str, np.ndarray]:
+def neighbourhood(
+    benches: Sequence[Bench], queries: np.ndarray, config: ConfigDict, pool: int
+) -> dict[str, np.ndarray]:
     """The fields `kinds`, `points/KIND`, `labels`, `neighbour` and `neighbour_labels` of `save`."""
     first = benches[0]
     source, test = first.train, first.test
+    if 0 < pool < len(source):
+        source = source.select(np.linspace(0, len(source) - 1, pool).astype(np.int64))
     _, near = nearest(first.features(source).features, first.features(test).features[queries], NEIGHBOURS)
     neighbours = thumbnails(source, near.ravel(), config)
 

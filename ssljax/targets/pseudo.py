@@ -14,17 +14,51 @@ class PseudoLabels(NamedTuple):
     """The teacher's labels, by image id.
 
     Attributes:
-        probabilities: float32 [ids, classes]; zeros for an image that has a label of its own.
+        probabilities: float32 [ids, K], of all classes in their order or of the K most likely ones, the
+            largest first; zeros for an image that has a label of its own.
         copies: int32 [ids], how often an epoch takes the image; 0 leaves it out.
+        classes: int32 [ids, K], the classes that the probabilities belong to; () if they are of all classes.
     """
 
     probabilities: jax.Array
     copies: jax.Array
+    classes: jax.Array | tuple[()] = ()
 
 
-def none(ids: int, classes: int) -> PseudoLabels:
-    """No labels yet."""
-    return PseudoLabels(jnp.zeros((ids, classes), jnp.float32), jnp.zeros(ids, jnp.int32))
+def none(ids: int, classes: int, *, top: int = 0) -> PseudoLabels:
+    """No labels yet; `top` is K, and 0 keeps all classes."""
+    probabilities = jnp.zeros((ids, top or classes), jnp.float32)
+    return PseudoLabels(
+        probabilities, jnp.zeros(ids, jnp.int32), jnp.zeros((ids, top), jnp.int32) if top else ()
+    )
+
+
+def largest(probabilities: jax.Array, top: int) -> jax.Array:
+    """The K = `top` largest of the probabilities [B, C], then their classes, as float32 [B, 2 K]."""
+    values, classes = jax.lax.top_k(probabilities, top)
+    return jnp.concatenate([values, classes.astype(jnp.float32)], axis=1)  # exact below 2^24 classes
+
+
+def looked_up(labels: PseudoLabels, index: jax.Array, classes: int) -> jax.Array:
+    """The probabilities of all classes for these images.
+
+    What the K largest leave is spread evenly over the other classes.
+
+    Args:
+        labels: of all images.
+        index: int32 [B], ids.
+        classes: C.
+
+    Returns:
+        float32 [B, C].
+    """
+    found = labels.probabilities[index]
+    if isinstance(labels.classes, tuple):
+        return found
+    others = max(classes - found.shape[1], 1)
+    rest = jnp.maximum(1.0 - found.sum(1, keepdims=True), 0.0) / others
+    spread = jnp.broadcast_to(rest, (len(found), classes))
+    return spread.at[jnp.arange(len(found))[:, None], labels.classes[index]].set(found)
 
 
 def soft(probabilities: jax.Array, *, temperature: float) -> jax.Array:

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from configs.simclr import get_config
 from ssljax.config import resolve
-from ssljax.data import decode, sources
+from ssljax.data import change, decode, sources
 
 
 def data_of(source, **settings):
@@ -64,6 +65,7 @@ def test_digits_are_scikit_learns_in_order():
 def test_in_memory_sources_never_load_tensorflow(folder):
     program = f"""
 import sys
+from pathlib import Path
 from configs.simclr import get_config
 from ssljax.config import resolve
 from ssljax.data import loader, sources
@@ -103,6 +105,54 @@ def test_images_outside_the_labelled_subset_may_stay_without_labels():
     np.testing.assert_array_equal(kept.labels[few.index], few.labels)
     assert kept.num_classes == 10
     assert kept.checksum not in (few.checksum, whole.checksum)
+
+
+def painted(folder, *greys):
+    """Writes a PNG of one grey per name below a folder."""
+    for grey in greys:
+        path = folder / f"{grey // 100}" / f"{grey:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 24), grey, np.uint8)).save(path)
+    return f"folder:{folder}"
+
+
+def test_a_second_source_without_labels_is_appended(tmp_path):
+    data = data_of("digits", labels_per_class=3, unlabelled=painted(tmp_path / "more", 10, 120, 130))
+    few = sources.load(data_of("digits", labels_per_class=3), "train")
+    both = sources.load(data, "train")
+    assert len(both) == 33 and both.facts.num_unlabelled == 3 and both.num_classes == 10
+    np.testing.assert_array_equal(both.labels, [*few.labels, -1, -1, -1])
+    # Ids of the second source begin behind all 1,500 images, also where only 30 of them are used.
+    np.testing.assert_array_equal(both.index, [*few.index, 1500, 1501, 1502])
+    np.testing.assert_array_equal(both.images[:30], few.images)
+    assert [int(image.mean()) for image in both.images[30:]] == [10, 120, 130]
+    assert both.describe(31).endswith("1/120.png")
+    assert len(sources.load(data, "test")) == 297
+    assert both.select([32, 0]).describe(0).endswith("1/130.png")
+    painted(tmp_path / "more", 140)
+    assert sources.load(data, "train").checksum != both.checksum
+
+
+def test_files_of_two_folders(tmp_path):
+    labelled = painted(tmp_path / "labelled", 0, 10, 20, 100, 110, 120)
+    data = data_of(labelled, crop_on="host", holdout=0.34, unlabelled=painted(tmp_path / "more", 30, 40))
+    source = sources.load(data, "train")
+    assert source.labels.tolist() == [0, 0, 1, 1, -1, -1] and source.index.tolist() == [0, 1, 2, 3, 4, 5]
+    for rows in ([4, 0, 5, 3], [5], [1, 2]):
+        names = [source.describe(i) for i in rows]
+        assert source.read(rows) == [Path(name).read_bytes() for name in names]
+    assert source.file_of(4) == ("0/030.png", (tmp_path / "more/0/030.png").stat().st_size)
+    assert change.describe(source)["classes"][0][:2] == ["", 2]
+
+
+def test_a_second_source_that_does_not_fit(tmp_path):
+    more = painted(tmp_path / "more", 30)
+    with pytest.raises(ValueError, match="only one of them is in memory. Set data.crop_on='device'"):
+        sources.load(data_of("digits", crop_on="host", unlabelled=more), "train")
+    with pytest.raises(ValueError, match="data.unlabelled='digits' is unknown: use folder:PATH or tfds:NAME"):
+        sources.load(data_of("digits", unlabelled="digits"), "train")
+    with pytest.raises(FileNotFoundError, match="data.unlabelled=folder:.*there is no folder"):
+        sources.load(data_of("digits", unlabelled=f"folder:{tmp_path}/moer"), "train")
 
 
 def test_select_keeps_ids_pixels_and_names():

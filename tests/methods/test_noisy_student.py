@@ -128,6 +128,16 @@ def test_labels_are_the_teachers_own_without_noise_and_are_made_once():
     later = after.replace(step=after.step + program.steps_per_epoch)
     assert refreshed(program, source, later, 0, None) is later
 
+    # Of the three largest alone, the same images are taken as often.
+    c.pseudo.top = 3
+    few = build(c, source.facts)
+    labels = few.init(0).extra.labels
+    after = refreshed(few, source, state.replace(extra=state.extra._replace(labels=labels)), 0, None)
+    np.testing.assert_array_equal(after.extra.labels.copies, copies)
+    ids = source.index[source.labels < 0]
+    np.testing.assert_array_equal(after.extra.labels.probabilities[ids], -np.sort(-found[ids])[:, :3])
+    np.testing.assert_array_equal(after.extra.labels.classes[ids, 0], found[ids].argmax(1))
+
 
 def test_epochs_are_counted_on_the_images_that_the_config_names():
     _, method = a_method()
@@ -147,6 +157,10 @@ def test_a_batch_of_both_kinds_is_not_cut_into_pieces():
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="batch_size=10 does not split .* choose a multiple of 4"):
         a_method(batch_size=10)
+    with pytest.raises(
+        ValueError, match="config.pseudo.top=11 is more than the 10 classes: 0 keeps them all"
+    ):
+        a_method(pseudo__top=11)
     with pytest.raises(ValueError, match="config.pseudo.kind='firm' is unknown. Use 'soft' or 'hard'."):
         a_method(pseudo__kind="firm")
 

@@ -28,6 +28,24 @@ def test_soft_targets_are_powers_and_hard_ones_are_smoothed():
     np.testing.assert_allclose(cold, np.eye(3)[[0, 1]], atol=1e-6)
 
 
+def test_the_largest_probabilities_and_what_they_leave():
+    q = jnp.asarray([[0.1, 0.55, 0.05, 0.3], [0.0, 0.0, 1.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
+    found = pseudo.largest(q, 2)
+    np.testing.assert_allclose(found[:2], [[0.55, 0.3, 1, 3], [1.0, 0.0, 2, 0]], rtol=1e-6)
+    labels = pseudo.none(5, 4, top=2)
+    assert labels.probabilities.shape == labels.classes.shape == (5, 2)
+    ids = jnp.asarray([4, 0, 2])
+    labels = labels._replace(
+        probabilities=labels.probabilities.at[ids].set(found[:, :2]),
+        classes=labels.classes.at[ids].set(found[:, 2:].astype(jnp.int32)),
+    )
+    back = pseudo.looked_up(labels, ids, 4)
+    np.testing.assert_allclose(back[:2], [[0.075, 0.55, 0.075, 0.3], [0, 0, 1, 0]], atol=1e-6)
+    np.testing.assert_allclose(back[2], q[2], rtol=1e-6)
+    whole = pseudo.PseudoLabels(q, jnp.ones(3, jnp.int32))
+    np.testing.assert_array_equal(pseudo.looked_up(whole, jnp.asarray([2, 1]), 4), q[jnp.asarray([2, 1])])
+
+
 def test_the_gradient_of_the_soft_loss_is_the_difference_of_the_probabilities():
     q = jnp.asarray([[0.7, 0.2, 0.1]])
     logits = jnp.asarray([[0.3, -1.0, 2.0]])
