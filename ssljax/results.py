@@ -48,6 +48,9 @@ UNSAID = (
     "data.num_ids",
     "distill.teacher",
     "evaluate.protocols",
+    "evaluate.corruptions",  # where these lie; a measurement says whether they were made anew
+    "evaluate.imagenet_a",
+    "evaluate.perturbations",
 )
 
 
