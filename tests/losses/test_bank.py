@@ -63,7 +63,7 @@ def test_scores_of_zero_cost_log_of_the_candidates():
     np.testing.assert_allclose(one, 2 * np.log(2), rtol=1e-5)
 
 
-@pytest.mark.parametrize("m, expected, softmax", [(4096, 10.11, 9.21), (16384, 11.50, 10.51)])
+@pytest.mark.parametrize("m, expected, softmax", [(4096, 10.11, 9.12), (16384, 11.50, 10.51)])
 def test_loss_at_the_start_of_training_on_imagenet(m, expected, softmax):
     """Random features against a fresh bank: positive 10.50 and negatives 1.00 at m = 16384.
 
@@ -108,7 +108,9 @@ def test_only_the_anchor_is_normalised_and_gets_a_gradient():
         assert rows.shape == (4,)
         np.testing.assert_allclose(loss(3.0 * v, positives, negatives), rows, rtol=1e-5)
         assert np.abs(loss(v, 2.0 * positives, negatives) - rows).max() > 0.1
-        own, *others = jax.grad(lambda *a: loss(*a).sum(), argnums=(0, 1, 2))(v, positives, negatives)
+        own, *others = jax.grad(lambda *a, loss=loss: loss(*a).sum(), argnums=(0, 1, 2))(
+            v, positives, negatives
+        )
         assert np.any(own) and not any(np.any(leaf) for leaf in others)
         shared = jnp.broadcast_to(negatives[:1], negatives.shape)
         np.testing.assert_allclose(loss(v, positives, negatives[0]), loss(v, positives, shared), rtol=1e-5)
