@@ -75,7 +75,7 @@ def cmc(c: ConfigDict) -> ConfigDict:
 
 
 def sgd(c: ConfigDict, rate: float, decay: float = 1e-4) -> ConfigDict:
-    """Momentum 0.9 and weight decay of every parameter, the rate as it stands, by a cosine over the epochs."""
+    """Momentum 0.9, weight decay of every parameter, and a rate as it stands that falls by a cosine."""
     c.optim = dict(
         name="torch_sgd",
         learning_rate=rate,
@@ -88,7 +88,7 @@ def sgd(c: ConfigDict, rate: float, decay: float = 1e-4) -> ConfigDict:
 
 
 def released(c: ConfigDict) -> ConfigDict:
-    """Optimizer and pixels of the released code: the rate is divided by ten after 120, 160, 200 epochs [C]."""
+    """Optimizer and pixels of the released code: a tenth of the rate after 120, 160 and 200 epochs [C]."""
     c = sgd(cmc(c), 0.03)
     c.optim.milestones = (120, 160, 200)
     c.augment.update(**config.TORCHVISION_CROPS)
@@ -107,7 +107,7 @@ def resnet(c: ConfigDict, width: float) -> ConfigDict:
 
 
 def imagenet_alexnet() -> ConfigDict:
-    """Half an AlexNet per view, one device of 256 images [C]. Linear probes: 18.4 to 42.6 from conv1 to 5 [P]."""
+    """Half an AlexNet per view, one device of 256 images [C]."""
     c = released(config.imagenet(epochs=240, batch_size=256))
     c.model.update(name="alexnet_half", dtype="float32")
     return c

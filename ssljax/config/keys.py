@@ -263,7 +263,13 @@ def row(name: str) -> Key | None:
 # How many views a method takes, as its `Method.num_views` says. Other methods take any number.
 VIEW_COUNTS = (
     (method("simclr", "moco", "byol") | PRETRAIN_V2, 2),
-    (method("supervised", "deit", "linear", "noisy_student", "cmc") | DEEPCLUSTER_V1 | FINETUNE_V2 | DISTILL_V2, 1),
+    (
+        method("supervised", "deit", "linear", "noisy_student", "cmc")
+        | DEEPCLUSTER_V1
+        | FINETUNE_V2
+        | DISTILL_V2,
+        1,
+    ),
     (TOKENS, 2),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )

@@ -296,7 +296,7 @@ AUGMENT = (
     Key(
         "augment.color_space",
         "rgb",
-        "colour space of the network's input; lab, ycbcr, ydbdr: luminance, then two colours, scaled to [-1, 1]",
+        "colour space of the network's input; lab, ycbcr, ydbdr: luminance and two colours, scaled",
         OneOf(("rgb", "lab", "ycbcr", "ydbdr")),
     ),
     Key("augment.mean", (0.0, 0.0, 0.0), "mean per channel, subtracted from pixels in [0, 1]", Entries(UNIT)),

@@ -1,6 +1,6 @@
 """Colour spaces that separate luminance from chrominance, as scikit-image computes them.
 
-A space is `(forward, back, mid, half)`: pixels in [0, 1] become (forward(pixels) - mid) / half, about [-1, 1].
+Pixels in [0, 1] become (forward(pixels) - mid) / half, about [-1, 1].
 The constants are those of the released code of CMC (HobbitLong/CMC, train_CMC.py: Lab, YCbCr) and of
 HobbitLong/PyContrast (datasets/util.py: YDbDr). The first channel is the luminance, the others are colours.
 """

@@ -118,9 +118,7 @@ def cmc(config: ConfigDict, facts: Facts) -> Method:
         z = jnp.full((len(split), len(split)), -1.0, jnp.float32)
         return params, {"encoder": f_state}, Banks(rows, z, jnp.arange(facts.num_examples, dtype=jnp.int32))
 
-    def embed(
-        params: Pytree, model_state: Pytree, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Pytree]:
+    def embed(params: Pytree, model_state: Pytree, batch: Batch, key: jax.Array) -> tuple[jax.Array, Pytree]:
         """Embeddings [V, B, D], and the running statistics after the pass."""
         # 1. One crop of each image; the encoder splits its channels into views, each with its own network.
         x = views.stacked(batch, key, config)[:, 0]

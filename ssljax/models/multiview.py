@@ -64,8 +64,8 @@ def view_of(x: jax.Array, view: str) -> jax.Array:
     found = re.fullmatch(r"(\d+):(\d+)", view)
     if found is None:
         raise ValueError(
-            f"config.model.split has the view {view!r}: it must be luminance, chrominance, gradient, low, all "
-            "or channels such as 0:3"
+            f"config.model.split has the view {view!r}: it must be luminance, chrominance, gradient, low, "
+            "all or channels such as 0:3"
         )
     first = int(found[1])
     end = int(found[2])
