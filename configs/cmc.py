@@ -39,6 +39,8 @@ PRESETS = (
     "digits_linear",
     "fashion_mnist",
     "cifar10_small",
+    "cifar10_views",
+    "fashion_views",
     "folder",
     "imagenet_alexnet",
     *RESNETS,
@@ -203,6 +205,30 @@ def grey(c: ConfigDict) -> ConfigDict:
 def fashion_mnist() -> ConfigDict:
     """Network, batch size and epochs of configs/simclr.py:fashion_mnist, one network per view [X]."""
     return sgd(grey(config.fashion_mnist()), 0.12, 5e-4)
+
+
+def few_minutes(c: ConfigDict) -> ConfigDict:
+    """What compares views in experiments/cmc: a ResNet-8 per view, 10,000 images, 5 epochs [X]."""
+    c.model.update(name="resnet8", stem="imagenet")
+    c.data.train_per_class = 1000
+    c.epochs = 5
+    c.batch_size = 128
+    c.eval_every_epochs = 0
+    c.checkpoint.best = ""
+    c.evaluate.protocols = ("knn", "linear")
+    return c
+
+
+def cifar10_views() -> ConfigDict:
+    """Luminance and colours of CIFAR-10; set --config.model.split for more views."""
+    return few_minutes(cifar10_small())
+
+
+def fashion_views() -> ConfigDict:
+    """Intensity and gradient of Fashion-MNIST; set --config.model.split for more views."""
+    c = few_minutes(fashion_mnist())
+    c.model.split = ("luminance", "gradient")
+    return c
 
 
 def digits() -> ConfigDict:
