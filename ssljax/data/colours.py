@@ -37,8 +37,8 @@ def rgb_to_lab(image: jax.Array) -> jax.Array:
         float32 [..., 3]; white is (100, 0, 0).
     """
     linear = jnp.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** 2.4)
-    scaled = tuple(tuple(entry / white for entry in row) for row, white in zip(XYZ, WHITE, strict=True))
-    x, y, z = (_lab_root(plane) for plane in _planes(linear, scaled))
+    planes = zip(_planes(linear, XYZ), WHITE, strict=True)
+    x, y, z = (_lab_root(plane / white) for plane, white in planes)
     return jnp.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)], axis=-1)
 
 

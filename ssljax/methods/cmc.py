@@ -83,7 +83,7 @@ class Carry(NamedTuple):
     """
 
     v: jax.Array
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]  # hides the method tuple.index, which nothing calls here
     z: jax.Array
 
 
@@ -161,7 +161,7 @@ def cmc(config: ConfigDict, facts: Facts) -> Method:
         total, metrics = summed(found, present, config.bank.negatives)
         metrics = {
             **metrics,
-            "pretext_accuracy": sum(hits) / len(hits),
+            "pretext_accuracy": jnp.mean(jnp.stack(hits)),
             **health(v[0], v[1], logged=logged(step)),
         }
         if config.contrast.name == "nce":

@@ -5,7 +5,12 @@ import numpy as np
 from tests.contract.case import carries
 
 # At the paper's temperature of 0.07 bfloat16 would show in the loss.
-SMALL = {"bank.negatives": 32, "loss.temperature": 0.5, "model.split": ("luminance", "gradient")}
+SMALL = {
+    "contrast.name": "nce",
+    "bank.negatives": 32,
+    "loss.temperature": 0.5,
+    "model.split": ("luminance", "gradient"),
+}
 
 
 def unit(x):
