@@ -83,7 +83,7 @@ class Carry(NamedTuple):
     """
 
     v: jax.Array
-    index: jax.Array  # type: ignore[assignment]  # hides the method tuple.index, which nothing calls here
+    index: jax.Array  # type: ignore[assignment]  # hides tuple.index
     z: jax.Array
 
 
