@@ -34,7 +34,7 @@ class Pass:
     """One loss of a preset with random parameters everywhere."""
 
     def __init__(self, split=THREE[:2], seed=1, z=-1.0, **changes):
-        changes = {"bank__negatives": 5, "loss__temperature": 0.4, **changes}
+        changes = {"contrast__name": "nce", "bank__negatives": 5, "loss__temperature": 0.4, **changes}
         self.config = config_of("cmc", "digits", model__split=split, **changes)
         self.method = METHODS["cmc"](self.config, FACTS)
         self.batch = batch_of(B)
