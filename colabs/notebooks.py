@@ -61,6 +61,14 @@ learns the teacher's decision.
 network's features, trains the network to tell the clusters apart, and clusters the images again.
 """,
     ),
+    "cmc": (
+        "CMC",
+        """
+[CMC](https://arxiv.org/abs/1906.05849) sees every image in several views, each through a network of its own.
+The embeddings of one image should agree across views and differ from those of other images, which are kept in
+a memory bank per view. Digits are grey: the views are the intensity, its gradient and its low resolution.
+""",
+    ),
     "beit": (
         "BEiT",
         """

@@ -63,7 +63,14 @@ def warmup_cosine(
     return schedule
 
 
-def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tuple[int, ...] = ()) -> Schedule:
+def by_epoch(
+    peak: float,
+    *,
+    steps_per_epoch: int,
+    epochs: int,
+    milestones: tuple[int, ...] = (),
+    factor: float = 0.1,
+) -> Schedule:
     """A learning rate that changes only between epochs, without warm-up (facebookresearch/moco).
 
     This is `adjust_learning_rate` of that repository. Epoch e = step // steps_per_epoch counts from 0.
@@ -72,8 +79,8 @@ def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tupl
         peak: the learning rate of the first epoch.
         steps_per_epoch: whole batches per epoch.
         epochs: length of the run.
-        milestones: epochs at which the rate is divided by ten (MoCo v1: 120 and 160 of 200). Without any, the
-            rate is peak * (1 + cos(pi e / epochs)) / 2 (MoCo v2), so the last epoch is not at 0.
+        milestones: epochs at which the rate is multiplied by `factor` (MoCo v1: 120 and 160 of 200). Without
+            any, the rate is peak * (1 + cos(pi e / epochs)) / 2 (MoCo v2), so the last epoch is not at 0.
     """
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -81,7 +88,7 @@ def by_epoch(peak: float, *, steps_per_epoch: int, epochs: int, milestones: tupl
         epoch = epoch.astype(jnp.float32)
         if milestones:
             passed = sum((epoch >= at).astype(jnp.float32) for at in milestones)
-            return jnp.float32(peak) * 0.1**passed
+            return jnp.float32(peak) * factor**passed
         return 0.5 * peak * (1.0 + jnp.cos(jnp.float32(math.pi) * epoch / max(epochs, 1)))
 
     return schedule
@@ -401,7 +408,11 @@ def _adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
 def _torch_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
     """SGD that decays every parameter, biases and norms too, as PyTorch does by default (MoCo v1, v2)."""
     schedule = by_epoch(
-        run.peak, steps_per_epoch=run.whole_steps, epochs=run.epochs, milestones=tuple(optim.milestones)
+        run.peak,
+        steps_per_epoch=run.whole_steps,
+        epochs=run.epochs,
+        milestones=tuple(optim.milestones),
+        factor=optim.milestone_factor,
     )
     decay = optax.add_decayed_weights(optim.weight_decay)
     sgd = optax.sgd(schedule, momentum=optim.momentum)

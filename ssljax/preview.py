@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from ssljax import cli
 from ssljax.config import flat, stages, view_names
-from ssljax.data import loader, mixing, pillow, policies, sources, views
+from ssljax.data import colours, loader, mixing, pillow, policies, sources, views
 from ssljax.data.source import Source
 from ssljax.methods.beit import masks
 from ssljax.pictures.gallery import greyed
@@ -140,8 +140,9 @@ def heading(view: views.View, i: int, name: str) -> str:
 
 
 def pixels(images: jax.Array, augment: ConfigDict) -> np.ndarray:
-    """Undoes the normalisation of images [B, S, S, C]: float32 in [0, 1]."""
-    return np.clip(np.asarray(images) * np.float32(augment.std) + np.float32(augment.mean), 0.0, 1.0)
+    """Undoes the normalisation and the change of colour space of images [B, S, S, C]: float32 in [0, 1]."""
+    channels = np.asarray(images) * np.float32(augment.std) + np.float32(augment.mean)
+    return np.clip(np.asarray(colours.to_rgb(jax.numpy.asarray(channels), augment.color_space)), 0.0, 1.0)
 
 
 def mixtures(

@@ -3010,6 +3010,159 @@ NOISY_STUDENT = [
     ),
 ]
 
+# CMC: banks, constants, views, colours. The numbers of the names are those of the pitfalls in the fact sheet.
+BANK_LOSSES = "ssljax/losses/bank.py"
+BANK = "ssljax/targets/bank.py"
+CMC_FILE = "ssljax/methods/cmc.py"
+CMC_CONFIG = "configs/cmc.py"
+MULTIVIEW = "ssljax/models/multiview.py"
+T_BANK = "tests/losses/test_bank.py"
+T_CMC = "tests/methods/test_cmc.py"
+T_MULTIVIEW = "tests/models/test_multiview.py"
+T_COLOURS = "tests/data/test_colours.py"
+BANK_STEP = f"{T_CMC}::test_the_loss_is_both_directions_against_the_other_views_bank_before_this_batch"
+RELEASED_BANK = f"{T_BANK}::test_losses_gradients_constants_and_banks_of_the_released_code[0]"
+RECIPES_APART = f"{T_CMC}::test_recipes_are_not_mixed"
+
+CMC = [
+    Mutation(
+        "features_of_any_length",
+        BANK_LOSSES,
+        "    v = l2_normalize(v)\n",
+        "    v = v.astype(jnp.float32)\n",
+        "Z of 1e14 (HobbitLong/CMC #12)",
+        f"{T_BANK}::test_only_the_anchor_is_normalised_and_gets_a_gradient",
+    ),
+    Mutation(
+        "constant_without_the_number_of_images",
+        BANK_LOSSES,
+        "jnp.mean(jnp.exp(scores / temperature)) * jnp.float32(n_data)",
+        "jnp.mean(jnp.exp(scores / temperature))",
+        "Z is n times the mean",
+        RELEASED_BANK,
+    ),
+    Mutation(
+        "mean_over_the_negatives",
+        BANK_LOSSES,
+        "jnp.sum(is_noise, axis=1)",
+        "jnp.mean(is_noise, axis=1)",
+        "the negatives vanish beside the positive",
+        RELEASED_BANK,
+    ),
+    Mutation(
+        "bank_of_any_length",
+        BANK,
+        "l2_normalize(momentum * bank[index] + (1.0 - momentum) * rows)",
+        "(momentum * bank[index] + (1.0 - momentum) * rows)",
+        "averaged rows shrink",
+        f"{T_BANK}::test_one_update_of_a_bank_by_hand",
+    ),
+    Mutation(
+        "constant_of_every_batch",
+        CMC_FILE,
+        "return jnp.where(known < 0.0, estimate, after)",
+        "return estimate",
+        "Z estimated again at every step, or after a restart (HobbitLong/CMC #23)",
+        f"{T_CMC}::test_z_is_kept_from_the_first_batch_or_follows_slowly",
+    ),
+    Mutation(
+        "positive_from_the_batch",
+        CMC_FILE,
+        "rows = (bank.gather(extra.rows[j], index), bank",
+        "rows = (l2_normalize(v[j]), bank",
+        "the other view's embedding instead of its row in the bank",
+        BANK_STEP,
+    ),
+    Mutation(
+        "bank_updated_first",
+        CMC_FILE,
+        "rows = (bank.gather(extra.rows[j], index), bank",
+        "rows = (bank.gather(bank.scatter(extra.rows[j], index, l2_normalize(v[j]), 0.5), index), bank",
+        "the positive half leaks into its own score",
+        f"{T_CMC}::test_the_bank_is_updated_after_it_was_scored",
+    ),
+    Mutation(
+        "own_bank",
+        CMC_FILE,
+        "bank.gather(extra.rows[j], drawn))",
+        "bank.gather(extra.rows[i], drawn))",
+        "negatives from the bank of the same view",
+        BANK_STEP,
+    ),
+    Mutation(
+        "negatives_of_all_ids",
+        CMC_FILE,
+        "drawn = extra.ids[jax.random.randint(draw_key, shape, 0, facts.num_examples)]",
+        "drawn = jax.random.randint(draw_key, shape, 0, facts.num_ids)",
+        "with a part of the data most negatives are rows that no image ever touches",
+        f"{T_CMC}::test_negatives_are_training_images_only",
+    ),
+    Mutation(
+        "absent_views_are_remembered",
+        CMC_FILE,
+        "jnp.where(present.T, index, length)",
+        "jnp.where(present.T, index, index)",
+        "an absent view writes its noise into the bank",
+        f"{T_CMC}::test_an_absent_view_counts_in_no_pair_and_keeps_its_row",
+    ),
+    Mutation(
+        "one_network_sees_for_all",
+        MULTIVIEW,
+        "net(view_of(x, view), train=train)",
+        "net(view_of(x, self.split[0]), train=train)",
+        "every view's network sees the first view",
+        f"{T_MULTIVIEW}::test_a_view_does_not_see_the_others_and_is_normalised_by_itself",
+    ),
+    Mutation(
+        "crops_of_the_other_network",
+        CMC_CONFIG,
+        "    c.augment.min_area = 0.08\n",
+        "    c.augment.min_area = 0.2\n",
+        "AlexNet's crops for a ResNet, in pretraining and in the probe",
+        RECIPES_APART,
+    ),
+    Mutation(
+        "probe_rate_of_the_other_network",
+        CMC_CONFIG,
+        "rate = 0.1 if layer else 30.0",
+        "rate = 0.1",
+        "a rate of 0.1 under-trains a probe of a ResNet",
+        RECIPES_APART,
+    ),
+    Mutation(
+        "synchronised_statistics",
+        CMC_CONFIG,
+        "    c.bn.groups = 4\n",
+        "    c.bn.groups = 1\n",
+        "statistics of 128 images where the released code has 32 on each device",
+        RECIPES_APART,
+    ),
+    Mutation(
+        "colours_of_the_other_recipe",
+        CMC_CONFIG,
+        '        color_space="ydbdr",\n',
+        '        color_space="lab",\n',
+        "PyContrast's recipe with CMC's colours",
+        RECIPES_APART,
+    ),
+    Mutation(
+        "divided_by_255_twice",
+        VIEWS_FILE,
+        "normalize(from_rgb(image, augment.color_space)",
+        "normalize(from_rgb(image / 255.0, augment.color_space)",
+        "tensor conversion scales what is scaled already",
+        f"{T_COLOURS}::test_views_and_evaluation_see_the_same_channels_and_pictures_stay_rgb",
+    ),
+    Mutation(
+        "lab_of_gamma_encoded_pixels",
+        "ssljax/data/colours.py",
+        "((image + 0.055) / 1.055) ** 2.4)",
+        "image)",
+        "sRGB taken for linear light",
+        f"{T_COLOURS}::test_lab_equals_scikit_image",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -3036,6 +3189,7 @@ MUTATIONS = [
     *ROBUSTNESS,
     *BEIT_AND_DVAE,
     *NOISY_STUDENT,
+    *CMC,
 ]
 
 

@@ -37,7 +37,8 @@ def generator():
 
 
 @pytest.mark.parametrize(
-    "name", ("simclr", "simclr_v2", "moco", "byol", "deit", "deepcluster", "beit", "noisy_student")
+    "name",
+    ("simclr", "simclr_v2", "moco", "byol", "deit", "deepcluster", "beit", "noisy_student", "cmc", "cpc"),
 )
 def test_a_notebook_is_what_the_generator_writes(generator, name):
     assert generator.file(name).read_text() == generator.notebook(name), "run `python colabs/notebooks.py`"
@@ -69,6 +70,17 @@ def test_labels_that_the_network_gives_itself(generator, tmp_path):
     assert "deepcluster  clusters: NMI" in printed["evaluate"]
     assert "NMI of clusters with labels" in printed["report"]
     shows(outputs, tmp_path, preview="preview.png", report="clusters-digits.png")
+
+
+def test_views_with_a_network_each(generator, tmp_path):
+    # CMC's optimizer has no warm-up.
+    changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
+    outputs, printed = executed(generator, tmp_path, "cmc", f"{changes} --config.bank.negatives=32")
+    assert "step 24/24" in printed["train"]
+    assert "cmc          knn: top-1" in printed["evaluate"]
+    for text in ("raw pixels", "random network", "CMC", "2 labels per class"):
+        assert text in printed["report"]
+    shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
 
 
 def test_a_teacher_and_its_student(generator, tmp_path):

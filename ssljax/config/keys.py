@@ -11,6 +11,7 @@ the views, `keys_networks` those of the networks and the methods. None of them i
 from __future__ import annotations
 
 from ssljax.config.keys_beit import BEIT_KEYS, TOKENS
+from ssljax.config.keys_cmc import CMC_KEYS
 from ssljax.config.keys_images import AUGMENT, DATA, VIEWS
 from ssljax.config.keys_networks import (
     DEEPCLUSTER_V1,
@@ -27,6 +28,7 @@ from ssljax.config.rows import (
     NATURAL,
     NOT_NEGATIVE,
     POSITIVE,
+    SHARE,
     Entries,
     Key,
     OneOf,
@@ -131,6 +133,13 @@ OPTIM = (
         (),
         "epochs at which the learning rate is divided by ten; empty: a cosine that moves once per epoch",
         Entries(COUNT),
+        optimizer("torch_sgd"),
+    ),
+    Key(
+        "optim.milestone_factor",
+        0.1,
+        "what the learning rate is multiplied by at a milestone instead",
+        SHARE,
         optimizer("torch_sgd"),
     ),
     Key(
@@ -240,7 +249,7 @@ EVALUATE = (
 
 KEYS = {
     key.name: key
-    for key in (*RUN, *DATA, *VIEWS, *AUGMENT, *NETWORKS, *METHOD, *OPTIM, *EVALUATE, *BEIT_KEYS)
+    for key in (*RUN, *DATA, *VIEWS, *AUGMENT, *NETWORKS, *METHOD, *OPTIM, *EVALUATE, *BEIT_KEYS, *CMC_KEYS)
 }
 
 
@@ -258,7 +267,13 @@ def row(name: str) -> Key | None:
 # How many views a method takes, as its `Method.num_views` says. Other methods take any number.
 VIEW_COUNTS = (
     (method("simclr", "moco", "byol") | PRETRAIN_V2, 2),
-    (method("supervised", "deit", "linear", "noisy_student") | DEEPCLUSTER_V1 | FINETUNE_V2 | DISTILL_V2, 1),
+    (
+        method("supervised", "deit", "linear", "noisy_student", "cmc")
+        | DEEPCLUSTER_V1
+        | FINETUNE_V2
+        | DISTILL_V2,
+        1,
+    ),
     (TOKENS, 2),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )

@@ -308,6 +308,12 @@ AUGMENT = (
         TENSORFLOW,
     ),
     Key("augment.erasing_probability", 0.0, "probability of random erasing, after normalisation", UNIT),
+    Key(
+        "augment.color_space",
+        "rgb",
+        "colour space of the network's input; lab, ycbcr, ydbdr: luminance and two colours, scaled",
+        OneOf(("rgb", "lab", "ycbcr", "ydbdr")),
+    ),
     Key("augment.mean", (0.0, 0.0, 0.0), "mean per channel, subtracted from pixels in [0, 1]", Entries(UNIT)),
     Key(
         "augment.std",

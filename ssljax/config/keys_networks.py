@@ -10,10 +10,12 @@ from ssljax.config.rows import (
     POSITIVE,
     SHARE,
     UNIT,
+    Entries,
     Key,
     OneOf,
     Range,
     Read,
+    Text,
     When,
     above,
     equal,
@@ -24,6 +26,10 @@ from ssljax.config.rows import (
 
 # --------------------------------------------------------------------------------------------------- networks
 
+VIEW = Text(
+    "luminance, chrominance, gradient, low, all, or channels such as 0:3",
+    r"luminance|chrominance|gradient|low|all|\d{1,4}:\d{1,4}",
+)
 DEEPCLUSTER_V1 = method("deepcluster") & equal("clusters.version", 1)
 DEEPCLUSTER_V2 = method("deepcluster") & equal("clusters.version", 2)
 PRETRAIN_V2 = method("simclr_v2") & equal("task", "pretrain")
@@ -36,6 +42,7 @@ FULL_HEADS = method("moco", "byol") | DEEPCLUSTER_V2
 PREDICTOR = method("moco", "byol") & above("predictor.layers", 0)
 DISTILLED = DISTILL_V2 | method("deit") & other_than("distill.name", "none")
 
+CMC = method("cmc")
 PSEUDO = method("noisy_student") & above("pseudo.ratio", 0)
 
 
@@ -61,7 +68,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
     def of(*families: str) -> When:
         return also & network(section, *families) if also.text else network(section, *families)
 
-    any_norm = of("resnet", "alexnet_vgg", "regnet", "efficientnet")
+    any_norm = of("resnet", "alexnet_vgg", "regnet", "efficientnet", "alexnet_half")
     unbiased = of("resnet", "alexnet_vgg")
     if norms is not None:
         any_norm |= norms
@@ -70,8 +77,8 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
         Key(
             f"{section}.name",
             "resnet50",
-            "backbone: resnet8 to resnet200, regnety_*gf, efficientnet_*, vit_*, beit_*, dvae, alexnet_bn or "
-            "vgg16_bn",
+            "backbone: resnet8 to resnet200, regnety_*gf, efficientnet_*, vit_*, beit_*, dvae, alexnet_bn, "
+            "alexnet_half or vgg16_bn",
             None,
             also,
         ),
@@ -103,6 +110,28 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             "(EfficientNet: stages 2 and 3 without stride)",
             OneOf(("imagenet", "cifar")),
             of("resnet", "efficientnet"),
+        ),
+        Key(
+            f"{section}.stem_width",
+            0,
+            "channels of the stem; 0: 64 times width",
+            NATURAL,
+            of("resnet"),
+        ),
+        Key(
+            f"{section}.kernel_init",
+            "fan_in",
+            "initialisation of the convolutions; fan_in: as SimCLR's; he_fan_out: He's normal by outputs",
+            OneOf(("fan_in", "he_fan_out")),
+            of("resnet"),
+        ),
+        Key(
+            f"{section}.split",
+            (),
+            "views with a network each: luminance, chrominance, gradient, low, all, or channels such as 0:3; "
+            "empty: one network for all channels",
+            Entries(VIEW),
+            of("resnet", "alexnet_half"),
         ),
         Key(
             f"{section}.shortcut",
@@ -250,7 +279,7 @@ METHOD = (
         method("simclr_v2"),
     ),
     *_head("head", 2, HEADS, HEADS, FULL_HEADS, FULL_HEADS | method("linear"), fewest=1),
-    Key("head.dim", 128, "dimension of the embeddings", Range(1, WIDEST, whole=True), HEADS),
+    Key("head.dim", 128, "dimension of the embeddings", Range(1, WIDEST, whole=True), HEADS | CMC),
     Key(
         "head.finetune_from",
         1,
@@ -264,7 +293,7 @@ METHOD = (
         0.1,
         "temperature of the similarities",
         POSITIVE,
-        method("simclr", "moco") | PRETRAIN_V2,
+        method("simclr", "moco") | PRETRAIN_V2 | CMC,
     ),
     Key("loss.symmetric", False, "contrast in both directions, with twice the keys", None, QUEUE),
     Key(
@@ -279,7 +308,7 @@ METHOD = (
         True,
         "start the last scale of each residual branch at 0",
         None,
-        TARGET | DEEPCLUSTER_V2,
+        TARGET | DEEPCLUSTER_V2 | CMC,
     ),
     Key(
         "queue.size",
@@ -314,7 +343,7 @@ METHOD = (
         1,
         "groups of images with their own batch statistics; 1: statistics of the whole batch",
         COUNT,
-        method("moco"),
+        method("moco") | CMC,
     ),
     Key("bn.shuffle", False, "shuffle the keys over the groups", None, QUEUE),
     Key("clusters.version", 1, "version of DeepCluster", OneOf((1, 2)), method("deepcluster")),
@@ -377,7 +406,7 @@ METHOD = (
     Key(
         "probe.layer_dim",
         9600,
-        "largest number of features of that layer, after average pooling",
+        "largest number of features of that layer, after pooling",
         COUNT,
         method("linear") & other_than("probe.layer", ""),
     ),

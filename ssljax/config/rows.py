@@ -24,6 +24,7 @@ METHODS = (
     "dvae",
     "beit",
     "noisy_student",
+    "cmc",
 )
 OPTIMIZERS = (
     "lars",
@@ -47,6 +48,7 @@ FAMILIES = {
     "vgg16": "alexnet_vgg",
     "dvae": "dvae",
     "beit": "beit",
+    "alexnet_half": "alexnet_half",
 }
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ssljax.data.colours import rgb_to_lab as rgb_to_lab  # an operation like those below
+
 LUMA = (0.2989, 0.5870, 0.1140)  # tf.image.rgb_to_grayscale; the sum is 0.9999
 
 

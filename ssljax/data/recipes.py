@@ -127,6 +127,11 @@ def check_channels(config: ConfigDict) -> None:
     """
     channels = config.data.channels
     for view in resolved(config):
+        if view.augment.color_space != "rgb" and channels != 3:
+            raise ValueError(
+                f"config.views.{view.name}: color_space={view.augment.color_space!r} needs colours, and "
+                f"data.channels={channels}: set --config.augment.color_space=rgb"
+            )
         for key in ("mean", "std"):
             stated = tuple(view.augment[key])
             if len(stated) != channels:

@@ -1,7 +1,7 @@
 """Random views on the device, each of `config.views` with its own recipe.
 
     crop (unless the host has done it) -> flip -> RandAugment (TensorFlow's) -> colour jitter (p)
-    -> grayscale (p) -> blur (p) -> solarize (p) -> normalise -> random erasing (p; DeiT's)
+    -> grayscale (p) -> blur (p) -> solarize (p) -> colour space -> normalise -> random erasing (p; DeiT's)
 
 With `augment.grayscale_order="before"` (MoCo v1's) the jitter comes after the conversion to grey. The jitter
 applies brightness, contrast, saturation and hue in an order that is drawn too, and clips to [0, 1] after
@@ -35,6 +35,7 @@ from ssljax.data.augment import (
     solarize,
     to_float,
 )
+from ssljax.data.colours import from_rgb
 from ssljax.data.mixing import random_erasing
 from ssljax.data.pillow import jitters_image
 from ssljax.data.recipes import View, resolved, total
@@ -277,7 +278,12 @@ def color(image: jax.Array, drawn: Draw, augment: ConfigDict, *, sigma: jax.Arra
         image = jnp.where(drawn.apply_blur, _blurred(image, width, augment), image)
     if augment.solarize_probability > 0.0:
         image = jnp.where(drawn.apply_solarize, solarize(image, augment.solarize_threshold), image)
-    return normalize(clip(image), augment.mean, augment.std)
+    return _channels(clip(image), augment)
+
+
+def _channels(image: jax.Array, augment: ConfigDict) -> jax.Array:
+    """Pixels [H, W, C] in [0, 1] as the network sees them: in the recipe's colour space, normalised."""
+    return normalize(from_rgb(image, augment.color_space), augment.mean, augment.std)
 
 
 def _jittered(image: jax.Array, drawn: Draw, augment: ConfigDict) -> jax.Array:
@@ -526,6 +532,6 @@ def for_network(images: jax.Array, augment: ConfigDict) -> jax.Array:
     """Normalise images [B, H, W, C] to float32 without a random view, as evaluation feeds the encoder."""
 
     def one(image: jax.Array) -> jax.Array:
-        return normalize(to_float(image), augment.mean, augment.std)
+        return _channels(to_float(image), augment)
 
     return jax.vmap(one)(images)

@@ -3,7 +3,22 @@
 import jax
 import jax.numpy as jnp
 
+from ssljax.losses.bank import bank_info_nce, bank_scores, nce, nce_z
 from ssljax.losses.similarity import dot, l2_normalize
+
+__all__ = [
+    "bank_info_nce",
+    "bank_scores",
+    "contrast_accuracy",
+    "in_batch_info_nce",
+    "info_nce",
+    "nce",
+    "nce_z",
+    "nt_xent",
+    "nt_xent_with_memory",
+    "queue_accuracy",
+    "queue_similarities",
+]
 
 # What the released code subtracts from a masked logit. It is finite, so no softmax sees a row of -inf.
 MASKED = 1e9

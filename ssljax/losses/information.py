@@ -41,3 +41,19 @@ def _entropy(a: jax.Array, b: jax.Array) -> jax.Array:
     share = counts / a.shape[0]
     log_share = jnp.log(jnp.where(share > 0, share, 1.0))
     return jnp.maximum(-(share * log_share).sum(), 0.0)
+
+
+def info_nce_bound(loss: jax.Array, negatives: int) -> jax.Array:
+    """The lower bound of the mutual information that a contrast with k negatives gives: log(k) - L, in nats.
+
+    It is never above log(k), however much the two sides tell about each other (CMC, arXiv 1906.05849,
+    section 3.2; CPC, arXiv 1807.03748).
+
+    Args:
+        loss: L, the mean cross entropy of the positive among 1 + k candidates.
+        negatives: k.
+
+    Returns:
+        float32, of the shape of `loss`. It is negative where the contrast is no better than chance.
+    """
+    return jnp.log(jnp.float32(negatives)) - loss

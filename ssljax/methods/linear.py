@@ -16,6 +16,7 @@ The presets `<pretraining preset>_linear` have the papers' recipes:
     BYOL             deepmind-research, byol/eval_experiment.py
     DeepCluster      facebookresearch/deepcluster, eval_linear.py: `probe.layer`, and ten crops at test
     DeepCluster-v2   facebookresearch/swav, eval_linear.py
+    CMC              HobbitLong/CMC, LinearProbing.py: `probe.layer` of both views, pooled by maxima
 
 Differences from the released code:
 - Accuracy is that of the last epoch. MoCo, DeepCluster and swav report the best epoch on the test split. [X]
@@ -56,7 +57,7 @@ def linear(config: ConfigDict, facts: Facts) -> Method:
         if not layer:
             return models.infer(encoder, weights, statistics, x)
         activation = models.activation(encoder, weights, statistics, x, layer)
-        return models.pooled(activation, config.probe.layer_dim)
+        return models.pooled(activation, config.probe.layer_dim, config.probe.pool)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, Frozen]:
         del batch

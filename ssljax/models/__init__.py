@@ -22,9 +22,11 @@ from ssljax.models.build import (
     projection_head,
     token_decoder,
     token_encoder,
+    view_heads,
 )
 from ssljax.models.efficientnet import EfficientNet
 from ssljax.models.heads import MLP, LinearClassifier
+from ssljax.models.multiview import MultiView, view_name
 from ssljax.models.norm import BatchNorm
 from ssljax.models.pooling import pooled
 from ssljax.models.regnet import RegNet
@@ -38,6 +40,7 @@ __all__ = [
     "EfficientNet",
     "LinearClassifier",
     "MLP",
+    "MultiView",
     "RegNet",
     "ResNet",
     "ViT",
@@ -62,4 +65,6 @@ __all__ = [
     "token_encoder",
     "tokens",
     "unit_gains",
+    "view_heads",
+    "view_name",
 ]

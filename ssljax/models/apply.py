@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from ssljax.models.beit_vit import BeitViT, resize_bias
 from ssljax.models.heads import LinearClassifier
+from ssljax.models.multiview import MultiView, view_name
 from ssljax.models.placement import along_batch
 from ssljax.models.vit import ViT, resize_positions
 
@@ -227,11 +228,20 @@ def activation(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array,
     _, state = net.apply(
         {"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"]
     )
-    # A layer is sown as "after_conv3", because its parameters already have the name "conv3".
-    found = {}
-    for name, value in state.get("intermediates", {}).items():
-        if isinstance(value, tuple):
-            found[name.removeprefix("after_")] = value[0]
+    sown = state.get("intermediates", {})
+    if isinstance(net, MultiView):  # the maps of all views, side by side
+        found = _beside([_layers(sown[view_name(view)]) for view in net.split])
+    else:
+        found = _layers(sown)
     if layer not in found:
         raise ValueError(f"this network has no layer {layer!r}; its layers are {', '.join(found)}")
     return found[layer].astype(jnp.float32)
+
+
+def _layers(sown: Pytree) -> dict[str, jax.Array]:
+    """The maps of the layers by name. "conv3" is sown as "after_conv3": its parameters have its name."""
+    return {name.removeprefix("after_"): value[0] for name, value in sown.items() if isinstance(value, tuple)}
+
+
+def _beside(views: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    return {name: jnp.concatenate([view[name] for view in views], axis=-1) for name in views[0]}

@@ -6,14 +6,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from ssljax.models.alexnet_half import HalfAlexNet
 from ssljax.models.alexnet_vgg import ARCHITECTURES, ConvNet
 from ssljax.models.beit_vit import POOLING, RELATIVE, BeitViT
 from ssljax.models.beit_vit import SIZES as BEIT_SIZES
 from ssljax.models.dvae import Decoder, Encoder
 from ssljax.models.efficientnet import SCALES, EfficientNet
 from ssljax.models.heads import MLP, SCHEMES
+from ssljax.models.multiview import MultiView, ViewHeads
 from ssljax.models.regnet import TABLES, RegNet
-from ssljax.models.resnet import REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
+from ssljax.models.resnet import KERNELS, REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
 from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT
 from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
@@ -30,6 +32,7 @@ BACKBONES: dict[str, tuple[type[Basic] | type[Bottleneck], tuple[int, ...]]] = {
 }
 
 DVAE = "dvae"  # the name of DALL-E's encoder among the backbones
+ALEXNET_HALF = "alexnet_half"  # and that of the half AlexNet of CMC
 
 
 def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
@@ -47,27 +50,48 @@ def backbone(model: ConfigDict) -> nn.Module:
             scales every layer of a ResNet, AlexNet, VGG or EfficientNet, including the first.
             `shortcut="torchvision"` also selects PyTorch's unbiased running variance (see BatchNorm), which a
             RegNet always has and an EfficientNet never. `sobel` puts a Sobel filter before the first layer of
-            a ResNet, AlexNet or VGG. `drop_path` is the rate of stochastic depth of a ViT, a RegNet or an
+            a ResNet, AlexNet or VGG. With `split` a ResNet or a half AlexNet is built once per view, see
+            `multiview.py`. `drop_path` is the rate of stochastic depth of a ViT, a RegNet or an
             EfficientNet.
 
     Raises:
         ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective
             kernels are requested for basic blocks.
     """
-    _one_of("name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SCALES, *SIZES, *BEIT_SIZES, DVAE))
+    single = (DVAE, ALEXNET_HALF)
+    _one_of("name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SCALES, *SIZES, *BEIT_SIZES, *single))
     if model.name in SIZES:
         return _vit(model)
     if model.name in BEIT_SIZES:
         return _beit(model)
     if model.name == DVAE:
         return token_encoder(model)
+    if model.name == ALEXNET_HALF:
+        return _per_view(model, _alexnet_half(model))
     if model.name in TABLES:
         return _regnet(model)
     if model.name in SCALES:
         return _efficientnet(model)
     if model.name in ARCHITECTURES:
         return ConvNet(ARCHITECTURES[model.name], model.width, model.sobel, model.dropout, **_norm(model))
-    return _resnet(model)
+    return _per_view(model, _resnet(model))
+
+
+def _per_view(model: ConfigDict, net: nn.Module) -> nn.Module:
+    """The network itself, or one of its kind for each view of `model.split`."""
+    split = tuple(model.split)
+    if len(set(split)) < len(split):
+        raise ValueError(f"config.model.split={split} names a view twice: give each view once")
+    return MultiView(net, split) if split else net
+
+
+def view_heads(dim: int, model: ConfigDict) -> ViewHeads:
+    """Build a linear embedding for each view of `model.split`."""
+    return ViewHeads(tuple(model.split), dim)
+
+
+def _alexnet_half(model: ConfigDict) -> HalfAlexNet:
+    return HalfAlexNet(model.bn_momentum, model.bn_epsilon, jnp.dtype(model.dtype))
 
 
 def _regnet(model: ConfigDict) -> RegNet:
@@ -110,6 +134,7 @@ def _efficientnet(model: ConfigDict) -> EfficientNet:
 def _resnet(model: ConfigDict) -> ResNet:
     _one_of("stem", model.stem, STEMS)
     _one_of("shortcut", model.shortcut, SHORTCUTS)
+    _one_of("kernel_init", model.kernel_init, tuple(KERNELS))
     _one_of("remat", model.remat, REMAT)
     block, layers = BACKBONES[model.name]
     if model.sk_ratio > 0 and block is Basic:
@@ -128,12 +153,13 @@ def _resnet(model: ConfigDict) -> ResNet:
         block,
         layers,
         widths=tuple(base * 2**group for group in range(len(layers))),
-        stem_width=base,
+        stem_width=model.stem_width or base,
         stem=model.stem,
         shortcut=model.shortcut,
         sk_ratio=model.sk_ratio,
         remat=model.remat,
         sobel=model.sobel,
+        kernel_init=KERNELS[model.kernel_init],
         **_norm(model),
     )
 

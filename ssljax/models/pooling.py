@@ -49,19 +49,37 @@ def pool(side: int, channels: int, dim: int) -> Pool:
     return Pool(size, max(0, -(-(places * size - side) // 2)), places)
 
 
-def pooled(activation: jax.Array, dim: int) -> jax.Array:
-    """Average a square map down to at most `dim` numbers per image.
+POOLS = ("average", "adaptive_max")
+
+
+def pooled(activation: jax.Array, dim: int, kind: str = "average") -> jax.Array:
+    """Reduce a square map to at most `dim` numbers per image.
 
     Args:
         activation: [B, H, W, C] with H = W.
         dim: the most numbers per image.
+        kind: "average", see the top of this file; or "adaptive_max", PyTorch's `AdaptiveMaxPool2d` to the
+            largest side s that fits: window i reaches from floor(i side / s) to ceil((i + 1) side / s). With
+            dim = 9600 these are the pools of HobbitLong/CMC, models/LinearModel.py.
 
     Returns:
         float32 [B, D], ordered by rows, then columns, then channels.
     """
+    if kind == "adaptive_max":
+        return _adaptive_max(activation.astype(jnp.float32), dim)
     batch, side, _, channels = activation.shape
     size, padding, places = pool(side, channels, dim)
     border = (padding, padding)
     x = jnp.pad(activation.astype(jnp.float32), ((0, 0), border, border, (0, 0)))
     x = x[:, : places * size, : places * size]
     return x.reshape(batch, places, size, places, size, channels).mean((2, 4)).reshape(batch, -1)
+
+
+def _adaptive_max(x: jax.Array, dim: int) -> jax.Array:
+    side, channels = x.shape[2:]
+    pool(side, channels, dim)  # refuses fewer numbers than channels
+    places = min(side, math.isqrt(dim // channels))
+    windows = [(i * side // places, -(-(i + 1) * side // places)) for i in range(places)]
+    rows = jnp.stack([x[:, first:end].max(1) for first, end in windows], axis=1)
+    columns = jnp.stack([rows[:, :, first:end].max(2) for first, end in windows], axis=2)
+    return columns.reshape(x.shape[0], -1)

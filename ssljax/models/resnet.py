@@ -33,6 +33,8 @@ STEMS = ("imagenet", "cifar")
 SHORTCUTS = ("simclr", "torchvision")
 REMAT = ("none", "blocks")
 FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+# SimCLR's initialisation of convolutions, and that of He et al. (arXiv 1502.01852) by outputs.
+KERNELS = {"fan_in": FAN_IN, "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal")}
 
 
 def conv(
@@ -228,6 +230,7 @@ class ResNet(nn.Module):
         remat: "blocks" keeps only the input of each block for the backward pass and recomputes the rest (a
             third more FLOPs); "none" keeps everything.
         sobel: replace the colours by the gradients of the grey image, see `sobel.py`.
+        kernel_init: initialisation of the convolutions, a value of KERNELS.
     """
 
     block: type[Basic] | type[Bottleneck]
@@ -243,6 +246,7 @@ class ResNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     sobel: bool = False
+    kernel_init: Callable = FAN_IN
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -250,7 +254,7 @@ class ResNet(nn.Module):
 
         The activations `stem`, `group1`, ... are sown in the collection "intermediates".
         """
-        make_conv = partial(conv, dtype=self.dtype)
+        make_conv = partial(conv, kernel_init=self.kernel_init, dtype=self.dtype)
         make_norm = partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype)
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat == "blocks" else self.block
 

@@ -28,6 +28,7 @@ NAMES = {
     "dvae": "dVAE",
     "deepcluster": "DeepCluster",
     "noisy_student": "Noisy Student",
+    "cmc": "CMC",
     "linear": "frozen network",
 }
 # Colours and markers of the baselines. The method, one per figure, has the first of CLASSES and a circle.

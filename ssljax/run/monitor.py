@@ -74,6 +74,11 @@ BANDS: dict[str, dict[str, Band]] = {
         ),
     },
     "supervised": {},
+    "cmc": {
+        "embedding_std": Band(0.1, math.inf, below=COLLAPSED),
+        "uniformity": Band(-math.inf, -0.1, above=COLLAPSED),
+        "effective_rank": Band(2.0, math.inf, below=FEW_DIRECTIONS),
+    },
     "dvae": {
         "codebook_usage": Band(0.05, math.inf, below=DEAD_CODES),
         "codebook_perplexity": Band(2.0, math.inf, below=DEAD_CODES),

@@ -1,0 +1,288 @@
+"""CMC (Tian, Krishnan, Isola, arXiv 1906.05849): contrast the views of an image.
+
+    ssljax train --config configs/cmc.py:digits --workdir runs/cmc                  # a laptop, two minutes
+    ssljax train --config configs/cmc.py:cifar10_small --workdir runs/cifar --config.data.source=folder:PATH
+    ssljax train --config configs/cmc.py:imagenet_alexnet --workdir gs://bucket/cmc-alexnet
+    ssljax train --config configs/cmc.py:imagenet_r50_v3_linear --workdir gs://bucket/cmc       # 68.4
+
+`imagenet_r50_v1`, `_v2` and `_v3` have a ResNet-50 of half, single and double width for each view. Every
+ImageNet preset NAME is also there as NAME_linear, which goes on to a linear probe; imagenet_alexnet_linear
+probes conv5, imagenet_alexnet_linear_conv1 to _conv4 the other layers.
+
+`cmc_pycontrast` is the later recipe of the same authors (HobbitLong/PyContrast): other colours, jitter,
+softmax and schedule. It is never mixed with the others.
+
+Which views: --config.model.split="('luminance','chrominance','gradient')", the first is the core; all pairs
+with --config.contrast.graph=full. One view alone in an evaluation: --config.evaluate.view=luminance.
+
+Sources of the numbers: [P] the paper, [C] the released code (HobbitLong/CMC at 7b227be,
+HobbitLong/PyContrast at 84f94ea), [X] chosen here.
+"""
+
+from ml_collections import ConfigDict
+
+from ssljax import config
+
+LAB = ("luminance", "chrominance")
+# Name -> width of each view's ResNet-50, and the learning rate of the linear probe [C].
+RESNETS = {"imagenet_r50_v1": (0.5, 30.0), "imagenet_r50_v2": (1.0, 30.0), "imagenet_r50_v3": (2.0, 50.0)}
+# Linear evaluation: the first stage of each, and the layer that is probed.
+LINEAR = {
+    "imagenet_alexnet_linear": ("imagenet_alexnet", "conv5"),
+    **{f"imagenet_alexnet_linear_conv{i}": ("imagenet_alexnet", f"conv{i}") for i in range(1, 5)},
+    **{f"{name}_linear": (name, "") for name in RESNETS},
+    "cmc_pycontrast_linear": ("cmc_pycontrast", ""),
+}
+
+PRESETS = (
+    "digits",
+    "digits_linear",
+    "fashion_mnist",
+    "cifar10_small",
+    "cifar10_views",
+    "fashion_views",
+    "folder",
+    "imagenet_alexnet",
+    *RESNETS,
+    "cmc_pycontrast",
+    *LINEAR,
+)
+
+
+def cmc(c: ConfigDict) -> ConfigDict:
+    """CMC on a data set of colour images: L and ab, one crop. Each preset chooses its own optimizer."""
+    c.method = c.name = "cmc"
+    c.views = dict(one=dict())
+    c.augment.update(
+        crop="torchvision",
+        min_area=0.2,  # [C]; 0.08 for ResNets on ImageNet
+        color_space="lab",  # [C]
+    )
+    c.model.update(split=LAB)
+    c.zero_init_residual = False
+    c.head = dict(dim=128)  # [C]
+    c.loss = dict(temperature=0.07)  # [C]
+    c.contrast = dict(
+        name="nce",  # [C]
+        graph="core",  # first view with every other; full: all pairs
+    )
+    c.bank = dict(
+        negatives=4096,  # of the released weights [C]; the code's default is 16384
+        draw="per_image",
+        momentum=0.5,  # [C]
+        z="first_batch",  # [C]
+    )
+    c.bn = dict(groups=1)
+    return c
+
+
+def sgd(c: ConfigDict, rate: float, decay: float = 1e-4) -> ConfigDict:
+    """Momentum 0.9, weight decay of every parameter, and a rate as it stands that falls by a cosine."""
+    c.optim = dict(
+        name="torch_sgd",
+        learning_rate=rate,
+        scaling="none",
+        momentum=0.9,
+        weight_decay=decay,
+        milestones=(),
+    )
+    return c
+
+
+def released(c: ConfigDict) -> ConfigDict:
+    """Optimizer and pixels of the released code: a tenth of the rate after 120, 160 and 200 epochs [C]."""
+    c = sgd(cmc(c), 0.03)
+    c.optim.milestones = (120, 160, 200)
+    c.augment.update(**config.TORCHVISION_CROPS)
+    return c
+
+
+def resnet(c: ConfigDict, width: float) -> ConfigDict:
+    """A ResNet-50 per view, with a stem of 64 channels whatever the width is [C].
+
+    The released weights were trained in float16; here it is bfloat16 [X].
+    """
+    c.model.update(name="resnet50", width=width, stem_width=64, shortcut="torchvision")
+    c.model.kernel_init = "he_fan_out"
+    c.augment.min_area = 0.08
+    return c
+
+
+def imagenet_alexnet() -> ConfigDict:
+    """Half an AlexNet per view, one device of 256 images [C]."""
+    c = released(config.imagenet(epochs=240, batch_size=256))
+    c.model.update(name="alexnet_half", dtype="float32")
+    return c
+
+
+def imagenet_resnet(width: float) -> ConfigDict:
+    """A ResNet-50 per view, four devices of 32 images [C]."""
+    c = resnet(released(config.imagenet(epochs=240, batch_size=128)), width)
+    c.bn.groups = 4
+    return c
+
+
+def cmc_pycontrast() -> ConfigDict:
+    """PyContrast's CMC: two ResNet-50 of half width as one network of two groups; 58.6 after 200 epochs [C].
+
+    Its convolutions count the outputs of both groups when they are initialised, so that their weights are
+    smaller by the square root of two, and its cosine ends at 3e-5 and is one epoch ahead [X]. Eight devices
+    of 32 images [X].
+    """
+    c = resnet(released(config.imagenet(epochs=200, batch_size=256)), 0.5)
+    c.augment.update(
+        **config.TORCHVISION_COLOURS,
+        color_space="ydbdr",
+        jitter_probability=1.0,
+        jitter_strength=0.5,  # brightness and contrast 0.4, as below times this
+        jitter_saturation=0.8,
+        jitter_hue=0.2,
+    )
+    c.contrast.name = "softmax"
+    c.bank.negatives = 65536
+    c.bn.groups = 8
+    c.optim.milestones = ()
+    return c
+
+
+def linear(pretrain: ConfigDict, rate: float, layer: str) -> ConfigDict:
+    """A preset, then LinearProbing.py: both views' maps, reduced by maxima to at most 9,600 numbers [C].
+
+    It reports the best epoch on the validation images, here it is the last [X].
+
+    Args:
+        pretrain: the preset.
+        rate: the learning rate, not scaled.
+        layer: its maps are probed; empty: the features.
+    """
+    return config.linear(
+        pretrain,
+        batch_size=256,
+        epochs=60,
+        optim=dict(
+            name="torch_sgd",
+            learning_rate=rate,
+            scaling="none",
+            momentum=0.9,
+            weight_decay=0.0,
+            milestones=(30, 40, 50),
+            milestone_factor=0.2,
+        ),
+        probe=dict(layer=layer, layer_dim=9600, pool="adaptive_max") if layer else dict(layer=""),
+    )
+
+
+def small_images(c: ConfigDict) -> ConfigDict:
+    """Small images and short runs: softmax, a higher temperature, fewer negatives [X].
+
+    On the digits (seed 3, 40 epochs, three views, a rate of 0.3) softmax at 0.2 gives kNN 80.5 and a linear
+    probe 89.2, NCE at 0.07 gives 64.0 and 84.5.
+    """
+    c = cmc(c)
+    c.head.dim = 64
+    c.loss.temperature = 0.2
+    c.contrast.name = "softmax"
+    c.bank.negatives = 1024
+    return c
+
+
+def cifar10_small() -> ConfigDict:
+    """Network, batch size and epochs of configs/simclr.py:cifar10_small, one network per view [X].
+
+    For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
+    """
+    return sgd(small_images(config.cifar10_small()), 0.12, 5e-4)
+
+
+def grey(c: ConfigDict) -> ConfigDict:
+    """Grey images have no colours: the views are intensity, gradient and low resolution [X]."""
+    c = small_images(c)
+    c.augment.color_space = "rgb"
+    c.model.split = ("luminance", "gradient", "low")
+    return c
+
+
+def fashion_mnist() -> ConfigDict:
+    """Network, batch size and epochs of configs/simclr.py:fashion_mnist, one network per view [X]."""
+    return sgd(grey(config.fashion_mnist()), 0.12, 5e-4)
+
+
+def few_minutes(c: ConfigDict) -> ConfigDict:
+    """What compares views in experiments/cmc: a ResNet-8 per view, 10,000 images, 5 epochs [X]."""
+    c.model.update(name="resnet8", stem="imagenet")
+    c.data.train_per_class = 1000
+    c.epochs = 5
+    c.batch_size = 128
+    c.eval_every_epochs = 0
+    c.checkpoint.best = ""
+    c.evaluate.protocols = ("knn", "linear")
+    return c
+
+
+def cifar10_views() -> ConfigDict:
+    """Luminance and colours of CIFAR-10; set --config.model.split for more views."""
+    return few_minutes(cifar10_small())
+
+
+def fashion_views() -> ConfigDict:
+    """Intensity and gradient of Fashion-MNIST; set --config.model.split for more views."""
+    c = few_minutes(fashion_mnist())
+    c.model.split = ("luminance", "gradient")
+    return c
+
+
+def digits() -> ConfigDict:
+    """Warps, batch size and epochs of configs/simclr.py:digits; the views are intensity and gradient [X].
+
+    On held-out digits (seed 3) kNN and linear probe are 87.9 and 91.2. With a third view, the low resolution,
+    and a rate of 0.3 they are 80.5 and 89.2.
+    """
+    c = grey(config.digits())
+    c.augment.crop = "affine"
+    c.model.split = ("luminance", "gradient")
+    c.bank.negatives = 256
+    return sgd(c, 0.12)
+
+
+def digits_linear() -> ConfigDict:
+    """The linear evaluation in miniature: milestones at the same shares of a shorter run [X]."""
+    c = linear(digits(), 10.0, "")
+    c.linear.update(batch_size=64, epochs=30)
+    c.linear.optim.milestones = (15, 20, 25)
+    return c
+
+
+def folder() -> ConfigDict:
+    """Your own photographs, --config.data.source=folder:PATH: a ResNet-50 of half width per view [X]."""
+    c = resnet(released(config.folder()), 0.5)
+    c.optim.milestones = ()
+    c.augment.min_area = 0.2
+    c.bank.negatives = 1024
+    return c
+
+
+def get_config(preset: str = "digits") -> ConfigDict:
+    """The locked configuration of one preset.
+
+    Raises:
+        ValueError: the preset is not one of PRESETS.
+    """
+    config.choose(preset, PRESETS, "configs/cmc.py")
+    if preset not in LINEAR:
+        return config.named(recipe(preset), preset)
+    first, layer = LINEAR[preset]
+    rate = 0.1 if layer else 30.0  # AlexNet and ResNets [C]
+    if first in RESNETS:
+        _, rate = RESNETS[first]
+    c = linear(recipe(first), rate, layer)
+    if first == "cmc_pycontrast":
+        c.linear.augment.min_area = 0.2  # [C]
+    return config.named(c, preset)
+
+
+def recipe(preset: str) -> ConfigDict:
+    """A preset that is not in LINEAR, before it is finished."""
+    if preset in RESNETS:
+        width, _ = RESNETS[preset]
+        return imagenet_resnet(width)
+    return globals()[preset]()

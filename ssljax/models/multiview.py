@@ -1,0 +1,133 @@
+"""One network per view of an image, as a single encoder (CMC, arXiv 1906.05849).
+
+A view is some channels of the input, or what a fixed filter makes of them:
+
+    luminance     the first channel
+    chrominance   all other channels
+    all           all channels
+    FIRST:END     the channels from FIRST up to and without END
+    gradient      both Sobel gradients of the first channel
+    low           all channels, averaged over squares of 4x4 pixels
+
+All views keep the size of the image, so that their networks are equal but for the first layer.
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ssljax.models.alexnet_half import torch_dense
+from ssljax.models.sobel import sobel
+
+SQUARE = 4  # pixels per side that the view `low` averages over
+
+
+def view_name(view: str) -> str:
+    """The name of a view among parameters and metrics: "0:3" becomes "channels_0_to_3"."""
+    found = re.fullmatch(r"(\d+):(\d+)", view)
+    return f"channels_{found[1]}_to_{found[2]}" if found else view
+
+
+def view_of(x: jax.Array, view: str) -> jax.Array:
+    """The pixels of one view.
+
+    Args:
+        x: normalised images [B, H, W, C].
+        view: its name, see the top of this file.
+
+    Returns:
+        [B, H, W, channels of the view].
+
+    Raises:
+        ValueError: the name is unknown, or the images do not have these channels or this size.
+    """
+    channels = x.shape[-1]
+    if view == "luminance":
+        return x[..., :1]
+    if view == "chrominance":
+        if channels < 2:
+            raise ValueError(
+                "config.model.split has the view 'chrominance', and the images are grey: use luminance, "
+                "gradient and low for them"
+            )
+        return x[..., 1:]
+    if view == "all":
+        return x
+    if view == "gradient":
+        return sobel(x[..., :1])
+    if view == "low":
+        return _low(x)
+    found = re.fullmatch(r"(\d+):(\d+)", view)
+    if found is None:
+        raise ValueError(
+            f"config.model.split has the view {view!r}: it must be luminance, chrominance, gradient, low, "
+            "all or channels such as 0:3"
+        )
+    first = int(found[1])
+    end = int(found[2])
+    if not first < end <= channels:
+        raise ValueError(
+            f"config.model.split has the channels {view}, and images have {channels}: use FIRST:END with "
+            f"FIRST < END <= {channels}"
+        )
+    return x[..., first:end]
+
+
+def _low(x: jax.Array) -> jax.Array:
+    batch, height, width, channels = x.shape
+    if height % SQUARE or width % SQUARE:
+        raise ValueError(
+            f"config.model.split has the view 'low', which averages squares of {SQUARE} pixels: "
+            f"config.data.image_size={height} must be a multiple of {SQUARE}"
+        )
+    squares = x.reshape(batch, height // SQUARE, SQUARE, width // SQUARE, SQUARE, channels)
+    mean = squares.mean((2, 4), keepdims=True)
+    return jnp.broadcast_to(mean, squares.shape).reshape(x.shape)
+
+
+class MultiView(nn.Module):
+    """A network per view. Each has parameters and batch statistics of its own.
+
+    Attributes:
+        net: the network of a view; it is built anew for every view.
+        split: the names of the views.
+    """
+
+    net: nn.Module
+    split: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Images `[B, H, W, C]` -> the features of all views side by side `[B, V * D]`, float32."""
+        parts = []
+        for view in self.split:
+            net = self.net.clone(parent=self, name=view_name(view))
+            parts.append(net(view_of(x, view), train=train))
+        return jnp.concatenate(parts, axis=-1)
+
+
+class ViewHeads(nn.Module):
+    """A linear embedding of each view's features, with PyTorch's default initialisation.
+
+    Attributes:
+        split: the names of the views.
+        dim: of an embedding.
+    """
+
+    split: tuple[str, ...]
+    dim: int
+
+    @nn.compact
+    def __call__(self, h: jax.Array, *, train: bool) -> jax.Array:
+        """Features of a MultiView `[B, V * D]` -> float32 `[B, V, dim]`, not normalised."""
+        del train
+        parts = jnp.split(h, len(self.split), axis=-1)
+        embedded = [
+            torch_dense(self.dim, part.shape[-1], name=view_name(view))(part)
+            for view, part in zip(self.split, parts, strict=True)
+        ]
+        return jnp.stack(embedded, axis=1)
