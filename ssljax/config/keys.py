@@ -11,6 +11,7 @@ the views, `keys_networks` those of the networks and the methods. None of them i
 from __future__ import annotations
 
 from ssljax.config.keys_beit import BEIT_KEYS, TOKENS
+from ssljax.config.keys_cpc import CPC_KEYS
 from ssljax.config.keys_images import AUGMENT, DATA, VIEWS
 from ssljax.config.keys_networks import (
     DEEPCLUSTER_V1,
@@ -82,10 +83,10 @@ RUN = (
 # ---------------------------------------------------------------------------------------------- the optimizer
 
 WARMED_UP = optimizer(
-    "lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd", "beit_adamw", "tf_rmsprop"
+    "lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd", "beit_adamw", "tf_rmsprop", "sgd_and_adam"
 )
 WITH_MOMENTUM = optimizer(
-    "lars", "sgd", "torch_sgd", "deepcluster_sgd", "deepcluster_probe_sgd", "timm_sgd", "tf_rmsprop"
+    "lars", "sgd", "torch_sgd", "deepcluster_sgd", "deepcluster_probe_sgd", "timm_sgd", "tf_rmsprop", "sgd_and_adam"
 )
 TIMM = optimizer("timm_adamw", "timm_sgd")
 
@@ -94,7 +95,7 @@ OPTIM = (
         "optim.name",
         "sgd",
         "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw, "
-        "timm_sgd, beit_adamw or tf_rmsprop",
+        "timm_sgd, beit_adamw, tf_rmsprop, adam or sgd_and_adam",
     ),
     Key("optim.learning_rate", 0.1, "peak learning rate, before scaling", NOT_NEGATIVE),
     Key(
@@ -236,7 +237,7 @@ EVALUATE = (
 
 KEYS = {
     key.name: key
-    for key in (*RUN, *DATA, *VIEWS, *AUGMENT, *NETWORKS, *METHOD, *OPTIM, *EVALUATE, *BEIT_KEYS)
+    for key in (*RUN, *DATA, *VIEWS, *AUGMENT, *NETWORKS, *METHOD, *OPTIM, *EVALUATE, *BEIT_KEYS, *CPC_KEYS)
 }
 
 
@@ -256,6 +257,7 @@ VIEW_COUNTS = (
     (method("simclr", "moco", "byol") | PRETRAIN_V2, 2),
     (method("supervised", "deit", "linear", "noisy_student") | DEEPCLUSTER_V1 | FINETUNE_V2 | DISTILL_V2, 1),
     (TOKENS, 2),
+    (method("cpc"), 1),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )
 

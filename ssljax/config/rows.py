@@ -24,6 +24,7 @@ METHODS = (
     "dvae",
     "beit",
     "noisy_student",
+    "cpc",
 )
 OPTIMIZERS = (
     "lars",
@@ -37,6 +38,8 @@ OPTIMIZERS = (
     "timm_sgd",
     "beit_adamw",
     "tf_rmsprop",
+    "adam",
+    "sgd_and_adam",
 )
 FAMILIES = {
     "resnet": "resnet",
@@ -47,6 +50,7 @@ FAMILIES = {
     "vgg16": "alexnet_vgg",
     "dvae": "dvae",
     "beit": "beit",
+    "cpc": "cpc",
 }
 
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from ssljax.methods.beit import beit
 from ssljax.methods.byol import byol
+from ssljax.methods.cpc import cpc
 from ssljax.methods.deepcluster import deepcluster
 from ssljax.methods.deit import deit
 from ssljax.methods.dvae import dvae
@@ -29,4 +30,5 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "dvae": dvae,
     "beit": beit,
     "noisy_student": noisy_student,
+    "cpc": cpc,
 }

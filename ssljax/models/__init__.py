@@ -17,12 +17,15 @@ from ssljax.models.beit_vit import BeitViT, cut_normal, patches
 from ssljax.models.build import (
     BACKBONES,
     backbone,
+    cpc_classifier,
+    cpc_direction,
     draws,
     mlp,
     projection_head,
     token_decoder,
     token_encoder,
 )
+from ssljax.models.cpc import DIRECTIONS, GridClassifier, PatchResNet, cut, turned
 from ssljax.models.efficientnet import EfficientNet
 from ssljax.models.heads import MLP, LinearClassifier
 from ssljax.models.norm import BatchNorm
@@ -35,9 +38,12 @@ __all__ = [
     "BACKBONES",
     "BatchNorm",
     "BeitViT",
+    "DIRECTIONS",
     "EfficientNet",
+    "GridClassifier",
     "LinearClassifier",
     "MLP",
+    "PatchResNet",
     "RegNet",
     "ResNet",
     "ViT",
@@ -45,6 +51,9 @@ __all__ = [
     "attention",
     "backbone",
     "begun_anew",
+    "cpc_classifier",
+    "cpc_direction",
+    "cut",
     "cut_normal",
     "draws",
     "forward",
@@ -61,5 +70,6 @@ __all__ = [
     "token_decoder",
     "token_encoder",
     "tokens",
+    "turned",
     "unit_gains",
 ]
