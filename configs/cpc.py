@@ -71,7 +71,7 @@ def cpc(c: ConfigDict, name: str, *, patch: int, stride: int, width: float = 1.0
         patch=patch,
         stride=stride,
         whole=False,
-        stem="imagenet" if patch >= 32 else "cifar",
+        stem="imagenet",
         preact=False,  # [X]
         remat="none",
         dtype=c.model.dtype,
@@ -226,7 +226,7 @@ def ablation(preset: str) -> ConfigDict:
 def small(c: ConfigDict, name: str, *, patch: int, stride: int, width: float) -> ConfigDict:
     """A small network on small patches, and a moving average over some hundred steps [X]."""
     c = cpc(c, name, patch=patch, stride=stride, width=width)
-    c.context = dict(blocks=3, hidden=64, target_dim=32)
+    c.context = dict(blocks=3, hidden=32, target_dim=32)
     c.optim.update(learning_rate=2e-3)
     c.ema.decay = 0.99
     return c
