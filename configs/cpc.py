@@ -227,6 +227,8 @@ def small(c: ConfigDict, name: str, *, patch: int, stride: int, width: float) ->
     """A small network on small patches, and a moving average over some hundred steps [X]."""
     c = cpc(c, name, patch=patch, stride=stride, width=width)
     c.context = dict(blocks=3, hidden=32, target_dim=32)
+    c.patches.policy_ops = 0  # on a CPU, where each patch gets all sixteen, they take two thirds of a step
+    c.batch_size = 64
     c.optim.update(learning_rate=2e-3)
     c.ema.decay = 0.99
     return c
@@ -254,11 +256,8 @@ def digits() -> ConfigDict:
     """scikit-learn's digits: 6 x 6 patches of 6 of the 16 pixels [X]."""
     c = config.digits()
     c.augment.update(rotate=10.0, shift=0.1, zoom=0.1, shear=5.0)
-    c = small(c, "cpc_r8", patch=6, stride=2, width=0.25)
-    c.patches.update(policy_ops=0)
-    c.batch_size = 64
     c.epochs = 20
-    return c
+    return small(c, "cpc_r8", patch=6, stride=2, width=0.25)
 
 
 def digits_finetune() -> ConfigDict:

@@ -87,7 +87,7 @@ def operation(
         "Color": lambda: randaugment.blend(randaugment.grey(image), image, factor),
         "Brightness": lambda: randaugment.blend(0.0, image, factor),
         "Sharpness": lambda: randaugment.sharpness(image, factor),
-        "Cutout": lambda: randaugment.cutout(image, centre, level * (30.0 * side / MADE_FOR)),
+        "Cutout": lambda: cutout(image, centre, level * (30.0 * side / MADE_FOR)),
         "SamplePairing": lambda: randaugment.blend(image, other, 0.4 * level),
     }
     return operations[name]()
@@ -97,6 +97,15 @@ def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
     """Keep the highest 4 to 8 bits of every value."""
     unit = jnp.exp2(8.0 - jnp.minimum(bits, 8.0))
     return jnp.floor(image / unit) * unit
+
+
+def cutout(image: jax.Array, centre: jax.Array, half: jax.Array) -> jax.Array:
+    """Fill a box about a pixel with grey; `half` its side need not be whole."""
+    pixel = jnp.arange(image.shape[0], dtype=jnp.float32)
+    middle = centre.astype(jnp.float32)
+    rows = (pixel >= middle[0] - half) & (pixel < middle[0] + half)
+    columns = (pixel >= middle[1] - half) & (pixel < middle[1] + half)
+    return jnp.where((rows[:, None] & columns[None])[..., None], randaugment.FILL, image)
 
 
 def drawn_operation(
@@ -198,7 +207,8 @@ def deform(image: jax.Array, offsets: jax.Array, shear: jax.Array, *, spacing: f
     """
     side = image.shape[0]
     pixel = jnp.arange(side, dtype=jnp.float32)
-    basis = cubic(pixel[:, None] / (spacing * side) - (jnp.arange(offsets.shape[1]) - 1.0)[None])
+    point = jnp.arange(offsets.shape[1], dtype=jnp.float32) - 1.0
+    basis = cubic(pixel[:, None] / (spacing * side) - point[None])
     field = jnp.einsum("ij,ajk,lk->ail", basis, offsets, basis, precision="highest")
     y = pixel[:, None] - (side - 1) / 2
     x = pixel[None, :] - (side - 1) / 2
