@@ -262,7 +262,7 @@ def digits() -> ConfigDict:
 
 def digits_finetune() -> ConfigDict:
     """Efficient classification with ten labels of each digit [X]."""
-    return few_labels(digits(), labels=10, epochs=40)
+    return few_labels(digits(), labels=10, epochs=150)
 
 
 def fashion_mnist() -> ConfigDict:
@@ -274,7 +274,7 @@ def fashion_mnist() -> ConfigDict:
 
 def fashion_mnist_finetune() -> ConfigDict:
     """Efficient classification with ten labels per class [X]."""
-    return few_labels(fashion_mnist(), labels=10, epochs=40)
+    return few_labels(fashion_mnist(), labels=10, epochs=150)
 
 
 def cifar10_small() -> ConfigDict:
@@ -289,7 +289,7 @@ def cifar10_small() -> ConfigDict:
 
 def cifar10_small_finetune() -> ConfigDict:
     """Efficient classification with a hundred labels per class [X]."""
-    return few_labels(cifar10_small(), labels=100, epochs=20)
+    return few_labels(cifar10_small(), labels=100, epochs=30)
 
 
 def folder() -> ConfigDict:
