@@ -11,7 +11,7 @@ the views, `keys_networks` those of the networks and the methods. None of them i
 from __future__ import annotations
 
 from ssljax.config.keys_beit import BEIT_KEYS, TOKENS
-from ssljax.config.keys_cpc import CPC_KEYS
+from ssljax.config.keys_cpc import CPC_KEYS, TRAINS
 from ssljax.config.keys_images import AUGMENT, DATA, VIEWS
 from ssljax.config.keys_networks import (
     DEEPCLUSTER_V1,
@@ -66,7 +66,7 @@ RUN = (
         ("encoder",),
         "branches of the parameters to load from init_from, with their running statistics",
         None,
-        other_than("init_from", "") & other_than("method", "linear"),
+        other_than("init_from", "") & other_than("method", "linear") & TRAINS,
     ),
     Key("log_every", 100, "steps between log lines", COUNT),
     Key("eval_every_epochs", 10, "epochs between kNN evaluations during training; 0: never", NATURAL),

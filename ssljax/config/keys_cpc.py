@@ -13,6 +13,8 @@ from ssljax.config.rows import (
     Key,
     OneOf,
     Range,
+    Read,
+    When,
     above,
     equal,
     method,
@@ -27,6 +29,16 @@ NETWORK = network("model", "cpc")
 ADAM = optimizer("adam", "sgd_and_adam")
 DEFORMED = CPC & above("patches.deform_probability", 0)
 STRETCHED = CPC & above("patches.histogram_probability", 0)
+
+
+def _trains(read: Read) -> bool:
+    """Whether the encoder is trained: not in CPC's linear evaluation, nor under a classifier alone."""
+    if read("method") != "cpc" or read("task") == "pretrain":
+        return True
+    return read("task") == "classify" and not read("classifier.frozen")
+
+
+TRAINS = When("the encoder is not frozen", _trains)
 
 CPC_KEYS = (
     Key("model.stride", 8, "pixels between the left edges of neighbouring patches", COUNT, NETWORK),
