@@ -1,6 +1,6 @@
-"""CPC v2: Data-Efficient Image Recognition with Contrastive Predictive Coding (Henaff et al., arXiv 1905.09272).
+"""CPC v2: Data-Efficient Image Recognition with Contrastive Predictive Coding (Henaff et al., 1905.09272).
 
-    ssljax train --config configs/cpc.py:digits --workdir runs/cpc                       # a laptop, two minutes
+    ssljax train --config configs/cpc.py:digits --workdir runs/cpc                     # a laptop, two minutes
     ssljax train --config configs/cpc.py:imagenet_r161_linear --workdir gs://bucket/r161      # 71.5 / 90.1
     ssljax train --config configs/cpc.py:imagenet_r50_linear --workdir gs://bucket/r50        # 63.8 / 85.3
     ssljax train --config configs/cpc.py:imagenet_r161_finetune_1pct --workdir gs://bucket/1  # 52.7 / 78.3
@@ -201,7 +201,9 @@ def supervised(fraction: float) -> ConfigDict:
     c.name = "cpc"
     c.model.update(name="resnet200", remat="blocks")
     c.data.label_fraction = fraction
-    c.augment.update(crop="tf", min_area=0.05, aspect=(0.75, 1.33), interpolation="bilinear", **config.IMAGENET)
+    c.augment.update(
+        crop="tf", min_area=0.05, aspect=(0.75, 1.33), interpolation="bilinear", **config.IMAGENET
+    )
     c.augment.update(jitter_probability=0.8, jitter_strength=0.5, grayscale_probability=0.25)
     c.optim = dict(
         name="sgd", learning_rate=0.1, scaling="linear", momentum=0.9, weight_decay=1e-4, warmup_epochs=5
@@ -220,7 +222,7 @@ def ablation(preset: str) -> ConfigDict:
     return c
 
 
-# ----------------------------------------------------------------------------------------------- small presets
+# --------------------------------------------------------------------------------------------- small presets
 
 
 def small(c: ConfigDict, name: str, *, patch: int, stride: int, width: float) -> ConfigDict:

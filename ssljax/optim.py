@@ -513,10 +513,10 @@ def _adam(optim: ConfigDict, run: Horizon) -> Optimizer:
     return _clipped_adam(schedule, optim, run), schedule
 
 
-def _clipped_adam(schedule: Schedule, optim: ConfigDict, run: Horizon) -> optax.GradientTransformation:
+def _clipped_adam(rate: Schedule, optim: ConfigDict, run: Horizon) -> optax.GradientTransformation:
     """Adam that decays kernels only. The gradient is clipped first, unless `clip` is 0."""
     adam = optax.adamw(
-        schedule,
+        rate,
         b1=optim.b1,
         b2=optim.b2,
         eps=optim.epsilon,
@@ -529,7 +529,8 @@ def _clipped_adam(schedule: Schedule, optim: ConfigDict, run: Horizon) -> optax.
 def _sgd_and_adam(optim: ConfigDict, run: Horizon) -> Optimizer:
     """CPC's fine-tuning: Adam at a smaller rate for the encoder, SGD for all that lies on it."""
     schedule = run.warmed_up(optim.warmup_epochs)
-    decay = optax.add_decayed_weights(optim.weight_decay, mask=run.mask())
+    kernels = run.mask()
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=kernels)
     sgd = optax.chain(decay, optax.sgd(schedule, momentum=optim.momentum))
     adam = _clipped_adam(lambda step: optim.encoder_rate * schedule(step), optim, run)
 

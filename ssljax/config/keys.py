@@ -83,10 +83,25 @@ RUN = (
 # ---------------------------------------------------------------------------------------------- the optimizer
 
 WARMED_UP = optimizer(
-    "lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd", "beit_adamw", "tf_rmsprop", "sgd_and_adam"
+    "lars",
+    "sgd",
+    "adamw",
+    "torch_adamw",
+    "timm_adamw",
+    "timm_sgd",
+    "beit_adamw",
+    "tf_rmsprop",
+    "sgd_and_adam",
 )
 WITH_MOMENTUM = optimizer(
-    "lars", "sgd", "torch_sgd", "deepcluster_sgd", "deepcluster_probe_sgd", "timm_sgd", "tf_rmsprop", "sgd_and_adam"
+    "lars",
+    "sgd",
+    "torch_sgd",
+    "deepcluster_sgd",
+    "deepcluster_probe_sgd",
+    "timm_sgd",
+    "tf_rmsprop",
+    "sgd_and_adam",
 )
 TIMM = optimizer("timm_adamw", "timm_sgd")
 

@@ -1,4 +1,4 @@
-"""The keys of CPC: its network, its context networks, its patches, its classifier, its optimizers. See `keys`."""
+"""The keys of CPC: networks, patches, classifier and optimizers. See `keys`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ CPC_KEYS = (
     Key(
         "cpc.step_indices",
         (2,),
-        "index i predicts the row i + 1 below; the paper's code has 2, its parameters' names allow 2, 3 and 4",
+        "index i predicts the row i + 1 below; the paper's code has 2, its names allow 2, 3 and 4, too",
         Entries(NATURAL, rising=True),
         PRETRAIN,
     ),

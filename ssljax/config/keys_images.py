@@ -128,14 +128,14 @@ AUGMENT = (
         "augment.crop",
         "torchvision",
         "tf: sample_distorted_bounding_box; torchvision: RandomResizedCrop; byol: cut down where it does not "
-        "fit; affine: random warp; none; square: a random square within the central one; squash: within the whole "
-        "image, resized to a square",
+        "fit; affine: random warp; none; square: a random square within the central one; squash: within the "
+        "whole image, resized to a square",
         OneOf(("tf", "torchvision", "byol", "affine", "none", "square", "squash")),
     ),
     Key(
         "augment.min_area",
         0.08,
-        "smallest area of a crop, as a fraction of the image's; square, squash: its area, of the larger square's",
+        "smallest area of a crop, as a fraction of the image's; square, squash: of the larger square's",
         SHARE,
         BOX | SQUARE,
     ),

@@ -43,7 +43,7 @@ def names(channels: int) -> tuple[str, ...]:
 
 
 def matrices(level: jax.Array, sign: jax.Array, side: int) -> dict[str, jax.Array]:
-    """What `randaugment.transform` takes for each geometric operation: shear .3, 150 pixels of 331, 30 degrees."""
+    """For `randaugment.transform`: a shear of .3, 150 pixels of 331, 30 degrees, all times the level."""
     one = jnp.float32(1.0)
     none = jnp.float32(0.0)
     shear = sign * 0.3 * level
@@ -228,9 +228,9 @@ def deform(image: jax.Array, offsets: jax.Array, shear: jax.Array, *, spacing: f
     return upper * (1.0 - down) + lower * down
 
 
-# ----------------------------------------------------------------------------------------- Inception's colours
+# --------------------------------------------------------------------------------------- Inception's colours
 
-# Brightness, saturation, hue and contrast in one of four orders. Row: the order; entry: its place in the order.
+# Brightness, saturation, hue and contrast, and the place of each of the four in each order.
 ORDERS = ("BSHC", "SBCH", "CHBS", "HSCB")
 RANKS = tuple(tuple(order.index(letter) for letter in "BSHC") for order in ORDERS)
 

@@ -22,7 +22,9 @@ from ssljax.data.augment import clip, grayscale, normalize
 PURPOSE = 4  # folded into the key of a view, which other purposes have with other numbers
 
 
-def changed(patches: jax.Array, batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) -> jax.Array:
+def changed(
+    patches: jax.Array, batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict
+) -> jax.Array:
     """Change every patch of a batch at random, and normalise.
 
     Args:
@@ -42,7 +44,9 @@ def changed(patches: jax.Array, batch: Mapping[str, jax.Array], key: jax.Array, 
     index = batch["index"]
     copy = batch.get("copy", jnp.zeros_like(index))
 
-    def one(patch: jax.Array, other: jax.Array, index: jax.Array, copy: jax.Array, place: jax.Array) -> jax.Array:
+    def one(
+        patch: jax.Array, other: jax.Array, index: jax.Array, copy: jax.Array, place: jax.Array
+    ) -> jax.Array:
         own = jax.random.fold_in(views.view_key(key, index, copy), PURPOSE)
         return change(patch, other, jax.random.fold_in(own, place), recipe)
 

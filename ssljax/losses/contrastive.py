@@ -231,8 +231,10 @@ def cpc_info_nce(predictions: jax.Array, targets: jax.Array, *, labels: jax.Arra
     Raises:
         ValueError: the shapes do not agree.
     """
-    if predictions.ndim != 2 or targets.shape[1:] != predictions.shape[1:] or labels.shape != (
-        predictions.shape[0],
+    if (
+        predictions.ndim != 2
+        or targets.shape[1:] != predictions.shape[1:]
+        or labels.shape != (predictions.shape[0],)
     ):
         raise ValueError(
             "cpc_info_nce compares predictions [P, D] with targets [M, D] and has labels [P], "

@@ -193,7 +193,9 @@ def _check(config: ConfigDict) -> None:
     """
     model = config.model
     if model.whole:
-        raise ValueError("config.model.whole=True: there is nothing to predict without patches; set it to False")
+        raise ValueError(
+            "config.model.whole=True: there is nothing to predict without patches; set it to False"
+        )
     side = (config.data.image_size - model.patch) // model.stride + 1
     last = max(config.cpc.step_indices, default=-1)
     if not 0 <= last < side - 1:
@@ -284,7 +286,9 @@ def classifier(config: ConfigDict, facts: Facts) -> Method:
     () otherwise. Branches of `init_from` besides the encoder are those of `init_branches`.
     """
     if not config.model.whole:
-        raise ValueError("config.model.whole=False: the classifier reads maps of whole images; set it to True")
+        raise ValueError(
+            "config.model.whole=False: the classifier reads maps of whole images; set it to True"
+        )
     frozen = config.classifier.frozen
     encoder = models.backbone(config.model)
     network = models.cpc_classifier(config.classifier, config.model)
@@ -325,9 +329,7 @@ def classifier(config: ConfigDict, facts: Facts) -> Method:
     def evaluated(params: Pytree, model_state: Pytree, extra: Frozen | tuple[()]) -> tuple[Pytree, Pytree]:
         return weights_of(params, extra), {}
 
-    def encode(
-        params: Pytree, model_state: Pytree, extra: Frozen | tuple[()], image: jax.Array
-    ) -> jax.Array:
+    def encode(params: Pytree, model_state: Pytree, extra: Frozen | tuple[()], image: jax.Array) -> jax.Array:
         """What the last layer reads, [B, D]."""
         x = views.for_network(image, config.augment)
         maps = models.infer(encoder, weights_of(params, extra), {}, x, grid=True)

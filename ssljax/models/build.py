@@ -55,7 +55,9 @@ def backbone(model: ConfigDict) -> nn.Module:
         ValueError: `name`, `stem`, `shortcut` or `remat` is unknown, `width` leaves no channels, or selective
             kernels are requested for basic blocks.
     """
-    _one_of("name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SCALES, *SIZES, *BEIT_SIZES, DVAE, *STACKS))
+    _one_of(
+        "name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SCALES, *SIZES, *BEIT_SIZES, DVAE, *STACKS)
+    )
     if model.name in SIZES:
         return _vit(model)
     if model.name in BEIT_SIZES:
@@ -213,9 +215,7 @@ def _cpc(model: ConfigDict) -> PatchResNet:
 
 def cpc_direction(context: ConfigDict, model: ConfigDict, steps: tuple[int, ...]) -> Direction:
     """Build what one direction of CPC learns, of `config.context`; see `models.cpc.Direction`."""
-    return Direction(
-        steps, context.target_dim, context.blocks, context.hidden, dtype=jnp.dtype(model.dtype)
-    )
+    return Direction(steps, context.target_dim, context.blocks, context.hidden, dtype=jnp.dtype(model.dtype))
 
 
 def cpc_classifier(classifier: ConfigDict, model: ConfigDict) -> Classifier:

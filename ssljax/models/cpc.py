@@ -34,7 +34,7 @@ class Stack(NamedTuple):
     bottleneck: int
 
 
-# ResNet-161 [P]. The paper does not describe its ResNet-50: four stacks have its 24M parameters, three 8.5M [X].
+# ResNet-161 [P]. Of its ResNet-50 the paper gives the 24M parameters: four stacks, three have 8.5M [X].
 STACKS: dict[str, tuple[Stack, ...]] = {
     "cpc_r161": (Stack(3, 256, 64), Stack(4, 512, 128), Stack(46, 4096, 512)),
     "cpc_r50": (Stack(3, 256, 64), Stack(4, 512, 128), Stack(6, 1024, 256), Stack(3, 2048, 512)),
@@ -91,8 +91,8 @@ class LayerNorm(nn.Module):
         centred = x - x.mean((1, 2, 3), keepdims=True)
         variance = jnp.square(centred).mean((1, 2, 3), keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
-        shape = (1, 1, 1, x.shape[-1])
-        return (y * scale.reshape(shape) + bias.reshape(shape)).astype(self.dtype)
+        y = y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
+        return y.astype(self.dtype)
 
 
 class Bottleneck(nn.Module):

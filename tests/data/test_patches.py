@@ -37,16 +37,17 @@ def changed(x, c, index=(7, 8), seed=0):
     return np.asarray(jax.jit(lambda x: patches.changed(x, batch, jax.random.key(seed), c))(x))
 
 
-# ---------------------------------------------------------------------------------------------- all operations
+# ---------------------------------------------------------------------------------------- all operations
 
 
 @pytest.mark.parametrize("channels", (3, 1))
 def test_every_patch_of_a_constant_image_becomes_another(channels):
     """All operations at once, in [0, 1]; by key, image and place, and not by the place in the batch."""
     c = config(channels, **{**PATCHES, "color_probability": 1.0, "policy_ops": 2})
-    x = jnp.full((2, 2, 2, SIDE, SIDE, channels), 0.4, jnp.float32) + 0.2 * random((SIDE, SIDE, channels))[
-        None, None, None
-    ]
+    x = (
+        jnp.full((2, 2, 2, SIDE, SIDE, channels), 0.4, jnp.float32)
+        + 0.2 * random((SIDE, SIDE, channels))[None, None, None]
+    )
     first = changed(x, c)
     assert first.shape == x.shape and first.dtype == np.float32
     assert first.min() >= 0 and first.max() <= 1
@@ -92,7 +93,7 @@ def test_probabilities_are_those_of_the_paper():
     assert abs(share - 0.25) < 0.06  # 640 patches: four standard errors
 
 
-# ------------------------------------------------------------------------------------------------- AutoAugment
+# ------------------------------------------------------------------------------------------- AutoAugment
 
 
 def drawn(name, image, level=1.0, sign=1.0, other=None, centre=(4, 4)):
@@ -190,7 +191,7 @@ def test_a_shear_follows_its_matrix():
     np.testing.assert_allclose(by_column, ramp[..., 0], atol=1e-5)  # columns of a row are all alike
 
 
-# --------------------------------------------------------------------------------------------------- Inception
+# --------------------------------------------------------------------------------------------- Inception
 
 
 def test_each_order_of_inceptions_colours_against_tensorflow():
@@ -218,9 +219,16 @@ def test_it_is_clipped_once_at_the_end():
     image = jnp.array([[[0.95] * 3, [0.35] * 3]], jnp.float32)
     one = jnp.float32(1.0)
     found = distort.distort_color(
-        image, jnp.int32(0), brightness=jnp.float32(0.2), saturation=one, hue=jnp.float32(0.0), contrast_factor=one / 2
+        image,
+        jnp.int32(0),
+        brightness=jnp.float32(0.2),
+        saturation=one,
+        hue=jnp.float32(0.0),
+        contrast_factor=one / 2,
     )
-    np.testing.assert_allclose(found[0, :, 0], [1.0, 0.7], atol=1e-5)  # mean .85: .85 + .3 / 2 and .85 - .3 / 2
+    np.testing.assert_allclose(
+        found[0, :, 0], [1.0, 0.7], atol=1e-5
+    )  # mean .85: .85 + .3 / 2 and .85 - .3 / 2
     grey = distort.distort_color(
         image, jnp.int32(3), brightness=one * 0, saturation=one * 1.5, hue=one * 0.2, contrast_factor=one
     )
@@ -229,12 +237,14 @@ def test_it_is_clipped_once_at_the_end():
 
 def test_the_four_orders_are_equally_frequent():
     keys = jax.random.split(jax.random.key(3), 800)
-    drawn = jax.vmap(lambda key: jax.random.randint(jax.random.split(key)[0], (), 0, len(distort.ORDERS)))(keys)
+    drawn = jax.vmap(lambda key: jax.random.randint(jax.random.split(key)[0], (), 0, len(distort.ORDERS)))(
+        keys
+    )
     share = np.bincount(drawn, minlength=4) / 800
     assert distort.ORDERS == ("BSHC", "SBCH", "CHBS", "HSCB") and np.abs(share - 0.25).max() < 0.06
 
 
-# ------------------------------------------------------------------------------------------- the crop: "squash"
+# ------------------------------------------------------------------------------------- the crop: "squash"
 
 
 def test_the_whole_image_is_squashed_and_a_square_is_drawn_from_it():
@@ -281,5 +291,7 @@ def test_the_view_of_the_paper_is_not_normalised_before_it_is_cut():
     (view,) = views.resolved(c)
     assert (tuple(view.augment.mean), tuple(view.augment.std)) == ((0, 0, 0), (1, 1, 1))
     assert c.augment.mean == (0.485, 0.456, 0.406)
-    grid = jax.eval_shape(lambda x: models.cut(x, 80, 36), jax.ShapeDtypeStruct((2, 260, 260, 3), jnp.float32))
+    grid = jax.eval_shape(
+        lambda x: models.cut(x, 80, 36), jax.ShapeDtypeStruct((2, 260, 260, 3), jnp.float32)
+    )
     assert grid.shape == (2, 6, 6, 80, 80, 3)

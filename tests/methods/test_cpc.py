@@ -134,7 +134,7 @@ def test_the_parameters_of_directions_and_steps():
         assert set(learned) == {"context", "targets", "prediction1", "prediction2", "prediction3"}
     for number, names in ((1, {"down"}), (2, {"down", "up"})):
         method = METHODS["cpc"](config_of(cpc__directions=number), FACTS)
-        assert set(jax.eval_shape(lambda key: method.init(key, {}), KEY)[0]["directions"]) == names
+        assert set(jax.eval_shape(method.init, KEY, {})[0]["directions"]) == names
 
 
 def test_turning_an_image_permutes_the_losses_of_equal_directions(monkeypatch):
@@ -230,7 +230,7 @@ def test_sgd_trains_the_classifier_and_adam_the_encoder():
         np.testing.assert_allclose(updates[name]["kernel"], -peak * (5 + c.weight_decay), rtol=1e-5)
 
 
-# --------------------------------------------------------------------------------------------- classification
+# ------------------------------------------------------------------------------------------- classification
 
 
 def test_the_linear_probe_reads_changed_patches_and_trains_nothing_else():
@@ -265,7 +265,10 @@ def loads(values):
 
     def load(run, like):
         asked.append((run, tuple(like)))
-        return {part: jax.tree.map(lambda leaf: jnp.full_like(leaf, values), branch) for part, branch in like.items()}
+        return {
+            part: jax.tree.map(lambda leaf: jnp.full_like(leaf, values), branch)
+            for part, branch in like.items()
+        }
 
     return load, asked
 
@@ -304,7 +307,9 @@ def test_the_classifier_reads_maps_of_whole_images_and_both_are_trained_in_the_e
     x = patches.changed(x[:, None, None], batch, KEY, c)[:, 0, 0]
     maps = models.backbone(c.model).apply({"params": params["encoder"]}, x, train=False, grid=True)
     assert maps.ndim == 4 and maps.shape[1] > 1
-    h = models.cpc_classifier(c.classifier, c.model).apply({"params": params["classifier"]}, maps, train=False)
+    h = models.cpc_classifier(c.classifier, c.model).apply(
+        {"params": params["classifier"]}, maps, train=False
+    )
     logits = np.asarray(models.logits(params["head"], h), np.float64)
     expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(4), batch["label"]]
     np.testing.assert_allclose(loss, expected.mean(), rtol=1e-4)
@@ -345,4 +350,8 @@ def test_efficient_classification_has_three_stages_and_a_supervised_rival(percen
         assert (stage.augment.crop, stage.augment.min_area) == ("tf", 0.05)
     assert (c.frozen.classifier.frozen, c.finetune.classifier.frozen) == (True, False)
     rival = get_config(f"imagenet_r200_supervised_{percent}pct")
-    assert (rival.method, rival.model.name, rival.data.label_fraction) == ("supervised", "resnet200", percent / 100)
+    assert (rival.method, rival.model.name, rival.data.label_fraction) == (
+        "supervised",
+        "resnet200",
+        percent / 100,
+    )

@@ -1,4 +1,4 @@
-"""CPC's networks: the grid, norms of one patch, one tree for patches and images, causality, parameter counts."""
+"""CPC's networks: the grid, norms of one patch, one tree for patches and images, causality, sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,15 @@ from ml_collections import ConfigDict
 
 from configs.cpc import get_config
 from ssljax import models
-from ssljax.models.cpc import Classifier, ContextNetwork, Direction, GridClassifier, LayerNorm, PatchResNet, Stack
+from ssljax.models.cpc import (
+    Classifier,
+    ContextNetwork,
+    Direction,
+    GridClassifier,
+    LayerNorm,
+    PatchResNet,
+    Stack,
+)
 
 STACKS = (Stack(1, 8, 4), Stack(1, 16, 4))
 
@@ -26,7 +34,9 @@ def started(net, x, **call):
 
 
 def shapes(net, x, **call):
-    return jax.eval_shape(lambda x: net.init(jax.random.key(0), x, **call), jax.ShapeDtypeStruct(x, jnp.float32))
+    return jax.eval_shape(
+        lambda x: net.init(jax.random.key(0), x, **call), jax.ShapeDtypeStruct(x, jnp.float32)
+    )
 
 
 def convolutions(tree) -> int:
@@ -34,11 +44,11 @@ def convolutions(tree) -> int:
     return sum(leaf.size for path, leaf in leaves if path[-1].key == "kernel")
 
 
-# ------------------------------------------------------------------------------------------------- the patches
+# ------------------------------------------------------------------------------------------- the patches
 
 
 def test_the_grid_of_the_paper():
-    """36 patches; (r, c) begins at (36r, 36c), the last ends at 260. Neighbours share 44 columns, c + 3 none."""
+    """(r, c) begins at (36r, 36c), the last ends at 260. Neighbours share 44 columns, c + 3 none."""
     rows = jnp.broadcast_to(jnp.arange(260.0, dtype=jnp.float32)[:, None], (260, 260))
     columns = rows.T
     grid = np.asarray(models.cut(jnp.stack([rows, columns], -1)[None], 80, 36))
@@ -57,7 +67,7 @@ def test_patches_that_do_not_fill_the_image_are_refused():
         models.cut(jnp.zeros((1, 260, 260, 3), jnp.float32), 64, 32)
 
 
-# ------------------------------------------------------------------------------------------------- the encoder
+# ------------------------------------------------------------------------------------------- the encoder
 
 
 def test_the_norm_is_over_one_sample_with_a_gain_per_channel():
@@ -67,7 +77,9 @@ def test_the_norm_is_over_one_sample_with_a_gain_per_channel():
     y = norm.apply({"params": {"scale": scale, "bias": bias}}, x)
     x = np.asarray(x, np.float64)
     mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
-    np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5) * np.asarray(scale) + np.asarray(bias), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        y, (x - mean) / np.sqrt(var + 1e-5) * np.asarray(scale) + np.asarray(bias), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("preact", (False, True))
@@ -121,18 +133,23 @@ def test_resnet_161_has_the_papers_sizes():
     whole = models.backbone(paper("imagenet_r161_finetune_1pct", "frozen"))
     for side, grid in ((80, 5), (224, 14)):
         image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-        maps = jax.eval_shape(lambda p, x: whole.apply({"params": p}, x, train=False, grid=True), patch, image)
+        maps = jax.eval_shape(
+            lambda p, x: whole.apply({"params": p}, x, train=False, grid=True), patch, image
+        )
         assert maps.shape == (1, grid, grid, 4096)
 
 
 def test_the_classifier_and_the_context_networks_have_the_papers_sizes():
     """ResNet-33: 196,083,712 numbers in 33 convolutions. A context network: about 12.15M."""
-    net = models.cpc_classifier(get_config("imagenet_r161_finetune_1pct").frozen.classifier, paper("imagenet_r161"))
+    net = models.cpc_classifier(
+        get_config("imagenet_r161_finetune_1pct").frozen.classifier, paper("imagenet_r161")
+    )
     assert isinstance(net, Classifier)
     params = shapes(net, (1, 14, 14, 4096), train=False)["params"]
     assert convolutions(params) == 196_083_712
     context = jax.eval_shape(
-        lambda z: ContextNetwork().init(jax.random.key(0), z), jax.ShapeDtypeStruct((1, 6, 6, 4096), jnp.float32)
+        lambda z: ContextNetwork().init(jax.random.key(0), z),
+        jax.ShapeDtypeStruct((1, 6, 6, 4096), jnp.float32),
     )
     total = sum(leaf.size for leaf in jax.tree.leaves(context))
     per_block = 4096 * 256 * 2 + 256 * 256 * 5 + 3 * 256 + 4096
@@ -145,7 +162,7 @@ def test_the_resnet_50_has_about_24_million_parameters():
     assert 23.4e6 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 24.0e6
 
 
-# ------------------------------------------------------------------------------------------------- the context
+# ------------------------------------------------------------------------------------------- the context
 
 
 def test_the_context_is_causal():
@@ -168,7 +185,9 @@ def test_a_block_of_the_context_by_hand():
     z = random((1, 4, 5, 2))
     params = jax.tree.map(lambda leaf: random(leaf.shape, leaf.size), net.init(jax.random.key(0), z))
     p = {k: {n: np.asarray(a, np.float64) for n, a in v.items()} for k, v in params["params"].items()}
-    x = np.maximum(np.asarray(z[0], np.float64) @ p["block1_conv1"]["kernel"][0, 0] + p["block1_conv1"]["bias"], 0)
+    x = np.maximum(
+        np.asarray(z[0], np.float64) @ p["block1_conv1"]["kernel"][0, 0] + p["block1_conv1"]["bias"], 0
+    )
     wide = np.pad(x, ((0, 0), (1, 1), (0, 0)))
     kernel = p["block1_conv2"]["kernel"][0]
     x = sum(wide[:, k : k + 5] @ kernel[k] for k in range(3)) + p["block1_conv2"]["bias"]
@@ -189,7 +208,9 @@ def test_every_step_has_a_prediction_of_its_own_and_all_share_the_targets():
     assert targets.shape == (2, 5, 7, 3)
     assert [p.shape for p in predictions] == [(2, 3, 7, 3), (2, 2, 7, 3)]
     w = params["params"]["targets"]
-    np.testing.assert_allclose(targets, np.asarray(z) @ np.asarray(w["kernel"][0, 0]) + np.asarray(w["bias"]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        targets, np.asarray(z) @ np.asarray(w["kernel"][0, 0]) + np.asarray(w["bias"]), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_what_lies_in_a_direction_lies_below_when_turned():
@@ -203,7 +224,7 @@ def test_what_lies_in_a_direction_lies_below_when_turned():
     }
 
 
-# ---------------------------------------------------------------------------------------------- the classifiers
+# ------------------------------------------------------------------------------------------- the classifiers
 
 
 def test_the_mean_of_the_logits_is_the_logit_of_the_mean_and_there_is_no_gain():
@@ -211,11 +232,16 @@ def test_the_mean_of_the_logits_is_the_logit_of_the_mean_and_there_is_no_gain():
     z = random((3, 2, 2, 5))
     variables = net.init(jax.random.key(0), z, train=False)
     assert set(variables["params"]["norm"]) == {"bias"}
-    params = {"norm": {"bias": random((5,), 1)}, "logits": {"dense": {"kernel": random((5, 4), 2), "bias": random((4,), 3)}}}
+    params = {
+        "norm": {"bias": random((5,), 1)},
+        "logits": {"dense": {"kernel": random((5, 4), 2), "bias": random((4,), 3)}},
+    }
     y, _ = net.apply({**variables, "params": params}, z, train=True, mutable=["batch_stats"])
     x = np.asarray(z, np.float64)
     x = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) + np.asarray(params["norm"]["bias"])
-    places = x @ np.asarray(params["logits"]["dense"]["kernel"]) + np.asarray(params["logits"]["dense"]["bias"])
+    places = x @ np.asarray(params["logits"]["dense"]["kernel"]) + np.asarray(
+        params["logits"]["dense"]["bias"]
+    )
     np.testing.assert_allclose(y, places.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
