@@ -32,8 +32,6 @@ There is no released code: the appendix's pseudo-code is the source. Chosen here
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -49,18 +47,6 @@ from ssljax.targets.frozen import Frozen
 from ssljax.types import Batch, Facts, LoadFn, Method, Out, Pytree, TrainState
 
 DIRECTIONS = {1: ("down",), 2: ("down", "up"), 4: models.DIRECTIONS}
-
-
-class Probe(NamedTuple):
-    """What stands beside the linear classifier.
-
-    Attributes:
-        frozen: the encoder.
-        statistics: the running statistics of the classifier's batch normalisation.
-    """
-
-    frozen: Frozen
-    statistics: Pytree
 
 
 def cpc(config: ConfigDict, facts: Facts) -> Method:
@@ -219,40 +205,43 @@ def _check_groups(rows: int, images: int) -> None:
 def linear(config: ConfigDict, facts: Facts) -> Method:
     """Build the linear evaluation: batch normalisation without a gain and logits at every place.
 
-    `params` holds head; `extra` is a Probe. The encoder is what evaluation reads of `init_from`.
+    `params` holds head; `extra` is the Frozen encoder, which evaluation reads of `init_from`. The running
+    statistics of the head's normalisation stand beside those of the encoder.
     """
     encoder = models.backbone(config.model)
     head = models.GridClassifier(facts.num_classes)
 
-    def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, Probe]:
+    def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, Frozen]:
         del batch
         keys = jax.random.split(key)
         f, f_state, h = models.initialise(encoder, keys[0], image_shape(config))
         w, statistics, _ = models.initialise_head(head, keys[1], h[:, None, None])
-        return {"head": w}, {}, Probe(Frozen({"encoder": f}, {"encoder": f_state}), statistics)
+        return {"head": w}, {}, Frozen({"encoder": f}, {"encoder": f_state, "head": statistics})
 
     def loss(
-        params: Pytree, model_state: Pytree, extra: Probe, batch: Batch, key: jax.Array, step: jax.Array
+        params: Pytree, model_state: Pytree, extra: Frozen, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Out]:
         x = changed_patches(batch, key, config)
-        weights, f_state = extra.frozen
-        z = models.infer(encoder, weights["encoder"], f_state["encoder"], x, grid=True)
-        logits, statistics = models.forward(head, params["head"], extra.statistics, z)
+        weights, statistics = extra
+        z = models.infer(encoder, weights["encoder"], statistics["encoder"], x, grid=True)
+        logits, after = models.forward(head, params["head"], statistics["head"], z)
         metrics = {"accuracy": jnp.mean(accuracy(logits, batch["label"]))}
-        return jnp.mean(cross_entropy(logits, batch["label"])), Out(model_state, statistics, metrics)
+        return jnp.mean(cross_entropy(logits, batch["label"])), Out(model_state, after, metrics)
 
-    def update(extra: Probe, params: Pytree, carry: Pytree, step: jax.Array) -> Probe:
-        return extra._replace(statistics=carry)
+    def update(extra: Frozen, params: Pytree, carry: Pytree, step: jax.Array) -> Frozen:
+        return extra._replace(model_state={**extra.model_state, "head": carry})
 
-    def evaluated(params: Pytree, model_state: Pytree, extra: Probe) -> tuple[Pytree, Pytree]:
-        return extra.frozen.params["encoder"], extra.frozen.model_state["encoder"]
+    def evaluated(params: Pytree, model_state: Pytree, extra: Frozen) -> tuple[Pytree, Pytree]:
+        return extra.params["encoder"], extra.model_state["encoder"]
 
-    def classify(params: Pytree, extra: Probe, features: jax.Array) -> dict[str, jax.Array]:
+    def classify(params: Pytree, extra: Frozen, features: jax.Array) -> dict[str, jax.Array]:
         # The logits are linear in z, so the mean of the grid has the mean of their logits.
-        return {"probe": models.infer(head, params["head"], extra.statistics, features[:, None, None])}
+        return {
+            "probe": models.infer(head, params["head"], extra.model_state["head"], features[:, None, None])
+        }
 
     def adopt(state: TrainState, load: LoadFn) -> TrainState:
-        return state.replace(extra=state.extra._replace(frozen=_adopted(state.extra.frozen, load, config)))
+        return state.replace(extra=_adopted(state.extra, load, config))
 
     return Method(
         init=init,

@@ -6,11 +6,12 @@ from tests.contract.case import carries, follows
 
 SMALL = {
     "model.name": "cpc_r8",
-    "model.width": 0.0625,
+    "model.width": 0.125,
     "context.blocks": 1,
-    "context.hidden": 8,
-    "context.target_dim": 8,
-    "cpc.local_images": 8,
+    "context.hidden": 16,
+    "context.target_dim": 16,
+    "cpc.local_images": 2,
+    "cpc.scale": 1.0,
     "ema.decay": 0.9,
     "optim.trust_coefficient": 0.1,
 }

@@ -241,7 +241,7 @@ def test_the_linear_probe_reads_changed_patches_and_trains_nothing_else():
     loss, out = evaluated_loss(method, params, model_state, extra, batch)
     x = patches.changed(models.cut(views.stacked(batch, KEY, c)[:, 0], 6, 2), batch, KEY, c)
     net = models.backbone(c.model)
-    z = net.apply({"params": extra.frozen.params["encoder"]}, x, train=False, grid=True)
+    z = net.apply({"params": extra.params["encoder"]}, x, train=False, grid=True)
     z = np.asarray(z, np.float64)
     mean, var = z.mean((0, 1, 2)), z.var((0, 1, 2))
     head = jax.tree.map(np.asarray, params["head"])
@@ -254,8 +254,8 @@ def test_the_linear_probe_reads_changed_patches_and_trains_nothing_else():
     extra = method.update(extra, params, out.carry, jnp.int32(0))
     features = encoder(method, c)(params, model_state, extra, batch["image"])
     found = method.classify(params, extra, features)["probe"]
-    x = np.asarray(features, np.float64) - np.asarray(extra.statistics["norm"]["mean"])
-    x = x / np.sqrt(np.asarray(extra.statistics["norm"]["var"]) + 1e-5) + head["norm"]["bias"]
+    x = np.asarray(features, np.float64) - np.asarray(extra.model_state["head"]["norm"]["mean"])
+    x = x / np.sqrt(np.asarray(extra.model_state["head"]["norm"]["var"]) + 1e-5) + head["norm"]["bias"]
     np.testing.assert_allclose(found, x @ w + b, rtol=1e-3, atol=1e-4)
 
 
