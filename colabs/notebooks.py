@@ -69,6 +69,14 @@ into one of a few codes. Then a vision transformer sees the image with some patc
 codes.
 """,
     ),
+    "cpc": (
+        "CPC v2",
+        """
+[CPC v2](https://arxiv.org/abs/1905.09272) cuts an image into overlapping patches, makes one vector of each,
+and predicts the vectors that lie below from those above, in all four directions, among the patches of all
+images.
+""",
+    ),
 }
 
 CELLS = [

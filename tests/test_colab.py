@@ -36,7 +36,9 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ("simclr", "simclr_v2", "moco", "byol", "deit", "deepcluster", "beit"))
+@pytest.mark.parametrize(
+    "name", ("simclr", "simclr_v2", "moco", "byol", "deit", "deepcluster", "beit", "cpc")
+)
 def test_a_notebook_is_what_the_generator_writes(generator, name):
     assert generator.file(name).read_text() == generator.notebook(name), "run `python colabs/notebooks.py`"
     assert generator.notebook(name) == generator.notebook(name)
@@ -110,6 +112,17 @@ def test_a_tokenizer_and_a_transformer(generator, tmp_path):
         assert text in printed["report"]
     picture = "tokenizer/reconstruction-digits-tokenizer.png"
     shows(outputs, tmp_path, preview="pretrain/preview.png", report=picture)
+
+
+def test_patches_that_predict_each_other(generator, tmp_path):
+    # CPC's optimizer has no warm-up.
+    changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
+    outputs, printed = executed(generator, tmp_path, "cpc", changes)
+    assert "step 24/24" in printed["train"] and "loss" in printed["train"]
+    assert "random_init  knn: top-1" in printed["evaluate"]
+    for text in ("raw pixels", "random network", "CPC v2", "2 labels per class"):
+        assert text in printed["report"]
+    shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
 
 
 def executed(generator, folder, name, changes):

@@ -464,9 +464,9 @@ def _central(
     """Make the crop of evaluation by the recipe's way of resizing, uint8 [size, size, C]."""
     how = recipes.resizing(augment)
     if augment.crop == "squash":
-        whole = geometry.squashed_side(size, share**2)
-        top, left = (int(geometry.offset(whole - size, at)) for at in place)
-        return _resized(image, whole, how)[top : top + size, left : left + size]
+        side = geometry.squashed_side(size, share**2)
+        top, left = (int(geometry.offset(side - size, at)) for at in place)
+        return _resized(image, side, how)[top : top + size, left : left + size]
     if how.library == "pillow":
         central = functools.partial(pillow.central, size=size, share=share, method=how.method, place=place)
         return _by_pillow(central, image, size)

@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -124,9 +126,9 @@ def drawn_operation(
     known = names(image.shape[-1])
     of = matrices(level, sign, side)
     matrix = jnp.stack([of[name] for name in GEOMETRIC])[jnp.minimum(which, len(GEOMETRIC) - 1)]
-    branches = [lambda: randaugment.transform(image, matrix)]
+    branches: list[Callable[[], jax.Array]] = [lambda: randaugment.transform(image, matrix)]
     for name in known[len(GEOMETRIC) :]:
-        branches.append(lambda name=name: operation(name, image, other, level, sign, centre))
+        branches.append(partial(operation, name, image, other, level, sign, centre))
     return jax.lax.switch(jnp.maximum(which - len(GEOMETRIC) + 1, 0), branches)
 
 

@@ -6,10 +6,10 @@ from tests.contract.case import carries, follows
 
 SMALL = {
     "model.name": "cpc_r8",
-    "model.width": 0.125,
+    "model.width": 0.25,
     "context.blocks": 1,
-    "context.hidden": 16,
-    "context.target_dim": 16,
+    "context.hidden": 32,
+    "context.target_dim": 32,
     "cpc.local_images": 2,
     "cpc.scale": 1.0,
     "ema.decay": 0.9,
