@@ -13,7 +13,6 @@ SMALL = {
     "cpc.local_images": 2,
     "cpc.scale": 1.0,
     "ema.decay": 0.9,
-    "optim.trust_coefficient": 0.1,
 }
 
 
