@@ -85,6 +85,14 @@ teacher names the classes of the other images. A student learns from all of them
 dropout and stochastic depth.
 """,
     ),
+    "cpc": (
+        "CPC v2",
+        """
+[CPC v2](https://arxiv.org/abs/1905.09272) cuts an image into overlapping patches, makes one vector of each,
+and predicts the vectors that lie below from those above, in all four directions, among the patches of all
+images.
+""",
+    ),
 }
 
 CELLS = [

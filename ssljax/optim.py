@@ -518,6 +518,43 @@ def _tf_rmsprop(optim: ConfigDict, run: Horizon) -> Optimizer:
     return optax.chain(decay, tf_rmsprop(schedule, momentum=optim.momentum)), schedule
 
 
+def _adam(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """CPC: Adam at a constant rate, after the gradient was clipped to a global norm."""
+    schedule = optax.constant_schedule(run.peak)
+    return _clipped_adam(schedule, optim, run), schedule
+
+
+def _clipped_adam(rate: Schedule, optim: ConfigDict, run: Horizon) -> optax.GradientTransformation:
+    """Adam that decays kernels only. The gradient is clipped first, unless `clip` is 0."""
+    adam = optax.adamw(
+        rate,
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.epsilon,
+        weight_decay=optim.weight_decay,
+        mask=run.mask(),
+    )
+    return optax.chain(optax.clip_by_global_norm(optim.clip), adam) if optim.clip else adam
+
+
+def _sgd_and_adam(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """CPC's fine-tuning: Adam at a smaller rate for the encoder, SGD for all that lies on it."""
+    schedule = run.warmed_up(optim.warmup_epochs)
+    kernels = run.mask()
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=kernels)
+    sgd = optax.chain(decay, optax.sgd(schedule, momentum=optim.momentum))
+    adam = _clipped_adam(lambda step: optim.encoder_rate * schedule(step), optim, run)
+
+    def parts(params: Pytree) -> Pytree:
+        """The optimizer of every leaf, by its branch."""
+        return {
+            name: jax.tree.map(lambda _, name=name: "adam" if name == "encoder" else "sgd", branch)
+            for name, branch in params.items()
+        }
+
+    return optax.multi_transform({"sgd": sgd, "adam": adam}, parts), schedule
+
+
 def keeping(
     tx: optax.GradientTransformation, still: Callable[[Pytree], Pytree]
 ) -> optax.GradientTransformation:
@@ -537,6 +574,8 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
     "timm_sgd": _timm_sgd,
     "beit_adamw": _beit_adamw,
     "tf_rmsprop": _tf_rmsprop,
+    "adam": _adam,
+    "sgd_and_adam": _sgd_and_adam,
 }
 
 

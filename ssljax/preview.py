@@ -250,6 +250,8 @@ def _geometry(a: ConfigDict, crop_on: str) -> str:
         crop = f"no crop, on the {crop_on}"
     elif a.crop == "square":
         crop = f"square (area {a.min_area:.2f} of the central one, {a.interpolation}) on the {crop_on}"
+    elif a.crop == "squash":
+        crop = f"square of the squashed image (area {a.min_area:.2f}, {a.interpolation}) on the {crop_on}"
     else:
         by = " by Pillow" if crop_on == "host" and a.resize == "pillow" else ""
         crop = f"crop {a.crop} (area {a.min_area} to {a.max_area}, {a.interpolation}{by}) on the {crop_on}"

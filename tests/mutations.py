@@ -3163,6 +3163,158 @@ CMC = [
     ),
 ]
 
+
+# ------------------------------------------------------------------------------------------------ CPC v2
+
+CPC_MODEL = "ssljax/models/cpc.py"
+CPC_METHOD = "ssljax/methods/cpc.py"
+PATCHES = "ssljax/data/patches.py"
+DISTORT = "ssljax/data/distort.py"
+T_CPC = "tests/methods/test_cpc.py"
+T_CPC_MODEL = "tests/models/test_cpc_networks.py"
+T_CPC_LOSS = "tests/losses/test_cpc_info_nce.py"
+T_PATCHES = "tests/data/test_patches.py"
+
+CPC = [
+    Mutation(
+        "cpc_grid_of_version_1",
+        "configs/cpc.py",
+        "c = cpc(c, name, patch=80, stride=36)  # [P]",
+        "c = cpc(c, name, patch=68, stride=32)",
+        "7 x 7 patches that overlap by half, as in CPC v1",
+        f"{T_CPC}::test_the_papers_recipe",
+    ),
+    Mutation(
+        "cpc_norm_across_patches",
+        CPC_MODEL,
+        "centred = x - x.mean((1, 2, 3), keepdims=True)",
+        "centred = x - x.mean((0, 1, 2, 3), keepdims=True)",
+        "statistics of the batch, through which patches know of each other",
+        f"{T_CPC_MODEL}::test_no_patch_knows_of_another_and_one_tree_serves_patches_and_images",
+    ),
+    Mutation(
+        "cpc_gain_per_place",
+        CPC_MODEL,
+        "channels = (x.shape[-1],)",
+        "channels = x.shape[1:]",
+        "layer norm with an affine of the size of the map, which fits one image size",
+        f"{T_CPC_MODEL}::test_no_patch_knows_of_another_and_one_tree_serves_patches_and_images",
+    ),
+    Mutation(
+        "cpc_weights_of_bolts",
+        CPC_METHOD,
+        "rows += jnp.mean(own)",
+        "rows += i * jnp.mean(own)",
+        "lightning-bolts counts step i i times",
+        f"{T_CPC}::test_the_loss_is_the_sum_over_directions_and_steps_of_the_means",
+    ),
+    Mutation(
+        "cpc_row_convolution_aside",
+        CPC_MODEL,
+        '((0, 0), (1, 1)), name=f"block{block}_conv2")',
+        '((0, 0), (2, 0)), name=f"block{block}_conv2")',
+        "a mask over columns, too",
+        f"{T_CPC_MODEL}::test_a_block_of_the_context_by_hand",
+    ),
+    Mutation(
+        "cpc_padding_below",
+        CPC_MODEL,
+        "above = ((1, 0), (0, 0))",
+        "above = ((0, 1), (0, 0))",
+        "the context sees the rows that it predicts",
+        f"{T_CPC_MODEL}::test_the_context_is_causal",
+    ),
+    Mutation(
+        "cpc_labels_of_the_sources",
+        CONTRASTIVE,
+        "return places[:, step + 1 :].reshape(-1)",
+        "return places[:, : height - step - 1].reshape(-1)",
+        "every place predicts itself",
+        f"{T_CPC_LOSS}::test_the_labels_of_the_sheet_on_a_square_and_on_a_wide_grid",
+    ),
+    Mutation(
+        "cpc_labels_a_row_off",
+        CONTRASTIVE,
+        "return places[:, step + 1 :].reshape(-1)",
+        "return places[:, step : height - 1].reshape(-1)",
+        "offset i for offset i + 1",
+        f"{T_CPC_LOSS}::test_the_loss_of_each_step_of_bolts",
+    ),
+    Mutation(
+        "cpc_labels_by_column",
+        CONTRASTIVE,
+        ".reshape(images, height, width)\n    return places",
+        ".reshape(images, width, height).swapaxes(1, 2)\n    return places",
+        "height and width confused",
+        f"{T_CPC_LOSS}::test_the_labels_of_the_sheet_on_a_square_and_on_a_wide_grid",
+    ),
+    Mutation(
+        "cpc_targets_not_turned",
+        CPC_METHOD,
+        "            # 4. Every prediction",
+        '            t, _ = direction.apply({"params": params["directions"][name]}, z)\n'
+        "            # 4. Every prediction",
+        "targets of the grid as it was, predictions of the turned one",
+        f"{T_CPC}::test_the_loss_is_the_sum_over_directions_and_steps_of_the_means",
+    ),
+    Mutation(
+        "cpc_mean_over_directions",
+        CPC_METHOD,
+        "total += rows\n",
+        "total += rows / len(names)\n",
+        "CPCV2-PyTorch averages over directions",
+        f"{T_CPC}::test_the_loss_is_the_sum_over_directions_and_steps_of_the_means",
+    ),
+    Mutation(
+        "cpc_without_clipping",
+        OPTIM,
+        "return optax.chain(optax.clip_by_global_norm(optim.clip), adam) if optim.clip else adam",
+        "return adam",
+        "the clip dropped, which Adam hides",
+        f"{T_CPC}::test_the_gradient_is_clipped_before_adam",
+    ),
+    Mutation(
+        "cpc_clip_after_adam",
+        OPTIM,
+        "optax.chain(optax.clip_by_global_norm(optim.clip), adam)",
+        "optax.chain(adam, optax.clip_by_global_norm(optim.clip))",
+        "the step is clipped, not the gradient",
+        f"{T_CPC}::test_the_gradient_is_clipped_before_adam",
+    ),
+    Mutation(
+        "cpc_image_changed_as_one",
+        PATCHES,
+        "jax.random.fold_in(own, place), recipe)",
+        "own, recipe)",
+        "the same change for all patches of an image",
+        f"{T_PATCHES}::test_every_patch_of_a_constant_image_becomes_another",
+    ),
+    Mutation(
+        "cpc_raw_weights_evaluated",
+        CPC_METHOD,
+        'return extra.params["encoder"], model_state["encoder"]',
+        'return params["encoder"], model_state["encoder"]',
+        "the moving average is kept but not used",
+        f"{T_CPC}::test_the_average_is_evaluated_and_not_the_network",
+    ),
+    Mutation(
+        "cpc_colours_clipped_each_time",
+        DISTORT,
+        "image = image + jnp.where(turn[0], brightness, 0.0)",
+        "image = clip(image + jnp.where(turn[0], brightness, 0.0))",
+        "a clip after each operation, as in SimCLR",
+        f"{T_PATCHES}::test_it_is_clipped_once_at_the_end",
+    ),
+    Mutation(
+        "cpc_groups_of_all_images",
+        CPC_METHOD,
+        'images = config.cpc.local_images if config.cpc.negatives == "local" else len(z)',
+        "images = len(z)",
+        "negatives of the whole batch where a worker has its own",
+        f"{T_CPC}::test_an_untrained_network_is_near_the_log_of_the_candidates",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -3190,6 +3342,7 @@ MUTATIONS = [
     *BEIT_AND_DVAE,
     *NOISY_STUDENT,
     *CMC,
+    *CPC,
 ]
 
 

@@ -141,6 +141,17 @@ def test_a_noised_student(generator, tmp_path):
     shows(outputs, tmp_path, preview="student/preview.png", report="corruptions-digits.png")
 
 
+def test_patches_that_predict_each_other(generator, tmp_path):
+    # CPC's optimizer has no warm-up.
+    changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
+    outputs, printed = executed(generator, tmp_path, "cpc", changes)
+    assert "step 24/24" in printed["train"] and "loss" in printed["train"]
+    assert "random_init  knn: top-1" in printed["evaluate"]
+    for text in ("raw pixels", "random network", "CPC v2", "2 labels per class"):
+        assert text in printed["report"]
+    shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
+
+
 def executed(generator, folder, name, changes):
     """Runs a notebook. Returns the outputs of every cell, and what each cell printed."""
     book = nbformat.reads(generator.notebook(name), as_version=4)

@@ -114,6 +114,7 @@ def small_stages() -> list[tuple[str, str, str]]:
         "linear",
         "dvae",
         "beit",
+        "cpc",
     ):
         module = importlib.import_module(f"configs.{paper}")
         for preset in module.PRESETS:
@@ -169,6 +170,10 @@ IMAGENET = [
     ("beit", "imagenet_b", "pretrain"),
     ("beit", "imagenet_b_plus", "finetune"),
     ("beit", "imagenet_b_linear", "linear"),
+    ("cpc", "imagenet_r161", ""),
+    ("cpc", "imagenet_r161_linear", "linear"),
+    ("cpc", "imagenet_r161_finetune_1pct", "frozen"),
+    ("cpc", "imagenet_r161_finetune_1pct", "finetune"),
 ]
 
 

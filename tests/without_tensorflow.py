@@ -23,9 +23,11 @@ STEPS = {
     "data.train_per_class": 12,
     "evaluate.knn_k": 5,
 }
-SLOW = {"optim.warmup_epochs": 0}  # a warm-up would be longer than the run
+SLOW = {
+    "optim.warmup_epochs": 0
+}  # a warm-up would be longer than the run; DeepCluster, CMC and CPC have none
 RESNET = {"model.name": "one_block", "model.width": 0.125, "model.stem": "imagenet"}
-OTHER_NETWORKS = ("deit", "dvae", "beit", "noisy_student")  # methods whose presets have no ResNet
+OTHER_NETWORKS = ("deit", "dvae", "beit", "noisy_student", "cpc")  # methods whose presets have no ResNet
 OWN = {
     "dvae": {"model.hidden": 8},
     "beit": {"tokenizer.model.hidden": 8, "pretrain.tokenizer.hidden": 8},
@@ -36,6 +38,7 @@ OWN = {
     },
     "moco": {"queue.size": 128},
     "cmc": {"bank.negatives": 8},
+    "cpc": {"model.width": 0.0625},
     "deepcluster": {"clusters.k": 16, "clusters.dim": 8, "clusters.iterations": 2},
     "deit": {"student.model.name": "vit_one_block"}
     | {
@@ -77,7 +80,7 @@ def digits(method: str, workdir: Path) -> None:
     config = importlib.import_module(f"configs.{method}").get_config("digits")
     stages = [f"{name}." for name in config.stages] if "stages" in config else [""]
     shared = STEPS if method in OTHER_NETWORKS else STEPS | RESNET
-    if method not in ("deepcluster", "cmc"):  # their optimizers have no warm-up
+    if method not in ("deepcluster", "cmc", "cpc"):
         shared = shared | SLOW
     settings = {f"{stage}{name}": value for stage in stages for name, value in shared.items()}
     settings |= OWN.get(method, {})

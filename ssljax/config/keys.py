@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from ssljax.config.keys_beit import BEIT_KEYS, TOKENS
 from ssljax.config.keys_cmc import CMC_KEYS
+from ssljax.config.keys_cpc import CPC_KEYS, TRAINS
 from ssljax.config.keys_images import AUGMENT, DATA, VIEWS
 from ssljax.config.keys_networks import (
     DEEPCLUSTER_V1,
@@ -67,7 +68,7 @@ RUN = (
         ("encoder",),
         "branches of the parameters to load from init_from, with their running statistics",
         None,
-        other_than("init_from", "") & other_than("method", "linear"),
+        other_than("init_from", "") & other_than("method", "linear") & TRAINS,
     ),
     Key("log_every", 100, "steps between log lines", COUNT),
     Key("eval_every_epochs", 10, "epochs between kNN evaluations during training; 0: never", NATURAL),
@@ -84,10 +85,25 @@ RUN = (
 # ---------------------------------------------------------------------------------------------- the optimizer
 
 WARMED_UP = optimizer(
-    "lars", "sgd", "adamw", "torch_adamw", "timm_adamw", "timm_sgd", "beit_adamw", "tf_rmsprop"
+    "lars",
+    "sgd",
+    "adamw",
+    "torch_adamw",
+    "timm_adamw",
+    "timm_sgd",
+    "beit_adamw",
+    "tf_rmsprop",
+    "sgd_and_adam",
 )
 WITH_MOMENTUM = optimizer(
-    "lars", "sgd", "torch_sgd", "deepcluster_sgd", "deepcluster_probe_sgd", "timm_sgd", "tf_rmsprop"
+    "lars",
+    "sgd",
+    "torch_sgd",
+    "deepcluster_sgd",
+    "deepcluster_probe_sgd",
+    "timm_sgd",
+    "tf_rmsprop",
+    "sgd_and_adam",
 )
 TIMM = optimizer("timm_adamw", "timm_sgd")
 
@@ -96,7 +112,7 @@ OPTIM = (
         "optim.name",
         "sgd",
         "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw, "
-        "timm_sgd, beit_adamw or tf_rmsprop",
+        "timm_sgd, beit_adamw, tf_rmsprop, adam or sgd_and_adam",
     ),
     Key("optim.learning_rate", 0.1, "peak learning rate, before scaling", NOT_NEGATIVE),
     Key(
@@ -249,7 +265,19 @@ EVALUATE = (
 
 KEYS = {
     key.name: key
-    for key in (*RUN, *DATA, *VIEWS, *AUGMENT, *NETWORKS, *METHOD, *OPTIM, *EVALUATE, *BEIT_KEYS, *CMC_KEYS)
+    for key in (
+        *RUN,
+        *DATA,
+        *VIEWS,
+        *AUGMENT,
+        *NETWORKS,
+        *METHOD,
+        *OPTIM,
+        *EVALUATE,
+        *BEIT_KEYS,
+        *CMC_KEYS,
+        *CPC_KEYS,
+    )
 }
 
 
@@ -275,6 +303,7 @@ VIEW_COUNTS = (
         1,
     ),
     (TOKENS, 2),
+    (method("cpc"), 1),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )
 

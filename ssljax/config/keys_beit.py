@@ -25,6 +25,7 @@ BEIT_NETWORK = network("model", "beit")
 TOKENS = BEIT & equal("recover.what", "tokens")
 MASKED = BEIT & equal("masking.name", "blockwise", "scattered")
 ADAMW = optimizer("beit_adamw")
+ADAM = optimizer("beit_adamw", "adam", "sgd_and_adam")
 BLOCKS = BEIT & equal("masking.name", "blockwise", "algorithm_1")
 
 
@@ -165,14 +166,14 @@ BEIT_KEYS = (
         0.999,
         "decay of the squared gradients",
         Range(0, 1, open_high=True),
-        ADAMW,
+        ADAM,
     ),
     Key(
         "optim.clip",
         0.0,
         "largest global norm of the gradient; 0: any",
         NOT_NEGATIVE,
-        ADAMW,
+        ADAM,
     ),
     Key(
         "optim.layer_decay",

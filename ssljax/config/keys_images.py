@@ -123,7 +123,7 @@ SOLARIZE = above("augment.solarize_probability", 0)
 AFFINE = equal("augment.crop", "affine")
 GRAYSCALE = above("augment.grayscale_probability", 0)
 BOX = equal("augment.crop", "tf", "torchvision", "byol")
-SQUARE = equal("augment.crop", "square")
+SQUARE = equal("augment.crop", "square", "squash")
 RESIZED = equal("augment.crop", "tf", "torchvision", "byol", "none") | SQUARE
 RANDAUGMENT = equal("augment.policy", "randaugment", "randaugment_plain")
 PAIR = Entries(POSITIVE, count=2, rising=True)
@@ -143,13 +143,14 @@ AUGMENT = (
         "augment.crop",
         "torchvision",
         "tf: sample_distorted_bounding_box; torchvision: RandomResizedCrop; byol: cut down where it does not "
-        "fit; affine: random warp; none; square: a random square within the central one",
-        OneOf(("tf", "torchvision", "byol", "affine", "none", "square")),
+        "fit; affine: random warp; none; square: a random square within the central one; squash: within the "
+        "whole image, resized to a square",
+        OneOf(("tf", "torchvision", "byol", "affine", "none", "square", "squash")),
     ),
     Key(
         "augment.min_area",
         0.08,
-        "smallest area of a crop, as a fraction of the image's; square: its area, of the central square's",
+        "smallest area of a crop, as a fraction of the image's; square, squash: of the larger square's",
         SHARE,
         BOX | SQUARE,
     ),

@@ -77,8 +77,8 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
         Key(
             f"{section}.name",
             "resnet50",
-            "backbone: resnet8 to resnet200, regnety_*gf, efficientnet_*, vit_*, beit_*, dvae, alexnet_bn, "
-            "alexnet_half or vgg16_bn",
+            "backbone: resnet8 to resnet200, regnety_*gf, efficientnet_*, vit_*, beit_*, cpc_*, dvae, "
+            "alexnet_bn, alexnet_half or vgg16_bn",
             None,
             also,
         ),
@@ -94,7 +94,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             1.0,
             "multiplier of every layer's width",
             Range(0, 64, open_low=True),
-            of("resnet", "alexnet_vgg", "efficientnet"),
+            of("resnet", "alexnet_vgg", "efficientnet", "cpc"),
         ),
         Key(
             f"{section}.depth",
@@ -109,7 +109,7 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             "imagenet: 7x7 convolution of stride 2 and max-pool; cifar: one 3x3 convolution of stride 1 "
             "(EfficientNet: stages 2 and 3 without stride)",
             OneOf(("imagenet", "cifar")),
-            of("resnet", "efficientnet"),
+            of("resnet", "efficientnet", "cpc"),
         ),
         Key(
             f"{section}.stem_width",
@@ -163,9 +163,9 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             "what the backward pass recomputes; blocks: all but each block's input; "
             "dots (ViT): all but matrix products",
             OneOf(("none", "blocks", "dots")),
-            of("resnet", "regnet", "efficientnet", "vit", "beit"),
+            of("resnet", "regnet", "efficientnet", "vit", "beit", "cpc"),
         ),
-        Key(f"{section}.patch", 16, "side of a patch, in pixels", COUNT, of("vit", "beit")),
+        Key(f"{section}.patch", 16, "side of a patch, in pixels", COUNT, of("vit", "beit", "cpc")),
         Key(
             f"{section}.positions",
             "learned",
@@ -274,9 +274,9 @@ METHOD = (
     Key(
         "task",
         "pretrain",
-        "the stage of SimCLRv2",
-        OneOf(("pretrain", "finetune", "distill")),
-        method("simclr_v2"),
+        "the stage of SimCLRv2 (pretrain, finetune, distill) or of CPC (pretrain, linear, classify)",
+        OneOf(("pretrain", "finetune", "distill", "linear", "classify")),
+        method("simclr_v2", "cpc"),
     ),
     *_head("head", 2, HEADS, HEADS, FULL_HEADS, FULL_HEADS | method("linear"), fewest=1),
     Key("head.dim", 128, "dimension of the embeddings", Range(1, WIDEST, whole=True), HEADS | CMC),
@@ -469,7 +469,7 @@ METHOD = (
         0.0,
         "decay of the weights' moving average, which is evaluated instead of them; 0: none",
         UNIT,
-        method("deit", "dvae", "noisy_student"),
+        method("deit", "dvae", "noisy_student") | method("cpc") & equal("task", "pretrain"),
     ),
     Key(
         "pseudo.ratio",

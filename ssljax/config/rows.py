@@ -25,6 +25,7 @@ METHODS = (
     "beit",
     "noisy_student",
     "cmc",
+    "cpc",
 )
 OPTIMIZERS = (
     "lars",
@@ -38,6 +39,8 @@ OPTIMIZERS = (
     "timm_sgd",
     "beit_adamw",
     "tf_rmsprop",
+    "adam",
+    "sgd_and_adam",
 )
 FAMILIES = {
     "resnet": "resnet",
@@ -49,6 +52,7 @@ FAMILIES = {
     "dvae": "dvae",
     "beit": "beit",
     "alexnet_half": "alexnet_half",
+    "cpc": "cpc",
 }
 
 

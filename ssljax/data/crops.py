@@ -344,10 +344,15 @@ def _view(
         crop = _resized(crop, size, recipes.resizing(augment))
     elif augment.crop == "square":
         crop = _square(image, size, crop_seed, augment)
+    elif augment.crop == "squash":
+        whole = geometry.squashed_side(size, augment.min_area)
+        offset = tf.random.stateless_uniform([2], crop_seed, 0, whole - size + 1, tf.int32)
+        crop = _resized(image, whole, recipes.resizing(augment))
+        crop = crop[offset[0] : offset[0] + size, offset[1] : offset[1] + size]
     else:
         raise ValueError(
             f"augment.crop={augment.crop!r} does not work with data.crop_on='host': use 'tf', 'torchvision', "
-            "'byol', 'square' or 'none', or set data.crop_on='device'"
+            "'byol', 'square', 'squash' or 'none', or set data.crop_on='device'"
         )
 
     if augment.flip:
@@ -458,6 +463,10 @@ def _central(
 ) -> tf.Tensor:
     """Make the crop of evaluation by the recipe's way of resizing, uint8 [size, size, C]."""
     how = recipes.resizing(augment)
+    if augment.crop == "squash":
+        side = geometry.squashed_side(size, share**2)
+        top, left = (int(geometry.offset(side - size, at)) for at in place)
+        return _resized(image, side, how)[top : top + size, left : left + size]
     if how.library == "pillow":
         central = functools.partial(pillow.central, size=size, share=share, method=how.method, place=place)
         return _by_pillow(central, image, size)

@@ -231,6 +231,16 @@ def crop_box_square(key: jax.Array, height: int, width: int, *, area: float) -> 
     return jnp.concatenate([corner, jnp.array([side, side], jnp.int32)])
 
 
+def squashed_side(size: int, area: float) -> int:
+    """The side that an image is resized to, whatever its aspect ratio, before a square is cut out of it.
+
+    Args:
+        size: side of the square.
+        area: of the square, as a share of the resized image: 260 of 300 pixels are (260 / 300)^2.
+    """
+    return round(size / math.sqrt(area))
+
+
 def kernel(distance: jax.Array, method: str) -> jax.Array:
     """Evaluate the interpolation kernel at `distance` in pixels.
 

@@ -331,6 +331,8 @@ def _central(images: np.ndarray, config: ConfigDict, place: geometry.Place = geo
     size = config.data.image_size
     share = config.data.eval_crop if size > 32 else 1.0
     how = recipes.resizing(config.augment)
+    if config.augment.crop == "squash" and images.shape[1] != images.shape[2]:
+        return np.stack([_squashed(image, size, share, how, place) for image in images])
     if how.library == "pillow":
         return np.stack([pillow.central(image, size, share, how.method, place) for image in images])
     to_whole = np.floor if config.augment.crop == "byol" else np.rint
@@ -339,6 +341,23 @@ def _central(images: np.ndarray, config: ConfigDict, place: geometry.Place = geo
         return images
     squares = _squares(images, side=side, size=size, method=how.method, antialias=how.antialias, place=place)
     return np.asarray(squares)
+
+
+def _squashed(
+    image: np.ndarray, size: int, share: float, how: recipes.Resizing, place: geometry.Place
+) -> np.ndarray:
+    """Resize an image to a square, whatever its aspect ratio, and cut out a part: uint8 [S, S, C]."""
+    whole = geometry.squashed_side(size, share**2)
+    if how.library == "pillow":
+        resized = pillow.resize(image, whole, whole, how.method)
+    else:
+        box = jnp.array([0, 0, *image.shape[:2]], jnp.int32)
+        pixels = geometry.crop_resize(
+            jnp.asarray(image, jnp.float32), box, whole, method=how.method, antialias=how.antialias
+        )
+        resized = np.asarray(jnp.rint(jnp.clip(pixels, 0.0, 255.0)).astype(jnp.uint8))
+    top, left = (int(geometry.offset(whole - size, at)) for at in place)
+    return resized[top : top + size, left : left + size]
 
 
 @functools.partial(jax.jit, static_argnames=("side", "size", "method", "antialias", "place"))

@@ -99,7 +99,7 @@ def truncated(image: jax.Array) -> jax.Array:
     return jnp.floor(jnp.clip(image, 0.0, 255.0))
 
 
-def blend(degenerate: jax.typing.ArrayLike, image: jax.Array, factor: float) -> jax.Array:
+def blend(degenerate: jax.typing.ArrayLike, image: jax.Array, factor: float | jax.Array) -> jax.Array:
     """`degenerate` at factor 0, `image` at factor 1, and on beyond."""
     start = jnp.asarray(degenerate, jnp.float32)
     return truncated(start + factor * (image - start))
@@ -188,7 +188,7 @@ def solarize_add(image: jax.Array, addition: int) -> jax.Array:
     return jnp.where(image < 128.0, jnp.clip(image + addition, 0.0, 255.0), image)
 
 
-def sharpness(image: jax.Array, factor: float) -> jax.Array:
+def sharpness(image: jax.Array, factor: float | jax.Array) -> jax.Array:
     """Blend with a smoothed image; the border is kept."""
     height, width, _ = image.shape
     around = sum(

@@ -182,7 +182,14 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
         box = geometry.crop_box_square(box_key, height, width, area=augment.min_area)
         method = augment.interpolation
         return clip(geometry.crop_resize(image, box, size, method=method, antialias=True, flip=flip))
-    if augment.crop == "affine":
+    if augment.crop == "squash":
+        whole = geometry.squashed_side(size, augment.min_area)
+        everything = jnp.array([0, 0, height, width], jnp.int32)
+        image = geometry.crop_resize(image, everything, whole, method=augment.interpolation, antialias=True)
+        u = jax.random.uniform(box_key, (2,), jnp.float32)
+        corner = geometry.uniform_integer(u, jnp.int32(whole - size + 1))
+        image = jax.lax.dynamic_slice(clip(image), (*corner, 0), (size, size, image.shape[2]))
+    elif augment.crop == "affine":
         u = jax.random.uniform(box_key, (5,), jnp.float32, -1.0, 1.0)
         rotation = u[0] * augment.rotate
         shift = u[1:3] * augment.shift
@@ -193,7 +200,7 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
     elif augment.crop != "none":
         raise ValueError(
             f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', 'byol', 'square', "
-            "'affine' or 'none'."
+            "'squash', 'affine' or 'none'."
         )
     return jnp.where(flip, image[:, ::-1], image)
 

@@ -222,3 +222,65 @@ def in_batch_info_nce(q: jax.Array, k: jax.Array, *, temperature: float) -> jax.
         )
     logits = dot(l2_normalize(q), l2_normalize(k)) / temperature
     return jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)
+
+
+# ------------------------------------------------------------------------------------------------------- CPC
+
+
+def cpc_info_nce(predictions: jax.Array, targets: jax.Array, *, labels: jax.Array) -> jax.Array:
+    """CPC's InfoNCE (arXiv 1905.09272, appendix A): which of all targets was predicted?
+
+        l(p_i) = -log  exp(p_i . t_label(i)) / sum_j exp(p_i . t_j)
+
+    Every target is a candidate, the right one once: the other places of the same image and those of the other
+    images. Nothing is normalised here, and there is no temperature; the caller scales the predictions.
+
+    Args:
+        predictions: [P, D], one row per place and offset that is predicted.
+        targets: [M, D], the vectors of all places of all images.
+        labels: int32 [P], the row of `targets` that is right, see `cpc_labels`.
+
+    Returns:
+        float32 [P]; log(M) if all candidates are equal.
+
+    Raises:
+        ValueError: the shapes do not agree.
+    """
+    if (
+        predictions.ndim != 2
+        or targets.shape[1:] != predictions.shape[1:]
+        or labels.shape != (predictions.shape[0],)
+    ):
+        raise ValueError(
+            "cpc_info_nce compares predictions [P, D] with targets [M, D] and has labels [P], "
+            f"got {predictions.shape}, {targets.shape} and {labels.shape}"
+        )
+    logits = dot(predictions.astype(jnp.float32), targets.astype(jnp.float32))
+    right = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=1) - right
+
+
+def cpc_labels(images: int, height: int, width: int, step: int) -> jax.Array:
+    """The targets of CPC's predictions `step` + 1 rows below their sources.
+
+    The sources are rows 0..height-step-2 of every image, and targets are counted image by image and row by
+    row: the label of source (b, r, c) is b * height * width + (r + step + 1) * width + c.
+
+    Args:
+        images: number of images.
+        height, width: of the grid of places.
+        step: the index of the paper's pseudo-code; 2 predicts the third row below.
+
+    Returns:
+        int32 [images * (height - step - 1) * width].
+
+    Raises:
+        ValueError: the grid has no row so far below another.
+    """
+    if not 0 <= step < height - 1:
+        raise ValueError(
+            f"cpc_labels: a grid of {height} rows has no row {step + 1} below another: use a step index "
+            f"below {height - 1}"
+        )
+    places = jnp.arange(images * height * width, dtype=jnp.int32).reshape(images, height, width)
+    return places[:, step + 1 :].reshape(-1)

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from ssljax.methods.beit import beit
 from ssljax.methods.byol import byol
 from ssljax.methods.cmc import cmc
+from ssljax.methods.cpc import cpc
 from ssljax.methods.deepcluster import deepcluster
 from ssljax.methods.deit import deit
 from ssljax.methods.dvae import dvae
@@ -31,4 +32,5 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "beit": beit,
     "noisy_student": noisy_student,
     "cmc": cmc,
+    "cpc": cpc,
 }

@@ -17,6 +17,8 @@ from ssljax.models.beit_vit import BeitViT, cut_normal, patches
 from ssljax.models.build import (
     BACKBONES,
     backbone,
+    cpc_classifier,
+    cpc_direction,
     draws,
     mlp,
     projection_head,
@@ -24,6 +26,7 @@ from ssljax.models.build import (
     token_encoder,
     view_heads,
 )
+from ssljax.models.cpc import DIRECTIONS, GridClassifier, PatchResNet, cut, turned
 from ssljax.models.efficientnet import EfficientNet
 from ssljax.models.heads import MLP, LinearClassifier
 from ssljax.models.multiview import MultiView, view_name
@@ -37,10 +40,13 @@ __all__ = [
     "BACKBONES",
     "BatchNorm",
     "BeitViT",
+    "DIRECTIONS",
     "EfficientNet",
+    "GridClassifier",
     "LinearClassifier",
     "MLP",
     "MultiView",
+    "PatchResNet",
     "RegNet",
     "ResNet",
     "ViT",
@@ -48,6 +54,9 @@ __all__ = [
     "attention",
     "backbone",
     "begun_anew",
+    "cpc_classifier",
+    "cpc_direction",
+    "cut",
     "cut_normal",
     "draws",
     "forward",
@@ -64,6 +73,7 @@ __all__ = [
     "token_decoder",
     "token_encoder",
     "tokens",
+    "turned",
     "unit_gains",
     "view_heads",
     "view_name",

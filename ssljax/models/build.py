@@ -10,6 +10,7 @@ from ssljax.models.alexnet_half import HalfAlexNet
 from ssljax.models.alexnet_vgg import ARCHITECTURES, ConvNet
 from ssljax.models.beit_vit import POOLING, RELATIVE, BeitViT
 from ssljax.models.beit_vit import SIZES as BEIT_SIZES
+from ssljax.models.cpc import STACKS, Classifier, Direction, PatchResNet, Stack
 from ssljax.models.dvae import Decoder, Encoder
 from ssljax.models.efficientnet import SCALES, EfficientNet
 from ssljax.models.heads import MLP, SCHEMES
@@ -46,8 +47,8 @@ def backbone(model: ConfigDict) -> nn.Module:
     Its call is `net(images [B, H, W, C], *, train)` and returns float32 features `[B, D]`.
 
     Args:
-        model: `config.model`. `name` is a key of BACKBONES, ARCHITECTURES, TABLES, SCALES or SIZES. `width`
-            scales every layer of a ResNet, AlexNet, VGG or EfficientNet, including the first.
+        model: `config.model`. `name` is a key of BACKBONES, ARCHITECTURES, TABLES, SCALES, SIZES or
+            STACKS. `width` scales every layer of a ResNet, AlexNet, VGG or EfficientNet, including the first.
             `shortcut="torchvision"` also selects PyTorch's unbiased running variance (see BatchNorm), which a
             RegNet always has and an EfficientNet never. `sobel` puts a Sobel filter before the first layer of
             a ResNet, AlexNet or VGG. With `split` a ResNet or a half AlexNet is built once per view, see
@@ -59,7 +60,8 @@ def backbone(model: ConfigDict) -> nn.Module:
             kernels are requested for basic blocks.
     """
     single = (DVAE, ALEXNET_HALF)
-    _one_of("name", model.name, (*BACKBONES, *ARCHITECTURES, *TABLES, *SCALES, *SIZES, *BEIT_SIZES, *single))
+    known = (*BACKBONES, *ARCHITECTURES, *TABLES, *SCALES, *SIZES, *BEIT_SIZES, *STACKS, *single)
+    _one_of("name", model.name, known)
     if model.name in SIZES:
         return _vit(model)
     if model.name in BEIT_SIZES:
@@ -72,6 +74,8 @@ def backbone(model: ConfigDict) -> nn.Module:
         return _regnet(model)
     if model.name in SCALES:
         return _efficientnet(model)
+    if model.name in STACKS:
+        return _cpc(model)
     if model.name in ARCHITECTURES:
         return ConvNet(ARCHITECTURES[model.name], model.width, model.sobel, model.dropout, **_norm(model))
     return _per_view(model, _resnet(model))
@@ -210,6 +214,43 @@ def _beit(model: ConfigDict) -> BeitViT:
         pooling=model.pooling,
         drop_path=model.drop_path,
         remat=model.remat,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def _cpc(model: ConfigDict) -> PatchResNet:
+    _one_of("stem", model.stem, STEMS)
+    _one_of("remat", model.remat, REMAT)
+    stacks = tuple(
+        Stack(blocks, round(features * model.width), round(bottleneck * model.width))
+        for blocks, features, bottleneck in STACKS[model.name]
+    )
+    return PatchResNet(
+        stacks,
+        stem_width=round(64 * model.width),
+        patch=model.patch,
+        stride=model.stride,
+        whole=model.whole,
+        stem=model.stem,
+        preact=model.preact,
+        remat=model.remat,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def cpc_direction(context: ConfigDict, model: ConfigDict, steps: tuple[int, ...]) -> Direction:
+    """Build what one direction of CPC learns, of `config.context`; see `models.cpc.Direction`."""
+    return Direction(steps, context.target_dim, context.blocks, context.hidden, dtype=jnp.dtype(model.dtype))
+
+
+def cpc_classifier(classifier: ConfigDict, model: ConfigDict) -> Classifier:
+    """Build CPC's residual network on feature maps, of `config.classifier`; see `models.cpc.Classifier`."""
+    return Classifier(
+        classifier.blocks,
+        classifier.bottleneck,
+        classifier.dropout,
+        model.preact,
+        model.remat,
         dtype=jnp.dtype(model.dtype),
     )
 

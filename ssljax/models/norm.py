@@ -26,6 +26,7 @@ class BatchNorm(nn.Module):
             kernel) instead of the batch variance itself (google-research/simclr, plain Keras). All of them
             normalise with the biased one.
         use_bias: learn an offset; False in the last layer of a projection head.
+        use_scale: learn a gain; False in CPC's linear classifier.
         scale_init: initialiser of the gain; zeros for the last norm of a residual branch.
         dtype: of the output; parameters and statistics are float32.
     """
@@ -34,6 +35,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     unbiased: bool = False
     use_bias: bool = True
+    use_scale: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     dtype: jnp.dtype = jnp.float32
 
@@ -46,7 +48,10 @@ class BatchNorm(nn.Module):
             train: use the statistics of the batch; otherwise the running ones.
         """
         channels = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        else:
+            scale = jnp.ones(channels)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         else:

@@ -25,6 +25,7 @@ NAMES = {
     "byol": "BYOL",
     "deit": "DeiT",
     "beit": "BEiT",
+    "cpc": "CPC v2",
     "dvae": "dVAE",
     "deepcluster": "DeepCluster",
     "noisy_student": "Noisy Student",

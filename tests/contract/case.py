@@ -28,6 +28,8 @@ from ssljax.run.loop import refreshed
 STAGES = {
     "simclr_v2_finetune": ("simclr_v2", "digits_finetune", "finetune"),
     "simclr_v2_distill": ("simclr_v2", "digits_self", "distill"),
+    "cpc_linear": ("cpc", "digits_linear", "linear"),
+    "cpc_classify": ("cpc", "digits_finetune", "finetune"),
 }
 
 

@@ -1,0 +1,25 @@
+"""CPC's contract: pretraining with a moving average that is seen to move."""
+
+import chex
+
+from tests.contract.case import carries, follows
+
+SMALL = {
+    "model.name": "cpc_r8",
+    "model.width": 0.25,
+    "context.blocks": 1,
+    "context.hidden": 32,
+    "context.target_dim": 32,
+    "cpc.local_images": 2,
+    "cpc.scale": 1.0,
+    "ema.decay": 0.9,
+}
+
+
+def oracle(case):
+    """The average of the encoder follows the new parameters; the directions have none."""
+    for before, carry, after in carries(case):
+        assert carry == ()
+        follows(before.extra.params, after.params, 0.9, after.extra.params)
+        assert set(after.extra.params) == {"encoder"}
+        chex.assert_trees_all_equal_shapes(before.extra, after.extra)
