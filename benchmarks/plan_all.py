@@ -70,6 +70,10 @@ SAME_STEP = (
     "data.label_list",
 )
 
+# What is kept of a plan.
+COMPILERS = ("jax", "jaxlib", "flax", "libtpu")
+COLLECTIVE = ("kind", "dtype", "count", "bytes")
+
 INTRODUCTION = """# Plans: what the compiler says before anything runs
 
 Made by `python -m benchmarks.plan_all` on a machine without a TPU ({versions}). **Nothing here was measured
@@ -163,9 +167,16 @@ def compile_one(config: ConfigDict, topology: str, full: bool) -> None:
     if not found.fits:
         found = found._replace(advice=plan.advise(config, slices.parse(topology), 0))
     line = {"key": key(config, topology), **plan.made_by(), **plan.plain(found)}
-    del line["buffers"]  # the page does not have them, and they take a quarter of the file
     with LINES.open("a") as out:
-        out.write(json.dumps(line) + "\n")
+        out.write(json.dumps(shortened(line)) + "\n")
+
+
+def shortened(line: dict[str, Any]) -> dict[str, Any]:
+    """A plan without most of its bytes: what the page does not show, and packages that compile nothing."""
+    kept = {name: value for name, value in line.items() if name not in ("buffers", "costliest", "estimate")}
+    kept["versions"] = {name: line["versions"][name] for name in COMPILERS if name in line["versions"]}
+    kept["collectives"] = [{name: each[name] for name in COLLECTIVE} for each in line["collectives"]]
+    return kept
 
 
 def page() -> str:
