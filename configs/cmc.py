@@ -12,7 +12,7 @@ probes conv5, imagenet_alexnet_linear_conv1 to _conv4 the other layers.
 `cmc_pycontrast` is the later recipe of the same authors (HobbitLong/PyContrast): other colours, jitter,
 softmax and schedule. It is never mixed with the others.
 
-Which views: --config.model.split="('luminance','chrominance','gradient')", the first is the core; all pairs
+Which views: --config.model.split=luminance,chrominance,gradient, the first is the core; all pairs
 with --config.contrast.graph=full. One view alone in an evaluation: --config.evaluate.view=luminance.
 
 Sources of the numbers: [P] the paper, [C] the released code (HobbitLong/CMC at 7b227be,

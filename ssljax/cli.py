@@ -125,6 +125,7 @@ def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, d
     """
     config = preset.copy_and_resolve_references().unlock()
     before = configs.flat(preset)
+    given = {key: _unquoted(value) for key, value in given.items()}
     for key, value in given.items():
         if key.rpartition(".")[2] == "method" and value != before[key]:
             paper = value if value in configs.METHODS else "byol"
@@ -151,6 +152,13 @@ def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, d
     after = configs.flat(config)
     took = {key: value for key, value in given.items() if key not in before or after[key] != before[key]}
     return config.lock(), took
+
+
+def _unquoted(value: Any) -> Any:
+    """The words of a list that was given without quotes, as in knn,linear; other values as they are."""
+    if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str):
+        return tuple(word.strip() for word in value[0].split(","))
+    return value
 
 
 def preset_of(name: str) -> ConfigDict:

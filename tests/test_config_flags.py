@@ -40,6 +40,13 @@ def test_overrides_take_the_type_of_their_key():
     }
 
 
+@pytest.mark.parametrize("words", ["knn,linear", "('knn','linear')", "knn, linear"])
+def test_words_of_a_list_need_no_quotes(words):
+    found = parse(f"--config.evaluate.protocols={words}")
+    assert found.config.evaluate.protocols == ("knn", "linear")
+    assert found.overrides == {"evaluate.protocols": ("knn", "linear")}
+
+
 def test_keys_that_the_preset_does_not_read_come_with_what_reads_them():
     c = parse(
         "--config.optim.name=lars",

@@ -275,8 +275,7 @@ def check(config: ConfigDict) -> None:
     if len(split) < 2:
         raise ValueError(
             f"config.model.split={split}: cmc contrasts views, and needs at least two. Set "
-            "--config.model.split=\"('luminance','chrominance')\", for grey images "
-            "\"('luminance','gradient')\""
+            "--config.model.split=luminance,chrominance, or luminance,gradient for grey images"
         )
     if config.evaluate.view not in ("", *split):
         raise ValueError(

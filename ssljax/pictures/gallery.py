@@ -27,6 +27,7 @@ DIM = 16  # principal components of these features
 QUERIES = 8  # test images whose neighbours are shown
 NEIGHBOURS = 7  # neighbours of each of them
 THUMBNAIL = 48  # largest side of an image, in pixels
+LEVELS = 8  # steps between the values of its pixels, which is invisible and takes a third off the file
 POOL = 5000  # training images among which neighbours are sought, where no protocol encoded them all
 CLUSTERS = 10  # clusters shown, of a method that has clusters
 MEMBERS = 12  # training images shown of each cluster
@@ -213,4 +214,5 @@ def shrunk(images: np.ndarray) -> np.ndarray:
     places = images.shape[1] // stride
     size = places * stride
     blocks = images[:, :size, :size].reshape(len(images), places, stride, places, stride, -1)
-    return np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)
+    mean = blocks.mean(axis=(2, 4))
+    return np.clip(np.rint(mean / LEVELS) * LEVELS, 0, 255).astype(np.uint8)
