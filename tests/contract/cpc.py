@@ -8,10 +8,11 @@ SMALL = {
     "model.name": "cpc_r8",
     "model.width": 0.25,
     "context.blocks": 1,
-    "context.hidden": 32,
-    "context.target_dim": 32,
+    "context.hidden": 64,
+    "context.target_dim": 64,
     "cpc.local_images": 2,
     "cpc.scale": 1.0,
+    "optim.learning_rate": 0.01,  # of LARS, which otherwise flattens the weights within four steps
     "ema.decay": 0.9,
 }
 
