@@ -66,7 +66,7 @@ network's features, trains the network to tell the clusters apart, and clusters 
         """
 [CMC](https://arxiv.org/abs/1906.05849) sees every image in several views, each through a network of its own.
 The embeddings of one image should agree across views and differ from those of other images, which are kept in
-a memory bank per view. Digits are grey: the views are the intensity, its gradient and its low resolution.
+a memory bank per view. Digits are grey: the views are the intensity and its gradient.
 """,
     ),
     "beit": (
