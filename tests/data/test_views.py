@@ -28,6 +28,7 @@ PLAIN = dict(
     solarize_probability=0.0,
     policy="none",
     erasing_probability=0.0,
+    color_space="rgb",
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
 )  # has no settings of the operations that are off

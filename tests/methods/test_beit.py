@@ -284,7 +284,7 @@ def test_the_gallery_shows_masks():
     test = sources.load(c.data, "test")
     rows = np.array([3, 5])
     shown = gallery.masked(SimpleNamespace(config=c, method=method), test, rows)
-    images = gallery.evaluation_images(test, rows, c)
+    images = gallery.thumbnails(test, rows, c)
     mask = masks(jax.random.key(c.seed), jnp.asarray(test.index[rows], jnp.int32), c, 4)
     assert 0 < mask.sum() < mask.size
     for image, picture, masked in zip(images, shown, mask, strict=True):

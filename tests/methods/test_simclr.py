@@ -154,6 +154,7 @@ OTHERS = {
     "dvae",
     "beit",
     "noisy_student",
+    "cpc",
 }  # they have tests of their own, or other networks
 
 
