@@ -2817,14 +2817,6 @@ BEIT_AND_DVAE = [
         "tests/convert/test_tokenizer_files.py::test_two_files_become_a_tokenizer_that_beit_trains_on",
     ),
     Mutation(
-        "files_by_their_order",
-        "ssljax/convert/dalle.py",
-        'found["encoder" if state[FIRST].shape[-1] > 1 else "decoder"] = state',
-        'found["decoder" if found else "encoder"] = state',
-        "the encoder is whichever file comes first",
-        "tests/convert/test_tokenizer_files.py::test_two_files_become_a_tokenizer_that_beit_trains_on",
-    ),
-    Mutation(
         "layer_chosen_on_test_images",
         "ssljax/protocols/best_layer.py",
         "found[layer] = probe(kept, held,",
