@@ -22,6 +22,7 @@ AROUND = (
     "checkpoint.",
     "evaluate.",
     "data.eval_crop",
+    "data.background",  # of pictures that a trained network is given
     "augment.antialias",
     "augment.resize",
 )

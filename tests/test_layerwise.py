@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ssljax import layerwise
 from ssljax.convert import beit as names_of
+from ssljax.convert import weights
 from ssljax.models.beit_vit import BeitViT
 from ssljax.optim import make_optimizer
 
@@ -56,29 +57,34 @@ def paths(tree):
 
 @pytest.mark.parametrize("case, relative", [("beit_b_finetune", "blocks"), ("beit_b_shared_rel", "shared")])
 def test_rates_and_decay_of_every_parameter(golden, case, relative):
-    """Their parameters one by one: arrays of their shapes, filled with their rate, in our tree."""
+    """Their parameters one by one, by their names."""
     g = golden("schedules").under(f"layer_decay/{case}")
-    depth = int(g["num_layers"])
-    net = BeitViT(8, depth, 2, 2, relative=relative)
-    filled = {}
-    for name, scale, decay, ndim in zip(
-        g["names"], g["lr_scale"], g["weight_decay"], g["shapes_ndim"], strict=True
-    ):
-        filled[str(name)] = np.full((1,) * int(ndim), complex(scale, decay), np.complex128)
-    if "patch_embed.proj.weight" in filled:
-        filled["patch_embed.proj.weight"] = np.full(
-            (8, 3, 2, 2), filled["patch_embed.proj.weight"].ravel()[0]
-        )
-    ours = names_of.params(filled, net)
-    count = len(jax.tree.leaves(ours)) + (depth - 1 if relative == "blocks" else 0)
-    assert count == len(g["names"])
+    theirs = {str(name): i for i, name in enumerate(g["names"])}
+    net = BeitViT(
+        8,
+        int(g["num_layers"]),
+        2,
+        2,
+        absolute="pos_embed" in theirs,
+        relative=relative,
+        layer_scale=0.1 if "blocks.0.gamma_1" in theirs else 0.0,
+        pooling="mean_then_norm",
+    )
+    image = jnp.zeros((1, 4, 4, 3), jnp.float32)
+    encoder = jax.eval_shape(lambda key: net.init(key, image, train=False), jax.random.key(0))["params"]
+    head = {"dense": {"kernel": jnp.zeros((8, 2)), "bias": jnp.zeros(2)}}
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), {"encoder": encoder, "head": head})
+    scales = paths(layerwise.scales(params, float(g["layer_decay"])))
+    decays = paths(layerwise.decayed(params))
 
-    scales = layerwise.scales(ours, float(g["layer_decay"]))
-    expected = jax.tree.map(lambda scale, leaf: np.broadcast_to(scale, leaf.shape), scales, ours)
-    jax.tree.map(lambda e, leaf: np.testing.assert_allclose(e, leaf.real, rtol=1e-5), expected, ours)
-    for name, decays in paths(layerwise.decayed(ours)).items():
-        leaf = paths(ours)[name]
-        assert decays == bool(leaf.imag.any()), name
+    places = weights.places({"params": params}, names_of.family(net, 2, 2, "head"))
+    assert sorted(place.theirs for place in places) == sorted(theirs)
+    for place in places:
+        ours = place.ours.removeprefix("params/")
+        scale = np.broadcast_to(scales[ours], paths(params)[ours].shape)
+        scale = scale if place.row < 0 else scale[place.row]
+        np.testing.assert_allclose(scale, g["lr_scale"][theirs[place.theirs]], rtol=1e-5, err_msg=ours)
+        assert decays[ours] == bool(g["weight_decay"][theirs[place.theirs]]), ours
 
 
 def test_the_fourteen_rates_of_b():

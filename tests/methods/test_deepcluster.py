@@ -242,7 +242,8 @@ def test_what_is_evaluated(program, source, trained):
     assert sheet["cluster_size"].tolist() == sorted(sheet["cluster_size"], reverse=True)
     assert sheet["cluster_size"][0] == counts.max()
     largest = np.flatnonzero(given == counts.argmax())
-    np.testing.assert_array_equal(sheet["cluster"][0, 0], source.images[largest[0]])
+    shown = gallery.thumbnails(source, largest[:1], program.config)[0]
+    np.testing.assert_array_equal(sheet["cluster"][0, 0], shown)
     assert set(sheet["cluster_labels"][0]) <= set(source.labels[largest])
 
     seen = []
