@@ -135,7 +135,7 @@ def note(said: Mapping[str, Any], curves: Sequence[Curve]) -> str:
 
 def draw_curves(path: Path, curves: Sequence[Curve]) -> None:
     """Draws a panel per corruption: error against severity, one line per run."""
-    figure = Figure(figsize=(11, 6.6), layout="constrained", dpi=150)
+    figure = Figure(figsize=(11, 6.6), layout="constrained", dpi=100)
     axes = figure.subplots(3, 5, sharex=True, sharey=True)
     highest = max(max(curve.clean, *(values.max() for values in curve.errors.values())) for curve in curves)
     for axis, corruption in zip(axes.flat, CORRUPTIONS, strict=True):
