@@ -690,8 +690,8 @@ ORDER_AND_STATE = [
     Mutation(
         "evaluation_reads_the_raw_weights",
         "ssljax/methods/deit.py",
-        "            params, model_state = extra.ema\n",
-        "            params = params\n",
+        "return ema.backbone(extra.ema, params, model_state)",
+        "return ema.backbone((), params, model_state)",
         "layer probes and attention of the raw weights, although the paper evaluates the average",
         f"{T_PROGRAM}::test_maps_tokens_and_attention_are_those_of_the_average",
     ),

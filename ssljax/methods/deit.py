@@ -159,9 +159,7 @@ def deit(config: ConfigDict, facts: Facts) -> Method:
 
     def evaluated(params: Pytree, model_state: Pytree, extra: DeitState) -> tuple[Pytree, Pytree]:
         """The moving average, if one is kept."""
-        if isinstance(extra.ema, Ema):
-            params, model_state = extra.ema
-        return params["encoder"], model_state["encoder"]
+        return ema.backbone(extra.ema, params, model_state)
 
     def encode(params: Pytree, model_state: Pytree, extra: DeitState, image: jax.Array) -> jax.Array:
         """The class token and the distillation token, concatenated: [B, 2 D]."""

@@ -201,9 +201,7 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
 
     def evaluated(params: Pytree, model_state: Pytree, extra: NoisyState) -> tuple[Pytree, Pytree]:
         """The moving average, if one is kept."""
-        if isinstance(extra.ema, Ema):
-            params, model_state = extra.ema
-        return params["encoder"], model_state["encoder"]
+        return ema.backbone(extra.ema, params, model_state)
 
     def classify(params: Pytree, extra: NoisyState, features: jax.Array) -> dict[str, jax.Array]:
         if isinstance(extra.ema, Ema):

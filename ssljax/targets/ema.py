@@ -23,6 +23,13 @@ def follow(params: Pytree, model_state: Pytree) -> Ema:
     return jax.tree.map(jnp.copy, Ema(params, model_state))
 
 
+def backbone(average: Ema | tuple[()], params: Pytree, model_state: Pytree) -> tuple[Pytree, Pytree]:
+    """The `evaluated` of a method that may keep an average: its encoder, or the network's own without one."""
+    if isinstance(average, Ema):
+        params, model_state = average
+    return params["encoder"], model_state["encoder"]
+
+
 def update(target: Pytree, online: Pytree, decay: jax.Array | float) -> Pytree:
     """Move a target towards the online network: decay * target + (1 - decay) * online, leaf by leaf.
 
