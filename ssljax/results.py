@@ -132,6 +132,9 @@ MEASUREMENT = tuple(Measurement.__annotations__)
 # The fields that the lines of older files do not have, and what they are then.
 LATER = {"parameters": 0, "stage": ""}
 
+# The fields that the line of a measurement leaves out where they are this.
+USUAL = {"labels_per_class": 0, "draw": 0}
+
 # Two rows that agree in these fields measure the same thing.
 SAME = (
     "experiment",
@@ -184,7 +187,8 @@ def read(path: Path) -> list[Row]:
 
 
 def _joined(run: Run, record: Mapping[str, Any]) -> Row:
-    return cast(Row, {"run": record["run"], **run, **{name: record[name] for name in MEASUREMENT}})
+    fields = {**USUAL, **record}
+    return cast(Row, {"run": record["run"], **run, **{name: fields[name] for name in MEASUREMENT}})
 
 
 def same(row: Row) -> tuple:
@@ -253,7 +257,12 @@ def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
     with path.open("a") as out:
         if not known:
             out.write(line)
-        out.writelines(json.dumps({"run": name, **measurement}) + "\n" for measurement in measurements)
+        out.writelines(json.dumps({"run": name, **_said(measurement)}) + "\n" for measurement in measurements)
+
+
+def _said(measurement: Measurement) -> dict[str, Any]:
+    """The fields of a measurement that its line names."""
+    return {name: value for name, value in measurement.items() if USUAL.get(name) != value}
 
 
 def label(preset: str, stage: str) -> str:
