@@ -386,19 +386,27 @@ def main(argv: list[str] | None = None) -> None:
                 if jax.process_index() == 0:
                     found = results.lines(measurement, METRICS)
                     results.append(file, run, found)
-                    say(found[0])
+                    say(found)
         if jax.process_index() == 0:
             print(f"results: {file}")
 
 
-def say(first: results.Measurement) -> None:
-    """Print a measurement."""
+def say(found: Sequence[results.Measurement]) -> None:
+    """Print the first of a protocol's measurements, and what other numbers of neighbours give."""
+    first = found[0]
     labels = ""
     if first["labels_per_class"]:
         labels = f" {first['labels_per_class']} per class, draw {first['draw']}"
     metric = METRIC_NAMES.get(first["metric"], first["metric"])
     value = f"{metric} {first['value']:.1f} % of {first['n']}"
-    print(f"{first['features']:12} {first['protocol']}{labels}: {value}", flush=True)
+    others = [
+        f"k={each['metric'].removeprefix('top1_k')} {each['value']:.1f}"
+        for each in found
+        if each["metric"].startswith("top1_k")
+    ]
+    counts = f"; {', '.join(others)}" if others else ""
+    protocol = f"knn, k={first['settings']['k']}" if first["protocol"] == "knn" else first["protocol"]
+    print(f"{first['features']:12} {protocol}{labels}: {value}{counts}", flush=True)
 
 
 if __name__ == "__main__":
