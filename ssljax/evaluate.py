@@ -58,6 +58,8 @@ METRIC_NAMES = {
 }
 BASELINES = ("raw_pixels", "random_init", "supervised")
 
+FITTED = ("linear", "label_fraction")  # by scikit-learn or many epochs
+
 # Below this many numbers scikit-learn fits faster on one core. On a busy machine its threads wait for each
 # other and take 100 times as long.
 ONE_THREAD = 10_000_000
@@ -119,6 +121,8 @@ def measure(
             if not judged(bench, reads, config.method):
                 continue
             for name in names:
+                if name in FITTED:
+                    warn_of_wait(name, bench)
                 for found in timed(PROTOCOLS[name], bench):
                     yield record(known, bench.name, found)
 
@@ -251,6 +255,14 @@ def once(function: Callable[[Source], Features], *kept: Source) -> Callable[[Sou
         return known[id(source)]
 
     return call
+
+
+def warn_of_wait(name: str, bench: Bench) -> None:
+    """Say, on standard error, what is going on while a classifier is fitted to many numbers."""
+    train = bench.features(bench.train).features
+    if train.size >= ONE_THREAD and jax.process_index() == 0:
+        size = f"{len(train):,} images of {train.shape[1]:,} numbers"
+        print(f"{bench.name}: fitting {name} to {size}, which takes minutes", file=sys.stderr, flush=True)
 
 
 def timed(protocol: Protocol, bench: Bench) -> Iterator[Measurement]:

@@ -43,8 +43,10 @@ def found(source: Source, test: Source | None) -> str:
         each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         text += f", {each} in each of {source.num_classes:,} class{'es' if source.num_classes != 1 else ''}"
     without = int((~source.labelled).sum())
-    if without:
+    if 0 < without < len(source):
         text += f", {without:,} of them without a label"
+    elif without:
+        text += ", without labels"
     if test is not None:
         text += f"; {len(test):,} held out"
     return f"{text} ({source.name})"
