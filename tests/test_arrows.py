@@ -22,7 +22,7 @@ ROOMS = {
     "methods": ({"jax", "ml_collections", "optax"}, {"types", "losses", "targets", "models", "data"}),
     "protocols": (LIGHT | {"optax", "sklearn"}, {"types", "losses", "models", "data"}),
     "run": (
-        LIGHT | {"orbax", "etils", "tqdm", "clu"},
+        LIGHT | {"orbax", "etils", "tqdm", "clu", "wandb", "mlflow"},
         {"types", "config", "results", "data", "protocols", "program", "sharding"},
     ),
     "compiler": (LIGHT | {"libtpu"}, set()),
