@@ -59,6 +59,8 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2"],  # an NVIDIA driver from 580 on
         "convert": ["safetensors>=0.5.0"],  # weights of timm and torchvision, without PyTorch
         "export": ["flatbuffers>=24.3.25"],  # TensorFlow brings it
+        "wandb": ["wandb>=0.19.0"],  # loggers, `ssljax train --log wandb`
+        "mlflow": ["mlflow>=3.0.0"],
         "test": [
             "chex>=0.1.90",
             "pytest>=8.3.0",
