@@ -39,7 +39,7 @@ def test_a_logger_gets_every_row_and_goes_on_under_its_id_and_its_failure_ends_n
     tmp_path, given, capsys
 ):
     with opened(tmp_path, log=("wandb",)) as run:
-        run.tick(1, 4, 0.0, jnp.zeros(()))
+        run.tick(1, 4, 0.0, jax.numpy.zeros(()))
         run.log(1, 4, {"loss": 2.5})
         run.log_knn(2, 70.0)
         run.log_refresh(3, {"nmi_labels": 0.5})
