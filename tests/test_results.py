@@ -221,7 +221,7 @@ def test_versions_are_those_of_the_installed_packages():
 def test_a_line_leaves_out_what_is_usual_and_what_its_run_says(tmp_path, monkeypatch):
     file = tmp_path / "results.jsonl"
     monkeypatch.setattr(results, "now", lambda: "2026-11-27T10:00:00Z")
-    (first,) = results.lines({**RESULT, "time": "2026-11-27T23:00:00Z"}, ("top1",))
+    first, _ = results.lines({**RESULT, "time": "2026-11-27T23:00:00Z"}, METRICS)
     results.append(file, RUN, [first, {**first, "draw": 2, "time": "2026-11-28T00:00:01Z"}])
     _, same_day, later = (json.loads(line) for line in file.read_text().splitlines())
     assert not {"time", "draw", "labels_per_class"} & set(same_day)
