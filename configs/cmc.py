@@ -42,6 +42,8 @@ PRESETS = (
     "cifar10_views",
     "fashion_views",
     "folder",
+    "views",
+    "views_small",
     "imagenet_alexnet",
     *RESNETS,
     "cmc_pycontrast",
@@ -258,6 +260,35 @@ def folder() -> ConfigDict:
     c.augment.min_area = 0.2
     c.bank.negatives = 1024
     return c
+
+
+def views() -> ConfigDict:
+    """Your own views, --config.data.source=views:PATH: L, ab and a depth, with the networks of `folder` [X].
+
+    For others say which folders there are, and which channels each network sees, see docs/views.md.
+    """
+    return of_folders(folder())
+
+
+def of_folders(c: ConfigDict) -> ConfigDict:
+    """The images of a config become views from folders: colours in Lab and a depth [X]."""
+    c.data.update(source="views:images", view_folders=("image:3", "depth:1"))
+    c.model.split = ("luminance", "chrominance", "depth=3:4")
+    c.augment.update(mean=(0.0,), std=(1.0,))
+    return c
+
+
+def views_small() -> ConfigDict:
+    """The same for a few hundred images on a CPU: 64 pixels, a ResNet-8 of width 16 per view, softmax [X]."""
+    c = sgd(small_images(config.cifar10_small()), 0.03, 5e-4)
+    c.data.update(image_size=64)
+    c.model.update(name="resnet8", stem="imagenet")
+    c.bank.negatives = 64
+    c.batch_size = 32
+    c.epochs = 40
+    c.eval_every_epochs = 0
+    c.checkpoint.best = ""
+    return of_folders(c)
 
 
 def get_config(preset: str = "digits") -> ConfigDict:

@@ -7,9 +7,9 @@ the random parameters that were drawn for it. The first views are those of the r
 pixel.
 
 If the config names several views, each column has the name of its view. A view that shares the crop of
-another is beside it, and smaller views are drawn smaller. If the method mixes images (DeiT), the last columns
-show mixtures of first views, each under the weights of its labels; row b is mixed with row B-1-b of the
-picture. If it masks patches (BEiT), the last column shows the first view with these patches in grey. A config
+another is beside it, and smaller views are drawn smaller. Views from several folders (`views:PATH`) lie side
+by side in every picture. If the method mixes images (DeiT), the last columns show mixtures of first views,
+each under the weights of its labels; row b is mixed with row B-1-b of the picture. If it masks patches (BEiT), the last column shows the first view with these patches in grey. A config
 with stages gives one WORKDIR/STAGE/preview.png per stage.
 """
 
@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from ssljax import cli
 from ssljax.config import flat, stages, view_names
-from ssljax.data import colours, loader, mixing, pillow, policies, sources, views
+from ssljax.data import colours, loader, mixing, pillow, policies, sources, view_folders, views
 from ssljax.data.source import Source
 from ssljax.methods.beit import masks
 from ssljax.pictures.gallery import greyed
@@ -97,7 +97,8 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
                 rows.append(" ".join(steps) + "\n" + caption(own, view.augment, config.data.channels, policy))
                 continue
             rows.append(caption(own, view.augment, config.data.channels, policy))
-        return Column(heading(view, i, names[view.name]), pixels(made[view.name][:, i], view.augment), rows)
+        shown = beside(pixels(made[view.name][:, i], view.augment), config)
+        return Column(heading(view, i, names[view.name]), shown, rows)
 
     order = [(view, i) for view in views.resolved(config) for i in range(view.count)]
     order.sort(key=lambda place: place[0].first + place[1])  # puts a view beside the one whose crop it shares
@@ -110,7 +111,7 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
         columns.append(masked(pixels(made[view.name][:, 0], view.augment), index, key, config))
 
     labels = [source.class_names[label] if label >= 0 else "" for label in batch["label"]]
-    return [original(source, i) for i in batch["index"]], columns, labels
+    return [beside(original(source, i), config) for i in batch["index"]], columns, labels
 
 
 def repeated(config: ConfigDict) -> tuple[ConfigDict, dict[str, str]]:
@@ -143,6 +144,14 @@ def pixels(images: jax.Array, augment: ConfigDict) -> np.ndarray:
     """Undoes the normalisation and the change of colour space of images [B, S, S, C]: float32 in [0, 1]."""
     channels = np.asarray(images) * np.float32(augment.std) + np.float32(augment.mean)
     return np.clip(np.asarray(colours.to_rgb(jax.numpy.asarray(channels), augment.color_space)), 0.0, 1.0)
+
+
+def beside(images: np.ndarray, config: ConfigDict) -> np.ndarray:
+    """Images [..., S, S, C] as pictures [..., S, S, 3 or 1]: several views of an image lie side by side."""
+    folders = config.data.get("view_folders", ())
+    if not folders:
+        return images
+    return np.concatenate(view_folders.pictures(images, folders), axis=-2)
 
 
 def mixtures(
@@ -197,6 +206,8 @@ def original(source: Source, index: int) -> np.ndarray:
     position = int(np.flatnonzero(source.index == index)[0])
     if source.images is not None:
         return source.images[position]
+    if source.decode is not None:
+        return source.decode(source.read([position])[0])
     from ssljax.data import crops
 
     # Three channels, even if the network sees grey images.
@@ -284,7 +295,10 @@ def sheet(
     from matplotlib.figure import Figure
 
     named = any(column.name for column in columns)
-    figure = Figure(figsize=(2.1 * (len(columns) + 1), 2.2 * len(labels) + 1.0), layout="constrained")
+    largest = max(column.images.shape[1] for column in columns)
+    widest = max(column.images.shape[2] for column in columns)
+    height = 2.2 if widest == largest else 2.1 * largest / widest + 0.3  # views that lie side by side
+    figure = Figure(figsize=(2.1 * (len(columns) + 1), height * len(labels) + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
 
     grid = figure.subplots(
@@ -298,13 +312,12 @@ def sheet(
             axes.text(0.5, 0.5, name, fontsize=10, weight="bold", ha="center", va="center")
             axes.set_axis_off()
 
-    largest = max(column.images.shape[1] for column in columns)
     for b, row in enumerate(grid[int(named) :]):
         _show(row[0], originals[b], labels[b])
         for axes, column in zip(row[1:], columns, strict=True):
             _show(axes, column.images[b], column.captions[b])
-            margin = (largest - column.images.shape[2]) / 2
-            axes.set(xlim=(-0.5 - margin, largest - margin - 0.5), ylim=(largest - 0.5, -0.5))
+            margin = (widest - column.images.shape[2]) / 2
+            axes.set(xlim=(-0.5 - margin, widest - margin - 0.5), ylim=(largest - 0.5, -0.5))
 
     figure.suptitle(heading, fontsize=11)
     figure.savefig(path, dpi=110)
