@@ -9,8 +9,9 @@ pixel.
 If the config names several views, each column has the name of its view. A view that shares the crop of
 another is beside it, and smaller views are drawn smaller. Views from several folders (`views:PATH`) lie side
 by side in every picture. If the method mixes images (DeiT), the last columns show mixtures of first views,
-each under the weights of its labels; row b is mixed with row B-1-b of the picture. If it masks patches (BEiT), the last column shows the first view with these patches in grey. A config
-with stages gives one WORKDIR/STAGE/preview.png per stage.
+each under the weights of its labels; row b is mixed with row B-1-b of the picture. If it masks patches
+(BEiT), the last column shows the first view with these patches in grey. A config with stages gives one
+WORKDIR/STAGE/preview.png per stage.
 """
 
 from __future__ import annotations
