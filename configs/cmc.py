@@ -13,7 +13,8 @@ probes conv5, imagenet_alexnet_linear_conv1 to _conv4 the other layers.
 softmax and schedule. It is never mixed with the others.
 
 Which views: --config.model.split=luminance,chrominance,gradient, the first is the core; all pairs
-with --config.contrast.graph=full. One view alone in an evaluation: --config.evaluate.view=luminance.
+with --config.contrast.graph=full. Views from folders, such as a depth: `views` and `views_small`, see
+docs/views.md. One view alone in an evaluation: --config.evaluate.view=luminance.
 
 Sources of the numbers: [P] the paper, [C] the released code (HobbitLong/CMC at 7b227be,
 HobbitLong/PyContrast at 84f94ea), [X] chosen here.
@@ -280,12 +281,12 @@ def of_folders(c: ConfigDict) -> ConfigDict:
 
 def views_small() -> ConfigDict:
     """The same for a few hundred images on a CPU: 64 pixels, a ResNet-8 of width 16 per view, softmax [X]."""
-    c = sgd(small_images(config.cifar10_small()), 0.03, 5e-4)
+    c = sgd(small_images(config.cifar10_small()), 0.12, 5e-4)
     c.data.update(image_size=64)
     c.model.update(name="resnet8", stem="imagenet")
     c.bank.negatives = 64
     c.batch_size = 32
-    c.epochs = 40
+    c.epochs = 80
     c.eval_every_epochs = 0
     c.checkpoint.best = ""
     return of_folders(c)
