@@ -100,7 +100,8 @@ def _resolve(stage: ConfigDict) -> None:
 def _count_channels(stage: ConfigDict) -> None:
     """Sets `data.channels` to the sum over `data.view_folders`, if a stage has that key."""
     folders = stage.data.get("view_folders", ())
-    if folders and row("data.view_folders").valid.holds(folders):
+    valid = KEYS["data.view_folders"].valid
+    if folders and valid is not None and valid.holds(folders):
         stage.data.channels = sum(int(name.rpartition(":")[2]) for name in folders)
 
 
