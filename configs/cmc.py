@@ -13,7 +13,8 @@ probes conv5, imagenet_alexnet_linear_conv1 to _conv4 the other layers.
 softmax and schedule. It is never mixed with the others.
 
 Which views: --config.model.split=luminance,chrominance,gradient, the first is the core; all pairs
-with --config.contrast.graph=full. One view alone in an evaluation: --config.evaluate.view=luminance.
+with --config.contrast.graph=full. Views from folders, such as a depth: `views` and `views_small`, see
+docs/views.md. One view alone in an evaluation: --config.evaluate.view=luminance.
 
 Sources of the numbers: [P] the paper, [C] the released code (HobbitLong/CMC at 7b227be,
 HobbitLong/PyContrast at 84f94ea), [X] chosen here.
@@ -43,6 +44,8 @@ PRESETS = (
     "fashion_views",
     "folder",
     "folder_small",
+    "views",
+    "views_small",
     "imagenet_alexnet",
     *RESNETS,
     "cmc_pycontrast",
@@ -264,6 +267,35 @@ def folder() -> ConfigDict:
     c.augment.min_area = 0.2
     c.bank.negatives = 1024
     return c
+
+
+def views() -> ConfigDict:
+    """Your own views, --config.data.source=views:PATH: L, ab and a depth, with the networks of `folder` [X].
+
+    For others say which folders there are, and which channels each network sees, see docs/views.md.
+    """
+    return of_folders(folder())
+
+
+def of_folders(c: ConfigDict) -> ConfigDict:
+    """The images of a config become views from folders: colours in Lab and a depth [X]."""
+    c.data.update(source="views:images", view_folders=("image:3", "depth:1"))
+    c.model.split = ("luminance", "chrominance", "depth=3:4")
+    c.augment.update(mean=(0.0,), std=(1.0,))
+    return c
+
+
+def views_small() -> ConfigDict:
+    """The same for a few hundred images on a CPU: 64 pixels, a ResNet-8 of width 16 per view, softmax [X]."""
+    c = sgd(small_images(config.cifar10_small()), 0.12, 5e-4)
+    c.data.update(image_size=64)
+    c.model.update(name="resnet8", stem="imagenet")
+    c.bank.negatives = 64
+    c.batch_size = 32
+    c.epochs = 80
+    c.eval_every_epochs = 0
+    c.checkpoint.best = ""
+    return of_folders(c)
 
 
 def get_config(preset: str = "digits") -> ConfigDict:

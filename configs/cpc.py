@@ -23,6 +23,9 @@ NETWORKS = {"imagenet_r161": "cpc_r161", "imagenet_r50": "cpc_r50"}
 ABLATIONS = ("imagenet_r161_one_direction", "imagenet_r161_color_drop")
 FINETUNE = {f"imagenet_r161_finetune_{percent}pct": percent / 100 for percent in PERCENT}
 SUPERVISED = {f"imagenet_r200_supervised_{percent}pct": percent / 100 for percent in PERCENT}
+FEW = {  # labels per class
+    f"fashion_mnist_{kind}_{labels}": labels for kind in ("finetune", "scratch") for labels in (5, 50, 250)
+}
 LINEAR = {f"{name}_linear": name for name in (*NETWORKS, *ABLATIONS, "digits")}
 
 PRESETS = (
@@ -31,6 +34,7 @@ PRESETS = (
     "fashion_mnist",
     "fashion_mnist_finetune",
     "fashion_mnist_scratch",
+    *FEW,
     "cifar10_small",
     "cifar10_small_finetune",
     "cifar10_small_scratch",
@@ -275,9 +279,9 @@ def fashion_mnist() -> ConfigDict:
     return small(c, "cpc_r8", patch=8, stride=4, width=0.25)
 
 
-def fashion_mnist_finetune() -> ConfigDict:
-    """Efficient classification with ten labels per class [X]."""
-    return few_labels(fashion_mnist(), labels=10, epochs=150)
+def fashion_mnist_finetune(labels: int = 10) -> ConfigDict:
+    """Efficient classification with some labels per class; fewer labels are seen more often [X]."""
+    return few_labels(fashion_mnist(), labels=labels, epochs=max(1500 // labels, 5))
 
 
 def cifar10_small() -> ConfigDict:
@@ -338,6 +342,9 @@ def recipe(preset: str) -> ConfigDict:
         return finetune(FINETUNE[preset])
     if preset in SUPERVISED:
         return supervised(SUPERVISED[preset])
+    if preset in FEW:
+        c = fashion_mnist_finetune(FEW[preset])
+        return scratch(c) if "_scratch_" in preset else c
     if preset.endswith("_scratch"):
         return scratch(recipe(preset.removesuffix("_scratch") + "_finetune"))
     return globals()[preset]()

@@ -31,6 +31,7 @@ from ssljax.run.files import read_config
 __all__ = ["answered", "config_file", "installed_configs", "load", "overridden", "parse", "preset_of", "run"]
 
 OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=?)", re.DOTALL)
+BARE = re.compile(r"(--?config\.([^=]+)=)([^()\[\]{}'\"]*)")  # a value without brackets and quotes
 ILLEGAL = re.compile(r"flag --config\.(.*?)=(.*?): .*", re.DOTALL)  # absl's message about a value
 
 
@@ -101,6 +102,7 @@ def load(
         wide = configs.widen(preset)
         argv = _in_every_stage(argv, preset)
         _check_words(argv, wide)
+        argv = _quoted(argv, wide)
         known_only, values = values is None, values or flags.FlagValues()
         config_flags.DEFINE_config_dict(
             "config", _Unprinted(wide), flag_values=values, sys_argv=[f"ssljax {verb}", *argv]
@@ -330,6 +332,18 @@ def _check_words(argv: list[str], wide: ConfigDict) -> None:
             )
         if not yes_or_no and (following is None or following.startswith("--")):
             raise ValueError(f"--config.{name} has no value: write --config.{name}=VALUE")
+
+
+def _quoted(argv: list[str], wide: ConfigDict) -> list[str]:
+    """Puts quotes around the words of a list with a colon, such as 0:1,1:3, which absl cannot read."""
+    known = configs.flat(wide)
+    words = []
+    for word in argv:
+        found = BARE.fullmatch(word)
+        if found and isinstance(known.get(found[2]), list) and ":" in found[3] and "," in found[3]:
+            word = found[1] + repr(tuple(entry.strip() for entry in found[3].split(",")))
+        words.append(word)
+    return words
 
 
 def _illegal(message: str, wide: ConfigDict) -> str:

@@ -7,15 +7,16 @@ the random parameters that were drawn for it. The first views are those of the r
 pixel.
 
 If the config names several views, each column has the name of its view. A view that shares the crop of
-another is beside it, and smaller views are drawn smaller. If the method mixes images (DeiT), the last columns
-show mixtures of first views, each under the weights of its labels; row b is mixed with row B-1-b of the
-picture. If it masks patches (BEiT), the last column shows the first view with these patches in grey. A config
-with stages gives one WORKDIR/STAGE/preview.png per stage.
+another is beside it, and smaller views are drawn smaller. Views from several folders (`views:PATH`) lie side
+by side in every picture. If the method mixes images (DeiT), the last columns show mixtures of first views,
+each under the weights of its labels; row b is mixed with row B-1-b of the picture. If it masks patches
+(BEiT), the last column shows the first view with these patches in grey; if it changes each patch for itself
+(CPC), it shows those patches. A config with stages gives one WORKDIR/STAGE/preview.png per stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,9 +26,10 @@ from ml_collections import ConfigDict
 
 from ssljax import cli
 from ssljax.config import flat, stages, view_names
-from ssljax.data import colours, loader, mixing, pillow, policies, sources, views
+from ssljax.data import colours, loader, mixing, pillow, policies, sources, view_folders, views
 from ssljax.data.source import Source
 from ssljax.methods.beit import masks
+from ssljax.methods.cpc import changed_patches
 from ssljax.pictures.gallery import greyed
 
 if TYPE_CHECKING:
@@ -45,11 +47,13 @@ class Column(NamedTuple):
         name: the name of the view; "" if there is only one.
         images: float32 [B, S, S, C] in [0, 1].
         captions: one per row.
+        size: how wide it is drawn; the others are 1. Only columns of size 1 share one scale.
     """
 
     name: str
     images: np.ndarray
     captions: list[str]
+    size: float = 1.0
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -80,7 +84,8 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
 
     key = jax.random.fold_in(jax.random.key(config.seed), 0)  # the key of step 0, as in ssljax/step.py
     index = jax.numpy.asarray(batch["index"])
-    made = views.make({name: jax.numpy.asarray(value) for name, value in batch.items()}, key, config)
+    arrays = {name: jax.numpy.asarray(value) for name, value in batch.items()}
+    made = views.make(arrays, key, config)
     drawn = jax.tree.map(np.asarray, views.draws(index, key, config))
 
     def column(view: views.View, i: int) -> Column:
@@ -97,7 +102,8 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
                 rows.append(" ".join(steps) + "\n" + caption(own, view.augment, config.data.channels, policy))
                 continue
             rows.append(caption(own, view.augment, config.data.channels, policy))
-        return Column(heading(view, i, names[view.name]), pixels(made[view.name][:, i], view.augment), rows)
+        shown = beside(pixels(made[view.name][:, i], view.augment), config)
+        return Column(heading(view, i, names[view.name]), shown, rows)
 
     order = [(view, i) for view in views.resolved(config) for i in range(view.count)]
     order.sort(key=lambda place: place[0].first + place[1])  # puts a view beside the one whose crop it shares
@@ -108,9 +114,11 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
     if "masking.name" in flat(config):
         view, _ = order[0]
         columns.append(masked(pixels(made[view.name][:, 0], view.augment), index, key, config))
+    if "patches.policy_ops" in flat(config):
+        columns.append(patched(arrays, key, config))
 
     labels = [source.class_names[label] if label >= 0 else "" for label in batch["label"]]
-    return [original(source, i) for i in batch["index"]], columns, labels
+    return [beside(original(source, i), config) for i in batch["index"]], columns, labels
 
 
 def repeated(config: ConfigDict) -> tuple[ConfigDict, dict[str, str]]:
@@ -143,6 +151,14 @@ def pixels(images: jax.Array, augment: ConfigDict) -> np.ndarray:
     """Undoes the normalisation and the change of colour space of images [B, S, S, C]: float32 in [0, 1]."""
     channels = np.asarray(images) * np.float32(augment.std) + np.float32(augment.mean)
     return np.clip(np.asarray(colours.to_rgb(jax.numpy.asarray(channels), augment.color_space)), 0.0, 1.0)
+
+
+def beside(images: np.ndarray, config: ConfigDict) -> np.ndarray:
+    """Images [..., S, S, C] as pictures [..., S, S, 3 or 1]: several views of an image lie side by side."""
+    folders = config.data.get("view_folders", ())
+    if not folders:
+        return images
+    return np.concatenate(view_folders.pictures(images, folders), axis=-2)
 
 
 def mixtures(
@@ -186,6 +202,23 @@ def masked(images: np.ndarray, index: jax.Array, key: jax.Array, config: ConfigD
     return Column("masked", greyed(images, mask, 0.5), captions)
 
 
+def patched(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) -> Column:
+    """The column of the first view's patches, each changed for itself, with gaps between them.
+
+    Args:
+        batch: as for `views.make`.
+        key: the key of the step.
+        config: the run's config, of the method cpc.
+    """
+    made = pixels(jax.jit(lambda batch: changed_patches(batch, key, config))(batch), config.augment)
+    rows, grid, _, side = made.shape[:4]
+    gap = max(side // 12, 1)
+    made = np.pad(made, [(0, 0)] * 3 + [(0, gap)] * 2 + [(0, 0)], constant_values=1.0)
+    sheet = made.swapaxes(2, 3).reshape(rows, grid * (side + gap), grid * (side + gap), -1)
+    caption = f"{grid * grid} patches of {side} px"
+    return Column("patches", sheet[:, :-gap, :-gap], [caption] * rows, size=1.0 if grid == 1 else 1.7)
+
+
 def weights(target: np.ndarray, class_names: tuple[str, ...]) -> str:
     """The two largest weights of a target [K] with the names of their classes, one per line."""
     largest = [c for c in np.argsort(-target)[:2] if target[c] > 0]
@@ -197,6 +230,8 @@ def original(source: Source, index: int) -> np.ndarray:
     position = int(np.flatnonzero(source.index == index)[0])
     if source.images is not None:
         return source.images[position]
+    if source.decode is not None:
+        return source.decode(source.read([position])[0])
     from ssljax.data import crops
 
     # Three channels, even if the network sees grey images.
@@ -235,6 +270,9 @@ def title(config: ConfigDict) -> str:
     data = config.data
     run = f"{config.method}:{config.preset}, {data.source}, {data.image_size} px, seed {config.seed}"
     lines = [run, _geometry(config.augment, data.crop_on), _colour(config.augment)]
+    if "patches" in config:
+        own = config.patches.to_dict()
+        lines.append("each patch: " + ", ".join(f"{key} {value}" for key, value in own.items()))
     for name in view_names(config):
         own = ", ".join(f"{key} {value}" for key, value in config.views[name].to_dict().items())
         if own:
@@ -284,7 +322,12 @@ def sheet(
     from matplotlib.figure import Figure
 
     named = any(column.name for column in columns)
-    figure = Figure(figsize=(2.1 * (len(columns) + 1), 2.2 * len(labels) + 1.0), layout="constrained")
+    largest = max(column.images.shape[1] for column in columns if column.size == 1.0)
+    widest = max(column.images.shape[2] for column in columns if column.size == 1.0)
+    height = 2.2 if widest == largest else 2.1 * largest / widest + 0.3  # views that lie side by side
+    sizes = [1.0, *(column.size for column in columns)]
+    inches = (2.1 * sum(sizes), height * max(sizes) * len(labels) + 1.0)
+    figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(figure)
 
     grid = figure.subplots(
@@ -292,19 +335,21 @@ def sheet(
         len(columns) + 1,
         squeeze=False,
         height_ratios=[0.12] * named + [1.0] * len(labels),
+        width_ratios=sizes,
     )
     if named:
         for axes, name in zip(grid[0], ["", *(column.name for column in columns)], strict=True):
             axes.text(0.5, 0.5, name, fontsize=10, weight="bold", ha="center", va="center")
             axes.set_axis_off()
 
-    largest = max(column.images.shape[1] for column in columns)
     for b, row in enumerate(grid[int(named) :]):
         _show(row[0], originals[b], labels[b])
         for axes, column in zip(row[1:], columns, strict=True):
             _show(axes, column.images[b], column.captions[b])
-            margin = (largest - column.images.shape[2]) / 2
-            axes.set(xlim=(-0.5 - margin, largest - margin - 0.5), ylim=(largest - 0.5, -0.5))
+            if column.size != 1.0:
+                continue
+            margin = (widest - column.images.shape[2]) / 2
+            axes.set(xlim=(-0.5 - margin, widest - margin - 0.5), ylim=(largest - 0.5, -0.5))
 
     figure.suptitle(heading, fontsize=11)
     figure.savefig(path, dpi=110)

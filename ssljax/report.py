@@ -27,6 +27,7 @@ from numpy.lib.npyio import NpzFile
 from ssljax import cli, results
 from ssljax.config import flat
 from ssljax.pictures import figures
+from ssljax.pictures.bounds import bound_blocks
 from ssljax.pictures.overview import overview
 from ssljax.pictures.page import Block, markdown, page, renew, terminal
 from ssljax.pictures.paper import paper_blocks
@@ -66,7 +67,7 @@ def group_blocks(group: Group, folder: Path, runs: Sequence[Training]) -> list[B
     if few:
         blocks.append(label_block(group, few, folder))
     if runs:
-        blocks.append(training_block(group.slug, group.preset, runs, folder))
+        blocks += training_blocks(group.slug, group.preset, runs, folder)
     newest_slug = results.label(group.preset, group.stage)
     gallery = folder / f"gallery-{newest_slug}.npz"
     if group.slug == newest_slug and gallery.exists():  # written by the last evaluation: the newest group
@@ -259,11 +260,12 @@ def run_names(runs: Sequence[Training]) -> dict[str, list[dict[str, float]]]:
     }
 
 
-def training_block(slug: str, preset: str, runs: Sequence[Training], folder: Path) -> Block:
-    """The training curves of some runs."""
+def training_blocks(slug: str, preset: str, runs: Sequence[Training], folder: Path) -> list[Block]:
+    """The training curves of some runs, and what views tell about each other, where that was logged."""
     file = f"training-{slug}.png"
     figures.training(folder / file, run_names(runs), preset)
-    return Block("img", (file, "Metrics during training"))
+    block = Block("img", (file, "Metrics during training"))
+    return [block, *bound_blocks(slug, preset, [(run.config, run.rows) for run in runs], folder)]
 
 
 def unjudged_blocks(runs: Sequence[Training], folder: Path) -> list[Block]:
@@ -276,7 +278,7 @@ def unjudged_blocks(runs: Sequence[Training], folder: Path) -> list[Block]:
     for (experiment, preset, epochs), own in presets.items():
         blocks += [
             Block("h2", f"{experiment}: {preset} ({epochs} epochs), trained but not evaluated here"),
-            training_block(f"{experiment}-{preset}-{epochs}ep", preset, own, folder),
+            *training_blocks(f"{experiment}-{preset}-{epochs}ep", preset, own, folder),
         ]
     return blocks
 

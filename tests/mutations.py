@@ -3307,6 +3307,27 @@ CPC = [
     ),
 ]
 
+# Views in folders.
+T_VIEW_FOLDERS = "tests/data/test_view_folders.py"
+VIEW_FOLDERS = [
+    Mutation(
+        "views_of_the_next_example",
+        "ssljax/data/view_folders.py",
+        "examples = [tuple(view[stems[i]] for view in views) for i in rows]",
+        "examples = [tuple(view[stems[i - n]] for n, view in enumerate(views)) for i in rows]",
+        "the views of an example are of different examples",
+        f"{T_VIEW_FOLDERS}::test_files_of_one_name_are_one_example_and_their_channels_are_stacked",
+    ),
+    Mutation(
+        "incomplete_examples_pass",
+        "ssljax/data/view_folders.py",
+        'if on_bad == "error":',
+        'if on_bad == "never":',
+        "an example that lacks a view is left out without asking",
+        f"{T_VIEW_FOLDERS}::test_an_example_that_lacks_a_view_is_named_or_left_out",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -3335,6 +3356,7 @@ MUTATIONS = [
     *NOISY_STUDENT,
     *CMC,
     *CPC,
+    *VIEW_FOLDERS,
 ]
 
 

@@ -47,6 +47,31 @@ def test_words_of_a_list_need_no_quotes(words):
     assert found.overrides == {"evaluate.protocols": ("knn", "linear")}
 
 
+@pytest.mark.parametrize("words", ["0:1,depth=1:3", "0:1, depth=1:3", "('0:1','depth=1:3')"])
+def test_nor_do_words_with_a_colon(words):
+    flags = cli.parse(
+        "train", ["--config", "cmc:cifar10_small", "--workdir=x", f"--config.model.split={words}"]
+    )
+    assert flags.config.model.split == ("0:1", "depth=1:3")
+    assert parse("--config.data.source=folder:a,b").config.data.source == "folder:a,b"
+
+
+def test_channels_are_counted_over_the_folders_of_views():
+    words = [
+        "--config",
+        "cmc:views_small",
+        "--workdir=x",
+        "--config.data.view_folders=image:3,flow:2,depth:1",
+    ]
+    assert cli.parse("train", words).config.data.channels == 6
+    with pytest.raises(SystemExit, match=r"data.channels=4 is not valid; it must be one of 1, 3"):
+        cli.parse("train", [*words, "--config.data.source=digits"])
+    with pytest.raises(
+        SystemExit, match=r"must be a folder's name and a number of channels, such as depth:1"
+    ):
+        cli.parse("train", [*words, "--config.data.view_folders=image:3,depth"])
+
+
 def test_keys_that_the_preset_does_not_read_come_with_what_reads_them():
     c = parse(
         "--config.optim.name=lars",

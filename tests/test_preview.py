@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import deit, simclr
+from configs import cpc, deit, simclr
 from ssljax import preview
 from ssljax.data import augment, loader, policies, sources, views
 
@@ -77,6 +77,18 @@ def test_each_view_has_its_size_and_is_beside_its_partner(tmp_path):
     assert "other: size 12, solarize_probability 1.0, solarize_threshold 0.0" in preview.title(config)
     preview.sheet(tmp_path / "sheet.png", preview.title(config), originals, columns, labels)
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
+
+
+def test_patches_that_are_changed_for_themselves_are_beside_their_view():
+    config = cpc.get_config("digits").unlock()
+    config.patches.update(dict.fromkeys(("deform_probability", "histogram_probability"), 0.0))
+    config.patches.update(dict.fromkeys(("color_probability", "grayscale_probability"), 0.0))
+    _, (view, *_, patches), _ = preview.examples(config)
+    assert (patches.name, patches.captions[0]) == ("patches", "36 patches of 6 px")
+    assert patches.images.shape == (preview.ROWS, 41, 41, 1)  # six of 6 pixels, five gaps of one
+    # The second row and the third column, two pixels apart in the view.
+    np.testing.assert_allclose(patches.images[:, 7:13, 14:20], view.images[:, 2:8, 4:10], atol=1e-6)
+    assert patches.images[:, 6].min() == 1.0
 
 
 def test_an_image_without_a_label_is_shown_without_a_name():

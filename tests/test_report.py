@@ -12,7 +12,7 @@ import pytest
 from configs.simclr import PRESETS
 from ssljax import report, results
 from ssljax.config import leaves
-from ssljax.pictures import figures, gallery, page, paper, tables
+from ssljax.pictures import bounds, figures, gallery, page, paper, tables
 from ssljax.pictures.overview import overview
 
 ROOT = Path(__file__).parent.parent
@@ -523,6 +523,21 @@ def test_runs_without_measurements_are_shown_too(tmp_path):
     assert "(training-digits.png)" in written and "(training-simclr-other-2ep.png)" in written
 
 
+def test_what_views_tell_about_each_other_is_drawn_for_each_pair(tmp_path):
+    config = {"model.split": ["luminance", "0:3", "depth=3:4"], "bank.negatives": 100, "batch_size": 8}
+    pairs = ("luminance_channels_0_to_3", "luminance_depth")
+    rows = [{"step": s, f"bound_{pairs[0]}": 0.5 * s, f"bound_{pairs[1]}": 0.25 * s} for s in (1, 2)]
+    first, second = bounds.bound_curves(config, [*rows, {"step": 3, "loss": 1.0}])
+    assert first == ("luminance, channels_0_to_3", [1, 2], [0.5, 1.0], pytest.approx(np.log(100)))
+    assert (second.pair, second.nats) == ("luminance, depth", [0.25, 0.5])
+    config["bank.negatives"] = None  # negatives from the batch
+    assert bounds.bound_curves(config, rows)[0].ceiling == pytest.approx(np.log(7))
+    assert bounds.bound_curves({"batch_size": 8}, [{"step": 1, "loss": 1.0}]) == []
+    (block,) = bounds.bound_blocks("digits", "digits", [(config, rows), (config, rows)], tmp_path)
+    assert block.content[0] == "bounds-digits.png" and (tmp_path / "bounds-digits.png").stat().st_size > 3000
+    assert bounds.bound_blocks("x", "x", [({"batch_size": 8}, [{"step": 1}])], tmp_path) == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -626,6 +641,20 @@ def test_a_papers_row_asks_for_what_its_command_changes(experiment):
                 assert row.get("changed", {}) == results.changed(real, flat.get("stages", ())), row["name"]
                 asked += 1
     assert asked
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_papers_row_asks_for_a_stage_that_results_can_have(experiment):
+    """Results name a stage only if it is not the preset's last one."""
+    earlier = {}  # preset -> its stages but the last
+    for table in json.loads((ROOT / "experiments" / experiment / "paper.json").read_text()):
+        for row in table["rows"]:
+            for match in row.get("match", []):
+                asked = (row.get("from", experiment), match.get("preset", row.get("preset")))
+                if "stage" in match and asked not in earlier:
+                    config = importlib.import_module(f"configs.{asked[0]}").get_config(asked[1])
+                    earlier[asked] = config.stages[:-1]
+                assert match.get("stage", "") in ("", *earlier.get(asked, ())), row["name"]
 
 
 # --------------------------------------------------------------------------------------- the table of methods

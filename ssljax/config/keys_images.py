@@ -13,6 +13,7 @@ from ssljax.config.rows import (
     Key,
     OneOf,
     Range,
+    Text,
     When,
     above,
     equal,
@@ -23,13 +24,28 @@ from ssljax.config.rows import (
 
 SECOND = When("data.unlabelled is set", lambda read: read("data.unlabelled") != "")
 STORED = When("data.source is not digits", lambda read: read("data.source") != "digits") | SECOND
-FOLDER = When("data.source is folder:PATH", lambda read: read("data.source").startswith("folder:"))
+FOLDER = When(
+    "data.source is folder:PATH or views:PATH",
+    lambda read: read("data.source").startswith(("folder:", "views:")),
+)
+VIEW_FOLDERS = When("data.source is views:PATH", lambda read: read("data.source").startswith("views:"))
+VIEW_FOLDER = Text(
+    "a folder's name and a number of channels, such as depth:1", r"[^/:\x00-\x1f]{1,200}:[123]"
+)
 PART = When("data.label_fraction is below 1", lambda read: read("data.label_fraction") < 1)
 SIDE = Range(1, 2**14, whole=True)
 FEW = above("data.labels_per_class", 0) | PART
 
 DATA = (
-    Key("data.source", "", "digits, fashion_mnist, folder:PATH or tfds:NAME"),
+    Key("data.source", "", "digits, fashion_mnist, folder:PATH, views:PATH or tfds:NAME"),
+    Key(
+        "data.view_folders",
+        (),
+        "the folder of each view of an image, and how many channels are read (3: colour; 2: red and green; "
+        "1: grey), in the order in which they are stacked",
+        Entries(VIEW_FOLDER),
+        VIEW_FOLDERS,
+    ),
     Key("data.data_dir", "", "folder of the prepared data; empty: the source's default", None, STORED),
     Key("data.train_split", "train", "stored split, or sub-folder, to train on", None, STORED),
     Key("data.test_split", "test", "stored split, or sub-folder, to evaluate on", None, STORED),
@@ -93,7 +109,9 @@ DATA = (
         NATURAL,
     ),
     Key("data.image_size", 224, "side of the network's input, in pixels", SIDE),
-    Key("data.channels", 3, "3: colour; 1: grey", OneOf((1, 3))),
+    Key(
+        "data.channels", 3, "3: colour; 1: grey; of views:PATH the sum over data.view_folders", OneOf((1, 3))
+    ),
     Key(
         "data.crop_on",
         "host",

@@ -27,8 +27,8 @@ from ssljax.config.rows import (
 # --------------------------------------------------------------------------------------------------- networks
 
 VIEW = Text(
-    "luminance, chrominance, gradient, low, all, or channels such as 0:3",
-    r"luminance|chrominance|gradient|low|all|\d{1,4}:\d{1,4}",
+    "luminance, chrominance, gradient, low, all, or channels such as 0:3 or depth=3:4",
+    r"luminance|chrominance|gradient|low|all|([A-Za-z]\w{0,39}=)?\d{1,4}:\d{1,4}",
 )
 DEEPCLUSTER_V1 = method("deepcluster") & equal("clusters.version", 1)
 DEEPCLUSTER_V2 = method("deepcluster") & equal("clusters.version", 2)
@@ -128,8 +128,8 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
         Key(
             f"{section}.split",
             (),
-            "views with a network each: luminance, chrominance, gradient, low, all, or channels such as 0:3; "
-            "empty: one network for all channels",
+            "views with a network each: luminance, chrominance, gradient, low, all, or channels such as 0:3 "
+            "or, with a name, depth=3:4; empty: one network for all channels",
             Entries(VIEW),
             of("resnet", "alexnet_half"),
         ),

@@ -94,6 +94,15 @@ def _resolve(stage: ConfigDict) -> None:
             _drop(stage, name)
         elif state is True and name not in leaves:
             put(stage, name, KEYS[name].default)
+    _count_channels(stage)
+
+
+def _count_channels(stage: ConfigDict) -> None:
+    """Sets `data.channels` to the sum over `data.view_folders`, if a stage has that key."""
+    folders = stage.data.get("view_folders", ())
+    valid = KEYS["data.view_folders"].valid
+    if folders and valid is not None and valid.holds(folders):
+        stage.data.channels = sum(int(name.rpartition(":")[2]) for name in folders)
 
 
 def put(config: ConfigDict, name: str, value: Any) -> None:
@@ -147,9 +156,11 @@ def check(config: ConfigDict) -> None:
     """
     for name, stage in stages(config).items():
         prefix = f"{name}." if name else ""
-        for key, value in flat(stage).items():
+        leaves = flat(stage)
+        counted = ("views", "data.channels") if leaves.get("data.view_folders") else ("views",)
+        for key, value in leaves.items():
             found = row(key)
-            if found is not None and key != "views":
+            if found is not None and key not in counted:
                 _check(prefix + key, value, found)
         _check_views(prefix, stage)
 

@@ -114,8 +114,8 @@ def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
 
 
 def normalize(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """Subtract the mean of each channel and divide by its standard deviation."""
-    shape = (1, 1, image.shape[-1])
+    """Subtract the mean of each channel and divide by its standard deviation. One number counts for all."""
+    shape = (1, 1, -1)
     centred = image - jnp.asarray(mean, jnp.float32).reshape(shape)
     return centred / jnp.asarray(std, jnp.float32).reshape(shape)
 

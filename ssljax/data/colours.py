@@ -121,10 +121,14 @@ def from_rgb(image: jax.Array, space: str) -> jax.Array:
 
     Args:
         image: float32 [H, W, C] in [0, 1].
-        space: "rgb" or a key of SPACES, which needs three channels.
+        space: "rgb" or a key of SPACES, which needs three channels. Further channels, those of other views,
+            become 2 x - 1.
     """
     if space == "rgb":
         return image
+    if image.shape[-1] > 3:
+        colours = from_rgb(image[..., :3], space)
+        return jnp.concatenate([colours, 2.0 * image[..., 3:] - 1.0], axis=-1)
     found = SPACES[space]
     return (found.forward(image) - _channels(found.mid)) / _channels(found.half)
 
@@ -133,6 +137,8 @@ def to_rgb(image: jax.Array, space: str) -> jax.Array:
     """The inverse of `from_rgb`, for one image or several: float32 [..., C], not clipped."""
     if space == "rgb":
         return image
+    if image.shape[-1] > 3:
+        return jnp.concatenate([to_rgb(image[..., :3], space), (image[..., 3:] + 1.0) / 2.0], axis=-1)
     found = SPACES[space]
     shape = (1,) * (image.ndim - 1) + (3,)
     return found.back(image * _channels(found.half).reshape(shape) + _channels(found.mid).reshape(shape))

@@ -7,14 +7,19 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ssljax.data import damage, formats
 from ssljax.data.source import SKIP
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 log = logging.getLogger(__name__)
 
+READ = "read as an image"
 MEMORY_LIMIT = 8 * 2**30  # bytes of pixels, or of encoded records, held in memory
 
 
@@ -30,6 +35,20 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
     Raises:
         OSError, ValueError, SyntaxError: the bytes are not an image, or one that is truncated or too large.
     """
+    from PIL import Image
+
+    image = opened(encoded, channels)
+    if image.size != (size, size):
+        side = min(image.size)
+        left = (image.width - side + 1) // 2
+        top = (image.height - side + 1) // 2
+        square = image.crop((left, top, left + side, top + side))
+        image = square.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(size, size, channels)
+
+
+def opened(encoded: bytes, channels: int) -> Image.Image:
+    """Decode an image as `decode` does, at its own size: an image of Pillow in RGB or grey."""
     from PIL import Image, UnidentifiedImageError
 
     file = io.BytesIO(encoded)
@@ -48,16 +67,7 @@ def decode(encoded: bytes, size: int, channels: int) -> np.ndarray:
     if image.mode.startswith("I"):
         image = formats.grey_of_16_bits(image)
     image = image.convert("RGB")
-    if channels == 1:
-        image = image.convert("L")
-
-    if image.size != (size, size):
-        side = min(image.size)
-        left = (image.width - side + 1) // 2
-        top = (image.height - side + 1) // 2
-        square = image.crop((left, top, left + side, top + side))
-        image = square.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(size, size, channels)
+    return image.convert("L") if channels == 1 else image
 
 
 def require_memory(wanted: int, what: str, fix: str) -> None:
@@ -87,6 +97,8 @@ def decode_all(
     channels: int,
     on_bad: str,
     how_to_skip: str = SKIP,
+    what: str = READ,
+    by: Callable[[bytes, int, int], np.ndarray] = decode,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Decode images 0..n-1.
 
@@ -98,6 +110,8 @@ def decode_all(
         channels: 3 or 1.
         on_bad: "error" raises at the first unreadable image, "skip" leaves such images out.
         how_to_skip: how to get "skip", for the error.
+        what: as for `settle`.
+        by: what decodes; its arguments and result are those of `decode`.
 
     Returns:
         The pixels, uint8 [K, size, size, channels]; the numbers of the readable images, int64 [K]; and the
@@ -117,12 +131,12 @@ def decode_all(
 
     def one(i: int) -> str:
         try:
-            images[i] = decode(read(i), size, channels)
+            images[i] = by(read(i), size, channels)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
             return reason(error, name_of(i))
         return ""
 
-    good, skipped = settle(threaded(one, n, os.cpu_count() or 1), name_of, on_bad, how_to_skip)
+    good, skipped = settle(threaded(one, n, os.cpu_count() or 1), name_of, on_bad, how_to_skip, what)
     if skipped:
         images = images[good]
     return images, good, skipped
@@ -141,7 +155,11 @@ def threaded(problem: Callable[[int], str], n: int, threads: int) -> Iterator[tu
 
 
 def settle(
-    problems: Iterable[tuple[int, str]], name_of: Callable[[int], str], on_bad: str, how_to_skip: str = SKIP
+    problems: Iterable[tuple[int, str]],
+    name_of: Callable[[int], str],
+    on_bad: str,
+    how_to_skip: str = SKIP,
+    what: str = READ,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Separate the readable images from the unreadable ones, or raise at the first unreadable one.
 
@@ -150,6 +168,7 @@ def settle(
         name_of: returns the name of image i, for messages.
         on_bad: "error" or "skip".
         how_to_skip: how to get "skip", for the error.
+        what: what an image with a problem cannot be, for the error.
 
     Returns:
         The numbers of the readable images, int64 [K], and the names of the unreadable ones.
@@ -166,7 +185,7 @@ def settle(
             good.append(i)
         elif on_bad == "error":
             raise ValueError(
-                f"{name_of(i)} cannot be read as an image ({problem}): replace or delete it, or "
+                f"{name_of(i)} cannot be {what} ({problem}): replace or delete it, or "
                 f"{how_to_skip} to leave such images out"
             )
         else:

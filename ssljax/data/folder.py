@@ -121,13 +121,16 @@ def _of_files(
     )
 
 
-def list_split(data: ConfigDict, root: Path, split: str) -> tuple[list[str], np.ndarray, list[str]]:
+def list_split(
+    data: ConfigDict, root: Path, split: str, view: str = ""
+) -> tuple[list[str], np.ndarray, list[str]]:
     """List the files of a split in a fixed order, with their labels and the class names.
 
     Args:
         data: the `data` section of a config.
         root: the folder.
         split: "train" or "test".
+        view: a folder inside those of the splits, whose files alone are listed, see `data.view_folders`.
 
     Returns:
         The files; their labels, int32 [N], as positions in the class names, or -1 if there are no classes;
@@ -138,16 +141,8 @@ def list_split(data: ConfigDict, root: Path, split: str) -> tuple[list[str], np.
             folder.
         ValueError: the layout of the folder is inconsistent.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"data.source=folder:{root}: there is no folder {root}{_nearest(root)}")
-    train = _stored(root, data.train_split, "train")
-    test = _stored(root, data.test_split, "test", "val", "validation")
-    if test and not train:
-        raise FileNotFoundError(
-            f"{root} has a folder {test.name}, but no folder {data.train_split} to train on"
-        )
-
-    here = train or root
+    train, test = split_folders(data, root)
+    here = train / view
     by_class = data.labels == "folders" and has_classes(here)
     if data.labels == "folders" and not by_class and split == "train":
         log.warning(
@@ -156,6 +151,7 @@ def list_split(data: ConfigDict, root: Path, split: str) -> tuple[list[str], np.
         )
     list_images = list_classes if by_class else list_loose
     if test:
+        test = test / view
         if data.labels == "folders":
             _same_classes(here, test, by_class)
         return list_images(here if split == "train" else test)
@@ -168,6 +164,24 @@ def list_split(data: ConfigDict, root: Path, split: str) -> tuple[list[str], np.
     rows = np.flatnonzero(held if split == "test" else ~held)
     files, labels = _only(rows, files, labels)
     return files, labels, classes
+
+
+def split_folders(data: ConfigDict, root: Path) -> tuple[Path, Path | None]:
+    """The folder to train on and the folder to test on; None if a share of the first is held out.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or it has a test folder but no train folder.
+    """
+    if not root.is_dir():
+        kind, _, _ = data.source.partition(":")
+        raise FileNotFoundError(f"data.source={kind}:{root}: there is no folder {root}{_nearest(root)}")
+    train = _stored(root, data.train_split, "train")
+    test = _stored(root, data.test_split, "test", "val", "validation")
+    if test and not train:
+        raise FileNotFoundError(
+            f"{root} has a folder {test.name}, but no folder {data.train_split} to train on"
+        )
+    return train or root, test
 
 
 def has_classes(folder: Path) -> bool:

@@ -33,8 +33,14 @@ def source(pictures: Sequence[Picture], data: ConfigDict) -> Source:
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: there are no pictures, an array has another shape or dtype, or a file cannot be read.
+        ValueError: the network sees several views of an image, there are no pictures, an array has another
+            shape or dtype, or a file cannot be read.
     """
+    if data.get("view_folders"):
+        raise ValueError(
+            f"this network sees several views of an image (data.view_folders={','.join(data.view_folders)}), "
+            "and these are single pictures: evaluate it on a folder of views, --config.data.source=views:PATH"
+        )
     if not len(pictures):
         raise ValueError("there are no images to look at: give at least one path, Pillow image or array")
     for i in range(len(pictures)):

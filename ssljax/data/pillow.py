@@ -19,7 +19,7 @@ def resize(image: np.ndarray, height: int, width: int, method: str) -> np.ndarra
     """Resize an image. Like torchvision's `resized_crop`, this sees no pixel beyond the crop.
 
     Args:
-        image: uint8 [H, W, C] with C = 3 or 1.
+        image: uint8 [H, W, C].
         height, width: size of the result.
         method: a key of FILTERS.
 
@@ -29,6 +29,9 @@ def resize(image: np.ndarray, height: int, width: int, method: str) -> np.ndarra
     from PIL import Image
 
     channels = image.shape[2]
+    if channels not in (1, 3):  # several views; Pillow resizes the channels of a picture one by one too
+        planes = [resize(image[..., c, None], height, width, method) for c in range(channels)]
+        return np.concatenate(planes, axis=2)
     picture = Image.fromarray(image if channels == 3 else image[..., 0])
     resized = picture.resize((width, height), Image.Resampling(FILTERS[method]))
     return np.asarray(resized).reshape(height, width, channels)

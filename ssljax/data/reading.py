@@ -66,7 +66,7 @@ def images(
 
     def allowed(encoded: bytes) -> bytes:
         """No bytes in place of an image that TensorFlow must not decode. That fails as any damage does."""
-        if stand_in is None:
+        if stand_in is None and source.decode is None:
             try:
                 damage.check_header(io.BytesIO(encoded))
             except ValueError:
@@ -78,11 +78,18 @@ def images(
         content.set_shape(shape)
         return number, position, content
 
+    def tensor(content: tf.Tensor) -> tf.Tensor:
+        if source.decode is None:
+            return crops.decode(content, channels)
+        image = tf.numpy_function(source.decode, [content], tf.uint8)
+        image.set_shape([None, None, channels])
+        return image
+
     def decode(
         number: tf.Tensor, position: tf.Tensor, content: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         if stand_in is None:
-            return number, position, crops.decode(content, channels)
+            return number, position, tensor(content)
         position, image = tf.numpy_function(stand_in, [position, content], (tf.int64, tf.uint8))
         position.set_shape([])
         image.set_shape([None, None, channels])
@@ -96,14 +103,28 @@ def images(
     return examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
+def decoded(source: Source, encoded: bytes, channels: int) -> np.ndarray:
+    """Decode one example of a source at once, outside of a pipeline.
+
+    Returns:
+        uint8 [H, W, channels].
+
+    Raises:
+        ValueError: it is unreadable; says why.
+    """
+    if source.decode is not None:
+        return source.decode(encoded)
+    from ssljax.data import crops
+
+    return crops.decode_now(encoded, channels)
+
+
 def stand_in_of(source: Source, channels: int) -> StandIn:
     """Return a function (position, its bytes) -> (position, image) that never meets an unreadable image.
 
     It decodes the image at the position or, if that is unreadable, the next readable one; the first follows
     the last.
     """
-    from ssljax.data import crops
-
     known: dict[int, int] = {}  # position of an unreadable image -> how far ahead the next readable one is
 
     def stand_in(position: np.int64, encoded: bytes) -> tuple[np.int64, np.ndarray]:
@@ -112,7 +133,7 @@ def stand_in_of(source: Source, channels: int) -> StandIn:
         for ahead in range(known.get(int(position), 0), count):
             at = (int(position) + ahead) % count
             try:
-                image = crops.decode_now(source.read([at])[0] if ahead else encoded, channels)
+                image = decoded(source, source.read([at])[0] if ahead else encoded, channels)
             except ValueError as error:
                 problem = problem or str(error)
                 continue
@@ -193,8 +214,6 @@ def _failure(error: Exception, source: Source, positions: np.ndarray, data: Conf
     Returns:
         A ValueError that names the image, or `error` itself if all images can be read.
     """
-    from ssljax.data import crops
-
     if source.images is not None:
         return error
     for i in positions:
@@ -204,7 +223,7 @@ def _failure(error: Exception, source: Source, positions: np.ndarray, data: Conf
         except (OSError, ValueError) as problem:
             return _gone(problem, name)
         try:
-            crops.decode_now(encoded, data.channels)
+            decoded(source, encoded, data.channels)
         except ValueError as problem:
             if data.on_bad_image == "skip":
                 continue
@@ -240,11 +259,10 @@ def readable(source: Source, data: ConfigDict) -> Source:
     """
     if source.images is not None or data.on_bad_image != "skip":  # digits have no such setting
         return source
-    from ssljax.data import crops
 
     def problem(i: int) -> str:
         try:
-            crops.decode_now(source.read([i])[0], data.channels)
+            decoded(source, source.read([i])[0], data.channels)
         except (OSError, ValueError) as error:
             return reason(error, source.describe(i))
         return ""

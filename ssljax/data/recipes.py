@@ -120,26 +120,49 @@ def _recipe(augment: ConfigDict, stated: Mapping[str, Mapping[str, Any]], name: 
 
 
 def check_channels(config: ConfigDict) -> None:
-    """Refuse a normalisation of another number of channels than the images have.
+    """Refuse a normalisation of another number of channels than the images have, and colours of no colours.
 
     Raises:
         ValueError: names the view and what to type.
     """
     channels = config.data.channels
+    folders = tuple(config.data.get("view_folders", ()))
     for view in resolved(config):
-        if view.augment.color_space != "rgb" and channels != 3:
+        _check_folders(view, folders)
+        if view.augment.color_space != "rgb" and channels != 3 and not folders:
             raise ValueError(
                 f"config.views.{view.name}: color_space={view.augment.color_space!r} needs colours, and "
                 f"data.channels={channels}: set --config.augment.color_space=rgb"
             )
         for key in ("mean", "std"):
             stated = tuple(view.augment[key])
-            if len(stated) != channels:
+            if len(stated) != channels and not (folders and len(stated) == 1):
                 raise ValueError(
                     f"config.views.{view.name}: {key}={stated} has {len(stated)} entries, and data.channels="
                     f"{channels}: give one number per channel, e.g. --config.augment.{key}='"
                     f"({','.join(['0.5'] * channels)},)'"
                 )
+
+
+def _check_folders(view: View, folders: tuple[str, ...]) -> None:
+    """Refuse what changes or converts colours where an image is several views.
+
+    Raises:
+        ValueError: names the setting and what to type.
+    """
+    augment = view.augment
+    if folders and augment.color_space != "rgb" and not folders[0].endswith(":3"):
+        raise ValueError(
+            f"config.views.{view.name}: color_space={augment.color_space!r} converts the first view, and "
+            f"data.view_folders begins with {folders[0]}: put a folder of colour images first, or set "
+            "--config.augment.color_space=rgb"
+        )
+    for key in ("jitter_probability", "grayscale_probability"):
+        if folders and augment[key] > 0.0:
+            raise ValueError(
+                f"config.views.{view.name}: {key}={augment[key]} changes colours, and not all of "
+                f"data.view_folders={','.join(folders)} have any: set --config.augment.{key}=0"
+            )
 
 
 class Resizing(NamedTuple):

@@ -42,6 +42,8 @@ class Source:
             same shape. None leaves them as they are; training never calls it.
         file_of: returns the file of an id, below the folder of the data, and its size in bytes; None for a
             source without files.
+        decode: what turns the bytes of `encoded` into uint8 [H, W, C], if they are no image file but several.
+            It raises a ValueError if one is unreadable.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Source:
     file_of: Callable[[int], tuple[str, int]] | None = None
     cropped: bool = False
     alter: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    decode: Callable[[bytes], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -5,6 +5,7 @@
                     a prepared TFDS copy; in memory (data.builtin)
     folder:PATH     PATH/train and PATH/test (or val) with one sub-folder per class, or one such folder, or
                     images without labels (data.folder)
+    views:PATH      the same with a folder per view of the images inside: depth, flow, ... (data.view_folders)
     tfds:NAME       a data set prepared by `ssljax prepare NAME` (data.records)
 
 `load` never downloads. Sources held in memory (digits, Fashion-MNIST from its files, a folder with
@@ -22,14 +23,14 @@ import difflib
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import builtin, folder, records, sampler
+from ssljax.data import builtin, folder, records, sampler, view_folders
 from ssljax.data.source import Source
 from ssljax.types import Facts
 
 LABELS = ("folders", "none")
 # The images that SimCLR and later papers label when they speak of 1 % and 10 % of ImageNet.
 PAPERS_LISTS = {0.01: "tfds:imagenet2012_subset/1pct", 0.1: "tfds:imagenet2012_subset/10pct"}
-SOURCES = ("digits", "fashion_mnist", "folder:PATH", "tfds:NAME")
+SOURCES = ("digits", "fashion_mnist", "folder:PATH", "views:PATH", "tfds:NAME")
 
 
 def load(data: ConfigDict, split: str) -> Source:
@@ -66,6 +67,8 @@ def load(data: ConfigDict, split: str) -> Source:
         source = builtin.fashion_mnist(data, split)
     elif kind == "folder" and argument:
         source = folder.load(data, argument, split)
+    elif kind == "views" and argument:
+        source = view_folders.load(data, argument, split)
     elif kind == "tfds" and argument:
         source = records.load(data, argument, split)
     else:
@@ -86,6 +89,11 @@ def load(data: ConfigDict, split: str) -> Source:
 def _second(data: ConfigDict) -> Source:
     """Load the images that `data.unlabelled` names, without labels: all of them."""
     kind, _, argument = data.unlabelled.partition(":")
+    if data.source.startswith("views:"):
+        raise ValueError(
+            f"data.unlabelled={data.unlabelled!r} does not go with data.source={data.source}: put the images "
+            "into its folders, or set data.labels='none'"
+        )
     if kind == "folder" and argument:
         return folder.unlabelled(data, argument)
     if kind == "tfds" and argument:

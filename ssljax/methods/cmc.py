@@ -227,7 +227,8 @@ def cmc(config: ConfigDict, facts: Facts) -> Method:
         h = models.infer(encoder, params["encoder"], model_state["encoder"], x)
         if not config.evaluate.view:
             return h
-        return jnp.split(h, len(split), axis=-1)[split.index(config.evaluate.view)]
+        names = [models.view_name(view) for view in split]
+        return jnp.split(h, len(split), axis=-1)[names.index(models.view_name(config.evaluate.view))]
 
     if in_batch:
         return Method(init=init, loss=loss_in_batch, encode=encode, num_views=1)
@@ -277,7 +278,8 @@ def check(config: ConfigDict) -> None:
             f"config.model.split={split}: cmc contrasts views, and needs at least two. Set "
             "--config.model.split=luminance,chrominance, or luminance,gradient for grey images"
         )
-    if config.evaluate.view not in ("", *split):
+    names = {models.view_name(view) for view in split}
+    if config.evaluate.view and models.view_name(config.evaluate.view) not in names:
         raise ValueError(
             f"config.evaluate.view={config.evaluate.view!r} is not one of config.model.split: use one of "
             f"{', '.join(split)}, or leave it empty for all side by side"

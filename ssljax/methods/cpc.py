@@ -70,9 +70,13 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def changed_patches(batch: Batch, key: jax.Array, config: ConfigDict) -> jax.Array:
-    """The patches of one crop of each image, each changed for itself: [B, G, G, P, P, C]."""
+    """The patches of one crop of each image, each changed for itself: [B, G, G, P, P, C].
+
+    With `model.whole` the crop is the only one.
+    """
     x = views.stacked(batch, key, config)[:, 0]
-    return patches.changed(models.cut(x, config.model.patch, config.model.stride), batch, key, config)
+    grid = x[:, None, None] if config.model.whole else models.cut(x, config.model.patch, config.model.stride)
+    return patches.changed(grid, batch, key, config)
 
 
 # ------------------------------------------------------------------------------------------------ pretraining
@@ -305,8 +309,7 @@ def classifier(config: ConfigDict, facts: Facts) -> Method:
         step: jax.Array,
     ) -> tuple[jax.Array, Out]:
         # 1. One crop of each image, changed as a patch is.
-        x = views.stacked(batch, key, config)[:, 0]
-        x = patches.changed(x[:, None, None], batch, key, config)[:, 0, 0]
+        x = changed_patches(batch, key, config)[:, 0, 0]
 
         # 2. Maps of the whole image, and the residual network on them.
         maps = models.infer(encoder, weights_of(params, extra), {}, x, grid=True)

@@ -14,7 +14,7 @@ from ssljax.models.cpc import STACKS, Classifier, Direction, PatchResNet, Stack
 from ssljax.models.dvae import Decoder, Encoder
 from ssljax.models.efficientnet import SCALES, EfficientNet
 from ssljax.models.heads import MLP, SCHEMES
-from ssljax.models.multiview import MultiView, ViewHeads
+from ssljax.models.multiview import MultiView, ViewHeads, view_name
 from ssljax.models.regnet import TABLES, RegNet
 from ssljax.models.resnet import KERNELS, REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
 from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT
@@ -84,7 +84,7 @@ def backbone(model: ConfigDict) -> nn.Module:
 def _per_view(model: ConfigDict, net: nn.Module) -> nn.Module:
     """The network itself, or one of its kind for each view of `model.split`."""
     split = tuple(model.split)
-    if len(set(split)) < len(split):
+    if len({view_name(view) for view in split}) < len(split):
         raise ValueError(f"config.model.split={split} names a view twice: give each view once")
     return MultiView(net, split) if split else net
 

@@ -3,9 +3,9 @@
 A view is some channels of the input, or what a fixed filter makes of them:
 
     luminance     the first channel
-    chrominance   all other channels
+    chrominance   the second and the third channel
     all           all channels
-    FIRST:END     the channels from FIRST up to and without END
+    FIRST:END     the channels from FIRST up to and without END; NAME=FIRST:END gives them a name
     gradient      both Sobel gradients of the first channel
     low           all channels, averaged over squares of 4x4 pixels
 
@@ -27,7 +27,10 @@ SQUARE = 4  # pixels per side that the view `low` averages over
 
 
 def view_name(view: str) -> str:
-    """The name of a view among parameters and metrics: "0:3" becomes "channels_0_to_3"."""
+    """The name of a view among parameters and metrics: "0:3" becomes "channels_0_to_3", "rgb=0:3" "rgb"."""
+    name, named, _ = view.partition("=")
+    if named:
+        return name
     found = re.fullmatch(r"(\d+):(\d+)", view)
     return f"channels_{found[1]}_to_{found[2]}" if found else view
 
@@ -54,18 +57,18 @@ def view_of(x: jax.Array, view: str) -> jax.Array:
                 "config.model.split has the view 'chrominance', and the images are grey: use luminance, "
                 "gradient and low for them"
             )
-        return x[..., 1:]
+        return x[..., 1:3]
     if view == "all":
         return x
     if view == "gradient":
         return sobel(x[..., :1])
     if view == "low":
         return _low(x)
-    found = re.fullmatch(r"(\d+):(\d+)", view)
+    found = re.fullmatch(r"(?:\w+=)?(\d+):(\d+)", view)
     if found is None:
         raise ValueError(
             f"config.model.split has the view {view!r}: it must be luminance, chrominance, gradient, low, "
-            "all or channels such as 0:3"
+            "all, or channels such as 0:3 or depth=3:4"
         )
     first = int(found[1])
     end = int(found[2])

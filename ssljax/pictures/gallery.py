@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax import models
-from ssljax.data import loader
+from ssljax.data import loader, view_folders
 from ssljax.data.source import Source
 from ssljax.program import Evaluated
 from ssljax.protocols.bench import Bench
@@ -204,8 +204,14 @@ def principal(features: np.ndarray) -> np.ndarray:
 
 
 def thumbnails(source: Source, rows: np.ndarray, config: ConfigDict) -> np.ndarray:
-    """The images of evaluation, shrunk to at most THUMBNAIL pixels: uint8 [K, S, S, C]."""
-    return shrunk(evaluation_images(source, rows, config))
+    """The images of evaluation, shrunk to at most THUMBNAIL pixels: uint8 [K, S, S, C].
+
+    Of several views they show the first.
+    """
+    images = evaluation_images(source, rows, config)
+    if config.data.get("view_folders"):
+        images = view_folders.pictures(images, config.data.view_folders)[0]
+    return shrunk(images)
 
 
 def shrunk(images: np.ndarray) -> np.ndarray:

@@ -76,3 +76,12 @@ def test_grey_images_have_no_colour_space():
     c.augment.color_space = "lab"
     with pytest.raises(ValueError, match="color_space='lab' needs colours, and data.channels=1"):
         recipes.check_channels(c)
+
+
+def test_channels_of_further_views_are_scaled_beside_lab():
+    """Views from folders: colours in Lab, and a depth from 0 to 1."""
+    image = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 3, 4)), jnp.float32)
+    found = from_rgb(image, "lab")
+    np.testing.assert_array_equal(found[..., :3], from_rgb(image[..., :3], "lab"))
+    np.testing.assert_allclose(found[..., 3], 2 * image[..., 3] - 1, atol=1e-6)
+    np.testing.assert_allclose(to_rgb(found, "lab"), image, atol=2e-5)

@@ -11,7 +11,7 @@ import pytest
 from configs.cmc import get_config
 from ssljax import models
 from ssljax.models.alexnet_half import HalfAlexNet
-from ssljax.models.multiview import view_of
+from ssljax.models.multiview import view_name, view_of
 from ssljax.models.pooling import pooled
 
 pytestmark = pytest.mark.slow
@@ -119,6 +119,10 @@ def test_views_by_hand():
     np.testing.assert_array_equal(view_of(x, "chrominance"), x[..., 1:])
     np.testing.assert_array_equal(view_of(x, "1:3"), x[..., 1:])
     np.testing.assert_array_equal(view_of(x, "all"), x)
+    more = jnp.concatenate([x, 2.0 * x], axis=-1)  # the views of two folders
+    np.testing.assert_array_equal(view_of(more, "chrominance"), x[..., 1:])
+    np.testing.assert_array_equal(view_of(more, "depth=4:6"), 2.0 * x[..., 1:])
+    assert [view_name(view) for view in ("depth=4:6", "4:6", "low")] == ["depth", "channels_4_to_6", "low"]
     low = view_of(x, "low")
     assert low.shape == x.shape
     np.testing.assert_allclose(low[:, 0, 0], x[:, :4, :4].mean((1, 2)), rtol=1e-5, atol=1e-6)
