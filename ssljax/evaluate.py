@@ -37,6 +37,7 @@ from ssljax.data import geometry, sources
 from ssljax.data.reading import readable
 from ssljax.data.source import Source
 from ssljax.pictures import gallery
+from ssljax.pictures.kept import gallery_file
 from ssljax.program import Evaluated, encoded, open_run, stage, stages, untrained, use_compilation_cache
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench, Reduce
@@ -127,7 +128,8 @@ def measure(
             yield record(known, "supervised", found)
     if jax.process_index() == 0:
         whole = any(PROTOCOLS[name].reads == "features" for name in protocols)
-        gallery.save(figures, benches, run, pool=0 if whole else gallery.POOL)
+        pool = 0 if whole else gallery.POOL
+        gallery.save(figures, benches, run, pool=pool, config_hash=hashed(config))
 
 
 def judged(bench: Bench, reads: str, method: str) -> bool:
@@ -370,7 +372,8 @@ def main(argv: list[str] | None = None) -> None:
     earlier_stage = flags.stage if flags.stage in names[:-1] else ""
     changed = results.changed(flags.overrides, names)
     file = Path(flags.results or os.path.join(workdir, "results.jsonl"))
-    figures = file.parent / f"gallery-{results.label(config.preset, earlier_stage)}.npz"
+    label = results.label(config.preset, earlier_stage)
+    figures = gallery_file(file.parent, label, hashed(config))
 
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)

@@ -9,7 +9,8 @@ pixel.
 If the config names several views, each column has the name of its view. A view that shares the crop of
 another is beside it, and smaller views are drawn smaller. If the method mixes images (DeiT), the last columns
 show mixtures of first views, each under the weights of its labels; row b is mixed with row B-1-b of the
-picture. If it masks patches (BEiT), the last column shows the first view with these patches in grey. A config
+picture. If it masks patches (BEiT), the last column shows the first view with these patches in grey; if the
+network sees only edges (DeepCluster), it shows those. A config
 with stages gives one WORKDIR/STAGE/preview.png per stage.
 """
 
@@ -28,6 +29,7 @@ from ssljax.config import flat, stages, view_names
 from ssljax.data import colours, loader, mixing, pillow, policies, sources, views
 from ssljax.data.source import Source
 from ssljax.methods.beit import masks
+from ssljax.models.sobel import sobel
 from ssljax.pictures.gallery import greyed
 
 if TYPE_CHECKING:
@@ -108,6 +110,9 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
     if "masking.name" in flat(config):
         view, _ = order[0]
         columns.append(masked(pixels(made[view.name][:, 0], view.augment), index, key, config))
+    if flat(config).get("model.sobel"):
+        view, _ = order[0]
+        columns.append(edges(made[view.name][:, 0]))
 
     labels = [source.class_names[label] if label >= 0 else "" for label in batch["label"]]
     return [original(source, i) for i in batch["index"]], columns, labels
@@ -184,6 +189,19 @@ def masked(images: np.ndarray, index: jax.Array, key: jax.Array, config: ConfigD
     mask = np.asarray(masks(key, index, config, grid)).reshape(-1, grid, grid)
     captions = [f"{row.sum()} of {row.size} masked" for row in mask]
     return Column("masked", greyed(images, mask, 0.5), captions)
+
+
+def edges(images: jax.Array) -> Column:
+    """The column of what a network with a Sobel filter sees of views: how steep they are, dark on white.
+
+    Args:
+        images: normalised, [B, S, S, C]; the first two channels of the filter are left and up.
+    """
+    steep = np.linalg.norm(np.asarray(sobel(images)), axis=-1, keepdims=True)
+    most = steep.max(axis=(1, 2, 3), keepdims=True)
+    return Column(
+        "edges", 1.0 - steep / np.maximum(most, 1e-6), ["edges, which the network sees"] * len(steep)
+    )
 
 
 def weights(target: np.ndarray, class_names: tuple[str, ...]) -> str:

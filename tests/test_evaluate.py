@@ -114,8 +114,8 @@ def test_report_of_the_real_results(results, capsys):
     assert (results / "report.html").stat().st_size > 50_000
     size = config().data.image_size
     gallery = np.load(results / "gallery-digits.npz")
-    assert gallery["query"].shape == (8, size, size, 1) and gallery["neighbour"].shape == (
-        8,
+    assert gallery["query"].shape == (10, size, size, 1) and gallery["neighbour"].shape == (
+        10,
         7,
         size,
         size,

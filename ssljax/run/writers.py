@@ -167,7 +167,9 @@ def opened(name: str, folder: epath.Path, config: ConfigDict) -> Writer:
     try:
         return WRITERS[name](folder, config)
     except Exception as error:  # of any class of the package
-        offline = {"wandb": "WANDB_MODE=offline", "mlflow": "MLFLOW_TRACKING_URI=sqlite:///PATH.db"}.get(name, "")
+        offline = {"wandb": "WANDB_MODE=offline", "mlflow": "MLFLOW_TRACKING_URI=sqlite:///PATH.db"}.get(
+            name, ""
+        )
         raise ValueError(f"--log {name}: {error}. Without a connection: {offline}") from error
 
 
