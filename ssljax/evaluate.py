@@ -8,7 +8,7 @@ The config lies in the run's folder; `--config FILE` may name it too. The networ
 data: `--config.data.source=folder:PATH`. For a config with stages, the last stage is evaluated unless
 `--stage NAME` says otherwise. The checkpoint is the last one, never the best on the test split. The file
 gallery-PRESET.npz beside the results holds a few hundred test features and some nearest neighbours, for the
-figures of `ssljax report`.
+figures of `ssljax report`; if the run has TensorBoard events, the neighbours are there too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import cli, results
+from ssljax import board, cli, results
 from ssljax.config import differences, hashed, public, resolve
 from ssljax.data import geometry, sources
 from ssljax.data.reading import readable
@@ -130,6 +130,7 @@ def measure(
         whole = any(PROTOCOLS[name].reads == "features" for name in protocols)
         pool = 0 if whole else gallery.POOL
         gallery.save(figures, benches, run, pool=pool, config_hash=hashed(config))
+        board.show_gallery(workdir, run.step, config, figures)
 
 
 def judged(bench: Bench, reads: str, method: str) -> bool:

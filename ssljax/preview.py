@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax import cli
+from ssljax import board, cli
 from ssljax.config import flat, stages, view_names
 from ssljax.data import colours, loader, mixing, pillow, policies, sources, views
 from ssljax.data.source import Source
@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
             path = Path(flags.workdir) / name / "preview.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             sheet(path, title(config), originals, columns, labels)
+            board.show(path.parent, 0, {"preview": path})
             print(path)
 
 

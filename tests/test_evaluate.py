@@ -45,6 +45,7 @@ def config():
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     c = config()
+    (folder / "run" / "tensorboard").mkdir(parents=True)  # as training leaves it
     with pytest.MonkeyPatch.context() as patch:
         one = sharding.make_mesh(1)
         patch.setattr(sharding, "make_mesh", lambda fsdp=1: one)  # compiles sooner than for eight
@@ -122,6 +123,15 @@ def test_report_of_the_real_results(results, capsys):
         1,
     )
     assert gallery["points/simclr"].shape[0] == gallery["labels"].shape[0] == 297
+
+
+def test_the_neighbours_are_in_tensorboard(results):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(results.parent / "run" / "tensorboard"))
+    events.Reload()
+    (shown,) = events.Images("neighbours/0") if "neighbours/0" in events.Tags()["images"] else [None]
+    assert shown.step == 0 and shown.width > 1000
 
 
 def test_every_image_once_on_eight_devices():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,32 @@ from ssljax.pictures.tables import Group, data_name
 
 def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
     """The figures of a gallery, of what it has: features, neighbours, attention maps, clusters and so on."""
+    return drawn(path, data_name(group.rows[0]["data"]), group.slug, folder)
+
+
+def drawn(path: Path, data: str, slug: str, folder: Path, skip: Sequence[str] = ()) -> list[Block]:
+    """Draws the figures of a gallery into a folder.
+
+    Args:
+        path: of the gallery.
+        data: the name of the data, for the titles.
+        slug: the end of the files' names.
+        folder: where the PNGs go.
+        skip: the beginnings of the names of files that are not drawn.
+    """
     g = np.load(path)
     names = [str(name) for name in g["class_names"]]
-    data = data_name(group.rows[0]["data"])
-    blocks = []
-    if "neighbour" in g:
-        blocks.append(features_block(g, names, data, group.slug, folder))
-        blocks.append(neighbours_block(g, names, data, group.slug, folder))
-    if "masked" in g:
-        blocks.append(masked_block(g, names, data, group.slug, folder))
-    if "attention" in g:
-        blocks.append(attention_block(g, names, data, group.slug, folder))
-    if "reconstruction" in g:
-        blocks.append(reconstruction_block(g, names, data, group.slug, folder))
-    if "cluster" in g:
-        blocks.append(clusters_block(g, names, data, group.slug, folder))
-    return blocks
+    kinds = (
+        ("features", "neighbour", features_block),
+        ("neighbours", "neighbour", neighbours_block),
+        ("masked", "masked", masked_block),
+        ("attention", "attention", attention_block),
+        ("reconstruction", "reconstruction", reconstruction_block),
+        ("clusters", "cluster", clusters_block),
+    )
+    return [
+        block(g, names, data, slug, folder) for kind, field, block in kinds if field in g and kind not in skip
+    ]
 
 
 def features_block(g: NpzFile, names: list[str], data: str, slug: str, folder: Path) -> Block:
