@@ -295,7 +295,10 @@ def spread(values: Sequence[float]) -> str:
 
 def trained(group: Group) -> str:
     """How many epochs the runs have logged, of how many."""
-    done = dict.fromkeys(f"{compared.epochs(run.metrics):.3g} of {run.epochs}" for run in group.runs)
+    # Older versions counted whole batches, and ended at 42.6 of 40.
+    done = dict.fromkeys(
+        f"{min(compared.epochs(run.metrics), run.epochs):.3g} of {run.epochs}" for run in group.runs
+    )
     return ", ".join(done)
 
 

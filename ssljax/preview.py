@@ -199,10 +199,9 @@ def edges(images: jax.Array) -> Column:
         images: normalised, [B, S, S, C]; the first two channels of the filter are left and up.
     """
     steep = np.linalg.norm(np.asarray(sobel(images)), axis=-1, keepdims=True)
-    most = steep.max(axis=(1, 2, 3), keepdims=True)
-    return Column(
-        "edges", 1.0 - steep / np.maximum(most, 1e-6), ["edges, which the network sees"] * len(steep)
-    )
+    most = steep[:, 1:-1, 1:-1].max(axis=(1, 2, 3), keepdims=True)  # the border may be steeper: it is padded
+    shown = np.clip(1.0 - steep / np.maximum(most, 1e-6), 0.0, 1.0)
+    return Column("edges", shown, ["edges, which the network sees"] * len(steep))
 
 
 def weights(target: np.ndarray, class_names: tuple[str, ...]) -> str:
