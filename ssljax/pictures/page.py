@@ -23,6 +23,7 @@ td:first-child, th:first-child { text-align: left }
 img { max-width: 100% }
 figure { margin: 1.5rem 0 }
 figcaption { color: #666; font-size: 14px }
+@media (max-width: 46rem) { figure { overflow-x: auto } figure img { max-width: 46rem } }
 pre { background: #f5f5f5; padding: .7rem; font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
