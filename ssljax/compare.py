@@ -265,7 +265,7 @@ def results_table(groups: Sequence[Group]) -> list[list[str]]:
         ]
         measured = tables.groups([row for run in group.runs for row in run.rows])
         method = group.runs[0].method
-        own_parts: Sequence[tables.Group | None] = measured or [None]
+        own_parts: Sequence[tables.Group | None] = [*measured] or [None]
         for part in own_parts:
             rows = part.rows if part else []
             name = group.name if part is None or len(measured) == 1 else f"{group.name}: {part.title}"

@@ -287,9 +287,9 @@ def move_apart(axis: Axes, texts: Sequence[Text]) -> None:
     boxes = np.array([text.get_window_extent().extents for text in texts]).reshape(-1, 4)
     middle = (boxes[:, 1] + boxes[:, 3]) / 2
     half = (boxes[:, 3] - boxes[:, 1]) / 2 + 1  # a pixel of air
-    low, high = axis.get_window_extent().extents[[1, 3]]
+    panel = axis.get_window_extent()
     for _ in range(300):
-        middle = np.clip(middle, low + half, high - half)
+        middle = np.clip(middle, panel.y0 + half, panel.y1 - half)
         hits = 0
         for i in range(len(texts)):
             for k in range(i):
@@ -304,7 +304,8 @@ def move_apart(axis: Axes, texts: Sequence[Text]) -> None:
             break
     for text, height in zip(texts, middle, strict=True):
         x, _ = axis.transData.transform(text.get_position())
-        text.set_position(tuple(axis.transData.inverted().transform((x, height))))
+        x, y = axis.transData.inverted().transform((x, height))
+        text.set_position((x, y))
 
 
 def tiles(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
