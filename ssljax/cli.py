@@ -24,6 +24,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from ssljax import config as configs
+from ssljax.config import leaves
 from ssljax.config.stored import of_run
 from ssljax.process import answered, run
 from ssljax.run.files import read_config
@@ -222,7 +223,14 @@ def against_preset(config: ConfigDict) -> dict[str, Any]:
         return {}
     after = configs.flat(config)
     facts = {f"{stage}.{key}".lstrip(".") for stage in configs.stages(config) for key in configs.FACTS}
-    return {key: after[key] for key in after if key not in facts and before.get(key) != after[key]}
+
+    def unchanged(key: str) -> bool:
+        """A key that only this config reads, because of another that was changed, has its default there."""
+        stage, _, rest = key.partition(".")
+        plain = rest if stage in configs.stages(config) else key
+        return key in facts or after[key] == before.get(key, leaves.default(plain))
+
+    return {key: after[key] for key in after if not unchanged(key)}
 
 
 def config_file(file: str) -> Path:

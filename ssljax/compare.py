@@ -2,9 +2,10 @@
 
     ssljax compare runs/a runs/b ... [--results FILE] [--stage NAME] [--out comparison]
 
-Each folder is one of `ssljax train`. Its measurements are read from its results.jsonl, and from FILE if the
-runs were evaluated into one file. Runs that differ in the seed only count as one, with mean and standard
-deviation over the seeds. Of a run with stages the last one is compared, or `--stage NAME`.
+Each folder is one of `ssljax train`, or of `ssljax sweep`, and then means all runs in it. Measurements are
+read from the results.jsonl in these folders, and from FILE if the runs were evaluated into another one. Runs
+that differ in the seed only count as one, with mean and standard deviation over the seeds. Of a run with
+stages the last one is compared, or `--stage NAME`.
 
 Writes comparison.md, comparison.csv (one line per number) and comparison.png into the folder of `--out`, and
 prints the tables. Nothing is trained or evaluated.
@@ -67,15 +68,9 @@ def opened(folder: str, stage: str, shared: Sequence[results.Row]) -> Run:
         shared: measurements of any runs, of which those of this run are taken.
 
     Raises:
-        FileNotFoundError: the folder holds no run.
         ValueError: there is no such stage, or a file of the run is damaged.
     """
     path = epath.Path(folder)
-    if not (path / "config.json").exists():
-        raise FileNotFoundError(
-            f"{folder} holds no run (no config.json): name the --workdir of `ssljax train`, e.g. "
-            f"{_inside(path) or 'runs/digits'}"
-        )
     whole = of_run(files.read_config(path / "config.json"))
     parts = stages(whole)
     if stage and stage not in parts:
@@ -103,12 +98,21 @@ def opened(folder: str, stage: str, shared: Sequence[results.Row]) -> Run:
     )
 
 
-def _inside(path: epath.Path) -> str:
-    """The runs in a folder of runs, as the words of a command line; at most three."""
-    if not path.is_dir():
-        return ""
-    found = sorted(str(child) for child in path.iterdir() if (child / "config.json").exists())
-    return " ".join(found[:3])
+def expanded(folder: str) -> list[str]:
+    """The runs that a folder names: itself, or all runs in it, as of a sweep.
+
+    Raises:
+        FileNotFoundError: there is no run.
+    """
+    path = epath.Path(folder)
+    if (path / "config.json").exists():
+        return [folder]
+    inside = [child for child in path.iterdir() if (child / "config.json").exists()] if path.is_dir() else []
+    if not inside:
+        raise FileNotFoundError(
+            f"{folder} holds no run (no config.json): name the --workdir of `ssljax train`, e.g. runs/digits"
+        )
+    return sorted(str(child) for child in inside)
 
 
 def _is_of(row: results.Row, whole: Any, stage: str, earlier: str) -> bool:
@@ -261,7 +265,7 @@ def results_table(groups: Sequence[Group]) -> list[list[str]]:
         ]
         measured = tables.groups([row for run in group.runs for row in run.rows])
         method = group.runs[0].method
-        own_parts: list[tables.Group | None] = [*measured] or [None]
+        own_parts: Sequence[tables.Group | None] = [*measured] or [None]
         for part in own_parts:
             rows = part.rows if part else []
             name = group.name if part is None or len(measured) == 1 else f"{group.name}: {part.title}"
@@ -291,7 +295,10 @@ def spread(values: Sequence[float]) -> str:
 
 def trained(group: Group) -> str:
     """How many epochs the runs have logged, of how many."""
-    done = dict.fromkeys(f"{compared.epochs(run.metrics):.3g} of {run.epochs}" for run in group.runs)
+    # Older versions counted whole batches, and ended at 42.6 of 40.
+    done = dict.fromkeys(
+        f"{min(compared.epochs(run.metrics), run.epochs):.3g} of {run.epochs}" for run in group.runs
+    )
     return ", ".join(done)
 
 
@@ -340,7 +347,7 @@ def compare(folders: Sequence[str], out: Path, *, file: str = "", stage: str = "
     """Compares runs, and writes comparison.md, comparison.csv and comparison.png.
 
     Args:
-        folders: of the runs.
+        folders: of runs, or of several runs each.
         out: the folder to write to.
         file: a results.jsonl with measurements of some of them; "" for none.
         stage: of runs with stages; "" for the last.
@@ -352,8 +359,12 @@ def compare(folders: Sequence[str], out: Path, *, file: str = "", stage: str = "
         FileNotFoundError: a folder holds no run, or there is no such file.
         ValueError: a file is damaged, or a run has no such stage.
     """
-    shared = results.read(epath.Path(file)) if file else []
-    runs = [opened(folder, stage, shared) for folder in dict.fromkeys(folders)]
+    beside = [epath.Path(folder) / "results.jsonl" for folder in folders if expanded(folder) != [folder]]
+    judged = [epath.Path(file)] if file else []
+    judged += [one for one in beside if one.exists()]
+    shared = [row for one in judged for row in results.read(one)]
+    named = dict.fromkeys(run for folder in folders for run in expanded(folder))
+    runs = [opened(folder, stage, shared) for folder in named]
     groups = grouped(runs)
     for_all, for_some = settings_tables(groups)
     blocks = [Block("table", results_table(groups)), *(Block("p", text) for text in notes(groups))]

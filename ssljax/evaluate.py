@@ -8,7 +8,7 @@ The config lies in the run's folder; `--config FILE` may name it too. The networ
 data: `--config.data.source=folder:PATH`. For a config with stages, the last stage is evaluated unless
 `--stage NAME` says otherwise. The checkpoint is the last one, never the best on the test split. The file
 gallery-PRESET.npz beside the results holds a few hundred test features and some nearest neighbours, for the
-figures of `ssljax report`.
+figures of `ssljax report`; if the run has TensorBoard events, the neighbours are there too.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from etils import epath
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import cli, results
+from ssljax import board, cli, results
 from ssljax.config import differences, hashed, public, resolve
 from ssljax.data import geometry, sources
 from ssljax.data.reading import readable
 from ssljax.data.source import Source
 from ssljax.pictures import gallery
+from ssljax.pictures.kept import gallery_file
 from ssljax.program import Evaluated, encoded, open_run, stage, stages, untrained, use_compilation_cache
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench, Reduce
@@ -136,7 +137,9 @@ def measure(
             yield record(known, "supervised", found)
     if jax.process_index() == 0:
         whole = any(PROTOCOLS[name].reads == "features" for name in protocols)
-        gallery.save(figures, benches, run, pool=0 if whole else gallery.POOL)
+        pool = 0 if whole else gallery.POOL
+        gallery.save(figures, benches, run, pool=pool, config_hash=hashed(config))
+        board.show_gallery(workdir, run.step, config, figures)
 
 
 def judged(bench: Bench, reads: str, method: str) -> bool:
@@ -387,7 +390,8 @@ def main(argv: list[str] | None = None) -> None:
     earlier_stage = flags.stage if flags.stage in names[:-1] else ""
     changed = results.changed(flags.overrides, names)
     file = Path(flags.results or os.path.join(workdir, "results.jsonl"))
-    figures = file.parent / f"gallery-{results.label(config.preset, earlier_stage)}.npz"
+    label = results.label(config.preset, earlier_stage)
+    figures = gallery_file(file.parent, label, hashed(config))
 
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)

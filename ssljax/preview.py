@@ -11,7 +11,8 @@ another is beside it, and smaller views are drawn smaller. Views from several fo
 by side in every picture. If the method mixes images (DeiT), the last columns show mixtures of first views,
 each under the weights of its labels; row b is mixed with row B-1-b of the picture. If it masks patches
 (BEiT), the last column shows the first view with these patches in grey; if it changes each patch for itself
-(CPC), it shows those patches. A config with stages gives one WORKDIR/STAGE/preview.png per stage.
+(CPC), it shows those patches; if the network sees only edges (DeepCluster), it shows those. A config with
+stages gives one WORKDIR/STAGE/preview.png per stage.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax import cli
+from ssljax import board, cli
 from ssljax.config import flat, stages, view_names
 from ssljax.data import colours, loader, mixing, pillow, policies, sources, view_folders, views
 from ssljax.data.source import Source
 from ssljax.methods.beit import masks
 from ssljax.methods.cpc import changed_patches
+from ssljax.models.sobel import sobel
 from ssljax.pictures.gallery import greyed
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             path = Path(flags.workdir) / name / "preview.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             sheet(path, title(config), originals, columns, labels)
+            board.show(path.parent, 0, {"preview": path})
             print(path)
 
 
@@ -116,6 +119,9 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
         columns.append(masked(pixels(made[view.name][:, 0], view.augment), index, key, config))
     if "patches.policy_ops" in flat(config):
         columns.append(patched(arrays, key, config))
+    if flat(config).get("model.sobel"):
+        view, _ = order[0]
+        columns.append(edges(made[view.name][:, 0]))
 
     labels = [source.class_names[label] if label >= 0 else "" for label in batch["label"]]
     return [beside(original(source, i), config) for i in batch["index"]], columns, labels
@@ -217,6 +223,18 @@ def patched(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) 
     sheet = made.swapaxes(2, 3).reshape(rows, grid * (side + gap), grid * (side + gap), -1)
     caption = f"{grid * grid} patches of {side} px"
     return Column("patches", sheet[:, :-gap, :-gap], [caption] * rows, size=1.0 if grid == 1 else 1.7)
+
+
+def edges(images: jax.Array) -> Column:
+    """The column of what a network with a Sobel filter sees of views: how steep they are, dark on white.
+
+    Args:
+        images: normalised, [B, S, S, C]; the first two channels of the filter are left and up.
+    """
+    steep = np.linalg.norm(np.asarray(sobel(images)), axis=-1, keepdims=True)
+    most = steep[:, 1:-1, 1:-1].max(axis=(1, 2, 3), keepdims=True)  # the border may be steeper: it is padded
+    shown = np.clip(1.0 - steep / np.maximum(most, 1e-6), 0.0, 1.0)
+    return Column("edges", shown, ["edges, which the network sees"] * len(steep))
 
 
 def weights(target: np.ndarray, class_names: tuple[str, ...]) -> str:

@@ -1,8 +1,10 @@
 """Turns results.jsonl into tables and figures: `ssljax report DIR`, e.g. experiments/simclr or runs/demo.
 
-Reads DIR/results.jsonl (written by `ssljax evaluate`), DIR/gallery-*.npz, every metrics.jsonl at most two
-folders below DIR, and DIR/paper.json, the paper's own tables. Writes DIR/report.md, its PNGs and the
-self-contained DIR/report.html, and replaces the part between the two `report` comments of DIR/README.md.
+DIR is the folder of one run (`--workdir DIR` means the same), of several runs, or of an experiment. Reads
+every results.jsonl and gallery-*.npz (written by `ssljax evaluate`) and every metrics.jsonl, in DIR and at
+most two folders below it, DIR/preview.png, and DIR/paper.json, the paper's own tables. Writes DIR/report.md,
+its PNGs and the self-contained DIR/report.html, and replaces the part between the two `report` comments of
+DIR/README.md.
 
 No measured number is typed by hand: a row that was not run names the command that fills it. Runs of one
 preset with different settings get separate tables, titled by what differs. Every measurement is shown, or
@@ -21,18 +23,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.lib.npyio import NpzFile
-
 from ssljax import cli, results
 from ssljax.config import flat
 from ssljax.pictures import figures
 from ssljax.pictures.bounds import bound_blocks
+from ssljax.pictures.kept import galleries
 from ssljax.pictures.overview import overview
 from ssljax.pictures.page import Block, markdown, page, renew, terminal
 from ssljax.pictures.paper import paper_blocks
 from ssljax.pictures.robustness import robustness_blocks
-from ssljax.pictures.tables import Group, aggregate, caption, groups, kinds, main_table, newest, pick
+from ssljax.pictures.shown import gallery_blocks
+from ssljax.pictures.tables import (
+    Group,
+    aggregate,
+    caption,
+    data_name,
+    groups,
+    kinds,
+    main_table,
+    newest,
+    pick,
+)
 from ssljax.run import files
 
 # Settings of a run that do not appear in the names of its curves.
@@ -55,7 +66,7 @@ class Training(NamedTuple):
     stage: str = ""
 
 
-def group_blocks(group: Group, folder: Path, runs: Sequence[Training]) -> list[Block]:
+def group_blocks(group: Group, folder: Path, runs: Sequence[Training], gallery: Path | None) -> list[Block]:
     """The table, caption, commands and figures of one group."""
     blocks = [
         Block("h2", group.title),
@@ -67,10 +78,8 @@ def group_blocks(group: Group, folder: Path, runs: Sequence[Training]) -> list[B
     if few:
         blocks.append(label_block(group, few, folder))
     if runs:
-        blocks += training_blocks(group.slug, group.preset, runs, folder)
-    newest_slug = results.label(group.preset, group.stage)
-    gallery = folder / f"gallery-{newest_slug}.npz"
-    if group.slug == newest_slug and gallery.exists():  # written by the last evaluation: the newest group
+        blocks += training_blocks(group.slug, data_name(group.rows[0]["data"]), runs, folder)
+    if gallery is not None:
         blocks += gallery_blocks(gallery, group, folder)
     return blocks
 
@@ -87,105 +96,11 @@ def label_block(group: Group, few: Sequence[results.Row], folder: Path) -> Block
     full = {kind: aggregate(pick(linear, features=kind))[0] for kind in kinds(linear)}
 
     file = f"labels-{group.slug}.png"
-    figures.label_efficiency(folder / file, curves, full, f"{group.preset}: accuracy with few labels")
-    text = "Accuracy against the number of labelled images per class; the band is one standard deviation"
-    return Block("img", (file, text))
-
-
-def gallery_blocks(path: Path, group: Group, folder: Path) -> list[Block]:
-    """The figures of a gallery, of what it has: features, neighbours, attention maps, clusters and so on."""
-    g = np.load(path)
-    names = [str(name) for name in g["class_names"]]
-    blocks = []
-    if "neighbour" in g:
-        blocks.append(features_block(g, names, group.slug, folder))
-        blocks.append(neighbours_block(g, names, group.slug, folder))
-    if "masked" in g:
-        blocks.append(masked_block(g, names, group.slug, folder))
-    if "attention" in g:
-        blocks.append(attention_block(g, names, group.slug, folder))
-    if "reconstruction" in g:
-        blocks.append(reconstruction_block(g, names, group.slug, folder))
-    if "cluster" in g:
-        blocks.append(clusters_block(g, names, group.slug, folder))
-    return blocks
-
-
-def features_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
-    """The t-SNE of raw pixels and of each kind of features, without those of a random network."""
-    points = {}
-    for kind in ("raw_pixels", *map(str, g["kinds"])):
-        if f"points/{kind}" in g and kind != "random_init":
-            points[kind] = g[f"points/{kind}"]
-
-    file = f"features-{slug}.png"
-    figures.feature_map(folder / file, points, g["labels"], names, str(g["preset"]))
-    text = (
-        f"t-SNE of the features of held-out images, seed {g['seed']}; the projection does not use the labels"
-    )
-    return Block("img", (file, text))
-
-
-def neighbours_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
-    """Held-out images and their nearest training images."""
-    file = f"neighbours-{slug}.png"
-    figures.neighbours(
-        folder / file,
-        g["query"],
-        g["query_labels"],
-        g["neighbour"],
-        g["neighbour_labels"],
-        names,
-        f"{g['preset']}: nearest neighbours by {figures.name(str(g['kinds'][0]))} features",
-    )
-    text = "Held-out images and their nearest training images; a frame marks an image of another class"
-    return Block("img", (file, text))
-
-
-def attention_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
-    """Attention maps of a vision transformer."""
-    file = f"attention-{slug}.png"
-    figures.attention(folder / file, g["query"], g["query_labels"], g["attention"], names, str(g["preset"]))
-    text = (
-        "Attention of the class token, and of the distillation token if there is one, in the last block; "
-        "mean over the heads"
-    )
-    return Block("img", (file, text))
-
-
-def reconstruction_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
-    """Held-out images and what a tokenizer's codes keep of them."""
-    file = f"reconstruction-{slug}.png"
-    rows = {"test": g["query"], "of its codes": g["reconstruction"]}
-    figures.rows_of_images(folder / file, rows, g["query_labels"], names, f"{g['preset']}: reconstructions")
-    return Block(
-        "img", (file, f"Held-out images, and the images made of their codes alone, seed {g['seed']}")
-    )
-
-
-def masked_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
-    """Held-out images as BEiT sees them while it pretrains."""
-    file = f"masked-{slug}.png"
-    rows = {"test": g["query"], "masked": g["masked"]}
-    figures.rows_of_images(folder / file, rows, g["query_labels"], names, f"{g['preset']}: masked patches")
-    return Block("img", (file, f"Held-out images, and what is left of them in pretraining, seed {g['seed']}"))
-
-
-def clusters_block(g: NpzFile, names: list[str], slug: str, folder: Path) -> Block:
-    """Training images of some clusters."""
-    file = f"clusters-{slug}.png"
-    figures.clusters(
-        folder / file,
-        g["cluster"],
-        g["cluster_labels"],
-        g["cluster_size"],
-        names,
-        f"{g['preset']}: training images of some clusters",
-    )
-    text = (
-        f"Training images of some clusters, largest first, seed {g['seed']}; a frame marks an image outside "
-        "the most common class of its row"
-    )
+    data = data_name(group.rows[0]["data"])
+    figures.label_efficiency(folder / file, curves, full, f"{data}: accuracy with few labels")
+    text = "Accuracy against the number of labelled images per class"
+    if any(std for curve in curves.values() for _, std in curve.values()):
+        text += "; the band is one standard deviation"
     return Block("img", (file, text))
 
 
@@ -260,12 +175,12 @@ def run_names(runs: Sequence[Training]) -> dict[str, list[dict[str, float]]]:
     }
 
 
-def training_blocks(slug: str, preset: str, runs: Sequence[Training], folder: Path) -> list[Block]:
+def training_blocks(slug: str, title: str, runs: Sequence[Training], folder: Path) -> list[Block]:
     """The training curves of some runs, and what views tell about each other, where that was logged."""
     file = f"training-{slug}.png"
-    figures.training(folder / file, run_names(runs), preset)
+    figures.training(folder / file, run_names(runs), title)
     block = Block("img", (file, "Metrics during training"))
-    return [block, *bound_blocks(slug, preset, [(run.config, run.rows) for run in runs], folder)]
+    return [block, *bound_blocks(slug, title, [(run.config, run.rows) for run in runs], folder)]
 
 
 def unjudged_blocks(runs: Sequence[Training], folder: Path) -> list[Block]:
@@ -278,9 +193,28 @@ def unjudged_blocks(runs: Sequence[Training], folder: Path) -> list[Block]:
     for (experiment, preset, epochs), own in presets.items():
         blocks += [
             Block("h2", f"{experiment}: {preset} ({epochs} epochs), trained but not evaluated here"),
-            *training_blocks(f"{experiment}-{preset}-{epochs}ep", preset, own, folder),
+            *training_blocks(f"{experiment}-{preset}-{epochs}ep", _data_of(own[0]), own, folder),
         ]
     return blocks
+
+
+def _data_of(run: Training) -> str:
+    """The name of a run's data set; its preset, if the run does not say."""
+    return data_name(str(run.config.get("data.source", run.config["preset"])))
+
+
+def measurements(folder: Path) -> list[results.Row]:
+    """What the results.jsonl of a folder, and of the runs at most two folders below it, hold.
+
+    Raises:
+        ValueError: a line of one is damaged.
+    """
+    rows: dict[str, results.Row] = {}  # a measurement may be in a run's own file and in one of several runs
+    for depth in ("", "*/", "*/*/"):
+        for file in sorted(folder.glob(f"{depth}results.jsonl")):
+            for row in results.read(file):
+                rows.setdefault(json.dumps(row, sort_keys=True), row)
+    return list(rows.values())
 
 
 def report(folder: Path) -> list[Path]:
@@ -291,23 +225,29 @@ def report(folder: Path) -> list[Path]:
     """
     tables = folder / "paper.json"
     paper = json.loads(tables.read_text()) if tables.exists() else []
-    file = folder / "results.jsonl"
-    rows = results.read(file) if file.exists() or not paper else []
+    rows = measurements(folder)
+    trained = training_runs(folder)
+    if not (rows or paper or trained):
+        rows = results.read(folder / "results.jsonl")  # which says what to do
 
     known = groups(rows)
+    pictures_of = galleries(folder, known)
     runs: dict[str, list[Training]] = defaultdict(list)
-    for run in training_runs(folder):
+    for run in trained:
         runs[owner(run, known)].append(run)
 
     blocks = []
+    if (folder / "preview.png").exists():
+        blocks.append(Block("img", ("preview.png", "What the network sees in training")))
     for group in known:
-        blocks += group_blocks(group, folder, runs[group.slug])
+        blocks += group_blocks(group, folder, runs[group.slug], pictures_of.get(group.slug))
         print(f"\n{group.title}\n{terminal(main_table(group.rows))}")
     blocks += robustness_blocks(known, folder)
     blocks += unjudged_blocks(runs[""], folder)
     blocks += paper_blocks(paper, known, folder)
 
-    experiment = rows[0]["experiment"] if rows else folder.resolve().name
+    experiments = {row["experiment"] for row in rows}
+    experiment = experiments.pop() if len(experiments) == 1 else folder.resolve().name
     title = f"ssljax: {experiment}"
     (folder / "report.md").write_text(markdown([Block("h1", title), *blocks]))
     (folder / "report.html").write_text(page(title, blocks, folder))
@@ -332,12 +272,15 @@ def report_methods(folder: Path) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`ssljax report DIR`."""
+    """`ssljax report DIR`, or `ssljax report --workdir DIR`."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].partition("=")[0] in ("--workdir", "-workdir"):
+        _, equals, value = words.pop(0).partition("=")
+        words = [value, *words] if equals else words
     if len(words) != 1 or words[0].startswith("-"):
         raise SystemExit(
-            "usage: ssljax report DIR, where DIR holds the results.jsonl of `ssljax evaluate`, "
-            "e.g. experiments/simclr"
+            "usage: ssljax report DIR, where DIR holds a run of `ssljax train`, or the results.jsonl of "
+            "`ssljax evaluate`, e.g. experiments/simclr"
         )
     folder = Path(words[0])
     with cli.answered("report"):

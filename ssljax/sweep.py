@@ -227,6 +227,7 @@ def command(words: Sequence[str], label: str, log: TextIO | None) -> tuple[int, 
         except KeyboardInterrupt:
             stopped = True
             process.terminate()  # it saves a checkpoint; its output is read to the end
+    process.stdout.close()
     code = process.wait()
     if stopped:
         raise Interrupted
@@ -317,12 +318,14 @@ def main(argv: list[str] | None = None) -> None:
         print(slurm(steps, runs))
         return
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ask the run of the moment to stop
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         failed = sweep(steps, runs)
     except (KeyboardInterrupt, Interrupted):
         print("\nssljax sweep: stopped; the same command goes on", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     done = [steps.folder(run) for run in runs if run.name not in failed]
     results = os.path.join(flags.workdir, "results.jsonl")
     known = [f"--results={results}"] if os.path.exists(results) else []

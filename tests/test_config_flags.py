@@ -150,6 +150,16 @@ def test_a_run_needs_no_config_for_its_folder_has_it(tmp_path, preset):
     assert again.overrides == {key: 4}
 
 
+def test_a_setting_that_another_brought_with_it_was_not_changed(tmp_path):
+    """digits has no holdout; a folder has, and it was left at its default."""
+    given = ["--config.data.source=folder:photos", "--config.data.image_size=32"]
+    started = cli.parse("train", [*DIGITS, *given]).config
+    (tmp_path / "config.json").write_text(started.to_json())
+    found = cli.parse("evaluate", ["--workdir", str(tmp_path)])
+    assert "data.holdout" in configs.flat(started)
+    assert found.overrides == {"data.source": "folder:photos", "data.image_size": 32}
+
+
 def test_a_missing_file_preset_or_flag_says_what_is_there():
     with pytest.raises(SystemExit, match="no file configs/simclrr.py .* did you mean configs/simclr.py"):
         cli.parse("train", ["--config=configs/simclrr.py:digits", "--workdir=x"])

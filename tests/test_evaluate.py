@@ -45,6 +45,7 @@ def config():
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     c = config()
+    (folder / "run" / "tensorboard").mkdir(parents=True)  # as training leaves it
     with pytest.MonkeyPatch.context() as patch:
         one = sharding.make_mesh(1)
         patch.setattr(sharding, "make_mesh", lambda fsdp=1: one)  # compiles sooner than for eight
@@ -115,14 +116,24 @@ def test_report_of_the_real_results(results, capsys):
     assert (results / "report.html").stat().st_size > 50_000
     size = config().data.image_size
     gallery = np.load(results / "gallery-digits.npz")
-    assert gallery["query"].shape == (8, size, size, 1) and gallery["neighbour"].shape == (
-        8,
+    assert gallery["query"].shape == (10, size, size, 1) and gallery["neighbour"].shape == (
+        10,
         7,
         size,
         size,
         1,
     )
     assert gallery["points/simclr"].shape[0] == gallery["labels"].shape[0] == 297
+
+
+def test_the_neighbours_are_in_tensorboard(results):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(results.parent / "run" / "tensorboard"))
+    events.Reload()
+    (shown,) = events.Tensors("neighbours")
+    width, _, picture = shown.tensor_proto.string_val
+    assert shown.step == 0 and int(width) > 1000 and picture.startswith(b"\x89PNG")
 
 
 def test_every_image_once_on_eight_devices():

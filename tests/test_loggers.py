@@ -6,6 +6,7 @@ import json
 import jax
 import pytest
 
+from ssljax import train
 from ssljax.run import writers
 from tests.test_folder import opened
 
@@ -20,7 +21,7 @@ class Recorder:
         Recorder.given.append(("open", self.id, self.resumed, config.preset))
 
     def scalars(self, step, values):
-        if step == 3:
+        if "nmi_labels" in values:
             raise ConnectionError("no network")
         Recorder.given.append((step, dict(values)))
 
@@ -83,6 +84,8 @@ def test_a_logger_that_is_unknown_or_not_installed_is_answered(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"--log mlflow: .*not installed: pip install 'ssljax\[mlflow\]'"):
         writers.asked("mlflow")
+    with pytest.raises(SystemExit, match="ssljax train: --log wandb: wandb is not installed"):
+        train.main(["--config=simclr:digits", "--workdir=none", "--log=wandb"])
     assert writers.asked("") == ()
 
 

@@ -132,3 +132,18 @@ def test_caption_names_what_was_drawn():
     steps = [policies.Step("Equalize", 0.0), policies.Step("Rotate", -27.25)]
     assert preview.caption(nothing, recipe, 3, steps) == "Equalize 0\nRotate -27.2"
     assert preview.caption(drawn._replace(apply_blur=no, apply_solarize=no), recipe, 1) == "c0.50 b1.50"
+
+
+def test_a_network_with_a_sobel_filter_has_a_column_of_edges():
+    config = simclr.get_config("digits").unlock()
+    config.model.sobel = True
+    *_, last = preview.examples(config)[1]
+    assert last.name == "edges" and 0.0 <= last.images.min() < last.images.max() == 1.0
+
+    step = np.zeros((1, 6, 6, 3), np.float32)
+    step[:, :, 3:] = 2.0
+    column = preview.edges(jnp.asarray(step))
+    assert column.images.shape == (1, 6, 6, 1)
+    # Dark where it is steep: at the step, and weaker at the border, which the filter pads with zeros.
+    np.testing.assert_allclose(column.images[0, 2, :, 0], [1.0, 1.0, 0.0, 0.0, 1.0, 0.0], atol=1e-6)
+    np.testing.assert_array_equal(preview.edges(jnp.zeros((1, 4, 4, 3))).images, 1.0)

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from configs.simclr import PRESETS
 from ssljax import report, results
 from ssljax.config import leaves
-from ssljax.pictures import bounds, figures, gallery, page, paper, tables
+from ssljax.pictures import bounds, figures, gallery, kept, page, paper, tables
 from ssljax.pictures.overview import overview
 
 ROOT = Path(__file__).parent.parent
@@ -377,6 +378,8 @@ def test_queries_are_labelled_images_if_there_are_any():
     assert gallery.queries_of(np.array([-1, 2, -1, 0, 2])).tolist() == [3, 1]
     assert gallery.queries_of(np.full(15, -1)).tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
     assert gallery.queries_of(np.full(3, -1)).tolist() == [0, 1, 2]
+    assert gallery.queries_of(np.arange(20).repeat(2)).tolist() == list(range(0, 40, 2))  # every class
+    assert len(gallery.queries_of(np.arange(100))) == 20 and gallery.queries_of(np.arange(100))[-1] == 99
 
 
 def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys):
@@ -574,6 +577,118 @@ def test_a_command_cannot_end_its_block_of_code():
 def test_code_and_bold_are_kept():
     text = "**bold** and `data.source` [1] 3 < 4"
     assert page.markdown([page.Block("p", text)]) == text + "\n"
+
+
+def test_a_long_command_goes_on_in_lines_that_the_shell_reads_as_one():
+    flags = [f"--config.model.name_{i}=value" for i in range(6)]
+    command = shlex.join(["ssljax", "evaluate", *flags, "--config.data.source='a --b'"])
+    lines = page.wrapped(command).split("\n")
+    assert len(lines) > 1 and max(map(len, lines)) <= page.WIDE
+    assert shlex.split(page.wrapped(command).replace("\\\n", "")) == shlex.split(command)
+    assert page.wrapped("ssljax train --config a") == "ssljax train --config a"
+    text = f"it's --long {'--x ' * 40}"  # no command
+    assert page.wrapped(text) == text
+
+
+def test_the_deviation_is_said_to_be_over_what_differs():
+    few = dict(protocol="label_fraction", labels_per_class=1)
+    draws = [line(**few, draw=draw) for draw in (0, 1)]
+
+    def caption(rows):
+        (group,) = tables.groups(rows)
+        return tables.caption(group).partition("; 297")[0]
+
+    assert caption([line()]) == caption(draws[:1]) == "Seed 0"
+    assert caption(draws) == "Seed 0; mean ± standard deviation over 2 draws of the labels"
+    assert caption([line(), line(seed=1)]) == "Mean ± standard deviation over seeds 0, 1"
+    both = [*draws, line(**few, seed=1)]
+    assert caption(both) == ("Mean ± standard deviation over seeds 0, 1 and over 2 draws of the labels")
+
+
+def test_methods_with_presets_of_one_name_keep_their_titles_and_pictures_apart(tmp_path):
+    photos = dict(data="folder:PATH/photos", preset="small")
+    rows = [
+        line(**photos),
+        line(**photos, experiment="moco", features="moco", config_hash="c2", time="later"),
+        line(preset="other", config_hash="c3"),
+    ]
+    known = tables.groups(rows)
+    budget = "1,500 training images, 2 epochs)"
+    assert {group.title: group.slug for group in known} == {
+        f"photos, moco:small (folder:PATH/photos, {budget}": "moco-small",
+        f"photos, simclr:small (folder:PATH/photos, {budget}": "simclr-small",
+        f"other (digits, {budget}": "other",
+    }
+
+    # The second config does not write over the gallery of the first, and each group finds its own.
+    first = kept.gallery_file(tmp_path, "small", "c1")
+    np.savez(first, config_hash="c1")
+    assert kept.gallery_file(tmp_path, "small", "c1") == first
+    second = kept.gallery_file(tmp_path, "small", "c2")
+    assert second.name == "gallery-small-c2.npz"
+    np.savez(second, config_hash="c2")
+    np.savez(tmp_path / "gallery-other.npz", seed=0)  # an older one, which does not say
+    assert kept.galleries(tmp_path, known) == {
+        "simclr-small": first,
+        "moco-small": second,
+        "other": tmp_path / "gallery-other.npz",
+    }
+    (tmp_path / "gallery-other.npz").write_bytes(b"PK")
+    assert kept.gallery_file(tmp_path, "other", "c3").name == "gallery-other.npz"
+
+
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        ("folder:PATH/photos", "photos"),
+        ("tfds:cifar10", "cifar10"),
+        ("digits", "digits"),
+        ("folder:a/b/", "b"),
+    ],
+)
+def test_pictures_are_titled_by_their_data(data, said):
+    assert tables.data_name(data) == said
+
+
+def test_a_folder_of_runs_has_the_measurements_of_each_once(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "a", [line(value=1.0)])
+    write(tmp_path / "b", [line(value=2.0, seed=1)])
+    write(tmp_path, [line(value=1.0)])
+    assert [row["value"] for row in report.measurements(tmp_path)] == [1.0, 2.0]
+
+
+def test_the_folder_of_one_run_has_a_page_before_it_is_evaluated(tmp_path, capsys):
+    config = {
+        "name": "simclr",
+        "preset": "small",
+        "epochs": 2,
+        "seed": 0,
+        "data": {"source": "folder:/a/photos"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    report.main(["--workdir", str(tmp_path)])
+    assert "trained but not evaluated here" in (tmp_path / "report.md").read_text()
+    report.main([f"--workdir={tmp_path}"])
+    with pytest.raises(SystemExit, match="usage: ssljax report DIR"):
+        report.main(["--workdir"])
+
+
+def test_names_in_a_map_do_not_cover_each_other_and_stay_inside():
+    figure, (axis,) = figures.blank(3, 3)
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    places = [(0.5, 0.99), (0.5, 0.98), (0.55, 0.99), (0.1, 0.5)]
+    texts = [axis.text(x, y, "a name", ha="center", va="center") for x, y in places]
+    figure.draw_without_rendering()
+    figures.move_apart(axis, texts)
+    boxes = [text.get_window_extent() for text in texts]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    assert max(box.y1 for box in boxes) <= axis.get_window_extent().y1 + 1
+    assert texts[3].get_position() == pytest.approx((0.1, 0.5))
+    assert [text.get_position()[0] for text in texts] == pytest.approx([0.5, 0.5, 0.55, 0.1])
 
 
 def test_a_readme_without_the_comments_is_an_error(tmp_path):

@@ -1,5 +1,7 @@
 """`ssljax sweep`: the combinations, the names of their folders, and real runs of which one fails."""
 
+import re
+
 import pytest
 
 from ssljax import results, sweep
@@ -91,18 +93,29 @@ def test_the_script_for_slurm_has_one_task_per_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_named_and_the_others_are_trained_judged_and_compared_once(tmp_path):
+def test_a_run_that_fails_is_named_and_the_others_are_trained_judged_and_compared_once(
+    tmp_path, monkeypatch, capfd
+):
+    for name, value in processes.environment(tmp_path / "xla").items():
+        monkeypatch.setenv(name, value)
     workdir = tmp_path / "s"
-    words = [*processes.SMALL, "--config.epochs=1", "--config.checkpoint.best=,nothing", "--protocols=knn"]
-    code, said = processes.run("sweep", *words, f"--workdir={workdir}", cache=tmp_path / "xla")
-    assert code == 1
-    assert "[1/2] best=: done in " in said
-    assert "[2/2] best=nothing: FAILED, train with exit code 1: ssljax train: config.checkpoint.best" in said
-    assert "ssljax sweep: 1 of 2 runs failed: best=nothing" in said
+    short = ["--config.epochs=1", "--config.optim.warmup_epochs=0", f"--workdir={workdir}"]
+    words = [
+        *processes.SMALL,
+        *short,
+        f"--config.data.source=digits,folder:{tmp_path}/none",
+        "--protocols=knn",
+    ]
+    with pytest.raises(SystemExit, match="1 of 2 runs failed: source=folder"):
+        sweep.main(words)
+    said = capfd.readouterr().out
+    assert "[1/2] source=digits: done in " in said
+    assert re.search(r"\[2/2\] source=folder.*: FAILED, train with exit code 1: ssljax train: .*/none", said)
     rows = results.read(workdir / "results.jsonl")
     assert {row["protocol"] for row in rows} == {"knn"}
     assert f"| {rows[0]['value']:.1f} |" in said  # the comparison
-    assert (workdir / "best=" / "train.log").read_text().count("done: ") == 1
+    assert (workdir / "source=digits" / "train.log").read_text().count("done: ") == 1
 
-    again, said = processes.run("sweep", *words, f"--workdir={workdir}", cache=tmp_path / "xla")
-    assert again == 1 and results.read(workdir / "results.jsonl") == rows
+    with pytest.raises(SystemExit):
+        sweep.main(words)
+    assert results.read(workdir / "results.jsonl") == rows  # the evaluation is not repeated

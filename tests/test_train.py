@@ -16,13 +16,14 @@ from ssljax.data import sampler, sources
 from ssljax.program import build, with_seed
 from ssljax.protocols.features import raw_pixels
 from ssljax.results import read
-from ssljax.run import few_labels, monitor
+from ssljax.run import few_labels, monitor, writers
 from ssljax.run.checkpoint import Checkpoints, load_parts
 from ssljax.run.folder import RunFolder
 from ssljax.run.loop import fit, online_knn
 from ssljax.run.start import harmless
 from ssljax.types import TrainState
 from tests.processes import SMALL
+from tests.test_loggers import Recorder
 
 pytestmark = pytest.mark.slow
 
@@ -254,10 +255,15 @@ def test_the_monitor_reports_a_collapse(tmp_path, capsys, monkeypatch):
     assert "the representations have collapsed" in capsys.readouterr().out
 
 
-def test_a_healthy_run_gets_no_warnings(tmp_path, capsys, monkeypatch):
+def test_a_healthy_run_gets_no_warnings_and_its_loggers_get_its_rows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(monitor, "QUIET_STEPS", 1)
-    train.main(flags(tmp_path))
+    monkeypatch.setitem(writers.WRITERS, "json", Recorder)  # a logger whose package is installed
+    monkeypatch.setattr(Recorder, "given", [], raising=False)
+    train.main(flags(tmp_path, "--log=json"))
     assert "WARNING" not in capsys.readouterr().out
+    _, *rows, _ = Recorder.given
+    logged = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [(row.pop("step"), row) for row in logged] and rows[-1][1]["epoch"] == 1.0
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {
         "loss",

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
 NAMES = {
@@ -49,6 +51,9 @@ CLASSES = (
 )
 GREY = "#444444"
 NO_LABEL = "#cccccc"
+WRONG = "#D55E00"  # the frame of an image of another class
+WIDEST = 10  # images side by side
+TILE = 0.95  # inches, of an image in a figure of neighbours or clusters
 
 
 def name(features: str) -> str:
@@ -239,19 +244,21 @@ def feature_map(
     from threadpoolctl import threadpool_limits
 
     figure, axes = blank(4.4 * len(points), 4.4, len(points))
+    names_of: dict[Axes, list[Text]] = {}
     for axis, (features, x) in zip(axes, points.items(), strict=True):
         perplexity = min(30.0, max(2.0, (len(x) - 1) / 4))
         with threadpool_limits(1):  # so few points are faster on one core
             projection = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
             flat = projection.fit_transform(x.astype(np.float32))
 
+        texts = []
         for c in np.unique(labels):
             own = flat[labels == c]
             colour = CLASSES[c % len(CLASSES)] if c >= 0 else NO_LABEL
             axis.scatter(own[:, 0], own[:, 1], s=9, color=colour, alpha=0.75, linewidths=0)
             if c >= 0 and len(np.unique(labels)) <= 20:
                 x_median, y_median = np.median(own, axis=0)
-                axis.text(
+                text = axis.text(
                     x_median,
                     y_median,
                     class_names[c],
@@ -262,12 +269,43 @@ def feature_map(
                     color=colour,
                     bbox={"facecolor": "white", "alpha": 0.75, "pad": 1, "linewidth": 0},
                 )
+                texts.append(text)
 
         axis.set_title(f"{title}: {name(features)}", loc="left", fontsize=10)
         axis.grid(False)
         axis.set(xticks=[], yticks=[])
         axis.spines[["left", "bottom"]].set_visible(False)
+        names_of[axis] = texts
+    figure.draw_without_rendering()  # lays the panels out, so that the texts have their places
+    for axis, texts in names_of.items():
+        move_apart(axis, texts)
     save(figure, path)
+
+
+def move_apart(axis: Axes, texts: Sequence[Text]) -> None:
+    """Moves texts of a panel up or down until none covers another, and back into the panel."""
+    boxes = np.array([text.get_window_extent().extents for text in texts]).reshape(-1, 4)
+    middle = (boxes[:, 1] + boxes[:, 3]) / 2
+    half = (boxes[:, 3] - boxes[:, 1]) / 2 + 1  # a pixel of air
+    panel = axis.get_window_extent()
+    for _ in range(300):
+        middle = np.clip(middle, panel.y0 + half, panel.y1 - half)
+        hits = 0
+        for i in range(len(texts)):
+            for k in range(i):
+                beside = boxes[i, 0] < boxes[k, 2] and boxes[k, 0] < boxes[i, 2]
+                short = half[i] + half[k] - abs(middle[i] - middle[k])
+                if beside and short > 1e-6:
+                    up, down = (i, k) if middle[i] >= middle[k] else (k, i)
+                    middle[up] += short / 2
+                    middle[down] -= short / 2
+                    hits += 1
+        if not hits:
+            break
+    for text, height in zip(texts, middle, strict=True):
+        x, _ = axis.transData.transform(text.get_position())
+        x, y = axis.transData.inverted().transform((x, height))
+        text.set_position((x, y))
 
 
 def tiles(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
@@ -277,17 +315,51 @@ def tiles(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
     return figure, axes
 
 
+def strips(height: int, count: int, names: Sequence[str]) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of columns of axes, WIDEST side by side and the others below them.
+
+    Args:
+        height: how many axes a column has.
+        count: the number of columns.
+        names: of the axes of a column, written to the left of the first.
+
+    Returns:
+        The figure, and the axes of each column from top to bottom.
+    """
+    wide = min(count, WIDEST)
+    blocks = -(-count // WIDEST)
+    figure, axes = tiles(height * blocks, wide, 1.1 * wide + 0.8, 1.1 * height * blocks + 0.3 * blocks + 0.3)
+    parts = axes.reshape(blocks, height, wide)
+    columns = [list(parts[c // WIDEST, :, c % WIDEST]) for c in range(count)]
+    for part in parts:
+        for axis, text in zip(part[:, 0], names, strict=False):
+            beside(axis, text)
+    for c in range(count, blocks * WIDEST if blocks > 1 else count):
+        for axis in parts[c // WIDEST, :, c % WIDEST]:
+            axis.set_axis_off()
+    return figure, columns
+
+
 def draw(axis: Axes, image: np.ndarray) -> None:
     """Shows an image, uint8 [S, S, C], without interpolation."""
     pixels = image[..., 0] if image.shape[-1] == 1 else image
     axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
+    # A thin edge, so that a white image ends somewhere on the white page.
+    axis.add_patch(Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, color=NO_LABEL))
 
 
 def frame(axis: Axes, wrong: bool) -> None:
     """Puts a frame around an image of a wrong class, and none around the others."""
     for spine in axis.spines.values():
-        spine.set(visible=wrong, color="#D55E00", linewidth=3)
+        spine.set(visible=wrong, color=WRONG, linewidth=3, zorder=3)
+
+
+def frames_mean(figure: Figure, text: str) -> None:
+    """Says below a figure what a frame means, if it has one."""
+    if any(axis.spines["left"].get_visible() for axis in figure.axes):
+        patch = Rectangle((0, 0), 1, 1, fill=False, edgecolor=WRONG, linewidth=3, label=text)
+        figure.legend(handles=[patch], loc="outside lower left", frameon=False, fontsize=9, handlelength=1.2)
 
 
 def beside(axis: Axes, text: str) -> None:
@@ -318,7 +390,7 @@ def neighbours(
         title: title of the figure.
     """
     rows, columns = neighbour_labels.shape
-    figure, axes = tiles(rows, columns + 1, 0.8 * (columns + 1.4), 0.8 * rows + 0.6)
+    figure, axes = tiles(rows, columns + 1, TILE * (columns + 1.4), TILE * rows + 0.8)
 
     for r in range(rows):
         label = query_labels[r]
@@ -332,6 +404,7 @@ def neighbours(
 
     axes[0, 0].set_title("test", fontsize=9, color=GREY)
     axes[0, 1].set_title("nearest", fontsize=9, color=GREY)
+    frames_mean(figure, "an image of another class than that of its row")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     save(figure, path)
 
@@ -356,17 +429,14 @@ def attention(
         title: title of the figure.
     """
     tokens = maps.shape[1]
-    figure, axes = tiles(1 + tokens, len(query), 1.1 * len(query) + 0.8, 1.1 * (1 + tokens) + 0.6)
-    for c, image in enumerate(query):
-        draw(axes[0, c], image)
-        axes[0, c].set_title(class_name(class_names, query_labels[c]), fontsize=9, color=GREY)
+    figure, columns = strips(1 + tokens, len(query), ("test", "class", "distillation"))
+    for c, (image, own) in enumerate(zip(query, columns, strict=True)):
+        draw(own[0], image)
+        own[0].set_title(class_name(class_names, query_labels[c]), fontsize=9, color=GREY)
         for t in range(tokens):
             weights = maps[c, t].astype(np.float32)
-            axes[1 + t, c].imshow(weights, cmap="magma", vmin=0, interpolation="nearest")
-
-    for row, label in zip(axes, ("test", "class", "distillation"), strict=False):
-        beside(row[0], label)
-    for axis in axes.flat:
+            own[1 + t].imshow(weights, cmap="magma", vmin=0, interpolation="nearest")
+    for axis in figure.axes:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     figure.suptitle(f"{title}: attention of the last block", x=0.01, ha="left", fontsize=10)
@@ -389,14 +459,11 @@ def rows_of_images(
         class_names: one per label.
         title: title of the figure.
     """
-    columns = len(labels)
-    figure, axes = tiles(len(rows), columns, 1.1 * columns + 0.8, 1.1 * len(rows) + 0.6)
-    for row, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(row, images, strict=True):
-            draw(axis, image)
-        beside(row[0], name)
-    for axis, label in zip(axes[0], labels, strict=True):
-        axis.set_title(class_name(class_names, label), fontsize=9, color=GREY)
+    figure, columns = strips(len(rows), len(labels), list(rows))
+    for c, own in enumerate(columns):
+        for axis, images in zip(own, rows.values(), strict=True):
+            draw(axis, images[c])
+        own[0].set_title(class_name(class_names, labels[c]), fontsize=9, color=GREY)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     save(figure, path)
 
@@ -422,7 +489,7 @@ def clusters(
         title: title of the figure.
     """
     rows, columns = labels.shape
-    figure, axes = tiles(rows, columns, 0.8 * (columns + 2.4), 0.8 * rows + 0.6)
+    figure, axes = tiles(rows, columns, TILE * (columns + 2.4), TILE * rows + 0.8)
     for r in range(rows):
         known = labels[r][labels[r] >= 0]
         common = int(np.bincount(known).argmax()) if len(known) else -1
@@ -430,5 +497,6 @@ def clusters(
             draw(axis, image)
             frame(axis, bool(label >= 0 and label != common))
         beside(axes[r, 0], f"{class_name(class_names, common)}\n{sizes[r]:,} images".lstrip())
+    frames_mean(figure, "an image outside the most common class of its row")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     save(figure, path)

@@ -24,30 +24,34 @@ from ssljax.protocols.knn import nearest
 
 POINTS = 300  # test images whose features are kept
 DIM = 16  # principal components of these features
-QUERIES = 8  # test images whose neighbours are shown
+QUERIES = 8  # test images whose neighbours are shown, if none has a label
+CLASSES = 20  # classes of which one test image is shown
 NEIGHBOURS = 7  # neighbours of each of them
-THUMBNAIL = 48  # largest side of an image, in pixels
+THUMBNAIL = 96  # largest side of an image, in pixels
 LEVELS = 8  # steps between the values of its pixels, which is invisible and takes a third off the file
 POOL = 5000  # training images among which neighbours are sought, where no protocol encoded them all
 CLUSTERS = 10  # clusters shown, of a method that has clusters
 MEMBERS = 12  # training images shown of each cluster
 
 
-def save(path: Path, benches: Sequence[Bench], run: Evaluated, *, pool: int = 0) -> None:
+def save(
+    path: Path, benches: Sequence[Bench], run: Evaluated, *, pool: int = 0, config_hash: str = ""
+) -> None:
     """Saves principal components of some test features of every kind, and nearest neighbours.
 
     The file has the fields `kinds`, `points/KIND` float16 [P, <= 16], `labels` int32 [P], `class_names`,
     `query` uint8 [Q, S, S, C], `query_labels`, `neighbour` uint8 [Q, K, S, S, C], `neighbour_labels` [Q, K],
-    `preset` and `seed`. A vision transformer adds `attention`, BEiT's pretraining `masked`; a method with
-    clusters adds `cluster`, `cluster_labels` and `cluster_size`, see below. A tokenizer, which has no
-    features of its own, has `reconstruction` in place of points and neighbours. An image without a label has
-    the label -1.
+    `preset`, `config_hash` and `seed`. A vision transformer adds `attention`, BEiT's pretraining `masked`; a
+    method with clusters adds `cluster`, `cluster_labels` and `cluster_size`, see below. A tokenizer, which
+    has no features of its own, has `reconstruction` in place of points and neighbours. An image without a
+    label has the label -1.
 
     Args:
         path: the npz to write.
         benches: one per kind of features. The neighbours and clusters are those of the first.
         run: the run that the first bench evaluates.
         pool: the number of training images, evenly spaced, among which neighbours are sought; 0 takes all.
+        config_hash: of the run, by which `ssljax report` finds the gallery of a group.
     """
     config = run.config
     first = benches[0]
@@ -73,6 +77,7 @@ def save(path: Path, benches: Sequence[Bench], run: Evaluated, *, pool: int = 0)
         query=thumbnails(test, queries, config),
         query_labels=test.labels[queries],
         preset=config.preset,
+        config_hash=config_hash,
         seed=config.seed,
     )
 
@@ -102,14 +107,15 @@ def neighbourhood(
 
 
 def queries_of(labels: np.ndarray) -> np.ndarray:
-    """Positions of the test images whose neighbours are shown: the first of each class, at most QUERIES.
+    """Positions of the test images whose neighbours are shown: the first of each class.
 
-    If no image has a label, they are evenly spaced.
+    Of more than CLASSES classes, as many evenly spaced ones. If no image has a label, QUERIES images are.
     """
     classes, first = np.unique(labels, return_index=True)
     if not (classes >= 0).any():
         return np.unique(np.linspace(0, len(labels) - 1, QUERIES).astype(np.int64))
-    return first[classes >= 0][:QUERIES]
+    first = first[classes >= 0]
+    return first[np.unique(np.linspace(0, len(first) - 1, CLASSES).astype(np.int64))]
 
 
 def contact_sheet(assignment: np.ndarray, source: Source, config: ConfigDict) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
+import shlex
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,12 @@ td:first-child, th:first-child { text-align: left }
 img { max-width: 100% }
 figure { margin: 1.5rem 0 }
 figcaption { color: #666; font-size: 14px }
-pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: 12px }
+@media (max-width: 46rem) { figure { overflow-x: auto } figure img { max-width: 46rem } }
+pre { background: #f5f5f5; padding: .7rem; font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere }
 """
+
+WIDE = 100  # characters of a command, before it goes on in the next line
+SHELL_WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])+""")
 
 # Code in a text. Code with a bar or a bracket is not taken for code, because it cannot be escaped.
 CODE = re.compile(r"((?<!`)`[^`|<]+`(?!`))")
@@ -61,7 +66,7 @@ def markdown(blocks: Sequence[Block], *, ours: bool = False) -> str:
             said = _plain(content[1].translate({ord("["): "(", ord("]"): ")"}))
             out.append(f"![{said}]({urllib.parse.quote(content[0])})")
         elif kind == "pre":
-            out.append(_fenced(content))
+            out.append(_fenced([wrapped(line) for line in content]))
         else:
             text = content if ours else _plain(content)
             out.append({"h1": "# ", "h2": "## ", "p": ""}[kind] + text)
@@ -76,6 +81,24 @@ def _plain(text: str) -> str:
         part = part.replace("|", "&#124;").replace("`", "\\`")
         parts[i] = re.sub(r"\](?=[(\[:])", r"\\]", part)
     return "".join(parts)
+
+
+def wrapped(line: str) -> str:
+    """A command in lines of at most WIDE characters where it has a flag to begin the next with.
+
+    The shell reads the lines as one. A text that is no command is left as it is.
+    """
+    lines = [""]
+    for word in SHELL_WORD.findall(line):
+        if word.lstrip("'").startswith("--") and len(lines[-1]) + 1 + len(word) > WIDE - 2:
+            lines.append(f"    {word}")
+        else:
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    try:
+        same = shlex.split(" ".join(lines)) == shlex.split(line)
+    except ValueError:  # a quote that is not closed
+        same = False
+    return " \\\n".join(lines) if same and "\n" not in line else line
 
 
 def _fenced(lines: Sequence[str]) -> str:
@@ -97,7 +120,8 @@ def page(title: str, blocks: Sequence[Block], folder: Path) -> str:
             image = f'<img alt="{html.escape(content[1])}" src="data:image/png;base64,{data}">'
             out.append(f"<figure>{image}<figcaption>{_rich(content[1])}</figcaption></figure>")
         else:
-            text = html.escape("\n".join(content)) if kind == "pre" else _rich(content)
+            lines = [wrapped(line) for line in content] if kind == "pre" else []
+            text = html.escape("\n".join(lines)) if kind == "pre" else _rich(content)
             out.append(f"<{kind}>{text}</{kind}>")
 
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{STYLE}</style>'

@@ -53,7 +53,8 @@ class Group(NamedTuple):
 
     Attributes:
         slug: the group's name in file names: the preset, and the stage if it is not the last. If that has
-            several groups, the older ones also have the hash of their config.
+            several groups, the older ones also have the hash of their config; if another experiment has a
+            preset of the same name, the experiment comes first.
         title: the group's name for readers: the preset, and what was changed in it.
         preset: the name of the preset.
         stage: the name of the stage; "" for the last or only one.
@@ -87,7 +88,8 @@ def groups(rows: Sequence[Row]) -> list[Group]:
     presets = list(dict.fromkeys(row["preset"] for row in kept))
     order = sorted(reversed(found), key=lambda key: newest(found[key]), reverse=True)
     order.sort(key=lambda key: presets.index(found[key][0]["preset"]))
-    titles = {key: title(found[key]) for key in order}
+    shared = shared_presets(kept)
+    titles = {key: title(found[key], of_several=found[key][0]["preset"] in shared) for key in order}
 
     out: list[Group] = []
     for key in order:
@@ -95,7 +97,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
         preset = own[0]["preset"]
         alike = [found[other] for other in order if titles[other] == titles[key]]
         text = titles[key] + told_apart(own, alike)
-        slug = _slug(own[0], taken=[group.slug for group in out])
+        slug = _slug(own[0], of_several=preset in shared, taken=[group.slug for group in out])
         out.append(Group(slug, text, preset, own[0]["stage"], last(own)["changed"], own, earlier[key]))
     return out
 
@@ -104,9 +106,18 @@ def _key(row: Mapping[str, Any]) -> tuple:
     return tuple(row[field] for field in GROUP)
 
 
-def _slug(row: Row, taken: Sequence[str]) -> str:
+def shared_presets(rows: Sequence[Row]) -> set[str]:
+    """The presets whose name several experiments have."""
+    pairs = {(row["experiment"], row["preset"]) for row in rows}
+    presets = [preset for _, preset in pairs]
+    return {preset for preset in presets if presets.count(preset) > 1}
+
+
+def _slug(row: Row, of_several: bool, taken: Sequence[str]) -> str:
     """The shortest name for files that no newer group has taken."""
-    names = [results.label(row["preset"], row["stage"]), row["config_hash"], row["data_checksum"][:6]]
+    label = results.label(row["preset"], row["stage"])
+    label = f"{row['experiment']}-{label}" if of_several else label
+    names = [label, row["config_hash"], row["data_checksum"][:6]]
     slugs = ["-".join(names[:n]) for n in (1, 2, 3)]
     return next(slug for slug in slugs if slug not in taken)
 
@@ -121,13 +132,27 @@ def last(rows: Sequence[Row]) -> Row:
     return max(reversed(rows), key=lambda row: row["time"])
 
 
-def title(rows: Sequence[Row]) -> str:
-    """The title of a group, unless another group has the same: its preset, changes, data and budget."""
+def data_name(source: str) -> str:
+    """The name of a data set in the titles of pictures; of a folder of images, its last part."""
+    return source.rpartition(":")[2].rstrip("/").rpartition("/")[2]
+
+
+def title(rows: Sequence[Row], of_several: bool = False) -> str:
+    """The title of a group, unless another group has the same: its preset, changes, data and budget.
+
+    A folder of images comes first, because the name of a preset may be that of another data set.
+
+    Args:
+        rows: the group's measurements.
+        of_several: whether another experiment has a preset of this name.
+    """
     row = last(rows)
     # The epochs come at the end in any case.
     changes = [f"{key}={value}" for key, value in row["changed"].items() if key != "epochs"]
     stage = [f"stage {row['stage']}"] if row["stage"] else []
-    name_of = ", ".join([row["preset"], *stage, *changes])
+    own_images = row["data"].startswith("folder:")
+    preset = f"{row['experiment']}:{row['preset']}" if of_several or own_images else row["preset"]
+    name_of = ", ".join([*([data_name(row["data"])] if own_images else []), preset, *stage, *changes])
     return f"{name_of} ({row['data']}, {row['train_images']:,} training images, {row['epochs']} epochs)"
 
 
@@ -227,10 +252,12 @@ def caption(group: Group) -> str:
         return ", ".join(format(value, form) for value in sorted({row[key] for row in of}))
 
     several = len({row["seed"] for row in rows}) > 1
-    seeds = f"{'seeds' if several else 'seed'} {values('seed')}"
     draws = len({row["draw"] for row in rows if row["labels_per_class"]})
-    if draws:
-        seeds += f" and over {draws} draws of the labels"
+    spread = [f"over seeds {values('seed')}"] if several else []
+    spread += [f"over {draws} draws of the labels"] if draws > 1 else []
+    seed = [] if several else [f"Seed {values('seed')}"]
+    if spread:
+        seed.append(f"{'mean' if seed else 'Mean'} ± standard deviation {' and '.join(spread)}")
 
     packages = []
     for package in ("jax", "flax"):
@@ -239,7 +266,7 @@ def caption(group: Group) -> str:
             packages.append(f"{package} {' and '.join(found)}")
 
     parts = [
-        f"Mean ± standard deviation over {seeds}" if several or draws else f"Seed {values('seed')}",
+        *seed,
         f"{values('n', ',', judged)} held-out images",
         f"last checkpoint (step {values('step', ',')})",
         f"commit {values('commit')}",

@@ -25,6 +25,7 @@ from ssljax.data.crops import tensorflow
 from ssljax.run import files
 
 EXPERIMENT = "ssljax"  # the project of wandb and the experiment of MLflow, unless the environment says other
+LONGEST, BATCH = 5000, 100  # characters of a parameter, and parameters at once, that MLflow takes
 
 
 class Writer(Protocol):
@@ -93,6 +94,7 @@ class Mlflow:
     def __init__(self, folder: epath.Path, config: ConfigDict):
         """Begin the run of a folder, or go on with it."""
         import mlflow
+        from mlflow.entities import Param
 
         self._client = mlflow.MlflowClient()
         wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
@@ -107,8 +109,9 @@ class Mlflow:
         if self._resumed:
             self._client.update_run(self._id, status="RUNNING")
             return
-        for key, value in flat(config).items():
-            self._client.log_param(self._id, key, str(value)[:5000])
+        params = [Param(key, str(value)[:LONGEST]) for key, value in flat(config).items()]
+        for first in range(0, len(params), BATCH):
+            self._client.log_batch(self._id, params=params[first : first + BATCH])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Writer`. The steps that a resumed run repeats are left out: their numbers are the same."""
