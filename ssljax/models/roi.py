@@ -58,7 +58,9 @@ def _weights(
         samples = jnp.full_like(side, sampling)
     else:
         most = -(-WIDEST * length // size)
-        samples = jnp.clip(jnp.ceil(side / size), 0, most)
+        samples = jnp.ceil(side / size)
+        extra = (samples - 1.0) * size >= side  # compilers divide by multiplying: 42 / 14 is more than 3
+        samples = jnp.clip(samples - extra.astype(jnp.float32), 0, most)
 
     bins = jnp.arange(size, dtype=jnp.float32)[None, :, None]
     sample = jnp.arange(most, dtype=jnp.float32)[None, None]
@@ -103,9 +105,10 @@ def roi_pool(maps: jax.Array, boxes: jax.Array, *, size: int, scale: float) -> j
 
 def _bins(start: jax.Array, end: jax.Array, length: int, size: int) -> jax.Array:
     """Which of the `length` cells of an axis belong to which bin: bool [T, size, length]."""
-    width = jnp.maximum(end - start + 1.0, 1.0)[:, None] / size
-    bins = jnp.arange(size, dtype=jnp.float32)[None]
-    first = (jnp.floor(bins * width) + start[:, None])[..., None]
-    last = (jnp.ceil((bins + 1.0) * width) + start[:, None])[..., None]
-    cells = jnp.arange(length, dtype=jnp.float32)[None, None]
+    start, end = start.astype(jnp.int32), end.astype(jnp.int32)
+    side = jnp.maximum(end - start + 1, 1)[:, None]
+    bins = jnp.arange(size)[None]
+    first = (bins * side // size + start[:, None])[..., None]
+    last = (-(-(bins + 1) * side // size) + start[:, None])[..., None]
+    cells = jnp.arange(length)[None, None]
     return (cells >= first) & (cells < last)
