@@ -3,9 +3,9 @@
     RPN     sum of BCE / (256 images)                 sum of |delta - target| over positives / (256 images)
     head    mean of cross entropy over the RoIs       sum of |delta - target| over foreground / number of RoIs
 
-Neither box loss is a mean over positives: an image with few of them counts less. All losses are scaled so that
-their mean over the batch is the value above, on however many devices the batch lies. The conventions are those of
-facebookresearch/detectron2 at 02b5c4e. Faster R-CNN: Ren et al., 2015, arXiv 1506.01497.
+Neither box loss is a mean over positives: an image with few of them counts less. All losses are scaled so
+that their mean over the batch is the value above, on however many devices the batch lies. The conventions are
+those of facebookresearch/detectron2 at 02b5c4e. Faster R-CNN: Ren et al., 2015, arXiv 1506.01497.
 """
 
 import jax

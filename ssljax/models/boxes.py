@@ -4,10 +4,10 @@
     IoU       area of the intersection / area of the union
     NMS       take the best score, drop what overlaps it by more than the threshold, repeat
 
-A box is x1, y1, x2, y2 in continuous pixels, so that its width is x2 - x1 without a "+ 1". What does not exist
-(a padded box, a proposal that was dropped) stays in the array and is named by a mask. All functions work under
-`jit` and `vmap`. The conventions are those of facebookresearch/detectron2 at 02b5c4e (Faster R-CNN: Ren et al.,
-2015, arXiv 1506.01497).
+A box is x1, y1, x2, y2 in continuous pixels, so that its width is x2 - x1 without a "+ 1". What does not
+exist (a padded box, a proposal that was dropped) stays in the array and is named by a mask. All functions
+work under `jit` and `vmap`. The conventions are those of facebookresearch/detectron2 at 02b5c4e (Faster
+R-CNN: Ren et al., 2015, arXiv 1506.01497).
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ def match(
         above: a candidate whose best IoU is at least this is positive.
         low_quality: make also positive what overlaps a true box as much as any other candidate does. It keeps
             the true box that it overlaps most itself.
-        tie: overlaps count as equal within a factor of 1 - tie. Detectron2's labels of a given `overlap` need 0,
-            but two compilers then label the same boxes differently.
+        tie: overlaps count as equal within a factor of 1 - tie. Detectron2's labels of a given `overlap` need
+            0, but two compilers then label the same boxes differently.
 
     Returns:
         which: int32 [N], index of the true box; of equal ones the first.

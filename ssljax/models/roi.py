@@ -3,9 +3,9 @@
     RoIAlign   out[p, q] = sum_h sum_w  rows[p, h] columns[q, w] map[h, w]
     RoI pool   out[p, q] = max of map[h, w] over the cells h, w of bin p, q
 
-Bilinear samples are separable: the mean of the samples of a bin is a weighted mean along each axis. So RoIAlign is
-two matrix products, and needs no gather. Both follow torchvision. RoIAlign: He et al., 2017, arXiv 1703.06870;
-RoI pool: Girshick, 2015, arXiv 1504.08083.
+Bilinear samples are separable: the mean of the samples of a bin is a weighted mean along each axis. So
+RoIAlign is two matrix products, and needs no gather. Both follow torchvision. RoIAlign: He et al., 2017,
+arXiv 1703.06870; RoI pool: Girshick, 2015, arXiv 1504.08083.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def roi_align(
         boxes: float32 [T, 4], x1, y1, x2, y2 in pixels of the image. They get no gradient, as in torchvision.
         size: bins along each side of the result.
         scale: cells of the map per pixel, 1 / stride.
-        sampling: samples per bin along each axis; 0 takes ceil(side of the box in cells / size). A box that is
-            more than twice as long as the map gets as many as one that is exactly so.
+        sampling: samples per bin along each axis; 0 takes ceil(side of the box in cells / size). A box that
+            is more than twice as long as the map gets as many as one that is exactly so.
         aligned: move the box by half a cell, so that a cell's value stands at its centre. False is the first
             RoIAlign of the literature, in which boxes also have at least one cell.
 

@@ -8,8 +8,8 @@
     precision          largest to the right of 11 recalls           largest to the right of 101 recalls
     does not count     difficult boxes                              crowds, boxes of another size
 
-VOC: Everingham et al., 2010; facebookresearch/detectron2 at 02b5c4e, evaluation/pascal_voc_evaluation.py. COCO: Lin et
-al., 2014, arXiv 1405.0312; pycocotools 2.0.11, cocoeval.py.
+VOC: Everingham et al., 2010; facebookresearch/detectron2 at 02b5c4e, evaluation/pascal_voc_evaluation.py.
+COCO: Lin et al., 2014, arXiv 1405.0312; pycocotools 2.0.11, cocoeval.py.
 """
 
 from __future__ import annotations
@@ -62,12 +62,21 @@ def voc(truth: Truth, found: Found, *, classes: int, points: int = 11) -> dict[s
     Args:
         truth: the objects; boxes 0-based, so VOC's xmin - 1, ymin - 1, xmax, ymax.
         found: the detections.
-        classes: their number. One without any object makes the result NaN.
+        classes: their number.
         points: 11 (VOC 2007), or 0 for the area under the curve (from 2010 on).
 
     Returns:
         AP, AP50 and AP75 in percent.
+
+    Raises:
+        ValueError: a class has no object that counts.
     """
+    for label in range(classes):
+        if not ((truth.label == label) & ~truth.ignored).any():
+            raise ValueError(
+                f"class {label} of {classes} has no object that counts, so it has no AP: measure the whole "
+                "split, or give consecutive numbers to the classes that occur"
+            )
     one_based = np.array([1.0, 1.0, 0.0, 0.0])
     truth = truth._replace(boxes=truth.boxes + one_based)
     found = found._replace(
@@ -102,7 +111,7 @@ def curve(truth: Truth, found: Found, label: int, above: float) -> tuple[np.ndar
         above: a detection is right if its IoU with an object is larger.
 
     Returns:
-        recall: [D'], by falling score; NaN if the class has no object.
+        recall: [D'], by falling score.
         precision: [D'].
     """
     objects = {}
@@ -127,27 +136,25 @@ def curve(truth: Truth, found: Found, label: int, above: float) -> tuple[np.ndar
             taken[best] = True
             right[place] = 1
     right, wrong = right.cumsum(), wrong.cumsum()
-    objects_that_count = (of_class & ~truth.ignored).sum()
-    recall = right / objects_that_count if objects_that_count else np.full(len(mine), np.nan)
-    return recall, right / np.maximum(right + wrong, np.finfo(np.float64).eps)
+    return right / (of_class & ~truth.ignored).sum(), right / np.maximum(
+        right + wrong, np.finfo(np.float64).eps
+    )
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray, *, points: int = 11) -> float:
     """The area under a curve: the mean over 11 recalls 0, .1, ..., 1, or exact with `points=0`.
 
     Args:
-        recall: [D], rising; NaN for a class without objects, which makes the result NaN.
+        recall: [D], rising.
         precision: [D]. Everywhere the largest precision of this or a higher recall is taken.
         points: 11 or 0.
 
     Returns:
         between 0 and 1.
     """
-    if np.isnan(recall).any():
-        return float("nan")
     if points:
         recalls = np.arange(0.0, 1.1, 0.1)  # not linspace: the devkit's .3 is .30000000000000004
-        return sum(precision[recall >= r].max(initial=0.0) for r in recalls) / points
+        return float(sum(precision[recall >= r].max(initial=0.0) for r in recalls) / points)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float((np.diff(recall, prepend=0.0) * envelope).sum())
 
@@ -201,8 +208,9 @@ def coco_curves(truth: Truth, found: Found, *, labels: Iterable[int]) -> tuple[n
     recall = np.full((len(THRESHOLDS), *shape), np.nan)
     for k, label in enumerate(labels):
         of_class = truth.label == label
-        images = np.unique(np.concatenate([truth.image[of_class], found.image[found.label == label]]))
-        pairs = [_image(truth, found, label, image) for image in images]
+        objects_of, mine_of = np.flatnonzero(of_class), np.flatnonzero(found.label == label)
+        images = np.unique(np.concatenate([truth.image[objects_of], found.image[mine_of]]))
+        pairs = [_image(truth, found, objects_of, mine_of, image) for image in images]
         for a, area in enumerate(AREAS.values()):
             outside = (truth.area < area[0]) | (truth.area > area[1])
             objects = (of_class & ~truth.ignored & ~outside).sum()
@@ -213,7 +221,8 @@ def coco_curves(truth: Truth, found: Found, *, labels: Iterable[int]) -> tuple[n
                 score = np.concatenate([found.score[pair[1][:most]] for pair in pairs])
                 order = np.argsort(-score, kind="stable")
                 right, counts = (
-                    np.concatenate([result[i][:, :most] for result in results], axis=1)[:, order] for i in (0, 1)
+                    np.concatenate([result[i][:, :most] for result in results], axis=1)[:, order]
+                    for i in (0, 1)
                 )
                 for t in range(len(THRESHOLDS)):
                     curve = _sampled(right[t] & counts[t], ~right[t] & counts[t], objects)
@@ -221,10 +230,12 @@ def coco_curves(truth: Truth, found: Found, *, labels: Iterable[int]) -> tuple[n
     return precision, recall
 
 
-def _image(truth: Truth, found: Found, label: int, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Objects and best detections (by falling score) of a class in an image, and their IoU."""
-    objects = np.flatnonzero((truth.label == label) & (truth.image == image))
-    mine = np.flatnonzero((found.label == label) & (found.image == image))
+def _image(
+    truth: Truth, found: Found, objects: np.ndarray, mine: np.ndarray, image: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Those of a class's objects and detections (the best, by falling score) in an image, and their IoU."""
+    objects = objects[truth.image[objects] == image]
+    mine = mine[found.image[mine] == image]
     mine = mine[np.argsort(-found.score[mine], kind="stable")][: MOST[-1]]
     overlap = _iou(found.boxes[mine], truth.boxes[objects], pixel=0.0, of_a=truth.ignored[objects])
     return objects, mine, overlap

@@ -2,8 +2,8 @@
 
     IoU_c = C[c, c] / (sum of row c + sum of column c - C[c, c])        mIoU = mean over classes that occur
 
-The matrix is summed over the images first. A mean of the images' own IoU is another number. Long et al., 2015,
-arXiv 1411.4038; shelhamer/fcn.berkeleyvision.org at 1305c73, score.py.
+The matrix is summed over the images first. A mean of the images' own IoU is another number. Long et al.,
+2015, arXiv 1411.4038; shelhamer/fcn.berkeleyvision.org at 1305c73, score.py.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> n
     true, predicted = labels[counted].astype(np.int64), predictions[counted].astype(np.int64)
     for name, values in (("label", true), ("prediction", predicted)):
         if values.size and not 0 <= values.min() <= values.max() < classes:
+            worst = values.min() if values.min() < 0 else values.max()
             raise ValueError(
-                f"a {name} is {values.min() if values.min() < 0 else values.max()}, but there are {classes} classes: "
+                f"a {name} is {worst}, but there are {classes} classes: "
                 f"read masks as palette indices, not as colours, and name pixels without a class {IGNORED}"
             )
     return np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)

@@ -12,19 +12,24 @@ encode = jax.jit(encode, static_argnames="weights")
 sample = jax.jit(sample, static_argnames=("count", "positives"))
 
 
-@pytest.mark.parametrize("case", ["0.0000", "0.1111", "1.0000"])
-def test_smooth_l1_equals_fvcore(golden, case):
-    prediction, target, loss, grad = golden("detection")[f"smooth_l1/{case}"]
-    beta = {"0.0000": 0.0, "0.1111": 1 / 9, "1.0000": 1.0}[case]
-    found, pull = jax.vjp(lambda p: smooth_l1(p, jnp.asarray(target), beta=beta), jnp.asarray(prediction))
-    np.testing.assert_allclose(found, loss, rtol=1e-5)
-    np.testing.assert_allclose(pull(jnp.ones_like(found))[0], grad, rtol=1e-5)
+def case(golden, name):
+    stored = golden("detection")[name]
+    return {field: jnp.asarray(stored[field]) for field in stored.dtype.names}
+
+
+def test_smooth_l1_equals_fvcore(golden):
+    g = case(golden, "smooth_l1")
+    np.testing.assert_allclose(g["beta"], [0, 1 / 9, 1])
+    for i, beta in enumerate(g["beta"].tolist()):
+        found, pull = jax.vjp(lambda p, beta=beta: smooth_l1(p, g["target"], beta=beta), g["prediction"])
+        np.testing.assert_allclose(found, g["loss"][i], rtol=1e-5)
+        np.testing.assert_allclose(pull(jnp.ones_like(found))[0], g["grad"][i], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def rpn(golden):
     """Anchors of two images with logits, deltas and labels."""
-    g = {k: jnp.asarray(v) for k, v in golden("detection").under("rpn").items()}
+    g = case(golden, "rpn")
     rng = np.random.default_rng(0)
     labels = g["labels"].astype(jnp.int32)
     return {
@@ -66,7 +71,7 @@ def test_what_is_not_sampled_counts_nowhere_even_if_it_is_not_finite(rpn):
 
 @pytest.fixture(scope="module")
 def head(golden):
-    g = {k: jnp.asarray(v) for k, v in golden("detection").under("head").items()}
+    g = case(golden, "head")
     batch = {
         "logits": g["scores"].reshape(2, 30, 5),
         "deltas": g["deltas"].reshape(2, 30, 4, 4),
@@ -80,7 +85,9 @@ def head(golden):
 def test_head_losses_and_gradients_equal_detectron2(head):
     batch, g = head
     rest = {k: v for k, v in batch.items() if k != "deltas"}
-    box, grad = jax.jit(jax.value_and_grad(lambda d: head_losses(deltas=d, **rest)[1].mean()))(batch["deltas"])
+    box, grad = jax.jit(jax.value_and_grad(lambda d: head_losses(deltas=d, **rest)[1].mean()))(
+        batch["deltas"]
+    )
     classification = head_losses(**batch)[0].mean()
     np.testing.assert_allclose([classification, box], g["losses"], rtol=1e-5)
     np.testing.assert_allclose(grad.reshape(60, 16), g["grad_deltas"], rtol=1e-4, atol=1e-7)

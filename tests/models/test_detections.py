@@ -10,6 +10,11 @@ from ssljax.models.boxes import RPN_WEIGHTS, encode
 from ssljax.models.detections import detect, propose
 
 
+def case(golden, name):
+    stored = golden("detection")[name]
+    return {field: jnp.asarray(stored[field]) for field in stored.dtype.names}
+
+
 def convolved(x, weight, bias):
     """PyTorch's convolution with padding that keeps the size, on [B, C, H, W]."""
     out = jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", precision="highest")
@@ -19,11 +24,11 @@ def convolved(x, weight, bias):
 @pytest.fixture(scope="module")
 def rpn(golden):
     """The golden features through the golden head: logits and deltas in the order of the anchors."""
-    g = {k: jnp.asarray(v) for k, v in golden("detection").under("rpn").items()}
+    g = case(golden, "rpn")
 
     @jax.jit
     def head(x):
-        layer = lambda x, name: convolved(x, g[f"head/{name}.weight"], g[f"head/{name}.bias"])
+        layer = lambda x, name: convolved(x, g[f"{name}_weight"], g[f"{name}_bias"])
         x = jax.nn.relu(layer(x, "conv"))
         return layer(x, "objectness_logits"), layer(x, "anchor_deltas")
 
@@ -47,10 +52,10 @@ def test_rpn_losses_and_gradients_equal_detectron2(rpn):
     np.testing.assert_allclose(grad(rpn["deltas"]), rpn["grad_deltas"], atol=1e-7)
 
 
-@pytest.mark.parametrize("case", ["train0", "test1"])
-def test_proposals_equal_detectron2(rpn, case):
-    image = int(case[-1])
-    before, after = (int(n) for n in rpn[f"{case}/before_after"])
+@pytest.mark.parametrize("name", ["train0", "test1"])
+def test_proposals_equal_detectron2(rpn, name):
+    image = int(name[-1])
+    before, after = (int(n) for n in rpn[f"{name}_before_after"])
     size = rpn["image_sizes_hw"][image]
     outside = jnp.zeros((100, 4)).at[:, 2:].set(32.0)  # anchors of padded cells
 
@@ -63,16 +68,16 @@ def test_proposals_equal_detectron2(rpn, case):
         )
 
     proposals = found(rpn["logits"][image], rpn["deltas"][image])
-    expected = rpn[f"{case}/logits"]
+    expected = rpn[f"{name}_logits"]
     assert proposals.exists[:after].all() and len(expected) == after
     np.testing.assert_allclose(proposals.logits[:after], expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(proposals.boxes[:after], rpn[f"{case}/boxes"], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(proposals.boxes[:after], rpn[f"{name}_boxes"], rtol=1e-4, atol=1e-3)
     left = ~np.asarray(proposals.exists)
     assert left.any() and not proposals.boxes[left].any() and np.isneginf(proposals.logits[left]).all()
 
 
 def test_detections_equal_detectron2_and_padding_changes_none(golden):
-    g = {k: jnp.asarray(v) for k, v in golden("detection").under("head").items()}
+    g = case(golden, "head")
     pad = lambda x: jnp.concatenate([x, jnp.full((20, *x.shape[1:]), 9.0)])
     exists = jnp.arange(50) < 30
     run = jax.jit(lambda z, d, p: detect(pad(z), pad(d), pad(p), exists, g["image_size_hw"], keep=12))
