@@ -3320,7 +3320,7 @@ DETECTION = [
         BOXES,
         "claimed = (overlap >= best * (1.0 - tie)) & (best > 0)",
         "claimed = overlap >= best * (1.0 - tie)",
-        "a padded box overlaps nothing, and all anchors equal its best overlap (open-mmlab/mmdetection #8289)",
+        "a padded box overlaps nothing, and all anchors equal its best overlap (mmdetection #8289)",
         f"{T_BOXES}::test_matches_equal_detectron2_but_for_a_box_that_touches_nothing",
     ),
     Mutation(
@@ -3410,8 +3410,8 @@ DETECTION = [
     Mutation(
         "box_loss_mean_over_positives",
         DETECTION_LOSS,
-        "return classification, box.sum(axis=(1, 2)) / per_image",
-        "return classification, box.sum(axis=(1, 2)) / jnp.maximum((own & exists[..., None]).sum((1, 2)), 1)",
+        "box.sum(axis=(1, 2)) / per_image",
+        "box.sum(axis=(1, 2)) / (own & exists[..., None]).sum((1, 2), dtype=jnp.float32)",
         "mean over the foreground, not over the RoIs",
         HEAD_PARITY,
     ),
@@ -3419,7 +3419,7 @@ DETECTION = [
         "rpn_box_loss_mean_over_positives",
         DETECTION_LOSS,
         "sampled & positive, beta).sum(axis=1) / per_image",
-        "sampled & positive, beta).sum(axis=1) / positive.sum(axis=1)",
+        "sampled & positive, beta).sum(axis=1) / positive.sum(axis=1, dtype=jnp.float32)",
         "mean over the positives (tensorflow/tpu)",
         f"{T_DETECTION}::test_rpn_losses_are_sums_over_256_anchors_an_image",
     ),
