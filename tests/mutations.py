@@ -3328,6 +3328,159 @@ VIEW_FOLDERS = [
     ),
 ]
 
+
+# Detection and segmentation
+BOXES = "ssljax/models/boxes.py"
+DETECTION_LOSS = "ssljax/losses/detection.py"
+T_BOXES = "tests/models/test_boxes.py"
+T_DETECTION = "tests/losses/test_detection.py"
+HEAD_PARITY = f"{T_DETECTION}::test_head_losses_and_gradients_equal_detectron2"
+
+DETECTION = [
+    Mutation(
+        "padded_box_claims_all_anchors",
+        BOXES,
+        "claimed = (overlap >= best * (1.0 - tie)) & (best > 0)",
+        "claimed = overlap >= best * (1.0 - tie)",
+        "a padded box overlaps nothing, and all anchors equal its best overlap (mmdetection #8289)",
+        f"{T_BOXES}::test_matches_equal_detectron2_but_for_a_box_that_touches_nothing",
+    ),
+    Mutation(
+        "padded_boxes_are_matched",
+        BOXES,
+        "overlap = jnp.where(valid[:, None], overlap, -1.0)",
+        "overlap = overlap + 0.0",
+        "what stands in the padding is taken for an object",
+        f"{T_BOXES}::test_padded_boxes_change_no_match",
+    ),
+    Mutation(
+        "best_overlap_compared_exactly",
+        BOXES,
+        "best * (1.0 - tie)",
+        "best",
+        "compilers round equal overlaps differently (facebookresearch/detectron2 #3750)",
+        f"{T_BOXES}::test_candidates_as_good_as_the_best_are_positive_within_rounding",
+    ),
+    Mutation(
+        "nms_drops_equal_overlap",
+        BOXES,
+        "[0] > threshold",
+        "[0] >= threshold",
+        "the tiled NMS of MLPerf's SSD",
+        f"{T_BOXES}::test_nms_equals_torchvision_also_in_ties",
+    ),
+    Mutation(
+        "nms_over_all_classes",
+        BOXES,
+        "drop &= classes == classes[best]",
+        "drop &= classes == classes",
+        "a person suppresses the horse below it",
+        f"{T_BOXES}::test_nms_equals_torchvision_also_in_ties",
+    ),
+    Mutation(
+        "growth_without_limit",
+        BOXES,
+        "jnp.minimum(deltas[..., 2:], MOST_GROWTH)",
+        "deltas[..., 2:]",
+        "exp of an untrained network's deltas overflows",
+        f"{T_BOXES}::test_encode_and_decode_are_inverse_and_growth_is_limited",
+    ),
+    Mutation(
+        "anchors_ratio_major",
+        BOXES,
+        """    for size in sizes:
+        for ratio in ratios:
+            width""",
+        """    for ratio in ratios:
+        for size in sizes:
+            width""",
+        "converted RPN weights predict for other anchors",
+        f"{T_BOXES}::test_anchors_equal_detectron2",
+    ),
+    Mutation(
+        "roi_half_cell_missing",
+        "ssljax/models/roi.py",
+        "corners = corners - 0.5",
+        "corners = corners - 0.0",
+        "aligned=False, the first RoIAlign",
+        "tests/models/test_roi.py::test_a_ramp_by_hand",
+    ),
+    Mutation(
+        "roi_zero_at_the_border",
+        "ssljax/models/roi.py",
+        "(position >= -1.0) & (position <= length)",
+        "(position >= 0.0) & (position <= length - 1)",
+        "zeros around the map instead of its border (scenic)",
+        "tests/models/test_roi.py::test_adaptive_samples_and_their_gradient_equal_torchvision",
+    ),
+    Mutation(
+        "roi_samples_by_reciprocal",
+        "ssljax/models/roi.py",
+        "samples - extra.astype(jnp.float32)",
+        "samples",
+        "compiled, 42 / 14 is more than 3, and its ceiling 4",
+        "tests/models/test_roi.py::test_a_box_of_42_cells_has_three_samples_a_bin_also_when_compiled",
+    ),
+    Mutation(
+        "background_first",
+        DETECTION_LOSS,
+        "jnp.arange(deltas.shape[2])[None, None]",
+        "jnp.arange(1, deltas.shape[2] + 1)[None, None]",
+        "class 0 is the background (scenic, torchvision)",
+        HEAD_PARITY,
+    ),
+    Mutation(
+        "box_loss_mean_over_positives",
+        DETECTION_LOSS,
+        "box.sum(axis=(1, 2)) / per_image",
+        "box.sum(axis=(1, 2)) / (own & exists[..., None]).sum((1, 2), dtype=jnp.float32)",
+        "mean over the foreground, not over the RoIs",
+        HEAD_PARITY,
+    ),
+    Mutation(
+        "rpn_box_loss_mean_over_positives",
+        DETECTION_LOSS,
+        "sampled & positive, beta).sum(axis=1) / per_image",
+        "sampled & positive, beta).sum(axis=1) / positive.sum(axis=1, dtype=jnp.float32)",
+        "mean over the positives (tensorflow/tpu)",
+        f"{T_DETECTION}::test_rpn_losses_are_sums_over_256_anchors_an_image",
+    ),
+    Mutation(
+        "missing_rois_are_counted",
+        DETECTION_LOSS,
+        "per_image = jnp.maximum(exists.sum(), 1).astype(jnp.float32) / exists.shape[0]",
+        "per_image = jnp.float32(exists.shape[1])",
+        "padding dilutes the losses",
+        f"{T_DETECTION}::test_the_divisor_is_the_number_of_rois_that_exist_in_the_batch",
+    ),
+    Mutation(
+        "clip_to_the_padded_size",
+        "ssljax/models/detections.py",
+        "boxes = clip(decoded, size)\n    usable",
+        "boxes = clip(decoded, 2 * size)\n    usable",
+        "boxes reach into the padding",
+        "tests/models/test_detections.py::test_proposals_equal_detectron2",
+    ),
+    Mutation(
+        "duplicate_detections_are_right",
+        "ssljax/protocols/detection.py",
+        "or (taken[best] and not truth.ignored[best])",
+        "",
+        "a second detection of an object counts again",
+        "tests/protocols/test_detection_metrics.py::"
+        "test_a_second_detection_of_a_box_is_wrong_and_a_difficult_box_counts_nowhere",
+    ),
+    Mutation(
+        "absent_class_has_iou_zero",
+        "ssljax/protocols/segmentation.py",
+        "np.full_like(both, np.nan)",
+        "np.zeros_like(both)",
+        "mIoU over classes that do not occur",
+        "tests/protocols/test_detection_metrics.py::"
+        "test_pixels_are_pooled_over_images_and_padding_counts_nowhere",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -3357,6 +3510,7 @@ MUTATIONS = [
     *CMC,
     *CPC,
     *VIEW_FOLDERS,
+    *DETECTION,
 ]
 
 

@@ -1,0 +1,62 @@
+"""Regions of a map against torchvision, and by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssljax.models.roi import roi_align, roi_pool
+
+SIXTEENTH = 1 / 16
+align = jax.jit(roi_align, static_argnames=("size", "scale", "sampling", "aligned"))
+
+
+@pytest.fixture(scope="module")
+def g(golden):
+    case = golden("boxes")["roi"]
+    return {name: jnp.asarray(case[name]) for name in case.dtype.names}
+
+
+def test_adaptive_samples_and_their_gradient_equal_torchvision(g):
+    how = {"size": 14, "scale": SIXTEENTH, "sampling": 0, "aligned": True}
+    out = align(g["map"][..., None], g["rois"], **how)[..., 0]
+    np.testing.assert_allclose(out[jnp.array([2, 6])], g["aligned1_ratio0_size14"], atol=2e-5)
+    # The golden cotangent is the cosine of the index in [10 RoIs, 6 channels, 14, 14].
+    cotangent = jnp.cos(jnp.arange(10 * 6 * 196, dtype=jnp.float32)).reshape(10, 6, 14, 14)
+    cotangent = cotangent[g["index_of_rois_1"], 0]
+    total = lambda m: (align(m[..., None], g["rois_of_image_1"], **how)[..., 0] * cotangent).sum()
+    np.testing.assert_allclose(jax.grad(total)(g["map"]), g["grad_of_image_1"], atol=2e-5)
+
+
+def test_two_samples_without_the_half_cell_equal_torchvision(g):
+    out = align(g["map"][..., None], g["rois"][:5], size=7, scale=SIXTEENTH, sampling=2, aligned=False)
+    np.testing.assert_allclose(out[..., 0], g["aligned0_ratio2_size7"], atol=2e-5)
+
+
+def test_the_maximum_equals_torchvision(g):
+    out = jax.jit(lambda m: roi_pool(m, g["rois"], size=7, scale=SIXTEENTH))(g["map"][..., None])
+    np.testing.assert_array_equal(out[..., 0], g["pool_size7"])
+    assert (g["pool_size7"] == 0.0).any()  # bins beyond the border
+
+
+def test_a_ramp_by_hand():
+    """On a map whose value is x, aligned bins have the value of their centre."""
+    ramp = jnp.tile(jnp.arange(8.0)[None, :, None], (6, 1, 2))
+    box = jnp.array([[32.0, 16.0, 96.0, 80.0]])
+    out = align(ramp, box, size=2, scale=SIXTEENTH, sampling=0, aligned=True)
+    assert out.shape == (1, 2, 2, 2)
+    np.testing.assert_allclose(out[0, :, :, 0], [[2.5, 4.5]] * 2)  # cells 2 to 6, less half a cell
+    out = align(ramp, box, size=2, scale=SIXTEENTH, sampling=0, aligned=False)
+    np.testing.assert_allclose(out[0, :, :, 0], [[3.0, 5.0]] * 2)
+    np.testing.assert_array_equal(roi_pool(ramp, box, size=1, scale=SIXTEENTH)[0, 0, 0], [6.0, 6.0])
+    low = align(ramp.astype(jnp.bfloat16), box, size=2, scale=SIXTEENTH, sampling=0, aligned=True)
+    assert low.dtype == jnp.bfloat16
+
+
+def test_a_box_of_42_cells_has_three_samples_a_bin_also_when_compiled():
+    """XLA divides by 14 by multiplying with its reciprocal, and 42 / 14 becomes more than 3."""
+    impulse = jnp.zeros((42, 42, 1)).at[:, 1].set(1.0)
+    box = jnp.array([[8.0, 8.0, 680.0, 680.0]])  # from 0 to 42 once half a cell is taken off
+    out = align(impulse, box, size=14, scale=SIXTEENTH, sampling=0, aligned=True)
+    # Samples at 0.5, 1.5 and 2.5 have the weights 1/2, 1/2 and 0; four would give 11/32.
+    np.testing.assert_allclose(out[0, 3, 0, 0], 1 / 3, rtol=1e-5)
