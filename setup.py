@@ -34,7 +34,7 @@ setup(
     # The configs stand beside the package in a checkout, and inside it once installed.
     packages=[*find_packages(include=["ssljax", "ssljax.*"]), "ssljax.configs"],
     package_dir={"ssljax.configs": "configs"},
-    package_data={"ssljax": ["py.typed"]},
+    package_data={"ssljax": ["py.typed", "weights/*.npz"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.2",
