@@ -1,7 +1,7 @@
 """Installation: `pip install -e .[test]`.
 
-The extras `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one, and
-`[convert]` reads and writes other frameworks' weights.
+The extras `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one, 
+`[convert]` reads and writes other frameworks' weights, and `[hf]` downloads Hugging Face's data sets.
 """
 
 import platform
@@ -58,6 +58,7 @@ setup(
         "plan": ["libtpu>=0.0.42"],  # the TPU's compiler, which needs no TPU
         "cuda": ["jax[cuda13]>=0.10.2"],  # an NVIDIA driver from 580 on
         "convert": ["safetensors>=0.5.0"],  # weights of timm and torchvision, without PyTorch
+        "hf": ["datasets>=4.0.0"],  # `ssljax prepare hf:NAME`; reading what it saved needs only pyarrow
         "export": ["flatbuffers>=24.3.25"],  # TensorFlow brings it
         "test": [
             "chex>=0.1.90",

@@ -23,13 +23,15 @@ from ssljax.config.rows import (
 
 SECOND = When("data.unlabelled is set", lambda read: read("data.unlabelled") != "")
 STORED = When("data.source is not digits", lambda read: read("data.source") != "digits") | SECOND
-FOLDER = When("data.source is folder:PATH", lambda read: read("data.source").startswith("folder:"))
+HELD_OUT = When(
+    "data.source is folder:PATH or hf:NAME", lambda read: read("data.source").startswith(("folder:", "hf:"))
+)
 PART = When("data.label_fraction is below 1", lambda read: read("data.label_fraction") < 1)
 SIDE = Range(1, 2**14, whole=True)
 FEW = above("data.labels_per_class", 0) | PART
 
 DATA = (
-    Key("data.source", "", "digits, fashion_mnist, folder:PATH or tfds:NAME"),
+    Key("data.source", "", "digits, fashion_mnist, folder:PATH, tfds:NAME or hf:NAME"),
     Key("data.data_dir", "", "folder of the prepared data; empty: the source's default", None, STORED),
     Key("data.train_split", "train", "stored split, or sub-folder, to train on", None, STORED),
     Key("data.test_split", "test", "stored split, or sub-folder, to evaluate on", None, STORED),
@@ -38,7 +40,7 @@ DATA = (
         0.1,
         "fraction of each class held out for testing if there is no test split",
         BETWEEN_0_AND_1,
-        FOLDER,
+        HELD_OUT,
     ),
     Key(
         "data.labels",
@@ -56,7 +58,7 @@ DATA = (
     Key(
         "data.background",
         "white",
-        "what shows through transparent pixels of images in folders and of those given to `encode`",
+        "what shows through transparent pixels of images in folders, in hf:NAME and given to `encode`",
         OneOf(("white", "black")),
     ),
     Key("data.train_per_class", 0, "use only the first n training images of each class; 0: all", NATURAL),

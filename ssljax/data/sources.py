@@ -6,6 +6,8 @@
     folder:PATH     PATH/train and PATH/test (or val) with one sub-folder per class, or one such folder, or
                     images without labels (data.folder)
     tfds:NAME       a data set prepared by `ssljax prepare NAME` (data.records)
+    hf:NAME         a folder of Hugging Face's `datasets`, or one prepared by `ssljax prepare hf:NAME`
+                    (data.arrow)
 
 `load` never downloads. Sources held in memory (digits, Fashion-MNIST from its files, a folder with
 data.crop_on="device") never import TensorFlow.
@@ -22,14 +24,14 @@ import difflib
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import builtin, folder, records, sampler
+from ssljax.data import arrow, builtin, folder, records, sampler
 from ssljax.data.source import Source
 from ssljax.types import Facts
 
 LABELS = ("folders", "none")
 # The images that SimCLR and later papers label when they speak of 1 % and 10 % of ImageNet.
 PAPERS_LISTS = {0.01: "tfds:imagenet2012_subset/1pct", 0.1: "tfds:imagenet2012_subset/10pct"}
-SOURCES = ("digits", "fashion_mnist", "folder:PATH", "tfds:NAME")
+SOURCES = ("digits", "fashion_mnist", "folder:PATH", "tfds:NAME", "hf:NAME")
 
 
 def load(data: ConfigDict, split: str) -> Source:
@@ -68,6 +70,8 @@ def load(data: ConfigDict, split: str) -> Source:
         source = folder.load(data, argument, split)
     elif kind == "tfds" and argument:
         source = records.load(data, argument, split)
+    elif kind == "hf" and argument:
+        source = arrow.load(data, argument, split)
     else:
         near = difflib.get_close_matches(data.source, SOURCES, 1, 0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
