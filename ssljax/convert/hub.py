@@ -94,8 +94,9 @@ def licence(here: Path) -> str:
     """The line about the licence of a folder's weights."""
     card = here / CARD
     header = card.read_text(errors="replace").split("\n---", 1)[0] if card.exists() else ""
-    found = re.search(r"^license(?:_name)?:\s*(\S.*)$", header, re.MULTILINE)
-    stated = found[1].strip() if found else described(here).get("pretrained_cfg", {}).get("license", "")
+    found = dict(re.findall(r"^(license|license_name):\s*(\S.*)$", header, re.MULTILINE))
+    stated = found.get("license_name") or found.get("license")  # a licence of another name is "other"
+    stated = stated or described(here).get("pretrained_cfg", {}).get("license", "")
     return f"licence: {stated or 'not stated; ask the author before you use these weights'}"
 
 

@@ -92,14 +92,14 @@ def load(data: ConfigDict, name: str, split: str) -> Source:
         )
         rows = rows[good]
     labels = labels[rows]
-    sizes = _sizes(table[image])[rows]
+    sizes, paths = _described(table[image], rows)
     return Source(
         name=data.source,
         split=split,
         labels=labels,
         index=np.arange(len(rows), dtype=np.int32),
         class_names=classes,
-        checksum=digest("\n".join(classes).encode(), sizes.tobytes(), labels.tobytes()),
+        checksum=digest("\n".join(paths).encode(), sizes.tobytes(), labels.tobytes()),
         images=images,
         encoded=lambda ids: [bytes_of(int(i)) for i in ids],
         name_of=name_of,
@@ -227,10 +227,13 @@ def _reader(column: Any) -> Callable[[int], bytes]:
     return read
 
 
-def _sizes(column: Any) -> np.ndarray:
-    """The number of bytes of every image, int64 [N]."""
+def _described(column: Any, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The number of bytes of these images, int64 [N], and the names of their files, where they are stored."""
     import pyarrow
     from pyarrow import compute
 
-    stored = compute.struct_field(column, "bytes") if pyarrow.types.is_struct(column.type) else column
-    return np.asarray(compute.fill_null(compute.binary_length(stored), 0), np.int64)
+    nested = pyarrow.types.is_struct(column.type)
+    stored = compute.struct_field(column, "bytes") if nested else column
+    sizes = np.asarray(compute.fill_null(compute.binary_length(stored), 0), np.int64)[rows]
+    paths = compute.struct_field(column, "path").take(rows).to_pylist() if nested else []
+    return sizes, [path or "" for path in paths]
