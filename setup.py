@@ -1,6 +1,6 @@
 """Installation: `pip install -e .[test]`.
 
-The extras `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one, 
+The extras `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one,
 `[convert]` reads and writes other frameworks' weights, and `[hf]` downloads Hugging Face's data sets.
 """
 

@@ -60,8 +60,9 @@ def load(data: ConfigDict, name: str, split: str) -> Source:
     table, features = _table(splits[stored], stored)
     image = _column(features, "Image", IMAGES, name)
     read = _reader(table[image])
+    classes: tuple[str, ...] = ()
     if data.labels == "none":
-        labels, classes = np.full(table.num_rows, -1, np.int32), ()
+        labels = np.full(table.num_rows, -1, np.int32)
     else:
         column = _column(features, "ClassLabel", LABELS, name)
         classes = tuple(features[column]["names"])
