@@ -1,7 +1,7 @@
 """Installation: `pip install -e .[test]`.
 
-The extras `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one, and
-`[convert]` reads and writes other frameworks' weights.
+The extras `[tpu]` and `[cuda]` choose the accelerator's JAX, `[plan]` compiles for a TPU without one,
+`[convert]` reads and writes other frameworks' weights, and `[hf]` downloads Hugging Face's data sets.
 """
 
 import platform
@@ -34,7 +34,7 @@ setup(
     # The configs stand beside the package in a checkout, and inside it once installed.
     packages=[*find_packages(include=["ssljax", "ssljax.*"]), "ssljax.configs"],
     package_dir={"ssljax.configs": "configs"},
-    package_data={"ssljax": ["py.typed"]},
+    package_data={"ssljax": ["py.typed", "weights/*.npz"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.2",
@@ -58,6 +58,7 @@ setup(
         "plan": ["libtpu>=0.0.42"],  # the TPU's compiler, which needs no TPU
         "cuda": ["jax[cuda13]>=0.10.2"],  # an NVIDIA driver from 580 on
         "convert": ["safetensors>=0.5.0"],  # weights of timm and torchvision, without PyTorch
+        "hf": ["datasets>=4.0.0"],  # `ssljax prepare hf:NAME`; reading what it saved needs only pyarrow
         "export": ["flatbuffers>=24.3.25"],  # TensorFlow brings it
         "wandb": ["wandb>=0.19.0"],  # loggers, `ssljax train --log wandb`
         "mlflow": ["mlflow>=3.0.0"],

@@ -18,7 +18,7 @@ VERBS = {
     "preview": "a picture of what the network will see",
     "config": "what a config says, all of it, and how two differ",
     "embed": "features of a folder of images, by a trained network",
-    "export": "a trained network as one file that runs without ssljax",
+    "export": "a trained network that runs without ssljax: StableHLO, or a folder that timm reads",
     "convert": "weights of timm and torchvision as a checkpoint, and back",
 }
 HEAVY = ("train", "evaluate", "plan", "preview", "convert")  # with --config, and they import JAX

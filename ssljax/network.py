@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from ssljax import weights
 from ssljax.config.stored import restored
 from ssljax.data import images as pictures
 from ssljax.data.images import Picture
@@ -158,16 +159,22 @@ class Network:
 
 
 def load(workdir: str, stage: str = "") -> Network:
-    """The network of a run's newest checkpoint.
+    """The network of a run's newest checkpoint, or one that comes with ssljax.
 
     Args:
-        workdir: the folder that `ssljax train` or `ssljax convert` wrote, local or `gs://`.
+        workdir: the folder that `ssljax train` or `ssljax convert` wrote, local or `gs://`; or
+            ssljax://NAME, e.g. ssljax://simclr-digits, a small network that comes with ssljax.
         stage: of a config with stages the one to load; the last by default.
 
     Raises:
-        FileNotFoundError: there is no run in the folder, or it has no checkpoint yet.
+        FileNotFoundError: there is no run in the folder, or it has no checkpoint yet; or there is no network
+            of that name.
         ValueError: there is no such stage, or a file of the run is damaged.
     """
+    if workdir.startswith(weights.SCHEME):
+        if stage:
+            raise ValueError(f"stage={stage!r}: {workdir} is one network, it has no stages")
+        return Network(workdir, weights.load(workdir.removeprefix(weights.SCHEME)).network)
     folder, config = _stage(epath.Path(workdir), stage)
     with config.unlocked():
         config.sharding.fsdp = 1

@@ -330,7 +330,18 @@ def evaluated(config: ConfigDict, facts: Facts, state: TrainState, mesh: Mesh) -
     def of_layer(layer: str) -> Callable[[jax.Array], jax.Array]:
         return bound(models.activation, layer=layer)
 
-    encode = jax.jit(encoder(method, config))
+    jitted = jax.jit(encoder(method, config))
+    wanted = (config.data.image_size, config.data.image_size, config.data.channels)
+
+    def encode(image: jax.Array) -> jax.Array:
+        if image.dtype != jnp.uint8 or image.shape[1:] != wanted:
+            raise ValueError(
+                f"images are {image.dtype} {list(image.shape)}, and this network takes uint8 [N, "
+                f"{', '.join(map(str, wanted))}] with values from 0 to 255: `ssljax.load(workdir).encode` "
+                "resizes images of any size"
+            )
+        return jitted(state.params, state.model_state, state.extra, image)
+
     return Evaluated(
         config=config,
         method=method,
@@ -339,7 +350,7 @@ def evaluated(config: ConfigDict, facts: Facts, state: TrainState, mesh: Mesh) -
         params=state.params,
         model_state=state.model_state,
         extra=state.extra,
-        encode=functools.partial(encode, state.params, state.model_state, state.extra),
+        encode=encode,
         maps=lambda image, layer: of_layer(layer)(image),
         tokens=bound(models.tokens),
         attention=bound(models.attention),

@@ -16,7 +16,7 @@ ROOMS = {
     "targets": ({"jax", "optax"}, {"losses"}),
     "models": ({"jax", "flax", "ml_collections"}, set()),
     "data": (
-        LIGHT | {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "PIL", "tqdm"},
+        LIGHT | {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "PIL", "tqdm", "pyarrow"},
         {"types", "config"},
     ),
     "methods": ({"jax", "ml_collections", "optax"}, {"types", "losses", "targets", "models", "data"}),

@@ -11,12 +11,14 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from safetensors.numpy import load_file
 
 import ssljax
 from configs import deit, simclr, supervised
 from ssljax import embed, export, sharding
 from ssljax.config import flat, stages
 from ssljax.config.stored import restored
+from ssljax.convert import __main__ as convert
 from ssljax.data import sources
 from ssljax.program import build, encoded, open_run
 from ssljax.run.folder import RunFolder, facts_of
@@ -169,6 +171,13 @@ def test_a_method_without_labels_has_no_classifier(digits):
         (np.zeros((16, 16), np.uint8), ValueError, r"put a single image into a list"),
         (["nowhere.png"], FileNotFoundError, "image 0: there is no file nowhere.png"),
         ([np.zeros((16, 16, 1))], ValueError, r"image 0 is float64 of shape \[16, 16, 1\].*uint8"),
+        (
+            [np.eye(16)],
+            ValueError,
+            r"with values from 0 to 1: .*255; scale its values to 0..255.*255 \* image",
+        ),
+        (np.full((2, 9, 9, 3), 200.0), ValueError, "image 0 is float64 of .*with values from 200 to 200"),
+        ([Image.new("F", (4, 4), 0.5)], ValueError, "a Pillow image of floats from 0.5 to 0.5"),
         ([np.zeros((16, 16, 2), np.uint8)], ValueError, r"image 0 is uint8 of shape \[16, 16, 2\]"),
         ([3], ValueError, "image 0 is int of shape"),
         ([__file__], ValueError, "test_network.py cannot be read as an image"),
@@ -177,6 +186,19 @@ def test_a_method_without_labels_has_no_classifier(digits):
 def test_what_is_no_image_is_named(digits, given, error, message):
     with pytest.raises(error, match=message):
         ssljax.load(digits).encode(given)
+
+
+def test_images_of_16_bits_and_of_another_size_are_prepared_and_raw_ones_refused(digits):
+    network = ssljax.load(digits)
+    grey = np.random.default_rng(0).integers(0, 2**16, (16, 16))
+    expected = network.encode([np.uint8(grey >> 8)])
+    for wide in (Image.fromarray(grey.astype(np.int32)), Image.fromarray(grey.astype(np.uint16))):
+        np.testing.assert_array_equal(network.encode([wide]), expected)
+    twice = np.uint8(grey >> 8).repeat(2, 0).repeat(2, 1)
+    np.testing.assert_allclose(network.encode([twice]), expected, rtol=0.2, atol=0.2)
+    for raw in (twice[None, :, :, None], np.float32(grey >> 8)[None, :, :, None]):
+        with pytest.raises(ValueError, match=r"this network takes uint8 \[N, 16, 16, 1\] with values from 0"):
+            network.evaluated.encode(raw)
 
 
 def test_a_folder_without_a_run_names_the_runs_below_it(digits, tmp_path):
@@ -305,9 +327,53 @@ def test_an_exported_network_runs_without_ssljax_on_any_number_of_images(digits,
         np.testing.assert_allclose(out["logits"], network.classify(images), rtol=1e-4, atol=1e-5)
 
 
+def test_a_folder_for_timm_describes_the_network_and_is_read_back(tmp_path, capsys):
+    config = supervised.get_config("digits_vit").unlock()
+    config.model.name = "vit_xxs"
+    workdir = trained(tmp_path / "run", config.lock())
+    network = ssljax.load(workdir)
+    folder = tmp_path / "hf"
+    export.main(["--workdir", workdir, "--to", f"hf:{folder}"])
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+    said = json.loads((folder / "config.json").read_text())
+    assert said["architecture"] == "vit_base_patch16_224"
+    assert (said["num_classes"], said["num_features"]) == (10, 32)
+    sizes = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 16, "in_chans": 1}
+    assert said["model_args"] == sizes | {"global_pool": "token"}
+    images = {"input_size": [1, 16, 16], "mean": [0.0], "std": [1.0], "crop_pct": 1.0}
+    assert images.items() <= said["pretrained_cfg"].items()
+    arrays = load_file(folder / "model.safetensors")
+    params = network.evaluated.params
+    assert len(arrays) == 4 + 2 * 12 + 2 + 2  # tokens and patches, two blocks, norm, head
+    np.testing.assert_array_equal(arrays["head.weight"], params["head"]["dense"]["kernel"].T)
+    kernel = np.asarray(params["encoder"]["patch"]["kernel"])  # rows are pixels of a patch
+    np.testing.assert_array_equal(arrays["patch_embed.proj.weight"], kernel.T.reshape(32, 1, 4, 4))
+    card = (folder / "README.md").read_text()
+    for line in (
+        "library_name: timm",
+        "license: other",
+        "`digits`, 1,500 images",
+        "`ssljax evaluate` was not",
+    ):
+        assert line in card
+
+    again = tmp_path / "again"
+    words = ["--config", "supervised:digits_vit", "--config.model.name=vit_xxs", "--workdir", str(again)]
+    convert.main([*words, "--from", f"hf:{folder}"])
+    assert "licence: not-chosen-yet\n" in capsys.readouterr().out
+    test = sources.load(config.data, "test").images[:5]
+    np.testing.assert_array_equal(ssljax.load(str(again)).encode(test), network.encode(test))
+
+
 def test_export_refuses_what_it_cannot_write(digits, tmp_path):
-    with pytest.raises(SystemExit, match="say stablehlo:FILE; weights alone.*ssljax convert"):
+    with pytest.raises(SystemExit, match="say stablehlo:FILE or hf:DIR; weights alone.*ssljax convert"):
         export.main(["--workdir", digits, "--to", "network.onnx"])
+    with pytest.raises(SystemExit, match="model.shortcut is 'simclr'.*ssljax export .*--to=stablehlo:FILE"):
+        export.main(["--workdir", digits, "--to", f"hf:{tmp_path / 'hf'}"])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="is there already and not an empty folder"):
+        export.main(["--workdir", digits, "--to", f"hf:{digits}"])
     with pytest.raises(SystemExit, match="there is no folder"):
         export.main(["--workdir", digits, "--to", f"stablehlo:{tmp_path}/nowhere/x"])
     with pytest.raises(SystemExit, match="there is no run in"):

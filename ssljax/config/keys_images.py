@@ -24,9 +24,9 @@ from ssljax.config.rows import (
 
 SECOND = When("data.unlabelled is set", lambda read: read("data.unlabelled") != "")
 STORED = When("data.source is not digits", lambda read: read("data.source") != "digits") | SECOND
-FOLDER = When(
-    "data.source is folder:PATH or views:PATH",
-    lambda read: read("data.source").startswith(("folder:", "views:")),
+HELD_OUT = When(
+    "data.source is folder:PATH, views:PATH or hf:NAME",
+    lambda read: read("data.source").startswith(("folder:", "views:", "hf:")),
 )
 VIEW_FOLDERS = When("data.source is views:PATH", lambda read: read("data.source").startswith("views:"))
 VIEW_FOLDER = Text(
@@ -37,7 +37,7 @@ SIDE = Range(1, 2**14, whole=True)
 FEW = above("data.labels_per_class", 0) | PART
 
 DATA = (
-    Key("data.source", "", "digits, fashion_mnist, folder:PATH, views:PATH or tfds:NAME"),
+    Key("data.source", "", "digits, fashion_mnist, folder:PATH, views:PATH, tfds:NAME or hf:NAME"),
     Key(
         "data.view_folders",
         (),
@@ -54,7 +54,7 @@ DATA = (
         0.1,
         "fraction of each class held out for testing if there is no test split",
         BETWEEN_0_AND_1,
-        FOLDER,
+        HELD_OUT,
     ),
     Key(
         "data.labels",
@@ -72,7 +72,7 @@ DATA = (
     Key(
         "data.background",
         "white",
-        "what shows through transparent pixels of images in folders and of those given to `encode`",
+        "what shows through transparent pixels of images in folders, in hf:NAME and given to `encode`",
         OneOf(("white", "black")),
     ),
     Key("data.train_per_class", 0, "use only the first n training images of each class; 0: all", NATURAL),

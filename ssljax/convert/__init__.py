@@ -12,12 +12,13 @@ from ml_collections import ConfigDict
 
 from ssljax import models
 from ssljax.convert import beit, dalle, efficientnet, regnet, resnet, vit, weights
-from ssljax.convert.weights import Arrays, Family
+from ssljax.convert.weights import STABLEHLO, Arrays, Family
 from ssljax.models import BACKBONES, BeitViT
 from ssljax.models.beit_vit import SIZES as BEIT_SIZES
 from ssljax.models.build import DVAE
 from ssljax.models.efficientnet import SCALES
 from ssljax.models.regnet import TABLES
+from ssljax.models.vit import SIZES as VIT_SIZES
 
 __all__ = ["family", "read"]
 
@@ -41,8 +42,14 @@ def family(config: ConfigDict, names: Collection[str] = ()) -> Family:
         assert isinstance(net, BeitViT)
         side = config.data.image_size // net.patch
         return beit.family(net, side, side, "lm_head" if config.method == "beit" else "head")
-    if model.name not in (*BACKBONES, *TABLES, *SCALES):
+    if model.name in VIT_SIZES:
         return vit.family(model, config.data.image_size)
+    if model.name not in (*BACKBONES, *TABLES, *SCALES) or model.get("split"):
+        key = "split" if model.get("split") else "name"
+        raise ValueError(
+            f"config.model.{key} is {model[key]!r}: no network of torchvision or timm computes that. "
+            f"{STABLEHLO}"
+        )
     epsilon = 1e-3 if model.name in SCALES else 1e-5
     if model.bn_epsilon != epsilon:
         raise ValueError(

@@ -1,13 +1,15 @@
 """`ssljax convert`: turn weights of timm and torchvision into a checkpoint, and back.
 
     ssljax convert --config configs/x.py[:preset] --workdir DIR --from FILE.safetensors
+    ssljax convert --config configs/x.py[:preset] --workdir DIR --from hf:timm/NAME      # or hf:FOLDER
     ssljax convert --config configs/x.py[:preset] --workdir DIR --from ENCODER.safetensors,DECODER.safetensors
     ssljax convert --config configs/x.py[:preset] --workdir DIR --to FILE.safetensors
 
 `--from` writes a checkpoint of step 0 into a fresh folder. It also reads .pth, where PyTorch is installed.
 `evaluate` and `preview` use the checkpoint like any other, `train` continues from it, and `init_from=DIR`
 starts another run with its encoder. What a method adopts before its first step, such as BEiT's tokenizer, it
-adopts here. DALL-E's tokenizer comes in two files.
+adopts here. DALL-E's tokenizer comes in two files. `hf:OWNER/NAME` downloads a network of the Hugging Face
+Hub once and prints its licence; `hf:FOLDER` is such a folder on this machine.
 
 `--to` writes the encoder and the heads of the newest checkpoint of any method, under the names of timm (ViT),
 torchvision or BEiT: the network that evaluation reads, so the moving average where there is one. A tokenizer
@@ -28,9 +30,10 @@ import jax
 from ml_collections import ConfigDict
 
 from ssljax import cli, convert
-from ssljax.convert import weights
+from ssljax.convert import hub, weights
+from ssljax.convert.weights import Family
 from ssljax.data import sources
-from ssljax.program import Program, build, open_run, stage, stages
+from ssljax.program import Evaluated, Program, build, open_run, stage, stages
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder, facts_of
 from ssljax.types import Facts, Pytree
@@ -147,18 +150,25 @@ def export_weights(config: ConfigDict, workdir: str, file: str) -> list[weights.
         facts = facts_for(config, config.data.num_classes)
     if facts is None:
         facts = sources.load(config.data, "train").facts
-    run = open_run(config, facts, workdir)
+    tree = evaluated_tree(open_run(config, facts, workdir), family)
+    weights.write(weights.dump(tree, family), file)
+    return weights.places(tree, family)
+
+
+def evaluated_tree(run: Evaluated, family: Family) -> Pytree:
+    """What evaluation reads of a run, with the head or the decoder that lies beside it.
+
+    Returns:
+        {"params": ..., "model_state": ...}, the parts that a file of this family holds.
+    """
 
     def convertible(branches: Pytree) -> Pytree:
         return {part: branch for part, branch in branches.items() if part in family.parts}
 
-    # What evaluation reads, with the head or the decoder that lies beside it.
     weights_read, statistics_read = run.method.evaluated(run.params, run.model_state, run.extra)
     params = {**run.params, **_beside((run.params, run.extra), weights_read), "encoder": weights_read}
     statistics = {**run.model_state, "encoder": statistics_read}
-    tree = {"params": convertible(params), "model_state": convertible(statistics)}
-    weights.write(weights.dump(tree, family), file)
-    return weights.places(tree, family)
+    return {"params": convertible(params), "model_state": convertible(statistics)}
 
 
 def _beside(tree: Pytree, branch: Pytree) -> Pytree:
@@ -185,6 +195,8 @@ def main(argv: list[str] | None = None) -> None:
     with cli.answered("convert"):
         config, workdir = stage(flags.config, flags.workdir, flags.stage)
         if source:
+            source, said = hub.weights_of(source, config.augment)
+            print("\n".join(said), end="\n" if said else "")
             earlier = {name: (part, folder) for name, part, folder in stages(flags.config, flags.workdir)}
             found = import_weights(config, workdir, source, earlier)
         else:

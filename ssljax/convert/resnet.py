@@ -6,7 +6,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from ssljax.convert.weights import CONV, LEAVES, SAME, Family, Reorder
+from ssljax.convert.weights import CONV, LEAVES, SAME, STABLEHLO, Family, Reorder
 
 
 def rename(path: str) -> tuple[str, Reorder]:
@@ -40,6 +40,6 @@ def family(model: ConfigDict) -> Family:
             raise ValueError(
                 f"config.model.{key} is {model[key]!r}: no network of torchvision or timm computes that. "
                 f"Their weights need --config.model.{key}={needed}. A network that was trained otherwise "
-                "cannot be written in their form"
+                f"cannot be written in their form: {STABLEHLO}"
             )
     return RESNET

@@ -22,6 +22,8 @@ Pytree = Any
 Arrays = Mapping[str, np.ndarray]
 # Of `params`, what some other framework's file can hold.
 PARTS = ("encoder", "head", "distillation_head", "decoder", "mask_token")
+INDEX = "relative_position_index"  # BEiT's files have this buffer, timm's do not
+STABLEHLO = "it leaves by `ssljax export --workdir=DIR --to=stablehlo:FILE`, which runs without ssljax"
 LARGEST = float(jnp.finfo(jnp.bfloat16).max)  # a network may compute in bfloat16
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -165,12 +167,13 @@ def load(state: Arrays, like: Pytree, family: Family) -> Pytree:
     """
     wanted = places(like, family)
     state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
-    _check_names(state, [place.theirs for place in wanted] + list(family.fixed))
+    fixed = {name: values for name, values in family.fixed.items() if name in state or INDEX not in name}
+    _check_names(state, [place.theirs for place in wanted] + list(fixed))
     for place in wanted:
         if state[place.theirs].shape != place.shape:
             raise ValueError(_shape_error(place, state[place.theirs].shape, family))
         _check_values(place.theirs, state[place.theirs])
-    for name, values in family.fixed.items():
+    for name, values in fixed.items():
         if state[name].shape != values.shape or not np.allclose(state[name], values, rtol=0, atol=1e-6):
             raise ValueError(f"{name} in the file is not what {family.fixed_hint}")
 

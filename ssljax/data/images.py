@@ -17,6 +17,7 @@ Picture = str | os.PathLike | Image.Image | np.ndarray
 """A path to an image file, a Pillow image, or an array uint8 [H, W] or [H, W, C] with C = 1, 3 or 4."""
 
 SKIP = "use `encode_readable` (in the shell: --on_bad_image skip)"
+SCALE = "scale its values to 0..255 and give np.uint8, e.g. np.uint8(np.rint(255 * image)) if they end at 1"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # the modes of Pillow that a PNG file can hold
 
 
@@ -112,6 +113,12 @@ def _is_stored(picture: Picture, data: ConfigDict) -> bool:
 def _check(picture: Picture, i: int) -> None:
     """Refuses what is no picture."""
     if isinstance(picture, Image.Image):
+        if picture.mode == "F":
+            low, high = picture.getextrema()
+            raise ValueError(
+                f"image {i} is a Pillow image of floats from {low:.4g} to {high:.4g}, whose range is not "
+                f"known: {SCALE}"
+            )
         return
     if isinstance(picture, str | os.PathLike):
         if not os.path.lexists(picture):
@@ -121,9 +128,13 @@ def _check(picture: Picture, i: int) -> None:
     right = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or not right:
         kind = getattr(picture, "dtype", type(picture).__name__)
+        values = ""
+        if isinstance(picture, np.ndarray) and picture.size and picture.dtype.kind in "fiu" and right:
+            values = f" with values from {picture.min():.4g} to {picture.max():.4g}"
         raise ValueError(
-            f"image {i} is {kind} of shape {list(shape)}: expected a path, a Pillow image, or an array uint8 "
-            "[H, W] or [H, W, C] with 1, 3 or 4 channels and values from 0 to 255"
+            f"image {i} is {kind} of shape {list(shape)}{values}: expected a path, a Pillow image, or an "
+            "array uint8 [H, W] or [H, W, C] with 1, 3 or 4 channels and values from 0 to 255"
+            + (f"; {SCALE}" if values else "")
         )
 
 
@@ -134,6 +145,8 @@ def _file(picture: Picture) -> bytes:
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture[:, :, 0] if picture.shape[2:] == (1,) else picture)
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("I", "I;16B"):  # Pillow would clip 16 bits, not scale them
+        picture = formats.grey_of_16_bits(picture)
     if picture.mode not in PNG_MODES:
         picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     out = io.BytesIO()

@@ -7,6 +7,8 @@
                     images without labels (data.folder)
     views:PATH      the same with a folder per view of the images inside: depth, flow, ... (data.view_folders)
     tfds:NAME       a data set prepared by `ssljax prepare NAME` (data.records)
+    hf:NAME         a folder of Hugging Face's `datasets`, or one prepared by `ssljax prepare hf:NAME`
+                    (data.arrow)
 
 `load` never downloads. Sources held in memory (digits, Fashion-MNIST from its files, a folder with
 data.crop_on="device") never import TensorFlow.
@@ -23,14 +25,14 @@ import difflib
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import builtin, folder, records, sampler, view_folders
+from ssljax.data import arrow, builtin, folder, records, sampler, view_folders
 from ssljax.data.source import Source
 from ssljax.types import Facts
 
 LABELS = ("folders", "none")
 # The images that SimCLR and later papers label when they speak of 1 % and 10 % of ImageNet.
 PAPERS_LISTS = {0.01: "tfds:imagenet2012_subset/1pct", 0.1: "tfds:imagenet2012_subset/10pct"}
-SOURCES = ("digits", "fashion_mnist", "folder:PATH", "views:PATH", "tfds:NAME")
+SOURCES = ("digits", "fashion_mnist", "folder:PATH", "views:PATH", "tfds:NAME", "hf:NAME")
 
 
 def load(data: ConfigDict, split: str) -> Source:
@@ -71,6 +73,8 @@ def load(data: ConfigDict, split: str) -> Source:
         source = view_folders.load(data, argument, split)
     elif kind == "tfds" and argument:
         source = records.load(data, argument, split)
+    elif kind == "hf" and argument:
+        source = arrow.load(data, argument, split)
     else:
         near = difflib.get_close_matches(data.source, SOURCES, 1, 0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -29,6 +29,7 @@ from ssljax.models.placement import along_batch
 
 # Width, depth and heads.
 SIZES = {
+    "beit_xxs": (32, 2, 2),  # from no paper; for small images on a CPU
     "beit_xs": (64, 4, 4),  # from no paper; for small images on a CPU
     "beit_s": (192, 6, 6),  # from no paper
     "beit_b": (768, 12, 12),

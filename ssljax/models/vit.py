@@ -33,6 +33,7 @@ from ssljax.models.placement import along_batch
 
 # Width, depth and heads. MoCo v3's small network has twelve heads, DeiT's has six.
 SIZES = {
+    "vit_xxs": (32, 2, 2),  # from no paper; for small images on a CPU
     "vit_xs": (64, 4, 4),  # from no paper; for small images on a CPU
     "vit_ti": (192, 12, 3),
     "vit_s": (384, 12, 6),
