@@ -58,6 +58,7 @@ setup(
         "plan": ["libtpu>=0.0.42"],  # the TPU's compiler, which needs no TPU
         "cuda": ["jax[cuda13]>=0.10.2"],  # an NVIDIA driver from 580 on
         "convert": ["safetensors>=0.5.0"],  # weights of timm and torchvision, without PyTorch
+        "docs": ["mkdocs-material>=9.8.2", "mkdocs>=1.6.1"],  # the site
         "export": ["flatbuffers>=24.3.25"],  # TensorFlow brings it
         "test": [
             "chex>=0.1.90",
