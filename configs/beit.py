@@ -43,7 +43,15 @@ PLUS = {f"imagenet_{size}_plus": size for size in SIZES}
 PROBED = {f"imagenet_{size}_linear": size for size in SIZES}
 TRANSFERRED = ("imagenet_b_cifar100", "imagenet_b_intermediate_cifar100")
 ABLATED = {f"imagenet_b_ablation_{name}": name for name in ABLATIONS}
-SMALL = ("digits", "fashion_mnist", "cifar10", "digits_scratch", "fashion_mnist_scratch", "cifar10_scratch")
+SMALL = (
+    "digits",
+    "fashion_mnist",
+    "cifar10",
+    "folder_small",
+    "digits_scratch",
+    "fashion_mnist_scratch",
+    "cifar10_scratch",
+)
 SMALL_ABLATED = {f"cifar10_{name}": name for name in ABLATIONS if name not in ("layer_scale", "relative")}
 
 PRESETS = (
@@ -365,6 +373,16 @@ def cifar10() -> ConfigDict:
         finetune=small_finetune(pretrain, 30, 100),
         linear=probed(pretrain, "block2", 64, 256, 5),
     )
+
+
+def folder_small() -> ConfigDict:
+    """Your own images at 32 pixels: a tokenizer of 256 codes, then the pretraining, on two CPU cores [X]."""
+    c = config.folder_small()
+    c.augment.min_area = 0.3
+    c.epochs = 20
+    tokenizer = small_tokenizer(c.copy_and_resolve_references(), 256)
+    c.epochs = 40
+    return staged(tokenizer=tokenizer, pretrain=small_beit(c, tokenizer, 32, 25))
 
 
 def scratch(c: ConfigDict) -> ConfigDict:

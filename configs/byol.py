@@ -63,6 +63,7 @@ PRESETS = (
     "cifar10_lightly",
     "cifar10_small",
     "folder",
+    "folder_small",
     "imagenette_r18",
     *IMAGENET_TABLE,
     *LARGER,
@@ -281,6 +282,14 @@ def cifar10_small() -> ConfigDict:
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
     c = short(config.cifar10_small(), hidden=512)
+    c.augment.crop = "tf"
+    c.optim = dict(name="adamw", learning_rate=3e-3, scaling="none", weight_decay=5e-4, warmup_epochs=1)
+    return c
+
+
+def folder_small() -> ConfigDict:
+    """Your own images at 32 pixels, a small network, on two CPU cores [X]."""
+    c = short(config.folder_small(), hidden=512)
     c.augment.crop = "tf"
     c.optim = dict(name="adamw", learning_rate=3e-3, scaling="none", weight_decay=5e-4, warmup_epochs=1)
     return c

@@ -42,6 +42,7 @@ PRESETS = (
     "cifar10_views",
     "fashion_views",
     "folder",
+    "folder_small",
     "imagenet_alexnet",
     *RESNETS,
     "cmc_pycontrast",
@@ -192,6 +193,11 @@ def cifar10_small() -> ConfigDict:
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
     return sgd(small_images(config.cifar10_small()), 0.12, 5e-4)
+
+
+def folder_small() -> ConfigDict:
+    """Your own colour images at 32 pixels, a small network per view, on two CPU cores [X]."""
+    return sgd(small_images(config.folder_small()), 0.12, 5e-4)
 
 
 def grey(c: ConfigDict) -> ConfigDict:

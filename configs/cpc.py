@@ -35,6 +35,7 @@ PRESETS = (
     "cifar10_small_finetune",
     "cifar10_small_scratch",
     "folder",
+    "folder_small",
     *NETWORKS,
     *ABLATIONS,
     *LINEAR,
@@ -285,6 +286,13 @@ def cifar10_small() -> ConfigDict:
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=1000
     """
     c = config.cifar10_small()
+    c.augment.update(crop="tf", min_area=0.5, **config.CIFAR10)
+    return small(c, "cpc_r8", patch=12, stride=4, width=0.25)
+
+
+def folder_small() -> ConfigDict:
+    """Your own images at 32 pixels: 6 x 6 patches of 12 pixels, on two CPU cores [X]."""
+    c = config.folder_small()
     c.augment.update(crop="tf", min_area=0.5, **config.CIFAR10)
     return small(c, "cpc_r8", patch=12, stride=4, width=0.25)
 

@@ -68,6 +68,7 @@ PRESETS = (
     *SMALL,
     "cifar10_lightly_v2",
     "folder",
+    "folder_small",
     *IMAGENET,
     *V2,
     *LINEAR,
@@ -301,6 +302,19 @@ def folder() -> ConfigDict:
     """
     c = deepcluster(config.folder(), k=1_000, dim=256)
     c.augment.update(**config.TORCHVISION_CROPS, **config.IMAGENET)
+    return c
+
+
+def folder_small() -> ConfigDict:
+    """Your own images at 32 pixels by version 2, a small network, on two CPU cores [X].
+
+    --config.clusters.k should be ten times the number of classes you expect.
+    """
+    c = second(config.folder_small(), k=100)
+    c.augment.update(crop="tf", jitter_strength=0.5)
+    c.optim = dict(
+        name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1
+    )
     return c
 
 

@@ -65,6 +65,8 @@ SMALL_ABLATED = {f"cifar10_small_{name}": name for name in ABLATIONS if name != 
 
 PRESETS = (
     "digits",
+    "folder",
+    "folder_small",
     "cifar10_teacher",
     *SMALL,
     *SMALL_ABLATED,
@@ -221,6 +223,24 @@ def cifar10_small(kind: str = "") -> ConfigDict:
     c.epochs = 10
     c.eval_every_epochs = 5
     c.checkpoint.every_steps = 200
+    return c
+
+
+def folder() -> ConfigDict:
+    """Your own labelled photographs, --config.data.source=folder:PATH: DeiT-Ti at 224 pixels [X]."""
+    c = config.folder()
+    c.epochs = 300
+    c = student(augmented(deit(c)), "vit_ti", 16, "")
+    c.augment.update(crop="torchvision", resize="pillow", min_area=0.08)
+    return c
+
+
+def folder_small() -> ConfigDict:
+    """Your own labelled images at 32 pixels: the ViT of `cifar10_small`, on two CPU cores [X]."""
+    c = student(augmented(deit(config.folder_small())), "vit_xs", 4, "")
+    c.data.crop_on = "host"  # RandAugment works on the host
+    c.augment.min_area = 0.25
+    c.optim.update(learning_rate=1e-3, start=1e-5, end=1e-5, warmup_epochs=4)
     return c
 
 

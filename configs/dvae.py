@@ -16,7 +16,16 @@ from ml_collections import ConfigDict
 
 from ssljax import config
 
-PRESETS = ("digits", "fashion_mnist", "cifar10", "cifar10_small", "folder", "imagenet", "imagenet_112")
+PRESETS = (
+    "digits",
+    "fashion_mnist",
+    "cifar10",
+    "cifar10_small",
+    "folder",
+    "folder_small",
+    "imagenet",
+    "imagenet_112",
+)
 
 
 def squares(c: ConfigDict, size: int) -> ConfigDict:
@@ -80,6 +89,14 @@ def cifar10_small() -> ConfigDict:
     c = config.cifar10_small()
     c.augment.min_area = 0.5
     c = config.dvae(c, epochs=10, batch_size=128, groups=3, hidden=32, blocks=1, vocabulary=256, codebook=32)
+    return config.short_dvae(c)
+
+
+def folder_small() -> ConfigDict:
+    """Your own images at 32 pixels: 8 x 8 codes of 256, on two CPU cores [X]."""
+    c = config.folder_small()
+    c.augment.min_area = 0.5
+    c = config.dvae(c, epochs=30, batch_size=128, groups=3, hidden=32, blocks=1, vocabulary=256, codebook=32)
     return config.short_dvae(c)
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ssljax import config
 
-PRESETS = ("digits", "folder")
+PRESETS = ("digits", "folder", "folder_small")
 
 
 def probe(c: ConfigDict) -> ConfigDict:
@@ -44,6 +44,11 @@ def folder() -> ConfigDict:
     c.epochs = 90
     c.augment.update(config.IMAGENET, min_area=0.08)
     return c
+
+
+def folder_small() -> ConfigDict:
+    """Your own labelled images at 32 pixels, on the network of the papers' `folder_small`."""
+    return probe(config.folder_small())
 
 
 def digits() -> ConfigDict:

@@ -64,6 +64,7 @@ PRESETS = (
     "cifar10_lightly",
     "cifar10_small",
     "folder",
+    "folder_small",
     *DEMO,
     *V1_ABLATION,
     *V2,
@@ -483,6 +484,19 @@ def folder() -> ConfigDict:
     c = photographs(released(moco(config.folder())))
     c.queue.size = 1024
     c.target.momentum = 0.99
+    return c
+
+
+def folder_small() -> ConfigDict:
+    """Your own images at 32 pixels, a small network, on two CPU cores [X].
+
+    The queue is short, so that a folder of some thousand images is large beside it.
+    """
+    c = few_steps(config.folder_small(), 0.97)
+    c.queue.size = 512
+    c.optim = dict(
+        name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1
+    )
     return c
 
 

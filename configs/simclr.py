@@ -37,6 +37,7 @@ PRESETS = (
     "cifar10_lightly",
     "cifar10_small",
     "folder",
+    "folder_small",
     *WIDTHS,
     *FINETUNED,
     *IMAGENET_TABLE,
@@ -135,6 +136,16 @@ def folder() -> ConfigDict:
     PATH holds train/ and test/, or one sub-folder per class.
     """
     return photographs(simclr(config.folder()))
+
+
+def folder_small() -> ConfigDict:
+    """Your own images at 32 pixels, a small network, on two CPU cores [X]. See `folder` for PATH."""
+    c = small_images(config.folder_small())
+    c.loss.temperature = 0.2
+    c.optim = dict(
+        name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1
+    )
+    return c
 
 
 def small_images(c: ConfigDict) -> ConfigDict:

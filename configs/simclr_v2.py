@@ -75,7 +75,7 @@ VARIANTS["digits_linear"] = ("digits", "linear")
 VARIANTS["digits_finetune"] = ("digits", "1pct")
 VARIANTS["digits_self"] = ("digits", "self_1pct")
 
-PRESETS = ("digits", *SMALL, *IMAGENET, "imagenet_r50_memory", *VARIANTS)
+PRESETS = ("digits", "folder", "folder_small", *SMALL, *IMAGENET, "imagenet_r50_memory", *VARIANTS)
 
 # ------------------------------------------------------------------------------------------------ pretraining
 
@@ -121,14 +121,20 @@ def lars(learning_rate: float, weight_decay: float, warmup_epochs: int) -> Confi
     )
 
 
-def imagenet(depth: int, width: float, sk: bool) -> ConfigDict:
-    """800 epochs at batch size 4096 [P]."""
-    c = simclr_v2(config.imagenet(epochs=800, batch_size=4096))
+def photographs(c: ConfigDict) -> ConfigDict:
+    """The pretraining with blur."""
+    c = simclr_v2(c)
     c.augment.update(
         blur_probability=0.5,  # [C]
         blur_sigma=(0.1, 2.0),  # [C]
         blur_sigma_per="image",  # image [P] | batch [C]
     )
+    return c
+
+
+def imagenet(depth: int, width: float, sk: bool) -> ConfigDict:
+    """800 epochs at batch size 4096 [P]."""
+    c = photographs(config.imagenet(epochs=800, batch_size=4096))
     c.model.update(name=f"resnet{depth}", width=width, sk_ratio=0.0625 if sk else 0.0)  # [C]
     c.optim = lars(
         0.1,  # 6.4 at 4096, issue 77 [C]
@@ -196,6 +202,20 @@ def cifar10_big() -> ConfigDict:
     """The same with twice the width [X]."""
     c = cifar10_small()
     c.model.width = 0.5
+    return c
+
+
+def folder() -> ConfigDict:
+    """Your own photographs, --config.data.source=folder:PATH: a ResNet-50 is pretrained [X]."""
+    c = photographs(config.folder())
+    c.optim = lars(0.1, weight_decay=1e-4, warmup_epochs=10)
+    return c
+
+
+def folder_small() -> ConfigDict:
+    """Your own images at 32 pixels: pretraining of a small network, on two CPU cores [X]."""
+    c = small(config.folder_small())
+    c.optim.warmup_epochs = 1
     return c
 
 
@@ -323,6 +343,8 @@ def distilled(network: str, part: str) -> dict[str, ConfigDict]:
 
 RECIPES: dict[str, Callable[[], ConfigDict]] = {
     "digits": digits,
+    "folder": folder,
+    "folder_small": folder_small,
     "fashion_mnist": fashion_mnist,
     "fashion_mnist_big": fashion_mnist_big,
     "cifar10_small": cifar10_small,

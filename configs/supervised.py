@@ -19,6 +19,8 @@ RESNETS = (
     "fashion_mnist",
     "cifar10_r18",
     "cifar10_small",
+    "folder",
+    "folder_small",
     "imagenet_r50",
     "imagenet_r50_1pct",
     "imagenet_r50_10pct",
@@ -38,6 +40,8 @@ SMALL_DATA = {
     "digits": config.digits,
     "fashion_mnist": config.fashion_mnist,
     "cifar10_small": config.cifar10_small,
+    "folder": config.folder,
+    "folder_small": config.folder_small,
 }
 
 PRESETS = (*RESNETS, *VITS)

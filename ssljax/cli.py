@@ -99,6 +99,7 @@ def load(
     try:
         preset = preset_of(file) if file else of_folder(_workdir(argv))
         wide = configs.widen(preset)
+        argv = _in_every_stage(argv, preset)
         _check_words(argv, wide)
         known_only, values = values is None, values or flags.FlagValues()
         config_flags.DEFINE_config_dict(
@@ -268,6 +269,32 @@ def _workdir(argv: list[str]) -> str:
         elif word in ("--workdir", "-workdir"):
             found = next(words, "")
     return found
+
+
+def _in_every_stage(argv: list[str], preset: ConfigDict) -> list[str]:
+    """The words, with the seed and settings of the data given for every stage that has them.
+
+    These are what the stages of a run share. Other settings name their stage.
+    """
+    stages = configs.stages(preset)
+    if "stages" not in preset:
+        return argv
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        found = OVERRIDE.match(word)
+        name = found.group(2) if found else ""
+        shared = name == "seed" or name.startswith("data.")
+        has = [stage for stage, part in stages.items() if shared and name in configs.flat(part)]
+        if not has:
+            words.append(word)
+            continue
+        separate = "=" not in word and rest and not rest[0].startswith("-")
+        value = [rest.pop(0)] if separate else []
+        for stage in has:
+            words += [word.replace(f"config.{name}", f"config.{stage}.{name}", 1), *value]
+    return words
 
 
 def _check_words(argv: list[str], wide: ConfigDict) -> None:

@@ -58,6 +58,8 @@ METRIC_NAMES = {
 }
 BASELINES = ("raw_pixels", "random_init", "supervised")
 
+FITTED = ("linear", "label_fraction")  # by scikit-learn or many epochs
+
 # Below this many numbers scikit-learn fits faster on one core. On a busy machine its threads wait for each
 # other and take 100 times as long.
 ONE_THREAD = 10_000_000
@@ -119,6 +121,8 @@ def measure(
             if not judged(bench, reads, config.method):
                 continue
             for name in names:
+                if name in FITTED:
+                    warn_of_wait(name, bench)
                 for found in timed(PROTOCOLS[name], bench):
                     yield record(known, bench.name, found)
 
@@ -251,6 +255,14 @@ def once(function: Callable[[Source], Features], *kept: Source) -> Callable[[Sou
         return known[id(source)]
 
     return call
+
+
+def warn_of_wait(name: str, bench: Bench) -> None:
+    """Say, on standard error, what is going on while a classifier is fitted to many numbers."""
+    train = bench.features(bench.train).features
+    if train.size >= ONE_THREAD and jax.process_index() == 0:
+        size = f"{len(train):,} images of {train.shape[1]:,} numbers"
+        print(f"{bench.name}: fitting {name} to {size}, which takes minutes", file=sys.stderr, flush=True)
 
 
 def timed(protocol: Protocol, bench: Bench) -> Iterator[Measurement]:
@@ -386,19 +398,27 @@ def main(argv: list[str] | None = None) -> None:
                 if jax.process_index() == 0:
                     found = results.lines(measurement, METRICS)
                     results.append(file, run, found)
-                    say(found[0])
+                    say(found)
         if jax.process_index() == 0:
             print(f"results: {file}")
 
 
-def say(first: results.Measurement) -> None:
-    """Print a measurement."""
+def say(found: Sequence[results.Measurement]) -> None:
+    """Print the first of a protocol's measurements, and what other numbers of neighbours give."""
+    first = found[0]
     labels = ""
     if first["labels_per_class"]:
         labels = f" {first['labels_per_class']} per class, draw {first['draw']}"
     metric = METRIC_NAMES.get(first["metric"], first["metric"])
     value = f"{metric} {first['value']:.1f} % of {first['n']}"
-    print(f"{first['features']:12} {first['protocol']}{labels}: {value}", flush=True)
+    others = [
+        f"k={each['metric'].removeprefix('top1_k')} {each['value']:.1f}"
+        for each in found
+        if each["metric"].startswith("top1_k")
+    ]
+    counts = f"; {', '.join(others)}" if others else ""
+    protocol = f"knn, k={first['settings']['k']}" if first["protocol"] == "knn" else first["protocol"]
+    print(f"{first['features']:12} {protocol}{labels}: {value}{counts}", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from ssljax.methods import METHODS
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.features import Encode, Features, extract
 from ssljax.run.checkpoint import load_weights
-from ssljax.step import Step, make_train_step
+from ssljax.step import make_train_step
 from ssljax.types import EncodeFn, Facts, Method, Pytree, TrainState
 
 AHEAD = 2  # batches in flight to the devices
@@ -57,7 +57,7 @@ class Program(NamedTuple):
     mesh: Mesh
     shapes: TrainState
     init: Callable[[int], TrainState]
-    step: Step
+    step: jax.stages.Wrapped
     encode: EncodeFn
     total_steps: int
     steps_per_epoch: int

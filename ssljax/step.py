@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import optax
 
 from ssljax.accumulate import make_gradient
-from ssljax.types import Batch, Method, TrainState
-
-Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+from ssljax.types import Batch, Method, Step, TrainState
 
 
 def make_train_step(method: Method, tx: optax.GradientTransformation, accumulate: int = 1) -> Step:

@@ -39,6 +39,7 @@ from ssljax.program import (
 from ssljax.run import hosts, lock, memory, profile
 from ssljax.run.folder import RunFolder, describe_stages, facts_of
 from ssljax.run.loop import fit
+from ssljax.types import Step
 
 
 def run_stage(
@@ -66,17 +67,20 @@ def run_stage(
 
     if accept_changed_data:
         refuse_other_network(program, workdir)
+
+    def watched(step: Step) -> Step:
+        return profile.recorded(step, profile_steps, workdir) if profile_steps else step
+
+    if profile_steps:
+        profile.refuse_more(profile_steps, program.total_steps)
     data = {"train": change.describe(source), "test": change.describe(test)}
     with RunFolder(
         workdir, config, program.facts, data=data, accept_changed_data=accept_changed_data
     ) as folder:
-        if profile_steps:
-            step = profile.recorded(program.step, profile_steps, workdir, left=program.total_steps)
-            program = program._replace(step=step)
         in_pieces = program.method.separable or program.method.two_pass is not None
         with memory.explained(config, name, verb="train", pieces=in_pieces):
             start = start_from(program, earlier)
-            fit(program, source, seed=config.seed, folder=folder, test=test, start=start)
+            fit(program, source, seed=config.seed, folder=folder, test=test, start=start, watched=watched)
 
 
 def refuse_other_network(program: Program, workdir: str) -> None:

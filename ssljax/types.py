@@ -203,6 +203,10 @@ class TwoPass(NamedTuple):
     objective: ObjectiveFn
 
 
+# (state, batch, the run's key) -> (state, metrics)
+Step = Callable[["TrainState", Batch, jax.Array], tuple["TrainState", dict[str, jax.Array]]]
+
+
 class Method(NamedTuple):
     """A paper as pure functions. `METHODS[config.method](config, facts)` builds one.
 

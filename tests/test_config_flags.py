@@ -141,6 +141,11 @@ def test_a_missing_file_preset_or_flag_says_what_is_there():
             "train",
             ["--config=configs/simclr.py:digits_finetune", "--workdir=x", "--config.optim.nesterov=True"],
         )
+    shared = ["--config.seed=7", "--config.data.source", "folder:x", "--config.finetune.seed=8"]
+    words = ["--config=configs/simclr.py:digits_finetune", "--workdir=x", *shared]
+    config = cli.parse("train", words).config
+    assert (config.pretrain.seed, config.finetune.seed) == (7, 8)
+    assert config.pretrain.data.source == config.finetune.data.source == "folder:x"
 
 
 # Fails if a module that is slow to import is looked for before the answer is printed.

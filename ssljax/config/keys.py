@@ -212,7 +212,7 @@ EVALUATE = (
         "images encoded at once; also the linear probe's batch size",
         Range(1, 2**16, whole=True),
     ),
-    Key("evaluate.knn_k", 200, "number of neighbours", COUNT),
+    Key("evaluate.knn_k", 200, "number of neighbours; 0: by the size of the classes", NATURAL),
     Key("evaluate.knn_temperature", 0.1, "softmax temperature of the neighbours' votes", POSITIVE),
     Key(
         "evaluate.label_counts",

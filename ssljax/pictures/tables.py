@@ -29,6 +29,9 @@ TITLES = {
 # The columns of metrics other than accuracy. Those left out always come with one that is shown.
 UNSHOWN = ("top1", "top5", "clean_error", "relative_mce")
 METRICS = {
+    ("knn", "top1_k1"): "kNN, k = 1",
+    ("knn", "top1_k20"): "kNN, k = 20",
+    ("knn", "top1_k200"): "kNN, k = 200",
     ("clusters", "nmi"): "NMI of clusters with labels",
     ("corruptions", "mean_error"): "mean error under corruptions",
     ("corruptions", "mce"): "mCE",

@@ -23,6 +23,7 @@ from ssljax.protocols.features import check
 from ssljax.types import Measurement, Protocol
 
 SIMILARITIES = 2**26  # the most similarities (256 MB) that a device computes at once
+COUNTS = (1, 20, 200)  # of neighbours, each of which is reported
 
 
 def knn(
@@ -58,6 +59,37 @@ def knn(
             "(config.evaluate.knn_k, config.evaluate.knn_temperature)."
         )
     similarity, neighbours = nearest(train_features, test_features, k)
+    return voted(similarity, neighbours, train_labels, test_labels, temperature, num_classes)
+
+
+def neighbours_of(k: int, labels: np.ndarray) -> int:
+    """How many neighbours vote: k, or for k = 0 the most of COUNTS that half of a class of median size fills.
+
+    Args:
+        k: `evaluate.knn_k`.
+        labels: int [N], of the labelled training images.
+    """
+    if k:
+        return k
+    half = np.median(np.unique(labels, return_counts=True)[1]) / 2
+    return max(count for count in COUNTS if count <= max(half, 1))
+
+
+def voted(
+    similarity: np.ndarray,
+    neighbours: np.ndarray,
+    train_labels: np.ndarray,
+    test_labels: np.ndarray,
+    temperature: float,
+    num_classes: int,
+) -> dict[str, float]:
+    """Accuracy of the weighted vote of these neighbours, as `knn` returns it.
+
+    Args:
+        similarity: float32 [N, k], from `nearest`.
+        neighbours: int32 [N, k], from `nearest`.
+        train_labels, test_labels, temperature, num_classes: as for `knn`.
+    """
     k = neighbours.shape[1]
     n = len(test_labels)
     hits1 = 0
@@ -151,20 +183,26 @@ def _vote(similarity: jax.Array, labels: jax.Array, temperature: float, num_clas
 
 
 def judge(bench: Bench) -> Iterator[Measurement]:
-    """Vote with `config.evaluate.knn_k` neighbours and `knn_temperature`."""
+    """Vote with `config.evaluate.knn_k` neighbours and `knn_temperature`, and with each of COUNTS."""
     e = bench.config.evaluate
     train, test = bench.labelled("knn")
-    settings = {"k": min(e.knn_k, len(train.labels)), "temperature": e.knn_temperature}
-    found = knn(
-        train.features,
-        train.labels,
-        test.features,
-        test.labels,
-        k=e.knn_k,
-        temperature=e.knn_temperature,
-        num_classes=bench.num_classes,
-    )
-    yield {"protocol": "knn", "settings": settings, **found}
+    check(train.features, train.labels, test.features, test.labels, bench.num_classes)
+    k = min(neighbours_of(e.knn_k, train.labels), len(train.labels))
+    similarity, neighbours = nearest(train.features, test.features, max(k, *COUNTS))
+
+    def top(count: int) -> dict[str, float]:
+        return voted(
+            similarity[:, :count],
+            neighbours[:, :count],
+            train.labels,
+            test.labels,
+            e.knn_temperature,
+            bench.num_classes,
+        )
+
+    settings = {"k": k, "temperature": e.knn_temperature}
+    others = {f"top1_k{count}": top(count)["top1"] for count in COUNTS if count <= len(train.labels)}
+    yield {"protocol": "knn", "settings": settings, **top(k), **others}
 
 
 def refuse(bench: Bench) -> str:
@@ -172,4 +210,6 @@ def refuse(bench: Bench) -> str:
     return bench.unlabelled("knn")
 
 
-PROTOCOL = Protocol(reads="features", metrics=("top1", "top5"), judge=judge, refuse=refuse)
+METRICS = ("top1", "top5", *(f"top1_k{count}" for count in COUNTS))
+
+PROTOCOL = Protocol(reads="features", metrics=METRICS, judge=judge, refuse=refuse)

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ from ssljax.run import files, hosts, lock, monitor, start
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import Facts, TrainState
 
+TIMED_STEPS = 5  # after which the time that is left is said
 SHARED_SECONDS = 60  # a network disk may take this long to show a new file
 
 
@@ -95,6 +97,8 @@ class RunFolder:
         self._resumed_from = ""  # the checkpoint, until the first finite metrics
         self._clock: tuple[float, int] | None = None  # when and at which step the last line was logged
         self._starved = 0.0  # seconds since then
+        self._timed: tuple[float, int] | None = None  # the first clock, until the time left is said
+        self._running: deque[tuple[int, jax.Array]] = deque()  # steps that were not finished when last seen
 
         self._alone = jax.process_count() == 1
         self._signalled = False
@@ -135,7 +139,7 @@ class RunFolder:
             self.close()
         self._lock.release()
         if self._signalled and kind is SystemExit:
-            self._say(f"stopped and saved; the same command resumes {self.path}")
+            self.say(f"stopped and saved; the same command resumes {self.path}")
 
     def _describe(
         self, config: ConfigDict, facts: Facts | None, data: Mapping[str, Any] | None, accept: bool
@@ -171,11 +175,11 @@ class RunFolder:
     def _say_differences(self, changed: Mapping[str, str]) -> None:
         """Say from whom the folder was taken over, and what changed in the data."""
         if self._lock.note:
-            self._say(self._lock.note)
+            self.say(self._lock.note)
         if "train" in changed:
-            self._say(f"WARNING going on with changed training images: {changed['train']}")
+            self.say(f"WARNING going on with changed training images: {changed['train']}")
         if "test" in changed:
-            self._say(f"WARNING the held-out images changed, kNN before and after differ: {changed['test']}")
+            self.say(f"WARNING the held-out images changed, kNN before and after differ: {changed['test']}")
 
     def restore(self, like: TrainState) -> TrainState | None:
         """Restore the newest readable checkpoint, and cut metrics.jsonl back to its step.
@@ -194,7 +198,7 @@ class RunFolder:
             files.replace(file, "".join(json.dumps(row) + "\n" for row in kept))
         if state is not None:
             self._resumed_from = str(self._checkpoints.directory / str(int(state.step)))
-            self._say(f"resuming {self.path} at step {int(state.step)}")
+            self.say(f"resuming {self.path} at step {int(state.step)}")
         return state
 
     def check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -202,26 +206,39 @@ class RunFolder:
         monitor.check_finite(step, metrics, self._resumed_from)
         self._resumed_from = ""
 
-    def tick(self, step: int, total: int, starved: float) -> None:
-        """Move the progress bar; call this after each step is dispatched.
+    def tick(self, step: int, total: int, starved: float, done: jax.Array) -> None:
+        """Move the progress bar to the last finished step; call this after each step is dispatched.
 
-        The first call starts the clock, so that the compilation of the first step does not count.
+        The first call, after the first step has finished, starts the clock, so that its compilation does not
+        count. Some steps later the time that is left is said.
 
         Args:
             step: the number of updates dispatched.
             total: the number of updates in the whole run.
             starved: seconds for which the devices stood idle, waiting for the batch of this step.
+            done: a result of this step.
         """
         self._lock.renew()
         self._starved += starved
+        self._running.append((step, done))
+        finished = 0
+        while self._running and self._running[0][1].is_ready():  # type: ignore[attr-defined]
+            finished, _ = self._running.popleft()
+
         if self._clock is None:
             self._restart_clock(time.perf_counter(), step)
+            self._timed = self._clock
             if self._main and sys.stderr.isatty():
                 self._bar = tqdm(
                     total=total, initial=step, desc=self._config.preset, unit="step", dynamic_ncols=True
                 )
-        elif self._bar is not None:
-            self._bar.update(1)
+        elif self._bar is not None and finished > self._bar.n:
+            self._bar.update(finished - self._bar.n)
+        elif self._timed is not None and finished >= self._timed[1] + TIMED_STEPS:
+            since, first = self._timed
+            each = (time.perf_counter() - since) / (finished - first)
+            self.say(f"time: about {duration(each * (total - finished))} left")
+            self._timed = None
 
     def log(self, step: int, total: int, steps_per_epoch: int, metrics: Mapping[str, float]) -> None:
         """Write one line to metrics.jsonl, TensorBoard and the terminal, and the warnings of the monitor.
@@ -252,13 +269,14 @@ class RunFolder:
         shown = {name: row[name] for name in ("loss", "accuracy") if name in row} | self._known
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self._bar is not None:
+            self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(text)
         else:
             eta = f"{(total - step) / rate:.0f} s" if rate else "-"
             speed = f"{row['images_per_second']:.0f} images/s"
-            self._say(f"step {step}/{total}  epoch {row['epoch']:.1f}  {text}  {speed}  eta {eta}")
+            self.say(f"step {step}/{total}  epoch {row['epoch']:.1f}  {text}  {speed}  eta {eta}")
         for warning in monitor.warnings(self._config.method, step, metrics):
-            self._say("WARNING " + warning)
+            self.say("WARNING " + warning)
 
     def log_knn(self, step: int, value: float) -> None:
         """Log the held-out kNN accuracy of this step, in percent."""
@@ -271,9 +289,9 @@ class RunFolder:
         self.check_finite(step, row)
         self._write({"step": step, **row})
         text = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
-        self._say(f"refresh at step {step}  {text}")
+        self.say(f"refresh at step {step}  {text}")
         for warning in monitor.warnings(self._config.method, step, row):
-            self._say("WARNING " + warning)
+            self.say("WARNING " + warning)
         if self._clock is not None:
             self._restart_clock(time.perf_counter(), step)  # nor does a refresh
 
@@ -301,7 +319,8 @@ class RunFolder:
             scalars = {name: value for name, value in row.items() if name != "step"}
             self._writer.write_scalars(int(row["step"]), scalars)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line on the first host, above the progress bar."""
         if not self._main:
             return
         try:
@@ -335,6 +354,14 @@ class RunFolder:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
         logging.flush()
+
+
+def duration(seconds: float) -> str:
+    """A time for readers: 40 s, 12 min, 3.4 h, 2.5 days."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}" if size > 60 else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def describe_stages(workdir: str, config: ConfigDict) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 
 from ssljax.data.source import Source
 from ssljax.program import Program, balance_of, device_batches, encoded
-from ssljax.protocols.knn import knn
-from ssljax.run import monitor
+from ssljax.protocols.knn import knn, neighbours_of
+from ssljax.run import memory, monitor, opening
 from ssljax.run.folder import RunFolder
 from ssljax.run.refresh import Run
-from ssljax.types import TrainState
+from ssljax.types import Step, TrainState
 
 ONLINE_IMAGES = 2000  # kNN during training uses at most this many images of each split
 
@@ -45,6 +45,7 @@ def fit(
     folder: RunFolder | None = None,
     test: Source | None = None,
     start: Callable[[TrainState], TrainState] = lambda state: state,
+    watched: Callable[[Step], Step] = lambda step: step,
 ) -> TrainState:
     """Train to the end and return the final state.
 
@@ -60,6 +61,7 @@ def fit(
         test: the held-out split, for kNN during training. There is no kNN if either split has no labelled
             image.
         start: puts an earlier stage's weights into a fresh state; not called when the run is resumed.
+        watched: what is called in place of the compiled step.
 
     Returns:
         The state after the last step.
@@ -67,6 +69,7 @@ def fit(
     Raises:
         ValueError: the method learns from labels, and a training image has none.
         monitor.NotFinite: a metric is NaN or infinite.
+        memory.TooLarge: the compiled step needs more memory than there is.
         SystemExit: (code 0) after a SIGTERM or Ctrl-C, once a checkpoint has been started.
     """
     config = program.config
@@ -75,10 +78,14 @@ def fit(
     spe = program.steps_per_epoch
     if method.needs_labels:
         source.require_labels(f"method {config.method!r}")
+    held_out = test
     if test is not None and not (source.labelled.any() and test.labelled.any()):
         test = None
 
     state = folder.restore(program.shapes) if folder else None
+    if folder is not None and (state is None or int(state.step) < total):
+        for line in opening.lines(program, source, held_out):
+            folder.say(line)
     if state is None:
         state = start(program.init(seed))
         if method.refresh is not None:
@@ -94,14 +101,20 @@ def fit(
         batch = next(batches)
         idle = state.step.is_ready()  # type: ignore[attr-defined]  # jax.Array leaves it to ArrayImpl
         starved = time.perf_counter() - asked if idle else 0.0
-        state, metrics = program.step(state, batch, key)
+        if step == first:
+            compiled = program.step.lower(state, batch, key).compile()
+            room = memory.fits(memory.needed(compiled))
+            if folder is not None:
+                folder.say(room)
+            advance = watched(compiled)
+        state, metrics = advance(state, batch, key)
         last = step == total
         if step == first:
             check_best(config.checkpoint.best, metrics)
             jax.block_until_ready(metrics)  # if memory is too small, say so now and not at the first log line
 
         if folder is not None:
-            folder.tick(step, total, starved)
+            folder.tick(step, total, starved, next(iter(metrics.values())))
             if step % config.log_every == 0 or last:
                 row = fetched(step, metrics, folder.check_finite)
                 row["learning_rate"] = float(program.schedule(jnp.int32(step - 1)))
@@ -161,10 +174,12 @@ def online_knn(program: Program, state: TrainState, source: Source, test: Source
         found = encoded(encode, program.mesh, config, split.select(labelled[rows]))
         return found.features, found.labels
 
+    train_features, train_labels = features(source)
     found = knn(
-        *features(source),
+        train_features,
+        train_labels,
         *features(test),
-        k=config.evaluate.knn_k,
+        k=neighbours_of(config.evaluate.knn_k, train_labels),
         temperature=config.evaluate.knn_temperature,
         num_classes=program.facts.num_classes,
     )

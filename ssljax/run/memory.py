@@ -19,6 +19,48 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 FULL = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
+class TooLarge(MemoryError):
+    """A compiled step that needs more memory than there is.
+
+    Attributes:
+        asked: the bytes that it needs.
+    """
+
+    def __init__(self, asked: int):
+        super().__init__(f"the step needs {asked} bytes")
+        self.asked = asked
+
+
+def needed(step: jax.stages.Compiled) -> int:
+    """The bytes that a compiled step takes of a device's memory, by the compiler; 0 if it does not say.
+
+    On CPUs all devices share the memory of the machine, and the sum is returned.
+    """
+    found = step.memory_analysis()
+    if found is None:
+        return 0
+    each = (
+        found.argument_size_in_bytes
+        + found.temp_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+    )
+    shared = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    return each * shared
+
+
+def fits(asked: int) -> str:
+    """What a step takes of what there is, in words.
+
+    Raises:
+        TooLarge: it is more than there is.
+    """
+    size, _ = limit()
+    if size and asked > size:
+        raise TooLarge(asked)
+    return f"memory: a step takes {asked / GIB:.2f} GiB; {limit_text()}"
+
+
 @contextlib.contextmanager
 def explained(config: ConfigDict, stage: str = "", *, verb: str, pieces: bool = False) -> Iterator[None]:
     """Turn XLA's error about memory into one that says what was asked for, what there is, and what would fit.
@@ -30,14 +72,19 @@ def explained(config: ConfigDict, stage: str = "", *, verb: str, pieces: bool = 
         pieces: whether `accumulate` can split the method's batch.
 
     Raises:
-        MemoryError: in place of jax.errors.JaxRuntimeError, if memory was what it is about.
+        MemoryError: in place of jax.errors.JaxRuntimeError, if memory was what it is about; or of TooLarge.
     """
+    key = f"--config.{stage}." if stage else "--config."
     try:
         yield
+    except TooLarge as error:
+        advice = smaller(config, key, error.asked, pieces=pieces)
+        raise MemoryError(
+            f"a step would take {error.asked / GIB:.1f} GiB, and {limit_text()}. {advice}"
+        ) from error
     except jax.errors.JaxRuntimeError as error:
         if not any(word in str(error) for word in FULL):
             raise
-        key = f"--config.{stage}." if stage else "--config."
         asked = wanted(str(error))
         advice = smaller(config, key, asked, pieces=pieces) if verb == "train" else at_once(config, key, verb)
         raise MemoryError(f"out of memory: {asked_for(asked)}{limit_text()}. {advice}") from error

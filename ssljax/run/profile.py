@@ -29,7 +29,16 @@ class Operation(NamedTuple):
     seconds: float
 
 
-def recorded(step: Callable[..., Any], steps: int, workdir: str, *, left: int) -> Callable[..., Any]:
+def refuse_more(steps: int, left: int) -> None:
+    """Raise a ValueError if a run of `left` steps ends before the last step to trace."""
+    if left < FIRST + steps:
+        raise ValueError(
+            f"--profile={steps} records steps {FIRST + 1} to {FIRST + steps}, but the run has only {left}: "
+            "ask for fewer, or train for more epochs"
+        )
+
+
+def recorded(step: Callable[..., Any], steps: int, workdir: str) -> Callable[..., Any]:
     """Wrap a step so that some of its calls are traced into `workdir/profile`.
 
     The first FIRST calls are skipped. After the last traced call a summary is printed.
@@ -38,19 +47,11 @@ def recorded(step: Callable[..., Any], steps: int, workdir: str, *, left: int) -
         step: a train step.
         steps: how many calls to trace.
         workdir: a local folder, or `gs://`, for which there is no summary, only the files for TensorBoard.
-        left: the number of calls that the run will make.
 
     Returns:
         The same step, traced.
 
-    Raises:
-        ValueError: the run ends before the last call to trace.
     """
-    if left < FIRST + steps:
-        raise ValueError(
-            f"--profile={steps} records steps {FIRST + 1} to {FIRST + steps}, but the run has only {left}: "
-            "ask for fewer, or train for more epochs"
-        )
     folder = os.path.join(workdir, "profile")
     calls = 0
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssljax.protocols.knn import knn, nearest
+from ssljax.protocols.knn import knn, nearest, neighbours_of
 
 
 def data(n=57, m=41, d=6, classes=7, seed=0, noise=0.8):
@@ -109,3 +109,11 @@ def test_invalid_settings_are_refused():
         knn(train, y, test, z, k=0, temperature=0.1, num_classes=7)
     with pytest.raises(ValueError, match="temperature=0"):
         knn(train, y, test, z, k=3, temperature=0.0, num_classes=7)
+
+
+def test_the_number_of_neighbours_follows_the_classes():
+    """Half a class of median size, rounded down to 1, 20 or 200."""
+    sizes = {(3, 5, 7): 1, (39, 39, 900): 1, (40, 41, 900): 20, (399, 399, 2): 20, (400, 1000, 5000): 200}
+    for counts, expected in sizes.items():
+        assert neighbours_of(0, np.repeat(np.arange(3), counts)) == expected
+        assert neighbours_of(7, np.repeat(np.arange(3), counts)) == 7
