@@ -291,18 +291,8 @@ if not IMAGES:
 RUN = os.environ.get("SSLJAX_RUN", "runs/own-images")
 CHANGES = os.environ.get("SSLJAX_CHANGES", "").split()  # e.g. ["--config.epochs=20"]
 
-SMALL = [  # ResNet-18 of a quarter of the usual width, at 32 pixels
-    "--config.data.image_size=32",
-    "--config.data.crop_on=device",
-    "--config.model.name=resnet18",
-    "--config.model.stem=cifar",
-    "--config.model.width=0.25",
-    "--config.model.dtype=float32",
-    "--config.epochs=20",
-    "--config.optim.warmup_epochs=1",
-]
 DATA = [f"--config.data.source=folder:{{IMAGES}}", "--config.data.labels=none"]
-ARGUMENTS = ["--config=simclr:folder", f"--workdir={{RUN}}", *SMALL, *DATA, *CHANGES]
+ARGUMENTS = ["--config=simclr:folder_small", f"--workdir={{RUN}}", *DATA, *CHANGES]
 """,
     ),
     (
@@ -312,7 +302,7 @@ ARGUMENTS = ["--config=simclr:folder", f"--workdir={{RUN}}", *SMALL, *DATA, *CHA
 
 Each row shows one picture: as it is stored, and six random views of it. What the views have in common is
 what the network learns. If they hide what matters to you, such as colour, change them: `ssljax config
---config simclr:folder` lists the settings of `augment`.
+--config simclr:folder_small` lists the settings of `augment`.
 """,
     ),
     (
