@@ -60,13 +60,14 @@ def page_of(file: str) -> str:
         return "papers.md"
     if file in ("CHANGELOG.md", "CONTRIBUTING.md"):
         return file.lower()
+    shown_as_page = (ROOT / file).is_dir() or Path(file).suffix in CODE
     if file.startswith("docs/"):
-        return file.removeprefix("docs/")
+        return file.removeprefix("docs/") + ".md" * shown_as_page
     if folder.startswith("experiments/") and name == "README.md":
         return f"papers/{folder.removeprefix('experiments/')}.md"
     if file.startswith("experiments/"):
-        return f"papers/{file.removeprefix('experiments/')}" + ".md" * (ROOT / file).is_dir()
-    return f"source/{file}" + ".md" * ((ROOT / file).is_dir() or Path(file).suffix in CODE)
+        return f"papers/{file.removeprefix('experiments/')}" + ".md" * shown_as_page
+    return f"source/{file}" + ".md" * shown_as_page
 
 
 def relinked(text: str, file: str, place: str, found: Callable[[str], None]) -> str:

@@ -69,7 +69,7 @@ def site():
 
 def test_every_page_of_the_site_is_in_its_menu_and_every_link_leads_somewhere(site):
     texts, others = site.pages()
-    menu = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1])
+    menu = re.findall(r"[\w/.]+\.md", (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1])
     hidden = ("source/", "papers/deepcluster/")
     assert set(menu) <= set(texts)
     assert [place for place in texts if place not in menu and not place.startswith(hidden)] == []
