@@ -19,12 +19,8 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 	@touch $@
 
 demo: .venv/installed
-	@for seed in 0 1 2; do \
-	  echo "--- seed $$seed"; \
-	  $(BIN)/ssljax train --config $(CONFIG) --config.seed=$$seed --workdir $(DEMO)/seed$$seed && \
-	  $(BIN)/ssljax evaluate --config $(CONFIG) --config.seed=$$seed --workdir $(DEMO)/seed$$seed --results $(DEMO)/results.jsonl \
-	    --protocols knn,linear,label_fraction --baselines raw_pixels,random_init,supervised || exit 1; \
-	done
+	$(BIN)/ssljax sweep --config $(CONFIG) --config.seed=0,1,2 --workdir $(DEMO) \
+	  --protocols knn,linear,label_fraction --baselines raw_pixels,random_init,supervised
 	@$(BIN)/ssljax report $(DEMO)
 
 test: .venv/installed

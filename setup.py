@@ -60,6 +60,8 @@ setup(
         "convert": ["safetensors>=0.5.0"],  # weights of timm and torchvision, without PyTorch
         "docs": ["mkdocs-material>=9.8.2", "mkdocs>=1.6.1"],  # the site
         "export": ["flatbuffers>=24.3.25"],  # TensorFlow brings it
+        "wandb": ["wandb>=0.19.0"],  # loggers, `ssljax train --log wandb`
+        "mlflow": ["mlflow>=3.0.0"],
         "test": [
             "chex>=0.1.90",
             "pytest>=8.3.0",

@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import importlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,19 @@ SAME_STEP = (
 
 # What is kept of a plan.
 COMPILERS = ("jax", "jaxlib", "flax", "libtpu")
-COLLECTIVE = ("kind", "dtype", "count", "bytes")
+LEFT_OUT = (
+    "buffers",
+    "costliest",
+    "estimate",
+    "kind",
+    "chips",
+    "devices",
+    "flops_xla",
+    "loops",
+    "hbm_bytes",
+    "hbm_ms",
+    "bound_by",
+)
 
 INTRODUCTION = """# Plans: what the compiler says before anything runs
 
@@ -173,9 +186,12 @@ def compile_one(config: ConfigDict, topology: str, full: bool) -> None:
 
 def shortened(line: dict[str, Any]) -> dict[str, Any]:
     """A plan without most of its bytes: what the page does not show, and packages that compile nothing."""
-    kept = {name: value for name, value in line.items() if name not in ("buffers", "costliest", "estimate")}
+    kept = {name: value for name, value in line.items() if name not in LEFT_OUT and value != ""}
     kept["versions"] = {name: line["versions"][name] for name in COMPILERS if name in line["versions"]}
-    kept["collectives"] = [{name: each[name] for name in COLLECTIVE} for each in line["collectives"]]
+    sums: dict[str, int] = defaultdict(int)
+    for each in line["collectives"]:
+        sums[each["kind"]] += each["bytes"]
+    kept["collectives"] = [{"kind": kind, "bytes": total} for kind, total in sums.items()]
     return kept
 
 

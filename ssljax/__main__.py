@@ -13,6 +13,8 @@ VERBS = {
     "evaluate": "protocols on a checkpoint, one line of results.jsonl each",
     "plan": "compile a config for a TPU slice without a TPU: does it fit, what does it cost",
     "report": "results.jsonl to tables and figures",
+    "sweep": "all combinations of some settings, one run after the other",
+    "compare": "runs side by side: settings, curves, results",
     "preview": "a picture of what the network will see",
     "config": "what a config says, all of it, and how two differ",
     "embed": "features of a folder of images, by a trained network",

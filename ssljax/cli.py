@@ -103,7 +103,7 @@ def load(
         _check_words(argv, wide)
         known_only, values = values is None, values or flags.FlagValues()
         config_flags.DEFINE_config_dict(
-            "config", wide, flag_values=values, sys_argv=[f"ssljax {verb}", *argv]
+            "config", _Unprinted(wide), flag_values=values, sys_argv=[f"ssljax {verb}", *argv]
         )
         rest = values([f"ssljax {verb}", *argv], known_only=known_only)[1:]
         given = config_flags.get_override_values(values["config"])
@@ -116,6 +116,13 @@ def load(
         text = error.args[0] if isinstance(error, KeyError) else error  # a KeyError shows its message's repr
         raise SystemExit(f"ssljax {verb}: {text}") from error
     return config, overrides, rest
+
+
+class _Unprinted(ConfigDict):
+    """A config that absl does not write out, as it does to describe a flag: two thirds of the reading."""
+
+    def __str__(self) -> str:
+        return "the settings of --config"
 
 
 def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:

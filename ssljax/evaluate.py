@@ -74,6 +74,7 @@ def measure(
     command: str,
     changed: Mapping[str, Any],
     earlier_stage: str = "",
+    chosen_by_hand: bool = True,
 ) -> Iterator[tuple[results.Run, dict[str, Any]]]:
     """Run the protocols on the checkpoint in `workdir` and on the baselines.
 
@@ -86,6 +87,8 @@ def measure(
         command: the command line as typed, for the record.
         changed: what the command line changed in the preset, see `results.changed`.
         earlier_stage: the name of the stage, unless it is the preset's last or only one.
+        chosen_by_hand: whether the protocols were asked for. The preset's own are left out where data without
+            labels make them refuse.
 
     Yields:
         The run and one measurement: the fields of a `results.Measurement`, with the metrics by name.
@@ -110,10 +113,12 @@ def measure(
     if "random_init" in baselines:
         benches.append(of_network(untrained(config, facts), "random_init", source, test))
 
-    for name in protocols:
-        refusal = PROTOCOLS[name].refuse(benches[0])
-        if refusal:
-            raise ValueError(f"--protocols: {refusal}")
+    refused = {name: reason for name in protocols if (reason := PROTOCOLS[name].refuse(benches[0]))}
+    if refused and (chosen_by_hand or source.labelled.any()):
+        raise ValueError(f"--protocols: {next(iter(refused.values()))}")
+    if refused and jax.process_index() == 0:
+        print(f"no labels, so without {', '.join(refused)}; neighbours of held-out images: {figures}")
+    protocols = [name for name in protocols if name not in refused]
 
     for reads in ("features", "maps", "predictions", "state"):
         names = [name for name in protocols if PROTOCOLS[name].reads == reads]
@@ -392,14 +397,24 @@ def main(argv: list[str] | None = None) -> None:
             protocols = chosen("protocols", flags.protocols, config.evaluate.protocols, tuple(PROTOCOLS))
             baselines = chosen("baselines", flags.baselines, (), BASELINES)
             found_by = measure(
-                config, workdir, protocols, baselines, figures, command, changed, earlier_stage
+                config,
+                workdir,
+                protocols,
+                baselines,
+                figures,
+                command,
+                changed,
+                earlier_stage,
+                chosen_by_hand=bool(flags.protocols),
             )
+            measured = 0
             for run, measurement in found_by:
+                measured += 1
                 if jax.process_index() == 0:
                     found = results.lines(measurement, METRICS)
                     results.append(file, run, found)
                     say(found)
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and measured:
             print(f"results: {file}")
 
 

@@ -132,8 +132,11 @@ MEASUREMENT = tuple(Measurement.__annotations__)
 # The fields that the lines of older files do not have, and what they are then.
 LATER = {"parameters": 0, "stage": ""}
 
-# The fields that the line of a measurement leaves out where they are this.
+# The fields that the line of a measurement leaves out where they are this. It also leaves out a `time` on the
+# day of its run's line, whose time then counts.
 USUAL = {"labels_per_class": 0, "draw": 0}
+
+DAY = len("2026-11-27")  # of a time
 
 # Two rows that agree in these fields measure the same thing.
 SAME = (
@@ -165,6 +168,7 @@ def read(path: Path) -> list[Row]:
     if not path.exists():
         raise FileNotFoundError(f"no {path}: run `ssljax evaluate ... --results {path}` first")
     runs: dict[str, Run] = {}
+    times: dict[str, str] = {}
     rows: list[Row] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip():
@@ -172,9 +176,10 @@ def read(path: Path) -> list[Row]:
         try:
             record = json.loads(line)
             if "metric" in record:
-                rows.append(_joined(runs[record["run"]], record))
+                rows.append(_joined(runs[record["run"]], times[record["run"]], record))
             else:
                 fields = {**LATER, **record}
+                times[record["run"]] = record["time"]
                 runs[record["run"]] = cast(Run, {name: fields[name] for name in RUN})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
@@ -186,8 +191,8 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def _joined(run: Run, record: Mapping[str, Any]) -> Row:
-    fields = {**USUAL, **record}
+def _joined(run: Run, time_of_run: str, record: Mapping[str, Any]) -> Row:
+    fields = {**USUAL, "time": time_of_run, **record}
     return cast(Row, {"run": record["run"], **run, **{name: fields[name] for name in MEASUREMENT}})
 
 
@@ -249,20 +254,24 @@ def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
     name = identity(run)
     fields: Mapping[str, Any] = {**LATER, **run}
     record = {"run": name, **{field: fields[field] for field in RUN}, "time": now()}
-    line = json.dumps(record) + "\n"
-    start = line[: line.index('"preset"')]  # no measurement begins like this
+    start = f'{{"run": "{name}", "experiment"'  # no measurement begins like this
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = path.exists() and any(old.startswith(start) for old in path.read_text().splitlines())
+    lines_there = path.read_text().splitlines() if path.exists() else []
+    known = [line for line in lines_there if line.startswith(start)]
+    day = json.loads(known[-1])["time"] if known else record["time"]
     with path.open("a") as out:
         if not known:
-            out.write(line)
-        out.writelines(json.dumps({"run": name, **_said(measurement)}) + "\n" for measurement in measurements)
+            out.write(json.dumps(record) + "\n")
+        out.writelines(json.dumps({"run": name, **_said(each, day)}) + "\n" for each in measurements)
 
 
-def _said(measurement: Measurement) -> dict[str, Any]:
+def _said(measurement: Measurement, time_of_run: str) -> dict[str, Any]:
     """The fields of a measurement that its line names."""
-    return {name: value for name, value in measurement.items() if USUAL.get(name) != value}
+    said = {name: value for name, value in measurement.items() if USUAL.get(name) != value}
+    if measurement["time"][:DAY] == time_of_run[:DAY]:
+        del said["time"]
+    return said
 
 
 def label(preset: str, stage: str) -> str:

@@ -1,7 +1,8 @@
 """`ssljax train`: train every stage of a config. Each stage is one run of the loop in `run/loop.py`.
 
     ssljax train --config configs/simclr.py:digits --workdir runs/digits \\
-        [--config.optim.learning_rate=0.1] [--profile 5] [--accept-changed-data] [--stage NAME]
+        [--config.optim.learning_rate=0.1] [--profile 5] [--accept-changed-data] [--stage NAME] \\
+        [--log wandb,mlflow]
 
 After an interruption of any kind, the same command resumes from the last checkpoint and ends with
 bit-identical parameters. `--profile N` records N steps for TensorBoard and XProf in <workdir>/profile and
@@ -12,6 +13,9 @@ images. `--accept-changed-data` goes on with images that changed.
 
 `--stage NAME` trains one stage of several alone. It starts from the earlier stages in --workdir, or from the
 folder of any run: `--stage linear --config.linear.init_from=RUN`.
+
+The log is in metrics.jsonl and in TensorBoard's events; `--log wandb`, `--log mlflow` or both send it there
+too (`pip install 'ssljax[wandb]'`). A run that is resumed goes on there as well.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from collections.abc import Sequence
 
 import jax
 from etils import epath
@@ -36,7 +41,7 @@ from ssljax.program import (
     stages,
     use_compilation_cache,
 )
-from ssljax.run import hosts, lock, memory, profile
+from ssljax.run import hosts, lock, memory, profile, writers
 from ssljax.run.folder import RunFolder, describe_stages, facts_of
 from ssljax.run.loop import fit
 from ssljax.types import Step
@@ -50,6 +55,7 @@ def run_stage(
     name: str = "",
     profile_steps: int = 0,
     accept_changed_data: bool = False,
+    log: Sequence[str] = (),
 ) -> None:
     """Run the loop once, to the end. An interrupted run is resumed; a finished one is left alone.
 
@@ -60,6 +66,7 @@ def run_stage(
         name: of this stage, for messages; "" for a run without stages.
         profile_steps: how many steps to record in `workdir/profile`, after the first ten; 0 records none.
         accept_changed_data: see `RunFolder`.
+        log: see `RunFolder`.
     """
     source = sources.load(config.data, "train")
     test = sources.load(config.data, "test")
@@ -75,7 +82,7 @@ def run_stage(
         profile.refuse_more(profile_steps, program.total_steps)
     data = {"train": change.describe(source), "test": change.describe(test)}
     with RunFolder(
-        workdir, config, program.facts, data=data, accept_changed_data=accept_changed_data
+        workdir, config, program.facts, data=data, accept_changed_data=accept_changed_data, log=log
     ) as folder:
         in_pieces = program.method.separable or program.method.two_pass is not None
         with memory.explained(config, name, verb="train", pieces=in_pieces):
@@ -111,6 +118,7 @@ def run_stages(
     only: str = "",
     profile_steps: int = 0,
     accept_changed_data: bool = False,
+    log: Sequence[str] = (),
 ) -> None:
     """Run every stage of a config in its order, each in a folder of its own below `workdir`.
 
@@ -123,6 +131,7 @@ def run_stages(
         only: the name of the one stage to train; "" trains all.
         profile_steps: see `run_stage`.
         accept_changed_data: see `run_stage`.
+        log: see `run_stage`.
 
     Raises:
         ValueError: there is no such stage, or an earlier stage would be trained for nothing.
@@ -146,6 +155,7 @@ def run_stages(
                     name=name,
                     profile_steps=profile_steps,
                     accept_changed_data=accept_changed_data,
+                    log=log,
                 )
             earlier[name] = folder
 
@@ -163,8 +173,11 @@ def refuse_useless_stages(config: ConfigDict) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """`ssljax train`."""
-    flags = cli.parse("train", argv, profile=0, stage="", **{"accept-changed-data": False}, **hosts.FLAGS)
+    extra = {"accept-changed-data": False, **hosts.FLAGS}
+    flags = cli.parse("train", argv, profile=0, stage="", log="", **extra)
     accept = getattr(flags, "accept-changed-data")
+    with cli.answered("train"):
+        loggers = writers.asked(flags.log)
 
     with hosts.together("train", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
@@ -178,6 +191,7 @@ def main(argv: list[str] | None = None) -> None:
                     only=flags.stage,
                     profile_steps=flags.profile,
                     accept_changed_data=accept,
+                    log=loggers,
                 )
         except KeyboardInterrupt:
             print(

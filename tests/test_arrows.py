@@ -22,7 +22,7 @@ ROOMS = {
     "methods": ({"jax", "ml_collections", "optax"}, {"types", "losses", "targets", "models", "data"}),
     "protocols": (LIGHT | {"optax", "sklearn"}, {"types", "losses", "models", "data"}),
     "run": (
-        LIGHT | {"orbax", "etils", "tqdm", "clu"},
+        LIGHT | {"orbax", "etils", "tqdm", "clu", "wandb", "mlflow"},
         {"types", "config", "results", "data", "protocols", "program", "sharding"},
     ),
     "compiler": (LIGHT | {"libtpu"}, set()),
@@ -39,7 +39,7 @@ ROOMS = {
     "step.py": (LIGHT | {"optax"}, {"types", "accumulate"}),
     "types.py": (LIGHT | {"flax"}, set()),
 }
-VERBS = {"prepare", "train", "evaluate", "plan", "report", "preview", "embed"}
+VERBS = {"prepare", "train", "evaluate", "plan", "report", "preview", "embed", "compare", "sweep"}
 
 
 def imports(file: Path) -> set[str]:

@@ -72,7 +72,8 @@ def test_every_measurement_is_recorded_with_its_provenance(results):
     written = (results / "results.jsonl").read_text()
     assert written.count('"versions"') == 1  # one evaluation is one run, described once
     top1 = [r for r in rows if r["metric"] == "top1"]
-    assert len(rows) == 2 * len(top1)  # ten classes: a top-5 beside each
+    counts_of_neighbours = 3 * 3  # of each network, at 1, 20 and 200
+    assert len(rows) == 2 * len(top1) + counts_of_neighbours  # ten classes: a top-5 beside each
     counts = Counter((r["features"], r["protocol"]) for r in top1)
     networks = ("simclr", "raw_pixels", "random_init")
     assert counts == {

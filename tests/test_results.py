@@ -216,3 +216,16 @@ def test_a_commit_is_dirty_if_the_source_was_changed(tmp_path):
 def test_versions_are_those_of_the_installed_packages():
     found = results.versions()
     assert found["jax"] == jax.__version__ and set(found) <= set(results.PACKAGES)
+
+
+def test_a_line_leaves_out_what_is_usual_and_what_its_run_says(tmp_path, monkeypatch):
+    file = tmp_path / "results.jsonl"
+    monkeypatch.setattr(results, "now", lambda: "2026-11-27T10:00:00Z")
+    first, _ = results.lines({**RESULT, "time": "2026-11-27T23:00:00Z"}, METRICS)
+    results.append(file, RUN, [first, {**first, "draw": 2, "time": "2026-11-28T00:00:01Z"}])
+    _, same_day, later = (json.loads(line) for line in file.read_text().splitlines())
+    assert not {"time", "draw", "labels_per_class"} & set(same_day)
+    assert (later["time"], later["draw"]) == ("2026-11-28T00:00:01Z", 2)
+    rows = results.read(file)
+    assert [row["time"] for row in rows] == ["2026-11-27T10:00:00Z", "2026-11-28T00:00:01Z"]
+    assert [row["draw"] for row in rows] == [0, 2]

@@ -61,6 +61,8 @@ def test_images_without_labels_train_and_are_not_judged(done):
     assert len(rows) >= 2 and not any("knn" in row for row in rows)
     # config.checkpoint.best="knn" keeps the last checkpoint nevertheless.
     assert (run / "checkpoints" / "2").is_dir() and (run / "preview.png").exists()
+    assert "no labels, so without knn, linear, label_fraction; neighbours of held-out" in done[1]
+    assert [file.name for file in (root / "unlabelled").iterdir()] == ["gallery-cifar10_small.npz"]
 
 
 def test_what_lacks_labels_or_tensorflow_says_so(done):

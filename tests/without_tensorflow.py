@@ -108,6 +108,7 @@ def photographs(root: Path) -> None:
     classes = f"folder:{root / 'sorted'}"
     train.main(argv(loose, "none"))
     evaluate.main([*argv(classes), "--protocols=knn"])
+    evaluate.main([*argv(loose, "none"), f"--results={root / 'unlabelled' / 'results.jsonl'}"])
     preview.main(argv(loose, "none"))
     refused = (
         (evaluate.main, [*argv(loose, "none"), "--protocols=knn"]),

@@ -3,7 +3,7 @@
     config.json  run.json  data.json  metrics.jsonl  tensorboard/  checkpoints/<step>/
     lock (while a process trains in it)
 
-TensorBoard events are written if TensorFlow and clu are installed.
+TensorBoard events are written if TensorFlow and clu are installed. Further loggers are in `writers.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,8 +26,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssljax.data.crops import tensorflow
-from ssljax.run import files, hosts, lock, monitor, start
+from ssljax.run import files, hosts, lock, monitor, start, writers
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import Facts, TrainState
 
@@ -54,6 +53,7 @@ class RunFolder:
         *,
         data: Mapping[str, Any] | None = None,
         accept_changed_data: bool = False,
+        log: Sequence[str] = (),
     ):
         """Open the folder, lock it, and describe the run in it.
 
@@ -65,11 +65,12 @@ class RunFolder:
             data: "train" and "test" -> what to remember of the split, see `data.change`; None if no data were
                 read.
             accept_changed_data: go on where the training images are not those that the run began with.
+            log: names of further loggers, see `writers.WRITERS`.
 
         Raises:
             ValueError: another process trains in the folder; it holds a run of another config or of other
                 training images (the first differences are named); one of its files is damaged; or the hosts
-                have different data, or a folder each.
+                have different data, or a folder each; or a logger refuses the run.
         """
         self.path = epath.Path(workdir)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -87,12 +88,17 @@ class RunFolder:
                 best=config.checkpoint.best,
                 digests=config.checkpoint.digest,
             )
+            self._loggers = {
+                name: writers.opened(name, self.path, config) for name in (log if self._main else ())
+            }
         except BaseException:
             self._lock.release()
             raise
 
         self._events = installed("tensorflow") and installed("clu")  # for TensorBoard
-        self._writer: Any = None
+        self._board: writers.TensorBoard | None = None
+        self._silent: set[str] = set()  # loggers that have failed, and of which this was said
+        self._failed = False
         self._known: dict[str, float] = {}
         self._resumed_from = ""  # the checkpoint, until the first finite metrics
         self._clock: tuple[float, int] | None = None  # when and at which step the last line was logged
@@ -135,6 +141,7 @@ class RunFolder:
 
         In that case nothing may wait for them, and the last checkpoint stays unfinished.
         """
+        self._failed = kind is not None and not issubclass(kind, SystemExit)
         if self._alone or kind is None or issubclass(kind, (SystemExit, monitor.NotFinite)):
             self.close()
         self._lock.release()
@@ -240,7 +247,7 @@ class RunFolder:
             self.say(f"time: about {duration(each * (total - finished))} left")
             self._timed = None
 
-    def log(self, step: int, total: int, steps_per_epoch: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Write one line to metrics.jsonl, TensorBoard and the terminal, and the warnings of the monitor.
 
         `input_bound` is the share of the time since the last line in which the devices waited for a batch.
@@ -248,7 +255,6 @@ class RunFolder:
         Args:
             step: the number of updates done.
             total: the number of updates in the whole run.
-            steps_per_epoch: the number of updates in an epoch.
             metrics: host floats.
         """
         assert self._clock is not None, "the first tick comes before the first log"
@@ -259,7 +265,7 @@ class RunFolder:
         self._restart_clock(now, step)
         row = {
             "step": step,
-            "epoch": round(step / steps_per_epoch, 3),
+            "epoch": round(self._config.epochs * step / total, 3),
             **metrics,
             "images_per_second": rate * self._config.batch_size,
             "input_bound": round(bound, 4),
@@ -301,7 +307,7 @@ class RunFolder:
         self._starved = 0.0
 
     def _write(self, row: Mapping[str, float]) -> None:
-        """Append a row to metrics.jsonl and, if possible, to TensorBoard's events."""
+        """Append a row to metrics.jsonl, and pass it on to TensorBoard's events and the loggers."""
         if not self._main:
             return
         self._lock.renew()
@@ -309,15 +315,24 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as out:
             out.write(json.dumps(finite) + "\n")
 
-        if self._writer is None and self._events:
-            tensorflow()  # with the accelerators hidden from it
+        step = int(row["step"])
+        scalars = {name: value for name, value in row.items() if name != "step"}
+        if self._board is None and self._events:
             # This imports TensorFlow and takes seconds, so it waits until there is something to write.
-            from clu import metric_writers
+            self._board = writers.TensorBoard(self.path)
+        if self._board is not None:
+            self._board.scalars(step, scalars)
+        for name in self._loggers:
+            self._tell(name, step, {key: value for key, value in scalars.items() if math.isfinite(value)})
 
-            self._writer = metric_writers.SummaryWriter(str(self.path / "tensorboard"))
-        if self._writer is not None:
-            scalars = {name: value for name, value in row.items() if name != "step"}
-            self._writer.write_scalars(int(row["step"]), scalars)
+    def _tell(self, name: str, step: int, scalars: Mapping[str, float]) -> None:
+        """Give a row to a logger. A logger that fails, e.g. without a connection, does not end the run."""
+        try:
+            self._loggers[name].scalars(step, scalars)
+        except Exception as error:  # of any class of the logger's package
+            if name not in self._silent:
+                self.say(f"WARNING --log {name}: {error}; the run goes on, and metrics.jsonl has it all")
+            self._silent.add(name)
 
     def say(self, text: str) -> None:
         """Print a line on the first host, above the progress bar."""
@@ -342,9 +357,11 @@ class RunFolder:
         """Wait until everything is on disk, unlock the folder, and restore the old signal handler."""
         try:
             self._checkpoints.close()
-            if self._writer is not None:
-                self._writer.flush()
-                self._writer.close()
+            if self._board is not None:
+                self._board.close()
+            for logger in self._loggers.values():
+                logger.close(self._failed)
+            self._loggers = {}
         finally:
             self._lock.release()
         if self._bar is not None:

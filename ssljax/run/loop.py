@@ -118,7 +118,7 @@ def fit(
             if step % config.log_every == 0 or last:
                 row = fetched(step, metrics, folder.check_finite)
                 row["learning_rate"] = float(program.schedule(jnp.int32(step - 1)))
-                folder.log(step, total, spe, row)
+                folder.log(step, total, row)
             every = config.eval_every_epochs * spe
             if test is not None and every and (last or step % every == 0):
                 folder.log_knn(step, online_knn(program, state, source, test))

@@ -148,6 +148,8 @@ def smaller(config: ConfigDict, key: str, asked: int, *, pieces: bool) -> str:
     if pieces and config.batch_size % (factor * config.accumulate * devices) == 0:
         ways.append(f"{key}accumulate={factor * config.accumulate} (the same batch, in pieces)")
     ways.append(f"{key}data.image_size={max(config.data.image_size // 2, 1)}")
+    if config.preset == "folder":
+        ways.append(f"--config {config.name}:folder_small")
     return f"Try {' or '.join(ways)}, with another --workdir, because a run keeps its settings"
 
 

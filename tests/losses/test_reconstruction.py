@@ -41,6 +41,8 @@ def test_the_kl_lies_between_0_and_ln_k_and_is_per_place(golden):
     kl = kl_to_uniform(logits)
     assert kl.shape == logits.shape[:-1]
     np.testing.assert_allclose(kl.sum(), g["kl/total_sum"], rtol=1e-5)
+    # What a known implementation takes for the mean over the batch is the sum.
+    np.testing.assert_allclose(kl.sum(), g["kl/lucidrains_batchmean"], rtol=1e-5)
     np.testing.assert_allclose(kl.sum(1).mean(), g["kl/sum_over_positions_mean_over_batch"], rtol=1e-5)
     np.testing.assert_array_equal(kl_to_uniform(jnp.zeros((2, 64), jnp.float32)), np.zeros(2))
     certain = 1e4 * jax.nn.one_hot(jnp.array([5]), 8192, dtype=jnp.float32)
