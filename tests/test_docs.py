@@ -72,7 +72,8 @@ def test_every_page_of_the_site_is_in_its_menu_and_every_link_leads_somewhere(si
     menu = re.findall(r"[\w/.]+\.md", (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1])
     hidden = ("source/", "papers/deepcluster/")
     assert set(menu) <= set(texts)
-    assert [place for place in texts if place not in menu and not place.startswith(hidden)] == []
+    missing = [place for place in texts if place not in menu and not place.startswith(hidden)]
+    assert missing == [], "add them to the menu of mkdocs.yml"
     for place, text in texts.items():
         for target, part in re.findall(r"\]\(([^)#\s]+)(#[^)\s]*)?\)", BLOCK.sub("", text)):
             if "://" not in target:
