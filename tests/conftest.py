@@ -19,6 +19,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests import packed
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -31,7 +33,7 @@ class Golden:
     """A golden file: `golden("nt_xent")["c0/hidden"]`."""
 
     def __init__(self, name: str):
-        self.arrays = np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
+        self.arrays = packed.read(GOLDEN / f"{name}.npz")
 
     def __getitem__(self, field: str) -> np.ndarray:
         return self.arrays[field]
@@ -41,7 +43,7 @@ class Golden:
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """All fields below `prefix/`, keyed by the rest of their name."""
-        return {k[len(prefix) + 1 :]: self.arrays[k] for k in self.arrays.files if k.startswith(prefix + "/")}
+        return {k[len(prefix) + 1 :]: self.arrays[k] for k in self.arrays if k.startswith(prefix + "/")}
 
 
 @pytest.fixture(scope="session")

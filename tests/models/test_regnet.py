@@ -46,7 +46,7 @@ def test_torchvision_network(golden):
         bn_epsilon=float(case["bn_eps"]),
     )
     assert net.table == TABLES["regnety_xs"]
-    fields = {name: case[name] for name in case.arrays.files}
+    fields = {name: case[name] for name in case.arrays}
     layers = {"stem": "stem_out", "stage1": "block1_out", "stage2": "block2_out"}
     computes_what_torch_does(net, fields, TORCHVISION, layers)
 
