@@ -106,19 +106,18 @@ import os
 import tempfile
 from pathlib import Path
 
-SOURCE = "{source}"  # what pip installs; the notebooks of a checkout need nothing here
+SOURCE = "{source}"  # what pip installs; not needed in a checkout
 
 if importlib.util.find_spec("ssljax") is None:
     if Path("../ssljax/__init__.py").exists():
         SOURCE = ".."
     if not SOURCE:
         raise ValueError(
-            "ssljax is not installed, and this copy of the notebook does not know where it is. Set SOURCE "
-            "above to one of: 'git+https://HOST/OWNER/ssljax', the address of its repository; the path of a "
-            "checkout; or the name of an uploaded archive, such as 'ssljax-0.1.0-py3-none-any.whl', which "
+            "ssljax is not installed. Set SOURCE above to its address, 'git+https://HOST/OWNER/ssljax'; to the "
+            "path of a checkout; or to an uploaded archive, e.g. 'ssljax-0.1.0-py3-none-any.whl', which "
             "`pip wheel --no-deps .` writes in a checkout"
         )
-    # A JAX that is installed fits the driver of this machine's accelerator: pip must leave it as it is.
+    # An installed JAX fits this machine's accelerator: pip must leave it as it is.
     found = {{x.metadata["Name"].lower(): x.version for x in importlib.metadata.distributions()}}
     kept = [f"{{x}}=={{found[x]}}" for x in sorted(found) if x.startswith(("jax", "libtpu", "numpy"))]
     KEPT = Path(tempfile.mkdtemp(), "kept.txt")
@@ -129,10 +128,9 @@ if importlib.util.find_spec("ssljax") is None:
 DEVICE_TEXT = """
 ## On a GPU or a TPU
 
-On Colab choose one under *Runtime > Change runtime type* before the first cell. Colab's JAX is built for its
-GPUs and TPUs, so ssljax was installed without an extra. `ssljax[cuda]` and `ssljax[tpu]` are for machines of
-your own: they bring a JAX of their own, which may not fit Colab's driver. If pip says above that it finds no
-jax that fits, Colab's is older than ssljax needs: choose a newer runtime version in the same menu.
+On Colab choose one under *Runtime > Change runtime type* first. Colab's JAX fits its GPUs and TPUs, so ssljax
+is installed without an extra: `ssljax[cuda]` and `ssljax[tpu]` bring a JAX of their own, for machines of yours.
+If pip finds no jax that fits, Colab's is too old: choose a newer runtime version there.
 """
 
 DEVICE = """
