@@ -113,8 +113,8 @@ if importlib.util.find_spec("ssljax") is None:
         SOURCE = ".."
     if not SOURCE:
         raise ValueError(
-            "ssljax is not installed. Set SOURCE above to its address, 'git+https://HOST/OWNER/ssljax'; to the "
-            "path of a checkout; or to an uploaded archive, e.g. 'ssljax-0.1.0-py3-none-any.whl', which "
+            "ssljax is not installed. Set SOURCE above to its address, 'git+https://HOST/OWNER/ssljax'; to a "
+            "checkout; or to an uploaded archive, e.g. 'ssljax-0.1.0-py3-none-any.whl', which "
             "`pip wheel --no-deps .` writes in a checkout"
         )
     # An installed JAX fits this machine's accelerator: pip must leave it as it is.
@@ -129,7 +129,7 @@ DEVICE_TEXT = """
 ## On a GPU or a TPU
 
 On Colab choose one under *Runtime > Change runtime type* first. Colab's JAX fits its GPUs and TPUs, so ssljax
-is installed without an extra: `ssljax[cuda]` and `ssljax[tpu]` bring a JAX of their own, for machines of yours.
+is installed without an extra: `ssljax[cuda]` and `ssljax[tpu]` bring a JAX of their own, for your machines.
 If pip finds no jax that fits, Colab's is too old: choose a newer runtime version there.
 """
 
