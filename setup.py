@@ -59,6 +59,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2"],  # an NVIDIA driver from 580 on
         "convert": ["safetensors>=0.5.0"],  # weights of timm and torchvision, without PyTorch
         "hf": ["datasets>=4.0.0"],  # `ssljax prepare hf:NAME`; reading what it saved needs only pyarrow
+        "docs": ["mkdocs-material>=9.8.2", "mkdocs>=1.6.1"],  # the site
         "export": ["flatbuffers>=24.3.25"],  # TensorFlow brings it
         "wandb": ["wandb>=0.19.0"],  # loggers, `ssljax train --log wandb`
         "mlflow": ["mlflow>=3.0.0"],

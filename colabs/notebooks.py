@@ -1,4 +1,4 @@
-"""Writes the notebooks, one per paper.
+"""Writes the notebooks: one per paper, and one for your own images.
 
 The notebooks are generated: change this file, then run `python colabs/notebooks.py`.
 """
@@ -12,6 +12,10 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 FOLDER = Path(__file__).parent
+
+# The repository's address, such as https://github.com/OWNER/ssljax. This line is the only place that has it.
+# Notebooks without it ask for it in their first cell, and have no badge, because its link would lead nowhere.
+REPOSITORY = ""
 
 # Per paper: the name of its method, and what the method does.
 PAPERS = {
@@ -95,6 +99,46 @@ images.
     ),
 }
 
+INSTALL = """
+import importlib.metadata
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+SOURCE = "{source}"  # what pip installs; not needed in a checkout
+
+if importlib.util.find_spec("ssljax") is None:
+    if Path("../ssljax/__init__.py").exists():
+        SOURCE = ".."
+    if not SOURCE:
+        raise ValueError(
+            "ssljax is not installed. Set SOURCE above to its address, 'git+https://HOST/OWNER/ssljax'; to a "
+            "checkout; or to an uploaded archive, e.g. 'ssljax-0.1.0-py3-none-any.whl', which "
+            "`pip wheel --no-deps .` writes in a checkout"
+        )
+    # An installed JAX fits this machine's accelerator: pip must leave it as it is.
+    found = {{x.metadata["Name"].lower(): x.version for x in importlib.metadata.distributions()}}
+    kept = [f"{{x}}=={{found[x]}}" for x in sorted(found) if x.startswith(("jax", "libtpu", "numpy"))]
+    KEPT = Path(tempfile.mkdtemp(), "kept.txt")
+    KEPT.write_text("\\n".join(kept))
+    %pip install --quiet --constraint "{{KEPT}}" "{{SOURCE}}"
+"""
+
+DEVICE_TEXT = """
+## On a GPU or a TPU
+
+On Colab choose one under *Runtime > Change runtime type* first. Colab's JAX fits its GPUs and TPUs, so ssljax
+is installed without an extra: `ssljax[cuda]` and `ssljax[tpu]` bring a JAX of their own, for your machines.
+If pip finds no jax that fits, Colab's is too old: choose a newer runtime version there.
+"""
+
+DEVICE = """
+import jax
+
+print(f"jax {{jax.__version__}} on {{jax.device_count()}} x {{jax.devices()[0].device_kind}}")
+"""
+
 CELLS = [
     (
         "title",
@@ -108,33 +152,16 @@ classifier on its features need afterwards?
 The cells below call the same four verbs as the command line: `preview`, `train`, `evaluate`, `report`.
 """,
     ),
-    (
-        "install",
-        """
-import importlib.util
-import os
-import sys
-from pathlib import Path
-
-REPOSITORY = ""  # outside a checkout, for example on Colab: the git URL of the repository
-
-if Path("../configs/{name}.py").exists():
-    os.chdir("..")
-if importlib.util.find_spec("ssljax") is None:
-    if not Path("configs/{name}.py").exists():
-        !git clone --quiet {{REPOSITORY}} ssljax
-        os.chdir("ssljax")
-    %pip install --quiet --editable .
-    sys.path.insert(0, os.getcwd())
-""",
-    ),
+    ("install", INSTALL),
+    ("device_text", DEVICE_TEXT),
+    ("device", DEVICE),
     (
         "settings",
         """
 RUN = os.environ.get("SSLJAX_RUN", "runs/{name}-digits")
 CHANGES = os.environ.get("SSLJAX_CHANGES", "").split()  # e.g. ["--config.epochs=20", "--config.seed=1"]
 
-ARGUMENTS = ["--config=configs/{name}.py:digits", f"--workdir={{RUN}}", *CHANGES]
+ARGUMENTS = ["--config={name}:digits", f"--workdir={{RUN}}", *CHANGES]
 """,
     ),
     (
@@ -211,6 +238,173 @@ Image(f"{{RUN}}/labels-digits.png", width=700)
 ]
 
 
+OWN_CELLS = [
+    (
+        "title",
+        """
+# Your own images in ten minutes
+
+A small network learns from a folder of pictures, without labels. Then you see which pictures it finds alike,
+and keep their features in a file and the network in another.
+""",
+    ),
+    ("install", INSTALL),
+    ("device_text", DEVICE_TEXT),
+    ("device", DEVICE),
+    (
+        "images_text",
+        """
+## The pictures
+
+`IMAGES` is a folder, at any depth, or a zip. On Colab upload a zip by the folder icon at the left, or mount
+your Drive: `from google.colab import drive; drive.mount("/content/drive")`. JPEG, PNG, WebP, GIF, BMP and
+TIFF are read. A few hundred pictures are few; thousands are better. While `IMAGES` is empty, scikit-learn's
+digits stand in for your pictures.
+""",
+    ),
+    (
+        "images",
+        """
+import shutil
+
+import numpy as np
+from PIL import Image as Picture
+from sklearn.datasets import load_digits
+
+IMAGES = os.environ.get("SSLJAX_IMAGES", "")  # e.g. "photos.zip", "/content/drive/MyDrive/photos"
+
+if IMAGES.endswith(".zip"):
+    shutil.unpack_archive(IMAGES, "pictures")
+    IMAGES = "pictures"
+if not IMAGES:
+    IMAGES = "pictures"
+    os.makedirs(IMAGES, exist_ok=True)
+    for i, digit in enumerate(load_digits().images):
+        Picture.fromarray((digit * 255 / 16).astype("uint8")).save(f"{{IMAGES}}/{{i:04}}.png")
+""",
+    ),
+    (
+        "settings",
+        """
+RUN = os.environ.get("SSLJAX_RUN", "runs/own-images")
+CHANGES = os.environ.get("SSLJAX_CHANGES", "").split()  # e.g. ["--config.epochs=20"]
+
+DATA = [f"--config.data.source=folder:{{IMAGES}}", "--config.data.labels=none"]
+ARGUMENTS = ["--config=simclr:folder_small", f"--workdir={{RUN}}", *DATA, *CHANGES]
+""",
+    ),
+    (
+        "preview_text",
+        """
+## What the network sees
+
+Each row shows one picture: as it is stored, and six random views of it. What the views have in common is
+what the network learns. If they hide what matters to you, such as colour, change them: `ssljax config
+--config simclr:folder_small` lists the settings of `augment`.
+""",
+    ),
+    (
+        "preview",
+        """
+from IPython.display import Image
+
+from ssljax import preview
+
+preview.main(ARGUMENTS)
+Image(f"{{RUN}}/preview.png", width=700)
+""",
+    ),
+    (
+        "train_text",
+        """
+## Train
+
+The loss should fall. If the cell is interrupted, run it again: training resumes from the last checkpoint.
+""",
+    ),
+    (
+        "train",
+        """
+from ssljax import train
+
+train.main(ARGUMENTS)
+""",
+    ),
+    (
+        "embed_text",
+        """
+## Features in a file
+
+One row per picture. A name that ends in `.parquet` or `.csv` gives a table instead.
+""",
+    ),
+    (
+        "embed",
+        """
+from ssljax import embed
+
+embed.main(["--workdir", RUN, "--images", IMAGES, "--out", f"{{RUN}}/features.npz"])
+""",
+    ),
+    (
+        "neighbours_text",
+        """
+## Neighbours
+
+Each row shows a picture, and the five that the network finds most alike.
+""",
+    ),
+    (
+        "neighbours",
+        """
+import matplotlib.pyplot as plt
+from sklearn.neighbors import NearestNeighbors
+
+with np.load(f"{{RUN}}/features.npz") as file:
+    paths, features = file["path"], file["features"]
+asked = np.random.default_rng(0).choice(len(paths), 8, replace=False)
+_, nearest = NearestNeighbors(n_neighbors=6, metric="cosine").fit(features).kneighbors(features[asked])
+
+figure, axes = plt.subplots(8, 6, figsize=(6, 8))
+for ax, i in zip(axes.flat, nearest.flat, strict=True):
+    ax.imshow(Picture.open(paths[i]).convert("RGBA"))
+    ax.set_axis_off()
+figure.savefig(f"{{RUN}}/neighbours.png")
+plt.close(figure)
+Image(f"{{RUN}}/neighbours.png", width=500)
+""",
+    ),
+    (
+        "export_text",
+        """
+## The network in a file
+
+The file holds the program and its weights, and runs where ssljax is not installed. It wants pictures of the
+right size, cut square.
+""",
+    ),
+    (
+        "export",
+        """
+from jax import export as jax_export
+from PIL import ImageOps
+
+from ssljax import export
+
+export.main(["--workdir", RUN, "--to", f"stablehlo:{{RUN}}/network.stablehlo"])
+
+# From here on without ssljax.
+network = jax_export.deserialize(bytearray(Path(f"{{RUN}}/network.stablehlo").read_bytes()))
+size = network.in_avals[0].shape[1]
+squares = [np.asarray(ImageOps.fit(Picture.open(p).convert("RGB"), (size, size))) for p in paths[:8]]
+again = np.asarray(network.call(np.stack(squares))["features"])
+norms = np.linalg.norm(again, axis=1) * np.linalg.norm(features[:8], axis=1)
+print(f"cosine with the features above: {{min((again * features[:8]).sum(axis=1) / norms):.3f}} or more")
+""",
+    ),
+]
+
+
 # Cells that differ for some papers.
 OTHERS = {
     "deepcluster": {
@@ -256,7 +450,7 @@ The cells below call the same four verbs as the command line: `preview`, `train`
 RUN = os.environ.get("SSLJAX_RUN", "runs/{name}-digits")
 CHANGES = os.environ.get("SSLJAX_CHANGES", "").split()  # e.g. ["--config.finetune.epochs=40"]
 
-ARGUMENTS = ["--config=configs/{name}.py:digits_self", f"--workdir={{RUN}}", *CHANGES]
+ARGUMENTS = ["--config={name}:digits_self", f"--workdir={{RUN}}", *CHANGES]
 """,
         "preview": """
 from IPython.display import Image
@@ -472,18 +666,36 @@ Image(f"{{RUN}}/corruptions-digits.png", width=900)
 
 
 def file(name: str) -> Path:
-    """The path of a paper's notebook."""
+    """The path of a notebook."""
     return FOLDER / f"{name}.ipynb"
 
 
+def badge(name: str) -> str:
+    """The link that opens a notebook in Colab, which knows GitHub; empty while REPOSITORY is not there."""
+    host = "https://github.com/"
+    if not REPOSITORY.startswith(host):
+        return ""
+    colab = "https://colab.research.google.com"
+    link = f"{colab}/github/{REPOSITORY.removeprefix(host)}/blob/main/colabs/{name}.ipynb"
+    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({link})"
+
+
 def notebook(name: str) -> str:
-    """The contents of a paper's notebook. Cells have their names as ids, so every call returns the same."""
-    title, idea = PAPERS[name]
+    """The contents of a notebook. Cells have their names as ids, so every call returns the same.
+
+    Args:
+        name: a key of PAPERS, or "own_images".
+    """
+    title, idea = PAPERS.get(name, ("", ""))
+    own = OWN_CELLS if name == "own_images" else CELLS
     others = OTHERS.get(name, {})
+    source = f"git+{REPOSITORY}" if REPOSITORY else ""
     cells = []
-    for cell, default in CELLS:
+    for cell, default in own:
         template = others.get(cell, default)
-        text = template.format(name=name, title=title, idea=idea.strip()).strip()
+        text = template.format(name=name, title=title, idea=idea.strip(), source=source).strip()
+        if cell == "title" and badge(name):
+            text = f"{badge(name)}\n\n{text}"
         is_text = cell == "title" or cell.endswith("_text")
         new_cell = new_markdown_cell if is_text else new_code_cell
         cells.append(new_cell(text, id=cell))
@@ -500,7 +712,7 @@ def notebook(name: str) -> str:
 
 def main() -> None:
     """Writes the notebooks."""
-    for name in PAPERS:
+    for name in (*PAPERS, "own_images"):
         file(name).write_text(notebook(name))
         print(file(name), file=sys.stderr)
 

@@ -4,9 +4,13 @@ import base64
 import importlib.util
 import os
 
+import jax
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from tests.processes import QUICK, ROOT
 
@@ -38,11 +42,81 @@ def generator():
 
 @pytest.mark.parametrize(
     "name",
-    ("simclr", "simclr_v2", "moco", "byol", "deit", "deepcluster", "beit", "noisy_student", "cmc", "cpc"),
+    (
+        *(
+            "simclr",
+            "simclr_v2",
+            "moco",
+            "byol",
+            "deit",
+            "deepcluster",
+            "beit",
+            "noisy_student",
+            "cmc",
+            "cpc",
+        ),
+        "own_images",
+    ),
 )
 def test_a_notebook_is_what_the_generator_writes(generator, name):
     assert generator.file(name).read_text() == generator.notebook(name), "run `python colabs/notebooks.py`"
     assert generator.notebook(name) == generator.notebook(name)
+
+
+def first_cell(generator, folder, monkeypatch):
+    """Runs the first cell in a folder without ssljax; returns what it gives to %pip, with names filled in."""
+    (cell,) = [x for x in nbformat.reads(generator.notebook("simclr"), 4).cells if x.id == "install"]
+    asked = []
+
+    class Shell:
+        def run_line_magic(self, name, line):
+            asked.append(f"{name} {line}")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    names = {"get_ipython": Shell}
+    exec(TransformerManager().transform_cell(cell.source), names)
+    return asked[0].format(**names), names["KEPT"].read_text().split("\n")
+
+
+def test_a_notebook_without_an_address_asks_for_it(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(generator, "REPOSITORY", "")
+    assert generator.badge("simclr") == ""
+    with pytest.raises(ValueError, match=r"Set SOURCE .*git\+https://.*checkout; .*uploaded archive"):
+        first_cell(generator, tmp_path, monkeypatch)
+
+
+def test_a_notebook_with_an_address_installs_it_and_keeps_jax(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(generator, "REPOSITORY", "https://github.com/OWNER/ssljax")
+    asked, kept = first_cell(generator, tmp_path, monkeypatch)
+    assert asked.startswith("pip install") and asked.endswith('"git+https://github.com/OWNER/ssljax"')
+    assert f"jax=={jax.__version__}" in kept and any(x.startswith("jaxlib==") for x in kept)
+    opens = "(https://colab.research.google.com/github/OWNER/ssljax/blob/main/colabs/own_images.ipynb)"
+    assert opens in nbformat.reads(generator.notebook("own_images"), 4).cells[0].source
+
+
+def test_a_notebook_of_a_checkout_installs_the_checkout(generator, tmp_path, monkeypatch):
+    (tmp_path / "colabs").mkdir()
+    (tmp_path / "ssljax").mkdir()
+    (tmp_path / "ssljax/__init__.py").touch()
+    asked, _ = first_cell(generator, tmp_path / "colabs", monkeypatch)
+    assert asked.endswith('".."')
+
+
+def test_own_images(generator, tmp_path, monkeypatch):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, digit in enumerate(load_digits().images[:64]):
+        Image.fromarray((digit * 16).clip(0, 255).astype("uint8")).save(images / f"{i}.png")
+    monkeypatch.setenv("SSLJAX_IMAGES", str(images))
+    changes = "--config.epochs=1 --config.batch_size=16 --config.model.width=0.125 --config.head.dim=16"
+    outputs, printed = executed(
+        generator, tmp_path, "own_images", f"{changes} --config.optim.warmup_epochs=0"
+    )
+    assert "64 images, 64 features each" in printed["embed"]
+    assert "network.stablehlo" in printed["export"]
+    assert float(printed["export"].split(" or more")[0].split()[-1]) > 0.9
+    shows(outputs, tmp_path, preview="preview.png", neighbours="neighbours.png")
 
 
 @pytest.mark.parametrize(

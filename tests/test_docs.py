@@ -1,6 +1,8 @@
 """The README and docs/: links lead somewhere, commands are understood, and the code runs as it stands."""
 
+import importlib.util
 import os
+import posixpath
 import re
 import shlex
 import subprocess
@@ -55,6 +57,73 @@ def test_the_commands_of_the_pages_name_what_exists():
             cli.load(verb, words)  # refuses a config, a preset or a setting that is not there
             checked += 1
     assert checked > 40
+
+
+@pytest.fixture(scope="module")
+def site():
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "site.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_page_of_the_site_is_in_its_menu_and_every_link_leads_somewhere(site):
+    texts, others = site.pages()
+    menu = re.findall(r"[\w/.]+\.md", (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1])
+    hidden = ("source/", "papers/deepcluster/")
+    assert set(menu) <= set(texts)
+    missing = [place for place in texts if place not in menu and not place.startswith(hidden)]
+    assert missing == [], "add them to the menu of mkdocs.yml"
+    for place, text in texts.items():
+        for target, part in re.findall(r"\]\(([^)#\s]+)(#[^)\s]*)?\)", BLOCK.sub("", text)):
+            if "://" not in target:
+                found = posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
+                assert found in texts or found in others, f"{place} links to {found}"
+                titles = re.findall(r"^#+ (.*)$", texts.get(found, ""), re.MULTILINE)
+                slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+                assert not part or part[1:] in slugs, f"{place} links to {target}{part}"
+    assert others["papers/simclr/labels-digits.png"] == ROOT / "experiments/simclr/labels-digits.png"
+
+
+def test_links_change_from_the_repository_to_the_site(site):
+    found = []
+    text = "[a](../../docs/cpu.md#x) [b](../../configs/simclr.py) ![c](d.png)\n```\n[e](../f.md)\n```\n[g](h://i)"
+    moved = site.relinked(text, "experiments/simclr/README.md", "papers/simclr.md", found.append)
+    assert moved == (
+        "[a](../cpu.md#x) [b](../source/configs/simclr.py.md) ![c](simclr/d.png)\n"
+        "```\n[e](../f.md)\n```\n[g](h://i)"
+    )
+    assert found == ["docs/cpu.md", "configs/simclr.py", "experiments/simclr/d.png"]
+
+
+def test_the_page_of_a_protocol_says_what_its_code_says(site):
+    page = site.protocol("knn")
+    for text in (
+        "# knn",
+        "    s = cos(test, train)",
+        "`top1`, `top5`",
+        "**Condition:** Both splits need labels.",
+    ):
+        assert text in page
+    settings = re.findall(r"^\| `evaluate\.(\w+)`", page, re.MULTILINE)
+    assert settings == ["knn_k", "knn_temperature"]
+
+
+def test_a_docstring_becomes_lists_and_code(site):
+    text = "Sums <x>_i.\n\n    x * y\n\nArgs:\n    a, b: two,\n        or `c_d`.\n\nReturns:\n    [N]: all."
+    want = "Sums \\<x>\\_i.\n\n    x * y\n\n**Args**\n\n- `a, b`: two,\n      or `c_d`.\n\n"
+    want += "**Returns**\n\n\\[N\\]: all."
+    assert site.prose(text) == want
+
+
+def test_an_image_gets_all_that_its_file_copies():
+    copied = re.findall(r"^COPY (.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    sent = re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert " ".join(copied).split() == [
+        *("setup.py", "pyproject.toml", "requirements.lock", "README.md", "LICENSE", "configs", "ssljax"),
+    ]
+    assert sorted(sent) == sorted(" ".join(copied).split())
+    assert all((ROOT / name).exists() for name in sent)
 
 
 @pytest.mark.slow

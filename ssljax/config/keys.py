@@ -49,7 +49,7 @@ FACTS = ("data.num_classes", "data.num_examples", "data.num_ids")
 SEED = Range(0, 2**32 - 1, whole=True)
 
 RUN = (
-    Key("method", "", "the method: a key of METHODS in ssljax/methods/__init__.py"),
+    Key("method", "", "the method: a key of ssljax.methods.METHODS"),
     Key("name", "", "the folder of experiments/ that the results belong to", FILE_NAME),
     Key("preset", "", "the preset's name, shown in tables and logs", FILE_NAME),
     Key("seed", 0, "seed of the initialisation, the order of the data and every random draw", SEED),

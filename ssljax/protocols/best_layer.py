@@ -62,7 +62,7 @@ def split(train: Features, seed: int) -> tuple[Features, Features]:
 
 
 def refuse(bench: Bench) -> str:
-    """As `layers`."""
+    """The layers must be named, and both splits need labels."""
     return layers.refuse(bench).replace("layers needs", "best_layer needs")
 
 
