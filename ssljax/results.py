@@ -51,6 +51,7 @@ UNSAID = (
     "evaluate.corruptions",  # where these lie; a measurement says whether they were made anew
     "evaluate.imagenet_a",
     "evaluate.perturbations",
+    "evaluate.retrieval",
 )
 
 

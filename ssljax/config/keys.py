@@ -259,6 +259,18 @@ EVALUATE = (
         "",
         "images of the protocol `perturbations`: folder:PATH with TYPE/CLASS/SEQUENCE/FRAME",
     ),
+    Key("evaluate.retrieval", "", "folders of the protocol `retrieval`, with commas between them"),
+    Key(
+        "evaluate.retrieval_pca",
+        "train",
+        "what whitening is learned on; train: the run's training images; another folder; none: no whitening",
+    ),
+    Key(
+        "evaluate.retrieval_size",
+        0,
+        "longer side of the images in pixels; 0: 1024 for a network trained at 224, in proportion",
+        NATURAL,
+    ),
 )
 
 # -------------------------------------------------------------------------------------------------- the table

@@ -12,6 +12,7 @@ from ssljax.protocols import (
     linear,
     perturbations,
     reconstruction,
+    retrieval,
 )
 from ssljax.types import Protocol
 
@@ -27,4 +28,5 @@ PROTOCOLS: dict[str, Protocol] = {
     "imagenet_a": imagenet_a.PROTOCOL,
     "corruptions": corruptions.PROTOCOL,
     "perturbations": perturbations.PROTOCOL,
+    "retrieval": retrieval.PROTOCOL,
 }
