@@ -52,6 +52,9 @@ UNSAID = (
     "evaluate.imagenet_a",
     "evaluate.perturbations",
     "evaluate.retrieval",
+    "evaluate.transfer",
+    "evaluate.transfer_root",
+    "evaluate.voc07",
 )
 
 

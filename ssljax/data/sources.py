@@ -4,7 +4,7 @@
     fashion_mnist   the four files of Debian's `dataset-fashion-mnist`, or the same four in data.data_dir, or
                     a prepared TFDS copy; in memory (data.builtin)
     folder:PATH     PATH/train and PATH/test (or val) with one sub-folder per class, or one such folder, or
-                    images without labels (data.folder)
+                    images without labels (data.folder), or PASCAL VOC as it is unpacked (data.voc)
     tfds:NAME       a data set prepared by `ssljax prepare NAME` (data.records)
 
 `load` never downloads. Sources held in memory (digits, Fashion-MNIST from its files, a folder with
@@ -22,7 +22,7 @@ import difflib
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import builtin, folder, records, sampler
+from ssljax.data import builtin, folder, records, sampler, voc
 from ssljax.data.source import Source
 from ssljax.types import Facts
 
@@ -64,6 +64,8 @@ def load(data: ConfigDict, split: str) -> Source:
         source = builtin.digits(data, split)
     elif data.source == "fashion_mnist":
         source = builtin.fashion_mnist(data, split)
+    elif kind == "folder" and argument and voc.is_devkit(argument):
+        source = voc.load(data, argument, split)
     elif kind == "folder" and argument:
         source = folder.load(data, argument, split)
     elif kind == "tfds" and argument:

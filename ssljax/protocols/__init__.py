@@ -13,6 +13,8 @@ from ssljax.protocols import (
     perturbations,
     reconstruction,
     retrieval,
+    transfer,
+    voc07_svm,
 )
 from ssljax.types import Protocol
 
@@ -29,4 +31,6 @@ PROTOCOLS: dict[str, Protocol] = {
     "corruptions": corruptions.PROTOCOL,
     "perturbations": perturbations.PROTOCOL,
     "retrieval": retrieval.PROTOCOL,
+    "transfer": transfer.PROTOCOL,
+    "voc07_svm": voc07_svm.PROTOCOL,
 }
