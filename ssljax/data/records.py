@@ -223,7 +223,8 @@ def _targets(builder: Any, stored: str) -> dict[str, np.ndarray]:
         dataset = builder.as_dataset(split=stored, decoders=skip, shuffle_files=False, read_config=config)
         pairs = dataset.map(lambda e: tuple(e[key] for key in keys))
         lists = [list(each) for each in zip(*pairs.as_numpy_iterator(), strict=True)]
-    return {"labels": voc.targets(*lists, classes=features["labels"].feature.num_classes)}
+    classes = features["labels"].feature.num_classes
+    return {"labels": voc.targets(lists[0], lists[1], classes)}
 
 
 def _into_memory(

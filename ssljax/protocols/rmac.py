@@ -78,7 +78,7 @@ def region_vectors(maps: jax.Array) -> jax.Array:
     height, width = maps.shape[1:3]
     boxes = regions(height, width)
     found = [maps[:, y : y + h, x : x + w].max(axis=(1, 2)) for x, y, w, h in boxes]
-    return unit(jnp.stack(found, axis=1).astype(jnp.float32), jnp)
+    return jnp.asarray(unit(jnp.stack(found, axis=1).astype(jnp.float32), jnp))
 
 
 def unit(vectors: jax.Array | np.ndarray, xp: object = np) -> jax.Array | np.ndarray:
