@@ -28,20 +28,31 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import board, cli, results
+from ssljax import board, cli, models, results
 from ssljax.config import differences, hashed, public, resolve
 from ssljax.data import geometry, sources
 from ssljax.data.reading import readable
 from ssljax.data.source import Source
 from ssljax.pictures import gallery
 from ssljax.pictures.kept import gallery_file
-from ssljax.program import Evaluated, encoded, open_run, stage, stages, untrained, use_compilation_cache
+from ssljax.program import (
+    Evaluated,
+    encoded,
+    open_run,
+    spread,
+    stage,
+    stages,
+    untrained,
+    use_compilation_cache,
+)
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench, Reduce
 from ssljax.protocols.features import Features, raw_pixels
+from ssljax.protocols.linear import ONE_THREAD
 from ssljax.protocols.reconstruction import errors_and_codes
 from ssljax.run import few_labels, files, hosts, memory
 from ssljax.run.folder import facts_of
@@ -56,14 +67,13 @@ METRIC_NAMES = {
     "mae": "mean absolute error",
     "mean_error": "mean error",
     "flip_probability": "flip probability",
+    "map": "mAP",
+    "map_medium": "mAP (medium)",
+    "mean_per_class": "mean per class",
 }
 BASELINES = ("raw_pixels", "random_init", "supervised")
 
 FITTED = ("linear", "label_fraction")  # by scikit-learn or many epochs
-
-# Below this many numbers scikit-learn fits faster on one core. On a busy machine its threads wait for each
-# other and take 100 times as long.
-ONE_THREAD = 10_000_000
 
 
 def measure(
@@ -121,7 +131,7 @@ def measure(
         print(f"no labels, so without {', '.join(refused)}; neighbours of held-out images: {figures}")
     protocols = [name for name in protocols if name not in refused]
 
-    for reads in ("features", "maps", "predictions", "state"):
+    for reads in ("features", "images", "maps", "predictions", "state"):
         names = [name for name in protocols if PROTOCOLS[name].reads == reads]
         for bench in benches:
             if not judged(bench, reads, config.method):
@@ -152,7 +162,7 @@ def judged(bench: Bench, reads: str, method: str) -> bool:
         reads: `Protocol.reads`.
         method: the method of the run.
     """
-    if reads == "features":
+    if reads in ("features", "images"):
         return True
     if reads == "maps":
         return bench.maps is not None
@@ -167,6 +177,9 @@ def of_network(
 
     def maps(split: Source, layer: str, reduce: Reduce) -> Features:
         return encoded(lambda image: reduce(network.maps(image, layer)), network.mesh, config, split)
+
+    def last_map(images: np.ndarray, reduce: Reduce) -> np.ndarray:
+        return at_once(lambda image: reduce(network.last_map(image)), network.mesh, images)
 
     def predictions(split: Source) -> Mapping[str, np.ndarray]:
         assert network.method.classify is not None, "a bench without heads has no predictions"
@@ -196,6 +209,8 @@ def of_network(
         test=test,
         load=further(config),
         features=features,
+        encode=functools.partial(at_once, network.encode, network.mesh),
+        last_map=last_map if models.convolutional(models.backbone(config.model)) else None,
         maps=maps,
         predictions=None if network.method.classify is None else predictions,
         reconstructions=None if network.method.reconstruct is None else reconstructions,
@@ -233,7 +248,15 @@ def of_pixels(config: ConfigDict, source: Source, test: Source) -> Bench:
         test=test,
         load=further(config),
         features=features,
+        encode=functools.partial(at_once, raw_pixels, mesh),
     )
+
+
+def at_once(function: Callable[[jax.Array], jax.Array], mesh: Mesh, images: np.ndarray) -> np.ndarray:
+    """A function of a few images [B, ...]. The last is repeated until the devices have equally many."""
+    repeats = -len(images) % mesh.devices.size
+    padded = np.concatenate([images, np.repeat(images[-1:], repeats, axis=0)])
+    return np.asarray(spread(function, mesh)(padded))[: len(images)]
 
 
 def further(config: ConfigDict) -> Callable[..., Source]:
@@ -276,8 +299,15 @@ def warn_of_wait(name: str, bench: Bench) -> None:
 def timed(protocol: Protocol, bench: Bench) -> Iterator[Measurement]:
     """Add to each measurement the `seconds` it took. Features are extracted before the clock starts.
 
-    Those of the training split are extracted only for a protocol that reads them.
+    Those of the training split are extracted only for a protocol that reads them, and none for one that reads
+    images of its own.
     """
+    if protocol.reads == "images":
+        begin = time.perf_counter()
+        for found in protocol.judge(bench):
+            yield {**found, "seconds": time.perf_counter() - begin}
+            begin = time.perf_counter()
+        return
     dim = bench.features(bench.test).features.shape[1]
     if protocol.reads == "features":
         bench.features(bench.train)

@@ -282,6 +282,7 @@ class Evaluated(NamedTuple):
         params, model_state, extra: as the run left them; there is no optimizer state.
         encode: image -> float32 [B, D].
         maps: (image, layer) -> float32 [B, h, w, C], the feature map of a layer.
+        last_map: image of any size -> float32 [B, h, w, C], for a convolutional network.
         tokens: image -> float32 [B, N, D], for a vision transformer.
         attention: image -> float32 [B, heads, 1 or 2, N], the attention of the class token, and of the
             distillation token if there is one, in the last block.
@@ -296,6 +297,7 @@ class Evaluated(NamedTuple):
     extra: Pytree
     encode: Callable[[jax.Array], jax.Array]
     maps: Callable[[jax.Array, str], jax.Array]
+    last_map: Callable[[jax.Array], jax.Array]
     tokens: Callable[[jax.Array], jax.Array]
     attention: Callable[[jax.Array], jax.Array]
 
@@ -352,6 +354,7 @@ def evaluated(config: ConfigDict, facts: Facts, state: TrainState, mesh: Mesh) -
         extra=state.extra,
         encode=encode,
         maps=lambda image, layer: of_layer(layer)(image),
+        last_map=bound(models.last_map),
         tokens=bound(models.tokens),
         attention=bound(models.attention),
     )

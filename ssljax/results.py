@@ -51,6 +51,10 @@ UNSAID = (
     "evaluate.corruptions",  # where these lie; a measurement says whether they were made anew
     "evaluate.imagenet_a",
     "evaluate.perturbations",
+    "evaluate.retrieval",
+    "evaluate.transfer",
+    "evaluate.transfer_root",
+    "evaluate.voc07",
 )
 
 

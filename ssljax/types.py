@@ -317,8 +317,9 @@ class Protocol(NamedTuple):
     """A way to judge a network. `PROTOCOLS[name]` is one.
 
     Attributes:
-        reads: "features" (judges pixels and a random network as well), "maps" (a random network as well),
-            "predictions" (the run's own heads) or "state" (what the run knows beside its network).
+        reads: "features", or "images" of its own (both judge pixels and a random network as well), "maps" (a
+            random network as well), "predictions" (the run's own heads) or "state" (what the run knows beside
+            its network).
         metrics: the keys of a measurement that are numbers to record; percent unless the protocol says
             otherwise.
         judge: makes the measurements.

@@ -20,7 +20,7 @@ ROOMS = {
         {"types", "config"},
     ),
     "methods": ({"jax", "ml_collections", "optax"}, {"types", "losses", "targets", "models", "data"}),
-    "protocols": (LIGHT | {"optax", "sklearn"}, {"types", "losses", "models", "data"}),
+    "protocols": (LIGHT | {"optax", "sklearn", "threadpoolctl"}, {"types", "losses", "models", "data"}),
     "run": (
         LIGHT | {"orbax", "etils", "tqdm", "clu", "wandb", "mlflow"},
         {"types", "config", "results", "data", "protocols", "program", "sharding"},

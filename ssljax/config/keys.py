@@ -259,6 +259,34 @@ EVALUATE = (
         "",
         "images of the protocol `perturbations`: folder:PATH with TYPE/CLASS/SEQUENCE/FRAME",
     ),
+    Key("evaluate.retrieval", "", "folders of the protocol `retrieval`, with commas between them"),
+    Key(
+        "evaluate.retrieval_pca",
+        "train",
+        "what whitening is learned on; train: the run's training images; another folder; none: no whitening",
+    ),
+    Key(
+        "evaluate.retrieval_size",
+        0,
+        "longer side of the images in pixels; 0: 1024 for a network trained at 224, in proportion",
+        NATURAL,
+    ),
+    Key(
+        "evaluate.transfer", "", "data sets of the protocol `transfer`, with commas between them; all: the 12"
+    ),
+    Key("evaluate.transfer_root", "", "folder with a folder for each data set that does not come from TFDS"),
+    Key(
+        "evaluate.voc07",
+        "tfds:voc/2007",
+        "VOC2007: tfds:voc/2007, or folder:PATH with ImageSets and JPEGImages",
+    ),
+    Key(
+        "evaluate.svm_costs",
+        (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
+        "values of C that voc07_svm chooses from",
+        Entries(POSITIVE),
+    ),
+    Key("evaluate.low_shot", (), "voc07_svm: also with so many images per class, five draws", Entries(COUNT)),
 )
 
 # -------------------------------------------------------------------------------------------------- the table

@@ -56,7 +56,7 @@ def load(data: ConfigDict, path: str, split: str) -> Source:
         asked = f"data.train_per_class={data.train_per_class}"
         require_labels(labels, lambda i: files[i], asked, f"train images of {data.source}")
         files, labels = _only(sampler.first_per_class(labels, data.train_per_class), files, labels)
-    return _of_files(data, data.source, split, root, files, labels, classes)
+    return of_files(data, data.source, split, root, files, labels, classes)
 
 
 def unlabelled(data: ConfigDict, path: str) -> Source:
@@ -67,10 +67,10 @@ def unlabelled(data: ConfigDict, path: str) -> Source:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"data.unlabelled=folder:{root}: there is no folder {root}{_nearest(root)}")
-    return _of_files(data, data.unlabelled, "train", root, *list_loose(root))
+    return of_files(data, data.unlabelled, "train", root, *list_loose(root))
 
 
-def _of_files(
+def of_files(
     data: ConfigDict,
     name: str,
     split: str,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import crops, decode
+from ssljax.data import crops, decode, voc
 from ssljax.data.source import Source, digest
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ def load(data: ConfigDict, name: str, split: str, *, decoded: bool = False) -> S
         encoded=lambda ids: read(good[ids]),
         name_of=lambda i: name_of(int(good[i])),
         skipped=skipped,
+        targets={} if labelled else {name: rows[good] for name, rows in _targets(builder, stored).items()},
     )
 
 
@@ -202,6 +203,28 @@ def _labels(builder: Any, stored: str, records: Any, count: int) -> np.ndarray:
     except OSError as error:  # the data may be read-only: the labels are then read again next time
         log.info("cannot store the labels in %s (%s)", path, error)
     return labels
+
+
+def _targets(builder: Any, stored: str) -> dict[str, np.ndarray]:
+    """The labels of images with several, see `data.voc`; {} for other data sets."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    if "labels" not in features or "labels_no_difficult" not in features:
+        return {}
+    keys = ("labels", "labels_no_difficult")
+    skip = {"image": tfds.decode.SkipDecoding()}
+    if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
+        records = builder.as_data_source(stored, decoders=skip).data_source
+        parsed = [_features(records[i]) for i in range(len(records))]
+        lists = [[np.array(one[key].int64_list.value) for one in parsed] for key in keys]
+    else:
+        config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+        dataset = builder.as_dataset(split=stored, decoders=skip, shuffle_files=False, read_config=config)
+        pairs = dataset.map(lambda e: tuple(e[key] for key in keys))
+        lists = [list(each) for each in zip(*pairs.as_numpy_iterator(), strict=True)]
+    classes = features["labels"].feature.num_classes
+    return {"labels": voc.targets(lists[0], lists[1], classes)}
 
 
 def _into_memory(

@@ -4,7 +4,7 @@
     fashion_mnist   the four files of Debian's `dataset-fashion-mnist`, or the same four in data.data_dir, or
                     a prepared TFDS copy; in memory (data.builtin)
     folder:PATH     PATH/train and PATH/test (or val) with one sub-folder per class, or one such folder, or
-                    images without labels (data.folder)
+                    images without labels (data.folder), or PASCAL VOC as it is unpacked (data.voc)
     views:PATH      the same with a folder per view of the images inside: depth, flow, ... (data.view_folders)
     tfds:NAME       a data set prepared by `ssljax prepare NAME` (data.records)
     hf:NAME         a folder of Hugging Face's `datasets`, or one prepared by `ssljax prepare hf:NAME`
@@ -25,7 +25,7 @@ import difflib
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import arrow, builtin, folder, records, sampler, view_folders
+from ssljax.data import arrow, builtin, folder, records, sampler, view_folders, voc
 from ssljax.data.source import Source
 from ssljax.types import Facts
 
@@ -67,6 +67,8 @@ def load(data: ConfigDict, split: str) -> Source:
         source = builtin.digits(data, split)
     elif data.source == "fashion_mnist":
         source = builtin.fashion_mnist(data, split)
+    elif kind == "folder" and argument and voc.is_devkit(argument):
+        source = voc.load(data, argument, split)
     elif kind == "folder" and argument:
         source = folder.load(data, argument, split)
     elif kind == "views" and argument:

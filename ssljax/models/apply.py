@@ -228,14 +228,51 @@ def activation(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array,
     _, state = net.apply(
         {"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"]
     )
-    sown = state.get("intermediates", {})
-    if isinstance(net, MultiView):  # the maps of all views, side by side
-        found = _beside([_layers(sown[view_name(view)]) for view in net.split])
-    else:
-        found = _layers(sown)
+    found = _sown(net, state)
     if layer not in found:
         raise ValueError(f"this network has no layer {layer!r}; its layers are {', '.join(found)}")
     return found[layer].astype(jnp.float32)
+
+
+def last_map(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -> jax.Array:
+    """The last feature map of a convolutional network in inference mode, of images of any size.
+
+    Fully connected layers know one image size only. The map does not depend on them, so they are left out.
+
+    Returns:
+        float32 `[B, h, w, C]`; of an AlexNet or VGG the map before the last pool.
+
+    Raises:
+        ValueError: the network is not convolutional.
+    """
+
+    def leave_out(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if isinstance(module, nn.Dense) and module.name in ("fc6", "fc7"):
+            return jnp.zeros((*args[0].shape[:-1], module.features), args[0].dtype)
+        return call(*args, **kwargs)
+
+    if not convolutional(net):
+        raise ValueError(f"{type(net).__name__} is not a convolutional network: it has no feature map")
+    with nn.intercept_methods(leave_out):
+        _, state = net.apply(
+            {"params": params, "batch_stats": statistics}, x, train=False, mutable=["intermediates"]
+        )
+    maps = [value for value in _sown(net, state).values() if value.ndim == 4]
+    return maps[-1].astype(jnp.float32)
+
+
+def convolutional(net: nn.Module) -> bool:
+    """Whether `last_map` can be asked of a network: all but the vision transformers."""
+    return not isinstance(net, (ViT, BeitViT))
+
+
+def _sown(net: nn.Module, state: Pytree) -> dict[str, jax.Array]:
+    """The maps of the layers by name, in order; those of all views side by side."""
+    sown = state.get("intermediates", {})
+    if isinstance(net, MultiView):
+        return _beside([_layers(sown[view_name(view)]) for view in net.split])
+    return _layers(sown)
 
 
 def _layers(sown: Pytree) -> dict[str, jax.Array]:

@@ -227,7 +227,7 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
 
     for protocol, metric in dict.fromkeys((row["protocol"], row["metric"]) for row in rows):
         if metric not in UNSHOWN:
-            text = METRICS.get((protocol, metric), f"{protocol}, {metric}")
+            text = METRICS.get((protocol, metric), f"{protocol}, {metric}".replace("_", " "))
             out.append((text, {"protocol": protocol, "metric": metric}))
     return out
 

@@ -12,6 +12,9 @@ from ssljax.protocols import (
     linear,
     perturbations,
     reconstruction,
+    retrieval,
+    transfer,
+    voc07_svm,
 )
 from ssljax.types import Protocol
 
@@ -27,4 +30,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "imagenet_a": imagenet_a.PROTOCOL,
     "corruptions": corruptions.PROTOCOL,
     "perturbations": perturbations.PROTOCOL,
+    "retrieval": retrieval.PROTOCOL,
+    "transfer": transfer.PROTOCOL,
+    "voc07_svm": voc07_svm.PROTOCOL,
 }

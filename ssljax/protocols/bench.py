@@ -30,6 +30,10 @@ class Bench(NamedTuple):
             load("test", source="tfds:imagenet2012_corrupted/fog_3"); its `targets` hold anything beyond one
             label per image.
         features: source -> its features, in its order; `train` and `test` are encoded once.
+        encode: images uint8 [B, S, S, C] of the size that the network was trained on, any B -> features
+            float32 [B, D].
+        last_map: images uint8 [B, H, W, C] of any size, and `reduce` -> what `reduce` makes of their last
+            feature map [B, h, w, C]. None for pixels and for a vision transformer.
         maps: (source, layer, reduce) -> features of a layer: `reduce` turns its map [B, h, w, C] into [B, D].
             None for pixels.
         predictions: source -> {name: logits float32 [N, classes]} of the run's own heads, in its order. None
@@ -47,6 +51,8 @@ class Bench(NamedTuple):
     test: Source
     load: Callable[..., Source]
     features: Callable[[Source], Features]
+    encode: Callable[[np.ndarray], np.ndarray] | None = None
+    last_map: Callable[[np.ndarray, Reduce], np.ndarray] | None = None
     maps: Callable[[Source, str, Reduce], Features] | None = None
     predictions: Callable[[Source], Mapping[str, np.ndarray]] | None = None
     reconstructions: Callable[[Source], Features] | None = None

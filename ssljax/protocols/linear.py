@@ -42,6 +42,10 @@ HELD_OUT = 0.1  # the share of the training images that lambda is chosen on
 SELECTION = 10_000  # lambda weighs a MEAN loss, so at most this many images are enough to choose it
 MAX_ITERATIONS = 2000
 
+# Below this many numbers scikit-learn fits faster on one core. On a busy machine its threads wait for each
+# other and take 100 times as long.
+ONE_THREAD = 10_000_000
+
 
 def lbfgs(
     train_features: np.ndarray,
