@@ -130,7 +130,7 @@ def test_own_images(generator, tmp_path, monkeypatch):
 def test_from_the_first_cell_to_the_figure(generator, tmp_path, name, title, changes):
     outputs, printed = executed(generator, tmp_path, name, f"{CHANGES} {changes}")
     assert "step 24/24" in printed["train"]  # 1,500 // 64 + 1
-    assert "random_init  knn: top-1" in printed["evaluate"]
+    assert "random_init  knn, k=20: top-1" in printed["evaluate"]
     for text in ("raw pixels", "random network", title, "1 label per class", "2 labels per class"):
         assert text in printed["report"]
     shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
@@ -151,7 +151,7 @@ def test_views_with_a_network_each(generator, tmp_path):
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
     outputs, printed = executed(generator, tmp_path, "cmc", f"{changes} --config.bank.negatives=32")
     assert "step 24/24" in printed["train"]
-    assert "cmc          knn: top-1" in printed["evaluate"]
+    assert "cmc          knn, k=20: top-1" in printed["evaluate"]
     for text in ("raw pixels", "random network", "CMC", "2 labels per class"):
         assert text in printed["report"]
     shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
@@ -220,7 +220,7 @@ def test_patches_that_predict_each_other(generator, tmp_path):
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
     outputs, printed = executed(generator, tmp_path, "cpc", changes)
     assert "step 24/24" in printed["train"] and "loss" in printed["train"]
-    assert "random_init  knn: top-1" in printed["evaluate"]
+    assert "random_init  knn, k=20: top-1" in printed["evaluate"]
     for text in ("raw pixels", "random network", "CPC v2", "2 labels per class"):
         assert text in printed["report"]
     shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")

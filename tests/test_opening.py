@@ -48,7 +48,7 @@ def test_images_in_both_splits_are_named(folder, crop_on):
     )
     (warning,) = opening.warnings(train, test)
     assert warning.startswith("WARNING 2 of the held-out images are also training images")
-    assert warning.endswith(f"the first: {folder}/test/dog/copy.png is {dog}")
+    assert warning.endswith(f"the first: {folder}/test/dog/copy.png has the content of {dog}")
 
     cats = np.flatnonzero(train.labels == 0)
     alone = train.select(cats)

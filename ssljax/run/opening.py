@@ -68,7 +68,7 @@ def warnings(source: Source, test: Source | None) -> list[str]:
         seen, trained = pairs[0]
         said.append(
             f"WARNING {len(pairs):,} of the held-out images are also training images, so accuracy on them "
-            f"says too much; the first: {seen} is {trained}"
+            f"says too much; the first: {seen} has the content of {trained}"
         )
     return said
 
