@@ -65,8 +65,8 @@ def page_of(file: str) -> str:
         return file.removeprefix("docs/") + ".md" * shown_as_page
     if folder.startswith("experiments/") and name == "README.md":
         return f"papers/{folder.removeprefix('experiments/')}.md"
-    if file.startswith("experiments/"):
-        return f"papers/{file.removeprefix('experiments/')}" + ".md" * shown_as_page
+    if file.startswith("experiments/") and not shown_as_page:
+        return f"papers/{file.removeprefix('experiments/')}"
     return f"source/{file}" + ".md" * shown_as_page
 
 
@@ -168,6 +168,7 @@ def protocol(name: str) -> str:
 
     reads = {
         "features": "the features of the network; those of `--baselines raw_pixels,random_init` too",
+        "images": "images of its own, which the network encodes",
         "maps": "the maps of single layers; those of `--baselines random_init` too",
         "predictions": "the predictions of the run's own heads",
         "state": "what the run keeps beside its network",

@@ -52,6 +52,7 @@ UNSAID = (
     "evaluate.imagenet_a",
     "evaluate.perturbations",
     "evaluate.retrieval",
+    "evaluate.retrieval_pca",
     "evaluate.transfer",
     "evaluate.transfer_root",
     "evaluate.voc07",

@@ -34,7 +34,7 @@ ROWS = [
     ("deepcluster", "v2", "800 epochs, 2 x 224 + 6 x 96", [75.2], "imagenet_r50_v2_linear"),
     ("deepcluster", "v2", "400 epochs, 2 x 160 + 4 x 96", [74.3], "imagenet_r50_v2_e400_multicrop_linear"),
     ("deepcluster", "retrieval", "Wang et al.", [None, None], ""),
-    ("deepcluster", "retrieval", "DeepCluster", [61.0, 72.0], ""),
+    ("deepcluster", "retrieval", "DeepCluster", [61.0, 72.0], "imagenet_vgg16"),
     ("deepcluster", "detection", "**DeepCluster**", [55.4, 65.9], ""),
 ]
 
