@@ -30,7 +30,8 @@ def show(workdir: str | Path, step: int, pictures: Mapping[str, Path]) -> None:
     if not written or not pictures:
         return
     board = writers.TensorBoard(folder)
-    board.images(step, {name: np.asarray(Image.open(file).convert("RGB")) for name, file in pictures.items()})
+    read = {name: Image.open(file, formats=("PNG",)).convert("RGB") for name, file in pictures.items()}
+    board.images(step, {name: np.asarray(picture) for name, picture in read.items()})
     board.close()
 
 

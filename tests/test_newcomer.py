@@ -43,7 +43,7 @@ def test_from_a_folder_of_pictures_to_a_comparison_of_two_methods(tmp_path):
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     (installed,) = out.glob("venv/lib/python*/site-packages/ssljax/__init__.py")
-    assert "60 images, 128 features each" in done.stdout
+    assert "60 images, 64 features each" in done.stdout
     assert float(re.search(r"npz: (\S+) or more", done.stdout)[1]) > 0.9
     assert (out / "neighbours.png").stat().st_size > 5000
     for method in ("simclr", "moco"):

@@ -104,8 +104,8 @@ def test_mixtures_show_the_weights_of_their_labels():
     config = config.copy_and_resolve_references().unlock()
     config.augment.update(mean=(0.0,), std=(1.0,))
     mixup, cutmix = preview.mixtures(images, np.array([0, 2]), ("a", "b", "c"), jax.random.key(3), config)
-    for _, images, captions in (mixup, cutmix):
-        for image, caption, own in zip(images, captions, "ac", strict=True):
+    for column in (mixup, cutmix):
+        for image, caption, own in zip(column.images, column.captions, "ac", strict=True):
             weights = {}
             for text in caption.split("\n"):
                 weight, name = text.split()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssljax.data import folder, formats, pillow
+from ssljax.data import damage, folder, formats, pillow
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels of the stored image."""
@@ -227,7 +227,8 @@ def pixels(encoded: bytes, channels: int, name: str) -> np.ndarray:
     from PIL import Image
 
     try:
-        image: Image.Image = Image.open(io.BytesIO(formats.plain(encoded, "white")))
+        file = io.BytesIO(formats.plain(encoded, "white"))
+        image: Image.Image = Image.open(file, formats=damage.FORMATS)
         image = image.convert("RGB" if channels == 3 else "L")
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} cannot be read as an image ({error}): unpack it again") from error

@@ -214,7 +214,7 @@ def problem_with(files: Sequence[str], names: Sequence[str]) -> str:
             return f"view {name}: {problem}"
     sizes = []
     for file in files:
-        with Image.open(file) as image:
+        with Image.open(file, formats=damage.FORMATS + formats.CONVERTED) as image:
             turned = image.getexif().get(formats.ORIENTATION, 1) >= 5
             sizes.append(image.size[::-1] if turned else image.size)
     return _differ(sizes, names)
