@@ -24,10 +24,10 @@ demo: .venv/installed
 	@$(BIN)/ssljax report $(DEMO)
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
 check: lint
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope -m "not slow"
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -66,7 +66,7 @@ setup(
         "test": [
             "chex>=0.1.90",
             "pytest>=8.3.0",
-            "pytest-xdist>=3.6.0",
+            "pytest-xdist>=3.8.0",
             "ruff>=0.17.6",
             "mypy>=2.4.1",
             "nbformat>=5.10.0",

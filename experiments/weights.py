@@ -2,7 +2,7 @@
 
     python experiments/weights.py --runs FOLDER [--only simclr-digits,...]
 
-Each is the digits preset of a paper, narrowed so that its file has 20 to 35 KB. A network takes one to three
+Each is the digits preset of a paper, narrowed so that its file has 26 to 55 KB. A network takes one to three
 minutes on two cores. Started again, it goes on where it stopped; a network whose file is there is left alone.
 It prints held-out kNN (k = 20) of the run and of the file.
 """

@@ -46,6 +46,22 @@ class Golden:
         return {k[len(prefix) + 1 :]: self.arrays[k] for k in self.arrays if k.startswith(prefix + "/")}
 
 
+# The files that take longest. They are begun first, so that no process waits for the other in the end.
+LONGEST = (
+    "test_colab",
+    "test_hosts",
+    "test_contract",
+    "test_without_tensorflow",
+    "test_newcomer",
+    "test_resume",
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def golden():
     return Golden
