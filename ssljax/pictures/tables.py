@@ -265,6 +265,8 @@ def caption(group: Group) -> str:
         if found:
             packages.append(f"{package} {' and '.join(found)}")
 
+    nearest = sorted({row["settings"]["k"] for row in rows if row["protocol"] == "knn" and row["settings"]})
+    counts = [f"kNN of {' and '.join(map(str, nearest))} neighbours"] if nearest else []
     parts = [
         *seed,
         f"{values('n', ',', judged)} held-out images",
@@ -273,6 +275,7 @@ def caption(group: Group) -> str:
         f"config {values('config_hash')}",
         f"data {values('data_checksum')}",
         ", ".join(packages),
+        *counts,
         *probes(rows),
     ]
     return f"{'; '.join(parts)}{repeated(group)}."
