@@ -29,9 +29,9 @@ TITLES = {
 # The columns of metrics other than accuracy. Those left out always come with one that is shown.
 UNSHOWN = ("top1", "top5", "clean_error", "relative_mce")
 METRICS = {
-    ("knn", "top1_k1"): "kNN, k = 1",
-    ("knn", "top1_k20"): "kNN, k = 20",
-    ("knn", "top1_k200"): "kNN, k = 200",
+    ("knn", "top1_k1"): "kNN, k=1",
+    ("knn", "top1_k20"): "kNN, k=20",
+    ("knn", "top1_k200"): "kNN, k=200",
     ("clusters", "nmi"): "NMI of clusters with labels",
     ("corruptions", "mean_error"): "mean error under corruptions",
     ("corruptions", "mce"): "mCE",
@@ -208,8 +208,11 @@ def kinds(rows: Sequence[Row]) -> list[str]:
 def columns(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
     """The columns of a group's table: (title, the values that the column's rows have).
 
-    Top-5 accuracies are not shown: they always come with a top-1 accuracy.
+    Top-5 accuracies are not shown: they always come with a top-1 accuracy. Nor is that of kNN with the number
+    of neighbours that every kNN of these rows has anyway.
     """
+    asked = neighbours(rows)
+    same = f"top1_k{asked[0]}" if len(asked) == 1 else ""
     top1 = pick(rows, metric="top1")
     present = list(dict.fromkeys(row["protocol"] for row in top1 if row["protocol"] != "label_fraction"))
     known = [protocol for protocol in TITLES if protocol in present]
@@ -226,10 +229,15 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
         out.append((text, {"metric": "top1", "protocol": "label_fraction", "labels_per_class": k}))
 
     for protocol, metric in dict.fromkeys((row["protocol"], row["metric"]) for row in rows):
-        if metric not in UNSHOWN:
+        if metric not in UNSHOWN and (protocol, metric) != ("knn", same):
             text = METRICS.get((protocol, metric), f"{protocol}, {metric}".replace("_", " "))
             out.append((text, {"protocol": protocol, "metric": metric}))
     return out
+
+
+def neighbours(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The numbers of neighbours that vote in the kNN of some rows."""
+    return sorted({row["settings"]["k"] for row in rows if row["protocol"] == "knn" and row["settings"]})
 
 
 def main_table(rows: Sequence[Row]) -> list[list[str]]:
@@ -265,7 +273,7 @@ def caption(group: Group) -> str:
         if found:
             packages.append(f"{package} {' and '.join(found)}")
 
-    nearest = sorted({row["settings"]["k"] for row in rows if row["protocol"] == "knn" and row["settings"]})
+    nearest = neighbours(rows)
     counts = [f"kNN of {' and '.join(map(str, nearest))} neighbours"] if nearest else []
     parts = [
         *seed,
