@@ -140,18 +140,28 @@ def folder() -> ConfigDict:
 
 def folder_small() -> ConfigDict:
     """Your own images at 32 pixels, a small network, on two CPU cores [X]. See `folder` for PATH."""
-    c = small_images(config.folder_small())
-    c.loss.temperature = 0.2
-    c.optim = dict(
-        name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1
-    )
-    return c
+    return on_a_cpu(config.folder_small(), warmup_epochs=1)
 
 
 def small_images(c: ConfigDict) -> ConfigDict:
     """Half the jitter and no blur, appendix B.9 [P]."""
     c = simclr(c)
     c.augment.update(crop="tf", jitter_strength=0.5)
+    return c
+
+
+def on_a_cpu(c: ConfigDict, warmup_epochs: int) -> ConfigDict:
+    """Some epochs of small images: SGD, and a higher temperature [X]."""
+    c = small_images(c)
+    c.loss.temperature = 0.2
+    c.optim = dict(
+        name="sgd",
+        learning_rate=0.12,
+        scaling="linear",
+        momentum=0.9,
+        weight_decay=5e-4,
+        warmup_epochs=warmup_epochs,
+    )
     return c
 
 
@@ -179,22 +189,12 @@ def cifar10_small() -> ConfigDict:
 
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
-    c = small_images(config.cifar10_small())
-    c.loss.temperature = 0.2
-    c.optim = dict(
-        name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=1
-    )
-    return c
+    return on_a_cpu(config.cifar10_small(), warmup_epochs=1)
 
 
 def fashion_mnist() -> ConfigDict:
     """Fashion-MNIST on a CPU. Images are grey, so the colour jitter is only brightness and contrast [X]."""
-    c = small_images(config.fashion_mnist())
-    c.loss.temperature = 0.2
-    c.optim = dict(
-        name="sgd", learning_rate=0.12, scaling="linear", momentum=0.9, weight_decay=5e-4, warmup_epochs=0
-    )
-    return c
+    return on_a_cpu(config.fashion_mnist(), warmup_epochs=0)
 
 
 def digits() -> ConfigDict:
