@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssljax import models
-from ssljax.pictures.figures import CLASSES, GREY, blank, save, spread_out
+from ssljax.pictures.figures import CLASSES, GREY, blank, name_ends, save
 from ssljax.pictures.page import Block
 
 
@@ -93,22 +93,10 @@ def draw(path: Path, curves: Sequence[Curve], title: str) -> None:
         axis.plot(curve.steps, curve.nats, color=colours[curve.pair], linewidth=1.4)
     for ceiling in sorted({curve.ceiling for curve in curves}):
         axis.axhline(ceiling, color=GREY, linewidth=0.9, linestyle=":")
-    low, high = axis.get_ylim()
     ends = {
         pair: float(np.mean([curve.nats[-1] for curve in curves if curve.pair == pair])) for pair in pairs
     }
-    for pair, y in spread_out(ends, 0.07 * (high - low)).items():
-        axis.annotate(
-            pair,
-            (1, y),
-            (4, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            annotation_clip=False,
-            color=colours[pair],
-        )
+    name_ends(axis, ends, colours)
     axis.set_xlabel("step", color=GREY)
     axis.set_ylabel("log(k) - L, nats", color=GREY)
     axis.set_title(f"{title}: information shared by views", loc="left", fontsize=10)

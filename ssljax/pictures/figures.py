@@ -211,10 +211,21 @@ def training_curves(axis: Axes, runs: Mapping[str, Sequence[Mapping[str, float]]
             axis.plot(steps, values, color=colours[run], linewidth=1.4, markersize=4, marker=marker)
             ends[run] = values[-1]
 
+    name_ends(axis, ends, colours)
+
+
+def name_ends(axis: Axes, ends: Mapping[str, float], colours: Mapping[str, str]) -> None:
+    """Write the name of each curve beside its end, moved apart where they would overlap.
+
+    Args:
+        axis: of the curves.
+        ends: name -> the height of the end.
+        colours: name -> the colour of the curve.
+    """
     low, high = axis.get_ylim()
-    for run, y in spread_out(ends, 0.07 * (high - low)).items():
+    for label, y in spread_out(dict(ends), 0.07 * (high - low)).items():
         axis.annotate(
-            run,
+            label,
             (1, y),
             (4, 0),
             xycoords=("axes fraction", "data"),
@@ -222,7 +233,7 @@ def training_curves(axis: Axes, runs: Mapping[str, Sequence[Mapping[str, float]]
             va="center",
             fontsize=9,
             annotation_clip=False,
-            color=colours[run],
+            color=colours[label],
         )
 
 
