@@ -19,6 +19,17 @@ Batch = Mapping[str, jax.Array]
     label  int32 [B]
     index  int32 [B], the stable id of the example in its split
     copy   int32 [B], how often the example came before in its epoch, where it comes several times
+
+Annotated images (`data.annotations`) come once each, at their own size, padded with zeros on the right and at
+the bottom:
+
+    image       uint8 [B, H, W, 3]
+    size        int32 [B, 2], height and width of the image within H and W
+    original    int32 [B, 2], its height and width before it was resized
+    boxes       float32 [B, G, 4], x1, y1, x2, y2 in pixels of `image`
+    classes     int32 [B, G], -1 where there are fewer than G objects
+    difficult   bool [B, G], objects that the metric leaves out (difficult ones of VOC, crowds of COCO)
+    mask        uint8 [B, H, W], the class of every pixel; 255 is left out (and is what padding has)
 """
 
 
@@ -131,6 +142,20 @@ class ReconstructFn(typing.Protocol):
         """Codes int [B, h, w] of `image`, uint8 [B, H, W, C], and images made of them, float32 in [0, 1]."""
 
 
+class PredictFn(typing.Protocol):
+    """`Method.predict`."""
+
+    def __call__(
+        self, params: Pytree, model_state: Pytree, extra: Pytree, batch: Batch, /
+    ) -> dict[str, jax.Array]:
+        """What the network finds in the images of a batch, one row per image.
+
+        A detector: `boxes` float32 [B, K, 4] (x1, y1, x2, y2 in pixels of `image`), `scores` float32 [B, K]
+        and `classes` int32 [B, K], -1 where there are fewer than K. A segmentation network: `mask` uint8
+        [B, H, W], the class of every pixel of `image`.
+        """
+
+
 class MasksFn(typing.Protocol):
     """`Method.masks`."""
 
@@ -219,6 +244,7 @@ class Method(NamedTuple):
             Maps of layers, tokens and attention follow from it, see `program.py`.
         encode: features, only where they are not what the backbone gives.
         classify: the run's own heads, on what `encode` gives. None for a method that learns no classes.
+        predict: what a network for annotated images finds: boxes, or a class per pixel. None for all others.
         reconstruct: the codes of images, and images made of them. None for a method without a decoder.
         masks: the patches that are hidden from the network in training. None if it sees all.
         assignment: the labels that the network gave the training images. None if it gives none.
@@ -252,6 +278,7 @@ class Method(NamedTuple):
     evaluated: EvaluatedFn = own_backbone
     encode: EncodeFn | None = None
     classify: ClassifyFn | None = None
+    predict: PredictFn | None = None
     reconstruct: ReconstructFn | None = None
     masks: MasksFn | None = None
     assignment: LabelsFn | None = None
