@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-
-from ssljax.models.placement import on_cuda
+from jax.extend import backend
 
 OLDEST_GPU = 8.0  # the compute capability from which cuDNN has fused attention: an A100, not a T4
 
@@ -74,6 +73,7 @@ def fused(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "cudnn
 
 def cudnn_can(size: int) -> bool:
     """Whether this process has a GPU whose cuDNN fuses attention with heads of `size` numbers."""
-    if not on_cuda() or size % 8 or size > 128:
+    there = backend.get_backend()
+    if "cuda" not in there.platform_version.lower() or size % 8 or size > 128:
         return False
-    return all(float(device.compute_capability) >= OLDEST_GPU for device in jax.local_devices())
+    return all(float(device.compute_capability) >= OLDEST_GPU for device in there.local_devices())

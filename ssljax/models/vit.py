@@ -30,7 +30,7 @@ from flax.linen import initializers
 
 from ssljax.models import softmax_attention
 from ssljax.models.drop import drop_path, dropout, rates
-from ssljax.models.placement import along_batch, rows_times
+from ssljax.models.placement import along_batch
 
 # Width, depth and heads. MoCo v3's small network has twelve heads, DeiT's has six.
 SIZES = {
@@ -83,11 +83,7 @@ class Attention(nn.Module):
         width = x.shape[-1]
         size = width // self.heads
         joint = nn.Dense(
-            3 * width,
-            dtype=self.dtype,
-            kernel_init=kernel_init(self.scheme, split=3),
-            dot_general=rows_times,
-            name="qkv",
+            3 * width, dtype=self.dtype, kernel_init=kernel_init(self.scheme, split=3), name="qkv"
         )
         qkv = joint(x).reshape(*x.shape[:2], 3, self.heads, size)
         q, k, v = jnp.moveaxis(qkv, 2, 0)  # [B, N, heads, size] each
@@ -96,20 +92,8 @@ class Attention(nn.Module):
         mixed = softmax_attention.attend(q, k, v)
         self.sow("intermediates", "attention", softmax_attention.weights(q[:, : self.extra], k))
 
-        proj = nn.Dense(
-            width,
-            dtype=self.dtype,
-            kernel_init=kernel_init(self.scheme),
-            dot_general=rows_times,
-            name="proj",
-        )
+        proj = nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="proj")
         return proj(mixed.reshape(x.shape))
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU. In bfloat16 the backward pass keeps `x` alone, of three arrays of its size."""
-    exact = partial(jax.nn.gelu, approximate=False)
-    return jax.checkpoint(exact)(x) if x.dtype == jnp.bfloat16 else exact(x)
 
 
 class Block(nn.Module):
@@ -141,7 +125,7 @@ class Block(nn.Module):
         x = x + self._kept(dropout(self, y), rate)
 
         y = self._dense("fc1", int(width * self.mlp_ratio))(self._norm("norm2", x))
-        y = dropout(self, gelu(y))
+        y = dropout(self, jax.nn.gelu(y, approximate=False))
         y = self._dense("fc2", width)(y)
         return along_batch(x + self._kept(dropout(self, y), rate))
 
@@ -150,13 +134,7 @@ class Block(nn.Module):
         return norm(x.astype(jnp.float32)).astype(self.dtype)
 
     def _dense(self, name: str, features: int) -> nn.Dense:
-        return nn.Dense(
-            features,
-            dtype=self.dtype,
-            kernel_init=kernel_init(self.scheme),
-            dot_general=rows_times,
-            name=name,
-        )
+        return nn.Dense(features, dtype=self.dtype, kernel_init=kernel_init(self.scheme), name=name)
 
     def _kept(self, branch: jax.Array, rate: jax.Array) -> jax.Array:
         if not self.drops:
