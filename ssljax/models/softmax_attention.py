@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.extend import backend
@@ -43,7 +45,9 @@ def written_out(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bhnm,bmhd->bnhd", weights(q, k).astype(v.dtype), v)
 
 
-def fused(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "cudnn") -> jax.Array:
+def fused(
+    q: jax.Array, k: jax.Array, v: jax.Array, implementation: Literal["cudnn", "xla"] = "cudnn"
+) -> jax.Array:
     """`attend` by a kernel that keeps the weights on the chip.
 
     cuDNN's backward pass wants an even number of tokens; an odd one gets a token that nobody attends to.
@@ -66,7 +70,7 @@ def fused(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "cudnn
         scale=1.0,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
-        implementation=implementation,  # type: ignore[arg-type]
+        implementation=implementation,
     )
     return mixed[:, :tokens]
 
