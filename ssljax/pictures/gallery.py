@@ -6,13 +6,14 @@ tokenizer, only what its codes keep of some images.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from ssljax import models
@@ -35,7 +36,7 @@ MEMBERS = 12  # training images shown of each cluster
 
 
 def save(
-    path: Path, benches: Sequence[Bench], run: Evaluated, *, pool: int = 0, config_hash: str = ""
+    path: epath.Path, benches: Sequence[Bench], run: Evaluated, *, pool: int = 0, config_hash: str = ""
 ) -> None:
     """Saves principal components of some test features of every kind, and nearest neighbours.
 
@@ -70,8 +71,9 @@ def save(
         fields |= contact_sheet(first.assignment[first.train.index], first.train, config)
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    packed = io.BytesIO()
     np.savez_compressed(
-        path,
+        packed,
         **fields,
         class_names=np.array(test.class_names),
         query=thumbnails(test, queries, config),
@@ -80,6 +82,7 @@ def save(
         config_hash=config_hash,
         seed=config.seed,
     )
+    path.write_bytes(packed.getvalue())
 
 
 def neighbourhood(
