@@ -4,7 +4,7 @@ A RUN line holds the settings, data, commit and package versions. The MEASUREMEN
 by its id. A run that is evaluated again keeps its id as long as nothing in its line differs, so its
 measurements add up. Of several measurements of the same thing, the last one counts.
 
-    python -m ssljax.results FILE ...     # in place: neighbours that differ only in metric and value share a line
+    python -m ssljax.results FILE ...   # in place: neighbours that differ only in their metric share a line
 
 Such a line has `metrics`, from name to value. It is read as so many measurements.
 """
