@@ -132,6 +132,7 @@ def measure(
         print(f"no labels, so without {', '.join(refused)}; neighbours of held-out images: {figures}")
     protocols = [name for name in protocols if name not in refused]
 
+    shown: dict[str, np.ndarray] = {}
     for reads in ("features", "images", "maps", "predictions", "state"):
         names = [name for name in protocols if PROTOCOLS[name].reads == reads]
         for bench in benches:
@@ -141,6 +142,10 @@ def measure(
                 if name in FITTED:
                     warn_of_wait(name, bench)
                 for found in timed(PROTOCOLS[name], bench):
+                    pictures = found.pop("shown", {})
+                    shown |= {
+                        f"{found['protocol']}/{bench.name}/{key}": each for key, each in pictures.items()
+                    }
                     yield record(known, bench.name, found)
 
     if "supervised" in baselines:
@@ -149,7 +154,7 @@ def measure(
     if jax.process_index() == 0:
         whole = any(PROTOCOLS[name].reads == "features" for name in protocols)
         pool = 0 if whole else gallery.POOL
-        gallery.save(figures, benches, run, pool=pool, config_hash=hashed(config))
+        gallery.save(figures, benches, run, pool=pool, config_hash=hashed(config), shown=shown)
         board.show_gallery(workdir, run.step, config, figures)
 
 

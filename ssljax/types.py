@@ -318,7 +318,7 @@ class TrainState(struct.PyTreeNode):
 
 Measurement = dict[str, Any]
 """What a protocol yields: `protocol` (its name in the results), `settings`, a value per metric, `n` images,
-and what it adds."""
+and what it adds; `shown`, arrays by name, is for pictures and is not recorded."""
 
 
 class JudgeFn(typing.Protocol):
