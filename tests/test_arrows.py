@@ -39,7 +39,7 @@ ROOMS = {
     "step.py": (LIGHT | {"optax"}, {"types", "accumulate"}),
     "types.py": (LIGHT | {"flax"}, set()),
 }
-VERBS = {"prepare", "train", "evaluate", "plan", "report", "preview", "embed", "compare", "sweep"}
+VERBS = {"prepare", "train", "evaluate", "plan", "report", "preview", "embed", "compare", "sweep", "finetune"}
 
 
 def imports(file: Path) -> set[str]:

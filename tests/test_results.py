@@ -117,6 +117,22 @@ def test_lines_without_a_later_field_are_still_read(tmp_path):
     assert results.read(file)[0] == {**row, "parameters": 0}
 
 
+def test_neighbours_share_a_line_and_are_read_as_before(tmp_path):
+    file = tmp_path / "results.jsonl"
+    found = results.lines(RESULT, METRICS)
+    later = results.lines({**RESULT, "draw": 1}, METRICS)
+    results.append(file, RUN, [*found, *later])
+    results.append(file, {**RUN, "seed": 1}, found)
+    results.append(file, {**RUN, "seed": 1}, found)  # measured twice: the second must not fall on the first
+    before = results.read(file)
+    results.fold(file)
+    assert results.read(file) == before
+    lines = file.read_text().splitlines()
+    assert [line.count("top") for line in lines] == [0, 2, 2, 0, 2, 2]
+    results.fold(file)
+    assert file.read_text().splitlines() == lines
+
+
 def test_wrong_lines_are_named(tmp_path):
     file = tmp_path / "results.jsonl"
     with pytest.raises(FileNotFoundError, match="no .*results.jsonl: run `ssljax evaluate .* first"):

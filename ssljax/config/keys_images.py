@@ -25,8 +25,8 @@ from ssljax.config.rows import (
 SECOND = When("data.unlabelled is set", lambda read: read("data.unlabelled") != "")
 STORED = When("data.source is not digits", lambda read: read("data.source") != "digits") | SECOND
 HELD_OUT = When(
-    "data.source is folder:PATH, views:PATH or hf:NAME",
-    lambda read: read("data.source").startswith(("folder:", "views:", "hf:")),
+    "data.source is folder:PATH, views:PATH, hf:NAME or transfer:NAME",
+    lambda read: read("data.source").startswith(("folder:", "views:", "hf:", "transfer:")),
 )
 VIEW_FOLDERS = When("data.source is views:PATH", lambda read: read("data.source").startswith("views:"))
 VIEW_FOLDER = Text(
@@ -37,7 +37,11 @@ SIDE = Range(1, 2**14, whole=True)
 FEW = above("data.labels_per_class", 0) | PART
 
 DATA = (
-    Key("data.source", "", "digits, fashion_mnist, folder:PATH, views:PATH, tfds:NAME or hf:NAME"),
+    Key(
+        "data.source",
+        "",
+        "digits, fashion_mnist, folder:PATH, views:PATH, tfds:NAME, transfer:NAME or hf:NAME",
+    ),
     Key(
         "data.view_folders",
         (),

@@ -7,6 +7,7 @@
                     images without labels (data.folder), or PASCAL VOC as it is unpacked (data.voc)
     views:PATH      the same with a folder per view of the images inside: depth, flow, ... (data.view_folders)
     tfds:NAME       a data set prepared by `ssljax prepare NAME` (data.records)
+    transfer:NAME   one of twelve data sets, split as in the papers' transfer tables (data.transfer)
     hf:NAME         a folder of Hugging Face's `datasets`, or one prepared by `ssljax prepare hf:NAME`
                     (data.arrow)
 
@@ -25,14 +26,14 @@ import difflib
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import arrow, builtin, folder, records, sampler, view_folders, voc
+from ssljax.data import arrow, builtin, folder, records, sampler, transfer, view_folders, voc
 from ssljax.data.source import Source
 from ssljax.types import Facts
 
 LABELS = ("folders", "none")
 # The images that SimCLR and later papers label when they speak of 1 % and 10 % of ImageNet.
 PAPERS_LISTS = {0.01: "tfds:imagenet2012_subset/1pct", 0.1: "tfds:imagenet2012_subset/10pct"}
-SOURCES = ("digits", "fashion_mnist", "folder:PATH", "views:PATH", "tfds:NAME", "hf:NAME")
+SOURCES = ("digits", "fashion_mnist", "folder:PATH", "views:PATH", "tfds:NAME", "transfer:NAME", "hf:NAME")
 
 
 def load(data: ConfigDict, split: str) -> Source:
@@ -75,6 +76,8 @@ def load(data: ConfigDict, split: str) -> Source:
         source = view_folders.load(data, argument, split)
     elif kind == "tfds" and argument:
         source = records.load(data, argument, split)
+    elif kind == "transfer" and argument:
+        source = transfer.load(data, argument, split)
     elif kind == "hf" and argument:
         source = arrow.load(data, argument, split)
     else:

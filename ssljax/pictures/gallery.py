@@ -7,7 +7,8 @@ tokenizer, only what its codes keep of some images.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,7 +37,13 @@ MEMBERS = 12  # training images shown of each cluster
 
 
 def save(
-    path: epath.Path, benches: Sequence[Bench], run: Evaluated, *, pool: int = 0, config_hash: str = ""
+    path: epath.Path,
+    benches: Sequence[Bench],
+    run: Evaluated,
+    *,
+    pool: int = 0,
+    config_hash: str = "",
+    shown: Mapping[str, np.ndarray] = types.MappingProxyType({}),
 ) -> None:
     """Saves principal components of some test features of every kind, and nearest neighbours.
 
@@ -52,13 +59,14 @@ def save(
         benches: one per kind of features. The neighbours and clusters are those of the first.
         run: the run that the first bench evaluates.
         pool: the number of training images, evenly spaced, among which neighbours are sought; 0 takes all.
+        shown: arrays that protocols add, as PROTOCOL/KIND/NAME: those of `retrieval.examples`.
         config_hash: of the run, by which `ssljax report` finds the gallery of a group.
     """
     config = run.config
     first = benches[0]
     test = first.test
     queries = queries_of(test.labels)
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = dict(shown)
     if run.method.reconstruct is not None:
         fields["reconstruction"] = reconstruction(run, test, queries)
     else:

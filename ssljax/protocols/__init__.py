@@ -5,6 +5,7 @@ from ssljax.protocols import (
     classifier,
     clusters,
     corruptions,
+    finetuned,
     imagenet_a,
     knn,
     label_fraction,
@@ -33,4 +34,5 @@ PROTOCOLS: dict[str, Protocol] = {
     "retrieval": retrieval.PROTOCOL,
     "transfer": transfer.PROTOCOL,
     "voc07_svm": voc07_svm.PROTOCOL,
+    "finetuned": finetuned.PROTOCOL,
 }
