@@ -26,6 +26,7 @@ METHODS = (
     "noisy_student",
     "cmc",
     "cpc",
+    "multilabel",
 )
 OPTIMIZERS = (
     "lars",
@@ -41,6 +42,7 @@ OPTIMIZERS = (
     "tf_rmsprop",
     "adam",
     "sgd_and_adam",
+    "halving_sgd",
 )
 FAMILIES = {
     "resnet": "resnet",

@@ -13,6 +13,7 @@ from ssljax.methods.deit import deit
 from ssljax.methods.dvae import dvae
 from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
+from ssljax.methods.multilabel import multilabel
 from ssljax.methods.noisy_student import noisy_student
 from ssljax.methods.simclr import simclr
 from ssljax.methods.simclr_v2 import simclr_v2
@@ -33,4 +34,5 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "noisy_student": noisy_student,
     "cmc": cmc,
     "cpc": cpc,
+    "multilabel": multilabel,
 }
