@@ -3500,10 +3500,10 @@ ANNOTATED = [
         "tests/data/test_annotated.py::test_voc_counts_from_one_and_trains_on_difficult_objects",
     ),
     Mutation(
-        "coco_boxes_as_corners",
+        "coco_sides_exchanged",
         "ssljax/data/coco.py",
         "box=(x, y, x + width, y + height)",
-        "box=(x, y, width, height)",
+        "box=(x, y, x + height, y + width)",
         "COCO's boxes are x, y, width, height",
         "tests/data/test_annotated.py::test_coco_has_its_categories_by_id_and_its_images_by_id",
     ),
