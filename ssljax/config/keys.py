@@ -30,6 +30,7 @@ from ssljax.config.rows import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
+    UNIT,
     Entries,
     Key,
     OneOf,
@@ -54,6 +55,13 @@ RUN = (
     Key("preset", "", "the preset's name, shown in tables and logs", FILE_NAME),
     Key("seed", 0, "seed of the initialisation, the order of the data and every random draw", SEED),
     Key("epochs", 100, "passes over the training images", COUNT),
+    Key(
+        "steps",
+        0,
+        "length of the run in steps instead, for recipes that state it so; 0: epochs say. Tables still name "
+        "epochs",
+        NATURAL,
+    ),
     Key("batch_size", 256, "images per step, over all devices", COUNT),
     Key("accumulate", 1, "micro-batches per step; batch statistics are then those of a micro-batch", COUNT),
     Key(
@@ -104,15 +112,17 @@ WITH_MOMENTUM = optimizer(
     "timm_sgd",
     "tf_rmsprop",
     "sgd_and_adam",
+    "detectron_sgd",
 )
 TIMM = optimizer("timm_adamw", "timm_sgd")
+DETECTRON = optimizer("detectron_sgd")
 
 OPTIM = (
     Key(
         "optim.name",
         "sgd",
         "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw, "
-        "timm_sgd, beit_adamw, tf_rmsprop, adam or sgd_and_adam",
+        "timm_sgd, beit_adamw, tf_rmsprop, adam, sgd_and_adam or detectron_sgd",
     ),
     Key("optim.learning_rate", 0.1, "peak learning rate, before scaling", NOT_NEGATIVE),
     Key(
@@ -157,6 +167,21 @@ OPTIM = (
         "what the learning rate is multiplied by at a milestone instead",
         SHARE,
         optimizer("torch_sgd"),
+    ),
+    Key(
+        "optim.warmup_steps",
+        100,
+        "steps of linear warm-up, from warmup_factor times the rate",
+        NATURAL,
+        DETECTRON,
+    ),
+    Key("optim.warmup_factor", 0.001, "share of the rate that the warm-up begins with", UNIT, DETECTRON),
+    Key(
+        "optim.step_milestones",
+        (),
+        "steps at which the learning rate is divided by ten",
+        Entries(COUNT, rising=True),
+        DETECTRON,
     ),
     Key(
         "optim.start",

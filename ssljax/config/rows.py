@@ -41,6 +41,7 @@ OPTIMIZERS = (
     "tf_rmsprop",
     "adam",
     "sgd_and_adam",
+    "detectron_sgd",
 )
 FAMILIES = {
     "resnet": "resnet",
