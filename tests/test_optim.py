@@ -407,7 +407,7 @@ def test_noisy_students_decay_leaves_out_the_norms_alone():
 
 
 def test_detectron2s_schedules_and_what_it_decays(golden):
-    """MoCo's 24,000 steps on VOC and its 2x schedule on COCO; a norm is left out of the decay, a bias is not."""
+    """MoCo's 24,000 steps on VOC and its 2x schedule on COCO. Norms are left out of the decay, biases not."""
     for name in ("voc24k", "coco2x"):
         g = golden("detector_schedule").under(name)
         schedule = optim.by_step(

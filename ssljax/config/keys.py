@@ -13,6 +13,7 @@ from __future__ import annotations
 from ssljax.config.keys_beit import BEIT_KEYS, TOKENS
 from ssljax.config.keys_cmc import CMC_KEYS
 from ssljax.config.keys_cpc import CPC_KEYS, TRAINS
+from ssljax.config.keys_detection import DETECTION_KEYS
 from ssljax.config.keys_images import AUGMENT, DATA, VIEWS
 from ssljax.config.keys_networks import (
     DEEPCLUSTER_V1,
@@ -330,6 +331,7 @@ KEYS = {
         *BEIT_KEYS,
         *CMC_KEYS,
         *CPC_KEYS,
+        *DETECTION_KEYS,
     )
 }
 
@@ -357,6 +359,7 @@ VIEW_COUNTS = (
     ),
     (TOKENS, 2),
     (method("cpc"), 1),
+    (method("detection"), 1),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )
 

@@ -26,6 +26,7 @@ METHODS = (
     "noisy_student",
     "cmc",
     "cpc",
+    "detection",
 )
 OPTIMIZERS = (
     "lars",

@@ -186,7 +186,7 @@ class Basic(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """`[B, H, W, C] -> [B, H/stride, W/stride, features]`; `mask` is that of `x`, see `valid_pixels`."""
+        """`[B, H, W, C] -> [B, H/stride, W/stride, features]`; `mask` is that of `x`."""
         mask = strided(mask, self.stride)
         shortcut = x
         if self.project:
@@ -218,7 +218,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """`[B, H, W, C] -> [B, H/stride, W/stride, 4 features]`; `mask` is that of `x`, see `valid_pixels`."""
+        """`[B, H, W, C] -> [B, H/stride, W/stride, 4 features]`; `mask` is that of `x`."""
         after = strided(mask, self.stride)
         wide = self.expansion * self.features
         shortcut = x
@@ -302,7 +302,7 @@ class ResNet(nn.Module):
         """
         if size is not None and self.sk_ratio > 0:
             raise ValueError(
-                f"config.model.sk_ratio={self.sk_ratio}: selective kernels average over whole images, padding "
+                f"config.model.sk_ratio={self.sk_ratio}: selective kernels average over whole maps, padding "
                 "included. Images of different sizes need a network with sk_ratio=0"
             )
         first, last = part or (0, len(self.layers))
