@@ -348,8 +348,8 @@ class Protocol(NamedTuple):
 
     Attributes:
         reads: "features", or "images" of its own (both judge pixels and a random network as well), "maps" (a
-            random network as well), "predictions" (the run's own heads) or "state" (what the run knows beside
-            its network).
+            random network as well), "predictions" (the run's own heads), "annotations" (what its network
+            finds in images with boxes or masks) or "state" (what the run knows beside its network).
         metrics: the keys of a measurement that are numbers to record; percent unless the protocol says
             otherwise.
         judge: makes the measurements.

@@ -87,9 +87,9 @@ TORCHVISION_CROPS = dict(crop="torchvision", resize="pillow", interpolation="bil
 TORCHVISION_COLOURS = dict(jitter="torchvision", blur_border="pillow")
 
 # The classes of PASCAL VOC in its order, as COCO names them.
-VOC_IN_COCO = tuple(
-    "airplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,dining table,dog,horse,motorcycle,person,"
-    "potted plant,sheep,couch,train,tv".split(",")
+VOC_IN_COCO = (
+    *("airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table"),
+    *("dog", "horse", "motorcycle", "person", "potted plant", "sheep", "couch", "train", "tv"),
 )
 
 # The protocols on features that are fast enough to run by default on small data sets.

@@ -16,7 +16,7 @@ from ssljax.protocols.knn import knn, neighbours_of
 from ssljax.run import memory, monitor, opening
 from ssljax.run.folder import RunFolder
 from ssljax.run.refresh import Run
-from ssljax.types import Step, TrainState
+from ssljax.types import Batch, Step, TrainState
 
 ONLINE_IMAGES = 2000  # kNN during training uses at most this many images of each split
 
@@ -99,6 +99,7 @@ def fit(
                 folder.save(state, {})  # what the first refresh found may have taken long
 
     key = jax.random.key(seed)
+    advance = watched(by_shape(program.step, folder.say if folder is not None else None))
     batches = device_batches(program, source, seed, int(state.step), balance_of(program, source, state))
     first = int(state.step) + 1
     for step in range(first, total + 1):
@@ -106,12 +107,6 @@ def fit(
         batch = next(batches)
         idle = state.step.is_ready()  # type: ignore[attr-defined]  # jax.Array leaves it to ArrayImpl
         starved = time.perf_counter() - asked if idle else 0.0
-        if step == first:
-            compiled = program.step.lower(state, batch, key).compile()
-            room = memory.fits(memory.needed(compiled))
-            if folder is not None:
-                folder.say(room)
-            advance = watched(compiled)
         state, metrics = advance(state, batch, key)
         last = step == total
         if step == first:
@@ -147,6 +142,30 @@ def fit(
             fetched(step, metrics)
     batches.close()
     return state
+
+
+def by_shape(step: jax.stages.Wrapped, say: Callable[[str], None] | None) -> Step:
+    """The step, compiled once for every shape of a batch: landscapes and portraits have two.
+
+    Args:
+        step: of a program.
+        say: takes a line about the memory of every compiled step.
+
+    Raises:
+        memory.TooLarge: when it is called; a compiled step needs more memory than there is.
+    """
+    known: dict[tuple, jax.stages.Compiled] = {}
+
+    def advance(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        shape = tuple(batch[name].shape for name in sorted(batch))
+        if shape not in known:
+            known[shape] = step.lower(state, batch, key).compile()
+            room = memory.fits(memory.needed(known[shape]))
+            if say is not None:
+                say(room)
+        return known[shape](state, batch, key)
+
+    return advance
 
 
 def check_best(best: str, metrics: Mapping[str, jax.Array]) -> None:
