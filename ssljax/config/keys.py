@@ -22,6 +22,7 @@ from ssljax.config.keys_networks import (
     NETWORKS,
     PRETRAIN_V2,
 )
+from ssljax.config.keys_segmentation import SEGMENTATION_KEYS
 from ssljax.config.rows import (
     BELOW_ONE,
     COUNT,
@@ -305,6 +306,7 @@ KEYS = {
         *BEIT_KEYS,
         *CMC_KEYS,
         *CPC_KEYS,
+        *SEGMENTATION_KEYS,
     )
 }
 
@@ -332,6 +334,7 @@ VIEW_COUNTS = (
     ),
     (TOKENS, 2),
     (method("cpc"), 1),
+    (method("segmentation"), 1),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )
 

@@ -26,6 +26,7 @@ METHODS = (
     "noisy_student",
     "cmc",
     "cpc",
+    "segmentation",
 )
 OPTIMIZERS = (
     "lars",

@@ -14,6 +14,7 @@ from ssljax.methods.dvae import dvae
 from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
 from ssljax.methods.noisy_student import noisy_student
+from ssljax.methods.segmentation import segmentation
 from ssljax.methods.simclr import simclr
 from ssljax.methods.simclr_v2 import simclr_v2
 from ssljax.methods.supervised import supervised
@@ -33,4 +34,5 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "noisy_student": noisy_student,
     "cmc": cmc,
     "cpc": cpc,
+    "segmentation": segmentation,
 }

@@ -24,12 +24,14 @@ from ssljax.models.build import (
     draws,
     mlp,
     projection_head,
+    segmenter,
     token_decoder,
     token_encoder,
     view_heads,
 )
 from ssljax.models.cpc import DIRECTIONS, GridClassifier, PatchResNet, cut, turned
 from ssljax.models.efficientnet import EfficientNet
+from ssljax.models.fcn import valid_pixels
 from ssljax.models.heads import MLP, LinearClassifier
 from ssljax.models.multiview import MultiView, view_name
 from ssljax.models.norm import BatchNorm
@@ -74,11 +76,13 @@ __all__ = [
     "projection_head",
     "resizable",
     "resize_positions",
+    "segmenter",
     "token_decoder",
     "token_encoder",
     "tokens",
     "turned",
     "unit_gains",
+    "valid_pixels",
     "view_heads",
     "view_name",
 ]

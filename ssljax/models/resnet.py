@@ -43,27 +43,33 @@ def conv(
     stride: int = 1,
     *,
     groups: int = 1,
+    dilation: int = 1,
     kernel_init: Callable = FAN_IN,
     dtype: jnp.dtype,
     name: str,
 ) -> nn.Conv:
     """A convolution without bias.
 
-    Whatever the stride, the padding is (size-1)//2 before and the rest after. This is not TensorFlow's SAME.
+    Whatever the stride, the padding is (size-1)//2 before and the rest after, times the dilation. This is not
+    TensorFlow's SAME.
     """
     before = (size - 1) // 2
     # conv2d scans along the batch. That suits a laptop's CPU but not a batch that is sharded over devices.
+    # It knows no dilation.
+    dilation = dilation if size > 1 else 1
+    on_one_device = jax.device_count() == 1 and dilation == 1
     return nn.Conv(
         features,
         (size, size),
         stride,
-        padding=((before, size - 1 - before),) * 2,
+        padding=((dilation * before, dilation * (size - 1 - before)),) * 2,
+        kernel_dilation=dilation,
         feature_group_count=groups,
         use_bias=False,
         dtype=dtype,
         name=name,
         kernel_init=kernel_init,
-        conv_general_dilated=conv2d if jax.device_count() == 1 else None,
+        conv_general_dilated=conv2d if on_one_device else None,
     )
 
 
@@ -231,6 +237,8 @@ class ResNet(nn.Module):
             third more FLOPs); "none" keeps everything.
         sobel: replace the colours by the gradients of the grey image, see `sobel.py`.
         kernel_init: initialisation of the convolutions, a value of KERNELS.
+        last_stride: of the last group, its shortcut included; 1 for segmentation.
+        last_dilation: of every 3x3 convolution of the last group.
     """
 
     block: type[Basic] | type[Bottleneck]
@@ -247,12 +255,15 @@ class ResNet(nn.Module):
     remat: str = "none"
     sobel: bool = False
     kernel_init: Callable = FAN_IN
+    last_stride: int = 2
+    last_dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, maps: bool = False) -> jax.Array:
         """Images `[B, H, W, C]` -> features `[B, D]`, the spatial mean of the last group, in float32.
 
-        The activations `stem`, `group1`, ... are sown in the collection "intermediates".
+        The activations `stem`, `group1`, ... are sown in the collection "intermediates". With `maps` the
+        map of the last group is returned.
         """
         make_conv = partial(conv, kernel_init=self.kernel_init, dtype=self.dtype)
         make_norm = partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype)
@@ -264,8 +275,11 @@ class ResNet(nn.Module):
         self.sow("intermediates", "stem", x)
 
         for group, (blocks, features) in enumerate(zip(self.layers, self.widths, strict=True), start=1):
+            is_last = group == len(self.layers)
+            group_stride = self.last_stride if is_last else min(group, 2)
+            group_conv = partial(make_conv, dilation=self.last_dilation) if is_last else make_conv
             for index in range(1, blocks + 1):
-                stride = 2 if index == 1 and group > 1 else 1
+                stride = group_stride if index == 1 else 1
                 changes = stride > 1 or x.shape[-1] != features * self.block.expansion
                 project = index == 1 and (self.shortcut == "simclr" or changes)
                 layer = block(
@@ -273,13 +287,13 @@ class ResNet(nn.Module):
                     stride,
                     project,
                     self.sk_ratio,
-                    conv=make_conv,
+                    conv=group_conv,
                     norm=make_norm,
                     name=f"group{group}_block{index}",
                 )
                 x = along_batch(layer(x, train))
             self.sow("intermediates", f"group{group}", x)
-        return x.astype(jnp.float32).mean((1, 2))
+        return x if maps else x.astype(jnp.float32).mean((1, 2))
 
     def _stem(self, x: jax.Array, *, train: bool, conv: Layer, norm: Layer) -> jax.Array:
         """The input of group 1: a quarter of the image's size for "imagenet", the same size for "cifar"."""
