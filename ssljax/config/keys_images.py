@@ -37,7 +37,11 @@ SIDE = Range(1, 2**14, whole=True)
 FEW = above("data.labels_per_class", 0) | PART
 
 DATA = (
-    Key("data.source", "", "digits, fashion_mnist, folder:PATH, views:PATH, tfds:NAME or hf:NAME"),
+    Key(
+        "data.source",
+        "",
+        "digits, fashion_mnist, folder:PATH, views:PATH, tfds:NAME, hf:NAME, coco:PATH or voc:PATH",
+    ),
     Key(
         "data.view_folders",
         (),

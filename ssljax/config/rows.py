@@ -26,6 +26,7 @@ METHODS = (
     "noisy_student",
     "cmc",
     "cpc",
+    "detection",
     "segmentation",
 )
 OPTIMIZERS = (
@@ -42,6 +43,7 @@ OPTIMIZERS = (
     "tf_rmsprop",
     "adam",
     "sgd_and_adam",
+    "detectron_sgd",
 )
 FAMILIES = {
     "resnet": "resnet",

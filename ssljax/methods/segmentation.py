@@ -46,7 +46,7 @@ def segmentation(config: ConfigDict, facts: Facts) -> Method:
     some_stay = net.trained == "fc"
 
     def inputs(batch: Batch) -> jax.Array:
-        """Normalised images [B, H, W, C], 0 outside of the image: the padding is the mean colour."""
+        """Normalised images [B, H, W, C], 0 outside of an image."""
         x = views.for_network(batch["image"], config.augment)
         return jnp.where(models.valid_pixels(batch["size"], *x.shape[1:3]), x, 0.0)
 
@@ -79,7 +79,7 @@ def segmentation(config: ConfigDict, facts: Facts) -> Method:
         return jnp.mean(rows), Out(model_state, (), metrics)
 
     def predict(params: Pytree, model_state: Pytree, extra: tuple, batch: Batch) -> dict[str, jax.Array]:
-        scores = models.infer(net, params, model_state, inputs(batch))
+        scores = models.infer(net, params, model_state, inputs(batch), size=batch["size"])
         return {"mask": jnp.argmax(scores, axis=-1).astype(jnp.uint8)}
 
     return Method(

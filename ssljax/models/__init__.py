@@ -27,17 +27,17 @@ from ssljax.models.build import (
     segmenter,
     token_decoder,
     token_encoder,
+    two_stage_detector,
     view_heads,
 )
 from ssljax.models.cpc import DIRECTIONS, GridClassifier, PatchResNet, cut, turned
 from ssljax.models.efficientnet import EfficientNet
-from ssljax.models.fcn import valid_pixels
 from ssljax.models.heads import MLP, LinearClassifier
 from ssljax.models.multiview import MultiView, view_name
 from ssljax.models.norm import BatchNorm
 from ssljax.models.pooling import pooled
 from ssljax.models.regnet import RegNet
-from ssljax.models.resnet import ResNet
+from ssljax.models.resnet import ResNet, valid_pixels
 from ssljax.models.vit import ViT, resize_positions
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "token_encoder",
     "tokens",
     "turned",
+    "two_stage_detector",
     "unit_gains",
     "valid_pixels",
     "view_heads",

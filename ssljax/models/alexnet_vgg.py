@@ -21,6 +21,7 @@ from flax import linen as nn
 from ssljax.models.conv import conv2d
 from ssljax.models.norm import BatchNorm
 from ssljax.models.placement import along_batch
+from ssljax.models.resnet import valid_pixels
 from ssljax.models.sobel import sobel
 
 FULL = 4096
@@ -129,7 +130,9 @@ class ConvNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, border: int = 0) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool, border: int = 0, size: jax.Array | None = None
+    ) -> jax.Array:
         """Images `[B, H, W, C]` -> fc7 before its ReLU `[B, 4096 width]`, float32.
 
         The activations after the ReLU of each convolution and before the pool are sown in the collection
@@ -142,9 +145,13 @@ class ConvNet(nn.Module):
                 in place of its padding), pools keep the incomplete window at the end, and fc7
                 `[B, h, w, 4096 width]` is given for every place. Norms then use the running statistics, also
                 in training, and only the inputs of fc7 are dropped.
+            size: int32 [B, 2], height and width of each image within `x`, whose other pixels must be 0; they
+                are zeros of the border then. None: all pixels are the image's.
         """
         if self.sobel:
             x = sobel(x)
+            if size is not None:
+                x = jnp.where(valid_pixels(size, *x.shape[1:3]), x, 0.0)
         for i, layer in enumerate(self.architecture.convs):
             if border and i == 0:
                 layer = layer._replace(padding=border)

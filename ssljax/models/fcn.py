@@ -22,7 +22,7 @@ from flax import linen as nn
 from ssljax.models.alexnet_vgg import Architecture, ConvNet
 from ssljax.models.norm import BatchNorm
 from ssljax.models.placement import along_batch
-from ssljax.models.resnet import ResNet
+from ssljax.models.resnet import ResNet, stride_of, valid_pixels
 
 BORDER = 100  # zeros around the image in FCN-32s
 FACTOR = 32
@@ -41,10 +41,22 @@ class DilatedFCN(nn.Module):
     head: nn.Module
     trained: str = "all"
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Images `[B, H, W, C]`, 0 outside of an image -> scores float32 `[B, H, W, classes]`."""
-        maps = self.encoder(x, train=train, maps=True)
-        return bilinear(self.head(maps, train=train), *x.shape[1:3])
+    def __call__(self, x: jax.Array, *, train: bool, size: jax.Array | None = None) -> jax.Array:
+        """Images `[B, H, W, C]` -> scores float32 `[B, H, W, classes]`.
+
+        Args:
+            x: images.
+            train: normalise by the statistics of the batch.
+            size: int32 [B, 2], height and width of each image within `x`, whose other pixels must be 0. The
+                scores of an image are then those of the image alone. None: all pixels are the image's.
+        """
+        maps = self.encoder(x, train=train, size=size, part=(0, len(self.encoder.layers)))
+        if size is None:
+            return bilinear(self.head(maps, train=train), *x.shape[1:3])
+        cells = -(-size // stride_of(self.encoder, len(self.encoder.layers)))
+        mask = valid_pixels(cells, *maps.shape[1:3])
+        scores = self.head(maps, train=train, mask=mask)
+        return bilinear(scores, *x.shape[1:3], within=(cells, size))
 
 
 class FCN32s(nn.Module):
@@ -65,13 +77,13 @@ class FCN32s(nn.Module):
     side: int
     trained: str = "all"
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Images `[B, H, W, C]`, 0 outside of an image -> scores float32 `[B, H, W, classes]`."""
+    def __call__(self, x: jax.Array, *, train: bool, size: jax.Array | None = None) -> jax.Array:
+        """Images `[B, H, W, C]` -> scores float32 `[B, H, W, classes]`; the arguments are a DilatedFCN's."""
         if self.is_initializing():  # fc6 gets its shape from the images that it was trained on
             square = jnp.zeros((1, self.side, self.side, x.shape[-1]), x.dtype)
             self.head(self.encoder(square, train=False)[:, None, None], train=False)
             return jnp.zeros((*x.shape[:3], 0), jnp.float32)
-        scores = self.head(nn.relu(self.encoder(x, train=train, border=BORDER)), train=train)
+        scores = self.head(nn.relu(self.encoder(x, train=train, border=BORDER, size=size)), train=train)
         inputs = self.encoder.variables["params"]["fc6"]["kernel"].shape[0]
         channels = round(self.encoder.architecture.convs[-1].features * self.encoder.width)
         return times_32(scores, self.encoder.architecture, *x.shape[1:3], fc6=math.isqrt(inputs // channels))
@@ -97,8 +109,8 @@ class FCNHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """A map `[B, h, w, C]` -> scores float32 `[B, h, w, num_classes]`."""
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """A map `[B, h, w, C]` -> scores float32 `[B, h, w, num_classes]`; `mask` as for BatchNorm."""
         for layer in (1, 2):
             conv = nn.Conv(
                 self.channels,
@@ -113,7 +125,7 @@ class FCNHead(nn.Module):
             norm = BatchNorm(
                 self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype, name=f"norm{layer}"
             )
-            x = along_batch(nn.relu(norm(conv(x), train=train)))
+            x = along_batch(nn.relu(norm(conv(x), train=train, mask=mask)))
         return Scores(self.num_classes, std=0.01, name="scores")(x)
 
 
@@ -147,22 +159,14 @@ class Scores(nn.Module):
 # ------------------------------------------------------------------------------------------------- enlarging
 
 
-def valid_pixels(size: jax.Array, height: int, width: int) -> jax.Array:
-    """Where images are, and not their padding on the right and at the bottom.
-
-    Args:
-        size: int32 [B, 2], height and width of each image.
-        height, width: of the padded images.
-
-    Returns:
-        bool [B, height, width, 1].
-    """
-    rows = jnp.arange(height)[None] < size[:, :1]
-    columns = jnp.arange(width)[None] < size[:, 1:]
-    return (rows[:, :, None] & columns[:, None])[..., None]
-
-
-def bilinear(maps: jax.Array, height: int, width: int, *, align_corners: bool = False) -> jax.Array:
+def bilinear(
+    maps: jax.Array,
+    height: int,
+    width: int,
+    *,
+    align_corners: bool = False,
+    within: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
     """Resize maps as `torch.nn.functional.interpolate(mode="bilinear")` does.
 
     Args:
@@ -170,35 +174,45 @@ def bilinear(maps: jax.Array, height: int, width: int, *, align_corners: bool = 
         height, width: of the result.
         align_corners: False: cells have an area, and the map's area is the image's. True: the centres of the
             corners fall together.
+        within: int32 [B, 2] each, how many rows and columns of each map become how many of its result; the
+            others are padding. None: all.
 
     Returns:
         float32 `[B, height, width, C]`.
     """
-    rows = _bilinear(maps.shape[1], height, align_corners)
-    columns = _bilinear(maps.shape[2], width, align_corners)
-    return _enlarged(maps, rows, columns)
+    weights = []
+    for axis, pixels in enumerate((height, width)):
+        cells = maps.shape[1 + axis]
+        if within is None:
+            weights.append(_bilinear(cells, pixels, cells, pixels, align_corners))
+        else:
+            of_image = lambda n, m, c=cells, p=pixels: _bilinear(n, m, c, p, align_corners)
+            weights.append(jax.vmap(of_image)(within[0][:, axis], within[1][:, axis]))
+    return _enlarged(maps, *weights)
 
 
-def _bilinear(cells: int, pixels: int, align_corners: bool) -> jax.Array:
+def _bilinear(
+    valid_cells: int | jax.Array, valid_pixels: int | jax.Array, cells: int, pixels: int, align_corners: bool
+) -> jax.Array:
     """How much each cell counts in each pixel: float32 [pixels, cells]."""
+    n = jnp.asarray(valid_cells, jnp.float32)
+    m = jnp.asarray(valid_pixels, jnp.float32)
     pixel = jnp.arange(pixels, dtype=jnp.float32)
     if align_corners:
-        place = pixel * ((cells - 1) / max(pixels - 1, 1))
+        place = pixel * ((n - 1.0) / jnp.maximum(m - 1.0, 1.0))
     else:
-        place = (pixel + 0.5) * (cells / pixels) - 0.5
-    place = jnp.clip(place, 0.0, cells - 1.0)
-    return _tent(place[:, None] - jnp.arange(cells, dtype=jnp.float32)[None])
-
-
-def _tent(distance: jax.Array) -> jax.Array:
-    return jnp.maximum(1.0 - jnp.abs(distance), 0.0)
+        place = (pixel + 0.5) * (n / m) - 0.5
+    place = jnp.clip(place, 0.0, n - 1.0)
+    distance = jnp.abs(place[:, None] - jnp.arange(cells, dtype=jnp.float32)[None])
+    return jnp.maximum(1.0 - distance, 0.0)
 
 
 def _enlarged(maps: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Two matrix products; the shorter result first, which costs less."""
-    maps = maps.astype(jnp.float32)
-    wide = jnp.einsum("xw,bhwc->bhxc", columns, maps, precision=jax.lax.Precision.HIGHEST)
-    return jnp.einsum("yh,bhxc->byxc", rows, wide, precision=jax.lax.Precision.HIGHEST)
+    """Two matrix products, with `rows` [H, h] and `columns` [W, w] of all maps, or of each."""
+    each = "b" if rows.ndim == 3 else ""
+    highest = jax.lax.Precision.HIGHEST
+    wide = jnp.einsum(f"{each}xw,bhwc->bhxc", columns, maps.astype(jnp.float32), precision=highest)
+    return jnp.einsum(f"{each}yh,bhxc->byxc", rows, wide, precision=highest)
 
 
 def upsample_filter(size: int) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from ssljax.protocols import (
     best_layer,
+    boxes,
     classifier,
     clusters,
     corruptions,
@@ -13,6 +14,7 @@ from ssljax.protocols import (
     perturbations,
     reconstruction,
     retrieval,
+    segmentation,
     transfer,
     voc07_svm,
 )
@@ -33,4 +35,6 @@ PROTOCOLS: dict[str, Protocol] = {
     "retrieval": retrieval.PROTOCOL,
     "transfer": transfer.PROTOCOL,
     "voc07_svm": voc07_svm.PROTOCOL,
+    "detection": boxes.PROTOCOL,
+    "segmentation": segmentation.PROTOCOL,
 }

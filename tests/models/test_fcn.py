@@ -69,7 +69,7 @@ def test_the_last_group_of_the_papers_network_has_stride_1():
         variables = net.init(jax.random.key(0), x, train=False)
         maps, _ = net.encoder.apply(
             {"params": variables["params"]["encoder"], "batch_stats": variables["batch_stats"]["encoder"]},
-            x, train=True, maps=True, mutable=["batch_stats"],
+            x, train=True, part=(0, 4), mutable=["batch_stats"],
         )  # fmt: skip
         return variables["params"], maps, net.apply(variables, x, train=False)
 
@@ -86,7 +86,7 @@ def test_the_last_group_by_hand():
     x = jax.random.normal(jax.random.key(0), (1, 12, 12, 3))
     variables = net.init(jax.random.key(1), x, train=False)
     variables["params"] = models.unit_gains(variables["params"])
-    maps, sown = net.apply(variables, x, train=False, maps=True, mutable=["intermediates"])
+    maps, sown = net.apply(variables, x, train=False, part=(0, 3), mutable=["intermediates"])
     before = np.asarray(sown["intermediates"]["group2"][0])[0]
     block = jax.tree.map(np.asarray, variables["params"]["group3_block1"])
     scale = 1 / np.sqrt(1 + 1e-5)  # the norms at their initialisation
@@ -126,3 +126,22 @@ def test_other_networks_are_refused():
     config = model(name="vit_s", patch=16)
     with pytest.raises(ValueError, match="config.model.name is 'vit_s': .*alexnet_bn or of vgg16_bn"):
         models.segmenter(config.model, config.fcn, 21)
+
+
+def test_padding_changes_no_score_of_an_image():
+    """Whole images of different sizes in one square have the scores that they have alone."""
+    config = model(name="resnet8", width=1 / 16, stem="cifar")
+    net = models.segmenter(config.model, config.fcn, 5)
+    key = jax.random.key(0)
+    variables = net.init(key, jnp.zeros((1, 16, 16, 3)), train=False)
+    stir = lambda path, leaf: leaf + 0.3 * jax.random.normal(jax.random.fold_in(key, len(path)), leaf.shape)
+    variables = jax.tree_util.tree_map_with_path(stir, models.unit_gains(variables))
+    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    sizes = [(14, 9), (7, 16)]
+    images = [jax.random.normal(jax.random.key(i), (1, *size, 3)) for i, size in enumerate(sizes)]
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, 18 - x.shape[1]), (0, 18 - x.shape[2]), (0, 0)))
+    together = jnp.concatenate([pad(x) for x in images])
+    found = net.apply(variables, together, train=False, size=jnp.array(sizes))
+    for image, size, row in zip(images, sizes, found, strict=True):
+        alone = net.apply(variables, image, train=False)[0]
+        np.testing.assert_allclose(row[: size[0], : size[1]], alone, atol=1e-5 * np.abs(alone).max())
