@@ -70,12 +70,8 @@ def train_batches(
         return list(zip(positions[own].tolist(), passes[own].tolist(), strict=True))
 
     def example(position: int, number: int) -> Example:
-        draw = draws(config.seed, number, int(source.index[position]))
-        return (
-            _for_boxes(source, position, config, draw) if boxes else _cropped(source, position, config, draw)
-        )
+        return training_example(source, position, config, number)
 
-    boxes = config.data.annotations == "boxes"
     return _made(example, (rows(step) for step in itertools.count(start_step)))
 
 
@@ -106,6 +102,14 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
     ):
         repeats = np.minimum(np.arange(batch_size), len(group) - 1)
         yield {name: values[repeats] for name, values in batch.items()}, len(group)
+
+
+def training_example(source: Source, position: int, config: ConfigDict, number: int) -> Example:
+    """One row of a training batch: the image at a position, as a pass sees it."""
+    draw = draws(config.seed, number, int(source.index[position]))
+    if config.data.annotations == "boxes":
+        return _for_boxes(source, position, config, draw)
+    return _cropped(source, position, config, draw)
 
 
 def shapes(config: ConfigDict, objects: int) -> list[dict[str, tuple[tuple[int, ...], type]]]:
@@ -160,6 +164,11 @@ def draws(seed: int, number: int, index: int) -> np.ndarray:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def mirrored(config: ConfigDict, draw: np.ndarray) -> bool:
+    """Whether an image with these `draws` is mirrored."""
+    return bool(config.augment.flip and draw[1] < 0.5)
+
+
 def check(config: ConfigDict) -> None:
     """Refuse settings that annotated images do not follow, with a ValueError that names one."""
     fixed = {
@@ -199,7 +208,7 @@ def _for_boxes(source: Source, position: int, config: ConfigDict, draw: np.ndarr
     if draw is not None:
         sides = config.annotated.short_sides
         short = sides[int(draw[0] * len(sides))]
-        mirror = config.augment.flip and draw[1] < 0.5
+        mirror = mirrored(config, draw)
     size = geometry.shortest_edge(original, short, config.annotated.long_side)
     image = geometry.resized(image, size)
     classes = source.targets["classes"][position]
@@ -219,7 +228,7 @@ def _for_boxes(source: Source, position: int, config: ConfigDict, draw: np.ndarr
 
 def _cropped(source: Source, position: int, config: ConfigDict, draw: np.ndarray) -> Example:
     """A random square of a randomly scaled image, and its mask."""
-    image, mask = pixels(source, position), mask_over(source, position)
+    image, mask = with_mask(source, position)
     original = image.shape[:2]
     low, high = config.annotated.scales
     scale = low + draw[0] * (high - low)
@@ -229,14 +238,14 @@ def _cropped(source: Source, position: int, config: ConfigDict, draw: np.ndarray
     image, mask = geometry.cropped(
         geometry.resized(image, size), geometry.resized_mask(mask, size), side, (draw[2], draw[3]), fill
     )
-    if config.augment.flip and draw[1] < 0.5:
+    if mirrored(config, draw):
         image, mask = image[:, ::-1], mask[:, ::-1]
     return {"image": image, "mask": mask} | _numbers(source, position, (side, side), original)
 
 
 def _whole(source: Source, position: int, config: ConfigDict) -> Example:
     """A whole image at its own size, and its mask."""
-    image, mask = pixels(source, position), mask_over(source, position)
+    image, mask = with_mask(source, position)
     size = image.shape[:2]
     side = config.annotated.test_side
     if max(size) > side:
@@ -282,10 +291,21 @@ def pixels(source: Source, position: int) -> np.ndarray:
     return image
 
 
-def mask_over(source: Source, position: int) -> np.ndarray:
-    """The mask of the image at a position, uint8 [H, W]."""
+def with_mask(source: Source, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """The stored image at a position, uint8 [H, W, 3], and its mask, uint8 [H, W].
+
+    Raises:
+        ValueError: one of them is unreadable, or their sizes differ.
+    """
     assert source.mask_of is not None, "a source without masks is never asked for one"
-    return source.mask_of(int(source.index[position]))
+    image = pixels(source, position)
+    mask = source.mask_of(int(source.index[position]))
+    if mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"the mask of {source.describe(position)} is {mask.shape[1]} wide and {mask.shape[0]} high, and "
+            f"the image {image.shape[1]} and {image.shape[0]}: unpack images and masks of one version again"
+        )
+    return image, mask
 
 
 def _made(example: Callable[..., Example], wanted: Iterable[list[tuple[Any, ...]]]) -> Batches:
