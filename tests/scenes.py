@@ -28,14 +28,16 @@ def picture(width, height, boxes):
     return image
 
 
-def coco(root: Path, splits=("train", "val")) -> Path:
-    """A folder for `coco:`: the same images in every split, with semantic masks."""
+def coco(root: Path, splits=("train", "val"), copies=1) -> Path:
+    """A folder for `coco:`: the same images in every split, each so many times, with semantic masks."""
     for split in splits:
         (root / "images" / split).mkdir(parents=True)
         (root / "semantic" / split).mkdir(parents=True)
         images, records = [], []
-        for number, width, height, objects in COCO:
-            name = f"{split}/{number * 37 % 100:06d}.png"
+        for number, width, height, objects in [
+            (100 * copy + first, *rest) for copy in range(copies) for first, *rest in COCO
+        ]:
+            name = f"{split}/{number // 100}{number % 100 * 37 % 100:05d}.png"
             drawn = picture(width, height, [one[1:5] for one in objects if not one[5]])
             Image.fromarray(drawn).save(root / "images" / name)
             mask = np.full((height, width), 184, np.uint8)  # a class of stuff

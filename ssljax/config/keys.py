@@ -24,6 +24,7 @@ from ssljax.config.keys_networks import (
     NETWORKS,
     PRETRAIN_V2,
 )
+from ssljax.config.keys_segmentation import SEGMENTATION_KEYS
 from ssljax.config.keys_tune import TUNE_KEYS
 from ssljax.config.rows import (
     BELOW_ONE,
@@ -337,6 +338,7 @@ KEYS = {
         *CPC_KEYS,
         *TUNE_KEYS,
         *DETECTION_KEYS,
+        *SEGMENTATION_KEYS,
     )
 }
 
@@ -365,6 +367,7 @@ VIEW_COUNTS = (
     (TOKENS, 2),
     (method("cpc"), 1),
     (method("detection"), 1),
+    (method("segmentation"), 1),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )
 
