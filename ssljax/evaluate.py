@@ -70,8 +70,8 @@ METRIC_NAMES = {
     "map": "mAP",
     "map_medium": "mAP (medium)",
     "mean_per_class": "mean per class",
-    "pixel_accuracy": "pixels",
     "map_step": "mAP (step)",
+    "pixel_accuracy": "pixels",
 }
 BASELINES = ("raw_pixels", "random_init", "supervised")
 

@@ -86,7 +86,7 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
 
     examples, rows = epoch_of(method, facts, config.batch_size)
     steps_per_epoch = loader.steps_per_epoch(examples, rows)
-    total_steps = optim.train_steps(examples, config.epochs, rows)
+    total_steps = config.steps or optim.train_steps(examples, config.epochs, rows)
     if total_steps > MOST_STEPS:
         most = MOST_STEPS * rows // examples
         raise ValueError(

@@ -27,6 +27,8 @@ METHODS = (
     "cmc",
     "cpc",
     "multilabel",
+    "detection",
+    "segmentation",
 )
 OPTIMIZERS = (
     "lars",
@@ -43,6 +45,7 @@ OPTIMIZERS = (
     "adam",
     "sgd_and_adam",
     "halving_sgd",
+    "detectron_sgd",
 )
 FAMILIES = {
     "resnet": "resnet",

@@ -10,11 +10,13 @@ from ssljax.methods.cmc import cmc
 from ssljax.methods.cpc import cpc
 from ssljax.methods.deepcluster import deepcluster
 from ssljax.methods.deit import deit
+from ssljax.methods.detection import detection
 from ssljax.methods.dvae import dvae
 from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
 from ssljax.methods.multilabel import multilabel
 from ssljax.methods.noisy_student import noisy_student
+from ssljax.methods.segmentation import segmentation
 from ssljax.methods.simclr import simclr
 from ssljax.methods.simclr_v2 import simclr_v2
 from ssljax.methods.supervised import supervised
@@ -35,4 +37,6 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "cmc": cmc,
     "cpc": cpc,
     "multilabel": multilabel,
+    "detection": detection,
+    "segmentation": segmentation,
 }

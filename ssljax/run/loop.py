@@ -26,15 +26,19 @@ def refreshed(
 ) -> TrainState:
     """The state after the method's refresh, which logs what it finds at the state's step."""
     assert program.method.refresh is not None
+    return program.method.refresh(state, looking(program, source, state, seed, folder))
+
+
+def looking(program: Program, source: Source, state: TrainState, seed: int, folder: RunFolder | None) -> Run:
+    """What the method may look at the training data with; see `Run`."""
     log = folder.log_refresh if folder else monitor.check_finite
-    run = Run(
+    return Run(
         program=program,
         source=source,
         seed=seed,
         log=functools.partial(log, int(state.step)),
         batches=lambda: device_batches(program, source, seed, 0),
     )
-    return program.method.refresh(state, run)
 
 
 def fit(
@@ -49,9 +53,10 @@ def fit(
 ) -> TrainState:
     """Train to the end and return the final state.
 
-    The order within a step is: update, log, evaluate, refresh, checkpoint. A method that refreshes also does
-    so before the first step. A checkpoint holds what the refresh found, so a resumed run does not repeat it.
-    There is no refresh if less than an epoch is left to learn from it.
+    The order within a step is: update, log, finish, evaluate, refresh, checkpoint. A method finishes in the
+    last step only. One that refreshes also does so before the first step. A checkpoint holds what the refresh
+    found, so a resumed run does not repeat it. There is no refresh if less than an epoch is left to learn
+    from it.
 
     Args:
         program: from `build`.
@@ -114,6 +119,10 @@ def fit(
                 row = fetched(step, metrics, folder.check_finite)
                 row["learning_rate"] = float(program.schedule(jnp.int32(step - 1)))
                 folder.log(step, total, row)
+        if last and method.finish is not None:
+            state = method.finish(state, looking(program, source, state, seed, folder))
+
+        if folder is not None:
             every = config.eval_every_epochs * spe
             if test is not None and every and (last or step % every == 0):
                 folder.log_knn(step, online_knn(program, state, source, test))

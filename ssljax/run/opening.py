@@ -26,6 +26,8 @@ def lines(program: Program, source: Source, test: Source | None) -> list[str]:
     config = program.config
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.shapes.params))
     epochs = f"{config.epochs} epoch{'s' if config.epochs != 1 else ''}"
+    if config.steps:
+        epochs = f"{config.steps * config.batch_size / program.facts.num_examples:.1f} epochs"
     return [
         f"data: {found(source, test)}",
         *warnings(source, test),
