@@ -22,7 +22,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -82,7 +81,7 @@ def measure(
     workdir: str,
     protocols: Sequence[str],
     baselines: Sequence[str],
-    figures: Path,
+    figures: epath.Path,
     command: str,
     changed: Mapping[str, Any],
     earlier_stage: str = "",
@@ -457,7 +456,7 @@ def main(argv: list[str] | None = None) -> None:
     names = [name for name, _, _ in stages(flags.config, "") if name]
     earlier_stage = flags.stage if flags.stage in names[:-1] else ""
     changed = results.changed(flags.overrides, names)
-    file = Path(flags.results or os.path.join(workdir, "results.jsonl"))
+    file = epath.Path(flags.results or os.path.join(workdir, "results.jsonl"))
     label = results.label(config.preset, earlier_stage)
     figures = gallery_file(file.parent, label, hashed(config))
 

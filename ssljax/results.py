@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from etils import epath
+
 from ssljax.config import public
 
 PACKAGES = (
@@ -264,8 +266,11 @@ def identity(run: Run) -> str:
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
-    """Appends measurements to a results.jsonl, preceded by the line of their run unless the file has it."""
+def append(path: Path | epath.Path, run: Run, measurements: Sequence[Measurement]) -> None:
+    """Appends measurements to a results.jsonl, preceded by the line of their run unless the file has it.
+
+    Objects of a bucket cannot grow: there the whole file is written again.
+    """
     name = identity(run)
     fields: Mapping[str, Any] = {**LATER, **run}
     record = {"run": name, **{field: fields[field] for field in RUN}, "time": now()}
@@ -275,10 +280,13 @@ def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
     lines_there = path.read_text().splitlines() if path.exists() else []
     known = [line for line in lines_there if line.startswith(start)]
     day = json.loads(known[-1])["time"] if known else record["time"]
+    new = [] if known else [json.dumps(record)]
+    new += [json.dumps({"run": name, **_said(each, day)}) for each in measurements]
+    if "://" in str(path):
+        path.write_text("".join(f"{line}\n" for line in [*lines_there, *new]))
+        return
     with path.open("a") as out:
-        if not known:
-            out.write(json.dumps(record) + "\n")
-        out.writelines(json.dumps({"run": name, **_said(each, day)}) + "\n" for each in measurements)
+        out.writelines(f"{line}\n" for line in new)
 
 
 def fold(path: Path) -> None:

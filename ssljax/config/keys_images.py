@@ -97,13 +97,20 @@ DATA = (
         None,
         FEW,
     ),
-    Key("data.unlabelled", "", "further training images, used without labels: folder:PATH or tfds:NAME"),
+    Key(
+        "data.unlabelled",
+        "",
+        "further training images, used without labels: folder:PATH, tfds:NAME or hf:NAME",
+    ),
     Key(
         "data.unlabelled_split",
         "train",
         "their stored split",
         None,
-        When("data.unlabelled is tfds:NAME", lambda read: read("data.unlabelled").startswith("tfds:")),
+        When(
+            "data.unlabelled is tfds:NAME or hf:NAME",
+            lambda read: read("data.unlabelled").startswith(("tfds:", "hf:")),
+        ),
     ),
     Key("data.num_classes", 0, "classes; 0: read from the data, otherwise checked against them", NATURAL),
     Key(

@@ -105,12 +105,13 @@ def _second(data: ConfigDict) -> Source:
         )
     if kind == "folder" and argument:
         return folder.unlabelled(data, argument)
-    if kind == "tfds" and argument:
+    if kind in ("tfds", "hf") and argument:
         other = data.copy_and_resolve_references().unlock()
-        other.update(source=data.unlabelled, train_split=data.unlabelled_split, labels="none")
-        second = records.load(other, argument, "train")
+        split = data.unlabelled_split  # as the test split too, so that nothing is held out of it
+        other.update(source=data.unlabelled, train_split=split, test_split=split, labels="none")
+        second = (records if kind == "tfds" else arrow).load(other, argument, "train")
         return dataclasses.replace(second, labels=np.full(len(second), -1, np.int32), class_names=())
-    raise ValueError(f"data.unlabelled={data.unlabelled!r} is unknown: use folder:PATH or tfds:NAME")
+    raise ValueError(f"data.unlabelled={data.unlabelled!r} is unknown: use folder:PATH, tfds:NAME or hf:NAME")
 
 
 def labelled_source(data: ConfigDict) -> str:

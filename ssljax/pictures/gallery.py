@@ -6,14 +6,15 @@ tokenizer, only what its codes keep of some images.
 
 from __future__ import annotations
 
+import io
 import types
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from ssljax import models
@@ -36,7 +37,7 @@ MEMBERS = 12  # training images shown of each cluster
 
 
 def save(
-    path: Path,
+    path: epath.Path,
     benches: Sequence[Bench],
     run: Evaluated,
     *,
@@ -78,8 +79,9 @@ def save(
         fields |= contact_sheet(first.assignment[first.train.index], first.train, config)
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    packed = io.BytesIO()
     np.savez_compressed(
-        path,
+        packed,
         **fields,
         class_names=np.array(test.class_names),
         query=thumbnails(test, queries, config),
@@ -88,6 +90,7 @@ def save(
         config_hash=config_hash,
         seed=config.seed,
     )
+    path.write_bytes(packed.getvalue())
 
 
 def neighbourhood(
