@@ -172,6 +172,7 @@ def protocol(name: str) -> str:
         "maps": "the maps of single layers; those of `--baselines random_init` too",
         "predictions": "the predictions of the run's own heads",
         "state": "what the run keeps beside its network",
+        "annotations": "the boxes or masks that the network finds in whole images",
     }
     one = PROTOCOLS[name]
     module = inspect.getmodule(one.judge)

@@ -42,6 +42,7 @@ from ssljax.program import (
     Evaluated,
     encoded,
     open_run,
+    predicted,
     spread,
     stage,
     stages,
@@ -57,7 +58,7 @@ from ssljax.run import few_labels, files, hosts, memory
 from ssljax.run.folder import facts_of
 from ssljax.run.start import HARMLESS
 from ssljax.sharding import make_mesh
-from ssljax.types import Measurement, Protocol, Pytree
+from ssljax.types import Batch, Measurement, Protocol, Pytree
 
 METRICS = tuple(dict.fromkeys(metric for protocol in PROTOCOLS.values() for metric in protocol.metrics))
 METRIC_NAMES = {
@@ -70,8 +71,11 @@ METRIC_NAMES = {
     "map_medium": "mAP (medium)",
     "mean_per_class": "mean per class",
     "map_step": "mAP (step)",
+    "pixel_accuracy": "pixels",
 }
 BASELINES = ("raw_pixels", "random_init", "supervised")
+
+BESIDE = ("AP50", "AP75", "pixel_accuracy")  # metrics that are printed beside the first
 
 FITTED = ("linear", "label_fraction")  # by scikit-learn or many epochs
 
@@ -125,14 +129,14 @@ def measure(
         benches.append(of_network(untrained(config, facts), "random_init", source, test))
 
     refused = {name: reason for name in protocols if (reason := PROTOCOLS[name].refuse(benches[0]))}
-    if refused and (chosen_by_hand or source.labelled.any()):
+    if refused and (chosen_by_hand or source.labelled.any() or config.data.annotations):
         raise ValueError(f"--protocols: {next(iter(refused.values()))}")
     if refused and jax.process_index() == 0:
         print(f"no labels, so without {', '.join(refused)}; neighbours of held-out images: {figures}")
     protocols = [name for name in protocols if name not in refused]
 
     shown: dict[str, np.ndarray] = {}
-    for reads in ("features", "images", "maps", "predictions", "state"):
+    for reads in ("features", "images", "maps", "predictions", "state", "annotations"):
         names = [name for name in protocols if PROTOCOLS[name].reads == reads]
         for bench in benches:
             if not judged(bench, reads, config.method):
@@ -150,7 +154,7 @@ def measure(
     if "supervised" in baselines:
         for found in few_labels.supervised(config, source, test):
             yield record(known, "supervised", found)
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not config.data.annotations:
         whole = any(PROTOCOLS[name].reads == "features" for name in protocols)
         pool = 0 if whole else gallery.POOL
         gallery.save(figures, benches, run, pool=pool, config_hash=hashed(config), shown=shown)
@@ -207,6 +211,15 @@ def of_network(
         bound = functools.partial(rows, network.params, network.model_state, network.extra)
         return encoded(bound, network.mesh, config, split)
 
+    @jax.jit
+    def predict(params: Pytree, model_state: Pytree, extra: Pytree, batch: Batch) -> dict[str, jax.Array]:
+        assert network.method.predict is not None, "a bench that finds nothing is never asked"
+        return network.method.predict(params, model_state, extra, batch)
+
+    def found(split: Source) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        bound = functools.partial(predict, network.params, network.model_state, network.extra)
+        return predicted(bound, network.mesh, config, split)
+
     features = once(lambda split: encoded(network.encode, network.mesh, config, split), source, test)
     return Bench(
         config=config,
@@ -221,6 +234,7 @@ def of_network(
         maps=maps,
         predictions=None if network.method.classify is None else predictions,
         reconstructions=None if network.method.reconstruct is None else reconstructions,
+        predicted=None if network.method.predict is None else found,
         assignment=assignment,
     )
 
@@ -301,6 +315,8 @@ def further(config: ConfigDict) -> Callable[..., Source]:
 
     def load(split: str, **settings: Any) -> Source:
         changed = config.copy_and_resolve_references().unlock()
+        if "source" in settings:
+            changed.data.annotations = ""
         changed.data.update(settings)
         data = resolve(changed).data  # another kind of source reads other settings
         return readable(sources.load(data, split), data)
@@ -337,9 +353,9 @@ def timed(protocol: Protocol, bench: Bench) -> Iterator[Measurement]:
     """Add to each measurement the `seconds` it took. Features are extracted before the clock starts.
 
     Those of the training split are extracted only for a protocol that reads them, and none for one that reads
-    images of its own.
+    images of its own or what was found in annotated ones.
     """
-    if protocol.reads == "images":
+    if protocol.reads in ("images", "annotations"):
         begin = time.perf_counter()
         for found in protocol.judge(bench):
             yield {**found, "seconds": time.perf_counter() - begin}
@@ -501,6 +517,11 @@ def say(found: Sequence[results.Measurement]) -> None:
         f"k={each['metric'].removeprefix('top1_k')} {each['value']:.1f}"
         for each in found
         if each["metric"].startswith("top1_k")
+    ]
+    others += [
+        f"{METRIC_NAMES.get(each['metric'], each['metric'])} {each['value']:.1f}"
+        for each in found
+        if each["metric"] in BESIDE
     ]
     counts = f"; {', '.join(others)}" if others else ""
     protocol = f"knn, k={first['settings']['k']}" if first["protocol"] == "knn" else first["protocol"]

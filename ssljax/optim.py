@@ -169,6 +169,28 @@ def staircase(
     return schedule
 
 
+def by_step(
+    peak: float, *, milestones: tuple[int, ...], warmup_steps: int, warmup_factor: float, factor: float = 0.1
+) -> Schedule:
+    """A learning rate that falls at given steps, with a linear warm-up (facebookresearch/detectron2).
+
+    Args:
+        peak: the learning rate after the warm-up.
+        milestones: steps at which the rate is multiplied by `factor`. The step itself has the lower rate.
+        warmup_steps: length of the warm-up; 0 starts at the peak.
+        warmup_factor: the share of the rate at step 0.
+        factor: see `milestones`.
+    """
+
+    def schedule(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        share = jnp.clip(step / max(warmup_steps, 1), 0.0, 1.0) if warmup_steps else 1.0
+        passed = sum(((step >= at).astype(jnp.float32) for at in milestones), jnp.zeros(()))
+        return peak * (warmup_factor * (1.0 - share) + share) * factor**passed
+
+    return schedule
+
+
 def train_steps(num_examples: int, epochs: int, batch_size: int) -> int:
     """Optimizer updates of a run: examples * epochs // batch + 1 (`get_train_steps` of SimCLR's code)."""
     return num_examples * epochs // batch_size + 1
@@ -238,7 +260,9 @@ def timm_decayed(params: Pytree, *, distillation_token: bool) -> Pytree:
 
 
 def not_norms(params: Pytree) -> Pytree:
-    """Mark every leaf outside the normalisation layers, biases too: those that Noisy Student's code decays.
+    """Mark every leaf outside the normalisation layers, biases too.
+
+    These are the leaves that the code of Noisy Student and detectron2 decays.
 
     Args:
         params: the parameters.
@@ -567,6 +591,18 @@ def _sgd_and_adam(optim: ConfigDict, run: Horizon) -> Optimizer:
     return optax.multi_transform({"sgd": sgd, "adam": adam}, parts), schedule
 
 
+def _detectron_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """Detectron2's: SGD that decays all but the normalisation layers, its schedule in steps."""
+    schedule = by_step(
+        run.peak,
+        milestones=tuple(optim.step_milestones),
+        warmup_steps=optim.warmup_steps,
+        warmup_factor=optim.warmup_factor,
+    )
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=not_norms)
+    return optax.chain(decay, optax.sgd(schedule, momentum=optim.momentum)), schedule
+
+
 def keeping(
     tx: optax.GradientTransformation, still: Callable[[Pytree], Pytree]
 ) -> optax.GradientTransformation:
@@ -589,6 +625,7 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
     "adam": _adam,
     "sgd_and_adam": _sgd_and_adam,
     "halving_sgd": _halving_sgd,
+    "detectron_sgd": _detectron_sgd,
 }
 
 

@@ -31,7 +31,7 @@ from ssljax import cli, sharding
 from ssljax.compiler import ahead, flops, hlo, slices
 from ssljax.compiler.slices import GIB, Slice
 from ssljax.config import flat
-from ssljax.data import recipes
+from ssljax.data import annotated, coco, recipes, voc_objects
 from ssljax.program import AHEAD, Program, build, stage, stages
 from ssljax.results import commit, versions
 from ssljax.types import Facts
@@ -46,6 +46,8 @@ DATA_SETS = {
     ("tfds:imagenet2012", "train"): (1_281_167, 1000),
     ("tfds:imagenette/160px-v2", "train"): (9_469, 10),
 }
+# The largest numbers of objects in an image, which the data at hand may stay below.
+MOST_OBJECTS = {"coco": coco.MOST, "voc": voc_objects.MOST}
 # How far a full-effort estimate may be off: static estimate / reported step time of six public v3 runs
 # (ResNet-50, BiT, SimCLR, ViT-S/16).
 CALIBRATION = (0.5, 1.4)
@@ -196,6 +198,9 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((program.config.batch_size, *shape), dtype, sharding=split)
 
+    if data.annotations:
+        landscape = annotated.shapes(program.config, MOST_OBJECTS[data.source.partition(":")[0]])[0]
+        return {name: array(*field) for name, field in landscape.items()}
     pixels: dict[str, tuple[int, ...]] = {"image": (data.image_size, data.image_size, data.channels)}
     if data.crop_on == "host":
         pixels = recipes.host_shapes(program.config)

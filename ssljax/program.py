@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import jax
@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 from ssljax import models, optim, sharding
 from ssljax.config import check as check_config
 from ssljax.config import stages as stages_of
-from ssljax.data import geometry, loader, recipes, views
+from ssljax.data import annotated, geometry, loader, recipes, views
 from ssljax.data.source import Source
 from ssljax.methods import METHODS
 from ssljax.protocols import PROTOCOLS
-from ssljax.protocols.features import Encode, Features, extract
+from ssljax.protocols.features import Features, extract
 from ssljax.run.checkpoint import load_weights
 from ssljax.step import make_train_step
 from ssljax.types import EncodeFn, Facts, Method, Pytree, TrainState
@@ -86,7 +86,7 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
 
     examples, rows = epoch_of(method, facts, config.batch_size)
     steps_per_epoch = loader.steps_per_epoch(examples, rows)
-    total_steps = optim.train_steps(examples, config.epochs, rows)
+    total_steps = config.steps or optim.train_steps(examples, config.epochs, rows)
     if total_steps > MOST_STEPS:
         most = MOST_STEPS * rows // examples
         raise ValueError(
@@ -416,17 +416,19 @@ def switched_on(state: TrainState) -> TrainState:
     return state.replace(params=models.unit_gains(state.params))
 
 
-def spread(function: Callable[[jax.Array], jax.Array], mesh: Mesh) -> Encode:
-    """The same function of host images, computed on the devices of all hosts.
+def spread(function: Callable[[Pytree], Pytree], mesh: Mesh) -> Callable[[Pytree], Pytree]:
+    """The same function of host images, or of a dict of arrays, computed on the devices of all hosts.
 
     The batch is split over the devices; the result is on every host.
     """
     rows = sharding.batch_sharding(mesh)
     everywhere = sharding.whole(mesh)
 
-    def over_devices(image: np.ndarray) -> jax.Array:
-        batch = jax.make_array_from_callback(image.shape, rows, lambda part: image[part])
-        return jax.device_put(function(batch), everywhere)
+    def split(values: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(values.shape, rows, lambda part: values[part])
+
+    def over_devices(batch: Pytree) -> Pytree:
+        return jax.device_put(function(jax.tree.map(split, batch)), everywhere)
 
     return over_devices
 
@@ -442,10 +444,38 @@ def encoded(
 
     `place` is where the crop of an image lies.
     """
-    devices = mesh.devices.size
-    batch_size = -(-config.evaluate.batch_size // devices) * devices
-    batches = loader.eval_batches(source, config, batch_size=batch_size, place=place)
+    batches = loader.eval_batches(source, config, batch_size=at_once(config, mesh), place=place)
     return extract(spread(encode, mesh), batches)
+
+
+def at_once(config: ConfigDict, mesh: Mesh) -> int:
+    """How many images are evaluated at once: `evaluate.batch_size`, rounded up to what the devices divide."""
+    devices = mesh.devices.size
+    return -(-config.evaluate.batch_size // devices) * devices
+
+
+def predicted(
+    predict: Callable[[Pytree], Pytree], mesh: Mesh, config: ConfigDict, source: Source
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """What a network finds in annotated images, with each batch spread over the devices of all hosts.
+
+    Args:
+        predict: from a batch to what `Method.predict` gives.
+        mesh: the devices.
+        config: reads `data`, `augment`, `annotated` and `evaluate`.
+        source: any split with boxes or masks.
+
+    Yields:
+        A batch and what was found in it, row by row; every image once, in the order of
+        `annotated.eval_batches`.
+    """
+    over_devices = spread(predict, mesh)
+    for batch, count in annotated.eval_batches(source, config, batch_size=at_once(config, mesh)):
+        found = over_devices(batch)
+        yield (
+            {name: values[:count] for name, values in batch.items()},
+            {name: np.asarray(values)[:count] for name, values in found.items()},
+        )
 
 
 # ------------------------------------------------------------------------------------------ stages

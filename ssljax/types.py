@@ -107,7 +107,7 @@ class UpdateFn(typing.Protocol):
 
 
 class RefreshFn(typing.Protocol):
-    """`Method.refresh`."""
+    """`Method.refresh` and `Method.finish`."""
 
     def __call__(self, state: TrainState, run: Any, /) -> TrainState:
         """The state after a look at the training data, on the host. `run` is a `run.refresh.Run`."""
@@ -241,6 +241,8 @@ class Method(NamedTuple):
         loss: the paper's objective on one batch.
         update: what follows the network inside the step: a momentum encoder, a queue.
         refresh: called on the host before the first epoch and between epochs. None for most.
+        finish: called on the host once, after the last step and before its checkpoint: statistics that are
+            computed anew for the final weights. None for most.
         evaluated: the backbone that evaluation reads: the moving average where the paper says so.
             Maps of layers, tokens and attention follow from it, see `program.py`.
         encode: features, only where they are not what the backbone gives.
@@ -276,6 +278,7 @@ class Method(NamedTuple):
     loss: LossFn
     update: UpdateFn = keep_extra
     refresh: RefreshFn | None = None
+    finish: RefreshFn | None = None
     evaluated: EvaluatedFn = own_backbone
     encode: EncodeFn | None = None
     classify: ClassifyFn | None = None
@@ -346,8 +349,8 @@ class Protocol(NamedTuple):
 
     Attributes:
         reads: "features", or "images" of its own (both judge pixels and a random network as well), "maps" (a
-            random network as well), "predictions" (the run's own heads) or "state" (what the run knows beside
-            its network).
+            random network as well), "predictions" (the run's own heads), "annotations" (what its network
+            finds in images with boxes or masks) or "state" (what the run knows beside its network).
         metrics: the keys of a measurement that are numbers to record; percent unless the protocol says
             otherwise.
         judge: makes the measurements.

@@ -404,3 +404,29 @@ def test_noisy_students_decay_leaves_out_the_norms_alone():
         "encoder": {"norm": {"scale": False, "bias": False}, "se": {"kernel": True, "bias": True}},
         "head": {"dense": {"kernel": True, "bias": True}},
     }
+
+
+def test_detectron2s_schedules_and_what_it_decays(golden):
+    """MoCo's 24,000 steps on VOC and its 2x schedule on COCO. Norms are left out of the decay, biases not."""
+    for name in ("voc24k", "coco2x"):
+        g = golden("detector_schedule").under(name)
+        schedule = optim.by_step(
+            float(g["base_lr"]),
+            milestones=tuple(g["steps"].tolist()),
+            warmup_steps=int(g["warmup_iters"]),
+            warmup_factor=0.001,
+        )
+        np.testing.assert_allclose(jax.vmap(schedule)(jnp.asarray(g["iteration"])), g["lr"], rtol=1e-5)
+
+    horizon = optim.Horizon(0.02, 10.0, 4, (), ())
+    c = get_config().copy_and_resolve_references().unlock().optim
+    c.update(weight_decay=0.1, momentum=0.9, warmup_steps=0, warmup_factor=0.001, step_milestones=(2,))
+    tx, _ = optim.OPTIMIZERS["detectron_sgd"](c, horizon)
+    params = {
+        "norm": {"scale": jnp.ones(1), "bias": jnp.ones(1)},
+        "conv": {"kernel": jnp.ones(1), "bias": jnp.ones(1)},
+    }
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["conv"]["kernel"], -0.02 * 0.1, rtol=1e-6)
+    np.testing.assert_allclose(updates["conv"]["bias"], -0.02 * 0.1, rtol=1e-6)
+    np.testing.assert_array_equal([updates["norm"]["scale"], updates["norm"]["bias"]], np.zeros((2, 1)))

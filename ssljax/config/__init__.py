@@ -36,6 +36,8 @@ __all__ = [
     "METHODS",
     "TORCHVISION_COLOURS",
     "TORCHVISION_CROPS",
+    "VOC_IN_COCO",
+    "annotated",
     "base",
     "changed",
     "check",
@@ -83,6 +85,12 @@ GREY = dict(mean=(0.0,), std=(1.0,))
 # Crops, colours and blur of code that uses torchvision on images read from files: Pillow resizes and blurs.
 TORCHVISION_CROPS = dict(crop="torchvision", resize="pillow", interpolation="bilinear")
 TORCHVISION_COLOURS = dict(jitter="torchvision", blur_border="pillow")
+
+# The classes of PASCAL VOC in its order, as COCO names them.
+VOC_IN_COCO = (
+    *("airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table"),
+    *("dog", "horse", "motorcycle", "person", "potted plant", "sheep", "couch", "train", "tv"),
+)
 
 # The protocols on features that are fast enough to run by default on small data sets.
 ALL_FEATURES = ("knn", "linear", "label_fraction")
@@ -250,6 +258,18 @@ def vit(name: str, patch: int, dtype: str = "bfloat16") -> ConfigDict:
             remat="none",
         )
     )
+
+
+def annotated(c: ConfigDict, what: str) -> None:
+    """Sets a config to images with "boxes" or "masks": Pillow resizes them, and nothing else but flips.
+
+    The section `annotated` says to which sizes.
+    """
+    crops_alone(c)
+    c.data.annotations = what
+    c.augment.update(crop="none", resize="pillow", interpolation="bilinear")
+    c.eval_every_epochs = 0
+    c.checkpoint.best = ""
 
 
 def crops_alone(c: ConfigDict) -> None:

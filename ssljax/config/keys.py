@@ -10,9 +10,11 @@ the views, `keys_networks` those of the networks and the methods. None of them i
 
 from __future__ import annotations
 
+from ssljax.config.keys_annotated import ANNOTATED_KEYS
 from ssljax.config.keys_beit import BEIT_KEYS, TOKENS
 from ssljax.config.keys_cmc import CMC_KEYS
 from ssljax.config.keys_cpc import CPC_KEYS, TRAINS
+from ssljax.config.keys_detection import DETECTION_KEYS
 from ssljax.config.keys_images import AUGMENT, DATA, VIEWS
 from ssljax.config.keys_networks import (
     DEEPCLUSTER_V1,
@@ -31,6 +33,7 @@ from ssljax.config.rows import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
+    UNIT,
     Entries,
     Key,
     OneOf,
@@ -55,6 +58,13 @@ RUN = (
     Key("preset", "", "the preset's name, shown in tables and logs", FILE_NAME),
     Key("seed", 0, "seed of the initialisation, the order of the data and every random draw", SEED),
     Key("epochs", 100, "passes over the training images", COUNT),
+    Key(
+        "steps",
+        0,
+        "length of the run in steps instead, for recipes that state it so; 0: epochs say. Tables still name "
+        "epochs",
+        NATURAL,
+    ),
     Key("batch_size", 256, "images per step, over all devices", COUNT),
     Key("accumulate", 1, "micro-batches per step; batch statistics are then those of a micro-batch", COUNT),
     Key(
@@ -106,15 +116,17 @@ WITH_MOMENTUM = optimizer(
     "tf_rmsprop",
     "sgd_and_adam",
     "halving_sgd",
+    "detectron_sgd",
 )
 TIMM = optimizer("timm_adamw", "timm_sgd")
+DETECTRON = optimizer("detectron_sgd")
 
 OPTIM = (
     Key(
         "optim.name",
         "sgd",
         "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw, "
-        "timm_sgd, beit_adamw, tf_rmsprop, adam, sgd_and_adam or halving_sgd",
+        "timm_sgd, beit_adamw, tf_rmsprop, adam, sgd_and_adam, halving_sgd or detectron_sgd",
     ),
     Key("optim.learning_rate", 0.1, "peak learning rate, before scaling", NOT_NEGATIVE),
     Key(
@@ -159,6 +171,21 @@ OPTIM = (
         "what the learning rate is multiplied by at a milestone instead",
         SHARE,
         optimizer("torch_sgd"),
+    ),
+    Key(
+        "optim.warmup_steps",
+        100,
+        "steps of linear warm-up, from warmup_factor times the rate",
+        NATURAL,
+        DETECTRON,
+    ),
+    Key("optim.warmup_factor", 0.001, "share of the rate that the warm-up begins with", UNIT, DETECTRON),
+    Key(
+        "optim.step_milestones",
+        (),
+        "steps at which the learning rate is divided by ten",
+        Entries(COUNT, rising=True),
+        DETECTRON,
     ),
     Key(
         "optim.start",
@@ -298,6 +325,7 @@ KEYS = {
     for key in (
         *RUN,
         *DATA,
+        *ANNOTATED_KEYS,
         *VIEWS,
         *AUGMENT,
         *NETWORKS,
@@ -308,6 +336,7 @@ KEYS = {
         *CMC_KEYS,
         *CPC_KEYS,
         *TUNE_KEYS,
+        *DETECTION_KEYS,
     )
 }
 
@@ -335,6 +364,7 @@ VIEW_COUNTS = (
     ),
     (TOKENS, 2),
     (method("cpc"), 1),
+    (method("detection"), 1),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )
 

@@ -40,7 +40,8 @@ DATA = (
     Key(
         "data.source",
         "",
-        "digits, fashion_mnist, folder:PATH, views:PATH, tfds:NAME, transfer:NAME or hf:NAME",
+        "digits, fashion_mnist, folder:PATH, views:PATH, tfds:NAME, transfer:NAME, hf:NAME, coco:PATH or "
+        "voc:PATH",
     ),
     Key(
         "data.view_folders",

@@ -27,6 +27,7 @@ METHODS = (
     "cmc",
     "cpc",
     "multilabel",
+    "detection",
 )
 OPTIMIZERS = (
     "lars",
@@ -43,6 +44,7 @@ OPTIMIZERS = (
     "adam",
     "sgd_and_adam",
     "halving_sgd",
+    "detectron_sgd",
 )
 FAMILIES = {
     "resnet": "resnet",

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import geometry, pillow, policies, reading, recipes, sampler
+from ssljax.data import annotated, geometry, pillow, policies, reading, recipes, sampler
 from ssljax.data.source import Source
 
 if TYPE_CHECKING:
@@ -82,11 +82,14 @@ def train_batches(
         labels: int8 [b, classes], only of a source with several labels per image, see `voc`.
         copy: int32 [b], only with data.repeats > 1 or a balance: how many times the image came before in this
         epoch, with a ratio in this batch. `views.make` uses it.
+        Images with annotations have the fields of `types.Batch` instead, see `annotated.train_batches`.
 
     Raises:
         ValueError: there are fewer examples than one batch holds, the processes do not divide the batch, a
             policy cannot be applied, or an image is unreadable (the message names it).
     """
+    if config.data.annotations:
+        return annotated.train_batches(source, config, start_step, process_index, process_count)
     policies.check(config)
     n = len(source)
     batch_size = config.batch_size

@@ -153,6 +153,52 @@ def mixed(
     return np.concatenate([of_labelled, of_unlabelled]).astype(np.int64)
 
 
+def oriented(seed: int, step: int, portrait: np.ndarray, *, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the batch of a step in which all images are portraits, or none is.
+
+    Passes follow one another, each in the order of `order`. Portraits and the others fill a batch each; a
+    batch is due when it is full, and what does not fill one waits for the next pass. So no image is left out,
+    and none comes twice in a pass. This is detectron2's `AspectRatioGroupedDataset`, at any step at once.
+
+    Args:
+        seed: the run's seed, >= 0.
+        step: counted from 0.
+        portrait: bool [N], which images are portraits.
+        batch_size: of the whole batch.
+
+    Returns:
+        int64 [batch_size], positions; and int64 [batch_size], the passes that they belong to.
+    """
+    sizes = [int((portrait == kind).sum()) for kind in (False, True)]
+
+    def before(number: int) -> int:
+        """The batches that are full before a pass begins."""
+        return sum(number * size // batch_size for size in sizes)
+
+    number = step * batch_size // len(portrait)
+    while before(number + 1) <= step:
+        number += 1
+
+    # The batches that become full in this pass, by the place of their last image in its order.
+    due = []
+    for kind, size in enumerate(sizes):
+        places = np.flatnonzero(portrait[_pass(seed, number, len(portrait))] == bool(kind))
+        for batch in range(number * size // batch_size, (number + 1) * size // batch_size):
+            last = (batch + 1) * batch_size - 1 - number * size
+            due.append((int(places[last]), kind, batch))
+    _, kind, batch = sorted(due)[step - before(number)]
+
+    entries = np.arange(batch * batch_size, (batch + 1) * batch_size)
+    passes = entries // sizes[kind]
+    found = np.empty(batch_size, np.int64)
+    for each in range(passes[0], passes[-1] + 1):
+        own = _pass(seed, each, len(portrait))
+        own = own[portrait[own] == bool(kind)]
+        here = passes == each
+        found[here] = own[entries[here] % sizes[kind]]
+    return found, passes
+
+
 def _endless(seed: int, stream: int, first: int, count: int, n: int) -> np.ndarray:
     """Return entries first, ..., first + count - 1 of an endless sequence of permutations of 0..n-1."""
     places = np.arange(first, first + count)

@@ -44,6 +44,8 @@ class Source:
             source without files.
         decode: what turns the bytes of `encoded` into uint8 [H, W, C], if they are no image file but several.
             It raises a ValueError if one is unreadable.
+        mask_of: reads the mask of an id, uint8 [H, W], the class of every pixel and 255 for none; None for a
+            source without masks. It raises a ValueError if the mask is unreadable.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Source:
     cropped: bool = False
     alter: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     decode: Callable[[bytes], np.ndarray] | None = None
+    mask_of: Callable[[int], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,10 +76,11 @@ class Source:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0 if no example has a label or several."""
+        """Number of classes, of labels, boxes or masks; 0 if no example has any of them."""
         if "labels" in self.targets:
             return self.targets["labels"].shape[1]
-        return len(self.class_names) if self.labelled.any() else 0
+        annotated = "boxes" in self.targets or self.mask_of is not None
+        return len(self.class_names) if annotated or self.labelled.any() else 0
 
     @property
     def num_ids(self) -> int:

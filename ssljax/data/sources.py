@@ -10,6 +10,8 @@
     transfer:NAME   one of twelve data sets, split as in the papers' transfer tables (data.transfer)
     hf:NAME         a folder of Hugging Face's `datasets`, or one prepared by `ssljax prepare hf:NAME`
                     (data.arrow)
+    coco:PATH       images with boxes or masks as COCO is unpacked (data.coco)
+    voc:PATH        the same of PASCAL VOC (data.voc_objects)
 
 `load` never downloads. Sources held in memory (digits, Fashion-MNIST from its files, a folder with
 data.crop_on="device") never import TensorFlow.
@@ -26,14 +28,30 @@ import difflib
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import arrow, builtin, folder, records, sampler, transfer, view_folders, voc
+from ssljax.config import KEYS
+from ssljax.data import (
+    arrow,
+    builtin,
+    coco,
+    folder,
+    records,
+    sampler,
+    transfer,
+    view_folders,
+    voc,
+    voc_objects,
+)
 from ssljax.data.source import Source
 from ssljax.types import Facts
 
 LABELS = ("folders", "none")
 # The images that SimCLR and later papers label when they speak of 1 % and 10 % of ImageNet.
 PAPERS_LISTS = {0.01: "tfds:imagenet2012_subset/1pct", 0.1: "tfds:imagenet2012_subset/10pct"}
-SOURCES = ("digits", "fashion_mnist", "folder:PATH", "views:PATH", "tfds:NAME", "transfer:NAME", "hf:NAME")
+SOURCES = (
+    *("digits", "fashion_mnist", "folder:PATH", "views:PATH", "tfds:NAME", "transfer:NAME", "hf:NAME"),
+    *("coco:PATH", "voc:PATH"),
+)
+ANNOTATED = {"coco": coco.load, "voc": voc_objects.load}
 
 
 def load(data: ConfigDict, split: str) -> Source:
@@ -64,7 +82,9 @@ def load(data: ConfigDict, split: str) -> Source:
     if split == "train" and labelled_source(data) != data.source:
         return _papers_list(data)
     kind, _, argument = data.source.partition(":")
-    if data.source == "digits":
+    if data.annotations or (kind in ANNOTATED and argument):
+        source = annotated(data, split)
+    elif data.source == "digits":
         source = builtin.digits(data, split)
     elif data.source == "fashion_mnist":
         source = builtin.fashion_mnist(data, split)
@@ -93,6 +113,32 @@ def load(data: ConfigDict, split: str) -> Source:
     ids = source.num_ids
     source = subset(source, data)
     return source.followed_by(_second(data), first_id=ids) if data.unlabelled else source
+
+
+def annotated(data: ConfigDict, split: str) -> Source:
+    """Load images with what `data.annotations` says. The arguments are those of `load`.
+
+    Raises:
+        ValueError: the data have no such annotations, or a setting is about labels.
+    """
+    kind, _, argument = data.source.partition(":")
+    if kind not in ANNOTATED or not argument:
+        raise ValueError(
+            f"data.annotations={data.annotations!r} needs images with {data.annotations}, and data.source="
+            f"{data.source!r} has none: use coco:PATH or voc:PATH"
+        )
+    if not data.annotations:
+        raise ValueError(
+            f"data.source={data.source} is for images with boxes or masks: set data.annotations='boxes' or "
+            "'masks' (folder:PATH reads the images of any folder alone, and the classes of one year of VOC)"
+        )
+    for key in ("labels", "unlabelled"):
+        if data[key] != KEYS[f"data.{key}"].default:
+            raise ValueError(
+                f"data.{key}={data[key]!r} does not go with data.annotations={data.annotations!r}: leave it "
+                "out"
+            )
+    return ANNOTATED[kind](data, argument, split)
 
 
 def _second(data: ConfigDict) -> Source:

@@ -10,6 +10,7 @@ from ssljax.methods.cmc import cmc
 from ssljax.methods.cpc import cpc
 from ssljax.methods.deepcluster import deepcluster
 from ssljax.methods.deit import deit
+from ssljax.methods.detection import detection
 from ssljax.methods.dvae import dvae
 from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
@@ -35,4 +36,5 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "cmc": cmc,
     "cpc": cpc,
     "multilabel": multilabel,
+    "detection": detection,
 }

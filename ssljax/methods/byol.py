@@ -76,7 +76,7 @@ def byol(config: ConfigDict, facts: Facts) -> Method:
 
     def tau(step: jax.Array | int) -> jax.Array:
         """Rise from `target.momentum` to 1 along half a cosine, or stay constant (ablations)."""
-        total = facts.num_examples * config.epochs // config.batch_size
+        total = config.steps or facts.num_examples * config.epochs // config.batch_size
         return ema.decay(step, schedule=config.target.schedule, base=config.target.momentum, total=total)
 
     tau(0)  # reports a wrong setting before training starts

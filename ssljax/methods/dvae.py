@@ -68,7 +68,7 @@ def dvae(config: ConfigDict, facts: Facts) -> Method:
     encoder = models.backbone(config.model)
     decoder = models.token_decoder(config.model, channels)
     averaged = config.ema.decay > 0
-    total = max(facts.num_examples * config.epochs // config.batch_size, 1)
+    total = config.steps or max(facts.num_examples * config.epochs // config.batch_size, 1)
     last_group = f"group{config.model.groups}"
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, DvaeState]:

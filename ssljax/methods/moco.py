@@ -106,7 +106,7 @@ def moco(config: ConfigDict, facts: Facts) -> Method:
 
     def m(step: jax.Array | int) -> jax.Array:
         """Constant in v1 and v2; in v3 from `target.momentum` to 1 along half a cosine."""
-        total = facts.num_examples * config.epochs // config.batch_size
+        total = config.steps or facts.num_examples * config.epochs // config.batch_size
         return ema.decay(step, schedule=config.target.schedule, base=config.target.momentum, total=total)
 
     m(0)  # reports a wrong setting before training starts

@@ -27,6 +27,7 @@ from ssljax.models.build import (
     projection_head,
     token_decoder,
     token_encoder,
+    two_stage_detector,
     view_heads,
 )
 from ssljax.models.cpc import DIRECTIONS, GridClassifier, PatchResNet, cut, turned
@@ -36,7 +37,7 @@ from ssljax.models.multiview import MultiView, view_name
 from ssljax.models.norm import BatchNorm
 from ssljax.models.pooling import pooled
 from ssljax.models.regnet import RegNet
-from ssljax.models.resnet import ResNet
+from ssljax.models.resnet import ResNet, valid_pixels
 from ssljax.models.vit import ViT, resize_positions
 
 __all__ = [
@@ -80,7 +81,9 @@ __all__ = [
     "token_encoder",
     "tokens",
     "turned",
+    "two_stage_detector",
     "unit_gains",
+    "valid_pixels",
     "view_heads",
     "view_name",
 ]

@@ -10,7 +10,9 @@ from ssljax.models.alexnet_half import HalfAlexNet
 from ssljax.models.alexnet_vgg import ARCHITECTURES, ConvNet
 from ssljax.models.beit_vit import POOLING, RELATIVE, BeitViT
 from ssljax.models.beit_vit import SIZES as BEIT_SIZES
+from ssljax.models.boxes import RATIOS
 from ssljax.models.cpc import STACKS, Classifier, Direction, PatchResNet, Stack
+from ssljax.models.detector import BoxHead, Detector, ProposalHead
 from ssljax.models.dvae import Decoder, Encoder
 from ssljax.models.efficientnet import SCALES, EfficientNet
 from ssljax.models.heads import MLP, SCHEMES
@@ -252,6 +254,37 @@ def cpc_classifier(classifier: ConfigDict, model: ConfigDict) -> Classifier:
         model.preact,
         model.remat,
         dtype=jnp.dtype(model.dtype),
+    )
+
+
+def two_stage_detector(model: ConfigDict, settings: ConfigDict, classes: int) -> Detector:
+    """Build a two-stage detector on a ResNet.
+
+    Args:
+        model: `config.model`.
+        settings: `config.detector`.
+        classes: without the background.
+
+    Raises:
+        ValueError: the backbone is no ResNet, or there is one per view.
+    """
+    net = backbone(model)
+    if not isinstance(net, ResNet):
+        what = (
+            f"model.split={tuple(model.split)}" if isinstance(net, MultiView) else f"model.name={model.name}"
+        )
+        raise ValueError(
+            f"config.{what}: a detector needs one residual network, whose last group runs on regions: set "
+            f"model.name to one of {', '.join(BACKBONES)}"
+        )
+    sizes = tuple(settings.anchor_sizes)
+    anchors = len(sizes) * len(RATIOS)
+    return Detector(
+        encoder=net,
+        rpn=ProposalHead(anchors, jnp.dtype(model.dtype)),
+        head=BoxHead(classes, **_norm(model)),
+        sizes=sizes,
+        ratios=RATIOS,
     )
 
 

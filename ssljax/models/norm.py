@@ -40,12 +40,15 @@ class BatchNorm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Normalise `[..., C]`, and if `train` update the running statistics.
 
         Args:
             x: `[..., C]`.
             train: use the statistics of the batch; otherwise the running ones.
+            mask: bool `[..., 1]` with the rank of `x`, False for padding. What it leaves out counts in no
+                statistics and is 0 in the result: normalisation turns the zeros of padding into other
+                numbers. None: all of `x` is valid.
         """
         channels = (x.shape[-1],)
         if self.use_scale:
@@ -64,12 +67,14 @@ class BatchNorm(nn.Module):
             centred = x - _rows(running_mean.value, x)
             gain = jax.lax.rsqrt(running_var.value + self.epsilon) * scale
             y = centred * _rows(gain, x) + _rows(bias, x)
-            return y.astype(self.dtype)
+            return _valid(y, mask).astype(self.dtype)
 
-        y, mean, var = normalize_batch(x, scale, bias, running_mean.value, self.epsilon)
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (*x.shape[:-1], 1))
+        y, mean, var = normalize_batch(x, scale, bias, running_mean.value, self.epsilon, mask)
         if not self.is_initializing():
-            n = x.size // x.shape[-1]
-            correction = n / max(n - 1, 1) if self.unbiased else 1.0
+            n = _count(x, mask)
+            correction = n / _at_least_one(n - 1) if self.unbiased else 1.0
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * correction * var
         return y.astype(self.dtype)
@@ -77,7 +82,12 @@ class BatchNorm(nn.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normalize_batch(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    near: jax.Array,
+    epsilon: float,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalise `[..., C]` by its own statistics.
 
@@ -90,49 +100,54 @@ def normalize_batch(
         bias: [C].
         near: [C], a guess of the mean (the running one). It only affects rounding, and only in bfloat16.
         epsilon: added to the variance.
+        mask: bool [..., 1], the places that count; y is 0 at all others. None: all.
 
     Returns:
         y [..., C], mean [C] and biased variance [C], all float32.
     """
-    return _normalize_forward(x, scale, bias, near, epsilon)[0]
+    return _normalize_forward(x, scale, bias, near, epsilon, mask)[0]
 
 
-def _statistics(x: jax.Array, near: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _statistics(x: jax.Array, near: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance [C] in float32."""
-    axes = tuple(range(x.ndim - 1))
     if x.dtype == jnp.bfloat16:
         # One pass: both sums are fused into the convolution that makes x, and the devices exchange one
         # reduction instead of two. Two passes would read all activations a second time. E[d^2] - E[d]^2
         # loses its digits where |mean of d| > 256 deviations, but there bfloat16 has already lost them.
         d = x.astype(jnp.float32) - _rows(near, x)
-        off = d.mean(axes)
-        return near + off, jnp.maximum(jnp.square(d).mean(axes) - jnp.square(off), 0.0)
+        off = _mean(d, mask)
+        return near + off, jnp.maximum(_mean(jnp.square(d), mask) - jnp.square(off), 0.0)
     # Two passes: E[x^2] - E[x]^2 cancels where the mean is large, or where the batch is nearly constant, as
     # in SimCLRv2's gates.
     x = x.astype(jnp.float32)
-    mean = x.mean(axes)
-    var = jnp.square(x - _rows(mean, x)).mean(axes)
+    mean = _mean(x, mask)
+    var = _mean(jnp.square(x - _rows(mean, x)), mask)
     return mean, var
 
 
 def _normalize_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array, epsilon: float
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    near: jax.Array,
+    epsilon: float,
+    mask: jax.Array | None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple]:
-    mean, var = _statistics(x, near)
+    mean, var = _statistics(x, near, mask)
     inverse = jax.lax.rsqrt(var + epsilon)
     centred = x.astype(jnp.float32) - _rows(mean, x)
     y = centred * _rows(inverse * scale, x) + _rows(bias, x)
-    return (y, mean, var), (x, mean, inverse, scale)
+    return (_valid(y, mask), mean, var), (x, mean, inverse, scale, mask)
 
 
 def _normalize_backward(
     epsilon: float, saved: tuple, cotangents: tuple
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, None]:
     del epsilon
-    x, mean, inverse, scale = saved
-    dy, _, _ = cotangents
+    x, mean, inverse, scale, mask = saved
+    dy = _valid(cotangents[0], mask)
     axes = tuple(range(x.ndim - 1))
-    n = x.size // x.shape[-1]
+    n = _at_least_one(_count(x, mask))
     dtype = x.dtype
 
     x = x.astype(jnp.float32)
@@ -142,8 +157,8 @@ def _normalize_backward(
     gain = scale * inverse
     through_y = (dy - _rows(dbias / n, x)) * _rows(gain, x)
     through_variance = (x - _rows(mean, x)) * _rows(gain * inverse * dscale / n, x)
-    dx = through_y - through_variance
-    return dx.astype(dtype), dscale, dbias, jnp.zeros_like(mean)
+    dx = _valid(through_y - through_variance, mask)
+    return dx.astype(dtype), dscale, dbias, jnp.zeros_like(mean), None
 
 
 normalize_batch.defvjp(_normalize_forward, _normalize_backward)
@@ -152,3 +167,25 @@ normalize_batch.defvjp(_normalize_forward, _normalize_backward)
 def _rows(v: jax.Array, x: jax.Array) -> jax.Array:
     """`[C]` as `[1, ..., 1, C]` with the rank of `x`."""
     return v.reshape((1,) * (x.ndim - 1) + v.shape)
+
+
+def _count(x: jax.Array, mask: jax.Array | None) -> int | jax.Array:
+    """How many places of `x [..., C]` count: a number, or float32 [] with a mask."""
+    return x.size // x.shape[-1] if mask is None else mask.sum(dtype=jnp.float32)
+
+
+def _at_least_one(count: int | jax.Array) -> int | jax.Array:
+    return max(count, 1) if isinstance(count, int) else jnp.maximum(count, 1.0)
+
+
+def _mean(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Mean over the places that count: float32 `[..., C] -> [C]`; 0 if there are none."""
+    axes = tuple(range(x.ndim - 1))
+    if mask is None:
+        return x.mean(axes)
+    return _valid(x, mask).sum(axes) / _at_least_one(_count(x, mask))
+
+
+def _valid(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`x`, but 0 where the mask is False."""
+    return x if mask is None else jnp.where(mask, x, jnp.zeros((), x.dtype))

@@ -88,6 +88,34 @@ def average_pool(x: jax.Array, stride: int) -> jax.Array:
     return window(x) / counted
 
 
+def valid_pixels(size: jax.Array, height: int, width: int) -> jax.Array:
+    """Where images are, and not their padding on the right and at the bottom.
+
+    Args:
+        size: int32 [B, 2], height and width of each image.
+        height, width: of the padded images.
+
+    Returns:
+        bool [B, height, width, 1].
+    """
+    rows = jnp.arange(height)[None] < size[:, :1]
+    columns = jnp.arange(width)[None] < size[:, 1:]
+    return (rows[:, :, None] & columns[:, None])[..., None]
+
+
+def strided(mask: jax.Array | None, stride: int) -> jax.Array | None:
+    """The mask after a strided convolution, which centres its windows on every `stride`-th pixel."""
+    return mask if mask is None or stride == 1 else mask[:, ::stride, ::stride]
+
+
+def mean_of_valid(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The spatial mean over the pixels that count: `[B, H, W, C] -> float32 [B, C]`. The others must be 0."""
+    x = x.astype(jnp.float32)
+    if mask is None:
+        return x.mean((1, 2))
+    return x.sum((1, 2)) / jnp.maximum(mask.sum((1, 2), dtype=jnp.float32), 1.0)
+
+
 class SelectiveKernel(nn.Module):
     """Two 3x3 streams, mixed by a softmax gate per channel.
 
@@ -132,14 +160,14 @@ class Shortcut(nn.Module):
     norm: Layer
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """`[B, H, W, C] -> [B, H/stride, W/stride, features]`; `mask` is that of the result."""
         stride = self.stride
         if self.average_pool:
             x = average_pool(x, stride)
             stride = 1
         x = self.conv(self.features, 1, stride, name="conv")(x)
-        return self.norm(name="norm")(x, train=train)
+        return self.norm(name="norm")(x, train=train, mask=mask)
 
 
 class Basic(nn.Module):
@@ -157,18 +185,19 @@ class Basic(nn.Module):
     norm: Layer
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[B, H, W, C] -> [B, H/stride, W/stride, features]`."""
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """`[B, H, W, C] -> [B, H/stride, W/stride, features]`; `mask` is that of `x`."""
+        mask = strided(mask, self.stride)
         shortcut = x
         if self.project:
             resnet_d = self.sk_ratio > 0
             projection = Shortcut(self.features, self.stride, resnet_d, self.conv, self.norm, name="shortcut")
-            shortcut = projection(x, train=train)
+            shortcut = projection(x, train=train, mask=mask)
 
         x = self.conv(self.features, 3, self.stride, name="conv1")(x)
-        x = nn.relu(self.norm(name="norm1")(x, train=train))
+        x = nn.relu(self.norm(name="norm1")(x, train=train, mask=mask))
         x = self.conv(self.features, 3, name="conv2")(x)
-        x = self.norm(scale_init=nn.initializers.zeros, name="norm2")(x, train=train)
+        x = self.norm(scale_init=nn.initializers.zeros, name="norm2")(x, train=train, mask=mask)
         return nn.relu(x + shortcut)
 
 
@@ -188,17 +217,18 @@ class Bottleneck(nn.Module):
     norm: Layer
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[B, H, W, C] -> [B, H/stride, W/stride, 4 features]`."""
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """`[B, H, W, C] -> [B, H/stride, W/stride, 4 features]`; `mask` is that of `x`."""
+        after = strided(mask, self.stride)
         wide = self.expansion * self.features
         shortcut = x
         if self.project:
             resnet_d = self.sk_ratio > 0
             projection = Shortcut(wide, self.stride, resnet_d, self.conv, self.norm, name="shortcut")
-            shortcut = projection(x, train=train)
+            shortcut = projection(x, train=train, mask=after)
 
         x = self.conv(self.features, 1, name="conv1")(x)
-        x = nn.relu(self.norm(name="norm1")(x, train=train))
+        x = nn.relu(self.norm(name="norm1")(x, train=train, mask=mask))
 
         if self.sk_ratio > 0:
             selective = SelectiveKernel(
@@ -207,10 +237,10 @@ class Bottleneck(nn.Module):
             x = selective(x, train=train)
         else:
             x = self.conv(self.features, 3, self.stride, name="conv2")(x)
-            x = nn.relu(self.norm(name="norm2")(x, train=train))
+            x = nn.relu(self.norm(name="norm2")(x, train=train, mask=after))
 
         x = self.conv(wide, 1, name="conv3")(x)
-        x = self.norm(scale_init=nn.initializers.zeros, name="norm3")(x, train=train)
+        x = self.norm(scale_init=nn.initializers.zeros, name="norm3")(x, train=train, mask=after)
         return nn.relu(x + shortcut)
 
 
@@ -249,21 +279,48 @@ class ResNet(nn.Module):
     kernel_init: Callable = FAN_IN
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        size: jax.Array | None = None,
+        part: tuple[int, int] | None = None,
+    ) -> jax.Array:
         """Images `[B, H, W, C]` -> features `[B, D]`, the spatial mean of the last group, in float32.
 
         The activations `stem`, `group1`, ... are sown in the collection "intermediates".
+
+        Args:
+            x: images, or with `part` what comes before its first group.
+            train: normalise by the statistics of the batch.
+            size: int32 [B, 2], height and width of each image within `x`, whose other pixels must be 0. The
+                map of an image is then that of the image alone: norms see valid pixels only, and padding
+                stays 0. None: all pixels are valid. Not for `sk_ratio` > 0.
+            part: (first, last), of which groups the map `[B, h, w, C]` is returned, in `dtype`; 0 is the
+                stem. None: all, and features.
         """
+        if size is not None and self.sk_ratio > 0:
+            raise ValueError(
+                f"config.model.sk_ratio={self.sk_ratio}: selective kernels average over whole maps, padding "
+                "included. Images of different sizes need a network with sk_ratio=0"
+            )
+        first, last = part or (0, len(self.layers))
+        mask = None if size is None else valid_pixels(size, *x.shape[1:3])
         make_conv = partial(conv, kernel_init=self.kernel_init, dtype=self.dtype)
         make_norm = partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype)
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat == "blocks" else self.block
 
-        if self.sobel:
-            x = sobel(x)
-        x = along_batch(self._stem(x, train=train, conv=make_conv, norm=make_norm))
-        self.sow("intermediates", "stem", x)
+        if first == 0:
+            if self.sobel:
+                x = sobel(x) if mask is None else jnp.where(mask, sobel(x), 0.0)
+            x = along_batch(self._stem(x, train=train, mask=mask, conv=make_conv, norm=make_norm))
+            mask = strided(mask, stride_of(self, 0))
+            self.sow("intermediates", "stem", x)
 
         for group, (blocks, features) in enumerate(zip(self.layers, self.widths, strict=True), start=1):
+            if not first <= group <= last:
+                continue
             for index in range(1, blocks + 1):
                 stride = 2 if index == 1 and group > 1 else 1
                 changes = stride > 1 or x.shape[-1] != features * self.block.expansion
@@ -277,11 +334,16 @@ class ResNet(nn.Module):
                     norm=make_norm,
                     name=f"group{group}_block{index}",
                 )
-                x = along_batch(layer(x, train))
+                x = along_batch(layer(x, train, mask))
+                mask = strided(mask, stride)
             self.sow("intermediates", f"group{group}", x)
-        return x.astype(jnp.float32).mean((1, 2))
+        if part is not None:
+            return x
+        return mean_of_valid(x, mask)
 
-    def _stem(self, x: jax.Array, *, train: bool, conv: Layer, norm: Layer) -> jax.Array:
+    def _stem(
+        self, x: jax.Array, *, train: bool, mask: jax.Array | None, conv: Layer, norm: Layer
+    ) -> jax.Array:
         """The input of group 1: a quarter of the image's size for "imagenet", the same size for "cifar"."""
         full = self.stem_width
         half = full // 2
@@ -294,9 +356,15 @@ class ResNet(nn.Module):
 
         for i, (features, size, stride) in enumerate(convs, start=1):
             x = conv(features, size, stride, name=f"stem_conv{i}")(x)
-            x = nn.relu(norm(name=f"stem_norm{i}")(x, train=train))
+            mask = strided(mask, stride)
+            x = nn.relu(norm(name=f"stem_norm{i}")(x, train=train, mask=mask))
 
         if self.stem == "cifar":
             return x
         padding = "SAME" if self.shortcut == "simclr" else ((1, 1), (1, 1))
         return nn.max_pool(x, (3, 3), (2, 2), padding)
+
+
+def stride_of(net: ResNet, group: int) -> int:
+    """Pixels of the image per cell of the map after a group; 0 is the stem."""
+    return (1 if net.stem == "cifar" else 4) * 2 ** max(group - 1, 0)

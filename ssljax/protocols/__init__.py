@@ -2,6 +2,7 @@
 
 from ssljax.protocols import (
     best_layer,
+    boxes,
     classifier,
     clusters,
     corruptions,
@@ -14,6 +15,7 @@ from ssljax.protocols import (
     perturbations,
     reconstruction,
     retrieval,
+    segmentation,
     transfer,
     voc07_svm,
 )
@@ -35,4 +37,6 @@ PROTOCOLS: dict[str, Protocol] = {
     "transfer": transfer.PROTOCOL,
     "voc07_svm": voc07_svm.PROTOCOL,
     "finetuned": finetuned.PROTOCOL,
+    "detection": boxes.PROTOCOL,
+    "segmentation": segmentation.PROTOCOL,
 }

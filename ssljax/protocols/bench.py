@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from ssljax.data.source import Source
 from ssljax.protocols.features import Features, labelled, unlabelled
 
 Reduce = Callable[[jax.Array], jax.Array]
+Arrays = Mapping[str, np.ndarray]
 
 
 class Bench(NamedTuple):
@@ -40,6 +41,8 @@ class Bench(NamedTuple):
             if it has no heads.
         reconstructions: source -> the rows of `reconstruction.errors_and_codes`, in its order. None for a
             method without a decoder.
+        predicted: source -> batches of annotated images and what the run's network finds in them, as NumPy
+            arrays, every image once; see `types.PredictFn`. None if the method finds nothing in images.
         assignment: int32 [ids], the cluster of every training image, -1 for none. None if the method has no
             clusters, or if the run was not trained on `train`.
     """
@@ -56,6 +59,7 @@ class Bench(NamedTuple):
     maps: Callable[[Source, str, Reduce], Features] | None = None
     predictions: Callable[[Source], Mapping[str, np.ndarray]] | None = None
     reconstructions: Callable[[Source], Features] | None = None
+    predicted: Callable[[Source], Iterator[tuple[Arrays, Arrays]]] | None = None
     assignment: np.ndarray | None = None
 
     @property

@@ -71,6 +71,17 @@ def voc(truth: Truth, found: Found, *, classes: int, points: int = 11) -> dict[s
     Raises:
         ValueError: a class has no object that counts.
     """
+    return summary(voc_table(truth, found, classes=classes, points=points))
+
+
+def summary(table: np.ndarray) -> dict[str, float]:
+    """AP, AP50 and AP75 in percent, of average precisions [ten thresholds, classes]."""
+    means = {"AP": table, "AP50": table[0], "AP75": table[5]}
+    return {name: 100.0 * float(values.mean()) for name, values in means.items()}
+
+
+def voc_table(truth: Truth, found: Found, *, classes: int, points: int = 11) -> np.ndarray:
+    """The average precisions [ten thresholds, classes] behind `voc`, with its arguments and errors."""
     for label in range(classes):
         if not ((truth.label == label) & ~truth.ignored).any():
             raise ValueError(
@@ -83,18 +94,12 @@ def voc(truth: Truth, found: Found, *, classes: int, points: int = 11) -> dict[s
         score=_decimals(found.score, 3),
         boxes=_decimals((found.boxes + one_based).ravel(), 1).reshape(-1, 4),
     )
-    table = np.array(
+    return np.array(
         [
             [average_precision(*curve(truth, found, label, above), points=points) for label in range(classes)]
             for above in np.arange(50, 100, 5) / 100.0
         ]
     )
-    per_threshold = 100.0 * table.mean(axis=1)
-    return {
-        "AP": float(per_threshold.mean()),
-        "AP50": float(per_threshold[0]),
-        "AP75": float(per_threshold[5]),
-    }
 
 
 def _decimals(values: np.ndarray, digits: int) -> np.ndarray:
@@ -182,7 +187,11 @@ def coco(truth: Truth, found: Found, *, labels: Iterable[int]) -> dict[str, floa
         AP, AP50, AP75, AP_small, AP_medium, AP_large, AR_1, AR_10, AR_100, AR_small, AR_medium, AR_large in
         percent; NaN where there is nothing to measure (pycocotools: -1).
     """
-    precision, recall = coco_curves(truth, found, labels=labels)
+    return coco_summary(*coco_curves(truth, found, labels=labels))
+
+
+def coco_summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    """The numbers of `coco`, from what `coco_curves` gives."""
     best = precision[..., -1]  # [T, R, K, A] for 100 detections
     sizes = list(AREAS)[1:]
     values = {"AP": best[..., 0], "AP50": best[0, ..., 0], "AP75": best[5, ..., 0]}

@@ -1,4 +1,4 @@
-"""Metrics of semantic segmentation, from one confusion matrix of all pixels of a split. Pure functions.
+"""The protocol `segmentation`: one confusion matrix of all pixels of a split, and numbers from it.
 
     IoU_c = C[c, c] / (sum of row c + sum of column c - C[c, c])        mIoU = mean over classes that occur
 
@@ -8,7 +8,12 @@ The matrix is summed over the images first. A mean of the images' own IoU is ano
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+
+from ssljax.protocols.bench import Bench
+from ssljax.types import Measurement, Protocol
 
 IGNORED = 255  # label of pixels that count nowhere: borders of VOC's objects, padding
 
@@ -68,3 +73,60 @@ def scores(matrix: np.ndarray) -> dict[str, float]:
         "pixel_accuracy": 100.0 * float(right.sum() / total),
         "class_accuracy": 100.0 * float((right[occurs] / of_class[occurs]).mean()),
     }
+
+
+def judge(bench: Bench) -> Iterator[Measurement]:
+    """One measurement. Its settings have the IoU of every class that occurs, in percent."""
+    assert bench.predicted is not None, "`refuse` is asked first"
+    names = bench.test.class_names
+    total = np.zeros((len(names), len(names)), np.int64)
+    images = 0
+    for batch, found in bench.predicted(bench.test):
+        total += confusion(batch["mask"], found["mask"], classes=len(names))
+        images += len(batch["index"])
+    each = 100.0 * iou(total)
+    settings = {
+        "classes": len(names),
+        "per_class": {name: round(float(v), 2) for name, v in zip(names, each, strict=True) if v == v},
+    }
+    yield {"protocol": "segmentation", "settings": settings, **scores(total), "n": images}
+
+
+def refuse(bench: Bench) -> str:
+    """The images need masks, and the method must find a class for every pixel."""
+    return refused(bench, "segmentation", "masks")
+
+
+def refused(bench: Bench, protocol: str, annotations: str) -> str:
+    """Why a protocol cannot judge what a network finds in images; "" if it can.
+
+    Args:
+        bench: the network and the data.
+        protocol: its name.
+        annotations: what it compares with, as `data.annotations` says it.
+    """
+    if bench.predicted is None:
+        return (
+            f"{protocol} judges what a network finds in images, and the method {bench.name} finds nothing: "
+            f"evaluate a run of the method {protocol}, which can start from this one (init_from)"
+        )
+    there = bench.config.data.annotations
+    if there != annotations:
+        return (
+            f"{protocol} compares with {annotations}, and data.annotations is {there!r}: set "
+            f"--config.data.annotations={annotations} and a --config.data.source that has them"
+        )
+    train, test = bench.train.class_names, bench.test.class_names
+    if train != test:
+        only = sorted(set(train) ^ set(test)) or ["the same in another order"]
+        return (
+            f"{protocol}: the training images have {len(train)} classes and the test images {len(test)} "
+            f"({', '.join(only[:5])}), so their numbers mean different things: name the classes to use with "
+            "--config.data.categories"
+        )
+    return ""
+
+
+PROTOCOL = Protocol(
+    reads="annotations", metrics=("mIoU", "pixel_accuracy", "class_accuracy"), judge=judge, refuse=refuse
+)

@@ -76,6 +76,9 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._main = jax.process_index() == 0
         self._config = config
+        self._epochs = float(config.epochs)  # in the logs
+        if config.steps and facts is not None:
+            self._epochs = config.steps * config.batch_size / facts.num_examples
         self._bar: tqdm | None = None
         if data is not None:
             hosts.same({f"checksum of data ({split})": part["checksum"] for split, part in data.items()})
@@ -265,7 +268,7 @@ class RunFolder:
         self._restart_clock(now, step)
         row = {
             "step": step,
-            "epoch": round(self._config.epochs * step / total, 3),
+            "epoch": round(self._epochs * step / total, 3),
             **metrics,
             "images_per_second": rate * self._config.batch_size,
             "input_bound": round(bound, 4),

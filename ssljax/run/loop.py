@@ -16,7 +16,7 @@ from ssljax.protocols.knn import knn, neighbours_of
 from ssljax.run import memory, monitor, opening
 from ssljax.run.folder import RunFolder
 from ssljax.run.refresh import Run
-from ssljax.types import Step, TrainState
+from ssljax.types import Batch, Step, TrainState
 
 ONLINE_IMAGES = 2000  # kNN during training uses at most this many images of each split
 
@@ -26,15 +26,19 @@ def refreshed(
 ) -> TrainState:
     """The state after the method's refresh, which logs what it finds at the state's step."""
     assert program.method.refresh is not None
+    return program.method.refresh(state, looking(program, source, state, seed, folder))
+
+
+def looking(program: Program, source: Source, state: TrainState, seed: int, folder: RunFolder | None) -> Run:
+    """What the method may look at the training data with; see `Run`."""
     log = folder.log_refresh if folder else monitor.check_finite
-    run = Run(
+    return Run(
         program=program,
         source=source,
         seed=seed,
         log=functools.partial(log, int(state.step)),
         batches=lambda: device_batches(program, source, seed, 0),
     )
-    return program.method.refresh(state, run)
 
 
 def fit(
@@ -49,9 +53,10 @@ def fit(
 ) -> TrainState:
     """Train to the end and return the final state.
 
-    The order within a step is: update, log, evaluate, refresh, checkpoint. A method that refreshes also does
-    so before the first step. A checkpoint holds what the refresh found, so a resumed run does not repeat it.
-    There is no refresh if less than an epoch is left to learn from it.
+    The order within a step is: update, log, finish, evaluate, refresh, checkpoint. A method finishes in the
+    last step only. One that refreshes also does so before the first step. A checkpoint holds what the refresh
+    found, so a resumed run does not repeat it. There is no refresh if less than an epoch is left to learn
+    from it.
 
     Args:
         program: from `build`.
@@ -94,6 +99,7 @@ def fit(
                 folder.save(state, {})  # what the first refresh found may have taken long
 
     key = jax.random.key(seed)
+    advance = watched(by_shape(program.step, folder.say if folder is not None else None))
     batches = device_batches(program, source, seed, int(state.step), balance_of(program, source, state))
     first = int(state.step) + 1
     for step in range(first, total + 1):
@@ -101,12 +107,6 @@ def fit(
         batch = next(batches)
         idle = state.step.is_ready()  # type: ignore[attr-defined]  # jax.Array leaves it to ArrayImpl
         starved = time.perf_counter() - asked if idle else 0.0
-        if step == first:
-            compiled = program.step.lower(state, batch, key).compile()
-            room = memory.fits(memory.needed(compiled))
-            if folder is not None:
-                folder.say(room)
-            advance = watched(compiled)
         state, metrics = advance(state, batch, key)
         last = step == total
         if step == first:
@@ -119,6 +119,10 @@ def fit(
                 row = fetched(step, metrics, folder.check_finite)
                 row["learning_rate"] = float(program.schedule(jnp.int32(step - 1)))
                 folder.log(step, total, row)
+        if last and method.finish is not None:
+            state = method.finish(state, looking(program, source, state, seed, folder))
+
+        if folder is not None:
             every = config.eval_every_epochs * spe
             if test is not None and every and (last or step % every == 0):
                 folder.log_knn(step, online_knn(program, state, source, test))
@@ -138,6 +142,30 @@ def fit(
             fetched(step, metrics)
     batches.close()
     return state
+
+
+def by_shape(step: jax.stages.Wrapped, say: Callable[[str], None] | None) -> Step:
+    """The step, compiled once for every shape of a batch: landscapes and portraits have two.
+
+    Args:
+        step: of a program.
+        say: takes a line about the memory of every compiled step.
+
+    Raises:
+        memory.TooLarge: when it is called; a compiled step needs more memory than there is.
+    """
+    known: dict[tuple, jax.stages.Compiled] = {}
+
+    def advance(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        shape = tuple(batch[name].shape for name in sorted(batch))
+        if shape not in known:
+            known[shape] = step.lower(state, batch, key).compile()
+            room = memory.fits(memory.needed(known[shape]))
+            if say is not None:
+                say(room)
+        return known[shape](state, batch, key)
+
+    return advance
 
 
 def check_best(best: str, metrics: Mapping[str, jax.Array]) -> None:

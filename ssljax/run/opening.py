@@ -6,8 +6,9 @@ import math
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from ssljax.data import twins
+from ssljax.data import annotated, twins
 from ssljax.data.source import Source
 from ssljax.program import Program
 
@@ -23,21 +24,36 @@ def lines(program: Program, source: Source, test: Source | None) -> list[str]:
         test: the held-out split, if there is one.
     """
     config = program.config
-    side = config.data.image_size
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.shapes.params))
     epochs = f"{config.epochs} epoch{'s' if config.epochs != 1 else ''}"
+    if config.steps:
+        epochs = f"{config.steps * config.batch_size / program.facts.num_examples:.1f} epochs"
     return [
         f"data: {found(source, test)}",
         *warnings(source, test),
-        f"network: {config.model.name} on {side} x {side} pixels, {parameters:,} parameters with its heads",
+        f"network: {config.model.name} on {sides(config)} pixels, {parameters:,} parameters with its heads",
         f"steps: {program.total_steps:,} of {config.batch_size} images each, for {epochs}",
     ]
+
+
+def sides(config: ConfigDict) -> str:
+    """The heights and widths of the images of a batch."""
+    side = config.data.image_size
+    shapes: list[tuple[int, ...]] = [(side, side)]
+    if config.data.annotations:
+        shapes = [fields["image"][0] for fields in annotated.shapes(config, 1)]
+    return " and ".join(f"{shape[0]} x {shape[1]}" for shape in shapes)
 
 
 def found(source: Source, test: Source | None) -> str:
     """How many images there are, and in how many classes."""
     text = f"{len(source):,} training images"
-    if source.labelled.any():
+    if "boxes" in source.targets:
+        objects = int((source.targets["classes"] >= 0).sum())
+        text += f" with {objects:,} objects of {source.num_classes:,} classes"
+    elif source.mask_of is not None:
+        text += f" with masks of {source.num_classes:,} classes, background included"
+    elif source.labelled.any():
         counts = np.bincount(source.labels[source.labelled], minlength=source.num_classes)
         low, high = int(counts.min()), int(counts.max())
         each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -45,7 +61,7 @@ def found(source: Source, test: Source | None) -> str:
     without = int((~source.labelled).sum())
     if 0 < without < len(source):
         text += f", {without:,} of them without a label"
-    elif without:
+    elif without and not source.num_classes:
         text += ", without labels"
     if test is not None:
         text += f"; {len(test):,} held out"

@@ -115,3 +115,43 @@ def test_statistics_are_those_of_all_devices_together():
     y8, after8 = jax.jit(lambda x: apply_train(norm, variables, x))(sharded)
     np.testing.assert_allclose(y8, y, rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after8, after)
+
+
+def test_masked_places_count_in_nothing():
+    """Output, statistics and gradients are those of the valid places alone."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(2.0, 3.0, (2, 5, 6, 3)), jnp.float32)
+    mask = jnp.asarray(rng.integers(0, 2, (2, 5, 6, 1)), bool)
+    dirty = jnp.where(mask, x, 1e3)
+    rows = x[mask[..., 0]]  # [n, 3]
+    norm = BatchNorm(momentum=0.5, unbiased=True)
+    variables = {
+        "params": {"scale": jnp.array([0.5, 1.0, 2.0]), "bias": jnp.array([1.0, 2.0, 3.0])},
+        "batch_stats": {"mean": jnp.ones(3), "var": jnp.full(3, 2.0)},
+    }
+    weight = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+
+    def masked(params, x):
+        y, after = norm.apply(
+            variables | {"params": params}, x, train=True, mask=mask, mutable=["batch_stats"]
+        )
+        return jnp.sum(y * weight), (y, after)
+
+    def alone(params, x):
+        y, after = norm.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])
+        return jnp.sum(y * weight[mask[..., 0]]), (y, after)
+
+    (_, (y, after)), grads = jax.value_and_grad(masked, (0, 1), has_aux=True)(variables["params"], dirty)
+    (_, (y1, after1)), grads1 = jax.value_and_grad(alone, (0, 1), has_aux=True)(variables["params"], rows)
+    np.testing.assert_allclose(y[mask[..., 0]], y1, rtol=1e-5, atol=1e-5)
+    assert not np.asarray(jnp.where(mask, 0.0, y)).any()
+    for a, b in zip(jax.tree.leaves((after, grads[0])), jax.tree.leaves((after1, grads1[0])), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grads[1][mask[..., 0]], grads1[1], rtol=1e-4, atol=1e-5)
+    assert not np.asarray(jnp.where(mask, 0.0, grads[1])).any()
+
+    still = norm.apply(variables, dirty, train=False, mask=mask)
+    np.testing.assert_allclose(still[mask[..., 0]], norm.apply(variables, rows, train=False), rtol=1e-6)
+    assert not np.asarray(jnp.where(mask, 0.0, still)).any()
+    none, after = norm.apply(variables, x, train=True, mask=mask & False, mutable=["batch_stats"])
+    assert not np.asarray(none).any() and np.isfinite(jax.tree.leaves(after)).all()

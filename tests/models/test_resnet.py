@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ssljax.convert.resnet import RESNET
-from ssljax.models import ResNet
+from ssljax.models import ResNet, forward
 from ssljax.models.norm import BatchNorm
-from ssljax.models.resnet import Basic, Bottleneck, Shortcut, conv
+from ssljax.models.resnet import Basic, Bottleneck, Shortcut, conv, stride_of
 from tests.models.golden_resnet import simclr_tree
 from tests.models.golden_torch import assert_trees_close, computes_what_torch_does, evaluate, shapes
 
@@ -210,3 +210,74 @@ def test_rematerialised_blocks_have_the_same_parameters_gradient_and_statistics(
         for name, n in (("none", net), ("blocks", frugal))
     }
     assert kept["none"] == 0 < kept["blocks"]
+
+
+def full_gains(tree, seed=1):
+    """Random gains and offsets, so that no residual branch is silent and zeros do not stay zeros."""
+    rng = np.random.default_rng(seed)
+
+    def one(path, leaf):
+        return (
+            leaf if path[-1].key == "kernel" else jnp.asarray(rng.uniform(0.3, 0.7, leaf.shape), jnp.float32)
+        )
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+@pytest.mark.parametrize("block, shortcut", [(Bottleneck, "torchvision"), (Basic, "simclr")])
+def test_a_padded_image_gives_the_map_of_the_image_alone(block, shortcut):
+    """In both modes; and the statistics of a batch are those of its valid pixels."""
+    net = ResNet(block, (1, 1, 1, 1), (4, 8, 16, 32), stem_width=4, shortcut=shortcut)
+    rng = np.random.default_rng(0)
+    alone = jnp.asarray(rng.normal(size=(1, 36, 52, 3)), jnp.float32)
+    padded = jnp.pad(alone, ((0, 0), (0, 28), (0, 12), (0, 0)))
+    size = jnp.array([[36, 52]])
+    params = full_gains(init(net)["params"])
+    variables = {"params": params, "batch_stats": full_gains(init(net)["batch_stats"], 2)}
+    run = jax.jit(
+        lambda x, size, train: net.apply(
+            variables, x, train=train, size=size, part=(0, 4), mutable=["batch_stats"]
+        ),
+        static_argnums=2,
+    )
+    for train, close in ((False, 2e-6), (True, 1e-5)):  # compilers round shapes differently
+        expected, statistics = run(alone, None, train)
+        found, masked = run(padded, size, train)
+        assert expected.shape[1:3] == (2, 2) and found.shape[1:3] == (2, 2)
+        np.testing.assert_allclose(found, expected, rtol=close, atol=close)
+        for a, b in zip(jax.tree.leaves(masked), jax.tree.leaves(statistics), strict=True):
+            np.testing.assert_allclose(a, b, rtol=close, atol=close)
+        wide, _ = run(jnp.pad(padded, ((0, 0), (0, 64), (0, 64), (0, 0))), size, train)
+        np.testing.assert_allclose(wide[:, :2, :2], expected, rtol=close, atol=close)
+        assert not np.asarray(wide[:, 2:]).any() and not np.asarray(wide[:, :, 2:]).any()
+        seen, _ = run(padded, None, train)
+        assert np.abs(seen - expected).max() > 0.02 * np.abs(expected).max()
+
+
+def test_the_groups_apart_are_the_whole_network():
+    """Features, gradients and updated statistics; the last group alone runs on maps of any number."""
+    net = ResNet(Basic, (1, 1, 1), (4, 8, 16), stem_width=4)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+    variables = init(net)
+    statistics = variables["batch_stats"]
+
+    def whole(params):
+        y, after = net.apply(
+            {"params": params, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(y**2), (y, after["batch_stats"])
+
+    def apart(params):
+        maps, first = forward(net, params, statistics, x, part=(0, 2))
+        y, after = forward(net, params, first, maps, part=(3, 3))
+        y = y.mean((1, 2))
+        return jnp.sum(y**2), (y, after)
+
+    params = full_gains(variables["params"])
+    expected = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
+    found = jax.jit(jax.value_and_grad(apart, has_aux=True))(params)
+    assert_trees_close(found, expected, **CLOSE)
+    assert stride_of(net, 2) == 8 and stride_of(net, 0) == 4
+    selective = ResNet(Bottleneck, (1,), (4,), stem_width=4, sk_ratio=0.1)
+    with pytest.raises(ValueError, match="sk_ratio=0"):
+        selective.apply({}, x, train=False, size=jnp.full((2, 2), 32))

@@ -1,0 +1,122 @@
+"""Faster R-CNN fine-tuned from any network: the transfer to detection of MoCo (He et al., arXiv 1911.05722).
+
+    ssljax train --config configs/detection.py:coco_small --config.data.source=coco:FOLDER \\
+        --workdir runs/boxes
+    ssljax train --config configs/detection.py:voc --config.data.source=voc:VOCdevkit \\
+        --config.init_from=RUN --workdir gs://bucket/voc
+    ssljax evaluate --config configs/detection.py:voc --config.data.source=voc:VOCdevkit \\
+        --workdir gs://bucket/voc
+
+RUN is the folder of a run with a ResNet, or of weights that `ssljax convert` read; without init_from the
+network starts from random weights, as a baseline. `--config.model...` must be that of RUN: `voc` and `coco`
+expect torchvision's ResNet-50 (MoCo, BYOL, DeepCluster-v2, converted weights), and a network of SimCLR needs
+--config.model.shortcut=simclr. `coco_small` has the network of configs/simclr.py:cifar10_small.
+
+With B images per step instead of 16, on fewer devices: --config.batch_size=8
+--config.optim.learning_rate=0.01 --config.steps=48000 --config.optim.step_milestones='(36000,44000)'.
+
+Sources of the numbers: [P] the paper, [C] facebookresearch/moco at 132aea9, detection/, and the defaults of
+facebookresearch/detectron2 at 02b5c4e, [X] chosen here.
+"""
+
+from ml_collections import ConfigDict
+
+from ssljax import config
+
+PRESETS = ("voc", "coco", "coco_small")
+
+
+def faster_rcnn(c: ConfigDict) -> ConfigDict:
+    """The recipe of detectron2, R50-C4 with MoCo's norm; all norms trained, over the global batch."""
+    c.method = c.name = "detection"
+    config.annotated(c, "boxes")
+    c.augment.update(config.IMAGENET)
+    c.model.update(shortcut="torchvision", remat="blocks")
+    c.evaluate.protocols = ("detection",)
+    c.evaluate.batch_size = 16
+    return c
+
+
+def voc() -> ConfigDict:
+    """MoCo's 24,000 steps on VOC07+12 trainval, for VOC07 test [C].
+
+    AP50 / AP / AP75 there, the mean of five runs: random 60.2 / 33.8 / 33.1, ImageNet labels 81.3 / 53.5 /
+    58.8, MoCo v1 81.5 / 55.9 / 62.6, MoCo v2 82.5 / 57.4 / 64.0 after 800 epochs. One run says little: their
+    standard deviations are 0.2 to 0.4. Computed in bfloat16 [X].
+    """
+    c = faster_rcnn(config.base())
+    c.data.update(source="voc:VOCdevkit", train_split="2007/trainval+2012/trainval", test_split="2007/test")
+    c.steps = 24_000
+    c.epochs = 23  # 16,551 images: 23.2 [C]
+    c.batch_size = 16
+    c.optim = dict(
+        name="detectron_sgd",
+        learning_rate=0.02,
+        scaling="none",
+        momentum=0.9,
+        weight_decay=1e-4,
+        warmup_steps=100,
+        warmup_factor=0.001,
+        step_milestones=(18_000, 22_000),
+    )
+    return c
+
+
+def coco() -> ConfigDict:
+    """MoCo's 2x schedule on COCO 2017 [C], without the masks that it learns beside the boxes [X]."""
+    c = voc()
+    c.data.update(source="coco:coco", train_split="train", test_split="test")
+    c.annotated = dict(short_sides=(640, 672, 704, 736, 768, 800))
+    c.steps = 180_000
+    c.epochs = 25  # 117,266 images with objects: 24.6
+    c.optim.update(warmup_steps=1000, step_milestones=(120_000, 160_000))
+    return c
+
+
+def coco_small() -> ConfigDict:
+    """VOC's classes in a few images of COCO at 192 pixels, a small network, ten minutes on two CPU cores [X].
+
+    For --config.data.train_split='train[:40]' it learns its training images by heart.
+    """
+    c = faster_rcnn(config.base())
+    c.data.update(source="coco:coco_small", categories=config.VOC_IN_COCO)
+    c.annotated = dict(short_sides=(192,), test_short_side=192, long_side=192)
+    c.steps = 600
+    c.epochs = 120
+    c.batch_size = 8
+    c.model.update(
+        name="resnet18", width=0.25, stem="cifar", shortcut="simclr", dtype="float32", remat="none"
+    )
+    c.detector = dict(
+        anchor_sizes=(8.0, 16.0, 32.0, 64.0, 128.0),
+        anchors=128,
+        regions=64,
+        train_before=1000,
+        train_after=200,
+        test_before=1000,
+        test_after=200,
+        precise_bn=20,
+    )
+    c.optim = dict(
+        name="detectron_sgd",
+        learning_rate=0.05,
+        scaling="none",
+        momentum=0.9,
+        weight_decay=1e-4,
+        warmup_steps=20,
+        step_milestones=(420, 540),
+    )
+    c.log_every = 20
+    c.checkpoint.every_steps = 100
+    c.evaluate.batch_size = 8
+    return c
+
+
+def get_config(preset: str = "coco_small") -> ConfigDict:
+    """The locked configuration of one preset.
+
+    Raises:
+        ValueError: the preset is not one of PRESETS.
+    """
+    config.choose(preset, PRESETS, "configs/detection.py")
+    return config.named(globals()[preset](), preset)
