@@ -6,8 +6,8 @@ measurements add up. Of several measurements of the same thing, the last one cou
 
     python -m ssljax.results FILE ...   # in place: neighbours that differ only in their metric share a line
 
-Such a line has `metrics`, from name to value. It is read as so many measurements. A run without `versions` has
-those of the run before it.
+Such a line has `metrics`, from name to value. It is read as so many measurements. A run without `versions`
+has those of the run before it.
 """
 
 from __future__ import annotations
