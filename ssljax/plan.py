@@ -45,9 +45,12 @@ DATA_SETS = {
     ("tfds:cifar100", "train"): (50_000, 100),
     ("tfds:imagenet2012", "train"): (1_281_167, 1000),
     ("tfds:imagenette/160px-v2", "train"): (9_469, 10),
+    ("voc:VOCdevkit", "2007/trainval+2012/trainval"): (16_551, 20),
+    ("coco:coco", "train"): (117_266, 80),  # of train2017, those with objects that are no crowds
 }
 # The largest numbers of objects in an image, which the data at hand may stay below.
 MOST_OBJECTS = {"coco": coco.MOST, "voc": voc_objects.MOST}
+FEW_OBJECTS = 8  # of any other data
 # How far a full-effort estimate may be off: static estimate / reported step time of six public v3 runs
 # (ResNet-50, BiT, SimCLR, ViT-S/16).
 CALIBRATION = (0.5, 1.4)
@@ -199,7 +202,8 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
         return jax.ShapeDtypeStruct((program.config.batch_size, *shape), dtype, sharding=split)
 
     if data.annotations:
-        landscape = annotated.shapes(program.config, MOST_OBJECTS[data.source.partition(":")[0]])[0]
+        objects = MOST_OBJECTS.get(data.source.partition(":")[0], FEW_OBJECTS)
+        landscape = annotated.shapes(program.config, objects)[0]
         return {name: array(*field) for name, field in landscape.items()}
     pixels: dict[str, tuple[int, ...]] = {"image": (data.image_size, data.image_size, data.channels)}
     if data.crop_on == "host":
