@@ -10,7 +10,7 @@ the views, `keys_networks` those of the networks and the methods. None of them i
 
 from __future__ import annotations
 
-from ssljax.config.keys_annotated import ANNOTATED_KEYS
+from ssljax.config.keys_annotated import ANNOTATED_EVALUATE, ANNOTATED_KEYS
 from ssljax.config.keys_beit import BEIT_KEYS, TOKENS
 from ssljax.config.keys_cmc import CMC_KEYS
 from ssljax.config.keys_cpc import CPC_KEYS, TRAINS
@@ -24,6 +24,7 @@ from ssljax.config.keys_networks import (
     NETWORKS,
     PRETRAIN_V2,
 )
+from ssljax.config.keys_segmentation import SEGMENTATION_KEYS
 from ssljax.config.keys_tune import TUNE_KEYS
 from ssljax.config.rows import (
     BELOW_ONE,
@@ -332,11 +333,13 @@ KEYS = {
         *METHOD,
         *OPTIM,
         *EVALUATE,
+        *ANNOTATED_EVALUATE,
         *BEIT_KEYS,
         *CMC_KEYS,
         *CPC_KEYS,
         *TUNE_KEYS,
         *DETECTION_KEYS,
+        *SEGMENTATION_KEYS,
     )
 }
 
@@ -365,6 +368,7 @@ VIEW_COUNTS = (
     (TOKENS, 2),
     (method("cpc"), 1),
     (method("detection"), 1),
+    (method("segmentation"), 1),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )
 

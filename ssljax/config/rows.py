@@ -28,6 +28,7 @@ METHODS = (
     "cpc",
     "multilabel",
     "detection",
+    "segmentation",
 )
 OPTIMIZERS = (
     "lars",
