@@ -86,7 +86,9 @@ class FCN32s(nn.Module):
         scores = self.head(nn.relu(self.encoder(x, train=train, border=BORDER, size=size)), train=train)
         inputs = self.encoder.variables["params"]["fc6"]["kernel"].shape[0]
         channels = round(self.encoder.architecture.convs[-1].features * self.encoder.width)
-        return times_32(scores, self.encoder.architecture, *x.shape[1:3], fc6=math.isqrt(inputs // channels))
+        fc6 = math.isqrt(inputs // channels)
+        height, width = x.shape[1:3]
+        return times_32(scores, self.encoder.architecture, height, width, fc6)
 
 
 class FCNHead(nn.Module):
