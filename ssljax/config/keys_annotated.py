@@ -53,6 +53,9 @@ ANNOTATED_KEYS = (
         SIDE,
         MASKS,
     ),
+)
+
+ANNOTATED_EVALUATE = (
     Key(
         "evaluate.detection_rules",
         "data",

@@ -292,7 +292,7 @@ METHOD = (
         OneOf(("pretrain", "finetune", "distill", "linear", "classify")),
         method("simclr_v2", "cpc"),
     ),
-    *_head("head", 2, HEADS, HEADS, FULL_HEADS, FULL_HEADS | method("linear"), fewest=1),
+    *_head("head", 2, HEADS, HEADS, FULL_HEADS, FULL_HEADS | method("linear", "multilabel"), fewest=1),
     Key("head.dim", 128, "dimension of the embeddings", Range(1, WIDEST, whole=True), HEADS | CMC),
     Key(
         "head.finetune_from",

@@ -26,6 +26,7 @@ METHODS = (
     "noisy_student",
     "cmc",
     "cpc",
+    "multilabel",
     "detection",
     "segmentation",
 )
@@ -43,6 +44,7 @@ OPTIMIZERS = (
     "tf_rmsprop",
     "adam",
     "sgd_and_adam",
+    "halving_sgd",
     "detectron_sgd",
 )
 FAMILIES = {

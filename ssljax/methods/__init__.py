@@ -14,6 +14,7 @@ from ssljax.methods.detection import detection
 from ssljax.methods.dvae import dvae
 from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
+from ssljax.methods.multilabel import multilabel
 from ssljax.methods.noisy_student import noisy_student
 from ssljax.methods.segmentation import segmentation
 from ssljax.methods.simclr import simclr
@@ -35,6 +36,7 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "noisy_student": noisy_student,
     "cmc": cmc,
     "cpc": cpc,
+    "multilabel": multilabel,
     "detection": detection,
     "segmentation": segmentation,
 }

@@ -1,5 +1,6 @@
 """Networks. `build` makes them from a configuration, `apply` runs them. Only this package uses flax.linen."""
 
+from ssljax.models.alexnet_vgg import ConvNet
 from ssljax.models.apply import (
     activation,
     attention,
@@ -44,6 +45,7 @@ __all__ = [
     "BACKBONES",
     "BatchNorm",
     "BeitViT",
+    "ConvNet",
     "DIRECTIONS",
     "EfficientNet",
     "GridClassifier",

@@ -96,9 +96,9 @@ class EveryPlace(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, H, W, C] -> [B, H - k + 1, W - k + 1, features]`, of squares of k x k."""
-        shape: tuple[int, int] = self.get_variable("params", "kernel").shape
-        inputs, features = shape
-        kernel = self.param("kernel", nn.initializers.normal(0.01), shape)
+        trained: jax.Array = self.get_variable("params", "kernel")
+        inputs, features = trained.shape
+        kernel = self.param("kernel", nn.initializers.normal(0.01), (inputs, features))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         side = math.isqrt(inputs // x.shape[-1])
         kernel = kernel.reshape(side, side, x.shape[-1], features).astype(self.dtype)

@@ -87,8 +87,7 @@ class FCN32s(nn.Module):
         inputs = self.encoder.variables["params"]["fc6"]["kernel"].shape[0]
         channels = round(self.encoder.architecture.convs[-1].features * self.encoder.width)
         fc6 = math.isqrt(inputs // channels)
-        height, width = x.shape[1:3]
-        return times_32(scores, self.encoder.architecture, height, width, fc6)
+        return times_32(scores, self.encoder.architecture, x.shape[1], x.shape[2], fc6=fc6)
 
 
 class FCNHead(nn.Module):
