@@ -173,7 +173,6 @@ def protocol(name: str) -> str:
         "predictions": "the predictions of the run's own heads",
         "annotations": "what the network finds in images with boxes or masks",
         "state": "what the run keeps beside its network",
-        "annotations": "the boxes or masks that the network finds in whole images",
     }
     one = PROTOCOLS[name]
     module = inspect.getmodule(one.judge)

@@ -3481,6 +3481,144 @@ DETECTION = [
     ),
 ]
 
+# ------------------------------------------------------------------------------------------ Faster R-CNN
+
+DETECTION_METHOD = "ssljax/methods/detection.py"
+DETECTOR = "ssljax/models/detector.py"
+T_DETECTOR = "tests/methods/test_detection.py"
+
+FASTER_RCNN = [
+    Mutation(
+        "norm_after_the_last_group_missing",
+        DETECTOR,
+        "x = mean_of_valid(norm(x, train=train, mask=mask), None)",
+        "norm(x, train=train, mask=mask)\n        x = mean_of_valid(x, None)",
+        "the extra norm of MoCo's box head is left out (DenseCL #27)",
+        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
+    ),
+    Mutation(
+        "padding_is_black",
+        DETECTOR,
+        "x = jnp.where(valid_pixels(valid, *x.shape[1:3]), x, 0.0)",
+        "x = x + 0.0 * valid.sum()",
+        "padding is black before it is normalised, not zero after it",
+        f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
+    ),
+    Mutation(
+        "norms_see_the_padding",
+        DETECTOR,
+        "x, train, size=valid, part=part)",
+        "x, train, size=None, part=part)",
+        "padded zeros stop being zero after a norm, and count in its statistics",
+        f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
+    ),
+    Mutation(
+        "statistics_of_regions_that_do_not_exist",
+        DETECTOR,
+        "size = jnp.where(exists[:, None], jnp.full((1, 2), net.cells, jnp.int32), 0)",
+        "size = jnp.full((len(exists), 2), net.cells, jnp.int32)",
+        "empty places count in the statistics of the last group",
+        f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
+    ),
+    Mutation(
+        "detections_clipped_to_the_padding",
+        DETECTION_METHOD,
+        "proposals = proposed(at, size, before=settings.test_before",
+        "proposals = proposed(at, 2 * size, before=settings.test_before",
+        "proposals reach beyond the image",
+        f"{T_DETECTOR}::test_proposals_and_detections_equal_detectron2s",
+    ),
+    Mutation(
+        "true_boxes_are_no_regions",
+        DETECTION_METHOD,
+        "there = jnp.concatenate([exists, classes >= 0])",
+        "there = jnp.concatenate([exists, classes < -1])",
+        "true boxes are not added to the proposals",
+        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
+    ),
+    Mutation(
+        "box_deltas_without_their_weights",
+        DETECTION_METHOD,
+        "regions, weights=HEAD_WEIGHTS)",
+        "regions, weights=RPN_WEIGHTS)",
+        "the box head's deltas are not scaled by 10, 10, 5, 5",
+        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
+    ),
+    Mutation(
+        "background_is_the_first_class",
+        DETECTION_METHOD,
+        "background=net.head.classes",
+        "background=0",
+        "background is class 0, as in torchvision, and shifts no others",
+        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
+    ),
+    Mutation(
+        "norms_frozen_in_fine_tuning",
+        DETECTION_METHOD,
+        "x, valid, train=True)",
+        "x, valid, train=False)",
+        "norms stay in inference mode during fine-tuning",
+        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
+    ),
+    Mutation(
+        "anchors_in_the_padding_are_background",
+        DETECTION_METHOD,
+        "jnp.where(inside, labels, -1)",
+        "labels",
+        "anchors in the padding are drawn as background",
+        f"{T_DETECTOR}::test_anchors_outside_the_image_are_never_drawn_and_a_box_they_match_best_is_not_lost",
+    ),
+    Mutation(
+        "anchors_in_the_padding_win_true_boxes",
+        DETECTION_METHOD,
+        "overlap = jnp.where(inside[None], iou(boxes, anchors), 0.0)",
+        "overlap = iou(boxes, anchors)",
+        "an anchor in the padding overlaps a box best, and no other anchor learns it",
+        f"{T_DETECTOR}::test_anchors_outside_the_image_are_never_drawn_and_a_box_they_match_best_is_not_lost",
+    ),
+    Mutation(
+        "precise_statistics_with_momentum",
+        DETECTION_METHOD,
+        "share = 1.0 / (count * (1.0 - config.model.bn_momentum))",
+        "share = 1.0 / count",
+        "a tenth of the batch's statistics is taken for the whole",
+        f"{T_DETECTOR}::test_precise_statistics_are_means_over_batches",
+    ),
+    Mutation(
+        "masked_places_in_the_mean",
+        NORM,
+        "sum(axes) / _at_least_one(_count(x, mask))",
+        "sum(axes) / (x.size // x.shape[-1])",
+        "padding counts in the statistics of a norm",
+        f"{T_NORM}::test_masked_places_count_in_nothing",
+    ),
+    Mutation(
+        "gradient_through_masked_places",
+        NORM,
+        "dy = _valid(cotangents[0], mask)",
+        "dy = cotangents[0]",
+        "what lies over padding reaches the gain and the offset",
+        f"{T_NORM}::test_masked_places_count_in_nothing",
+    ),
+    Mutation(
+        "detectron_decays_norms",
+        OPTIM,
+        "optim.weight_decay, mask=not_norms)\n    return optax.chain(decay, optax.sgd",
+        "optim.weight_decay)\n    return optax.chain(decay, optax.sgd",
+        "weight decay on gains and offsets of norms",
+        f"{T_OPTIM}::test_detectron2s_schedules_and_what_it_decays",
+    ),
+    Mutation(
+        "milestones_one_step_late",
+        OPTIM,
+        "(step >= at).astype(jnp.float32) for at in milestones), jnp.zeros(())",
+        "(step > at).astype(jnp.float32) for at in milestones), jnp.zeros(())",
+        "the rate falls after the step of a milestone",
+        f"{T_OPTIM}::test_detectron2s_schedules_and_what_it_decays",
+    ),
+]
+
+
 # Images with boxes or masks.
 ANNOTATED = [
     Mutation(
@@ -3653,143 +3791,6 @@ ANNOTATED = [
     ),
 ]
 
-# ------------------------------------------------------------------------------------------ Faster R-CNN
-
-DETECTION_METHOD = "ssljax/methods/detection.py"
-DETECTOR = "ssljax/models/detector.py"
-T_DETECTOR = "tests/methods/test_detection.py"
-
-FASTER_RCNN = [
-    Mutation(
-        "norm_after_the_last_group_missing",
-        DETECTOR,
-        "x = mean_of_valid(norm(x, train=train, mask=mask), None)",
-        "norm(x, train=train, mask=mask)\n        x = mean_of_valid(x, None)",
-        "the extra norm of MoCo's box head is left out (DenseCL #27)",
-        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
-    ),
-    Mutation(
-        "padding_is_black",
-        DETECTOR,
-        "x = jnp.where(valid_pixels(valid, *x.shape[1:3]), x, 0.0)",
-        "x = x + 0.0 * valid.sum()",
-        "padding is black before it is normalised, not zero after it",
-        f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
-    ),
-    Mutation(
-        "norms_see_the_padding",
-        DETECTOR,
-        "x, train, size=valid, part=part)",
-        "x, train, size=None, part=part)",
-        "padded zeros stop being zero after a norm, and count in its statistics",
-        f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
-    ),
-    Mutation(
-        "statistics_of_regions_that_do_not_exist",
-        DETECTOR,
-        "size = jnp.where(exists[:, None], jnp.full((1, 2), net.cells, jnp.int32), 0)",
-        "size = jnp.full((len(exists), 2), net.cells, jnp.int32)",
-        "empty places count in the statistics of the last group",
-        f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
-    ),
-    Mutation(
-        "detections_clipped_to_the_padding",
-        DETECTION_METHOD,
-        "proposals = proposed(at, size, before=settings.test_before",
-        "proposals = proposed(at, 2 * size, before=settings.test_before",
-        "proposals reach beyond the image",
-        f"{T_DETECTOR}::test_proposals_and_detections_equal_detectron2s",
-    ),
-    Mutation(
-        "true_boxes_are_no_regions",
-        DETECTION_METHOD,
-        "there = jnp.concatenate([exists, classes >= 0])",
-        "there = jnp.concatenate([exists, classes < -1])",
-        "true boxes are not added to the proposals",
-        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
-    ),
-    Mutation(
-        "box_deltas_without_their_weights",
-        DETECTION_METHOD,
-        "regions, weights=HEAD_WEIGHTS)",
-        "regions, weights=RPN_WEIGHTS)",
-        "the box head's deltas are not scaled by 10, 10, 5, 5",
-        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
-    ),
-    Mutation(
-        "background_is_the_first_class",
-        DETECTION_METHOD,
-        "background=net.head.classes",
-        "background=0",
-        "background is class 0, as in torchvision, and shifts no others",
-        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
-    ),
-    Mutation(
-        "norms_frozen_in_fine_tuning",
-        DETECTION_METHOD,
-        "x, valid, train=True)",
-        "x, valid, train=False)",
-        "norms stay in inference mode during fine-tuning",
-        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
-    ),
-    Mutation(
-        "anchors_in_the_padding_are_background",
-        DETECTION_METHOD,
-        "jnp.where(inside, labels, -1)",
-        "labels",
-        "anchors in the padding are drawn as background",
-        f"{T_DETECTOR}::test_anchors_outside_the_image_are_never_drawn_and_a_box_they_match_best_is_not_lost",
-    ),
-    Mutation(
-        "anchors_in_the_padding_win_true_boxes",
-        DETECTION_METHOD,
-        "overlap = jnp.where(inside[None], iou(boxes, anchors), 0.0)",
-        "overlap = iou(boxes, anchors)",
-        "an anchor in the padding overlaps a box best, and no other anchor learns it",
-        f"{T_DETECTOR}::test_anchors_outside_the_image_are_never_drawn_and_a_box_they_match_best_is_not_lost",
-    ),
-    Mutation(
-        "precise_statistics_with_momentum",
-        DETECTION_METHOD,
-        "share = 1.0 / (count * (1.0 - config.model.bn_momentum))",
-        "share = 1.0 / count",
-        "a tenth of the batch's statistics is taken for the whole",
-        f"{T_DETECTOR}::test_precise_statistics_are_means_over_batches",
-    ),
-    Mutation(
-        "masked_places_in_the_mean",
-        NORM,
-        "sum(axes) / _at_least_one(_count(x, mask))",
-        "sum(axes) / (x.size // x.shape[-1])",
-        "padding counts in the statistics of a norm",
-        f"{T_NORM}::test_masked_places_count_in_nothing",
-    ),
-    Mutation(
-        "gradient_through_masked_places",
-        NORM,
-        "dy = _valid(cotangents[0], mask)",
-        "dy = cotangents[0]",
-        "what lies over padding reaches the gain and the offset",
-        f"{T_NORM}::test_masked_places_count_in_nothing",
-    ),
-    Mutation(
-        "detectron_decays_norms",
-        OPTIM,
-        "optim.weight_decay, mask=not_norms)\n    return optax.chain(decay, optax.sgd",
-        "optim.weight_decay)\n    return optax.chain(decay, optax.sgd",
-        "weight decay on gains and offsets of norms",
-        f"{T_OPTIM}::test_detectron2s_schedules_and_what_it_decays",
-    ),
-    Mutation(
-        "milestones_one_step_late",
-        OPTIM,
-        "(step >= at).astype(jnp.float32) for at in milestones), jnp.zeros(())",
-        "(step > at).astype(jnp.float32) for at in milestones), jnp.zeros(())",
-        "the rate falls after the step of a milestone",
-        f"{T_OPTIM}::test_detectron2s_schedules_and_what_it_decays",
-    ),
-]
-
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -3820,8 +3821,8 @@ MUTATIONS = [
     *CPC,
     *VIEW_FOLDERS,
     *DETECTION,
-    *ANNOTATED,
     *FASTER_RCNN,
+    *ANNOTATED,
 ]
 
 
