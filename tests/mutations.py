@@ -2408,7 +2408,7 @@ FIGURES = [
     Mutation(
         "a_recorded_size_is_forgotten",
         "ssljax/results.py",
-        "fields = {**LATER, **record}",
+        "fields = {**LATER, **versions, **record}",
         "fields = {**record, **LATER}",
         "the value of older files put over what was recorded",
         "tests/test_results.py::test_lines_without_a_later_field_are_still_read",

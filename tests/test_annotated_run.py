@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from ssljax import config, evaluate, program, sharding, train
-from ssljax.data import sources
+from ssljax.data import loader, sources
 from ssljax.methods import METHODS
+from ssljax.pictures import overlays
 from ssljax.run.checkpoint import load_weights
+from ssljax.run.folder import RunFolder
 from ssljax.run.loop import by_shape, fit
 from ssljax.types import Method, Out
 from tests import scenes
@@ -75,8 +77,6 @@ def test_a_run_of_two_shapes_goes_on_where_it_stopped_and_finds_what_is_there(re
 
         return call
 
-    from ssljax.run.folder import RunFolder
-
     with pytest.raises(KeyboardInterrupt), RunFolder(str(tmp_path / "cut"), recipe, built.facts) as folder:
         fit(built, source, seed=recipe.seed, folder=folder, watched=stopping)
     train.run_stages(recipe, str(tmp_path / "cut"))
@@ -110,3 +110,26 @@ def test_a_step_is_compiled_once_for_each_shape():
     for shape in ((2, 3), (3, 2), (2, 3), (3, 2)):
         state, _ = advance(state, {"image": jnp.ones(shape)}, jax.random.key(0))
     assert traced == [(2, 3), (3, 2)] and len(said) == 2 and float(state) == 24.0
+
+
+def test_the_preview_shows_the_first_batch_under_its_boxes(recipe, tmp_path):
+    from PIL import Image
+
+    source = sources.load(recipe.data, "train")
+    rows = overlays.training(recipe, source, 8)
+    batch = next(loader.train_batches(source, recipe))
+    for b, (stored, first, *later) in enumerate(rows):
+        np.testing.assert_array_equal(first.image, batch["image"][b])
+        np.testing.assert_array_equal(first.boxes, batch["boxes"][b])
+        assert first.names == [source.class_names[batch["classes"][b, 0]]]
+        assert stored.image.shape[:2] == tuple(batch["original"][b])
+        assert len(later) == overlays.TIMES - 1
+    overlays.sheet(tmp_path / "sheet.png", "scenes", rows)
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).reshape(-1, 3)
+    line = np.rint(255 * np.array(overlays.colour(batch["classes"][0, 0]))).astype(int)
+    assert (np.abs(pixels - line).max(axis=1) < 8).sum() > 200
+
+    image = np.full((2, 2, 3), 100, np.uint8)
+    drawn = overlays.over(image, np.array([[0, 1], [255, 1]], np.uint8))
+    assert drawn[0, 0].tolist() == [100] * 3 and drawn[1, 0].tolist() == [185] * 3
+    np.testing.assert_allclose(drawn[0, 1], 45 + 0.55 * 255 * np.array(overlays.colour(1)), atol=0.5 + 1e-9)

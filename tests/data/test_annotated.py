@@ -326,6 +326,25 @@ def test_a_bad_box_is_named_or_left_out_on_request(box, words, caplog):
     assert words in caplog.text
 
 
+def test_unreadable_images_are_left_out_on_request(tmp_path):
+    root = scenes.voc(tmp_path)
+    file = root / "VOC2007" / "JPEGImages" / "000012.jpg"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:400] + bytes(len(whole) - 402) + whole[-2:])  # its ends look complete
+    for what in ("boxes", "masks"):
+        c = recipe(f"voc:{root}", what)
+        c.data.train_split = "2007/trainval"
+        c.batch_size = 1
+        with pytest.raises(ValueError, match="000012.jpg cannot be read as an image.*on_bad_image=skip"):
+            list(itertools.islice(loader.train_batches(sources.load(c.data, "train"), c), 2))
+        c.data.on_bad_image = "skip"
+        source = sources.load(c.data, "train")
+        assert len(source) == 1 and source.skipped == (str(file),)
+        batch = next(loader.train_batches(source, c))
+        assert batch["original"].tolist() == [[50, 40]]
+        assert what == "masks" or batch["classes"].tolist() == [[0]]
+
+
 def test_what_is_wrong_with_the_data_is_named(coco, voc, tmp_path):
     def refused(c, match, error=ValueError, split="train"):
         with pytest.raises(error, match=match):
