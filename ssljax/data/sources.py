@@ -28,7 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax.config import KEYS
-from ssljax.data import arrow, builtin, coco, folder, records, sampler, view_folders, voc, voc_objects
+from ssljax.data import arrow, builtin, coco, folder, records, sampler, scenes, view_folders, voc, voc_objects
 from ssljax.data.source import Source
 from ssljax.types import Facts
 
@@ -108,10 +108,12 @@ def annotated(data: ConfigDict, split: str) -> Source:
         ValueError: the data have no such annotations, or a setting is about labels.
     """
     kind, _, argument = data.source.partition(":")
+    if data.source == "digits":
+        return scenes.load(data, split)
     if kind not in ANNOTATED or not argument:
         raise ValueError(
             f"data.annotations={data.annotations!r} needs images with {data.annotations}, and data.source="
-            f"{data.source!r} has none: use coco:PATH or voc:PATH"
+            f"{data.source!r} has none: use coco:PATH, voc:PATH or digits"
         )
     if not data.annotations:
         raise ValueError(
