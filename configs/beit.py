@@ -47,12 +47,23 @@ SMALL = (
     "digits",
     "fashion_mnist",
     "cifar10",
+    "folder",
     "folder_small",
     "digits_scratch",
     "fashion_mnist_scratch",
     "cifar10_scratch",
 )
 SMALL_ABLATED = {f"cifar10_{name}": name for name in ABLATIONS if name not in ("layer_scale", "relative")}
+
+# +-0.4 of brightness, contrast and saturation, the hue as it is [C]
+COLOURS = dict(
+    jitter="torchvision",
+    jitter_on="image",
+    jitter_probability=1.0,
+    jitter_strength=0.5,
+    jitter_saturation=0.8,
+    jitter_hue=0.0,
+)
 
 PRESETS = (
     *SMALL,
@@ -149,12 +160,7 @@ def imagenet(size: str, epochs: int, tokenizer: ConfigDict) -> ConfigDict:
         crop="torchvision",
         resize="pillow",
         min_area=0.08,
-        jitter="torchvision",
-        jitter_on="image",
-        jitter_probability=1.0,
-        jitter_strength=0.5,  # +-0.4 of brightness and contrast
-        jitter_saturation=0.8,  # +-0.4
-        jitter_hue=0.0,
+        **COLOURS,
         **config.IMAGENET,
     )
     c = beit(c, tokenizer, tokens_size=112, patches=75)
@@ -364,8 +370,7 @@ def cifar10() -> ConfigDict:
     tokenizer = small_tokenizer(c.copy_and_resolve_references(), 256)
     c.epochs = 20
     c.batch_size = 128
-    c.augment.update(jitter="torchvision", jitter_on="image", jitter_probability=1.0, jitter_strength=0.5)
-    c.augment.update(jitter_saturation=0.8, jitter_hue=0.0, **config.CIFAR10)
+    c.augment.update(**COLOURS, **config.CIFAR10)
     pretrain = small_beit(c, tokenizer, 32, 25)
     return staged(
         tokenizer=tokenizer,
@@ -383,6 +388,30 @@ def folder_small() -> ConfigDict:
     tokenizer = small_tokenizer(c.copy_and_resolve_references(), 256)
     c.epochs = 40
     return staged(tokenizer=tokenizer, pretrain=small_beit(c, tokenizer, 32, 25))
+
+
+def folder() -> ConfigDict:
+    """Your own photographs at 224 pixels: a tokenizer of 2,048 codes at 112 pixels, then BEiT-B on them [X].
+
+    The tokenizer has a quarter of DALL-E's width. Instead of it, any tokenizer will do, such as a converted
+    DALL-E: --stage=pretrain --config.pretrain.recover.tokenizer=RUN.
+    """
+    c = config.folder()
+    c.augment.update(crop="torchvision", resize="pillow")
+    tokenizer = c.copy_and_resolve_references()
+    tokenizer.data.image_size = 112
+    tokenizer.augment.min_area = 0.3
+    shape = dict(hidden=64, vocabulary=2048)
+    tokenizer = config.dvae(tokenizer, epochs=100, batch_size=64, **shape)
+    tokenizer.optim.update(learning_rate=1e-3, end=1e-5, cosine_share=1.0)  # a hundredth of DALL-E's updates
+    tokenizer.ema.decay = 0.99
+    c.model = network("beit_b", 16, "bfloat16")
+    c.augment.update(min_area=0.08, **config.IMAGENET, **COLOURS)
+    c = beit(c, tokenizer, tokens_size=112, patches=75)
+    c.epochs = 400
+    c.optim.learning_rate = 1.5e-3 * c.batch_size / 2048
+    c.evaluate.protocols = ("knn", "linear")
+    return staged(tokenizer=tokenizer, pretrain=c)
 
 
 def scratch(c: ConfigDict) -> ConfigDict:

@@ -13,9 +13,9 @@ stage mix labelled and unlabelled images in one batch.
 public [X]. `imagenet_<net>_teacher` is the first turn on all labels.
 
 Images of your own, labelled or not, are unlabelled images of the student with
---config.student.data.unlabelled=folder:PATH, or tfds:NAME. They come after those of data.source, of which
---config.student.data.keep_unlabelled=False --config.student.data.label_fraction=1 keeps every label. The
-teacher can be the folder of a finished run, with --config.student.pseudo.teacher.
+--config.student.data.unlabelled=folder:PATH, tfds:NAME or hf:NAME. They come after those of data.source, of
+which --config.student.data.keep_unlabelled=False --config.student.data.label_fraction=1 keeps every label.
+The teacher can be the folder of a finished run, with --config.student.pseudo.teacher.
 
 Sources of the numbers: [P] the paper, [C] the released code (google-research/noisystudent), [X] chosen here.
 """
@@ -78,6 +78,7 @@ ABLATED = {f"{preset}_{name}": (preset, name) for preset in SMALL for name in AB
 
 PRESETS = (
     "digits",
+    "folder",
     "folder_small",
     *SMALL,
     *ABLATED,
@@ -132,23 +133,28 @@ def rmsprop(c: ConfigDict, decay_epochs: float) -> ConfigDict:
     return c
 
 
-def imagenet(name: str, fraction: float) -> ConfigDict:
-    """One of the paper's networks on ImageNet at its own resolution s; test crops have s / (s + 32)."""
-    net = NETS[name]
-    c = noisy_student(config.imagenet(net.epochs, 2048))
-    c.model = dict(
+def efficientnet(name: str) -> dict:
+    """One of the paper's networks."""
+    return dict(
         name=f"efficientnet_{name}",
         dtype="bfloat16",
         width=1.0,
         depth=1.0,
         stem="imagenet",
         drop_path=0.2,
-        dropout=net.dropout,
+        dropout=NETS[name].dropout,
         frozen_blocks=0,
         bn_momentum=0.99,
         bn_epsilon=1e-3,
         remat="blocks" if name in ("b7", "l2") else "none",
     )
+
+
+def imagenet(name: str, fraction: float) -> ConfigDict:
+    """One of the paper's networks on ImageNet at its own resolution s; test crops have s / (s + 32)."""
+    net = NETS[name]
+    c = noisy_student(config.imagenet(net.epochs, 2048))
+    c.model = efficientnet(name)
     c.data.update(
         image_size=net.size,
         eval_crop=net.size / (net.size + 32),
@@ -273,6 +279,23 @@ def folder_small() -> ConfigDict:
     c = in_miniature(config.folder_small(), 0.1)
     c.student.epochs = 20
     return c
+
+
+def folder() -> ConfigDict:
+    """Your own photographs at 224 pixels, of which a tenth keep their labels: EfficientNet-B0 twice [X].
+
+    The paper's student is larger than its teacher: --config.student.model.name=efficientnet_b1. Unlabelled
+    images come as with `folder_small`.
+    """
+    c = noisy_student(config.folder())
+    c.model = efficientnet("b0")
+    c.data.label_fraction = 0.1
+    c.augment.update(crop="tf", min_area=0.08, **config.IMAGENET)
+    c.augment.update(policy="randaugment_tf", policy_level=5.0)  # as for SVHN [C]
+    c = rmsprop(c, 2.4 * c.epochs / 350)
+    second = student(c, "teacher", 3)
+    second.epochs = 50
+    return config.two_stages("teacher", c, "student", second)
 
 
 def digits() -> ConfigDict:

@@ -14,6 +14,7 @@ VERBS = {
     "plan": "compile a config for a TPU slice without a TPU: does it fit, what does it cost",
     "report": "results.jsonl to tables and figures",
     "sweep": "all combinations of some settings, one run after the other",
+    "finetune": "a run on the data sets of the transfer tables, rate and decay searched",
     "compare": "runs side by side: settings, curves, results",
     "preview": "a picture of what the network will see",
     "config": "what a config says, all of it, and how two differ",

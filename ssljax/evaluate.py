@@ -22,7 +22,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,10 +33,10 @@ from threadpoolctl import threadpool_limits
 
 from ssljax import board, cli, models, results
 from ssljax.config import differences, hashed, public, resolve
-from ssljax.data import geometry, sources
+from ssljax.data import geometry, loader, sources, views
 from ssljax.data.reading import readable
 from ssljax.data.source import Source
-from ssljax.pictures import gallery
+from ssljax.pictures import findings, gallery
 from ssljax.pictures.kept import gallery_file
 from ssljax.program import (
     Evaluated,
@@ -52,7 +51,7 @@ from ssljax.program import (
 )
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench, Reduce
-from ssljax.protocols.features import Features, raw_pixels
+from ssljax.protocols.features import Features, extract, raw_pixels
 from ssljax.protocols.linear import ONE_THREAD
 from ssljax.protocols.reconstruction import errors_and_codes
 from ssljax.run import few_labels, files, hosts, memory
@@ -71,6 +70,7 @@ METRIC_NAMES = {
     "map": "mAP",
     "map_medium": "mAP (medium)",
     "mean_per_class": "mean per class",
+    "map_step": "mAP (step)",
     "pixel_accuracy": "pixels",
 }
 BASELINES = ("raw_pixels", "random_init", "supervised")
@@ -85,7 +85,7 @@ def measure(
     workdir: str,
     protocols: Sequence[str],
     baselines: Sequence[str],
-    figures: Path,
+    figures: epath.Path,
     command: str,
     changed: Mapping[str, Any],
     earlier_stage: str = "",
@@ -135,6 +135,7 @@ def measure(
         print(f"no labels, so without {', '.join(refused)}; neighbours of held-out images: {figures}")
     protocols = [name for name in protocols if name not in refused]
 
+    shown: dict[str, np.ndarray] = {}
     for reads in ("features", "images", "maps", "predictions", "state", "annotations"):
         names = [name for name in protocols if PROTOCOLS[name].reads == reads]
         for bench in benches:
@@ -144,15 +145,25 @@ def measure(
                 if name in FITTED:
                     warn_of_wait(name, bench)
                 for found in timed(PROTOCOLS[name], bench):
+                    pictures = found.pop("shown", {})
+                    shown |= {
+                        f"{found['protocol']}/{bench.name}/{key}": each for key, each in pictures.items()
+                    }
                     yield record(known, bench.name, found)
 
     if "supervised" in baselines:
         for found in few_labels.supervised(config, source, test):
             yield record(known, "supervised", found)
-    if jax.process_index() == 0 and not config.data.annotations:
+    if config.data.annotations:
+        if benches[0].predicted is not None:
+            fields = findings.looked(benches[0])
+            if jax.process_index() == 0:
+                findings.save(figures, fields, benches[0], config_hash=hashed(config))
+                board.show_gallery(workdir, run.step, config, figures)
+    elif jax.process_index() == 0:
         whole = any(PROTOCOLS[name].reads == "features" for name in protocols)
         pool = 0 if whole else gallery.POOL
-        gallery.save(figures, benches, run, pool=pool, config_hash=hashed(config))
+        gallery.save(figures, benches, run, pool=pool, config_hash=hashed(config), shown=shown)
         board.show_gallery(workdir, run.step, config, figures)
 
 
@@ -189,6 +200,8 @@ def of_network(
         assert network.method.classify is not None, "a bench without heads has no predictions"
         if network.method.frozen and config.evaluate.ten_crops:
             return over_ten_crops(network, split)
+        if config.evaluate.random_crops:
+            return over_random_crops(network, split)
         inputs = jax.numpy.asarray(features(split).features)
         found = network.method.classify(network.params, network.extra, inputs)
         return {head: np.asarray(logits) for head, logits in found.items()}
@@ -248,6 +261,36 @@ def over_ten_crops(network: Evaluated, split: Source) -> dict[str, np.ndarray]:
             for head, logits in heads.items():
                 total[head] = total.get(head, 0.0) + np.asarray(jax.nn.softmax(logits))
     return {head: np.log(probabilities / 10) for head, probabilities in total.items()}
+
+
+def over_random_crops(network: Evaluated, split: Source) -> dict[str, np.ndarray]:
+    """What the heads say of `evaluate.random_crops` crops of each image, drawn as in training.
+
+    Returns:
+        The sum of the logits by the head's name, float32 [N, classes].
+    """
+    config, method, devices = network.config, network.method, network.mesh.devices.size
+    assert method.classify is not None
+    net = models.backbone(config.model)
+    weights, statistics = method.evaluated(network.params, network.model_state, network.extra)
+    infer = jax.jit(functools.partial(models.infer, net))
+    draw = jax.jit(lambda batch, key: views.stacked(batch, key, config)[:, 0])
+    batch_size = -(-config.evaluate.batch_size // devices) * devices
+
+    def crops() -> Iterator[dict[str, np.ndarray]]:
+        drawn = loader.drawn_batches(split, config, config.evaluate.random_crops, batch_size)
+        for number, batch in enumerate(drawn):
+            mask = batch.pop("mask")
+            key = jax.random.fold_in(jax.random.key(config.seed), number)
+            yield {**batch, "image": np.asarray(draw(batch, key)), "mask": mask}
+
+    encode = spread(lambda image: infer(weights, statistics, image), network.mesh)
+    found = jax.numpy.asarray(extract(encode, crops()).features)
+    heads = method.classify(network.params, network.extra, found)
+    passes = {
+        head: np.asarray(logits).reshape(-1, len(split), logits.shape[1]) for head, logits in heads.items()
+    }
+    return {head: each.sum(axis=0) for head, each in passes.items()}
 
 
 def of_pixels(config: ConfigDict, source: Source, test: Source) -> Bench:
@@ -435,7 +478,7 @@ def main(argv: list[str] | None = None) -> None:
     names = [name for name, _, _ in stages(flags.config, "") if name]
     earlier_stage = flags.stage if flags.stage in names[:-1] else ""
     changed = results.changed(flags.overrides, names)
-    file = Path(flags.results or os.path.join(workdir, "results.jsonl"))
+    file = epath.Path(flags.results or os.path.join(workdir, "results.jsonl"))
     label = results.label(config.preset, earlier_stage)
     figures = gallery_file(file.parent, label, hashed(config))
 

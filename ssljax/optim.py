@@ -443,6 +443,18 @@ def _torch_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
     return optax.chain(decay, sgd), schedule
 
 
+def _halving_sgd(optim: ConfigDict, run: Horizon) -> Optimizer:
+    """SGD that decays every parameter; the gradient is clipped first (DeepCluster's VOC classification)."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        halvings = jnp.asarray(step, jnp.int32) // optim.halve_every
+        return jnp.float32(run.peak) * 0.5 ** halvings.astype(jnp.float32)
+
+    clip = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
+    sgd = optax.sgd(schedule, momentum=optim.momentum)
+    return optax.chain(*clip, optax.add_decayed_weights(optim.weight_decay), sgd), schedule
+
+
 def _torch_adamw(optim: ConfigDict, run: Horizon) -> Optimizer:
     """AdamW that decays every parameter (MoCo v3 on vision transformers)."""
     schedule = run.warmed_up(optim.warmup_epochs)
@@ -612,6 +624,7 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, Horizon], Optimizer]] = {
     "tf_rmsprop": _tf_rmsprop,
     "adam": _adam,
     "sgd_and_adam": _sgd_and_adam,
+    "halving_sgd": _halving_sgd,
     "detectron_sgd": _detectron_sgd,
 }
 

@@ -11,8 +11,9 @@ another is beside it, and smaller views are drawn smaller. Views from several fo
 by side in every picture. If the method mixes images (DeiT), the last columns show mixtures of first views,
 each under the weights of its labels; row b is mixed with row B-1-b of the picture. If it masks patches
 (BEiT), the last column shows the first view with these patches in grey; if it changes each patch for itself
-(CPC), it shows those patches; if the network sees only edges (DeepCluster), it shows those. A config with
-stages gives one WORKDIR/STAGE/preview.png per stage.
+(CPC), it shows those patches; if the network sees only edges (DeepCluster), it shows those. Images with boxes
+or masks are shown under them, in the batch as the network sees it. A config with stages gives one
+WORKDIR/STAGE/preview.png per stage.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ssljax.data.source import Source
 from ssljax.methods.beit import masks
 from ssljax.methods.cpc import changed_patches
 from ssljax.models.sobel import sobel
+from ssljax.pictures import overlays
 from ssljax.pictures.gallery import greyed
 
 if TYPE_CHECKING:
@@ -63,10 +65,14 @@ def main(argv: list[str] | None = None) -> None:
     flags = cli.parse("preview", argv)
     with cli.answered("preview"):
         for name, config in stages(flags.config).items():
-            originals, columns, labels = examples(config)
             path = Path(flags.workdir) / name / "preview.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            sheet(path, title(config), originals, columns, labels)
+            if config.data.annotations:
+                source = sources.load(config.data, "train")
+                overlays.sheet(path, annotated_title(config), overlays.training(config, source, ROWS))
+            else:
+                originals, columns, labels = examples(config)
+                sheet(path, title(config), originals, columns, labels)
             board.show(path.parent, 0, {"preview": path})
             print(path)
 
@@ -296,6 +302,17 @@ def title(config: ConfigDict) -> str:
         if own:
             lines.append(f"{name}: {own}")
     return "\n".join(lines)
+
+
+def annotated_title(config: ConfigDict) -> str:
+    """The title of a sheet of images with boxes or masks."""
+    data, sizes = config.data, config.annotated
+    first = f"{config.method}:{config.preset}, {data.source}, {data.annotations}, seed {config.seed}"
+    if data.annotations == "masks":
+        low, high = sizes.scales
+        return f"{first}\nresized by {low} to {high}, cut to {sizes.crop} px; white: without a class"
+    sides = ", ".join(map(str, sizes.short_sides))
+    return f"{first}\nshorter side {sides}, longer at most {sizes.long_side} px"
 
 
 def _geometry(a: ConfigDict, crop_on: str) -> str:

@@ -3,6 +3,11 @@
 A RUN line holds the settings, data, commit and package versions. The MEASUREMENT lines after it name the run
 by its id. A run that is evaluated again keeps its id as long as nothing in its line differs, so its
 measurements add up. Of several measurements of the same thing, the last one counts.
+
+    python -m ssljax.results FILE ...   # in place: neighbours that differ only in their metric share a line
+
+Such a line has `metrics`, from name to value. It is read as so many measurements. A run without `versions`
+has those of the run before it.
 """
 
 from __future__ import annotations
@@ -11,10 +16,13 @@ import hashlib
 import importlib.metadata
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
+
+from etils import epath
 
 from ssljax.config import public
 
@@ -175,15 +183,17 @@ def read(path: Path) -> list[Row]:
     runs: dict[str, Run] = {}
     times: dict[str, str] = {}
     rows: list[Row] = []
+    versions: dict[str, Any] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            if "metric" in record:
-                rows.append(_joined(runs[record["run"]], times[record["run"]], record))
+            if "metric" in record or "metrics" in record:
+                rows += _joined(runs[record["run"]], times[record["run"]], record)
             else:
-                fields = {**LATER, **record}
+                fields = {**LATER, **versions, **record}
+                versions = {"versions": fields["versions"]}
                 times[record["run"]] = record["time"]
                 runs[record["run"]] = cast(Run, {name: fields[name] for name in RUN})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -196,9 +206,14 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def _joined(run: Run, time_of_run: str, record: Mapping[str, Any]) -> Row:
+def _joined(run: Run, time_of_run: str, record: Mapping[str, Any]) -> list[Row]:
     fields = {**USUAL, "time": time_of_run, **record}
-    return cast(Row, {"run": record["run"], **run, **{name: fields[name] for name in MEASUREMENT}})
+    values = record["metrics"] if "metrics" in record else {record["metric"]: record["value"]}
+    found = []
+    for metric, value in values.items():
+        one = {**fields, "metric": metric, "value": value}
+        found.append(cast(Row, {"run": record["run"], **run, **{name: one[name] for name in MEASUREMENT}}))
+    return found
 
 
 def same(row: Row) -> tuple:
@@ -254,8 +269,11 @@ def identity(run: Run) -> str:
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
-    """Appends measurements to a results.jsonl, preceded by the line of their run unless the file has it."""
+def append(path: Path | epath.Path, run: Run, measurements: Sequence[Measurement]) -> None:
+    """Appends measurements to a results.jsonl, preceded by the line of their run unless the file has it.
+
+    Objects of a bucket cannot grow: there the whole file is written again.
+    """
     name = identity(run)
     fields: Mapping[str, Any] = {**LATER, **run}
     record = {"run": name, **{field: fields[field] for field in RUN}, "time": now()}
@@ -265,10 +283,51 @@ def append(path: Path, run: Run, measurements: Sequence[Measurement]) -> None:
     lines_there = path.read_text().splitlines() if path.exists() else []
     known = [line for line in lines_there if line.startswith(start)]
     day = json.loads(known[-1])["time"] if known else record["time"]
+    new = [] if known else [json.dumps(record)]
+    new += [json.dumps({"run": name, **_said(each, day)}) for each in measurements]
+    if "://" in str(path):
+        path.write_text("".join(f"{line}\n" for line in [*lines_there, *new]))
+        return
     with path.open("a") as out:
-        if not known:
-            out.write(json.dumps(record) + "\n")
-        out.writelines(json.dumps({"run": name, **_said(each, day)}) + "\n" for each in measurements)
+        out.writelines(f"{line}\n" for line in new)
+
+
+def fold(path: Path) -> None:
+    """Rewrites a results.jsonl so that neighbours that differ only in metric and value share a line.
+
+    The versions of a run go where they are those of the run before.
+
+    Raises:
+        ValueError: the file would not be read as before; it is left as it is.
+    """
+    before = read(path)
+    folded: list[dict[str, Any]] = []
+    versions: Any = None
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        if "metric" in record:
+            record["metrics"] = {record.pop("metric"): record.pop("value")}
+        elif "metrics" not in record:
+            its = record.get("versions", versions)
+            if its == versions:
+                record.pop("versions", None)
+            versions = its
+        last = folded[-1] if folded else {}
+        new = record.get("metrics", {})
+        if new and _rest(record) == _rest(last) and not new.keys() & last["metrics"].keys():
+            last["metrics"] |= new
+        else:
+            folded.append(record)
+
+    beside = path.with_suffix(".folded")
+    beside.write_text("".join(json.dumps(record) + "\n" for record in folded))
+    if read(beside) != before:
+        raise ValueError(f"{path} would not be read as before: compare it with {beside}")
+    beside.replace(path)
+
+
+def _rest(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "metrics"}
 
 
 def _said(measurement: Measurement, time_of_run: str) -> dict[str, Any]:
@@ -347,3 +406,8 @@ def commit(where: Path = Path(__file__).parent) -> str:
 def now() -> str:
     """The current time in the format of the results: UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        fold(Path(name))

@@ -17,6 +17,7 @@ Batch = Mapping[str, jax.Array]
            cropped on the host; where their sizes differ there is one entry per view name instead, uint8
            [B, count, S, S, C]
     label  int32 [B]
+    labels int8 [B, classes], where an image may have several: 1, 0, or -1 (not to be learned from)
     index  int32 [B], the stable id of the example in its split
     copy   int32 [B], how often the example came before in its epoch, where it comes several times
 
@@ -320,7 +321,7 @@ class TrainState(struct.PyTreeNode):
 
 Measurement = dict[str, Any]
 """What a protocol yields: `protocol` (its name in the results), `settings`, a value per metric, `n` images,
-and what it adds."""
+and what it adds; `shown`, arrays by name, is for pictures and is not recorded."""
 
 
 class JudgeFn(typing.Protocol):

@@ -27,7 +27,7 @@ ROOMS = {
     ),
     "compiler": (LIGHT | {"libtpu"}, set()),
     "pictures": (
-        LIGHT | {"matplotlib", "PIL", "sklearn", "threadpoolctl"},
+        LIGHT | {"etils", "matplotlib", "PIL", "sklearn", "threadpoolctl"},
         {"types", "results", "models", "data", "protocols", "program"},
     ),
     "config": ({"ml_collections"}, {"cli"}),
@@ -35,11 +35,11 @@ ROOMS = {
         LIGHT | {"flax", "safetensors", "torch"},
         {"types", "models", "data", "program", "run", "cli"},
     ),
-    "results.py": (set(), {"config"}),
+    "results.py": ({"etils"}, {"config"}),
     "step.py": (LIGHT | {"optax"}, {"types", "accumulate"}),
     "types.py": (LIGHT | {"flax"}, set()),
 }
-VERBS = {"prepare", "train", "evaluate", "plan", "report", "preview", "embed", "compare", "sweep"}
+VERBS = {"prepare", "train", "evaluate", "plan", "report", "preview", "embed", "compare", "sweep", "finetune"}
 
 
 def imports(file: Path) -> set[str]:

@@ -117,6 +117,23 @@ def test_lines_without_a_later_field_are_still_read(tmp_path):
     assert results.read(file)[0] == {**row, "parameters": 0}
 
 
+def test_neighbours_share_a_line_and_are_read_as_before(tmp_path):
+    file = tmp_path / "results.jsonl"
+    found = results.lines(RESULT, METRICS)
+    later = results.lines({**RESULT, "draw": 1}, METRICS)
+    results.append(file, RUN, [*found, *later])
+    results.append(file, {**RUN, "seed": 1}, found)
+    results.append(file, {**RUN, "seed": 1}, found)  # measured twice: the second must not fall on the first
+    before = results.read(file)
+    results.fold(file)
+    assert results.read(file) == before
+    lines = file.read_text().splitlines()
+    assert [line.count("top") for line in lines] == [0, 2, 2, 0, 2, 2]
+    assert [number for number, line in enumerate(lines) if "versions" in line] == [0]
+    results.fold(file)
+    assert file.read_text().splitlines() == lines
+
+
 def test_wrong_lines_are_named(tmp_path):
     file = tmp_path / "results.jsonl"
     with pytest.raises(FileNotFoundError, match="no .*results.jsonl: run `ssljax evaluate .* first"):
@@ -229,3 +246,33 @@ def test_a_line_leaves_out_what_is_usual_and_what_its_run_says(tmp_path, monkeyp
     rows = results.read(file)
     assert [row["time"] for row in rows] == ["2026-11-27T10:00:00Z", "2026-11-28T00:00:01Z"]
     assert [row["draw"] for row in rows] == [0, 2]
+
+
+class InABucket:
+    """A file that is read and written whole, as on a bucket."""
+
+    text = ""
+
+    def __init__(self, parent):
+        self.parent = parent
+
+    def __str__(self):
+        return "gs://bucket/results.jsonl"
+
+    def exists(self):
+        return bool(self.text)
+
+    def read_text(self):
+        return self.text
+
+    def write_text(self, text):
+        self.text = text
+
+
+def test_in_a_bucket_whose_files_cannot_grow_the_whole_file_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "now", lambda: "2026-01-01T00:00:00Z")
+    local, remote = tmp_path / "results.jsonl", InABucket(tmp_path)
+    for run in (RUN, {**RUN, "seed": 1}, RUN):
+        for file in (local, remote):
+            results.append(file, run, results.lines(RESULT, METRICS))
+    assert remote.text == local.read_text() and len(remote.text.splitlines()) == 8

@@ -84,7 +84,15 @@ def run(verb: str, flags: list[str], seconds: float) -> bool:
 
 
 def measured(workdir: Path) -> dict[str, Any]:
-    """What metrics.jsonl says of a run; an epoch has 50,000 images."""
+    """What metrics.jsonl says of a run; an epoch has 50,000 images.
+
+    Raises:
+        SystemExit: the run was stopped before it logged anything.
+    """
+    if not (workdir / "metrics.jsonl").exists():
+        raise SystemExit(
+            "stopped before the first logged step: give --seconds more; the same command goes on"
+        )
     rows = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = [row for row in rows if "images_per_second" in row]
     rates = [row["images_per_second"] for row in logged[1:]]  # the first includes the start

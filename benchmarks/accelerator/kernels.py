@@ -136,23 +136,16 @@ def nt_xent(images: int, numbers: int) -> dict[str, Callable[[], Form]]:
 
 
 def attention(images: int, tokens: int, heads: int, numbers: int) -> dict[str, Callable[[], Form]]:
-    """The attention of models/vit.py, the same recomputed in the backward pass, and jax.nn's forms."""
+    """The attention of a ViT, its weights kept or computed again, and jax.nn's by XLA."""
     import jax
     import jax.numpy as jnp
+
+    from ssljax.models import softmax_attention as ours
 
     shape = (images, tokens, heads, numbers)
     q, k, v, g = (
         jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 4)
     )
-
-    def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        scaled = q * numbers**-0.5
-        logits = jnp.einsum("bnhd,bmhd->bhnm", scaled, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1)
-        return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v)
-
-    def of_jax(implementation: str) -> Callable[..., jax.Array]:
-        return lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation=implementation)
 
     def form(function: Callable[..., jax.Array]) -> Callable[[], Form]:
         def both(q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array) -> Any:
@@ -162,10 +155,10 @@ def attention(images: int, tokens: int, heads: int, numbers: int) -> dict[str, C
         return lambda: jitted(both, q, k, v, g)
 
     return {
-        "ssljax": form(ours),
-        "recomputed": form(jax.checkpoint(ours)),
-        "jax.nn xla": form(of_jax("xla")),
-        "jax.nn cudnn": form(of_jax("cudnn")),
+        "ssljax": form(ours.attend),
+        "written out": form(ours.written_out),
+        "recomputed": form(jax.checkpoint(ours.written_out)),
+        "jax.nn": form(jax.nn.dot_product_attention),
     }
 
 

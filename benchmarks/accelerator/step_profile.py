@@ -17,6 +17,9 @@ import os
 import tempfile
 from pathlib import Path
 
+# In a command buffer the operations of a GPU cannot be told apart. Read when JAX starts.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_command_buffer="
+
 import jax
 
 from benchmarks.accelerator import jax_side, rows

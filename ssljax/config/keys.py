@@ -10,7 +10,7 @@ the views, `keys_networks` those of the networks and the methods. None of them i
 
 from __future__ import annotations
 
-from ssljax.config.keys_annotated import ANNOTATED_KEYS
+from ssljax.config.keys_annotated import ANNOTATED_EVALUATE, ANNOTATED_KEYS
 from ssljax.config.keys_beit import BEIT_KEYS, TOKENS
 from ssljax.config.keys_cmc import CMC_KEYS
 from ssljax.config.keys_cpc import CPC_KEYS, TRAINS
@@ -24,6 +24,8 @@ from ssljax.config.keys_networks import (
     NETWORKS,
     PRETRAIN_V2,
 )
+from ssljax.config.keys_segmentation import SEGMENTATION_KEYS
+from ssljax.config.keys_tune import TUNE_KEYS
 from ssljax.config.rows import (
     BELOW_ONE,
     COUNT,
@@ -114,6 +116,7 @@ WITH_MOMENTUM = optimizer(
     "timm_sgd",
     "tf_rmsprop",
     "sgd_and_adam",
+    "halving_sgd",
     "detectron_sgd",
 )
 TIMM = optimizer("timm_adamw", "timm_sgd")
@@ -124,7 +127,7 @@ OPTIM = (
         "optim.name",
         "sgd",
         "lars, sgd, adamw, torch_sgd, torch_adamw, deepcluster_sgd, deepcluster_probe_sgd, timm_adamw, "
-        "timm_sgd, beit_adamw, tf_rmsprop, adam, sgd_and_adam or detectron_sgd",
+        "timm_sgd, beit_adamw, tf_rmsprop, adam, sgd_and_adam, halving_sgd or detectron_sgd",
     ),
     Key("optim.learning_rate", 0.1, "peak learning rate, before scaling", NOT_NEGATIVE),
     Key(
@@ -330,10 +333,13 @@ KEYS = {
         *METHOD,
         *OPTIM,
         *EVALUATE,
+        *ANNOTATED_EVALUATE,
         *BEIT_KEYS,
         *CMC_KEYS,
         *CPC_KEYS,
+        *TUNE_KEYS,
         *DETECTION_KEYS,
+        *SEGMENTATION_KEYS,
     )
 }
 
@@ -353,7 +359,7 @@ def row(name: str) -> Key | None:
 VIEW_COUNTS = (
     (method("simclr", "moco", "byol") | PRETRAIN_V2, 2),
     (
-        method("supervised", "deit", "linear", "noisy_student", "cmc")
+        method("supervised", "multilabel", "deit", "linear", "noisy_student", "cmc")
         | DEEPCLUSTER_V1
         | FINETUNE_V2
         | DISTILL_V2,
@@ -362,6 +368,7 @@ VIEW_COUNTS = (
     (TOKENS, 2),
     (method("cpc"), 1),
     (method("detection"), 1),
+    (method("segmentation"), 1),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )
 

@@ -26,6 +26,7 @@ TOKENS = BEIT & equal("recover.what", "tokens")
 MASKED = BEIT & equal("masking.name", "blockwise", "scattered")
 ADAMW = optimizer("beit_adamw")
 ADAM = optimizer("beit_adamw", "adam", "sgd_and_adam")
+CLIPPED = ADAM | optimizer("halving_sgd")
 BLOCKS = BEIT & equal("masking.name", "blockwise", "algorithm_1")
 
 
@@ -173,7 +174,7 @@ BEIT_KEYS = (
         0.0,
         "largest global norm of the gradient; 0: any",
         NOT_NEGATIVE,
-        ADAM,
+        CLIPPED,
     ),
     Key(
         "optim.layer_decay",

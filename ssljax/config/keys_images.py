@@ -25,8 +25,8 @@ from ssljax.config.rows import (
 SECOND = When("data.unlabelled is set", lambda read: read("data.unlabelled") != "")
 STORED = When("data.source is not digits", lambda read: read("data.source") != "digits") | SECOND
 HELD_OUT = When(
-    "data.source is folder:PATH, views:PATH or hf:NAME",
-    lambda read: read("data.source").startswith(("folder:", "views:", "hf:")),
+    "data.source is folder:PATH, views:PATH, hf:NAME or transfer:NAME",
+    lambda read: read("data.source").startswith(("folder:", "views:", "hf:", "transfer:")),
 )
 VIEW_FOLDERS = When("data.source is views:PATH", lambda read: read("data.source").startswith("views:"))
 VIEW_FOLDER = Text(
@@ -40,7 +40,8 @@ DATA = (
     Key(
         "data.source",
         "",
-        "digits, fashion_mnist, folder:PATH, views:PATH, tfds:NAME, hf:NAME, coco:PATH or voc:PATH",
+        "digits, fashion_mnist, folder:PATH, views:PATH, tfds:NAME, transfer:NAME, hf:NAME, coco:PATH or "
+        "voc:PATH",
     ),
     Key(
         "data.view_folders",
@@ -97,13 +98,20 @@ DATA = (
         None,
         FEW,
     ),
-    Key("data.unlabelled", "", "further training images, used without labels: folder:PATH or tfds:NAME"),
+    Key(
+        "data.unlabelled",
+        "",
+        "further training images, used without labels: folder:PATH, tfds:NAME or hf:NAME",
+    ),
     Key(
         "data.unlabelled_split",
         "train",
         "their stored split",
         None,
-        When("data.unlabelled is tfds:NAME", lambda read: read("data.unlabelled").startswith("tfds:")),
+        When(
+            "data.unlabelled is tfds:NAME or hf:NAME",
+            lambda read: read("data.unlabelled").startswith(("tfds:", "hf:")),
+        ),
     ),
     Key("data.num_classes", 0, "classes; 0: read from the data, otherwise checked against them", NATURAL),
     Key(

@@ -126,6 +126,20 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             of("resnet"),
         ),
         Key(
+            f"{section}.last_stride",
+            2,
+            "stride of the last group; 1 for segmentation",
+            OneOf((1, 2)),
+            of("resnet"),
+        ),
+        Key(
+            f"{section}.last_dilation",
+            1,
+            "dilation of the 3x3 convolutions of the last group; 2 for segmentation",
+            Range(1, 64, whole=True),
+            of("resnet"),
+        ),
+        Key(
             f"{section}.split",
             (),
             "views with a network each: luminance, chrominance, gradient, low, all, or channels such as 0:3 "
@@ -278,7 +292,7 @@ METHOD = (
         OneOf(("pretrain", "finetune", "distill", "linear", "classify")),
         method("simclr_v2", "cpc"),
     ),
-    *_head("head", 2, HEADS, HEADS, FULL_HEADS, FULL_HEADS | method("linear"), fewest=1),
+    *_head("head", 2, HEADS, HEADS, FULL_HEADS, FULL_HEADS | method("linear", "multilabel"), fewest=1),
     Key("head.dim", 128, "dimension of the embeddings", Range(1, WIDEST, whole=True), HEADS | CMC),
     Key(
         "head.finetune_from",

@@ -26,7 +26,9 @@ METHODS = (
     "noisy_student",
     "cmc",
     "cpc",
+    "multilabel",
     "detection",
+    "segmentation",
 )
 OPTIMIZERS = (
     "lars",
@@ -42,6 +44,7 @@ OPTIMIZERS = (
     "tf_rmsprop",
     "adam",
     "sgd_and_adam",
+    "halving_sgd",
     "detectron_sgd",
 )
 FAMILIES = {

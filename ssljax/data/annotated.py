@@ -7,7 +7,8 @@ portraits, so a step is compiled twice; in squares (long_side equal to the large
 
 Masks, training: a random factor between `annotated.scales`, a square of `annotated.crop` pixels, a flip.
 Where the image is smaller than the square, there are the mean colour and the class 255. Evaluation: whole
-images at their own size, each in a square of `annotated.test_side` pixels.
+images at their own size, each in a square of `annotated.test_side` pixels. Images whose longer side exceeds
+`annotated.long_side` are shrunk to that before all else, and measured so.
 
 Every draw is a function of (seed, pass, id of the image), and a batch one of (seed, step), see
 `sampler.oriented`. So a run goes on as if it had not stopped, and any number of hosts gets the same stream.
@@ -70,12 +71,8 @@ def train_batches(
         return list(zip(positions[own].tolist(), passes[own].tolist(), strict=True))
 
     def example(position: int, number: int) -> Example:
-        draw = draws(config.seed, number, int(source.index[position]))
-        return (
-            _for_boxes(source, position, config, draw) if boxes else _cropped(source, position, config, draw)
-        )
+        return training_example(source, position, config, number)
 
-    boxes = config.data.annotations == "boxes"
     return _made(example, (rows(step) for step in itertools.count(start_step)))
 
 
@@ -106,6 +103,14 @@ def eval_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iter
     ):
         repeats = np.minimum(np.arange(batch_size), len(group) - 1)
         yield {name: values[repeats] for name, values in batch.items()}, len(group)
+
+
+def training_example(source: Source, position: int, config: ConfigDict, number: int) -> Example:
+    """One row of a training batch: the image at a position, as a pass sees it."""
+    draw = draws(config.seed, number, int(source.index[position]))
+    if config.data.annotations == "boxes":
+        return _for_boxes(source, position, config, draw)
+    return _cropped(source, position, config, draw)
 
 
 def shapes(config: ConfigDict, objects: int) -> list[dict[str, tuple[tuple[int, ...], type]]]:
@@ -160,6 +165,11 @@ def draws(seed: int, number: int, index: int) -> np.ndarray:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def mirrored(config: ConfigDict, draw: np.ndarray) -> bool:
+    """Whether an image with these `draws` is mirrored."""
+    return bool(config.augment.flip and draw[1] < 0.5)
+
+
 def check(config: ConfigDict) -> None:
     """Refuse settings that annotated images do not follow, with a ValueError that names one."""
     fixed = {
@@ -199,7 +209,7 @@ def _for_boxes(source: Source, position: int, config: ConfigDict, draw: np.ndarr
     if draw is not None:
         sides = config.annotated.short_sides
         short = sides[int(draw[0] * len(sides))]
-        mirror = config.augment.flip and draw[1] < 0.5
+        mirror = mirrored(config, draw)
     size = geometry.shortest_edge(original, short, config.annotated.long_side)
     image = geometry.resized(image, size)
     classes = source.targets["classes"][position]
@@ -219,36 +229,49 @@ def _for_boxes(source: Source, position: int, config: ConfigDict, draw: np.ndarr
 
 def _cropped(source: Source, position: int, config: ConfigDict, draw: np.ndarray) -> Example:
     """A random square of a randomly scaled image, and its mask."""
-    image, mask = pixels(source, position), mask_over(source, position)
-    original = image.shape[:2]
+    image, mask, original = _shrunk(source, position, config)
     low, high = config.annotated.scales
     scale = low + draw[0] * (high - low)
-    size = (int(original[0] * scale + 0.5), int(original[1] * scale + 0.5))
+    size = (int(image.shape[0] * scale + 0.5), int(image.shape[1] * scale + 0.5))
     side = config.annotated.crop
     fill = np.rint(255.0 * np.array(config.augment.mean)).astype(np.uint8)
     image, mask = geometry.cropped(
         geometry.resized(image, size), geometry.resized_mask(mask, size), side, (draw[2], draw[3]), fill
     )
-    if config.augment.flip and draw[1] < 0.5:
+    if mirrored(config, draw):
         image, mask = image[:, ::-1], mask[:, ::-1]
     return {"image": image, "mask": mask} | _numbers(source, position, (side, side), original)
 
 
 def _whole(source: Source, position: int, config: ConfigDict) -> Example:
-    """A whole image at its own size, and its mask."""
-    image, mask = pixels(source, position), mask_over(source, position)
+    """A whole image at its own size, or shrunk to `annotated.long_side`, and its mask."""
+    image, mask, original = _shrunk(source, position, config)
     size = image.shape[:2]
     side = config.annotated.test_side
     if max(size) > side:
         raise ValueError(
             f"{source.describe(position)} is {size[1]} wide and {size[0]} high, and whole images lie in "
-            f"squares of annotated.test_side={side} pixels: set --config.annotated.test_side={max(size)}"
+            f"squares of annotated.test_side={side} pixels: set --config.annotated.test_side={max(size)}, or "
+            f"shrink all images to that with --config.annotated.long_side={side}"
         )
     square = (side, side)
     return {
         "image": geometry.padded(image, square),
         "mask": geometry.padded(mask, square, IGNORED),
-    } | _numbers(source, position, size, size)
+    } | _numbers(source, position, size, original)
+
+
+def _shrunk(
+    source: Source, position: int, config: ConfigDict
+) -> tuple[np.ndarray, np.ndarray, geometry.Size]:
+    """An image whose longer side is at most `annotated.long_side`, its mask, and its size before."""
+    image, mask = with_mask(source, position)
+    height, width = image.shape[:2]
+    factor = config.annotated.long_side / max(height, width)
+    if factor >= 1.0:
+        return image, mask, (height, width)
+    size = (max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1))
+    return geometry.resized(image, size), geometry.resized_mask(mask, size), (height, width)
 
 
 def _numbers(source: Source, position: int, size: geometry.Size, original: geometry.Size) -> Example:
@@ -282,10 +305,21 @@ def pixels(source: Source, position: int) -> np.ndarray:
     return image
 
 
-def mask_over(source: Source, position: int) -> np.ndarray:
-    """The mask of the image at a position, uint8 [H, W]."""
+def with_mask(source: Source, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """The stored image at a position, uint8 [H, W, 3], and its mask, uint8 [H, W].
+
+    Raises:
+        ValueError: one of them is unreadable, or their sizes differ.
+    """
     assert source.mask_of is not None, "a source without masks is never asked for one"
-    return source.mask_of(int(source.index[position]))
+    image = pixels(source, position)
+    mask = source.mask_of(int(source.index[position]))
+    if mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"the mask of {source.describe(position)} is {mask.shape[1]} wide and {mask.shape[0]} high, and "
+            f"the image {image.shape[1]} and {image.shape[0]}: unpack images and masks of one version again"
+        )
+    return image, mask
 
 
 def _made(example: Callable[..., Example], wanted: Iterable[list[tuple[Any, ...]]]) -> Batches:

@@ -51,7 +51,7 @@ def load(data: ConfigDict, name: str, split: str) -> Source:
     others = TESTS if data.test_split == "test" else (data.test_split,)
     test = next((each for each in others if each in splits), "")
     for wanted in (train, test or data.test_split):
-        if wanted not in splits and wanted != "test":
+        if wanted not in splits and (wanted == train or wanted != "test"):
             raise FileNotFoundError(
                 f"hf:{name}: no split {wanted!r} in {root}; it has {', '.join(splits)}: set data.train_split "
                 "and data.test_split"

@@ -79,6 +79,7 @@ def train_batches(
         image: uint8 [b, H, W, C] if data.crop_on is "device"; the arrays of `recipes.host_shapes` if "host".
         label: int32 [b].
         index: int32 [b].
+        labels: int8 [b, classes], only of a source with several labels per image, see `voc`.
         copy: int32 [b], only with data.repeats > 1 or a balance: how many times the image came before in this
         epoch, with a ratio in this batch. `views.make` uses it.
         Images with annotations have the fields of `types.Batch` instead, see `annotated.train_batches`.
@@ -209,7 +210,7 @@ def _in_memory(source: Source, rows: Callable[[int], np.ndarray], start_step: in
 
     def batch(step: int) -> dict[str, np.ndarray]:
         r = rows(step)
-        return {"image": images[r], "label": source.labels[r], "index": source.index[r]}
+        return {"image": images[r], **_numbers(source, r)}
 
     with ThreadPoolExecutor(1) as pool:
         steps = itertools.count(start_step)
@@ -217,6 +218,12 @@ def _in_memory(source: Source, rows: Callable[[int], np.ndarray], start_step: in
         while True:
             ahead.append(pool.submit(batch, next(steps)))
             yield ahead.popleft().result()
+
+
+def _numbers(source: Source, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """What a batch says of its images: label, index, and labels where an image has several."""
+    several = {"labels": source.targets["labels"][rows]} if "labels" in source.targets else {}
+    return {"label": source.labels[rows], "index": source.index[rows], **several}
 
 
 def _host_crops(
@@ -260,7 +267,7 @@ def _host_crops(
 
     found = reading.going_on(batches, suspects, source, config.data, start_step)
     for views_of_step, position in found:
-        yield {**views_of_step, "label": source.labels[position], "index": source.index[position]}
+        yield {**views_of_step, **_numbers(source, position)}
 
 
 def eval_batches(
@@ -314,6 +321,34 @@ def eval_batches(
             shown = batch["image"][: len(rows)]
             batch["image"] = _padded(source.alter(shown, source.index[rows]), missing)
         yield batch
+
+
+def drawn_batches(source: Source, config: ConfigDict, draws: int, batch_size: int) -> Batches:
+    """Yield every example `draws` times, in order, each time with other random views.
+
+    The last batch of each pass is filled up with the first example.
+
+    Returns:
+        What `train_batches` yields for one process, and `mask` bool [batch_size], False for what fills up.
+    """
+    n = len(source)
+    per_pass = -(-n // batch_size)
+
+    def rows(step: int) -> np.ndarray:
+        found = np.arange(batch_size) + step % per_pass * batch_size
+        return np.where(found < n, found, 0)
+
+    def first(step: int) -> np.ndarray:
+        return np.zeros(batch_size, np.int64)
+
+    if config.data.crop_on == "host":
+        batches = _host_crops(source, config, rows, first, 1, 0)  # every step crops as an epoch of its own
+    else:
+        batches = _in_memory(source, rows, 0)
+    with contextlib.closing(batches):
+        for number, batch in zip(range(draws * per_pass), batches, strict=False):
+            left = n - number % per_pass * batch_size
+            yield {**batch, "mask": np.arange(batch_size) < left}
 
 
 def _padded(values: np.ndarray, missing: int) -> np.ndarray:

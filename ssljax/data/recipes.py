@@ -17,7 +17,15 @@ from ml_collections import ConfigDict
 
 from ssljax.config import view_names
 
-TAKEN = ("image", "label", "index", "copy", "mask", "boxes")  # entries of a batch that are not views
+TAKEN = (
+    "image",
+    "label",
+    "labels",
+    "index",
+    "copy",
+    "mask",
+    "boxes",
+)  # entries of a batch that are not views
 GEOMETRY = ("crop", "min_area", "max_area", "aspect", "flip", "rotate", "shift", "zoom", "shear")
 
 

@@ -76,7 +76,9 @@ class Source:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, of labels, boxes or masks; 0 if no example has any of them."""
+        """Number of classes; 0 if no example has a label, several of them, boxes or a mask."""
+        if "labels" in self.targets:
+            return self.targets["labels"].shape[1]
         annotated = "boxes" in self.targets or self.mask_of is not None
         return len(self.class_names) if annotated or self.labelled.any() else 0
 
@@ -124,7 +126,7 @@ class Source:
         return dataclasses.replace(self, labels=labels, checksum=checksum)
 
     def followed_by(self, other: Source, first_id: int) -> Source:
-        """Append the examples of another source, none of which has a label.
+        """Append the examples of another source. Of the targets, those stay that both have.
 
         Args:
             other: the further examples.
@@ -171,6 +173,11 @@ class Source:
             index=np.concatenate([self.index, other.index + np.int32(first_id)]),
             checksum=digest(self.checksum.encode(), other.checksum.encode()),
             images=images,
+            targets={
+                name: np.concatenate([values, other.targets[name]])
+                for name, values in self.targets.items()
+                if name in other.targets
+            },
             encoded=encoded,
             name_of=name_of,
             skipped=self.skipped + other.skipped,

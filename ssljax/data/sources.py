@@ -7,6 +7,7 @@
                     images without labels (data.folder), or PASCAL VOC as it is unpacked (data.voc)
     views:PATH      the same with a folder per view of the images inside: depth, flow, ... (data.view_folders)
     tfds:NAME       a data set prepared by `ssljax prepare NAME` (data.records)
+    transfer:NAME   one of twelve data sets, split as in the papers' transfer tables (data.transfer)
     hf:NAME         a folder of Hugging Face's `datasets`, or one prepared by `ssljax prepare hf:NAME`
                     (data.arrow)
     coco:PATH       images with boxes or masks as COCO is unpacked (data.coco)
@@ -28,7 +29,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax.config import KEYS
-from ssljax.data import arrow, builtin, coco, folder, records, sampler, scenes, view_folders, voc, voc_objects
+from ssljax.data import (
+    arrow,
+    builtin,
+    coco,
+    folder,
+    records,
+    sampler,
+    scenes,
+    transfer,
+    view_folders,
+    voc,
+    voc_objects,
+)
 from ssljax.data.source import Source
 from ssljax.types import Facts
 
@@ -36,7 +49,7 @@ LABELS = ("folders", "none")
 # The images that SimCLR and later papers label when they speak of 1 % and 10 % of ImageNet.
 PAPERS_LISTS = {0.01: "tfds:imagenet2012_subset/1pct", 0.1: "tfds:imagenet2012_subset/10pct"}
 SOURCES = (
-    *("digits", "fashion_mnist", "folder:PATH", "views:PATH", "tfds:NAME", "hf:NAME"),
+    *("digits", "fashion_mnist", "folder:PATH", "views:PATH", "tfds:NAME", "transfer:NAME", "hf:NAME"),
     *("coco:PATH", "voc:PATH"),
 )
 ANNOTATED = {"coco": coco.load, "voc": voc_objects.load}
@@ -84,6 +97,8 @@ def load(data: ConfigDict, split: str) -> Source:
         source = view_folders.load(data, argument, split)
     elif kind == "tfds" and argument:
         source = records.load(data, argument, split)
+    elif kind == "transfer" and argument:
+        source = transfer.load(data, argument, split)
     elif kind == "hf" and argument:
         source = arrow.load(data, argument, split)
     else:
@@ -139,12 +154,13 @@ def _second(data: ConfigDict) -> Source:
         )
     if kind == "folder" and argument:
         return folder.unlabelled(data, argument)
-    if kind == "tfds" and argument:
+    if kind in ("tfds", "hf") and argument:
         other = data.copy_and_resolve_references().unlock()
-        other.update(source=data.unlabelled, train_split=data.unlabelled_split, labels="none")
-        second = records.load(other, argument, "train")
+        split = data.unlabelled_split  # as the test split too, so that nothing is held out of it
+        other.update(source=data.unlabelled, train_split=split, test_split=split, labels="none")
+        second = (records if kind == "tfds" else arrow).load(other, argument, "train")
         return dataclasses.replace(second, labels=np.full(len(second), -1, np.int32), class_names=())
-    raise ValueError(f"data.unlabelled={data.unlabelled!r} is unknown: use folder:PATH or tfds:NAME")
+    raise ValueError(f"data.unlabelled={data.unlabelled!r} is unknown: use folder:PATH, tfds:NAME or hf:NAME")
 
 
 def labelled_source(data: ConfigDict) -> str:

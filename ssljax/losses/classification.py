@@ -37,6 +37,22 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
 
 
+def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The sum over the classes of the logistic loss of each, one value per example.
+
+    Args:
+        logits: [B, C], any floating dtype; computed in float32.
+        labels: int [B, C]: 1, 0, or another number (-1, 255) for a class that does not count.
+
+    Returns:
+        float32 [B].
+    """
+    logits = logits.astype(jnp.float32)
+    sign = 1.0 - 2.0 * (labels == 1).astype(jnp.float32)
+    counts = (labels == 0) | (labels == 1)
+    return jnp.sum(jnp.where(counts, jax.nn.softplus(sign * logits), 0.0), axis=-1)
+
+
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether the largest logit is that of the label.
 

@@ -14,7 +14,9 @@ from ssljax.methods.detection import detection
 from ssljax.methods.dvae import dvae
 from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
+from ssljax.methods.multilabel import multilabel
 from ssljax.methods.noisy_student import noisy_student
+from ssljax.methods.segmentation import segmentation
 from ssljax.methods.simclr import simclr
 from ssljax.methods.simclr_v2 import simclr_v2
 from ssljax.methods.supervised import supervised
@@ -34,5 +36,7 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "noisy_student": noisy_student,
     "cmc": cmc,
     "cpc": cpc,
+    "multilabel": multilabel,
     "detection": detection,
+    "segmentation": segmentation,
 }

@@ -1,5 +1,6 @@
 """Networks. `build` makes them from a configuration, `apply` runs them. Only this package uses flax.linen."""
 
+from ssljax.models.alexnet_vgg import ConvNet
 from ssljax.models.apply import (
     activation,
     attention,
@@ -24,6 +25,7 @@ from ssljax.models.build import (
     draws,
     mlp,
     projection_head,
+    segmenter,
     token_decoder,
     token_encoder,
     two_stage_detector,
@@ -43,6 +45,7 @@ __all__ = [
     "BACKBONES",
     "BatchNorm",
     "BeitViT",
+    "ConvNet",
     "DIRECTIONS",
     "EfficientNet",
     "GridClassifier",
@@ -75,6 +78,7 @@ __all__ = [
     "projection_head",
     "resizable",
     "resize_positions",
+    "segmenter",
     "token_decoder",
     "token_encoder",
     "tokens",

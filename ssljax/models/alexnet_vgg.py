@@ -10,6 +10,7 @@ needs the ReLU applies it.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from flax import linen as nn
 from ssljax.models.conv import conv2d
 from ssljax.models.norm import BatchNorm
 from ssljax.models.placement import along_batch
+from ssljax.models.resnet import valid_pixels
 from ssljax.models.sobel import sobel
 
 FULL = 4096
@@ -83,6 +85,29 @@ VGG16 = _vgg((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 ARCHITECTURES = {"alexnet_bn": ALEXNET, "vgg16_bn": VGG16}
 
 
+class EveryPlace(nn.Module):
+    """A fully connected layer as a convolution: what it gives for every square of the map that it fits on.
+
+    Its parameters are those of the `nn.Dense` that was trained on one square, flattened by rows.
+    """
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C] -> [B, H - k + 1, W - k + 1, features]`, of squares of k x k."""
+        trained: jax.Array = self.get_variable("params", "kernel")
+        inputs, features = trained.shape
+        kernel = self.param("kernel", nn.initializers.normal(0.01), (inputs, features))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        side = math.isqrt(inputs // x.shape[-1])
+        kernel = kernel.reshape(side, side, x.shape[-1], features).astype(self.dtype)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return y + bias.astype(self.dtype)[None, None, None]
+
+
 class ConvNet(nn.Module):
     """A network with a given Architecture, without a classifier.
 
@@ -106,19 +131,37 @@ class ConvNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool, border: int = 0, size: jax.Array | None = None
+    ) -> jax.Array:
         """Images `[B, H, W, C]` -> fc7 before its ReLU `[B, 4096 width]`, float32.
 
         The activations after the ReLU of each convolution and before the pool are sown in the collection
         "intermediates" as `after_conv1`, ..., and those of the first fully connected layer as `after_fc6`.
+
+        Args:
+            x: images.
+            train: normalise by the statistics of the batch, and drop.
+            border: above 0 the network is fully convolutional: so many zeros lie around the image (for conv1,
+                in place of its padding), pools keep the incomplete window at the end, and fc7
+                `[B, h, w, 4096 width]` is given for every place. Norms then use the running statistics, also
+                in training, and only the inputs of fc7 are dropped.
+            size: int32 [B, 2], height and width of each image within `x`, whose other pixels must be 0; they
+                are zeros of the border then. None: all pixels are the image's.
         """
         if self.sobel:
             x = sobel(x)
-        for layer in self.architecture.convs:
-            x = along_batch(self._conv(layer, x, train=train))
+            if size is not None:
+                x = jnp.where(valid_pixels(size, *x.shape[1:3]), x, 0.0)
+        for i, layer in enumerate(self.architecture.convs):
+            if border and i == 0:
+                layer = layer._replace(padding=border)
+            x = along_batch(self._conv(layer, x, train=train and not border))
             self.sow("intermediates", f"after_{layer.name}", x)
             if layer.pool[0]:
-                x = self._pool(layer, x)
+                x = self._pool(layer, x, whole=not border)
+        if border:
+            return self._everywhere(x, train=train)
 
         width = round(FULL * self.width)
         full = partial(nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
@@ -131,6 +174,12 @@ class ConvNet(nn.Module):
         self.sow("intermediates", "after_fc6", x)
         x = full(name="fc7")(drop(x))
         return x.astype(jnp.float32)
+
+    def _everywhere(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """fc7 at every place of the last map: float32 `[B, h, w, 4096 width]`."""
+        x = nn.relu(EveryPlace(self.dtype, name="fc6")(x))
+        x = nn.Dropout(self.dropout, name="dropout")(x, deterministic=not train)
+        return EveryPlace(self.dtype, name="fc7")(x).astype(jnp.float32)
 
     def _conv(self, layer: Conv, x: jax.Array, *, train: bool) -> jax.Array:
         conv = nn.Conv(
@@ -152,7 +201,8 @@ class ConvNet(nn.Module):
         )
         return nn.relu(norm(conv(x), train=train))
 
-    def _pool(self, layer: Conv, x: jax.Array) -> jax.Array:
+    def _pool(self, layer: Conv, x: jax.Array, *, whole: bool) -> jax.Array:
+        """Max-pool. An incomplete window at the end is left out if `whole` (PyTorch), or kept (Caffe)."""
         window, stride = layer.pool
         if min(x.shape[1:3]) < window:
             raise ValueError(
@@ -160,4 +210,7 @@ class ConvNet(nn.Module):
                 f"{window}x{window} pool: config.data.image_size is too small for this network "
                 "(AlexNet needs 63, VGG-16 32); increase it or use a ResNet"
             )
-        return nn.max_pool(x, (window, window), (stride, stride))
+        if whole:
+            return nn.max_pool(x, (window, window), (stride, stride))
+        missing = [(0, (window - side) % stride) for side in x.shape[1:3]]
+        return nn.max_pool(x, (window, window), (stride, stride), missing)

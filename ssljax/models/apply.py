@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from flax import linen as nn
 from ssljax.models.beit_vit import BeitViT, resize_bias
 from ssljax.models.heads import LinearClassifier
 from ssljax.models.multiview import MultiView, view_name
+from ssljax.models.norm import BatchNorm
 from ssljax.models.placement import along_batch
 from ssljax.models.vit import ViT, resize_positions
 
@@ -70,6 +72,7 @@ def forward(
     *,
     groups: int = 1,
     key: jax.Array | None = None,
+    running: bool = False,
     **call: Any,
 ) -> tuple[jax.Array, Pytree]:
     """Run the network in training mode, normalised by the statistics of the batch.
@@ -83,6 +86,8 @@ def forward(
             unsynchronised devices do. The running statistics are then the mean over the groups (MoCo's
             SplitBatchNorm). 1 is the whole, global batch.
         key: for stochastic depth and dropout; not used with groups.
+        running: normalise by the running statistics, which do not change, as in inference; dropout stays on.
+            Not used with groups.
         call: further arguments of the network: `tokens=True` for all tokens of a ViT. Not used with groups.
 
     Returns:
@@ -104,15 +109,24 @@ def forward(
     if key is not None:
         drop_path, dropout = jax.random.split(key)
         rngs = {"drop_path": drop_path, "dropout": dropout}
-    y, state = net.apply(
-        {"params": params, "batch_stats": statistics},
-        x,
-        train=True,
-        mutable=["batch_stats"],
-        rngs=rngs,
-        **call,
-    )
+    with nn.intercept_methods(_by_running_statistics) if running else contextlib.nullcontext():
+        y, state = net.apply(
+            {"params": params, "batch_stats": statistics},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            rngs=rngs,
+            **call,
+        )
     return y, state.get("batch_stats", {})
+
+
+def _by_running_statistics(
+    call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+) -> Any:
+    """Call norms in inference mode, and all other layers as they are."""
+    norm = isinstance(context.module, BatchNorm) and "train" in kwargs
+    return call(*args, **{**kwargs, "train": False} if norm else kwargs)
 
 
 def _forward_in_groups(

@@ -15,6 +15,7 @@ from ssljax.models.cpc import STACKS, Classifier, Direction, PatchResNet, Stack
 from ssljax.models.detector import BoxHead, Detector, ProposalHead
 from ssljax.models.dvae import Decoder, Encoder
 from ssljax.models.efficientnet import SCALES, EfficientNet
+from ssljax.models.fcn import DilatedFCN, FCN32s, FCNHead, Scores
 from ssljax.models.heads import MLP, SCHEMES
 from ssljax.models.multiview import MultiView, ViewHeads, view_name
 from ssljax.models.regnet import TABLES, RegNet
@@ -166,6 +167,8 @@ def _resnet(model: ConfigDict) -> ResNet:
         remat=model.remat,
         sobel=model.sobel,
         kernel_init=KERNELS[model.kernel_init],
+        last_stride=model.last_stride,
+        last_dilation=model.last_dilation,
         **_norm(model),
     )
 
@@ -285,6 +288,30 @@ def two_stage_detector(model: ConfigDict, settings: ConfigDict, classes: int) ->
         head=BoxHead(classes, **_norm(model)),
         sizes=sizes,
         ratios=RATIOS,
+    )
+
+
+def segmenter(model: ConfigDict, section: ConfigDict, num_classes: int) -> DilatedFCN | FCN32s:
+    """Build the network of `config.model` and `config.fcn` that gives a score per class for every pixel.
+
+    Its branches are `encoder`, the backbone, and `head`.
+
+    Args:
+        model: `config.model`, a ResNet, AlexNet or VGG-16.
+        section: `config.fcn`.
+        num_classes: background included.
+
+    Raises:
+        ValueError: the backbone is of another family.
+    """
+    net = backbone(model)
+    if isinstance(net, ResNet):
+        return DilatedFCN(net, FCNHead(num_classes, section.channels, section.dilation, **_norm(model)))
+    if isinstance(net, ConvNet):
+        return FCN32s(net, Scores(num_classes, dropout=model.dropout), section.side, section.trained)
+    raise ValueError(
+        f"config.model.name is {model.name!r}: a segmentation network is made of a ResNet without "
+        "model.split, of alexnet_bn or of vgg16_bn"
     )
 
 

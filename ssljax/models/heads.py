@@ -139,11 +139,13 @@ class LinearClassifier(nn.Module):
         std: of the initial weights N(0, std^2): 0.01, DeiT's 0.02, or 0 for fine-tuning (SimCLR's
             `zero_init_logits_layer`).
         scheme: initialisation of the weights instead, a key of SCHEMES; "" for N(0, std^2).
+        bias: the initial bias.
     """
 
     num_classes: int
     std: float = 0.01
     scheme: str = ""
+    bias: float = 0.0
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
@@ -151,6 +153,7 @@ class LinearClassifier(nn.Module):
         dense = nn.Dense(
             self.num_classes,
             kernel_init=SCHEMES[self.scheme] if self.scheme else nn.initializers.normal(self.std),
+            bias_init=nn.initializers.constant(self.bias),
             precision=jax.lax.Precision.HIGHEST,
             name="dense",
         )

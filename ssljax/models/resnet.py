@@ -43,27 +43,33 @@ def conv(
     stride: int = 1,
     *,
     groups: int = 1,
+    dilation: int = 1,
     kernel_init: Callable = FAN_IN,
     dtype: jnp.dtype,
     name: str,
 ) -> nn.Conv:
     """A convolution without bias.
 
-    Whatever the stride, the padding is (size-1)//2 before and the rest after. This is not TensorFlow's SAME.
+    Whatever the stride, the padding is (size-1)//2 before and the rest after, times the dilation. This is not
+    TensorFlow's SAME.
     """
     before = (size - 1) // 2
     # conv2d scans along the batch. That suits a laptop's CPU but not a batch that is sharded over devices.
+    # It knows no dilation.
+    dilation = dilation if size > 1 else 1
+    on_one_device = jax.device_count() == 1 and dilation == 1
     return nn.Conv(
         features,
         (size, size),
         stride,
-        padding=((before, size - 1 - before),) * 2,
+        padding=((dilation * before, dilation * (size - 1 - before)),) * 2,
+        kernel_dilation=dilation,
         feature_group_count=groups,
         use_bias=False,
         dtype=dtype,
         name=name,
         kernel_init=kernel_init,
-        conv_general_dilated=conv2d if jax.device_count() == 1 else None,
+        conv_general_dilated=conv2d if on_one_device else None,
     )
 
 
@@ -261,6 +267,8 @@ class ResNet(nn.Module):
             third more FLOPs); "none" keeps everything.
         sobel: replace the colours by the gradients of the grey image, see `sobel.py`.
         kernel_init: initialisation of the convolutions, a value of KERNELS.
+        last_stride: of the last group, its shortcut included; 1 for segmentation.
+        last_dilation: of every 3x3 convolution of the last group.
     """
 
     block: type[Basic] | type[Bottleneck]
@@ -277,6 +285,8 @@ class ResNet(nn.Module):
     remat: str = "none"
     sobel: bool = False
     kernel_init: Callable = FAN_IN
+    last_stride: int = 2
+    last_dilation: int = 1
 
     @nn.compact
     def __call__(
@@ -321,8 +331,11 @@ class ResNet(nn.Module):
         for group, (blocks, features) in enumerate(zip(self.layers, self.widths, strict=True), start=1):
             if not first <= group <= last:
                 continue
+            is_last = group == len(self.layers)
+            group_stride = self.last_stride if is_last and group > 1 else min(group, 2)
+            group_conv = partial(make_conv, dilation=self.last_dilation) if is_last else make_conv
             for index in range(1, blocks + 1):
-                stride = 2 if index == 1 and group > 1 else 1
+                stride = group_stride if index == 1 else 1
                 changes = stride > 1 or x.shape[-1] != features * self.block.expansion
                 project = index == 1 and (self.shortcut == "simclr" or changes)
                 layer = block(
@@ -330,7 +343,7 @@ class ResNet(nn.Module):
                     stride,
                     project,
                     self.sk_ratio,
-                    conv=make_conv,
+                    conv=group_conv,
                     norm=make_norm,
                     name=f"group{group}_block{index}",
                 )
@@ -367,4 +380,7 @@ class ResNet(nn.Module):
 
 def stride_of(net: ResNet, group: int) -> int:
     """Pixels of the image per cell of the map after a group; 0 is the stem."""
-    return (1 if net.stem == "cifar" else 4) * 2 ** max(group - 1, 0)
+    stem = 1 if net.stem == "cifar" else 4
+    if group == len(net.layers) > 1:
+        return stem * 2 ** (group - 2) * net.last_stride
+    return stem * 2 ** max(group - 1, 0)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import initializers
 
+from ssljax.models import softmax_attention
 from ssljax.models.drop import drop_path, dropout, rates
 from ssljax.models.placement import along_batch
 
@@ -87,25 +88,12 @@ class Attention(nn.Module):
         qkv = joint(x).reshape(*x.shape[:2], 3, self.heads, size)
         q, k, v = jnp.moveaxis(qkv, 2, 0)  # [B, N, heads, size] each
 
-        # In bfloat16, on an accelerator, the backward pass computes the weights again from q and k. Kept in
-        # float32 for every block they were the largest part of a step's memory.
-        attend = jax.checkpoint(_attend) if self.dtype == jnp.bfloat16 else _attend
-        mixed, weights = attend(q * size**-0.5, k, v)
-        self.sow("intermediates", "attention", weights[:, :, : self.extra])
+        q = q * size**-0.5
+        mixed = softmax_attention.attend(q, k, v)
+        self.sow("intermediates", "attention", softmax_attention.weights(q[:, : self.extra], k))
 
         proj = nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init(self.scheme), name="proj")
         return proj(mixed.reshape(x.shape))
-
-
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention of scaled queries, `[B, N, heads, size]` each.
-
-    Returns:
-        `[B, N, heads, size]` in the dtype of v, and the weights, float32 `[B, heads, N, N]`.
-    """
-    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits, axis=-1)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v), weights
 
 
 class Block(nn.Module):
@@ -132,8 +120,8 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, rate: jax.Array) -> jax.Array:
         """`[B, N, D] -> [B, N, D]`, where `rate` is a float32 scalar."""
         width = x.shape[-1]
-        attention = Attention(self.heads, self.scheme, self.dtype, self.extra, name="attn")
-        y = attention(self._norm("norm1", x))
+        attend = Attention(self.heads, self.scheme, self.dtype, self.extra, name="attn")
+        y = attend(self._norm("norm1", x))
         x = x + self._kept(dropout(self, y), rate)
 
         y = self._dense("fc1", int(width * self.mlp_ratio))(self._norm("norm2", x))

@@ -386,6 +386,7 @@ def neighbours(
     neighbour_labels: np.ndarray,
     class_names: Sequence[str],
     title: str,
+    words: tuple[str, str] = ("test", "an image of another class than that of its row"),
 ) -> None:
     """Draws a row per test image: the image, then its nearest training images by cosine similarity.
 
@@ -399,6 +400,7 @@ def neighbours(
         neighbour_labels: int [Q, K].
         class_names: one per label.
         title: title of the figure.
+        words: above the first column, and what a frame means.
     """
     rows, columns = neighbour_labels.shape
     figure, axes = tiles(rows, columns + 1, TILE * (columns + 1.4), TILE * rows + 0.8)
@@ -413,10 +415,30 @@ def neighbours(
             draw(axes[r, c + 1], neighbour[r, c])
             frame(axes[r, c + 1], wrong=bool(other != label and min(other, label) >= 0))
 
-    axes[0, 0].set_title("test", fontsize=9, color=GREY)
+    axes[0, 0].set_title(words[0], fontsize=9, color=GREY)
     axes[0, 1].set_title("nearest", fontsize=9, color=GREY)
-    frames_mean(figure, "an image of another class than that of its row")
+    frames_mean(figure, words[1])
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    save(figure, path)
+
+
+def precision_recall(path: Path, curves: Mapping[str, np.ndarray], title: str) -> None:
+    """Draws precision at the recalls 0, 10, ... 100 %, all in percent, for each kind of features."""
+    figure, (axis,) = blank(5.2, 3.4)
+    recall = 10.0 * np.arange(11)
+    for kind, precision in curves.items():
+        colour = COLOURS.get(kind, CLASSES[0])
+        axis.plot(recall, precision, color=colour, marker=MARKERS.get(kind, "o"), markersize=4)
+    ends = spread_out({kind: float(each[-1]) for kind, each in curves.items()}, 6.0)
+    for kind, y in ends.items():
+        colour = COLOURS.get(kind, CLASSES[0])
+        axis.annotate(
+            name(kind), (100, y), (8, 0), textcoords="offset points", va="center", fontsize=10, color=colour
+        )
+    axis.set(xlim=(0, 101), ylim=(0, 101))
+    axis.set_xlabel("recall, %", color=GREY)
+    axis.set_ylabel("precision, %", color=GREY)
+    axis.set_title(title, loc="left", fontsize=11)
     save(figure, path)
 
 

@@ -6,13 +6,15 @@ tokenizer, only what its codes keep of some images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import io
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from ssljax import models
@@ -35,7 +37,13 @@ MEMBERS = 12  # training images shown of each cluster
 
 
 def save(
-    path: Path, benches: Sequence[Bench], run: Evaluated, *, pool: int = 0, config_hash: str = ""
+    path: epath.Path,
+    benches: Sequence[Bench],
+    run: Evaluated,
+    *,
+    pool: int = 0,
+    config_hash: str = "",
+    shown: Mapping[str, np.ndarray] = types.MappingProxyType({}),
 ) -> None:
     """Saves principal components of some test features of every kind, and nearest neighbours.
 
@@ -51,13 +59,14 @@ def save(
         benches: one per kind of features. The neighbours and clusters are those of the first.
         run: the run that the first bench evaluates.
         pool: the number of training images, evenly spaced, among which neighbours are sought; 0 takes all.
+        shown: arrays that protocols add, as PROTOCOL/KIND/NAME: those of `retrieval.examples`.
         config_hash: of the run, by which `ssljax report` finds the gallery of a group.
     """
     config = run.config
     first = benches[0]
     test = first.test
     queries = queries_of(test.labels)
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = dict(shown)
     if run.method.reconstruct is not None:
         fields["reconstruction"] = reconstruction(run, test, queries)
     else:
@@ -70,8 +79,9 @@ def save(
         fields |= contact_sheet(first.assignment[first.train.index], first.train, config)
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    packed = io.BytesIO()
     np.savez_compressed(
-        path,
+        packed,
         **fields,
         class_names=np.array(test.class_names),
         query=thumbnails(test, queries, config),
@@ -80,6 +90,7 @@ def save(
         config_hash=config_hash,
         seed=config.seed,
     )
+    path.write_bytes(packed.getvalue())
 
 
 def neighbourhood(

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from ssljax import results
 from ssljax.pictures.tables import Group
 
 
-def gallery_file(folder: Path, label: str, config_hash: str) -> Path:
+def gallery_file(folder: epath.Path, label: str, config_hash: str) -> epath.Path:
     """Where the gallery of a config goes: gallery-LABEL.npz, or with the hash if another config has that.
 
     Args:
@@ -26,10 +27,10 @@ def gallery_file(folder: Path, label: str, config_hash: str) -> Path:
     return folder / f"gallery-{label}-{config_hash}.npz"
 
 
-def config_of(gallery: Path) -> str:
+def config_of(gallery: Path | epath.Path) -> str:
     """The hash of a gallery's config; "" for one that is older than this field, or damaged."""
     try:
-        with np.load(gallery) as fields:
+        with gallery.open("rb") as file, np.load(file) as fields:
             return str(fields["config_hash"]) if "config_hash" in fields else ""
     except (OSError, ValueError, zipfile.BadZipFile):
         return ""

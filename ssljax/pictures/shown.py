@@ -9,6 +9,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from ssljax.pictures import figures
+from ssljax.pictures.findings import found_block
 from ssljax.pictures.page import Block
 from ssljax.pictures.tables import Group, data_name
 
@@ -37,9 +38,42 @@ def drawn(path: Path, data: str, slug: str, folder: Path, skip: Sequence[str] = 
         ("attention", "attention", attention_block),
         ("reconstruction", "reconstruction", reconstruction_block),
         ("clusters", "cluster", clusters_block),
+        ("found", "found", found_block),
     )
-    return [
+    blocks = [
         block(g, names, data, slug, folder) for kind, field, block in kinds if field in g and kind not in skip
+    ]
+    sets = dict.fromkeys(field.split("/")[0] for field in g.files if field.startswith("retrieval_"))
+    for name in () if "retrieval" in skip else sets:
+        blocks += retrieval_blocks(g, name, slug, folder)
+    return blocks
+
+
+def retrieval_blocks(g: NpzFile, name: str, slug: str, folder: Path) -> list[Block]:
+    """Queries and the images nearest to them, and precision against recall for each kind of features."""
+    kinds = [str(kind) for kind in g["kinds"] if f"{name}/{kind}/query" in g]
+    first = f"{name}/{kinds[0]}"
+    title = name.removeprefix("retrieval_")
+    rows = np.arange(len(g[f"{first}/query"]))
+    other = len(rows)  # the label of whatever is wrong
+    names = [f"AP {value:.0f} %" for value in g[f"{first}/ap"]]
+    found = f"{name}-{slug}.png"
+    figures.neighbours(
+        folder / found,
+        g[f"{first}/query"],
+        rows,
+        g[f"{first}/nearest"],
+        np.where(g[f"{first}/right"], rows[:, None], other),
+        names,
+        f"{title}: nearest images by {figures.name(kinds[0])} features",
+        ("query", "an image of another place than the query's"),
+    )
+    curve = f"{name}-precision-{slug}.png"
+    curves = {kind: 100.0 * g[f"{name}/{kind}/precision"] for kind in kinds}
+    figures.precision_recall(folder / curve, curves, title)
+    return [
+        Block("img", (found, f"Queries of {title} and the images found first; a frame marks a wrong one")),
+        Block("img", (curve, "Precision against recall, mean over all queries")),
     ]
 
 

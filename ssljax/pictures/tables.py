@@ -328,19 +328,22 @@ def measured(
 ) -> tuple[list[Row], str]:
     """The rows that fill one cell of a paper's table, and a note on how they were chosen.
 
-    Only runs of the preset count, with exactly the changes that the table's row asks for. If the preset
+    Only runs of the preset count, with exactly the changes that the table's row asks for, or with any if it
+    says so: fine-tuned runs differ in where they start and in what was searched. If the preset
     itself has changed between commits, the newest group counts, and the note says so. Of a preset with stages
     the last one counts, unless `match` names a `stage`.
 
     Args:
         known: the groups to choose from.
         match: the values that the measurements must have.
-        row: a row of the paper's table, with `preset` (unless `match` has it) and optionally `changed`.
+        row: a row of the paper's table, with `preset` (unless `match` has it) and optionally `changed`:
+            setting -> value, or "any".
     """
     wanted = {"stage": "", **match}
     if "preset" in row:
         wanted = {"preset": row["preset"], **wanted}
-    found = [pick(group.rows, **wanted) for group in known if group.changed == row.get("changed", {})]
+    changed = row.get("changed", {})
+    found = [pick(group.rows, **wanted) for group in known if changed in ("any", group.changed)]
     found = [rows for rows in found if rows]
     if not found:
         return [], ""

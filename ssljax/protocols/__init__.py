@@ -6,6 +6,7 @@ from ssljax.protocols import (
     classifier,
     clusters,
     corruptions,
+    finetuned,
     imagenet_a,
     knn,
     label_fraction,
@@ -35,6 +36,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "retrieval": retrieval.PROTOCOL,
     "transfer": transfer.PROTOCOL,
     "voc07_svm": voc07_svm.PROTOCOL,
+    "finetuned": finetuned.PROTOCOL,
     "detection": boxes.PROTOCOL,
     "segmentation": segmentation.PROTOCOL,
 }

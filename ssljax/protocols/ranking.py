@@ -90,6 +90,17 @@ def precision_at(ranks: np.ndarray, k: int) -> float:
     return float((ranks < k).sum() / k)
 
 
+def precision_at_recalls(similarity: np.ndarray, wanted: np.ndarray, junk: np.ndarray) -> np.ndarray:
+    """The largest precision of one query at each recall from 0, 0.1, ... to 1 or more, float64 [11].
+
+    The arguments are those of `trapezoid`; something should be found.
+    """
+    _, ranks = trapezoid(similarity, wanted, junk)
+    precision = np.arange(1, len(ranks) + 1) / (ranks + 1)
+    recall = np.arange(1, len(ranks) + 1) / len(ranks)
+    return np.array([precision[recall >= r / 10 - 1e-9].max() for r in range(11)])
+
+
 def mean_ap(
     similarity: np.ndarray, wanted: Sequence[np.ndarray], junk: Sequence[np.ndarray]
 ) -> tuple[float, np.ndarray, dict[int, float]]:

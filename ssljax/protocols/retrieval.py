@@ -22,9 +22,12 @@ from ssljax.data.landmarks import Box, Landmarks
 from ssljax.data.source import Source
 from ssljax.protocols import rmac
 from ssljax.protocols.bench import Bench
-from ssljax.protocols.ranking import mean_ap
+from ssljax.protocols.ranking import mean_ap, precision_at_recalls, trapezoid
 from ssljax.types import Measurement, Protocol
 
+EXAMPLES = 6  # queries of a picture
+NEAREST = 6  # images beside each of them
+SIDE = 64  # of these, in pixels
 PCA_IMAGES = 500  # training images, of 20 regions each, that whitening is learned on
 
 Vectors = Callable[[np.ndarray, Box | None], np.ndarray]
@@ -54,7 +57,39 @@ def judge(bench: Bench) -> Iterator[Measurement]:
             **detail,
         }
         name = f"retrieval_{Path(path).expanduser().resolve().name}"
-        yield {"protocol": name, "settings": settings, **values, "n": len(found.queries)}
+        shown = examples(queries @ database.T, found)
+        yield {"protocol": name, "settings": settings, **values, "n": len(found.queries), "shown": shown}
+
+
+def examples(similarity: np.ndarray, found: Landmarks) -> dict[str, np.ndarray]:
+    """What a picture of a set shows: some queries, the nearest images, and precision against recall.
+
+    Args:
+        similarity: [Q, N], from each query to every image of the database.
+        found: the set. Of its levels of difficulty, medium is shown.
+
+    Returns:
+        `query` uint8 [q, S, S, 3], evenly spaced among the queries with something to find; their `ap` [q], in
+        percent; `nearest` uint8 [q, k, S, S, 3] and whether they are `right` bool [q, k], without junk; and
+        the mean over all queries of `precision_at_recalls`, `precision` [11].
+    """
+    wanted, junk = found.found["medium" if "medium" in found.found else ""]
+    asked = [i for i, each in enumerate(wanted) if len(each)]
+    curves = [precision_at_recalls(similarity[i], wanted[i], junk[i]) for i in asked]
+    rows = np.unique(np.linspace(0, len(asked) - 1, EXAMPLES).astype(int))
+    pictures: dict[str, list[Any]] = {name: [] for name in ("query", "ap", "nearest", "right")}
+    for i in (asked[row] for row in rows):
+        order = np.argsort(-similarity[i], kind="stable")
+        near = order[~np.isin(order, junk[i])][:NEAREST]
+        pictures["query"].append(
+            landmarks.squashed(landmarks.read(found.queries[i], 3), SIDE, found.boxes[i])
+        )
+        pictures["ap"].append(100.0 * trapezoid(similarity[i], wanted[i], junk[i])[0])
+        pictures["nearest"].append(
+            [landmarks.squashed(landmarks.read(found.files[j], 3), SIDE, None) for j in near]
+        )
+        pictures["right"].append(np.isin(near, wanted[i]))
+    return {**{name: np.array(each) for name, each in pictures.items()}, "precision": np.mean(curves, axis=0)}
 
 
 def described(

@@ -3,10 +3,9 @@
     ssljax evaluate --workdir RUN --protocols transfer --config.evaluate.transfer=all \\
         --config.evaluate.transfer_root=DIR
 
-Each data set is DIR/NAME, or comes from TFDS (`ssljax prepare tfds:...`). lambda is the best of 45 values
+Each data set is DIR/NAME, or comes from TFDS (`data.transfer` has the table). lambda is the best of 45 values
 1e-6 ... 1e5 on the validation images; the fit is repeated on training and validation images, and only it sees
-the test images. Where no validation split is stored, it is drawn from the training images. Features are
-standardised as in `linear`, which the papers do not say.
+the test images. Features are standardised as in `linear`, which the papers do not say.
 
 A folder of another name is judged too, by both accuracies, and the sizes of its splits are its own affair.
 """
@@ -15,14 +14,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ssljax.data import records, sampler, voc
+from ssljax.data import transfer
 from ssljax.data.source import Source
+from ssljax.data.transfer import MEAN, SETS
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import top_k_percent
 from ssljax.protocols.linear import ONE_THREAD, fit, scores, standardise
@@ -45,56 +44,6 @@ WHOLE = {
 }
 
 
-class DataSet(NamedTuple):
-    """One of the twelve.
-
-    Attributes:
-        sizes: of the training, validation and test images.
-        metric: "top1", "mean_per_class" or "map" (11-point).
-        tfds: the TFDS data set; "" where there is none.
-        train, validation, test: the stored splits; no `validation` if it is drawn from `train`.
-        missing: what to do where TFDS cannot help.
-    """
-
-    sizes: tuple[int, int, int]
-    metric: str = "top1"
-    tfds: str = ""
-    train: str = "train"
-    validation: str = ""
-    test: str = "test"
-    missing: str = ""
-
-
-MEAN = "mean_per_class"
-SETS = {
-    "food101": DataSet((68_175, 7_575, 25_250), tfds="food101", test="validation"),
-    "cifar10": DataSet((45_000, 5_000, 10_000), tfds="cifar10"),
-    "cifar100": DataSet((44_933, 5_067, 10_000), tfds="cifar100"),
-    "birdsnap": DataSet(
-        (42_405, 4_981, 2_443),
-        missing="TFDS does not have it, and many of its URLs are dead: make class folders in train/ and "
-        "test/ with the toolkit's test_images.txt",
-    ),
-    "sun397": DataSet((15_880, 3_970, 19_850), tfds="sun397/standard-part1-120k"),
-    "cars": DataSet(
-        (6_494, 1_650, 8_041),
-        tfds="cars196",
-        missing="its download has been gone since 2023: put the archives where TFDS looks for manual files, "
-        "or make class folders in train/ and test/",
-    ),
-    "aircraft": DataSet(
-        (3_334, 3_333, 3_333),
-        MEAN,
-        missing="TFDS does not have it: make class folders in train/, val/ and test/ by "
-        "images_variant_{train,val,test}.txt, without the 20 lowest rows of each image",
-    ),
-    "voc2007": DataSet((2_501, 2_510, 4_952), "map", "voc/2007", validation="validation"),
-    "dtd": DataSet((1_880, 1_880, 1_880), tfds="dtd", validation="validation"),
-    "pets": DataSet((2_940, 740, 3_669), MEAN, "oxford_iiit_pet"),
-    "caltech101": DataSet((2_550, 510, 6_084), MEAN, "caltech101"),
-    "flowers": DataSet((1_020, 1_020, 6_149), MEAN, "oxford_flowers102", validation="validation"),
-}
-
 Fitted = Callable[[np.ndarray], np.ndarray]
 """Features [N, D] -> scores [N, classes]."""
 
@@ -106,10 +55,11 @@ def judge(bench: Bench) -> Iterator[Measurement]:
     if left_out:
         log.warning("transfer leaves out %s", "; ".join(left_out))
     for name in (name for name, why in absent.items() if not why):
-        splits, sizes = load(bench, name)
+        splits = load(bench, name)
+        sizes = [len(split) for split in splits]
         arrays = [features_of(bench, split) for split in splits]
         with threadpool_limits(1 if arrays[0][0].size < ONE_THREAD else None):
-            values, l2 = probe(arrays, len(splits[0].class_names), bench.channels)
+            values, l2 = probe(arrays, splits[0].num_classes, bench.channels)
         metrics = [SETS[name].metric] if name in SETS else [m for m in ("top1", MEAN, "map") if m in values]
         settings = {"l2": l2, "standardised": True, "train": sizes[0], "validation": sizes[1]}
         found = {metric: values[metric] for metric in metrics}
@@ -122,67 +72,19 @@ def names(bench: Bench) -> list[str]:
     return list(SETS) if asked == ["all"] else asked
 
 
-def folder_of(bench: Bench, name: str) -> Path | None:
-    """The folder of a data set below `evaluate.transfer_root`, if there is one."""
-    root = bench.config.evaluate.transfer_root
-    folder = Path(root).expanduser() / name
-    return folder if root and folder.is_dir() else None
-
-
 def missing(bench: Bench, name: str) -> str:
     """Why a data set is not there; "" if it is."""
-    if folder_of(bench, name):
-        return ""
-    known = SETS.get(name)
-    root = bench.config.evaluate.transfer_root or "config.evaluate.transfer_root"
-    if known is None:
-        return f"there is no folder {root}/{name}, and it is none of {', '.join(SETS)}"
-    hint = f"{known.missing}; its place is {root}/{name}" if known.missing else ""
-    if not known.tfds:
-        return hint
-    try:
-        records.prepared(known.tfds, bench.config.data.data_dir)
-    except (FileNotFoundError, ImportError) as error:
-        return f"{error}. {hint}".strip() if hint else str(error)
-    return ""
+    return transfer.missing(name, bench.config.evaluate.transfer_root, "evaluate.transfer_root")
 
 
-def load(bench: Bench, name: str) -> tuple[tuple[Source, Source, Source], tuple[int, int, int]]:
-    """The training, validation and test images of a data set, and how many there are.
-
-    Raises:
-        ValueError: one of the twelve has other numbers of images than the papers state.
-    """
-    folder = folder_of(bench, name)
-    known = SETS.get(name, DataSet((0, 0, 0)))
-    if folder:
-        source = f"folder:{folder}"
-        devkit = voc.is_devkit(str(folder))
-        stored = "val" if devkit or (folder / "val").is_dir() else ""
-        train, validation, test = "train", stored, "test"
-    else:
-        source = f"tfds:{known.tfds}"
-        train, validation, test = known.train, known.validation, known.test
-    whole = {**WHOLE, "source": source}
-    if known.metric == "map":
-        whole["labels"] = "none"
-
-    first = bench.load("train", **whole, train_split=train, test_split=test)
-    last = bench.load("test", **whole, train_split=train, test_split=test)
-    if validation:
-        middle = bench.load("test", **whole, train_split=train, test_split=validation)
-    else:
-        share = known.sizes[1] / (known.sizes[0] + known.sizes[1]) if name in SETS else 0.1
-        order = sampler.order(0, 0, len(first))
-        count = max(1, round(share * len(first)))
-        first, middle = first.select(np.sort(order[count:])), first.select(np.sort(order[:count]))
-    sizes = (len(first), len(middle), len(last))
-    if name in SETS and sizes != known.sizes:
-        raise ValueError(
-            f"transfer: {name} in {source} has {sizes} training, validation and test images, and the papers' "
-            f"has {known.sizes}: complete it, or rename its folder to judge it as a data set of your own"
-        )
-    return (first, middle, last), sizes
+def load(bench: Bench, name: str) -> tuple[Source, Source, Source]:
+    """The training, validation and test images of a data set."""
+    whole = {**WHOLE, "source": f"transfer:{name}", "data_dir": bench.config.evaluate.transfer_root}
+    return (
+        bench.load("train", **whole, train_split="train"),
+        bench.load("test", **whole, test_split="validation"),
+        bench.load("test", **whole, test_split="test"),
+    )
 
 
 def features_of(bench: Bench, source: Source) -> tuple[np.ndarray, np.ndarray]:

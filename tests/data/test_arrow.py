@@ -91,6 +91,14 @@ def test_without_a_test_split_a_share_of_every_class_is_held_out(tmp_path):
     assert unlabelled.labels.tolist() == [-1] * 3 and unlabelled.class_names == ()
 
 
+def test_its_images_may_follow_labelled_ones_without_their_labels():
+    hf = f"hf:{SAVED}"
+    both = sources.load(data_of(hf, unlabelled=hf, unlabelled_split="validation"), "train")
+    assert both.labels.tolist() == [0, 1, 0, 1, -1, -1] and both.index.tolist() == list(range(6))
+    expected = [decode.decode(png(seed), 8, 3) for seed in (0, 1, 2, 3, 10, 11)]
+    np.testing.assert_array_equal(both.images, expected)
+
+
 def test_an_unreadable_image_is_named_or_left_out(tmp_path):
     made = table([0, 1, 2], [0, 1, 0], USUAL)
     rows = made["image"].to_pylist()

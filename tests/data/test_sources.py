@@ -149,7 +149,7 @@ def test_a_second_source_that_does_not_fit(tmp_path):
     more = painted(tmp_path / "more", 30)
     with pytest.raises(ValueError, match="only one of them is in memory. Set data.crop_on='device'"):
         sources.load(data_of("digits", crop_on="host", unlabelled=more), "train")
-    with pytest.raises(ValueError, match="data.unlabelled='digits' is unknown: use folder:PATH or tfds:NAME"):
+    with pytest.raises(ValueError, match="data.unlabelled='digits' is unknown: use folder:PATH, tfds"):
         sources.load(data_of("digits", unlabelled="digits"), "train")
     with pytest.raises(FileNotFoundError, match="data.unlabelled=folder:.*there is no folder"):
         sources.load(data_of("digits", unlabelled=f"folder:{tmp_path}/moer"), "train")

@@ -69,9 +69,9 @@ def test_timms_network_in_inference(golden):
     h, found = net.apply(start, nhwc(case["image"]), train=False, mutable=["intermediates"])
     layers = {f"stage{number + 1}": f"stage{number}" for number in range(7)} | {"head": "features"}
     for layer, theirs in layers.items():
-        np.testing.assert_allclose(
-            found["intermediates"][layer][0], nhwc(case[f"eval/{theirs}"]), **CLOSE, err_msg=layer
-        )
+        expected = nhwc(case[f"eval/{theirs}"])  # large maps: of the first image alone
+        ours = found["intermediates"][layer][0][: len(expected)]
+        np.testing.assert_allclose(ours, expected, **CLOSE, err_msg=layer)
     np.testing.assert_allclose(models.logits(tree["params"]["head"], h), case["eval/logits"], **CLOSE)
 
     back = weights.dump(tree, TIMM)

@@ -49,7 +49,8 @@ def test_official_simclr_network(golden, name):
 
     (pooled, layers), (train_pooled, after) = both_modes(jax.tree.map(jnp.asarray, variables))
     for layer in ("stem", "group1", "group2", "group3", "group4"):
-        np.testing.assert_allclose(layers[layer], case[f"eval/{layer}"], **CLOSE, err_msg=layer)
+        expected = case[f"eval/{layer}"]  # large maps: of the first image alone
+        np.testing.assert_allclose(layers[layer][: len(expected)], expected, **CLOSE, err_msg=layer)
     np.testing.assert_allclose(pooled, case["eval/pooled"], **CLOSE)
     # With selective kernels BatchNorm divides by the spread of three gates. There the file itself differs by
     # 2.7e-4 from a float64 computation.

@@ -13,6 +13,7 @@ from PIL import Image
 from ssljax import models
 from ssljax.config import resolve
 from ssljax.data import landmarks
+from ssljax.pictures.shown import retrieval_blocks
 from ssljax.protocols import PROTOCOLS, ranking, rmac
 from ssljax.protocols.bench import Bench
 
@@ -166,6 +167,13 @@ def test_a_folder_is_judged_with_any_network(tmp_path):
     (found,) = PROTOCOLS["retrieval"].judge(one)
     assert found["protocol"] == "retrieval_set" and found["n"] == 6 and found["map"] == 100.0
     assert found["settings"]["map_by_kind"] == {"plain": 100.0}
+    shown = found["shown"]
+    assert shown["query"].shape == (6, 64, 64, 3) and shown["nearest"].shape == (6, 6, 64, 64, 3)
+    assert shown["right"].tolist() == [[True, *[False] * 5]] * 6  # the query itself is not among them
+    np.testing.assert_array_equal(shown["query"][0, 32, 32], shown["nearest"][0, 0, 32, 32])
+    np.testing.assert_array_equal(shown["precision"], 1)
+    figures = retrieval_blocks(gallery(tmp_path / "g.npz", shown), "retrieval_set", "x", tmp_path)
+    assert [Image.open(tmp_path / block.content[0]).size[0] > 300 for block in figures] == [True, True]
     assert shapes == {(1, 16, 32, 3), (1, 26, 32, 3)}
 
     config.evaluate.retrieval = str(tmp_path / "none")
@@ -174,6 +182,20 @@ def test_a_folder_is_judged_with_any_network(tmp_path):
     (tmp_path / "set" / "index.json").write_text(json.dumps(entries))
     config.evaluate.retrieval = str(tmp_path / "set")
     assert "every place has one image" in PROTOCOLS["retrieval"].refuse(one)
+
+
+def gallery(file, shown):
+    """A gallery with these examples of one kind of features."""
+    fields = {f"retrieval_set/simclr/{name}": values for name, values in shown.items()}
+    np.savez(file, kinds=np.array(["simclr"]), **fields)
+    return np.load(file)
+
+
+def test_precision_at_recalls_by_hand():
+    """Found at the ranks 0 and 2 once the junk in front is gone: a recall of 0.5 costs nothing."""
+    similarity = np.array([9.0, 5.0, 4.0, 3.0])
+    found = ranking.precision_at_recalls(similarity, np.array([1, 3]), np.array([0]))
+    np.testing.assert_allclose(found, [1.0] * 6 + [2 / 3] * 5)
 
 
 def test_the_last_map_of_an_alexnet_takes_any_size():

@@ -1,0 +1,127 @@
+"""Several labels per image: the released loss, what stands still, what begins anew, and the crops at test."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import multilabel as presets
+from ssljax import optim
+from ssljax.config import resolve
+from ssljax.losses.classification import binary_cross_entropy
+from ssljax.methods import METHODS
+from ssljax.program import build
+from ssljax.protocols import finetuned
+from ssljax.types import Facts
+
+FACTS = Facts(16, 20, 16)
+
+
+def voc(preset="voc_alexnet_fc6_8", **changes):
+    """A preset with a narrow network and images of 64 pixels, cropped in memory."""
+    c = presets.get_config(preset).unlock()
+    c.model.update(width=0.04, dtype="float32")
+    c.batch_size = 8
+    c.data.update(image_size=64, crop_on="device")
+    c.update_from_flattened_dict(changes)
+    return resolve(c).lock()
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (8, 80, 80, 3), dtype=np.uint8),
+        "label": np.full(8, -1, np.int32),
+        "index": np.arange(8, dtype=np.int32),
+        "labels": rng.integers(-1, 2, (8, 20)).astype(np.int8),
+    }
+
+
+def test_the_loss_is_deepclusters(golden):
+    """BCEWithLogitsLoss summed over the classes, with 255 left out, divided by the number of images."""
+    g = golden("voc")
+    labels = g["loss/labels"].astype(np.int32)
+
+    def mean(logits):
+        return jnp.mean(binary_cross_entropy(logits, labels))
+
+    value, grad = jax.value_and_grad(mean)(jnp.asarray(g["loss/logits"]))
+    np.testing.assert_allclose(value, g["loss/value"], rtol=1e-6)
+    np.testing.assert_allclose(grad, g["loss/grad"], atol=1e-7)
+    difficult = np.where(labels == 255, -1, labels)
+    np.testing.assert_array_equal(
+        mean(jnp.asarray(g["loss/logits"])), jnp.mean(binary_cross_entropy(g["loss/logits"], difficult))
+    )
+
+
+@pytest.mark.parametrize("gains", [False, True])
+def test_fc6_8_moves_the_full_layers_and_no_statistics(gains):
+    """Not by weight decay either; and what stands still has no part in the norm that is clipped."""
+    program = build(voc(**{"tune.gains": gains, "optim.weight_decay": 0.1, "optim.clip": 1e-3}), FACTS)
+    state = program.init(0)
+    before = jax.tree.map(np.asarray, state)
+    after, metrics = program.step(state, batch(), jax.random.key(0))
+    moved = {
+        name: any(np.any(a != np.asarray(b)) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
+        for name, pair in {
+            **{
+                k: (before.params["encoder"][k], after.params["encoder"][k]) for k in before.params["encoder"]
+            },
+            "head": (before.params["head"], after.params["head"]),
+        }.items()
+    }
+    trained = {"fc6", "fc7", "head", *(f"norm{i}" for i in range(1, 6) if gains)}
+    assert {name for name, changed in moved.items() if changed} == trained
+    jax.tree.map(
+        np.testing.assert_array_equal, before.model_state, jax.tree.map(np.asarray, after.model_state)
+    )
+    if not gains:
+        step = jax.tree.map(
+            lambda a, b: (np.asarray(b) - a) / -0.003 - 0.1 * a,
+            [before.params["encoder"]["fc6"], before.params["encoder"]["fc7"], before.params["head"]],
+            [after.params["encoder"]["fc6"], after.params["encoder"]["fc7"], after.params["head"]],
+        )
+        np.testing.assert_allclose(optax.global_norm(step), 1e-3, rtol=0.02)
+
+
+def test_all_trains_everything_but_the_statistics():
+    method = METHODS["multilabel"](voc("voc_alexnet_all"), FACTS)
+    params, state, _ = method.init(jax.random.key(1), {})
+    assert method.still is None
+    grad, out = jax.grad(lambda p: method.loss(p, state, (), batch(), jax.random.key(0), 0), has_aux=True)(
+        params
+    )
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grad["encoder"]["conv1"]["kernel"]))
+    jax.tree.map(np.testing.assert_array_equal, state, out.model_state)
+
+
+def test_the_full_layers_begin_anew_and_the_others_stay():
+    method = METHODS["multilabel"](voc(), FACTS)
+    params, _, _ = method.init(jax.random.key(1), {})
+    for layer in ("fc6", "fc7"):
+        found = params["encoder"][layer]
+        assert np.all(np.asarray(found["bias"]) == np.float32(0.1))
+        assert np.std(found["kernel"]) == pytest.approx(0.01, rel=0.05)
+    assert np.all(np.asarray(params["head"]["dense"]["bias"]) == np.float32(0.1))
+
+    program = build(voc(), FACTS)
+    state = program.init(0)
+    loaded = state.replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
+    adopted = program.method.adopt(loaded, None).params["encoder"]
+    np.testing.assert_array_equal(adopted["conv3"]["kernel"], loaded.params["encoder"]["conv3"]["kernel"])
+    assert abs(np.mean(adopted["fc6"]["kernel"])) < 0.01
+    with pytest.raises(ValueError, match="tune.anew names 'fc8', and alexnet_bn has conv1, .*: name some"):
+        METHODS["multilabel"](voc(**{"tune.anew": ("fc8",)}), FACTS).init(jax.random.key(0), {})
+
+
+def test_the_rate_halves_every_so_many_steps():
+    _, rate = optim.make_optimizer(voc().optim, batch_size=16, steps_per_epoch=313.0, total_steps=80_000)
+    found = [float(rate(step)) for step in (0, 4_999, 5_000, 15_000)]
+    np.testing.assert_allclose(found, [0.003, 0.003, 0.0015, 0.000375], rtol=1e-6)
+
+
+def test_ties_count_against_positives():
+    scores = np.array([[0.5], [0.5], [0.1], [0.9]])
+    labels = np.array([[1], [0], [0], [-1]])
+    assert finetuned.step_map(scores, labels) == pytest.approx(50.0)
