@@ -80,7 +80,7 @@ class Without(PathFinder):
 
 
 def digits(method: str, workdir: Path) -> None:
-    """Train every stage of the method's digits preset, and evaluate the last, by kNN where that is possible."""
+    """Train every stage of the method's digits preset, and evaluate the last, by kNN if it can be."""
     from ssljax import evaluate, train
 
     config = importlib.import_module(f"configs.{method}").get_config("digits")
