@@ -282,8 +282,8 @@ def two_stage_detector(model: ConfigDict, settings: ConfigDict, classes: int) ->
         )
     if len(net.layers) < 2:
         raise ValueError(
-            f"config.model.name={model.name} has one group of blocks, and a detector runs the last on regions "
-            "and those before it on images: use a network of several"
+            f"config.model.name={model.name} has one group of blocks, and a detector runs the last on "
+            "regions and those before it on images: use a network of several"
         )
     sizes = tuple(settings.anchor_sizes)
     anchors = len(sizes) * len(RATIOS)
