@@ -3502,7 +3502,15 @@ FASTER_RCNN = [
         "x = jnp.where(valid_pixels(valid, *x.shape[1:3]), x, 0.0)",
         "x = jnp.where(valid_pixels(valid, *x.shape[1:3]), x, x)",
         "padding is black before it is normalised, not zero after it",
-        f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
+        f"{T_DETECTOR}::test_what_lies_in_the_padding_has_no_influence_on_the_map",
+    ),
+    Mutation(
+        "pool_spills_into_the_padding",
+        RESNET,
+        "return x if mask is None else jnp.where(strided(mask, 2), x, jnp.zeros((), x.dtype))",
+        "return x",
+        "the maximum of a window in the padding is that of the image beside it",
+        f"{T_RESNET}::test_a_padded_image_gives_the_map_of_the_image_alone[Basic-torchvision]",
     ),
     Mutation(
         "norms_see_the_padding",

@@ -375,7 +375,9 @@ class ResNet(nn.Module):
         if self.stem == "cifar":
             return x
         padding = "SAME" if self.shortcut == "simclr" else ((1, 1), (1, 1))
-        return nn.max_pool(x, (3, 3), (2, 2), padding)
+        x = nn.max_pool(x, (3, 3), (2, 2), padding)
+        # With padding 1, the first window in the padding of an image still sees the image.
+        return x if mask is None else jnp.where(strided(mask, 2), x, jnp.zeros((), x.dtype))
 
 
 def stride_of(net: ResNet, group: int) -> int:

@@ -163,7 +163,7 @@ def flat_of(tree) -> np.ndarray:
 @pytest.fixture(scope="module")
 def method():
     """A ResNet-10 whose limits exceed all candidates, so that nothing is random."""
-    return detection(config_of(model__name="resnet10"), FACTS)
+    return detection(config_of(model__name="resnet10", detector__score=0.0), FACTS)
 
 
 def batch_of(height=64, width=96, places=3, seed=0):
@@ -220,7 +220,8 @@ def test_an_image_without_objects_has_finite_gradients_and_no_box_loss(stepped, 
 def test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection(method, stepped, fresh):
     params, state, _ = fresh
     state = jax.tree.map(lambda leaf: leaf + 0.5, state)
-    predict = jax.jit(lambda batch: method.predict(params, state, (), batch))
+    loud = {**params, "head": jax.tree.map(lambda leaf: 10.0 * leaf, params["head"])}
+    predict = jax.jit(lambda batch: method.predict(loud, state, (), batch))
     small = batch_of()
     (expected, _), expected_grads = stepped(params, state, small, jax.random.key(0))
     one = predict(small)
@@ -233,6 +234,29 @@ def test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection(method
     np.testing.assert_array_equal(one["classes"], other["classes"])
     np.testing.assert_allclose(one["boxes"], other["boxes"], atol=1e-3)
     np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-4)
+
+
+def test_what_lies_in_the_padding_has_no_influence_on_the_map(fresh):
+    """Black pixels are not zero once they are normalised."""
+    params, state, _ = fresh
+    params = models.unit_gains(params)  # otherwise only shortcuts are at work, which see every second pixel
+    c = config_of(model__name="resnet10")
+    net = models.two_stage_detector(c.model, c.detector, CLASSES)
+    batch = batch_of()
+    valid = batch["size"]
+    inside = models.valid_pixels(valid, *batch["image"].shape[1:3])
+    bright = jnp.where(inside, batch["image"], jnp.uint8(200))
+
+    @jax.jit
+    def maps(image, valid):
+        x = views.for_network(image, c.augment)
+        return nets.feature_map(net, params, state, x, valid, train=False)[0]
+
+    black = maps(batch["image"], valid)
+    np.testing.assert_allclose(maps(bright, valid), black, atol=1e-6)
+    alone = maps(batch["image"][:1, :48, :80], valid[:1])
+    np.testing.assert_allclose(black[:1, :3, :5], alone, atol=1e-5)
+    assert np.abs(alone).max() > 0.1 and not np.asarray(black[0, 3:]).any()
 
 
 def test_micro_batches_divide_by_the_regions_of_the_whole_batch(method, fresh):

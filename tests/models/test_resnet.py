@@ -225,7 +225,9 @@ def full_gains(tree, seed=1):
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-@pytest.mark.parametrize("block, shortcut", [(Bottleneck, "torchvision"), (Basic, "simclr")])
+@pytest.mark.parametrize(
+    "block, shortcut", [(Bottleneck, "torchvision"), (Basic, "torchvision"), (Basic, "simclr")]
+)
 def test_a_padded_image_gives_the_map_of_the_image_alone(block, shortcut):
     """In both modes; and the statistics of a batch are those of its valid pixels."""
     net = ResNet(block, (1, 1, 1, 1), (4, 8, 16, 32), stem_width=4, shortcut=shortcut)
