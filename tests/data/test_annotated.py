@@ -379,7 +379,7 @@ def test_what_is_wrong_with_the_data_is_named(coco, voc, tmp_path):
     c.augment.jitter_probability = 0.8
     refused(c, "augment.jitter_probability=0.8.*must be 0.0")
     c = boxes_of(coco)
-    c.data.source = "digits"
+    c.data.source = "fashion_mnist"
     refused(c, "data.annotations='boxes' needs images with boxes.*coco:PATH or voc:PATH")
     c = boxes_of(coco)
     c.data.annotations = ""
