@@ -3865,7 +3865,7 @@ SEGMENTATION = [
     Mutation(
         "convolutions_trained",
         "ssljax/methods/segmentation.py",
-        "layer not in (\"fc6\", \"fc7\")",
+        'layer not in ("fc6", "fc7")',
         "layer in ()",
         "FC6-8 trains everything",
         f"{T_SEGMENTATION}::test_fc6_8_leaves_convolutions_and_all_statistics_as_they_are",
@@ -3889,7 +3889,7 @@ SEGMENTATION = [
     Mutation(
         "means_of_images_of_any_size",
         "ssljax/methods/segmentation.py",
-        "per_image = config.fcn.mean_over == \"images\"",
+        'per_image = config.fcn.mean_over == "images"',
         "per_image = False",
         "the released FCN takes the mean image by image",
         f"{T_SEGMENTATION}::test_the_loss_of_fcn_32s_is_a_mean_over_images",
@@ -3897,7 +3897,7 @@ SEGMENTATION = [
     Mutation(
         "padding_is_looked_at",
         "ssljax/methods/segmentation.py",
-        "scores = models.infer(net, params, model_state, inputs(batch), size=batch[\"size\"])",
+        'scores = models.infer(net, params, model_state, inputs(batch), size=batch["size"])',
         "scores = models.infer(net, params, model_state, inputs(batch))",
         "an image is judged with its padding",
         f"{T_SEGMENTATION}::test_ignored_pixels_and_what_lies_outside_of_an_image_have_no_influence",
