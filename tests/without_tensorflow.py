@@ -25,7 +25,7 @@ STEPS = {
 }
 SLOW = {
     "optim.warmup_epochs": 0
-}  # a warm-up would be longer than the run; DeepCluster, CMC and CPC have none
+}  # a warm-up would be longer than the run; DeepCluster, CMC, CPC and the baseline have none
 RESNET = {"model.name": "one_block", "model.width": 0.125, "model.stem": "imagenet"}
 OTHER_NETWORKS = ("deit", "dvae", "beit", "noisy_student", "cpc")  # methods whose presets have no ResNet
 OWN = {
@@ -80,7 +80,7 @@ def digits(method: str, workdir: Path) -> None:
     config = importlib.import_module(f"configs.{method}").get_config("digits")
     stages = [f"{name}." for name in config.stages] if "stages" in config else [""]
     shared = STEPS if method in OTHER_NETWORKS else STEPS | RESNET
-    if method not in ("deepcluster", "cmc", "cpc"):
+    if method not in ("deepcluster", "cmc", "cpc", "predictive"):
         shared = shared | SLOW
     settings = {f"{stage}{name}": value for stage in stages for name, value in shared.items()}
     settings |= OWN.get(method, {})
