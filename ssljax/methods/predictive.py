@@ -17,7 +17,7 @@ budget compares the objectives. Decoders take the place of embeddings and banks.
 networks see them, in their colour space and scale.
 
 Differences from the paper:
-- The released code has no predictive learning: the decoder (`models/decoder.py`) and the training are ours. [X]
+- The released code has no predictive learning: decoder (`models/decoder.py`) and training are ours. [X]
 - L is the mean over pixels, where a density of the whole view would have the sum. [X]
 - With more than two views: all directions of the graph, as CMC sums them. [X]
 - The last, incomplete batch of an epoch is dropped. [X]
