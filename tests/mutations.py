@@ -3791,6 +3791,120 @@ ANNOTATED = [
     ),
 ]
 
+# Segmentation networks.
+T_FCN = "tests/models/test_fcn.py"
+T_SEGMENTATION = "tests/methods/test_segmentation.py"
+T_PIXELS = "tests/losses/test_segmentation_loss.py"
+FCN = "ssljax/models/fcn.py"
+PIXELS = "ssljax/losses/segmentation.py"
+SEGMENTATION = [
+    Mutation(
+        "last_group_strided",
+        "ssljax/models/resnet.py",
+        "self.last_stride if is_last and group > 1 else min(group, 2)",
+        "min(group, 2)",
+        "a map of stride 32 under a network for one of stride 16",
+        f"{T_FCN}::test_the_last_group_of_the_papers_network_has_stride_1",
+    ),
+    Mutation(
+        "last_group_not_dilated",
+        "ssljax/models/resnet.py",
+        "partial(make_conv, dilation=self.last_dilation) if is_last else make_conv",
+        "make_conv",
+        "the stride is gone, and so is half of what a cell sees",
+        f"{T_FCN}::test_the_last_group_by_hand",
+    ),
+    Mutation(
+        "corners_aligned",
+        FCN,
+        "place = (pixel + 0.5) * (n / m) - 0.5",
+        "place = pixel * ((n - 1.0) / (m - 1.0))",
+        "align_corners=True, as in DeepLab",
+        f"{T_FCN}::test_bilinear_interpolation_equals_pytorch",
+    ),
+    Mutation(
+        "enlarged_by_the_stride",
+        FCN,
+        "within=(cells, size)",
+        "within=(cells, cells * stride_of(self.encoder, len(self.encoder.layers)))",
+        "the map is enlarged to a multiple of its stride, not to the image",
+        f"{T_FCN}::test_padding_changes_no_score_of_an_image",
+    ),
+    Mutation(
+        "padding_in_the_head",
+        FCN,
+        "norm(conv(x), train=train, mask=mask)",
+        "norm(conv(x), train=train)",
+        "norms make padding something else than 0",
+        f"{T_FCN}::test_padding_changes_no_score_of_an_image",
+    ),
+    Mutation(
+        "cropped_in_the_middle",
+        FCN,
+        "padding = layer.padding if i else BORDER",
+        "padding = layer.padding",
+        "the crop does not know the border of 100",
+        f"{T_FCN}::test_fcn_32s_is_a_transposed_convolution_that_is_cropped",
+    ),
+    Mutation(
+        "pools_drop_the_end",
+        "ssljax/models/alexnet_vgg.py",
+        "missing = [(0, (window - side) % stride) for side in x.shape[1:3]]",
+        "missing = [(0, 0)] * 2",
+        "Caffe's pools keep an incomplete window at the end, PyTorch's do not",
+        f"{T_FCN}::test_fc6_as_a_convolution_is_fc6",
+    ),
+    Mutation(
+        "statistics_of_one_image",
+        "ssljax/models/alexnet_vgg.py",
+        "self._conv(layer, x, train=train and not border)",
+        "self._conv(layer, x, train=train)",
+        "frozen convolutions with norms that follow the batch",
+        f"{T_SEGMENTATION}::test_fc6_8_leaves_convolutions_and_all_statistics_as_they_are",
+    ),
+    Mutation(
+        "convolutions_trained",
+        "ssljax/methods/segmentation.py",
+        'layer not in ("fc6", "fc7")',
+        "layer in ()",
+        "FC6-8 trains everything",
+        f"{T_SEGMENTATION}::test_fc6_8_leaves_convolutions_and_all_statistics_as_they_are",
+    ),
+    Mutation(
+        "ignored_pixels_counted",
+        PIXELS,
+        "total = jnp.where(counts, nll, 0.0).sum((1, 2))",
+        "total = nll.sum((1, 2))",
+        "255 becomes class 0",
+        f"{T_PIXELS}::test_the_mean_and_its_gradient_equal_pytorch",
+    ),
+    Mutation(
+        "divided_by_all_pixels",
+        PIXELS,
+        "labels.shape[0] / jnp.maximum(counts.sum(), 1).astype(jnp.float32)",
+        "1.0 / jnp.prod(jnp.array(labels.shape[1:])).astype(jnp.float32)",
+        "images with much padding count less",
+        f"{T_PIXELS}::test_the_mean_and_its_gradient_equal_pytorch",
+    ),
+    Mutation(
+        "means_of_images_of_any_size",
+        "ssljax/methods/segmentation.py",
+        'per_image = config.fcn.mean_over == "images"',
+        "per_image = False",
+        "the released FCN takes the mean image by image",
+        f"{T_SEGMENTATION}::test_the_loss_of_fcn_32s_is_a_mean_over_images",
+    ),
+    Mutation(
+        "padding_is_looked_at",
+        "ssljax/methods/segmentation.py",
+        'scores = models.infer(net, params, model_state, inputs(batch), size=batch["size"])',
+        "scores = models.infer(net, params, model_state, inputs(batch))",
+        "an image is judged with its padding",
+        f"{T_SEGMENTATION}::test_ignored_pixels_and_what_lies_outside_of_an_image_have_no_influence",
+    ),
+]
+
+
 # Fine-tuning, several labels per image, and pictures of retrieval.
 FINE_TUNING = [
     Mutation(
@@ -3939,6 +4053,7 @@ MUTATIONS = [
     *DETECTION,
     *FASTER_RCNN,
     *ANNOTATED,
+    *SEGMENTATION,
     *FINE_TUNING,
 ]
 

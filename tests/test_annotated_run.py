@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax import config, evaluate, program, sharding, train
+from ssljax import config, evaluate, plan, program, sharding, train
 from ssljax.data import loader, sources
 from ssljax.methods import METHODS
 from ssljax.pictures import overlays
@@ -66,6 +66,12 @@ def test_a_run_of_two_shapes_goes_on_where_it_stopped_and_finds_what_is_there(re
 
     source = sources.load(recipe.data, "train")
     built = program.build(recipe, sources.facts(recipe.data, source))
+    planned = plan.abstract_batch(built)
+    batch = next(program.device_batches(built, source, 0, 0))
+    assert planned.keys() == batch.keys()
+    for name in set(batch) - {"boxes", "classes", "difficult"}:  # which have room for as many as COCO has
+        assert (planned[name].shape, planned[name].dtype) == (batch[name].shape, batch[name].dtype)
+    assert planned["boxes"].shape == (8, 128, 4) and planned["classes"].dtype == batch["classes"].dtype
     calls = []
 
     def stopping(step):

@@ -118,7 +118,9 @@ def test_the_loss_of_fcn_32s_is_a_mean_over_images(alexnet):
     params = params | {"head": {"dense": tilted}}
     batch = batch_of(40)
     few = batch["mask"].at[0, 4:].set(255)
-    value = lambda mask: method.loss(params, state, (), batch | {"mask": mask}, jax.random.key(1), 0)[0]
+    value = jax.jit(
+        lambda mask: method.loss(params, state, (), batch | {"mask": mask}, jax.random.key(1), 0)[0]
+    )
     nothing = jnp.full_like(few, 255)
     first, second = (value(nothing.at[i].set(few[i])) for i in range(2))
     np.testing.assert_allclose(value(few), first + second, rtol=1e-5)

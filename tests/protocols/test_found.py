@@ -69,6 +69,7 @@ def test_the_truth_has_full_marks_by_both_rules(voc):
         settings = found["settings"]
         assert settings["rules"] == {"data": "voc"}.get(rules, rules) and settings["found"] == 3
         assert settings["per_class"] == {name: [100.0, 100.0] for name in THREE}
+        assert settings["precision"] == dict.fromkeys(("0.5", "0.75", "0.9"), [100.0] * 11)
     assert "AP_small" in found and "AP_large" not in found  # nothing here is large
 
 
