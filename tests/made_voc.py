@@ -1,6 +1,6 @@
 """PASCAL VOC's lists of classes, made of the images of COCO.
 
-    python tests/made_voc.py COCO_SMALL OUT        # OUT/JPEGImages, OUT/ImageSets/Main/CLASS_{train,val,test}.txt
+    python tests/made_voc.py COCO_SMALL OUT     # OUT/JPEGImages, OUT/ImageSets/Main/CLASS_train.txt, ...
 
 COCO_SMALL has images/{train,val} and instances_{train,val}.json. Of the training images every fourth is a
 validation image; COCO's validation images are the test. An image is marked -1 for a class that is not in it,
@@ -49,7 +49,11 @@ def make(coco: Path, out: Path) -> None:
     for part, (images, _) in parts.items():
         for image in images:
             file = coco / "images" / image["file_name"]
-            file = file if file.exists() else coco / "images" / ("val" if part == "test" else "train") / file.name
+            file = (
+                file
+                if file.exists()
+                else coco / "images" / ("val" if part == "test" else "train") / file.name
+            )
             shutil.copy(file, out / "JPEGImages" / f"{name(part, image)}.jpg")
 
     def count(part: str, category: int) -> int:

@@ -1,6 +1,6 @@
 """What config.json held in runs of older versions, one of each digits preset and stage, in one file.
 
-    python -m tests.old_configs NAME RUN/config.json     # adds one; NAME is e.g. deit-digits-teacher
+python -m tests.old_configs NAME RUN/config.json     # adds one; NAME is e.g. deit-digits-teacher
 """
 
 import gzip
