@@ -118,13 +118,15 @@ def small(c: ConfigDict) -> ConfigDict:
 def coco_small() -> ConfigDict:
     """VOC's classes in a few images of COCO at 96 pixels, five minutes on two CPU cores [X].
 
-    For --config.data.train_split='train[:40]' it learns its training images by heart.
+    For --config.data.train_split='train[:40]' it learns its training images by heart: a mIoU of 87 on them,
+    from random weights.
     """
     c = small(config.base())
     c.data.update(source="coco:coco_small", categories=config.VOC_IN_COCO)
     c.annotated = dict(long_side=96, scales=(1.0, 1.0), crop=96, test_side=96)
-    c.steps = 800
-    c.epochs = 160
+    c.augment.flip = False
+    c.steps = 1200
+    c.epochs = 240
     c.batch_size = 8
     c.model.name = "resnet10"
     c.fcn = dict(mean_over="pixels", channels=64, dilation=2)
