@@ -1,11 +1,12 @@
 """PASCAL VOC's lists of classes, made of the images of COCO.
 
-    python tests/made_voc.py COCO_SMALL OUT     # OUT/JPEGImages, OUT/ImageSets/Main/CLASS_train.txt, ...
+    python tests/made_voc.py COCO_SMALL OUT
 
-COCO_SMALL has images/{train,val} and instances_{train,val}.json. Of the training images every fourth is a
-validation image; COCO's validation images are the test. An image is marked -1 for a class that is not in it,
-and 0, difficult, where all its objects are crowds or smaller than 0.2 % of the image. Only classes with an
-image that counts in every split are kept, 20 at most.
+OUT gets JPEGImages and ImageSets/Main/CLASS_{train,val,test}.txt. COCO_SMALL has images/{train,val} and
+instances_{train,val}.json. Of the training images every fourth is a validation image; COCO's validation
+images are the test. An image is marked -1 for a class that is not in it, and 0, difficult, where all its
+objects are crowds or smaller than 0.2 % of the image. Only classes with an image that counts in every split
+are kept, 20 at most.
 """
 
 import json
