@@ -171,8 +171,8 @@ def protocol(name: str) -> str:
         "images": "images of its own, which the network encodes",
         "maps": "the maps of single layers; those of `--baselines random_init` too",
         "predictions": "the predictions of the run's own heads",
+        "annotations": "what the network finds in images with boxes or masks",
         "state": "what the run keeps beside its network",
-        "annotations": "the boxes or masks that the network finds in whole images",
     }
     one = PROTOCOLS[name]
     module = inspect.getmodule(one.judge)

@@ -36,7 +36,7 @@ from ssljax.config import differences, hashed, public, resolve
 from ssljax.data import geometry, loader, sources, views
 from ssljax.data.reading import readable
 from ssljax.data.source import Source
-from ssljax.pictures import gallery
+from ssljax.pictures import findings, gallery
 from ssljax.pictures.kept import gallery_file
 from ssljax.program import (
     Evaluated,
@@ -154,7 +154,13 @@ def measure(
     if "supervised" in baselines:
         for found in few_labels.supervised(config, source, test):
             yield record(known, "supervised", found)
-    if jax.process_index() == 0 and not config.data.annotations:
+    if config.data.annotations:
+        if benches[0].predicted is not None:
+            fields = findings.looked(benches[0])
+            if jax.process_index() == 0:
+                findings.save(figures, fields, benches[0], config_hash=hashed(config))
+                board.show_gallery(workdir, run.step, config, figures)
+    elif jax.process_index() == 0:
         whole = any(PROTOCOLS[name].reads == "features" for name in protocols)
         pool = 0 if whole else gallery.POOL
         gallery.save(figures, benches, run, pool=pool, config_hash=hashed(config), shown=shown)

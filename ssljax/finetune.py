@@ -1,7 +1,7 @@
 """`ssljax finetune`: fine-tune a run on data sets of the papers' transfer tables, rate and decay searched.
 
     ssljax finetune --run runs/mine --sets pets,flowers --data-root DIR --workdir runs/transfer \\
-        [--rates 0.01,0.1] [--decays 0,1e-4] [--steps 20000] [--config.batch_size=256 ...]
+        [--rates 0.01,0.1] [--decays 0,1e-4] [--steps 20000] [--results FILE] [--config.batch_size=256 ...]
 
 `all` stands for the twelve of docs/transfer.md; those that are not there are left out and named, and a folder
 of another name in DIR is a data set of your own. For each, SimCLR's 7 learning rates and 8 weight decays are
@@ -12,7 +12,7 @@ The recipe is configs/transfer.py, on the network, the image size and the pixels
 folder of its own, runs/transfer/pets/rate=0.01,decay=0.0001 and runs/transfer/pets/best, and after an
 interruption the same command goes on. A run that fails is named, and the others go on. Accuracies on the
 validation split are in runs/transfer/pets/results.jsonl, those on the test split in
-runs/transfer/results.jsonl.
+runs/transfer/results.jsonl or FILE. Without --run a random network is trained, the baseline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +82,8 @@ def shared(run: str, preset: ConfigDict) -> list[str]:
     Raises:
         ValueError: the folder holds no run, or one of several stages.
     """
+    if not run:
+        return []
     file = epath.Path(run) / "config.json"
     if not file.exists():
         raise ValueError(f"--run {run}: there is no run in this folder (no config.json)")
@@ -105,7 +106,7 @@ def recipe(name: str, run: str, root: str, words: Sequence[str], steps: int, spl
 
     Args:
         name: of the data set.
-        run: the folder of the pretrained network.
+        run: the folder of the pretrained network; "" for a random one.
         root: the folder of the data sets.
         words: overrides of the user.
         steps: how many, in whole epochs.
@@ -130,7 +131,7 @@ def recipe(name: str, run: str, root: str, words: Sequence[str], steps: int, spl
     return [*begin, f"--config.epochs={epochs}", *norms, *words]
 
 
-def best(file: Path, grid: Sequence[Pair], name: str) -> tuple[Pair, results.Row]:
+def best(file: epath.Path, grid: Sequence[Pair], name: str) -> tuple[Pair, results.Row]:
     """The pair with the best number on the validation split, the first of equals, and that number.
 
     Raises:
@@ -164,13 +165,14 @@ def one(name: str, flags: argparse.Namespace, words: Sequence[str], grid: Sequen
     search = recipe(name, flags.run, flags.data_root, words, flags.steps, "train")
     again = recipe(name, flags.run, flags.data_root, words, flags.steps, "train+validation")
     below = os.path.join(flags.workdir, name)
+    results_of_all = flags.results or os.path.join(flags.workdir, "results.jsonl")
     failed = sweep(Steps(below, True, [], []), [Asked(p.name, [*search, *p.words()]) for p in grid])
-    pair, row = best(Path(below) / "results.jsonl", grid, name)
+    pair, row = best(epath.Path(below) / "results.jsonl", grid, name)
     print(f"{name}: best on {row['n']} validation images: {pair.name}, {row['metric']} {row['value']:.1f} %")
     final = Asked(os.path.join(name, "best"), [*again, *pair.words()])
-    failed += sweep(Steps(flags.workdir, True, [], []), [final])
+    failed += sweep(Steps(flags.workdir, True, [], [], results_of_all), [final])
     if final.name not in failed:
-        for found in results.latest(results.read(Path(flags.workdir) / "results.jsonl"))[0]:
+        for found in results.latest(results.read(epath.Path(results_of_all)))[0]:
             if found["protocol"] == f"finetuned_{name}":
                 print(
                     f"{name}: {found['metric']} {found['value']:.1f} % of {found['n']} test images",
@@ -187,18 +189,23 @@ def numbers(text: str, flag: str, usual: Sequence[float]) -> Sequence[float]:
         raise ValueError(f"--{flag} {text}: write numbers with commas between them, e.g. 0.01,0.1") from None
 
 
-def main(argv: list[str] | None = None) -> None:
-    """`ssljax finetune`."""
+def asked(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the overrides of the recipe."""
     parser = argparse.ArgumentParser(prog="ssljax finetune", allow_abbrev=False)
-    parser.add_argument("--run", required=True, help="the folder of a run, of any method")
+    parser.add_argument("--run", default="", help="the folder of a run, of any method")
     parser.add_argument("--sets", required=True, help="data sets, with commas between them; all: the twelve")
     parser.add_argument("--data-root", default="", help="folder with a folder for each data set")
     parser.add_argument("--workdir", required=True, help="the folder of all runs")
     parser.add_argument("--rates", default="", help="learning rates")
     parser.add_argument("--decays", default="", help="weight decays, before they are divided by the rate")
+    parser.add_argument("--results", default="", help="file of the measurements on the test splits")
     parser.add_argument("--steps", type=int, default=STEPS, help="of every run, in whole epochs")
-    flags, words = parser.parse_known_args(argv)
+    return parser.parse_known_args(argv)
 
+
+def main(argv: list[str] | None = None) -> None:
+    """`ssljax finetune`."""
+    flags, words = asked(argv)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     failed = []
     try:
@@ -208,13 +215,13 @@ def main(argv: list[str] | None = None) -> None:
                 numbers(flags.decays, "decays", DECAYS),
             )
             grid = [Pair(rate, decay) for rate in rates for decay in decays]
-            asked = list(transfer.SETS) if flags.sets == "all" else flags.sets.split(",")
-            absent = {name: why for name in asked if (why := transfer.missing(name, flags.data_root))}
+            names = list(transfer.SETS) if flags.sets == "all" else flags.sets.split(",")
+            absent = {name: why for name in names if (why := transfer.missing(name, flags.data_root))}
             for name, why in absent.items():
                 print(f"leaves out {name}: {why}", flush=True)
-            if len(absent) == len(asked):
+            if len(absent) == len(names):
                 raise ValueError("none of these data sets is there")
-            for name in asked:
+            for name in names:
                 if name not in absent:
                     failed += one(name, flags, words, grid)
     except (KeyboardInterrupt, Interrupted):

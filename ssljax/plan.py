@@ -31,7 +31,7 @@ from ssljax import cli, sharding
 from ssljax.compiler import ahead, flops, hlo, slices
 from ssljax.compiler.slices import GIB, Slice
 from ssljax.config import flat
-from ssljax.data import annotated, coco, recipes, voc_objects
+from ssljax.data import annotated, coco, recipes, scenes, voc_objects
 from ssljax.program import AHEAD, Program, build, stage, stages
 from ssljax.results import commit, versions
 from ssljax.types import Facts
@@ -40,14 +40,19 @@ from ssljax.types import Facts
 # machine.
 DATA_SETS = {
     ("digits", ""): (1500, 10),
+    ("digits", "boxes"): (500, 10),
+    ("digits", "masks"): (500, 11),
     ("fashion_mnist", ""): (60_000, 10),
     ("tfds:cifar10", "train"): (50_000, 10),
     ("tfds:cifar100", "train"): (50_000, 100),
     ("tfds:imagenet2012", "train"): (1_281_167, 1000),
     ("tfds:imagenette/160px-v2", "train"): (9_469, 10),
+    ("voc:VOCdevkit", "2007/trainval+2012/trainval"): (16_551, 20),
+    ("coco:coco", "train"): (117_266, 80),  # of train2017, those with objects that are no crowds
 }
 # The largest numbers of objects in an image, which the data at hand may stay below.
-MOST_OBJECTS = {"coco": coco.MOST, "voc": voc_objects.MOST}
+MOST_OBJECTS = {"coco": coco.MOST, "voc": voc_objects.MOST, "digits": scenes.FIELDS}
+FEW_OBJECTS = 8  # of any other data
 # How far a full-effort estimate may be off: static estimate / reported step time of six public v3 runs
 # (ResNet-50, BiT, SimCLR, ViT-S/16).
 CALIBRATION = (0.5, 1.4)
@@ -163,8 +168,8 @@ def known_facts(config: ConfigDict, images: int) -> Facts:
             first.num_ids + images,
             num_unlabelled=first.num_unlabelled + images,
         )
-    split = "" if data.source == "digits" else data.train_split
-    known = DATA_SETS.get((data.source, "")) or DATA_SETS.get((data.source, split))
+    split = data.annotations if data.source == "digits" else data.train_split
+    known = DATA_SETS.get((data.source, split)) or DATA_SETS.get((data.source, ""))
     total, classes = known or (0, 0)
     total = images or total
     classes = data.num_classes or classes
@@ -199,7 +204,8 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
         return jax.ShapeDtypeStruct((program.config.batch_size, *shape), dtype, sharding=split)
 
     if data.annotations:
-        landscape = annotated.shapes(program.config, MOST_OBJECTS[data.source.partition(":")[0]])[0]
+        objects = MOST_OBJECTS.get(data.source.partition(":")[0], FEW_OBJECTS)
+        landscape = annotated.shapes(program.config, objects)[0]
         return {name: array(*field) for name, field in landscape.items()}
     pixels: dict[str, tuple[int, ...]] = {"image": (data.image_size, data.image_size, data.channels)}
     if data.crop_on == "host":

@@ -6,7 +6,8 @@ measurements add up. Of several measurements of the same thing, the last one cou
 
     python -m ssljax.results FILE ...   # in place: neighbours that differ only in their metric share a line
 
-Such a line has `metrics`, from name to value. It is read as so many measurements.
+Such a line has `metrics`, from name to value. It is read as so many measurements. A run without `versions`
+has those of the run before it.
 """
 
 from __future__ import annotations
@@ -182,6 +183,7 @@ def read(path: Path) -> list[Row]:
     runs: dict[str, Run] = {}
     times: dict[str, str] = {}
     rows: list[Row] = []
+    versions: dict[str, Any] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip():
             continue
@@ -190,7 +192,8 @@ def read(path: Path) -> list[Row]:
             if "metric" in record or "metrics" in record:
                 rows += _joined(runs[record["run"]], times[record["run"]], record)
             else:
-                fields = {**LATER, **record}
+                fields = {**LATER, **versions, **record}
+                versions = {"versions": fields["versions"]}
                 times[record["run"]] = record["time"]
                 runs[record["run"]] = cast(Run, {name: fields[name] for name in RUN})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -274,11 +277,11 @@ def append(path: Path | epath.Path, run: Run, measurements: Sequence[Measurement
     name = identity(run)
     fields: Mapping[str, Any] = {**LATER, **run}
     record = {"run": name, **{field: fields[field] for field in RUN}, "time": now()}
-    start = f'{{"run": "{name}", "experiment"'  # no measurement begins like this
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lines_there = path.read_text().splitlines() if path.exists() else []
-    known = [line for line in lines_there if line.startswith(start)]
+    start = f'{{"run":"{name}","experiment"'  # no measurement begins like this
+    known = [line for line in lines_there if line.replace(" ", "").startswith(start)]
     day = json.loads(known[-1])["time"] if known else record["time"]
     new = [] if known else [json.dumps(record)]
     new += [json.dumps({"run": name, **_said(each, day)}) for each in measurements]
@@ -292,15 +295,23 @@ def append(path: Path | epath.Path, run: Run, measurements: Sequence[Measurement
 def fold(path: Path) -> None:
     """Rewrites a results.jsonl so that neighbours that differ only in metric and value share a line.
 
+    The versions of a run go where they are those of the run before.
+
     Raises:
         ValueError: the file would not be read as before; it is left as it is.
     """
     before = read(path)
     folded: list[dict[str, Any]] = []
+    versions: Any = None
     for line in path.read_text().splitlines():
         record = json.loads(line)
         if "metric" in record:
             record["metrics"] = {record.pop("metric"): record.pop("value")}
+        elif "metrics" not in record:
+            its = record.get("versions", versions)
+            if its == versions:
+                record.pop("versions", None)
+            versions = its
         last = folded[-1] if folded else {}
         new = record.get("metrics", {})
         if new and _rest(record) == _rest(last) and not new.keys() & last["metrics"].keys():
@@ -309,7 +320,7 @@ def fold(path: Path) -> None:
             folded.append(record)
 
     beside = path.with_suffix(".folded")
-    beside.write_text("".join(json.dumps(record) + "\n" for record in folded))
+    beside.write_text("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in folded))
     if read(beside) != before:
         raise ValueError(f"{path} would not be read as before: compare it with {beside}")
     beside.replace(path)

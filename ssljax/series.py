@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from etils import epath
+
 
 class Asked(NamedTuple):
     """One run of the sweep.
@@ -36,12 +38,14 @@ class Steps(NamedTuple):
         evaluate: whether to evaluate.
         judged: flags of `ssljax evaluate` for that.
         trained: further flags of `ssljax train`.
+        results: the file of all measurements; "" for results.jsonl in `workdir`.
     """
 
     workdir: str
     evaluate: bool
     judged: list[str]
     trained: list[str]
+    results: str = ""
 
     def folder(self, run: Asked) -> str:
         """The folder of a run."""
@@ -124,8 +128,8 @@ def one(steps: Steps, run: Asked, label: str) -> str:
         code, last = command(steps.train(run), label, log)
         if code or not last.startswith("done: "):
             return _wrong("train", code, last, folder)
-        judged = Path(folder) / "evaluated"  # the command, once it has succeeded
-        words = steps.judge(run, os.path.join(steps.workdir, "results.jsonl"))
+        judged = epath.Path(folder) / "evaluated"  # the command, once it has succeeded
+        words = steps.judge(run, steps.results or os.path.join(steps.workdir, "results.jsonl"))
         done = judged.exists() and judged.read_text() == shlex.join(words)
         if steps.evaluate and not done:
             code, last = command(words, label, log)

@@ -12,7 +12,7 @@ COCO = (
     (9, 60, 40, [(90, 10, 8, 30, 20, 0)]),
     (2, 40, 64, [(7, 4, 30, 20, 28, 0)]),
     (5, 64, 48, [(3, 0, 0, 16, 48, 0), (7, 40, 10, 20, 12, 1)]),
-    (11, 50, 40, [(7, 5, 5, 40, 20, 1)]),
+    (11, 50, 40, [(7, 5, 5, 30, 20, 1)]),
     (12, 50, 40, []),
     (21, 48, 40, [(7, 8, 10, 24, 20, 0)]),
     (22, 40, 40, [(3, 20, 20, 20, 20, 0)]),
@@ -93,7 +93,7 @@ def voc_image(year: Path, name: str, width: int, height: int, objects) -> None:
         mask[y : y + h, x : x + w] = 255
         mask[y + 1 : y + h - 1, x + 1 : x + w - 1] = one[1]
     numbers = Image.fromarray(mask)
-    numbers.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    numbers.putpalette(np.repeat((np.arange(256) + 5) % 21, 3).tolist())  # greys, which might be numbers too
     numbers.save(year / "SegmentationClass" / f"{name}.png")
 
 

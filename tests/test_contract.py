@@ -137,7 +137,7 @@ def test_bfloat16_is_finite_and_close(case):
 
 def test_encode_gives_float32_features_and_does_not_depend_on_the_rest_of_the_batch(case):
     state = case.on_one_device(case.states[3])
-    images = case.source.images[:4]
+    images = case.images[:4]
     features = np.asarray(case.one.encode(state.params, state.model_state, state.extra, images))
     alone = np.asarray(case.one.encode(state.params, state.model_state, state.extra, images[2:3]))
     assert features.dtype == np.float32 and features.ndim == 2 and len(features) == 4

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from configs.simclr import get_config
-from ssljax import cli
+from ssljax import cli, finetune
 from ssljax.__main__ import HEAVY, VERBS
-from ssljax.data import sources
+from ssljax.data import sources, transfer
 from ssljax.program import build
 from ssljax.run.folder import RunFolder
 from tests.processes import ROOT
@@ -56,6 +56,10 @@ def test_the_commands_of_the_pages_name_what_exists():
         if verb in HEAVY and any(word.partition("=")[0] == "--config" for word in words):
             cli.load(verb, words)  # refuses a config, a preset or a setting that is not there
             checked += 1
+        if verb == "finetune":
+            flags, overrides = finetune.asked(words)
+            assert set(flags.sets.split(",")) <= {"all", *transfer.SETS}
+            cli.load(verb, ["--config", "transfer:own", *overrides])
     assert checked > 40
 
 

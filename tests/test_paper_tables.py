@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ssljax.data.transfer import SETS
+
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(path.parent.name for path in ROOT.glob("experiments/*/paper.json"))
 
@@ -36,6 +38,11 @@ ROWS = [
     ("deepcluster", "retrieval", "Wang et al.", [None, None], ""),
     ("deepcluster", "retrieval", "DeepCluster", [61.0, 72.0], "imagenet_vgg16"),
     ("deepcluster", "detection", "**DeepCluster**", [55.4, 65.9], ""),
+    ("moco", "voc", "random init.", [60.2, 33.8, 33.1], "voc_random"),
+    ("moco", "voc", "supervised, IN-1M", [81.3, 53.5, 58.8], "voc_supervised"),
+    ("moco", "voc", "MoCo v1, IN-1M", [81.5, 55.9, 62.6], "voc_v1"),
+    ("moco", "voc", "MoCo v1, IG-1B", [82.2, 57.2, 63.7], ""),
+    ("moco", "voc", "MoCo v2, 800 epochs", [82.5, 57.4, 64.0], "voc_v2_e800"),
 ]
 
 
@@ -69,10 +76,36 @@ def test_every_layer_of_alexnet_is_filled_by_the_papers_own_probe(name, network)
     assert random["changed"] == {"init_from": ""}
 
 
+def test_the_lectures_tables_of_transfer_have_a_protocol_per_column():
+    """SimCLR's, BYOL's and MoCo's, and DeepCluster's but for its detectors."""
+    for experiment, table, text in (
+        ("simclr", "transfer_linear", ""),
+        ("simclr", "transfer_finetuned", ""),
+        ("simclr", "transfer_r50", ""),
+        ("byol", "transfer", "(linear)"),
+        ("byol", "transfer", "(fine-tuned)"),
+    ):
+        rows = next(t for t in tables(experiment) if t["id"] == table)["rows"]
+        found = [row for row in rows if text in row["name"]]
+        for row in found:
+            kind = "finetuned" if "uned" in row["name"] or table == "transfer_finetuned" else "transfer"
+            metrics = {match["protocol"]: match["metric"] for match in row["match"]}
+            assert metrics == {f"{kind}_{name}": data.metric for name, data in SETS.items()}, row["name"]
+            multilabel = {match["protocol"] for match in row["match"] if match["features"] == "multilabel"}
+            assert multilabel == ({"finetuned_voc2007"} if kind == "finetuned" else set())
+    _, row = row_of("deepcluster", "voc", "DeepCluster, ImageNet")
+    measured = [(match["protocol"], match["metric"], match["preset"]) for match in row["match"]]
+    assert measured[:2] == [("finetuned_voc2007", "map_step", f"voc_alexnet_{p}") for p in ("fc6_8", "all")]
+    assert measured[4:] == [("segmentation", "mIoU", f"masks_alexnet_{p}") for p in ("fc6_8", "all")]
+    assert "Open: detection with an AlexNet" in row_of("deepcluster", "voc", "best competitor")[0]["note"]
+
+
 def measured_by(command):
     """The presets under which the evaluations of a command file their results; loops give a pattern."""
     found = set()
     for part in re.split(r"&&|;", command):
+        if "ssljax finetune" in part:
+            found.add(re.search(r"--config\.preset=(\S+)", part)[1])
         if named := re.search(r"ssljax evaluate --config configs/\w+\.py:(\S+)", part):
             renamed = re.search(r"--config\.(?:\w+\.)?preset=(\S+)", part)
             found.add(re.sub(r"\$\{\w+\}", ".*", renamed[1] if renamed else named[1]))

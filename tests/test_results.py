@@ -129,6 +129,7 @@ def test_neighbours_share_a_line_and_are_read_as_before(tmp_path):
     assert results.read(file) == before
     lines = file.read_text().splitlines()
     assert [line.count("top") for line in lines] == [0, 2, 2, 0, 2, 2]
+    assert [number for number, line in enumerate(lines) if "versions" in line] == [0]
     results.fold(file)
     assert file.read_text().splitlines() == lines
 

@@ -27,6 +27,12 @@ SLOW = {
     "optim.warmup_epochs": 0
 }  # a warm-up would be longer than the run; DeepCluster, CMC, CPC and the baseline have none
 RESNET = {"model.name": "one_block", "model.width": 0.125, "model.stem": "imagenet"}
+# Methods that learn from annotated images: two steps, judged by what they find.
+ANNOTATED = {
+    "detection": {"annotated.long_side": 32, "detector.precise_bn": 1},
+    "segmentation": {},
+}
+FEW = {"batch_size": 8, "steps": 2, "log_every": 1, "checkpoint.every_steps": 1, "model.width": 0.125}
 OTHER_NETWORKS = ("deit", "dvae", "beit", "noisy_student", "cpc")  # methods whose presets have no ResNet
 OWN = {
     "dvae": {"model.hidden": 8},
@@ -74,7 +80,7 @@ class Without(PathFinder):
 
 
 def digits(method: str, workdir: Path) -> None:
-    """Train every stage of the method's digits preset, and evaluate the last by kNN."""
+    """Train every stage of the method's digits preset, and evaluate the last, by kNN if it can be."""
     from ssljax import evaluate, train
 
     config = importlib.import_module(f"configs.{method}").get_config("digits")
@@ -84,9 +90,11 @@ def digits(method: str, workdir: Path) -> None:
         shared = shared | SLOW
     settings = {f"{stage}{name}": value for stage in stages for name, value in shared.items()}
     settings |= OWN.get(method, {})
+    if method in ANNOTATED:
+        settings = FEW | SLOW | ANNOTATED[method]
     argv = [f"--config=configs/{method}.py:digits", f"--workdir={workdir}", *flags(settings)]
     train.main(argv)
-    evaluate.main([*argv, "--protocols=knn"])
+    evaluate.main([*argv, f"--protocols={method if method in ANNOTATED else 'knn'}"])
 
 
 def photographs(root: Path) -> None:

@@ -10,7 +10,7 @@ the views, `keys_networks` those of the networks and the methods. None of them i
 
 from __future__ import annotations
 
-from ssljax.config.keys_annotated import ANNOTATED_KEYS
+from ssljax.config.keys_annotated import ANNOTATED_EVALUATE, ANNOTATED_KEYS
 from ssljax.config.keys_beit import BEIT_KEYS, TOKENS
 from ssljax.config.keys_cmc import CMC_KEYS
 from ssljax.config.keys_cpc import CPC_KEYS, TRAINS
@@ -333,6 +333,7 @@ KEYS = {
         *METHOD,
         *OPTIM,
         *EVALUATE,
+        *ANNOTATED_EVALUATE,
         *BEIT_KEYS,
         *CMC_KEYS,
         *CPC_KEYS,

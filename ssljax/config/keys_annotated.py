@@ -33,9 +33,10 @@ ANNOTATED_KEYS = (
     Key(
         "annotated.long_side",
         1333,
-        "the longer side is at most this; equal to the largest shorter side: all images lie in squares",
+        "the longer side is at most this; boxes: where it is the largest shorter side, all images are in "
+        "squares",
         SIDE,
-        BOXES,
+        BOXES | MASKS,
     ),
     Key(
         "annotated.scales",
@@ -52,6 +53,9 @@ ANNOTATED_KEYS = (
         SIDE,
         MASKS,
     ),
+)
+
+ANNOTATED_EVALUATE = (
     Key(
         "evaluate.detection_rules",
         "data",

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssljax.data import damage, folder
+from ssljax.data import damage, decode, folder
 from ssljax.data.source import Source, digest
 
 log = logging.getLogger(__name__)
@@ -268,9 +268,26 @@ def _of_files(
         )
     files = [picture.file for picture in pictures]
     of_file = dict(zip(files, pictures, strict=True))
+    skipped: tuple[str, ...] = ()
+    if (
+        data.on_bad_image == "skip"
+    ):  # another image cannot take the place of one that turns out to be bad later
+        found = decode.threaded(lambda i: _problem(files[i]), len(files), threads=os.cpu_count() or 1)
+        good, skipped = decode.settle(found, files.__getitem__, "skip")
+        files = [files[i] for i in good]
     none = np.full(len(files), -1, np.int32)
     source = folder.of_files(data, data.source, split, root, files, none, list(classes))
+    source = dataclasses.replace(source, skipped=skipped + source.skipped)
     return source, [of_file[file] for file in files]  # `of_files` takes out what cannot be read
+
+
+def _problem(file: str) -> str:
+    """What is wrong with an image, which is decoded whole; "" if nothing is."""
+    try:
+        decode.opened(damage.read(file), 3)
+    except Exception as error:  # as in `decode.decode_all`
+        return decode.reason(error, file)
+    return ""
 
 
 def _summed(source: Source, *arrays: np.ndarray) -> Source:

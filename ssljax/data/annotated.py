@@ -7,7 +7,8 @@ portraits, so a step is compiled twice; in squares (long_side equal to the large
 
 Masks, training: a random factor between `annotated.scales`, a square of `annotated.crop` pixels, a flip.
 Where the image is smaller than the square, there are the mean colour and the class 255. Evaluation: whole
-images at their own size, each in a square of `annotated.test_side` pixels.
+images at their own size, each in a square of `annotated.test_side` pixels. Images whose longer side exceeds
+`annotated.long_side` are shrunk to that before all else, and measured so.
 
 Every draw is a function of (seed, pass, id of the image), and a batch one of (seed, step), see
 `sampler.oriented`. So a run goes on as if it had not stopped, and any number of hosts gets the same stream.
@@ -228,11 +229,10 @@ def _for_boxes(source: Source, position: int, config: ConfigDict, draw: np.ndarr
 
 def _cropped(source: Source, position: int, config: ConfigDict, draw: np.ndarray) -> Example:
     """A random square of a randomly scaled image, and its mask."""
-    image, mask = with_mask(source, position)
-    original = image.shape[:2]
+    image, mask, original = _shrunk(source, position, config)
     low, high = config.annotated.scales
     scale = low + draw[0] * (high - low)
-    size = (int(original[0] * scale + 0.5), int(original[1] * scale + 0.5))
+    size = (int(image.shape[0] * scale + 0.5), int(image.shape[1] * scale + 0.5))
     side = config.annotated.crop
     fill = np.rint(255.0 * np.array(config.augment.mean)).astype(np.uint8)
     image, mask = geometry.cropped(
@@ -244,20 +244,34 @@ def _cropped(source: Source, position: int, config: ConfigDict, draw: np.ndarray
 
 
 def _whole(source: Source, position: int, config: ConfigDict) -> Example:
-    """A whole image at its own size, and its mask."""
-    image, mask = with_mask(source, position)
+    """A whole image at its own size, or shrunk to `annotated.long_side`, and its mask."""
+    image, mask, original = _shrunk(source, position, config)
     size = image.shape[:2]
     side = config.annotated.test_side
     if max(size) > side:
         raise ValueError(
             f"{source.describe(position)} is {size[1]} wide and {size[0]} high, and whole images lie in "
-            f"squares of annotated.test_side={side} pixels: set --config.annotated.test_side={max(size)}"
+            f"squares of annotated.test_side={side} pixels: set --config.annotated.test_side={max(size)}, or "
+            f"shrink all images to that with --config.annotated.long_side={side}"
         )
     square = (side, side)
     return {
         "image": geometry.padded(image, square),
         "mask": geometry.padded(mask, square, IGNORED),
-    } | _numbers(source, position, size, size)
+    } | _numbers(source, position, size, original)
+
+
+def _shrunk(
+    source: Source, position: int, config: ConfigDict
+) -> tuple[np.ndarray, np.ndarray, geometry.Size]:
+    """An image whose longer side is at most `annotated.long_side`, its mask, and its size before."""
+    image, mask = with_mask(source, position)
+    height, width = image.shape[:2]
+    factor = config.annotated.long_side / max(height, width)
+    if factor >= 1.0:
+        return image, mask, (height, width)
+    size = (max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1))
+    return geometry.resized(image, size), geometry.resized_mask(mask, size), (height, width)
 
 
 def _numbers(source: Source, position: int, size: geometry.Size, original: geometry.Size) -> Example:

@@ -257,7 +257,8 @@ def readable(source: Source, data: ConfigDict) -> Source:
         source: any split.
         data: reads `on_bad_image` and `channels`.
     """
-    if source.images is not None or data.on_bad_image != "skip":  # digits have no such setting
+    in_memory = source.images is not None or data.source == "digits"  # which has no such setting
+    if in_memory or data.on_bad_image != "skip":
         return source
 
     def problem(i: int) -> str:

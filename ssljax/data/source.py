@@ -76,7 +76,7 @@ class Source:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, of labels, boxes or masks; 0 if no example has any of them."""
+        """Number of classes; 0 if no example has a label, several of them, boxes or a mask."""
         if "labels" in self.targets:
             return self.targets["labels"].shape[1]
         annotated = "boxes" in self.targets or self.mask_of is not None

@@ -36,6 +36,7 @@ from ssljax.data import (
     folder,
     records,
     sampler,
+    scenes,
     transfer,
     view_folders,
     voc,
@@ -122,10 +123,12 @@ def annotated(data: ConfigDict, split: str) -> Source:
         ValueError: the data have no such annotations, or a setting is about labels.
     """
     kind, _, argument = data.source.partition(":")
+    if data.source == "digits":
+        return scenes.load(data, split)
     if kind not in ANNOTATED or not argument:
         raise ValueError(
             f"data.annotations={data.annotations!r} needs images with {data.annotations}, and data.source="
-            f"{data.source!r} has none: use coco:PATH or voc:PATH"
+            f"{data.source!r} has none: use coco:PATH, voc:PATH or digits"
         )
     if not data.annotations:
         raise ValueError(

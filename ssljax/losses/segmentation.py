@@ -37,5 +37,5 @@ def pixel_cross_entropy(logits: jax.Array, labels: jax.Array, *, per_image: bool
 def pixel_accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of the pixels with a class whose largest logit is that class, in the whole batch: float32 []."""
     counts = labels != IGNORED
-    right = counts & (jnp.argmax(logits, axis=-1) == labels)
+    right = counts & (jnp.argmax(logits, axis=-1) == labels.astype(jnp.int32))
     return right.sum().astype(jnp.float32) / jnp.maximum(counts.sum(), 1).astype(jnp.float32)

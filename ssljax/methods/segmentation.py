@@ -37,7 +37,15 @@ def segmentation(config: ConfigDict, facts: Facts) -> Method:
     """Build semantic segmentation as pure functions.
 
     `params` holds encoder and head; there is no extra state.
+
+    Raises:
+        ValueError: the images have no masks, or the backbone is of no family that has a segmentation network.
     """
+    if config.data.annotations != "masks":
+        raise ValueError(
+            f"segmentation learns from masks, and config.data.annotations is {config.data.annotations!r}: "
+            "set --config.data.annotations=masks, with a source that has them"
+        )
     size = config.data.image_size
     image_shape = (size, size, config.data.channels)
 
@@ -88,6 +96,5 @@ def segmentation(config: ConfigDict, facts: Facts) -> Method:
         predict=predict,
         still=still if some_stay else None,
         num_views=1,
-        needs_labels=True,
         separable=per_image and not models.draws(config.model),
     )

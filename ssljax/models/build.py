@@ -297,6 +297,11 @@ def two_stage_detector(model: ConfigDict, settings: ConfigDict, classes: int) ->
             f"config.{what}: a detector needs one residual network, whose last group runs on regions: set "
             f"model.name to one of {', '.join(BACKBONES)}"
         )
+    if len(net.layers) < 2:
+        raise ValueError(
+            f"config.model.name={model.name} has one group of blocks, and a detector runs the last on "
+            "regions and those before it on images: use a network of several"
+        )
     sizes = tuple(settings.anchor_sizes)
     anchors = len(sizes) * len(RATIOS)
     return Detector(

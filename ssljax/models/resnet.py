@@ -332,7 +332,7 @@ class ResNet(nn.Module):
             if not first <= group <= last:
                 continue
             is_last = group == len(self.layers)
-            group_stride = self.last_stride if is_last else min(group, 2)
+            group_stride = self.last_stride if is_last and group > 1 else min(group, 2)
             group_conv = partial(make_conv, dilation=self.last_dilation) if is_last else make_conv
             for index in range(1, blocks + 1):
                 stride = group_stride if index == 1 else 1
@@ -381,6 +381,6 @@ class ResNet(nn.Module):
 def stride_of(net: ResNet, group: int) -> int:
     """Pixels of the image per cell of the map after a group; 0 is the stem."""
     stem = 1 if net.stem == "cifar" else 4
-    if group == len(net.layers):
+    if group == len(net.layers) > 1:
         return stem * 2 ** (group - 2) * net.last_stride
     return stem * 2 ** max(group - 1, 0)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from ssljax.pictures import figures
+from ssljax.pictures.findings import found_block
 from ssljax.pictures.page import Block
 from ssljax.pictures.tables import Group, data_name
 
@@ -37,6 +38,7 @@ def drawn(path: Path, data: str, slug: str, folder: Path, skip: Sequence[str] = 
         ("attention", "attention", attention_block),
         ("reconstruction", "reconstruction", reconstruction_block),
         ("clusters", "cluster", clusters_block),
+        ("found", "found", found_block),
     )
     blocks = [
         block(g, names, data, slug, folder) for kind, field, block in kinds if field in g and kind not in skip

@@ -27,7 +27,11 @@ TITLES = {
     "imagenet_a": "ImageNet-A",
 }
 # The columns of metrics other than accuracy. Those left out always come with one that is shown.
-UNSHOWN = ("top1", "top5", "clean_error", "relative_mce")
+UNSHOWN = (
+    *("top1", "top5", "clean_error", "relative_mce", "class_accuracy"),
+    *("AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+)
 METRICS = {
     ("knn", "top1_k1"): "kNN, k=1",
     ("knn", "top1_k20"): "kNN, k=20",
@@ -42,6 +46,11 @@ METRICS = {
     ("reconstruction", "psnr"): "PSNR, dB",
     ("reconstruction", "bits"): "bits per token",
     ("reconstruction", "codebook_usage"): "codes used, %",
+    ("detection", "AP"): "AP",
+    ("detection", "AP50"): "AP50",
+    ("detection", "AP75"): "AP75",
+    ("segmentation", "mIoU"): "mIoU",
+    ("segmentation", "pixel_accuracy"): "pixels, %",
 }
 GROUP = ("experiment", "preset", "stage", "data", "epochs", "train_images", "config_hash", "data_checksum")
 # The fields that tell groups with the same title apart, and their names for readers.
@@ -328,19 +337,22 @@ def measured(
 ) -> tuple[list[Row], str]:
     """The rows that fill one cell of a paper's table, and a note on how they were chosen.
 
-    Only runs of the preset count, with exactly the changes that the table's row asks for. If the preset
+    Only runs of the preset count, with exactly the changes that the table's row asks for, or with any if it
+    says so: fine-tuned runs differ in where they start and in what was searched. If the preset
     itself has changed between commits, the newest group counts, and the note says so. Of a preset with stages
     the last one counts, unless `match` names a `stage`.
 
     Args:
         known: the groups to choose from.
         match: the values that the measurements must have.
-        row: a row of the paper's table, with `preset` (unless `match` has it) and optionally `changed`.
+        row: a row of the paper's table, with `preset` (unless `match` has it) and optionally `changed`:
+            setting -> value, or "any".
     """
     wanted = {"stage": "", **match}
     if "preset" in row:
         wanted = {"preset": row["preset"], **wanted}
-    found = [pick(group.rows, **wanted) for group in known if group.changed == row.get("changed", {})]
+    changed = row.get("changed", {})
+    found = [pick(group.rows, **wanted) for group in known if changed in ("any", group.changed)]
     found = [rows for rows in found if rows]
     if not found:
         return [], ""

@@ -98,6 +98,12 @@ class Case:
             self.states.append(state)
             self.metrics.append(metrics)
 
+    @property
+    def images(self):
+        """Images as evaluation reads them, of sources that hold them; those of the first batch otherwise."""
+        held = self.source.images
+        return np.asarray(self.batches[0]["image"]) if held is None else held
+
     def on_one_device(self, tree):
         return jax.device_put(jax.tree.map(np.asarray, tree), sharding.whole(self.one.mesh))
 

@@ -201,6 +201,21 @@ def test_masks_are_numbers_and_not_colours(voc, coco):
     assert mask[10, 15] == 3 and mask[0, 0] == 0 and (mask[-2:] == 255).all()
 
 
+def test_masks_of_sbd_lie_in_a_folder_of_their_own(tmp_path):
+    year = tmp_path / "VOC2012"
+    scenes.voc_image(year, "2008_1", 40, 30, [("cat", 8, 5, 5, 20, 20, 0)])
+    scenes.voc_image(year, "2008_2", 40, 30, [("dog", 12, 5, 5, 20, 20, 0)])
+    (year / "SegmentationClassAug").mkdir()
+    (year / "SegmentationClass" / "2008_2.png").rename(year / "SegmentationClassAug" / "2008_2.png")
+    (year / "ImageSets" / "Segmentation").mkdir(parents=True)
+    lines = [f"/JPEGImages/2008_{i}.jpg /SegmentationClassAug/2008_{i}.png\n" for i in (1, 2)]
+    (year / "ImageSets" / "Segmentation" / "train_aug.txt").write_text("".join(lines))
+    c = recipe(f"voc:{tmp_path}", "masks")
+    c.data.train_split = "2012/train_aug"
+    source = sources.load(c.data, "train")
+    assert [int(source.mask_of(i)[10, 10]) for i in range(2)] == [8, 12]
+
+
 # -------------------------------------------------------------------------------------------------- batches
 
 
@@ -326,6 +341,25 @@ def test_a_bad_box_is_named_or_left_out_on_request(box, words, caplog):
     assert words in caplog.text
 
 
+def test_unreadable_images_are_left_out_on_request(tmp_path):
+    root = scenes.voc(tmp_path)
+    file = root / "VOC2007" / "JPEGImages" / "000012.jpg"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:400] + bytes(len(whole) - 402) + whole[-2:])  # its ends look complete
+    for what in ("boxes", "masks"):
+        c = recipe(f"voc:{root}", what)
+        c.data.train_split = "2007/trainval"
+        c.batch_size = 1
+        with pytest.raises(ValueError, match="000012.jpg cannot be read as an image.*on_bad_image=skip"):
+            list(itertools.islice(loader.train_batches(sources.load(c.data, "train"), c), 2))
+        c.data.on_bad_image = "skip"
+        source = sources.load(c.data, "train")
+        assert len(source) == 1 and source.skipped == (str(file),)
+        batch = next(loader.train_batches(source, c))
+        assert batch["original"].tolist() == [[50, 40]]
+        assert what == "masks" or batch["classes"].tolist() == [[0]]
+
+
 def test_what_is_wrong_with_the_data_is_named(coco, voc, tmp_path):
     def refused(c, match, error=ValueError, split="train"):
         with pytest.raises(error, match=match):
@@ -345,7 +379,7 @@ def test_what_is_wrong_with_the_data_is_named(coco, voc, tmp_path):
     c.augment.jitter_probability = 0.8
     refused(c, "augment.jitter_probability=0.8.*must be 0.0")
     c = boxes_of(coco)
-    c.data.source = "digits"
+    c.data.source = "fashion_mnist"
     refused(c, "data.annotations='boxes' needs images with boxes.*coco:PATH or voc:PATH")
     c = boxes_of(coco)
     c.data.annotations = ""
@@ -354,6 +388,23 @@ def test_what_is_wrong_with_the_data_is_named(coco, voc, tmp_path):
     c = recipe(f"coco:{coco}", "masks", test_side=48)
     with pytest.raises(ValueError, match="64 high.*annotated.test_side=64"):
         next(annotated.eval_batches(sources.load(c.data, "test"), c, batch_size=2))
+
+    root = scenes.coco(tmp_path / "coco")
+    text = (root / "instances_train.json").read_text()
+    for old, new, words in (
+        (
+            '"category_id": 90',
+            '"category_id": 91',
+            "annotation 1 has category_id=91, which the file does not",
+        ),
+        ('"image_id": 9,', '"image_id": 8,', "annotation 1 has image_id=8"),
+        ('"bbox": [10, 8, 30, 20]', '"bbox": [10, 8]', "annotation 1 has no bbox of four numbers"),
+        ('"bbox": [10, 8, 30, 20]', '"bbox": [10, 8, 30, 0]', r"box x1, y1, x2, y2 = 10, 8, 40, 8 \(bus\)"),
+        ('"categories"', '"kinds"', "has no categories"),
+    ):
+        assert old in text
+        (root / "instances_train.json").write_text(text.replace(old, new))
+        refused(boxes_of(root), f"instances_train.json.*{words}")
 
     root = scenes.voc(tmp_path / "voc")
     record = root / "VOC2007" / "Annotations" / "000012.xml"

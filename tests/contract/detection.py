@@ -1,0 +1,15 @@
+"""Detection's contract: scenes in squares, so that all batches have one shape.
+
+Every limit exceeds its candidates. Otherwise rounding could decide what is drawn, and one device would not
+compute what eight compute.
+"""
+
+SMALL = {
+    "annotated.long_side": 32,
+    "model.stem": "cifar",
+    "detector.anchor_sizes": (8.0, 12.0),
+    "detector.anchors": 4096,
+    "detector.regions": 64,
+    "detector.train_before": 4096,
+    "detector.train_after": 40,
+}
