@@ -3542,7 +3542,7 @@ FASTER_RCNN = [
         "regions, weights=HEAD_WEIGHTS)",
         "regions, weights=RPN_WEIGHTS)",
         "the box head's deltas are not scaled by 10, 10, 5, 5",
-        f"{T_DETECTOR}::test_losses_and_statistics_equal_detectron2s",
+        f"{T_DETECTOR}::test_what_the_box_head_should_say_of_a_proposal_by_hand",
     ),
     Mutation(
         "background_is_the_first_class",

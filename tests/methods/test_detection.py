@@ -12,7 +12,14 @@ from ssljax import config as configs
 from ssljax import models
 from ssljax.accumulate import make_gradient
 from ssljax.data import views
-from ssljax.methods.detection import detection, detections, label_anchors, losses_of, outputs
+from ssljax.methods.detection import (
+    detection,
+    detections,
+    draw_regions,
+    label_anchors,
+    losses_of,
+    outputs,
+)
 from ssljax.models import detector as nets
 from ssljax.models.boxes import anchors
 from ssljax.types import Facts, TrainState
@@ -253,11 +260,27 @@ def test_anchors_outside_the_image_are_never_drawn_and_a_box_they_match_best_is_
     """By hand: four cells of stride 16 in a row, of which the image has two."""
     grid = anchors(1, 4, stride=16, sizes=(16.0,), ratios=(1.0,))
     inside = jnp.array([True, True, False, False])
-    boxes = jnp.array([[10.0, -8.0, 30.0, 8.0], [0.0, 0.0, 0.0, 0.0]])
+    boxes = jnp.array([[17.0, -8.0, 32.0, 8.0], [0.0, 0.0, 0.0, 0.0]])
     targets, labels = label_anchors(grid, inside, boxes, jnp.array([4, -1]))
-    # Anchor 1 covers x from 8 to 24: an overlap of 14 x 16 of 22 x 16. Anchor 2 would have as much.
+    # Anchor 1 covers x from 8 to 24, an overlap of 7 in 24: too little, but the best. Anchor 2 has 8 in 23.
     np.testing.assert_array_equal(labels, [0, 1, -1, -1])
-    np.testing.assert_allclose(targets[1], [4 / 16, 0, np.log(20 / 16), 0], atol=1e-6)
+    np.testing.assert_allclose(targets[1], [8.5 / 16, 0, np.log(15 / 16), 0], atol=1e-6)
+
+
+def test_what_the_box_head_should_say_of_a_proposal_by_hand():
+    """Deltas are scaled by 10, 10, 5 and 5; true boxes are regions; the last class is the background."""
+    proposals = jnp.array([[0.0, 0.0, 20.0, 20.0], [40.0, 40.0, 50.0, 50.0], [0.0, 0.0, 20.0, 20.0]])
+    exists = jnp.array([True, True, False])
+    boxes = jnp.array([[2.0, 0.0, 18.0, 20.0], [0.0, 0.0, 0.0, 0.0]])
+    settings = config_of(detector__regions=16).detector
+    found = draw_regions(
+        jax.random.key(0), proposals, exists, boxes, jnp.array([1, -1]), settings=settings, background=3
+    )
+    np.testing.assert_array_equal(found["weights"], [1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(found["classes"][:3], [1, 1, 3])
+    np.testing.assert_array_equal(found["boxes"][:3], [proposals[0], boxes[0], proposals[1]])
+    expected = [[0, 0, 5 * np.log(16 / 20), 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(found["targets"][:2], expected, atol=1e-5)
 
 
 def test_the_networks_of_the_paper_have_its_number_of_parameters():
