@@ -137,8 +137,8 @@ def coco_small() -> ConfigDict:
 def digits() -> ConfigDict:
     """Scenes of up to three of scikit-learn's digits, on the network of configs/simclr.py:digits [X].
 
-    It takes three minutes on two CPU cores, and has a mIoU of 70 on the held-out scenes. After ten epochs it is
-    still 10.
+    It takes three minutes on two CPU cores, and has a mIoU of 70 on the held-out scenes. After ten epochs it
+    is still 10.
     """
     c = small(config.base())
     c.data.update(source="digits")
