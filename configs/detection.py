@@ -90,8 +90,8 @@ def coco_small() -> ConfigDict:
     c = faster_rcnn(config.base())
     c.data.update(source="coco:coco_small", categories=LARGE)
     c.annotated = dict(short_sides=(128,), test_short_side=128, long_side=128)
-    c.steps = 400
-    c.epochs = 80
+    c.steps = 800
+    c.epochs = 160
     c.batch_size = 8
     c.model.update(
         name="resnet18", width=0.25, stem="cifar", shortcut="simclr", dtype="float32", remat="none"

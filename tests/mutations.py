@@ -3107,7 +3107,7 @@ CMC = [
     ),
     Mutation(
         "crops_of_the_other_network",
-        CMC_CONFIG,
+        "ssljax/config/multiview.py",
         "    c.augment.min_area = 0.08\n",
         "    c.augment.min_area = 0.2\n",
         "AlexNet's crops for a ResNet, in pretraining and in the probe",
@@ -3500,7 +3500,7 @@ FASTER_RCNN = [
         "padding_is_black",
         DETECTOR,
         "x = jnp.where(valid_pixels(valid, *x.shape[1:3]), x, 0.0)",
-        "x = x + 0.0 * valid.sum()",
+        "x = jnp.where(valid_pixels(valid, *x.shape[1:3]), x, x)",
         "padding is black before it is normalised, not zero after it",
         f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
     ),
@@ -4021,6 +4021,47 @@ FINE_TUNING = [
     ),
 ]
 
+# The predictive baseline of CMC: who predicts what, and by which distance.
+PREDICTIVE_FILE = "ssljax/methods/predictive.py"
+DECODER = "ssljax/models/decoder.py"
+T_PREDICTIVE = "tests/methods/test_predictive.py"
+SUM_OF_DIRECTIONS = f"{T_PREDICTIVE}::test_the_loss_is_the_mean_error_of_pixels_summed_over_all_directions"
+
+PREDICTIVE = [
+    Mutation(
+        "a_view_predicts_itself",
+        DECODER,
+        "decoder(parts[source], train=train)",
+        "decoder(parts[target], train=train)",
+        "the decoder sees the view that it should predict",
+        f"{T_PREDICTIVE}::test_a_direction_teaches_the_network_of_its_first_view_and_its_own_decoder",
+    ),
+    Mutation(
+        "absolute_and_squared_error_swapped",
+        PREDICTIVE_FILE,
+        'LOSSES = {"l1": l1, "l2": l2}',
+        'LOSSES = {"l1": l2, "l2": l1}',
+        "predict.loss=l1 is squared error",
+        SUM_OF_DIRECTIONS,
+    ),
+    Mutation(
+        "one_direction_only",
+        PREDICTIVE_FILE,
+        "models.both_ways(models.pairs_of(len(split), config.predict.graph))",
+        "models.pairs_of(len(split), config.predict.graph)",
+        "the last view's network learns nothing",
+        f"{T_PREDICTIVE}::test_the_core_view_predicts_all_others_and_all_others_the_core",
+    ),
+    Mutation(
+        "decoders_of_all_pairs",
+        PREDICTIVE_FILE,
+        "models.pairs_of(len(split), config.predict.graph)",
+        'models.pairs_of(len(split), "full")',
+        "views other than the core predict each other",
+        f"{T_PREDICTIVE}::test_the_core_view_predicts_all_others_and_all_others_the_core",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -4055,6 +4096,7 @@ MUTATIONS = [
     *ANNOTATED,
     *SEGMENTATION,
     *FINE_TUNING,
+    *PREDICTIVE,
 ]
 
 

@@ -22,7 +22,8 @@ def finder(c, facts):
     """Learns a colour per class; finds what is there, but in padded pixels nothing."""
 
     def init(key, batch):
-        return {"encoder": {"w": jax.random.normal(key, (3, facts.num_classes))}}, {"encoder": {}}, ()
+        params = {"encoder": {"w": jax.random.normal(key, (3, facts.num_classes))}}
+        return params, {"encoder": {"finished": jnp.zeros(3, jnp.int32)}}, ()
 
     def loss(params, model_state, extra, batch, key, step):
         height, width = batch["image"].shape[1:3]
@@ -40,7 +41,14 @@ def finder(c, facts):
         score = jnp.where(batch["classes"] >= 0, 0.9, 0.0)
         return {"boxes": batch["boxes"], "scores": score, "classes": batch["classes"]}
 
-    return Method(init=init, loss=loss, predict=predict, separable=True)
+    def finish(state, run):
+        """Count, and note the step and the ids of the first batch."""
+        ids = next(run.batches())["index"].sum()
+        before = state.model_state["encoder"]["finished"][0]
+        noted = jnp.stack([before + 1, state.step, ids])
+        return run.place(state.replace(model_state={"encoder": {"finished": noted}}))
+
+    return Method(init=init, loss=loss, predict=predict, finish=finish, separable=True)
 
 
 @pytest.fixture
@@ -89,6 +97,11 @@ def test_a_run_of_two_shapes_goes_on_where_it_stopped_and_finds_what_is_there(re
     ends = [load_weights(str(tmp_path / name), built.shapes) for name in ("whole", "cut")]
     assert int(ends[0].step) == 8 and set(calls) == {(8, 32, 64, 3), (8, 64, 32, 3)}
     jax.tree.map(np.testing.assert_array_equal, ends[0].params, ends[1].params)
+
+    # What is done after the last step is in its checkpoint, of either run, and done once.
+    for end in ends:
+        finished = end.model_state["encoder"]["finished"]
+        np.testing.assert_array_equal(finished, [1, 8, int(batch["index"].sum())])
 
     # One device computes what eight do.
     alone = program.build(recipe, built.facts, mesh=sharding.make_mesh(1))

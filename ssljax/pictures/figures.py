@@ -32,6 +32,7 @@ NAMES = {
     "deepcluster": "DeepCluster",
     "noisy_student": "Noisy Student",
     "cmc": "CMC",
+    "predictive": "predictive baseline",
     "linear": "frozen network",
 }
 # Colours and markers of the baselines. The method, one per figure, has the first of CLASSES and a circle.

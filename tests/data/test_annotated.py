@@ -380,7 +380,9 @@ def test_what_is_wrong_with_the_data_is_named(coco, voc, tmp_path):
     refused(c, "augment.jitter_probability=0.8.*must be 0.0")
     c = boxes_of(coco)
     c.data.source = "fashion_mnist"
-    refused(c, "data.annotations='boxes' needs images with boxes.*coco:PATH or voc:PATH")
+    refused(c, "data.annotations='boxes' needs images with boxes.*use coco:PATH, voc:PATH or digits")
+    c.data.update(source="digits", categories=("7",))
+    refused(c, "data.categories=\\('7',\\) does not go with data.source=digits: leave it out")
     c = boxes_of(coco)
     c.data.annotations = ""
     refused(c, "set data.annotations='boxes' or 'masks'")

@@ -5,15 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from configs import multilabel as presets
-from ssljax import evaluate, optim
+from ssljax import evaluate, optim, train
 from ssljax.config import resolve
 from ssljax.data import sources
 from ssljax.losses.classification import binary_cross_entropy
 from ssljax.methods import METHODS
 from ssljax.program import build, untrained
 from ssljax.protocols import finetuned
+from ssljax.results import read
 from ssljax.types import Facts
 
 FACTS = Facts(16, 20, 16)
@@ -139,6 +141,40 @@ def test_ties_count_against_positives():
     scores = np.array([[0.5], [0.5], [0.1], [0.9]])
     labels = np.array([[1], [0], [0], [-1]])
     assert finetuned.step_map(scores, labels) == pytest.approx(50.0)
+
+
+@pytest.mark.slow
+def test_a_devkit_is_trained_on_and_judged_by_random_crops(tmp_path):
+    """FC6-8 from files: red images have one class, bright ones the other; some are difficult."""
+    root = tmp_path / "colours"
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4), ("test", 10)):
+        marks = rng.permutation(np.arange(2 * count) % 2).reshape(2, count)
+        for i, (red, bright) in enumerate(marks.T):
+            pixels = np.full((80, 80, 3), 60 + 120 * bright, np.uint8)
+            pixels[:, : 40 * red] = (255, 0, 0)
+            Image.fromarray(pixels).save(root / "JPEGImages" / f"{split}{i}.jpg")
+        for name, row in zip(("bright", "red"), marks[::-1], strict=True):
+            lines = [f"{split}{i} {0 if i == 3 else 2 * mark - 1}\n" for i, mark in enumerate(row)]
+            (root / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines))
+    words = [
+        "--config=configs/multilabel.py:voc_alexnet_fc6_8",
+        *("--config.data.source=transfer:colours", f"--config.data.data_dir={tmp_path}"),
+        *("--config.model.width=0.04", "--config.model.dtype=float32", "--config.data.image_size=64"),
+        *("--config.epochs=2", "--config.batch_size=8", "--config.evaluate.random_crops=2"),
+        f"--workdir={tmp_path}/run",
+    ]
+    train.main(words)
+    evaluate.main(words)
+    rows = read(tmp_path / "run" / "results.jsonl")
+    assert [(row["protocol"], row["metric"], row["n"]) for row in rows] == [
+        ("finetuned_colours", "map", 10),
+        ("finetuned_colours", "map_step", 10),
+    ]
+    assert rows[0]["settings"]["train"] == 16 and rows[0]["settings"]["random_crops"] == 2
+    assert all(0 < row["value"] <= 100 for row in rows)
 
 
 def test_random_crops_are_summed_by_image():
