@@ -137,13 +137,14 @@ def coco_small() -> ConfigDict:
 def digits() -> ConfigDict:
     """Scenes of up to three of scikit-learn's digits, on the network of configs/simclr.py:digits [X].
 
-    It takes two minutes on two CPU cores.
+    It takes three minutes on two CPU cores, and has a mIoU of 70 on the held-out scenes. After ten epochs it
+    is still 10.
     """
     c = small(config.base())
     c.data.update(source="digits")
     c.annotated = dict(scales=(1.0, 1.0), crop=48, test_side=48)
     c.augment.flip = False
-    c.epochs = 10
+    c.epochs = 30
     c.batch_size = 16
     c.model.name = "resnet8"
     c.fcn = dict(mean_over="pixels", channels=64, dilation=2)
