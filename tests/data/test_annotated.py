@@ -288,6 +288,26 @@ def test_a_mask_moves_with_its_image(coco):
     assert there > 10
 
 
+def test_a_longest_side_shrinks_masks_in_training_as_in_evaluation(coco):
+    """Without a random scale, and with squares of that side, the two see the same pixels and classes."""
+    c = recipe(f"coco:{coco}", "masks", long_side=24, scales=(1.0, 1.0), crop=24, test_side=24)
+    c.augment.flip = False
+    source = sources.load(c.data, "test")
+    for position in range(len(source)):
+        ((batch, _),) = annotated.eval_batches(source.select([position]), c, batch_size=1)
+        height, width = batch["size"][0]
+        assert max(height, width) == 24 < batch["original"].max()
+        image, mask = annotated.with_mask(source, position)
+        np.testing.assert_array_equal(
+            batch["mask"][0, :height, :width], geometry.resized_mask(mask, (height, width))
+        )
+        example = annotated.training_example(source, position, c, 0)
+        np.testing.assert_array_equal(
+            np.sort(example["mask"][example["mask"] != 255]),
+            np.sort(batch["mask"][0][batch["mask"][0] != 255]),
+        )
+
+
 def test_evaluation_sees_every_image_once_and_repeats_fill_the_last_batch(coco):
     c = boxes_of(coco, test_short_side=32)
     source = sources.load(c.data, "test")
