@@ -169,9 +169,17 @@ def key(config: ConfigDict, topology: str) -> str:
 
 
 def compiled() -> dict[str, dict[str, Any]]:
-    """key -> line. A later line with the same key replaces an earlier one."""
-    lines = LINES.read_text().splitlines() if LINES.exists() else []
-    return {line["key"]: line for line in map(json.loads, lines)}
+    """key -> line. A later line with the same key replaces an earlier one.
+
+    A line without versions has those of the line before it.
+    """
+    found = {}
+    versions: dict[str, str] = {}
+    for text in LINES.read_text().splitlines() if LINES.exists() else []:
+        line = {"versions": versions, **json.loads(text)}
+        versions = line["versions"]
+        found[line["key"]] = line
+    return found
 
 
 def compile_one(config: ConfigDict, topology: str, full: bool) -> None:
@@ -181,7 +189,7 @@ def compile_one(config: ConfigDict, topology: str, full: bool) -> None:
         found = found._replace(advice=plan.advise(config, slices.parse(topology), 0))
     line = {"key": key(config, topology), **plan.made_by(), **plan.plain(found)}
     with LINES.open("a") as out:
-        out.write(json.dumps(shortened(line)) + "\n")
+        out.write(json.dumps(shortened(line), separators=(",", ":")) + "\n")
 
 
 def shortened(line: dict[str, Any]) -> dict[str, Any]:

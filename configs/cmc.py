@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 from ssljax import config
 
-LAB = ("luminance", "chrominance")
 # Name -> width of each view's ResNet-50, and the learning rate of the linear probe [C].
 RESNETS = {"imagenet_r50_v1": (0.5, 30.0), "imagenet_r50_v2": (1.0, 30.0), "imagenet_r50_v3": (2.0, 50.0)}
 # Linear evaluation: the first stage of each, and the layer that is probed.
@@ -55,15 +54,7 @@ PRESETS = (
 
 def cmc(c: ConfigDict) -> ConfigDict:
     """CMC on a data set of colour images: L and ab, one crop. Each preset chooses its own optimizer."""
-    c.method = c.name = "cmc"
-    c.views = dict(one=dict())
-    c.augment.update(
-        crop="torchvision",
-        min_area=0.2,  # [C]; 0.08 for ResNets on ImageNet
-        color_space="lab",  # [C]
-    )
-    c.model.update(split=LAB)
-    c.zero_init_residual = False
+    c = config.multiview.colours(c, "cmc")
     c.head = dict(dim=128)  # [C]
     c.loss = dict(temperature=0.07)  # [C]
     c.contrast = dict(
@@ -76,40 +67,12 @@ def cmc(c: ConfigDict) -> ConfigDict:
         momentum=0.5,  # [C]
         z="first_batch",  # [C]
     )
-    c.bn = dict(groups=1)
-    return c
-
-
-def sgd(c: ConfigDict, rate: float, decay: float = 1e-4) -> ConfigDict:
-    """Momentum 0.9, weight decay of every parameter, and a rate as it stands that falls by a cosine."""
-    c.optim = dict(
-        name="torch_sgd",
-        learning_rate=rate,
-        scaling="none",
-        momentum=0.9,
-        weight_decay=decay,
-        milestones=(),
-    )
     return c
 
 
 def released(c: ConfigDict) -> ConfigDict:
-    """Optimizer and pixels of the released code: a tenth of the rate after 120, 160 and 200 epochs [C]."""
-    c = sgd(cmc(c), 0.03)
-    c.optim.milestones = (120, 160, 200)
-    c.augment.update(**config.TORCHVISION_CROPS)
-    return c
-
-
-def resnet(c: ConfigDict, width: float) -> ConfigDict:
-    """A ResNet-50 per view, with a stem of 64 channels whatever the width is [C].
-
-    The released weights were trained in float16; here it is bfloat16 [X].
-    """
-    c.model.update(name="resnet50", width=width, stem_width=64, shortcut="torchvision")
-    c.model.kernel_init = "he_fan_out"
-    c.augment.min_area = 0.08
-    return c
+    """CMC with the optimizer and the pixels of the released code [C]."""
+    return config.multiview.released(cmc(c))
 
 
 def imagenet_alexnet() -> ConfigDict:
@@ -121,7 +84,7 @@ def imagenet_alexnet() -> ConfigDict:
 
 def imagenet_resnet(width: float) -> ConfigDict:
     """A ResNet-50 per view, four devices of 32 images [C]."""
-    c = resnet(released(config.imagenet(epochs=240, batch_size=128)), width)
+    c = config.multiview.resnet(released(config.imagenet(epochs=240, batch_size=128)), width)
     c.bn.groups = 4
     return c
 
@@ -133,7 +96,7 @@ def cmc_pycontrast() -> ConfigDict:
     smaller by the square root of two, and its cosine ends at 3e-5 and is one epoch ahead [X]. Eight devices
     of 32 images [X].
     """
-    c = resnet(released(config.imagenet(epochs=200, batch_size=256)), 0.5)
+    c = config.multiview.resnet(released(config.imagenet(epochs=200, batch_size=256)), 0.5)
     c.augment.update(
         **config.TORCHVISION_COLOURS,
         color_space="ydbdr",
@@ -150,30 +113,8 @@ def cmc_pycontrast() -> ConfigDict:
 
 
 def linear(pretrain: ConfigDict, rate: float, layer: str) -> ConfigDict:
-    """A preset, then LinearProbing.py: both views' maps, reduced by maxima to at most 9,600 numbers [C].
-
-    It reports the best epoch on the validation images, here it is the last [X].
-
-    Args:
-        pretrain: the preset.
-        rate: the learning rate, not scaled.
-        layer: its maps are probed; empty: the features.
-    """
-    return config.linear(
-        pretrain,
-        batch_size=256,
-        epochs=60,
-        optim=dict(
-            name="torch_sgd",
-            learning_rate=rate,
-            scaling="none",
-            momentum=0.9,
-            weight_decay=0.0,
-            milestones=(30, 40, 50),
-            milestone_factor=0.2,
-        ),
-        probe=dict(layer=layer, layer_dim=9600, pool="adaptive_max") if layer else dict(layer=""),
-    )
+    """A preset, then the released linear probe [C]; `rate` and `layer` are those of `multiview.probe`."""
+    return config.linear(pretrain, **config.multiview.probe(rate, layer))
 
 
 def small_images(c: ConfigDict) -> ConfigDict:
@@ -195,47 +136,32 @@ def cifar10_small() -> ConfigDict:
 
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
-    return sgd(small_images(config.cifar10_small()), 0.12, 5e-4)
+    return config.multiview.sgd(small_images(config.cifar10_small()), 0.12, 5e-4)
 
 
 def folder_small() -> ConfigDict:
     """Your own colour images at 32 pixels, a small network per view, on two CPU cores [X]."""
-    return sgd(small_images(config.folder_small()), 0.12, 5e-4)
+    return config.multiview.sgd(small_images(config.folder_small()), 0.12, 5e-4)
 
 
 def grey(c: ConfigDict) -> ConfigDict:
     """Grey images have no colours: the views are intensity, gradient and low resolution [X]."""
-    c = small_images(c)
-    c.augment.color_space = "rgb"
-    c.model.split = ("luminance", "gradient", "low")
-    return c
+    return config.multiview.grey(small_images(c), "luminance", "gradient", "low")
 
 
 def fashion_mnist() -> ConfigDict:
     """Network, batch size and epochs of configs/simclr.py:fashion_mnist, one network per view [X]."""
-    return sgd(grey(config.fashion_mnist()), 0.12, 5e-4)
-
-
-def few_minutes(c: ConfigDict) -> ConfigDict:
-    """What compares views in experiments/cmc: a ResNet-8 per view, 10,000 images, 5 epochs [X]."""
-    c.model.update(name="resnet8", stem="imagenet")
-    c.data.train_per_class = 1000
-    c.epochs = 5
-    c.batch_size = 128
-    c.eval_every_epochs = 0
-    c.checkpoint.best = ""
-    c.evaluate.protocols = ("knn", "linear")
-    return c
+    return config.multiview.sgd(grey(config.fashion_mnist()), 0.12, 5e-4)
 
 
 def cifar10_views() -> ConfigDict:
     """Luminance and colours of CIFAR-10; set --config.model.split for more views."""
-    return few_minutes(cifar10_small())
+    return config.multiview.few_minutes(cifar10_small())
 
 
 def fashion_views() -> ConfigDict:
     """Intensity and gradient of Fashion-MNIST; set --config.model.split for more views."""
-    c = few_minutes(fashion_mnist())
+    c = config.multiview.few_minutes(fashion_mnist())
     c.model.split = ("luminance", "gradient")
     return c
 
@@ -249,7 +175,7 @@ def digits() -> ConfigDict:
     c.augment.crop = "affine"
     c.model.split = ("luminance", "gradient")
     c.bank.negatives = 256
-    return sgd(c, 0.12)
+    return config.multiview.sgd(c, 0.12)
 
 
 def digits_linear() -> ConfigDict:
@@ -262,7 +188,7 @@ def digits_linear() -> ConfigDict:
 
 def folder() -> ConfigDict:
     """Your own photographs, --config.data.source=folder:PATH: a ResNet-50 of half width per view [X]."""
-    c = resnet(released(config.folder()), 0.5)
+    c = config.multiview.resnet(released(config.folder()), 0.5)
     c.optim.milestones = ()
     c.augment.min_area = 0.2
     c.bank.negatives = 1024
@@ -287,7 +213,7 @@ def of_folders(c: ConfigDict) -> ConfigDict:
 
 def views_small() -> ConfigDict:
     """The same for a few hundred images on a CPU: 64 pixels, a ResNet-8 of width 16 per view, softmax [X]."""
-    c = sgd(small_images(config.cifar10_small()), 0.12, 5e-4)
+    c = config.multiview.sgd(small_images(config.cifar10_small()), 0.12, 5e-4)
     c.data.update(image_size=64)
     c.model.update(name="resnet8", stem="imagenet")
     c.bank.negatives = 64

@@ -118,13 +118,15 @@ def small(c: ConfigDict) -> ConfigDict:
 def coco_small() -> ConfigDict:
     """VOC's classes in a few images of COCO at 96 pixels, five minutes on two CPU cores [X].
 
-    For --config.data.train_split='train[:40]' it learns its training images by heart.
+    For --config.data.train_split='train[:40]' it learns its training images by heart: a mIoU of 87 on them,
+    from random weights.
     """
     c = small(config.base())
     c.data.update(source="coco:coco_small", categories=config.VOC_IN_COCO)
     c.annotated = dict(long_side=96, scales=(1.0, 1.0), crop=96, test_side=96)
-    c.steps = 800
-    c.epochs = 160
+    c.augment.flip = False
+    c.steps = 1200
+    c.epochs = 240
     c.batch_size = 8
     c.model.name = "resnet10"
     c.fcn = dict(mean_over="pixels", channels=64, dilation=2)
@@ -135,13 +137,14 @@ def coco_small() -> ConfigDict:
 def digits() -> ConfigDict:
     """Scenes of up to three of scikit-learn's digits, on the network of configs/simclr.py:digits [X].
 
-    It takes two minutes on two CPU cores.
+    It takes three minutes on two CPU cores, and has a mIoU of 70 on the held-out scenes. After ten epochs it
+    is still 10.
     """
     c = small(config.base())
     c.data.update(source="digits")
     c.annotated = dict(scales=(1.0, 1.0), crop=48, test_side=48)
     c.augment.flip = False
-    c.epochs = 10
+    c.epochs = 30
     c.batch_size = 16
     c.model.name = "resnet8"
     c.fcn = dict(mean_over="pixels", channels=64, dilation=2)

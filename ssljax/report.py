@@ -27,6 +27,7 @@ from ssljax import cli, results
 from ssljax.config import flat
 from ssljax.pictures import figures
 from ssljax.pictures.bounds import bound_blocks
+from ssljax.pictures.findings import precision_blocks
 from ssljax.pictures.kept import galleries
 from ssljax.pictures.overview import overview
 from ssljax.pictures.page import Block, markdown, page, renew, terminal
@@ -77,6 +78,7 @@ def group_blocks(group: Group, folder: Path, runs: Sequence[Training], gallery: 
     few = pick(group.rows, metric="top1", protocol="label_fraction")
     if few:
         blocks.append(label_block(group, few, folder))
+    blocks += precision_blocks(group, folder)
     if runs:
         blocks += training_blocks(group.slug, data_name(group.rows[0]["data"]), runs, folder)
     if gallery is not None:

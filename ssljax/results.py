@@ -277,11 +277,11 @@ def append(path: Path | epath.Path, run: Run, measurements: Sequence[Measurement
     name = identity(run)
     fields: Mapping[str, Any] = {**LATER, **run}
     record = {"run": name, **{field: fields[field] for field in RUN}, "time": now()}
-    start = f'{{"run": "{name}", "experiment"'  # no measurement begins like this
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lines_there = path.read_text().splitlines() if path.exists() else []
-    known = [line for line in lines_there if line.startswith(start)]
+    start = f'{{"run":"{name}","experiment"'  # no measurement begins like this
+    known = [line for line in lines_there if line.replace(" ", "").startswith(start)]
     day = json.loads(known[-1])["time"] if known else record["time"]
     new = [] if known else [json.dumps(record)]
     new += [json.dumps({"run": name, **_said(each, day)}) for each in measurements]
@@ -320,7 +320,7 @@ def fold(path: Path) -> None:
             folded.append(record)
 
     beside = path.with_suffix(".folded")
-    beside.write_text("".join(json.dumps(record) + "\n" for record in folded))
+    beside.write_text("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in folded))
     if read(beside) != before:
         raise ValueError(f"{path} would not be read as before: compare it with {beside}")
     beside.replace(path)

@@ -269,6 +269,7 @@ class Method(NamedTuple):
             None: it moves all of them.
         num_views: how many views `config.views` must draw; 0: any number.
         needs_labels: every training image must have a label; a source where one has none is refused.
+        several_labels: it also learns from images with several labels each, `labels` of a batch.
         separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so
             micro-batches may be averaged.
         two_pass: for a loss that is not separable. Where a method is neither, `config.accumulate` is refused.
@@ -297,6 +298,7 @@ class Method(NamedTuple):
     still: Callable[[Pytree], Pytree] | None = None
     num_views: int = 0
     needs_labels: bool = False
+    several_labels: bool = False
     separable: bool = False
     two_pass: TwoPass | None = None
 

@@ -3107,7 +3107,7 @@ CMC = [
     ),
     Mutation(
         "crops_of_the_other_network",
-        CMC_CONFIG,
+        "ssljax/config/multiview.py",
         "    c.augment.min_area = 0.08\n",
         "    c.augment.min_area = 0.2\n",
         "AlexNet's crops for a ResNet, in pretraining and in the probe",
@@ -3912,6 +3912,164 @@ SEGMENTATION = [
     ),
 ]
 
+
+# Fine-tuning, several labels per image, and pictures of retrieval.
+FINE_TUNING = [
+    Mutation(
+        "difficult_is_negative",
+        "ssljax/losses/classification.py",
+        "counts = (labels == 0) | (labels == 1)",
+        "counts = labels == labels",
+        "what is only difficult counts as absent",
+        "tests/methods/test_multilabel.py::test_the_loss_is_deepclusters",
+    ),
+    Mutation(
+        "clipping_counts_what_stands_still",
+        "ssljax/methods/multilabel.py",
+        "jax.lax.stop_gradient(w) if fixed else w",
+        "w",
+        "the norm of the gradient is over all parameters",
+        "tests/methods/test_multilabel.py::test_what_stands_still_has_no_gradient_that_clipping_would_count",
+    ),
+    Mutation(
+        "fc6_8_by_batch_statistics",
+        "ssljax/methods/multilabel.py",
+        'running=config.tune.norms == "running"',
+        "running=False",
+        "model.train() after features.eval()",
+        "tests/methods/test_multilabel.py::test_fc6_8_moves_the_full_layers_and_no_statistics",
+    ),
+    Mutation(
+        "decay_shrinks_what_stands_still",
+        "ssljax/methods/multilabel.py",
+        'still=still if config.tune.layers != "all" else None',
+        "still=None",
+        "frozen layers are given to the optimizer",
+        "tests/methods/test_multilabel.py::test_fc6_8_moves_the_full_layers_and_no_statistics",
+    ),
+    Mutation(
+        "full_layers_of_the_pretraining",
+        "ssljax/methods/multilabel.py",
+        'return state.replace(params={**state.params, "encoder": fresh})',
+        "return state",
+        "fc6 and fc7 are not begun anew",
+        "tests/methods/test_multilabel.py::test_the_full_layers_begin_anew_and_the_others_stay",
+    ),
+    Mutation(
+        "full_layers_without_a_bias",
+        "ssljax/methods/multilabel.py",
+        'jnp.full_like(f[name]["bias"], config.tune.bias)',
+        'jnp.zeros_like(f[name]["bias"])',
+        "the 0.1 is forgotten",
+        "tests/methods/test_multilabel.py::test_the_full_layers_begin_anew_and_the_others_stay",
+    ),
+    Mutation(
+        "ties_help_positives",
+        "ssljax/protocols/finetuned.py",
+        "scores[sure, k] - TIE * positive",
+        "scores[sure, k] + TIE * positive",
+        "1e-5 is added",
+        "tests/methods/test_multilabel.py::test_ties_count_against_positives",
+    ),
+    Mutation(
+        "only_the_last_crop_counts",
+        "ssljax/evaluate.py",
+        "each.sum(axis=0)",
+        "each[-1]",
+        "the sum is overwritten",
+        "tests/methods/test_multilabel.py::test_random_crops_are_summed_by_image",
+    ),
+    Mutation(
+        "decay_not_divided_by_the_rate",
+        "ssljax/finetune.py",
+        "rate, decay = float(self.rate), float(self.decay / self.rate)",
+        "rate, decay = float(self.rate), float(self.decay)",
+        "SGD multiplies it by the rate",
+        "tests/test_finetune.py::test_the_grid_is_the_papers_with_decays_divided_by_the_rate",
+    ),
+    Mutation(
+        "searched_on_the_test_images",
+        "ssljax/finetune.py",
+        "'validation' if split == 'train' else 'test'",
+        "'test'",
+        "the best of 56 on the test split",
+        "tests/test_finetune.py::test_a_search_is_judged_on_validation_images_and_its_best_pair_on_the_test_images",
+    ),
+    Mutation(
+        "not_fitted_again_on_validation_images",
+        "ssljax/finetune.py",
+        'flags.steps, "train+validation")',
+        'flags.steps, "train")',
+        "the best run of the search is reported",
+        "tests/test_finetune.py::test_a_search_is_judged_on_validation_images_and_its_best_pair_on_the_test_images",
+    ),
+    Mutation(
+        "norms_remember_nine_tenths",
+        "configs/transfer.py",
+        "c.model.bn_momentum = max(1 - 10 / steps, 0.9)",
+        "c.model.bn_momentum = 0.9",
+        "the default of pretraining",
+        "tests/test_finetune.py::test_presets_take_20000_steps_and_know_their_images",
+    ),
+    Mutation(
+        "validation_is_trained_on",
+        "ssljax/data/transfer.py",
+        'rows = {"train": order[count:]',
+        'rows = {"train": order',
+        "the search fits what it is judged on",
+        "tests/protocols/test_transfer.py::test_a_transfer_source_has_the_papers_four_splits",
+    ),
+    Mutation(
+        "the_query_is_its_own_neighbour",
+        "ssljax/protocols/retrieval.py",
+        "near = order[~np.isin(order, junk[i])][:NEAREST]",
+        "near = order[:NEAREST]",
+        "junk is shown",
+        "tests/protocols/test_retrieval.py::test_a_folder_is_judged_with_any_network",
+    ),
+]
+
+# The predictive baseline of CMC: who predicts what, and by which distance.
+PREDICTIVE_FILE = "ssljax/methods/predictive.py"
+DECODER = "ssljax/models/decoder.py"
+T_PREDICTIVE = "tests/methods/test_predictive.py"
+SUM_OF_DIRECTIONS = f"{T_PREDICTIVE}::test_the_loss_is_the_mean_error_of_pixels_summed_over_all_directions"
+
+PREDICTIVE = [
+    Mutation(
+        "a_view_predicts_itself",
+        DECODER,
+        "decoder(parts[source], train=train)",
+        "decoder(parts[target], train=train)",
+        "the decoder sees the view that it should predict",
+        f"{T_PREDICTIVE}::test_a_direction_teaches_the_network_of_its_first_view_and_its_own_decoder",
+    ),
+    Mutation(
+        "absolute_and_squared_error_swapped",
+        PREDICTIVE_FILE,
+        'LOSSES = {"l1": l1, "l2": l2}',
+        'LOSSES = {"l1": l2, "l2": l1}',
+        "predict.loss=l1 is squared error",
+        SUM_OF_DIRECTIONS,
+    ),
+    Mutation(
+        "one_direction_only",
+        PREDICTIVE_FILE,
+        "models.both_ways(models.pairs_of(len(split), config.predict.graph))",
+        "models.pairs_of(len(split), config.predict.graph)",
+        "the last view's network learns nothing",
+        f"{T_PREDICTIVE}::test_the_core_view_predicts_all_others_and_all_others_the_core",
+    ),
+    Mutation(
+        "decoders_of_all_pairs",
+        PREDICTIVE_FILE,
+        "models.pairs_of(len(split), config.predict.graph)",
+        'models.pairs_of(len(split), "full")',
+        "views other than the core predict each other",
+        f"{T_PREDICTIVE}::test_the_core_view_predicts_all_others_and_all_others_the_core",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -3945,6 +4103,8 @@ MUTATIONS = [
     *FASTER_RCNN,
     *ANNOTATED,
     *SEGMENTATION,
+    *FINE_TUNING,
+    *PREDICTIVE,
 ]
 
 

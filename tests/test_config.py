@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 from ssljax import config
 from ssljax.config.keys import FACTS, KEYS, VIEW_COUNTS, row
 from ssljax.config.rules import live, reader
+from tests import old_configs
 
 ROOT = Path(__file__).parent.parent
 PAPERS = [path.stem for path in sorted((ROOT / "configs").glob("*.py"))]
-OLD_RUNS = sorted((ROOT / "tests" / "golden" / "configs").glob("*.json"))
+OLD_RUNS = old_configs.read()
 
 
 def get(paper: str, preset: str) -> ConfigDict:
@@ -44,12 +45,12 @@ def test_every_preset_is_resolved_locked_and_says_its_name(paper):
             assert all(live(name, leaves) for name in leaves), preset
 
 
-@pytest.mark.parametrize("file", OLD_RUNS, ids=lambda file: file.stem)
-def test_runs_of_older_versions_resume(file):
+@pytest.mark.parametrize("name", OLD_RUNS)
+def test_runs_of_older_versions_resume(name):
     """A config.json of commit 95830fc, or of its preset's first, differs only where a setting is changed."""
-    old = json.loads(file.read_text())
-    stages = config.stages(get(file.stem.split("-")[0], old["preset"]))
-    new = stages[file.stem.split("-")[2] if "" not in stages else ""]
+    old = OLD_RUNS[name]
+    stages = config.stages(get(name.split("-")[0], old["preset"]))
+    new = stages[name.split("-")[2] if "" not in stages else ""]
     assert config.differences(old, new) == []
     again = json.loads(new.to_json())
     assert config.differences(again, new) == []
@@ -67,7 +68,7 @@ def test_all_digits_presets_are_among_the_older_runs():
         for preset in (name for name in presets if name.startswith("digits")):
             names = config.stages(get(paper, preset))
             stages |= {"-".join(filter(None, (paper, preset, stage))) for stage in names}
-    assert stages == {file.stem for file in OLD_RUNS}
+    assert stages == set(OLD_RUNS)
 
 
 # ---------------------------------------------------------------------------------------------------- resolve

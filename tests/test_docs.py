@@ -58,7 +58,7 @@ def test_the_commands_of_the_pages_name_what_exists():
             checked += 1
         if verb == "finetune":
             flags, overrides = finetune.asked(words)
-            assert set(flags.sets.split(",")) <= {"all", *transfer.SETS}
+            assert set(flags.sets.split(",")) <= {"all", "caltech101_subset", *transfer.SETS}
             cli.load(verb, ["--config", "transfer:own", *overrides])
     assert checked > 40
 

@@ -25,7 +25,7 @@ STEPS = {
 }
 SLOW = {
     "optim.warmup_epochs": 0
-}  # a warm-up would be longer than the run; DeepCluster, CMC and CPC have none
+}  # a warm-up would be longer than the run; DeepCluster, CMC, CPC and the baseline have none
 RESNET = {"model.name": "one_block", "model.width": 0.125, "model.stem": "imagenet"}
 # Methods that learn from annotated images: two steps, judged by what they find.
 ANNOTATED = {
@@ -86,7 +86,7 @@ def digits(method: str, workdir: Path) -> None:
     config = importlib.import_module(f"configs.{method}").get_config("digits")
     stages = [f"{name}." for name in config.stages] if "stages" in config else [""]
     shared = STEPS if method in OTHER_NETWORKS else STEPS | RESNET
-    if method not in ("deepcluster", "cmc", "cpc"):
+    if method not in ("deepcluster", "cmc", "cpc", "predictive"):
         shared = shared | SLOW
     settings = {f"{stage}{name}": value for stage in stages for name, value in shared.items()}
     settings |= OWN.get(method, {})

@@ -21,6 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ssljax.config import multiview
 from ssljax.config.keys import FACTS, KEYS
 from ssljax.config.leaves import changed, differences, flat, hashed, modern, public, stages, view_names
 from ssljax.config.reference import reference
@@ -59,6 +60,7 @@ __all__ = [
     "imagenet",
     "linear",
     "modern",
+    "multiview",
     "named",
     "nearest",
     "needed",

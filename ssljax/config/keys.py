@@ -369,6 +369,7 @@ VIEW_COUNTS = (
     (method("cpc"), 1),
     (method("detection"), 1),
     (method("segmentation"), 1),
+    (method("predictive"), 1),
     (method("dvae") | method("beit") & equal("recover.what", "pixels"), 1),
 )
 

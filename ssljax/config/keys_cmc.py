@@ -1,4 +1,4 @@
-"""The keys of CMC: `contrast`, `bank`, and how its views are evaluated. See `keys`."""
+"""The keys of CMC and its predictive baseline, and how their views are evaluated. See `keys`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from ssljax.config.rows import BELOW_ONE, COUNT, Key, OneOf, equal, method, othe
 
 CMC = method("cmc")
 BANKS = CMC & other_than("contrast.name", "in_batch")
+PREDICTIVE = method("predictive")
 NCE = CMC & equal("contrast.name", "nce")
 
 CMC_KEYS = (
@@ -45,7 +46,28 @@ CMC_KEYS = (
         "",
         "view of model.split whose features alone are evaluated; empty: those of all views, side by side",
         None,
-        CMC,
+        method("cmc", "predictive"),
+    ),
+    Key(
+        "predict.loss",
+        "l1",
+        "distance of predicted pixels from a view; l1: absolute error; l2: squared error",
+        OneOf(("l1", "l2")),
+        PREDICTIVE,
+    ),
+    Key(
+        "predict.graph",
+        "core",
+        "which views predict which; core: the first every other, and every other the first; full: all all",
+        OneOf(("core", "full")),
+        PREDICTIVE,
+    ),
+    Key(
+        "predict.width",
+        256,
+        "channels of a decoder's first map; they halve with each stage",
+        COUNT,
+        PREDICTIVE,
     ),
     Key(
         "probe.pool",

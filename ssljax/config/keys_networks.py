@@ -43,6 +43,7 @@ PREDICTOR = method("moco", "byol") & above("predictor.layers", 0)
 DISTILLED = DISTILL_V2 | method("deit") & other_than("distill.name", "none")
 
 CMC = method("cmc")
+SEVERAL_VIEWS = method("cmc", "predictive")
 PSEUDO = method("noisy_student") & above("pseudo.ratio", 0)
 
 
@@ -322,7 +323,7 @@ METHOD = (
         True,
         "start the last scale of each residual branch at 0",
         None,
-        TARGET | DEEPCLUSTER_V2 | CMC,
+        TARGET | DEEPCLUSTER_V2 | SEVERAL_VIEWS,
     ),
     Key(
         "queue.size",
@@ -357,7 +358,7 @@ METHOD = (
         1,
         "groups of images with their own batch statistics; 1: statistics of the whole batch",
         COUNT,
-        method("moco") | CMC,
+        method("moco") | SEVERAL_VIEWS,
     ),
     Key("bn.shuffle", False, "shuffle the keys over the groups", None, QUEUE),
     Key("clusters.version", 1, "version of DeepCluster", OneOf((1, 2)), method("deepcluster")),

@@ -29,6 +29,7 @@ METHODS = (
     "multilabel",
     "detection",
     "segmentation",
+    "predictive",
 )
 OPTIMIZERS = (
     "lars",

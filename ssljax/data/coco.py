@@ -108,16 +108,24 @@ def _objects(records: dict[str, Any], name_of: dict[int, str], file: Path) -> di
                     f"{file}: annotation {each['id']} has {key}={each[key]}, which the file does not list: "
                     "it belongs to another version of the data, so unpack images and records again"
                 )
-        x, y, width, height = map(float, each["bbox"])
-        found[each["image_id"]].append(
-            Object(
-                name=name_of[each["category_id"]],
-                box=(x, y, x + width, y + height),
-                difficult=bool(each.get("iscrowd", 0)),
-                area=float(each.get("area", width * height)),
-            )
-        )
+        found[each["image_id"]].append(_object(each, name_of, file))
     return found
+
+
+def _object(record: dict[str, Any], name_of: dict[int, str], file: Path) -> Object:
+    try:
+        x, y, width, height = map(float, record["bbox"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file}: annotation {record['id']} has no bbox of four numbers ({error!r}): unpack the file "
+            "again, or take the annotation out"
+        ) from error
+    return Object(
+        name=name_of[record["category_id"]],
+        box=(x, y, x + width, y + height),
+        difficult=bool(record.get("iscrowd", 0)),
+        area=float(record.get("area", width * height)),
+    )
 
 
 def _folder(root: Path, file: Path, name: str) -> Path:

@@ -104,8 +104,8 @@ def scene(
         mask[place][ink] = 1 + label
         rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
         corners = x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1
-        box = tuple(float(corner) for corner in corners)
-        objects.append(Object(NAMES[label], box, difficult=False, area=float(ink.sum())))
+        x1, y1, x2, y2 = (float(corner) for corner in corners)
+        objects.append(Object(NAMES[label], (x1, y1, x2, y2), difficult=False, area=float(ink.sum())))
     return pixels, mask, objects
 
 

@@ -123,9 +123,8 @@ def annotated(data: ConfigDict, split: str) -> Source:
         ValueError: the data have no such annotations, or a setting is about labels.
     """
     kind, _, argument = data.source.partition(":")
-    if data.source == "digits":
-        return scenes.load(data, split)
-    if kind not in ANNOTATED or not argument:
+    drawn = data.source == "digits"
+    if not drawn and (kind not in ANNOTATED or not argument):
         raise ValueError(
             f"data.annotations={data.annotations!r} needs images with {data.annotations}, and data.source="
             f"{data.source!r} has none: use coco:PATH, voc:PATH or digits"
@@ -135,12 +134,16 @@ def annotated(data: ConfigDict, split: str) -> Source:
             f"data.source={data.source} is for images with boxes or masks: set data.annotations='boxes' or "
             "'masks' (folder:PATH reads the images of any folder alone, and the classes of one year of VOC)"
         )
-    for key in ("labels", "unlabelled"):
+    for key in ("labels", "unlabelled", *(["categories"] if drawn else [])):
         if data[key] != KEYS[f"data.{key}"].default:
-            raise ValueError(
-                f"data.{key}={data[key]!r} does not go with data.annotations={data.annotations!r}: leave it "
-                "out"
+            what = (
+                f"data.source={data.source}"
+                if key == "categories"
+                else f"data.annotations={data.annotations}"
             )
+            raise ValueError(f"data.{key}={data[key]!r} does not go with {what}: leave it out")
+    if drawn:
+        return scenes.load(data, split)
     return ANNOTATED[kind](data, argument, split)
 
 

@@ -99,7 +99,8 @@ def _names(folder: Path, kind: str, of: str, split: str) -> list[str]:
         raise FileNotFoundError(
             f"no {file}, which data.{split}_split asks for (there: {', '.join(there) or 'none'})"
         )
-    return [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    # Some lists of train_aug have the files of image and mask in place of a name.
+    return [Path(line.split()[0]).stem for line in file.read_text().splitlines() if line.strip()]
 
 
 def _image(folder: Path, name: str) -> str:

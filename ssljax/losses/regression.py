@@ -1,4 +1,4 @@
-"""Losses that predict one embedding from another, without negatives."""
+"""Losses that predict one embedding or one view of an image from another, without negatives."""
 
 import jax
 import jax.numpy as jnp
@@ -30,3 +30,25 @@ def byol(prediction: jax.Array, target: jax.Array) -> jax.Array:
     p = l2_normalize(prediction)
     t = l2_normalize(jax.lax.stop_gradient(target))
     return jnp.sum((p - t) ** 2, axis=-1)
+
+
+def l1(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """The mean absolute error of the numbers of each example: [B, ...], [B, ...] -> float32 [B]."""
+    return _per_example(jnp.abs(_difference(prediction, target)))
+
+
+def l2(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """The mean squared error of the numbers of each example: [B, ...], [B, ...] -> float32 [B]."""
+    return _per_example(jnp.square(_difference(prediction, target)))
+
+
+def _per_example(error: jax.Array) -> jax.Array:
+    return jnp.mean(error.reshape(len(error), -1), axis=1)
+
+
+def _difference(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"a prediction has the shape of what it predicts, got {prediction.shape} and {target.shape}"
+        )
+    return prediction.astype(jnp.float32) - target.astype(jnp.float32)

@@ -16,6 +16,7 @@ from ssljax.methods.linear import linear
 from ssljax.methods.moco import moco
 from ssljax.methods.multilabel import multilabel
 from ssljax.methods.noisy_student import noisy_student
+from ssljax.methods.predictive import predictive
 from ssljax.methods.segmentation import segmentation
 from ssljax.methods.simclr import simclr
 from ssljax.methods.simclr_v2 import simclr_v2
@@ -39,4 +40,5 @@ METHODS: dict[str, Callable[[ConfigDict, Facts], Method]] = {
     "multilabel": multilabel,
     "detection": detection,
     "segmentation": segmentation,
+    "predictive": predictive,
 }

@@ -92,11 +92,11 @@ def cmc(config: ConfigDict, facts: Facts) -> Method:
 
     `params` holds encoder and projector; `extra` is a Banks, or `()` with negatives from the batch.
     """
-    check(config)
+    models.check_views(config)
     size = config.data.image_size
     image_shape = (size, size, config.data.channels)
     split = tuple(config.model.split)
-    pairs = pairs_of(len(split), config.contrast.graph)
+    pairs = models.pairs_of(len(split), config.contrast.graph)
     tau = config.loss.temperature
     in_batch = config.contrast.name == "in_batch"
     length = -(-facts.num_ids // SHARES) * SHARES
@@ -145,7 +145,7 @@ def cmc(config: ConfigDict, facts: Facts) -> Method:
         z = extra.z
         found: dict[tuple[int, int], Scored] = {}
         hits = []
-        for i, j in both_ways(pairs):
+        for i, j in models.both_ways(pairs):
             rows = (bank.gather(extra.rows[j], index), bank.gather(extra.rows[j], drawn))
             cross_entropy = bank_info_nce(v[i], *rows, temperature=tau)
             loss_rows = cross_entropy
@@ -174,7 +174,7 @@ def cmc(config: ConfigDict, facts: Facts) -> Method:
     ) -> tuple[jax.Array, Out]:
         v, model_state = embed(params, model_state, batch, key)
         found = {}
-        for i, j in both_ways(pairs):
+        for i, j in models.both_ways(pairs):
             rows = in_batch_info_nce(v[i], v[j], temperature=tau)
             found[i, j] = (rows, rows)
         present = jnp.ones((v.shape[1], len(split)), bool)
@@ -225,10 +225,7 @@ def cmc(config: ConfigDict, facts: Facts) -> Method:
     def encode(params: Pytree, model_state: Pytree, extra: Pytree, image: jax.Array) -> jax.Array:
         x = views.for_network(image, config.augment)
         h = models.infer(encoder, params["encoder"], model_state["encoder"], x)
-        if not config.evaluate.view:
-            return h
-        names = [models.view_name(view) for view in split]
-        return jnp.split(h, len(split), axis=-1)[names.index(models.view_name(config.evaluate.view))]
+        return models.features_of(h, config)
 
     if in_batch:
         return Method(init=init, loss=loss_in_batch, encode=encode, num_views=1)
@@ -243,16 +240,6 @@ def cmc(config: ConfigDict, facts: Facts) -> Method:
     )
 
 
-def pairs_of(count: int, graph: str) -> list[tuple[int, int]]:
-    """The pairs (i, j), i < j, of `count` views: the first with every other ("core"), or all ("full")."""
-    return [(i, j) for i in range(count) for j in range(i + 1, count) if graph == "full" or i == 0]
-
-
-def both_ways(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The directions of the pairs."""
-    return [*pairs, *((j, i) for i, j in pairs)]
-
-
 def presence(batch: Batch, count: int) -> jax.Array:
     """Which views each image has, bool [B, V]: `batch["present"]`, or all of them."""
     if "present" in batch:
@@ -264,28 +251,3 @@ def mean_of(rows: jax.Array, counted: jax.Array) -> jax.Array:
     """The mean of the rows that count; 0 if none does."""
     counted = counted.astype(jnp.float32)
     return jnp.sum(rows * counted) / jnp.maximum(jnp.sum(counted), 1.0)
-
-
-def check(config: ConfigDict) -> None:
-    """Refuse settings that cannot be trained with.
-
-    Raises:
-        ValueError: names the setting and the values that fit.
-    """
-    split = tuple(config.model.split)
-    if len(split) < 2:
-        raise ValueError(
-            f"config.model.split={split}: cmc contrasts views, and needs at least two. Set "
-            "--config.model.split=luminance,chrominance, or luminance,gradient for grey images"
-        )
-    names = {models.view_name(view) for view in split}
-    if config.evaluate.view and models.view_name(config.evaluate.view) not in names:
-        raise ValueError(
-            f"config.evaluate.view={config.evaluate.view!r} is not one of config.model.split: use one of "
-            f"{', '.join(split)}, or leave it empty for all side by side"
-        )
-    if config.batch_size % config.bn.groups:
-        raise ValueError(
-            f"config.bn.groups={config.bn.groups} does not divide batch_size={config.batch_size}: choose a "
-            "divisor, or 1 for statistics of the whole batch"
-        )

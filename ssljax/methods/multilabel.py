@@ -122,5 +122,6 @@ def multilabel(config: ConfigDict, facts: Facts) -> Method:
         still=still if config.tune.layers != "all" else None,
         num_views=1,
         needs_labels=True,
+        several_labels=True,
         separable=not models.draws(config.model),
     )

@@ -29,12 +29,21 @@ from ssljax.models.build import (
     token_decoder,
     token_encoder,
     two_stage_detector,
+    view_decoders,
     view_heads,
 )
 from ssljax.models.cpc import DIRECTIONS, GridClassifier, PatchResNet, cut, turned
 from ssljax.models.efficientnet import EfficientNet
 from ssljax.models.heads import MLP, LinearClassifier
-from ssljax.models.multiview import MultiView, view_name
+from ssljax.models.multiview import (
+    MultiView,
+    both_ways,
+    check_views,
+    features_of,
+    pairs_of,
+    view_name,
+    view_of,
+)
 from ssljax.models.norm import BatchNorm
 from ssljax.models.pooling import pooled
 from ssljax.models.regnet import RegNet
@@ -60,12 +69,15 @@ __all__ = [
     "attention",
     "backbone",
     "begun_anew",
+    "both_ways",
+    "check_views",
     "convolutional",
     "cpc_classifier",
     "cpc_direction",
     "cut",
     "cut_normal",
     "draws",
+    "features_of",
     "forward",
     "infer",
     "initialise",
@@ -73,6 +85,7 @@ __all__ = [
     "last_map",
     "logits",
     "mlp",
+    "pairs_of",
     "patches",
     "pooled",
     "projection_head",
@@ -86,6 +99,8 @@ __all__ = [
     "two_stage_detector",
     "unit_gains",
     "valid_pixels",
+    "view_decoders",
     "view_heads",
     "view_name",
+    "view_of",
 ]

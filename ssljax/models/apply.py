@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ssljax.models.beit_vit import BeitViT, resize_bias
+from ssljax.models.cpc import PatchResNet
 from ssljax.models.heads import LinearClassifier
 from ssljax.models.multiview import MultiView, view_name
 from ssljax.models.norm import BatchNorm
@@ -277,8 +278,9 @@ def last_map(net: nn.Module, params: Pytree, statistics: Pytree, x: jax.Array) -
 
 
 def convolutional(net: nn.Module) -> bool:
-    """Whether `last_map` can be asked of a network: all but the vision transformers."""
-    return not isinstance(net, (ViT, BeitViT))
+    """Whether `last_map` can be asked of a network: all but vision transformers and CPC's grid of patches."""
+    patches = isinstance(net, PatchResNet) and not net.whole
+    return not isinstance(net, (ViT, BeitViT)) and not patches
 
 
 def _sown(net: nn.Module, state: Pytree) -> dict[str, jax.Array]:

@@ -12,6 +12,7 @@ from ssljax.models.beit_vit import POOLING, RELATIVE, BeitViT
 from ssljax.models.beit_vit import SIZES as BEIT_SIZES
 from ssljax.models.boxes import RATIOS
 from ssljax.models.cpc import STACKS, Classifier, Direction, PatchResNet, Stack
+from ssljax.models.decoder import ViewDecoders
 from ssljax.models.detector import BoxHead, Detector, ProposalHead
 from ssljax.models.dvae import Decoder, Encoder
 from ssljax.models.efficientnet import SCALES, EfficientNet
@@ -95,6 +96,22 @@ def _per_view(model: ConfigDict, net: nn.Module) -> nn.Module:
 def view_heads(dim: int, model: ConfigDict) -> ViewHeads:
     """Build a linear embedding for each view of `model.split`."""
     return ViewHeads(tuple(model.split), dim)
+
+
+def view_decoders(
+    model: ConfigDict, directions: list[tuple[int, int]], channels: list[int], *, size: int, width: int
+) -> ViewDecoders:
+    """Build a decoder to pixels for each direction between views of `model.split`, see ViewDecoders."""
+    return ViewDecoders(
+        tuple(model.split),
+        tuple(directions),
+        tuple(channels),
+        size,
+        width,
+        model.bn_momentum,
+        model.bn_epsilon,
+        jnp.dtype(model.dtype),
+    )
 
 
 def _alexnet_half(model: ConfigDict) -> HalfAlexNet:

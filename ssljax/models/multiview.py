@@ -19,6 +19,7 @@ import re
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from ssljax.models.alexnet_half import torch_dense
 from ssljax.models.sobel import sobel
@@ -90,6 +91,55 @@ def _low(x: jax.Array) -> jax.Array:
     squares = x.reshape(batch, height // SQUARE, SQUARE, width // SQUARE, SQUARE, channels)
     mean = squares.mean((2, 4), keepdims=True)
     return jnp.broadcast_to(mean, squares.shape).reshape(x.shape)
+
+
+def pairs_of(count: int, graph: str) -> list[tuple[int, int]]:
+    """The pairs (i, j), i < j, of `count` views: the first with every other ("core"), or all ("full")."""
+    return [(i, j) for i in range(count) for j in range(i + 1, count) if graph == "full" or i == 0]
+
+
+def both_ways(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The directions of the pairs."""
+    return [*pairs, *((j, i) for i, j in pairs)]
+
+
+def features_of(h: jax.Array, config: ConfigDict) -> jax.Array:
+    """The features that evaluation reads: those of `evaluate.view`, or of all views side by side.
+
+    Args:
+        h: features of a MultiView `[B, V * D]`.
+        config: of the run.
+    """
+    split = tuple(config.model.split)
+    if not config.evaluate.view:
+        return h
+    names = [view_name(view) for view in split]
+    return jnp.split(h, len(split), axis=-1)[names.index(view_name(config.evaluate.view))]
+
+
+def check_views(config: ConfigDict) -> None:
+    """Refuse settings that a method of several views cannot be trained with.
+
+    Raises:
+        ValueError: names the setting and the values that fit.
+    """
+    split = tuple(config.model.split)
+    if len(split) < 2:
+        raise ValueError(
+            f"config.model.split={split}: {config.method} relates views, and needs at least two. Set "
+            "--config.model.split=luminance,chrominance, or luminance,gradient for grey images"
+        )
+    names = {view_name(view) for view in split}
+    if config.evaluate.view and view_name(config.evaluate.view) not in names:
+        raise ValueError(
+            f"config.evaluate.view={config.evaluate.view!r} is not one of config.model.split: use one of "
+            f"{', '.join(split)}, or leave it empty for all side by side"
+        )
+    if config.batch_size % config.bn.groups:
+        raise ValueError(
+            f"config.bn.groups={config.bn.groups} does not divide batch_size={config.batch_size}: choose a "
+            "divisor, or 1 for statistics of the whole batch"
+        )
 
 
 class MultiView(nn.Module):

@@ -32,6 +32,7 @@ NAMES = {
     "deepcluster": "DeepCluster",
     "noisy_student": "Noisy Student",
     "cmc": "CMC",
+    "predictive": "predictive baseline",
     "linear": "frozen network",
 }
 # Colours and markers of the baselines. The method, one per figure, has the first of CLASSES and a circle.
@@ -423,15 +424,17 @@ def neighbours(
 
 
 def precision_recall(path: Path, curves: Mapping[str, np.ndarray], title: str) -> None:
-    """Draws precision at the recalls 0, 10, ... 100 %, all in percent, for each kind of features."""
+    """Draws precision at the recalls 0, 10, ... 100 %, all in percent, for each kind of features or IoU."""
     figure, (axis,) = blank(5.2, 3.4)
     recall = 10.0 * np.arange(11)
+    others = [kind for kind in curves if kind not in COLOURS]
+    colours = {**COLOURS, **dict(zip(others, CLASSES, strict=False))}
     for kind, precision in curves.items():
-        colour = COLOURS.get(kind, CLASSES[0])
+        colour = colours[kind]
         axis.plot(recall, precision, color=colour, marker=MARKERS.get(kind, "o"), markersize=4)
     ends = spread_out({kind: float(each[-1]) for kind, each in curves.items()}, 6.0)
     for kind, y in ends.items():
-        colour = COLOURS.get(kind, CLASSES[0])
+        colour = colours[kind]
         axis.annotate(
             name(kind), (100, y), (8, 0), textcoords="offset points", va="center", fontsize=10, color=colour
         )

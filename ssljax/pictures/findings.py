@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from ssljax.data.annotate import IGNORED
+from ssljax.pictures import figures
 from ssljax.pictures.overlays import Cell, sheet
 from ssljax.pictures.page import Block
+from ssljax.pictures.tables import Group, data_name, pick
 from ssljax.protocols.bench import Bench
 
 IMAGES = 8  # test images that are shown, evenly spaced
@@ -87,6 +89,21 @@ def reduced(batch: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) ->
         "classes": found["classes"][sure],
         "scores": found["scores"][sure].astype(np.float16),
     }
+
+
+def precision_blocks(group: Group, folder: Path) -> list[Block]:
+    """Precision against recall of the newest detector of a group; none if it has none."""
+    rows = pick(group.rows, protocol="detection", metric="AP")
+    if not rows:
+        return []
+    row = max(rows, key=lambda row: row["time"])
+    curves = {f"IoU {iou}": np.array(each) for iou, each in row["settings"].get("precision", {}).items()}
+    if not curves:
+        return []
+    file = f"precision-{group.slug}.png"
+    figures.precision_recall(folder / file, curves, f"{data_name(row['data'])}: boxes found")
+    rules = row["settings"]["rules"].upper()
+    return [Block("img", (file, f"Precision against recall of boxes, mean over classes, by {rules}'s rules"))]
 
 
 def found_block(

@@ -27,7 +27,11 @@ TITLES = {
     "imagenet_a": "ImageNet-A",
 }
 # The columns of metrics other than accuracy. Those left out always come with one that is shown.
-UNSHOWN = ("top1", "top5", "clean_error", "relative_mce")
+UNSHOWN = (
+    *("top1", "top5", "clean_error", "relative_mce", "class_accuracy"),
+    *("AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+)
 METRICS = {
     ("knn", "top1_k1"): "kNN, k=1",
     ("knn", "top1_k20"): "kNN, k=20",
@@ -42,6 +46,11 @@ METRICS = {
     ("reconstruction", "psnr"): "PSNR, dB",
     ("reconstruction", "bits"): "bits per token",
     ("reconstruction", "codebook_usage"): "codes used, %",
+    ("detection", "AP"): "AP",
+    ("detection", "AP50"): "AP50",
+    ("detection", "AP75"): "AP75",
+    ("segmentation", "mIoU"): "mIoU",
+    ("segmentation", "pixel_accuracy"): "pixels, %",
 }
 GROUP = ("experiment", "preset", "stage", "data", "epochs", "train_images", "config_hash", "data_checksum")
 # The fields that tell groups with the same title apart, and their names for readers.

@@ -21,10 +21,14 @@ METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 )
+SHOWN = (0.5, 0.75, 0.9)  # IoUs whose precision is kept
 
 
 def judge(bench: Bench) -> Iterator[Measurement]:
-    """One measurement. Its settings have AP and AP50 of every class with objects, in percent."""
+    """One measurement. Its settings have AP and AP50 of every class with objects, in percent.
+
+    They also have the precision, averaged over these classes, at eleven recalls and the IoUs of SHOWN.
+    """
     assert bench.predicted is not None, "`refuse` is asked first"
     names = bench.test.class_names
     truth = truth_of(bench.test)
@@ -38,17 +42,24 @@ def judge(bench: Bench) -> Iterator[Measurement]:
         "found": len(found.label),
     }
     if settings["rules"] == "voc":
-        table = detection.voc_table(truth, found, classes=len(names))
+        curves = detection.voc_curves(truth, found, classes=len(names))
+        table = np.array([[detection.average_precision(*each) for each in row] for row in curves])
+        levels = np.array([[detection.at_recalls(*each) for each in row] for row in curves])
         numbers = detection.summary(table)
     else:
         precision, recall = detection.coco_curves(truth, found, labels=range(len(names)))
         table = precision[:, :, :, 0, -1].mean(axis=1)
+        levels = precision[:, ::10, :, 0, -1].transpose(0, 2, 1)
         numbers = detection.coco_summary(precision, recall)
     settings["per_class"] = {
         name: [round(100.0 * float(value), 2) for value in (aps.mean(), aps[0])]
         for name, aps in zip(names, table.T, strict=True)
         if np.isfinite(aps).all()
     }
+    counted = levels[:, np.isfinite(levels).all(axis=(0, 2))]
+    if counted.size:
+        means = (100.0 * counted.mean(axis=1)).round(1).tolist()
+        settings["precision"] = {f"{iou:g}": means[round(20 * iou) - 10] for iou in SHOWN}
     measured = {name: value for name, value in numbers.items() if np.isfinite(value)}
     yield {"protocol": "detection", "settings": settings, **measured, "n": len(bench.test)}
 

@@ -80,8 +80,17 @@ def summary(table: np.ndarray) -> dict[str, float]:
     return {name: 100.0 * float(values.mean()) for name, values in means.items()}
 
 
+Curve = tuple[np.ndarray, np.ndarray]
+
+
 def voc_table(truth: Truth, found: Found, *, classes: int, points: int = 11) -> np.ndarray:
     """The average precisions [ten thresholds, classes] behind `voc`, with its arguments and errors."""
+    curves = voc_curves(truth, found, classes=classes)
+    return np.array([[average_precision(*each, points=points) for each in row] for row in curves])
+
+
+def voc_curves(truth: Truth, found: Found, *, classes: int) -> list[list[Curve]]:
+    """What `curve` gives for ten thresholds and each class, with the arguments and errors of `voc`."""
     for label in range(classes):
         if not ((truth.label == label) & ~truth.ignored).any():
             raise ValueError(
@@ -94,19 +103,17 @@ def voc_table(truth: Truth, found: Found, *, classes: int, points: int = 11) -> 
         score=_decimals(found.score, 3),
         boxes=_decimals((found.boxes + one_based).ravel(), 1).reshape(-1, 4),
     )
-    return np.array(
-        [
-            [average_precision(*curve(truth, found, label, above), points=points) for label in range(classes)]
-            for above in np.arange(50, 100, 5) / 100.0
-        ]
-    )
+    return [
+        [curve(truth, found, label, above) for label in range(classes)]
+        for above in np.arange(50, 100, 5) / 100.0
+    ]
 
 
 def _decimals(values: np.ndarray, digits: int) -> np.ndarray:
     return np.array([float(f"{value:.{digits}f}") for value in values], np.float64)
 
 
-def curve(truth: Truth, found: Found, label: int, above: float) -> tuple[np.ndarray, np.ndarray]:
+def curve(truth: Truth, found: Found, label: int, above: float) -> Curve:
     """Recall and precision of one class after each of its detections, by VOC's rules.
 
     Args:
@@ -158,10 +165,15 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, *, points: int 
         between 0 and 1.
     """
     if points:
-        recalls = np.arange(0.0, 1.1, 0.1)  # not linspace: the devkit's .3 is .30000000000000004
-        return float(sum(precision[recall >= r].max(initial=0.0) for r in recalls) / points)
+        return float(sum(at_recalls(recall, precision)) / points)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float((np.diff(recall, prepend=0.0) * envelope).sum())
+
+
+def at_recalls(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """The precisions at the recalls 0, .1, ..., 1 of VOC 2007: float64 [11]."""
+    recalls = np.arange(0.0, 1.1, 0.1)  # not linspace: the devkit's .3 is .30000000000000004
+    return np.array([precision[recall >= r].max(initial=0.0) for r in recalls])
 
 
 def _iou(a: np.ndarray, b: np.ndarray, *, pixel: float, of_a: np.ndarray | None = None) -> np.ndarray:

@@ -201,6 +201,21 @@ def test_masks_are_numbers_and_not_colours(voc, coco):
     assert mask[10, 15] == 3 and mask[0, 0] == 0 and (mask[-2:] == 255).all()
 
 
+def test_masks_of_sbd_lie_in_a_folder_of_their_own(tmp_path):
+    year = tmp_path / "VOC2012"
+    scenes.voc_image(year, "2008_1", 40, 30, [("cat", 8, 5, 5, 20, 20, 0)])
+    scenes.voc_image(year, "2008_2", 40, 30, [("dog", 12, 5, 5, 20, 20, 0)])
+    (year / "SegmentationClassAug").mkdir()
+    (year / "SegmentationClass" / "2008_2.png").rename(year / "SegmentationClassAug" / "2008_2.png")
+    (year / "ImageSets" / "Segmentation").mkdir(parents=True)
+    lines = [f"/JPEGImages/2008_{i}.jpg /SegmentationClassAug/2008_{i}.png\n" for i in (1, 2)]
+    (year / "ImageSets" / "Segmentation" / "train_aug.txt").write_text("".join(lines))
+    c = recipe(f"voc:{tmp_path}", "masks")
+    c.data.train_split = "2012/train_aug"
+    source = sources.load(c.data, "train")
+    assert [int(source.mask_of(i)[10, 10]) for i in range(2)] == [8, 12]
+
+
 # -------------------------------------------------------------------------------------------------- batches
 
 
@@ -271,6 +286,26 @@ def test_a_mask_moves_with_its_image(coco):
             assert (inside != object_[mask < 255]).mean() < 0.06  # the edges, within a pixel
             there += object_.any()
     assert there > 10
+
+
+def test_a_longest_side_shrinks_masks_in_training_as_in_evaluation(coco):
+    """Without a random scale, and with squares of that side, the two see the same pixels and classes."""
+    c = recipe(f"coco:{coco}", "masks", long_side=24, scales=(1.0, 1.0), crop=24, test_side=24)
+    c.augment.flip = False
+    source = sources.load(c.data, "test")
+    for position in range(len(source)):
+        ((batch, _),) = annotated.eval_batches(source.select([position]), c, batch_size=1)
+        height, width = batch["size"][0]
+        assert max(height, width) == 24 < batch["original"].max()
+        image, mask = annotated.with_mask(source, position)
+        np.testing.assert_array_equal(
+            batch["mask"][0, :height, :width], geometry.resized_mask(mask, (height, width))
+        )
+        example = annotated.training_example(source, position, c, 0)
+        np.testing.assert_array_equal(
+            np.sort(example["mask"][example["mask"] != 255]),
+            np.sort(batch["mask"][0][batch["mask"][0] != 255]),
+        )
 
 
 def test_evaluation_sees_every_image_once_and_repeats_fill_the_last_batch(coco):
@@ -364,8 +399,10 @@ def test_what_is_wrong_with_the_data_is_named(coco, voc, tmp_path):
     c.augment.jitter_probability = 0.8
     refused(c, "augment.jitter_probability=0.8.*must be 0.0")
     c = boxes_of(coco)
-    c.data.source = "digits"
-    refused(c, "data.annotations='boxes' needs images with boxes.*coco:PATH or voc:PATH")
+    c.data.source = "fashion_mnist"
+    refused(c, "data.annotations='boxes' needs images with boxes.*use coco:PATH, voc:PATH or digits")
+    c.data.update(source="digits", categories=("7",))
+    refused(c, "data.categories=\\('7',\\) does not go with data.source=digits: leave it out")
     c = boxes_of(coco)
     c.data.annotations = ""
     refused(c, "set data.annotations='boxes' or 'masks'")
@@ -373,6 +410,23 @@ def test_what_is_wrong_with_the_data_is_named(coco, voc, tmp_path):
     c = recipe(f"coco:{coco}", "masks", test_side=48)
     with pytest.raises(ValueError, match="64 high.*annotated.test_side=64"):
         next(annotated.eval_batches(sources.load(c.data, "test"), c, batch_size=2))
+
+    root = scenes.coco(tmp_path / "coco")
+    text = (root / "instances_train.json").read_text()
+    for old, new, words in (
+        (
+            '"category_id": 90',
+            '"category_id": 91',
+            "annotation 1 has category_id=91, which the file does not",
+        ),
+        ('"image_id": 9,', '"image_id": 8,', "annotation 1 has image_id=8"),
+        ('"bbox": [10, 8, 30, 20]', '"bbox": [10, 8]', "annotation 1 has no bbox of four numbers"),
+        ('"bbox": [10, 8, 30, 20]', '"bbox": [10, 8, 30, 0]', r"box x1, y1, x2, y2 = 10, 8, 40, 8 \(bus\)"),
+        ('"categories"', '"kinds"', "has no categories"),
+    ):
+        assert old in text
+        (root / "instances_train.json").write_text(text.replace(old, new))
+        refused(boxes_of(root), f"instances_train.json.*{words}")
 
     root = scenes.voc(tmp_path / "voc")
     record = root / "VOC2007" / "Annotations" / "000012.xml"

@@ -13,7 +13,8 @@ from ssljax import models
 from ssljax.config import stages
 from ssljax.data import views
 from ssljax.methods import METHODS
-from ssljax.methods.cmc import Banks, pairs_of
+from ssljax.methods.cmc import Banks
+from ssljax.models import pairs_of
 from ssljax.optim import by_epoch
 from tests.methods.small import FACTS, batch_of, config_of, one_block, shaken
 

@@ -5,14 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from configs import multilabel as presets
-from ssljax import optim
+from ssljax import evaluate, optim, train
 from ssljax.config import resolve
+from ssljax.data import sources
 from ssljax.losses.classification import binary_cross_entropy
 from ssljax.methods import METHODS
-from ssljax.program import build
+from ssljax.program import build, untrained
 from ssljax.protocols import finetuned
+from ssljax.results import read
 from ssljax.types import Facts
 
 FACTS = Facts(16, 20, 16)
@@ -85,15 +88,28 @@ def test_fc6_8_moves_the_full_layers_and_no_statistics(gains):
         np.testing.assert_allclose(optax.global_norm(step), 1e-3, rtol=0.02)
 
 
-def test_all_trains_everything_but_the_statistics():
-    method = METHODS["multilabel"](voc("voc_alexnet_all"), FACTS)
+def gradient(preset):
+    """Of the parameters of a fresh network, its running statistics, and those after the step."""
+    method = METHODS["multilabel"](voc(preset), FACTS)
     params, state, _ = method.init(jax.random.key(1), {})
-    assert method.still is None
-    grad, out = jax.grad(lambda p: method.loss(p, state, (), batch(), jax.random.key(0), 0), has_aux=True)(
-        params
-    )
-    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grad["encoder"]["conv1"]["kernel"]))
-    jax.tree.map(np.testing.assert_array_equal, state, out.model_state)
+    one = jax.jit(jax.grad(lambda p: method.loss(p, state, (), batch(), jax.random.key(0), 0), has_aux=True))
+    grad, out = one(params)
+    return grad, state, out.model_state
+
+
+def test_what_stands_still_has_no_gradient_that_clipping_would_count():
+    grad, _, _ = gradient("voc_alexnet_fc6_8")
+    kernels = {
+        name: np.any(layer["kernel"] != 0) for name, layer in grad["encoder"].items() if "kernel" in layer
+    }
+    assert {name for name, moves in kernels.items() if moves} == {"fc6", "fc7"}
+
+
+def test_all_trains_everything_but_the_statistics():
+    assert METHODS["multilabel"](voc("voc_alexnet_all"), FACTS).still is None
+    grad, before, after = gradient("voc_alexnet_all")
+    assert np.any(grad["encoder"]["conv1"]["kernel"] != 0) and np.any(grad["encoder"]["norm2"]["scale"] != 0)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 def test_the_full_layers_begin_anew_and_the_others_stay():
@@ -125,3 +141,59 @@ def test_ties_count_against_positives():
     scores = np.array([[0.5], [0.5], [0.1], [0.9]])
     labels = np.array([[1], [0], [0], [-1]])
     assert finetuned.step_map(scores, labels) == pytest.approx(50.0)
+
+
+@pytest.mark.slow
+def test_a_devkit_is_trained_on_and_judged_by_random_crops(tmp_path):
+    """FC6-8 from files: red images have one class, bright ones the other; some are difficult."""
+    root = tmp_path / "colours"
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4), ("test", 10)):
+        marks = rng.permutation(np.arange(2 * count) % 2).reshape(2, count)
+        for i, (red, bright) in enumerate(marks.T):
+            pixels = np.full((80, 80, 3), 60 + 120 * bright, np.uint8)
+            pixels[:, : 40 * red] = (255, 0, 0)
+            Image.fromarray(pixels).save(root / "JPEGImages" / f"{split}{i}.jpg")
+        for name, row in zip(("bright", "red"), marks[::-1], strict=True):
+            lines = [f"{split}{i} {0 if i == 3 else 2 * mark - 1}\n" for i, mark in enumerate(row)]
+            (root / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines))
+    words = [
+        "--config=configs/multilabel.py:voc_alexnet_fc6_8",
+        *("--config.data.source=transfer:colours", f"--config.data.data_dir={tmp_path}"),
+        *("--config.model.width=0.04", "--config.model.dtype=float32", "--config.data.image_size=64"),
+        *("--config.epochs=2", "--config.batch_size=8", "--config.evaluate.random_crops=2"),
+        f"--workdir={tmp_path}/run",
+    ]
+    train.main(words)
+    evaluate.main(words)
+    rows = read(tmp_path / "run" / "results.jsonl")
+    assert [(row["protocol"], row["metric"], row["n"]) for row in rows] == [
+        ("finetuned_colours", "map", 10),
+        ("finetuned_colours", "map_step", 10),
+    ]
+    assert rows[0]["settings"]["train"] == 16 and rows[0]["settings"]["random_crops"] == 2
+    assert all(0 < row["value"] <= 100 for row in rows)
+
+
+def test_random_crops_are_summed_by_image():
+    """Where nothing is random, three crops are three times the logits; 19 images fill no whole batch."""
+    c = presets.get_config("digits").unlock()
+    c.augment.update(crop="none")
+    c.model.update(width=0.125)
+    c.head.scheme = "normal_0.01"
+    c.evaluate.update(random_crops=3, batch_size=8)
+    c = resolve(c)
+    split = sources.load(c.data, "test").select(np.arange(19))
+    network = untrained(c, split.facts)
+    features = network.encode(split.images[:8]), network.encode(split.images[8:16])
+    found = evaluate.over_random_crops(network, split)["classifier"]
+    once = [network.method.classify(network.params, (), h)["classifier"] for h in features]
+    assert found.shape == (19, 10)
+    np.testing.assert_allclose(found[:16], 3 * np.concatenate(once), rtol=1e-4, atol=1e-6)
+
+    c.augment.update(crop="affine", rotate=20.0, shift=0.0, zoom=0.0, shear=0.0)
+    one, other = (evaluate.over_random_crops(untrained(resolve(c), split.facts), split) for _ in range(2))
+    np.testing.assert_array_equal(one["classifier"], other["classifier"])
+    assert np.abs(one["classifier"] - found).max() > 1e-3

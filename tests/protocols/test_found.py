@@ -69,6 +69,7 @@ def test_the_truth_has_full_marks_by_both_rules(voc):
         settings = found["settings"]
         assert settings["rules"] == {"data": "voc"}.get(rules, rules) and settings["found"] == 3
         assert settings["per_class"] == {name: [100.0, 100.0] for name in THREE}
+        assert settings["precision"] == dict.fromkeys(("0.5", "0.75", "0.9"), [100.0] * 11)
     assert "AP_small" in found and "AP_large" not in found  # nothing here is large
 
 
@@ -85,6 +86,8 @@ def test_one_class_missed_and_one_misplaced(voc):
     per_class = found["settings"]["per_class"]
     assert per_class == {"horse": [40.0, 100.0], "aeroplane": [0.0, 0.0], "tvmonitor": [100.0, 100.0]}
     assert found["AP50"] == pytest.approx(200 / 3) and found["AP"] == pytest.approx(140 / 3)
+    precision = found["settings"]["precision"]
+    assert precision == {"0.5": [66.7] * 11, "0.75": [33.3] * 11, "0.9": [33.3] * 11}
 
 
 def test_boxes_go_back_to_the_original_size_and_empty_ones_are_dropped():

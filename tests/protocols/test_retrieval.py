@@ -184,6 +184,13 @@ def test_a_folder_is_judged_with_any_network(tmp_path):
     assert "every place has one image" in PROTOCOLS["retrieval"].refuse(one)
 
 
+def test_cpcs_grid_of_patches_has_no_map_of_images_of_any_size():
+    stated = {"method": "cpc", "model": {"name": "cpc_r8", "patch": 8, "stride": 4}}
+    net = models.backbone(resolve(ConfigDict(stated)).model)
+    assert not models.convolutional(net)
+    assert models.convolutional(net.clone(whole=True))
+
+
 def gallery(file, shown):
     """A gallery with these examples of one kind of features."""
     fields = {f"retrieval_set/simclr/{name}": values for name, values in shown.items()}

@@ -142,6 +142,7 @@ def data(**changed):
             "train_split": "train",
             "test_split": "test",
             "labels": "folders",
+            "annotations": "",
             "holdout": 0.1,
             "crop_on": "device",
             "image_size": 8,
