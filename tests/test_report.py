@@ -772,7 +772,9 @@ def test_a_papers_row_asks_for_a_stage_that_results_can_have(experiment):
     for table in json.loads((ROOT / "experiments" / experiment / "paper.json").read_text()):
         for row in table["rows"]:
             for match in row.get("match", []):
-                asked = (row.get("from", experiment), match.get("preset", row.get("preset")))
+                evaluated = re.search(r"ssljax evaluate --config configs/(\w+)\.py", row.get("command", ""))
+                paper = row.get("from", evaluated[1] if evaluated else experiment)
+                asked = (paper, match.get("preset", row.get("preset")))
                 if "stage" in match and asked not in earlier:
                     config = importlib.import_module(f"configs.{asked[0]}").get_config(asked[1])
                     earlier[asked] = config.stages[:-1]

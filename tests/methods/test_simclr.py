@@ -155,6 +155,8 @@ OTHERS = {
     "beit",
     "noisy_student",
     "cpc",
+    "detection",
+    "segmentation",
 }  # they have tests of their own, or other networks
 
 
