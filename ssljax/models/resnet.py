@@ -377,7 +377,8 @@ class ResNet(nn.Module):
         padding = "SAME" if self.shortcut == "simclr" else ((1, 1), (1, 1))
         x = nn.max_pool(x, (3, 3), (2, 2), padding)
         # With padding 1, the first window in the padding of an image still sees the image.
-        return x if mask is None else jnp.where(strided(mask, 2), x, jnp.zeros((), x.dtype))
+        mask = strided(mask, 2)
+        return x if mask is None else jnp.where(mask, x, jnp.zeros((), x.dtype))
 
 
 def stride_of(net: ResNet, group: int) -> int:
