@@ -56,5 +56,5 @@ def test_a_config_is_found_by_name_outside_the_repository(installed, tmp_path):
         assert "method = 'simclr'" in done.stdout
     done = ssljax("config", "--config", "simclrr:digits")
     assert done.returncode == 1
-    names = "beit, byol, cmc, cpc, deepcluster, deit, dvae, linear, moco"
+    names = "beit, byol, cmc, cpc, deepcluster, deit, detection, dvae, linear, moco"
     assert f"did you mean simclr? The names that it knows: {names}" in done.stderr

@@ -191,7 +191,7 @@ def check(config: ConfigDict) -> None:
             raise ValueError(
                 f"config.{name}={config[section][key]!r}: images with {config.data.annotations} are resized "
                 f"by Pillow and mirrored, and nothing else, so it must be {wanted!r}; `config.annotated` in "
-                "ssljax/config sets all of this"
+                f"ssljax/config sets all of this for config.data.annotations={config.data.annotations}"
             )
     count = sum(view.count for view in recipes.resolved(config))
     if count != 1:
