@@ -2953,6 +2953,14 @@ NOISY_STUDENT = [
         f"{T_NOISY}::test_labels_are_the_teachers_own_without_noise_and_are_made_once",
     ),
     Mutation(
+        "a_restart_labels_again_what_is_labelled",
+        "ssljax/run/refresh.py",
+        "function, positions[done:], size",
+        "function, positions, size",
+        "an interrupted labelling of a hundred million images begins again",
+        "tests/test_hosts.py::test_two_hosts_label_what_one_labels_and_a_restart_labels_nothing_again",
+    ),
+    Mutation(
         "epochs_counted_on_all_images",
         "ssljax/program.py",
         '    if method.epochs_of == "labelled":\n',

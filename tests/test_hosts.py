@@ -34,9 +34,12 @@ from tests.processes import (
     environment,
     finish,
     free_port,
+    freeze,
+    kill,
     last_state,
     logged,
     run,
+    start,
     start_two,
     wait_for,
 )
@@ -248,6 +251,7 @@ def noisy_student_flags() -> list[str]:
         settings |= {"checkpoint.best": "", "checkpoint.every_steps": 1, "checkpoint.keep": 20}
         flags += [f"--config.{stage}.{name}={value}" for name, value in settings.items()]
     settings = {"teacher.name": "resnet8", "teacher.width": 0.125, "teacher.stem": "imagenet"}
+    settings |= {"evaluate.batch_size": 8}
     return flags + [f"--config.student.{name}={value}" for name, value in settings.items()]
 
 
@@ -272,6 +276,27 @@ def test_two_hosts_label_what_one_labels_and_a_restart_labels_nothing_again(tmp_
     code, output = run("train", *flags, f"--workdir={tmp_path}/one", cache=cache, devices=8)
     assert code == 0 and "refresh at step 0" not in output, output
     assert last_state(tmp_path / "one/student") == want
+
+    # Killed while it labels, it goes on with the images that are left.
+    killed = tmp_path / "killed"
+    shutil.copytree(tmp_path / "one/teacher", killed / "teacher")
+    process = start("train", *flags, f"--workdir={killed}", cache=cache, devices=8)
+    freeze(process, lambda: labelled(killed) >= 80)
+    kill(process)
+    begun = labelled(killed)
+    assert 80 <= begun < 250 and not checkpoints(killed / "student")
+    code, output = run("train", *flags, f"--workdir={killed}", cache=cache, devices=8)
+    assert code == 0 and f"refresh: {begun + 8} of 250 images" in output, output
+    assert f"refresh: {begun} of" not in output
+    assert last_state(killed / "student") == want
+    assert not (killed / "student/refresh").exists()
+
+
+def labelled(workdir: Path) -> int:
+    """How many images the newest checkpoint of an unfinished refresh has."""
+    return max(
+        (step for folder in workdir.glob("student/refresh/*") for step in checkpoints(folder)), default=0
+    )
 
 
 def test_a_run_survives_signals_and_dead_hosts(tmp_path, cache):

@@ -20,8 +20,9 @@ batch statistics:
 
 RMSProp does not see the factor between the two, except for weight decay.
 
-Labels are made once, before the first step, and kept by the stable id of the image. Images below
-`pseudo.threshold` of confidence are left out, and classes balanced to `pseudo.per_class` images each.
+Labels are made once, before the first step, and kept by the stable id of the image; an interrupted run goes
+on labelling where it was. Images below `pseudo.threshold` of confidence are left out, and classes balanced to
+`pseudo.per_class` images each.
 
 Differences from the paper, after the released code (google-research/noisystudent at aac52bf) unless marked
 [X]:
@@ -160,21 +161,32 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
             return pseudo.largest(q, top) if top else q
 
         # 1. The probabilities of all classes or of the likeliest, at the teacher's own image size.
-        found, _, chosen = state.extra.labels
+        weights = state.extra.teacher
         positions = (run.labels < 0).nonzero()[0]
-        at = settings.teacher_size
-        looks = run.looked(lambda image: probabilities(state.extra.teacher, image), positions, size=at)
-        for rows in looks:
+
+        def written(labels: PseudoLabels, rows: Any) -> PseudoLabels:
+            found = labels.probabilities
             if not top:
-                found = run.by_id(rows.features, rows, found)
-                continue
-            found = run.by_id(rows.features[:, :top], rows, found)
-            chosen = run.by_id(rows.features[:, top:].astype(jnp.int32), rows, chosen)
+                return labels._replace(probabilities=run.by_id(rows.features, rows, found))
+            likeliest = rows.features[:, top:].astype(jnp.int32)
+            return labels._replace(
+                probabilities=run.by_id(rows.features[:, :top], rows, found),
+                classes=run.by_id(likeliest, rows, labels.classes),
+            )
+
+        labels = run.gathered(
+            lambda image: probabilities(weights, image),
+            positions,
+            state.extra.labels,
+            written,
+            of=weights,
+            size=settings.teacher_size,
+        )
 
         # 2. Which of them are taken, and how often.
         ids = run.ids[positions]
-        label = chosen[ids, 0] if top else jnp.argmax(found, -1)[ids]
-        confidence = found.max(-1)[ids]
+        label = labels.classes[ids, 0] if top else jnp.argmax(labels.probabilities, -1)[ids]
+        confidence = labels.probabilities.max(-1)[ids]
         taken = pseudo.copies(
             label,
             confidence,
@@ -196,7 +208,7 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
                 "pseudo_images": float(taken.sum()),
             }
         )
-        labels = PseudoLabels(found, copies, chosen)
+        labels = labels._replace(copies=copies)
         return run.place(state.replace(extra=state.extra._replace(labels=labels)))
 
     def evaluated(params: Pytree, model_state: Pytree, extra: NoisyState) -> tuple[Pytree, Pytree]:

@@ -356,6 +356,14 @@ class RunFolder:
         self._lock.renew()
         self._checkpoints.save(state, {**metrics, **self._known})
 
+    def renew(self) -> None:
+        """Say that the run is alive, during work that takes long and neither logs nor saves."""
+        self._lock.renew()
+
+    def wait(self) -> None:
+        """Wait until every checkpoint that was started is on disk."""
+        self._checkpoints.wait()
+
     def close(self) -> None:
         """Wait until everything is on disk, unlock the folder, and restore the old signal handler."""
         try:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssljax import sharding
 from ssljax.data.source import Source
 from ssljax.program import Program, balance_of, device_batches, encoded
 from ssljax.protocols.knn import knn, neighbours_of
-from ssljax.run import memory, monitor, opening
+from ssljax.run import memory, monitor, opening, progress
 from ssljax.run.folder import RunFolder
 from ssljax.run.refresh import Run
 from ssljax.types import Batch, Step, TrainState
@@ -32,12 +33,17 @@ def refreshed(
 def looking(program: Program, source: Source, state: TrainState, seed: int, folder: RunFolder | None) -> Run:
     """What the method may look at the training data with; see `Run`."""
     log = folder.log_refresh if folder else monitor.check_finite
+    done = None
+    if folder is not None:
+        every = program.config.checkpoint.every_steps
+        done = progress.Progress(folder, every, sharding.whole(program.mesh))
     return Run(
         program=program,
         source=source,
         seed=seed,
         log=functools.partial(log, int(state.step)),
         batches=lambda: device_batches(program, source, seed, 0),
+        progress=done,
     )
 
 
@@ -97,6 +103,8 @@ def fit(
             state = refreshed(program, source, state, seed, folder)
             if folder is not None:
                 folder.save(state, {})  # what the first refresh found may have taken long
+    if folder is not None:
+        progress.forget(folder)
 
     key = jax.random.key(seed)
     advance = watched(by_shape(program.step, folder.say if folder is not None else None))

@@ -18,6 +18,7 @@ import numpy as np
 from ssljax import sharding
 from ssljax.data import loader
 from ssljax.data.source import Source
+from ssljax.run.progress import Progress
 from ssljax.types import Pytree, TrainState
 
 REFRESH = 2**31 - 1  # folded into the key in place of a step; no run has that many steps
@@ -46,6 +47,7 @@ class Run(NamedTuple):
         seed: the seed of the run.
         log: writes a dict of numbers to metrics.jsonl, as a row at the state's step.
         batches: () -> the training stream from step 0 on, as global arrays.
+        progress: of a long refresh before the first step; None without a run folder.
     """
 
     program: Any
@@ -53,6 +55,7 @@ class Run(NamedTuple):
     seed: int
     log: Callable[[Mapping[str, float]], None]
     batches: Callable[[], Generator[Pytree, None, None]]
+    progress: Progress | None = None
 
     @property
     def ids(self) -> np.ndarray:
@@ -136,6 +139,39 @@ class Run(NamedTuple):
             features = function(image)
             present = np.arange(batch) + number * batch < len(positions)
             yield Rows(jax.device_put(features, split), places[number], present)
+
+    def gathered(
+        self,
+        function: Callable[[jax.Array], jax.Array],
+        positions: np.ndarray,
+        into: Pytree,
+        write: Callable[[Pytree, Rows], Pytree],
+        *,
+        of: Pytree,
+        size: int = 0,
+    ) -> Pytree:
+        """What `looked` gives, written image by image into arrays. An interrupted call goes on where it was.
+
+        Args:
+            function, positions, size: see `looked`.
+            into: the arrays, before anything is written.
+            write: (the arrays, what was found for a batch) -> the arrays with it.
+            of: the weights that `function` depends on.
+
+        Raises:
+            SystemExit: (code 0) the run was asked to stop, and all that was found is on disk.
+        """
+        done = 0
+        if self.progress is not None:
+            into, done = self.progress.resumed(into, {"images": self.ids[positions], "weights": of})
+        for rows in self.looked(function, positions[done:], size=size):
+            into = write(into, rows)
+            done += int(rows.present.sum())
+            if self.progress is not None:
+                self.progress.reached(into, done, len(positions))
+        if self.progress is not None:
+            self.progress.close()
+        return into
 
     def features(self, state: TrainState) -> Rows:
         """Features of all training images at once.
