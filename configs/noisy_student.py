@@ -13,9 +13,9 @@ stage mix labelled and unlabelled images in one batch.
 public [X]. `imagenet_<net>_teacher` is the first turn on all labels.
 
 Images of your own, labelled or not, are unlabelled images of the student with
---config.student.data.unlabelled=folder:PATH, tfds:NAME or hf:NAME. They come after those of data.source, of
-which --config.student.data.keep_unlabelled=False --config.student.data.label_fraction=1 keeps every label.
-The teacher can be the folder of a finished run, with --config.student.pseudo.teacher.
+--config.student.data.unlabelled=folder:PATH, tfds:NAME or hf:NAME. They come after those of data.source, all
+of which keep their labels with --config.student.data.label_fraction=1. The teacher can be the folder of a
+finished run, with --config.student.pseudo.teacher.
 
 Sources of the numbers: [P] the paper, [C] the released code (google-research/noisystudent), [X] chosen here.
 """
@@ -273,8 +273,8 @@ def two_rounds(c: ConfigDict) -> ConfigDict:
 def folder_small() -> ConfigDict:
     """Your own images at 32 pixels, of which a tenth keep their labels, on two CPU cores [X].
 
-    With a folder of unlabelled images: --config.data.label_fraction=1
-    --config.student.data.keep_unlabelled=False --config.student.data.unlabelled=folder:PATH
+    With a folder of unlabelled images: --config.teacher.data.label_fraction=1
+    --config.student.data.label_fraction=1 --config.student.data.unlabelled=folder:PATH
     """
     c = in_miniature(config.folder_small(), 0.1)
     c.student.epochs = 20
