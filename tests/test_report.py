@@ -429,6 +429,24 @@ def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys
     assert (tmp_path / "README.md").read_text() == readme
 
 
+def test_a_second_evaluation_keeps_the_points_of_baselines_that_it_does_not_measure(tmp_path):
+    labels = np.arange(3)
+    points = {f"points/{kind}": np.full((3, 2), i) for i, kind in enumerate(("simclr", "raw_pixels"))}
+    file = tmp_path / "gallery-digits.npz"
+    np.savez(
+        file, **points, kinds=np.array(["simclr", "raw_pixels"]), labels=labels, config_hash="c1", seed=0
+    )
+    new = {"kinds": np.array(["simclr"]), "labels": labels}
+    found = gallery.baselines_of_before(file, new, "c1", 0)
+    assert found["kinds"].tolist() == ["simclr", "raw_pixels"]
+    np.testing.assert_array_equal(found["points/raw_pixels"], points["points/raw_pixels"])
+    assert "points/simclr" not in found
+    assert gallery.baselines_of_before(file, new, "c2", 0) == {}  # of another config
+    assert gallery.baselines_of_before(file, new, "c1", 1) == {}  # of another seed
+    assert gallery.baselines_of_before(file, {**new, "labels": labels + 1}, "c1", 0) == {}
+    assert gallery.baselines_of_before(tmp_path / "gallery-none.npz", new, "c1", 0) == {}
+
+
 def test_a_tokenizer_shows_reconstructions_and_beit_what_it_masks(tmp_path):
     """Neither needs features or neighbours."""
     rng = np.random.default_rng(0)

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from ssljax import models
 from ssljax.data import loader, view_folders
 from ssljax.data.source import Source
+from ssljax.pictures import kept
 from ssljax.program import Evaluated
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.knn import nearest
@@ -78,6 +79,8 @@ def save(
     if first.assignment is not None:
         fields |= contact_sheet(first.assignment[first.train.index], first.train, config)
 
+    if "kinds" in fields:
+        fields |= baselines_of_before(path, fields, config_hash, config.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = io.BytesIO()
     np.savez_compressed(
@@ -115,6 +118,30 @@ def neighbourhood(
         "neighbour": neighbours.reshape(*near.shape, *neighbours.shape[1:]),
         "neighbour_labels": source.labels[near],
     }
+
+
+def baselines_of_before(
+    path: epath.Path, fields: Mapping[str, np.ndarray], config_hash: str, seed: int
+) -> dict[str, np.ndarray]:
+    """Points of baselines that an earlier evaluation of the same run has measured and this one has not.
+
+    Args:
+        path: of the gallery that is about to be replaced.
+        fields: the new ones, with `kinds` and `labels`.
+        config_hash: of the run.
+        seed: of the run.
+
+    Returns:
+        `points/KIND` of each, and `kinds` of all; {} if there are none.
+    """
+    if kept.config_of(path) != config_hash:
+        return {}
+    with path.open("rb") as file, np.load(file) as before:
+        if int(before["seed"]) != seed or not np.array_equal(before.get("labels"), fields["labels"]):
+            return {}
+        names = [str(name) for name in before["kinds"] if name not in fields["kinds"]]
+        points = {f"points/{name}": before[f"points/{name}"] for name in names}
+    return points | {"kinds": np.array([*fields["kinds"], *names])} if points else {}
 
 
 def queries_of(labels: np.ndarray) -> np.ndarray:
