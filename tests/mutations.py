@@ -1781,7 +1781,7 @@ LINEAR_EVALUATION = [
     ),
     Mutation(
         "crops_mirrored_top_to_bottom",
-        "ssljax/evaluate.py",
+        "ssljax/benches.py",
         "lambda image: image[:, :, ::-1]",
         "lambda image: image[:, ::-1]",
         "the wrong axis of [B, H, W, C]",
@@ -3981,7 +3981,7 @@ FINE_TUNING = [
     ),
     Mutation(
         "only_the_last_crop_counts",
-        "ssljax/evaluate.py",
+        "ssljax/benches.py",
         "each.sum(axis=0)",
         "each[-1]",
         "the sum is overwritten",

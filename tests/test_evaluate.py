@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.simclr import get_config
-from ssljax import evaluate, report, sharding
+from ssljax import benches, evaluate, report, sharding
 from ssljax.config import hashed, public
 from ssljax.data import sampler, sources
 from ssljax.program import build, encoded, switched_on
@@ -214,14 +214,14 @@ def test_a_protocol_may_load_further_sources_which_are_encoded_on_demand():
     """A protocol made for this test: two labels per image, on other sources than the two of the bench."""
     c = config()
     source, test = sources.load(c.data, "train"), sources.load(c.data, "test")
-    pixels = evaluate.of_pixels(c, source, test)
+    pixels = benches.of_pixels(c, source, test)
     asked = []
 
     def seen(split):
         asked.append(len(split))
         return pixels.features(split)
 
-    bench = pixels._replace(features=evaluate.once(seen, source, test))
+    bench = pixels._replace(features=benches.once(seen, source, test))
 
     def judge(bench):
         for n in (1, 3):

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
 from configs.deepcluster import get_config
-from ssljax import evaluate, models, optim, sharding
+from ssljax import benches, models, optim, sharding
 from ssljax.config import resolve
 from ssljax.data import sources, views
 from ssljax.losses.information import nmi
@@ -217,7 +217,7 @@ def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version,
     if version == 1:
         run = evaluated(program.config, source.facts, state, program.mesh)
         train = dataclasses.replace(source, labels=labels)
-        bench = evaluate.of_network(run, "deepcluster", train, source, run.assignment())
+        bench = benches.of_network(run, "deepcluster", train, source, run.assignment())
         (found,) = clusters.judge(bench)
         np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
         assert found["n"] == (labels >= 0).sum()
@@ -230,7 +230,7 @@ def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version,
 def test_what_is_evaluated(program, source, trained):
     """The labels against scikit-learn, the members of clusters, and what the probe of a layer reads."""
     run = evaluated(program.config, source.facts, trained, program.mesh)
-    bench = evaluate.of_network(run, "deepcluster", source, source, run.assignment())
+    bench = benches.of_network(run, "deepcluster", source, source, run.assignment())
     given = bench.assignment[source.index]
     np.testing.assert_array_equal(given, np.asarray(trained.extra.assignment)[source.index])
     (found,) = clusters.judge(bench)

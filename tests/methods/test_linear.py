@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import byol, deepcluster, moco, simclr
-from ssljax import evaluate, models, optim, sharding
+from ssljax import benches, models, optim, sharding
 from ssljax.data import sources
 from ssljax.earlier import evaluated_part, start_from
 from ssljax.methods import METHODS
@@ -306,7 +306,7 @@ def test_ten_crops_are_averaged_as_probabilities(monkeypatch):
         seen.append(np.asarray(image)[: len(source)])
         return encode(image)
 
-    bench = evaluate.of_network(network._replace(encode=noting), "linear", source, source)
+    bench = benches.of_network(network._replace(encode=noting), "linear", source, source)
     (found,) = bench.predictions(source).values()
     assert len(seen) == 10
     for plain, mirrored in zip(seen[::2], seen[1::2], strict=True):
@@ -317,7 +317,7 @@ def test_ten_crops_are_averaged_as_probabilities(monkeypatch):
         scores = np.asarray(encode(jnp.asarray(images))) @ head["kernel"] + head["bias"]
         total += np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     np.testing.assert_allclose(np.exp(found), total / 10, rtol=1e-4)
-    plain = evaluate.of_network(network, "linear", source, source)
+    plain = benches.of_network(network, "linear", source, source)
     assert len({images.tobytes() for images in seen}) == 10
 
     with c.unlocked():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import multilabel as presets
-from ssljax import evaluate, optim, train
+from ssljax import benches, evaluate, optim, train
 from ssljax.config import resolve
 from ssljax.data import sources
 from ssljax.losses.classification import binary_cross_entropy
@@ -188,12 +188,12 @@ def test_random_crops_are_summed_by_image():
     split = sources.load(c.data, "test").select(np.arange(19))
     network = untrained(c, split.facts)
     features = network.encode(split.images[:8]), network.encode(split.images[8:16])
-    found = evaluate.over_random_crops(network, split)["classifier"]
+    found = benches.over_random_crops(network, split)["classifier"]
     once = [network.method.classify(network.params, (), h)["classifier"] for h in features]
     assert found.shape == (19, 10)
     np.testing.assert_allclose(found[:16], 3 * np.concatenate(once), rtol=1e-4, atol=1e-6)
 
     c.augment.update(crop="affine", rotate=20.0, shift=0.0, zoom=0.0, shear=0.0)
-    one, other = (evaluate.over_random_crops(untrained(resolve(c), split.facts), split) for _ in range(2))
+    one, other = (benches.over_random_crops(untrained(resolve(c), split.facts), split) for _ in range(2))
     np.testing.assert_array_equal(one["classifier"], other["classifier"])
     assert np.abs(one["classifier"] - found).max() > 1e-3

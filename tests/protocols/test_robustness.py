@@ -9,9 +9,9 @@ from PIL import Image
 
 from configs.supervised import get_config
 from ssljax import evaluate, report
+from ssljax.benches import further
 from ssljax.config import resolve
 from ssljax.data import corruptions, loader, records, sources
-from ssljax.evaluate import further
 from ssljax.pictures import robustness as pictures
 from ssljax.pictures.tables import groups
 from ssljax.protocols import PROTOCOLS, perturbations, robustness
