@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TIMES = 4  # how often an image is drawn as training sees it
 OPACITY = 0.55  # of a mask
+TOP = 0.06  # of an image: above a box that begins there is no room for its name
 
 
 class Cell(NamedTuple):
@@ -122,7 +123,8 @@ def show(axes: Axes, cell: Cell) -> None:
         shade = colour(number)
         corner = (x1 - 0.5, y1 - 0.5)  # Matplotlib has the middle of the first pixel at 0
         axes.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor=shade, linewidth=1.4))
-        axes.text(*corner, name, fontsize=7, color=shade, va="bottom", path_effects=outline, clip_on=True)
+        side = "top" if y1 < TOP * len(image) else "bottom"  # inside the box where there is no room above it
+        axes.text(*corner, name, fontsize=7, color=shade, va=side, path_effects=outline, clip_on=True)
 
 
 def over(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -252,7 +252,9 @@ def neighbours(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 def main_table(rows: Sequence[Row]) -> list[list[str]]:
     """The table of a group, header first: a row per kind of features, a column per protocol."""
     shown = columns(rows)
-    table = [["held-out top-1, %", *(text for text, _ in shown)]]
+    accuracies = any(str(want["metric"]).startswith("top1") for _, want in shown)
+    heading = "held-out top-1, %" if accuracies else "held-out"
+    table = [[heading, *(text for text, _ in shown)]]
     for kind in kinds(rows):
         cells = [cell(pick(rows, features=kind, **want)) for _, want in shown]
         table.append([name(kind), *cells])
