@@ -85,8 +85,8 @@ def coco_small() -> ConfigDict:
     """Large things in a few images of COCO at 128 pixels, a small network [X].
 
     --config.data.train_split='train[:54]' is the first 40 images with an object of these classes, and
-    --config.data.test_split='train[:54]' measures on them: AP50 61 after 400 steps, from random weights; 800
-    were not run to the end.
+    --config.data.test_split='train[:54]' measures on them: without flips it knows them by heart after 800
+    steps from random weights, AP50 97.8.
     """
     c = faster_rcnn(config.base())
     c.data.update(source="coco:coco_small", categories=LARGE)
