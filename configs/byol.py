@@ -39,7 +39,7 @@ LARGER = {
     "imagenet_r200": ("resnet200", 1.0),
     "imagenet_r200_x2": ("resnet200", 2.0),
 }
-ABLATIONS = {
+ABLATIONS: dict[str, str | float] = {
     "imagenet_r50_e300_no_predictor": "predictor",
     "imagenet_r50_e300_tau_0": 0.0,
     "imagenet_r50_e300_tau_1": 1.0,

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from ssljax import config
 
-VARIANTS = {
+VARIANTS: dict[str, dict] = {
     "": {},
     "_shuffled": {"shuffled": True},
     "_weights": {"sampler": "weights"},
