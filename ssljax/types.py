@@ -34,6 +34,9 @@ the bottom:
 """
 
 
+SHARES = 2048  # the cores of the largest TPU v3
+
+
 class Facts(NamedTuple):
     """What only the data know, read from a training split once.
 
@@ -48,6 +51,11 @@ class Facts(NamedTuple):
     num_classes: int
     num_ids: int
     num_unlabelled: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of a large table by id: up to SHARES devices get equally many, the last are of no image."""
+        return -(-self.num_ids // SHARES) * SHARES
 
 
 class Out(NamedTuple):

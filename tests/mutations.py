@@ -2961,6 +2961,14 @@ NOISY_STUDENT = [
         "tests/test_hosts.py::test_two_hosts_label_what_one_labels_and_a_restart_labels_nothing_again",
     ),
     Mutation(
+        "labels_whole_on_every_device",
+        NOISY_FILE,
+        "pseudo.none(facts.rows, classes",
+        "pseudo.none(facts.num_ids, classes",
+        "a table of 5 GB for ImageNet on every device, because its rows do not split evenly",
+        f"{T_NOISY}::test_labels_are_the_teachers_own_without_noise_and_are_made_once",
+    ),
+    Mutation(
         "epochs_counted_on_all_images",
         "ssljax/program.py",
         '    if method.epochs_of == "labelled":\n',

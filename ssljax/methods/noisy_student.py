@@ -97,7 +97,7 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
             t, t_state, h = models.initialise(teacher, keys[2], image_shape)
             t_params = {"encoder": t, "head": head.init(keys[3], h)["params"]}
             extra = extra._replace(
-                labels=pseudo.none(facts.num_ids, classes, top=top),
+                labels=pseudo.none(facts.rows, classes, top=top),
                 teacher=Frozen(t_params, {"encoder": t_state}),
             )
         if averaged:
@@ -200,7 +200,7 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
                 f"config.pseudo.threshold={settings.threshold}: the teacher is that sure of none of "
                 f"{len(ids)} images (its surest: {float(confidence.max()):.2f}); lower it"
             )
-        copies = jnp.zeros(facts.num_ids, jnp.int32).at[ids].set(taken)
+        copies = jnp.zeros(facts.rows, jnp.int32).at[ids].set(taken)
         run.log(
             {
                 "pseudo_confidence": float(confidence.mean()),

@@ -206,7 +206,7 @@ class Run(NamedTuple):
             [ids, ...].
         """
         into = jnp.full(self.program.facts.num_ids, -1, jnp.int32) if into is None else into
-        ids = np.where(rows.present, self.source.index[rows.position], self.program.facts.num_ids)
+        ids = np.where(rows.present, self.source.index[rows.position], len(into))
         return _scatter(into, ids, values)
 
     def by_rows(self, array: np.ndarray) -> jax.Array:

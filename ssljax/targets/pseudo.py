@@ -11,7 +11,7 @@ BINS = 100  # of the confidence, from 0 to 1
 
 
 class PseudoLabels(NamedTuple):
-    """The teacher's labels, by image id.
+    """The teacher's labels, by image id; the last rows may belong to no image.
 
     Attributes:
         probabilities: float32 [ids, K], of all classes in their order or of the K most likely ones, the

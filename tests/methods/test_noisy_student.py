@@ -119,6 +119,7 @@ def test_labels_are_the_teachers_own_without_noise_and_are_made_once():
     net = models.backbone(c.teacher)
     h = models.infer(net, shaken_teacher.params["encoder"], shaken_teacher.model_state["encoder"], x)
     expected = jax.nn.softmax(models.logits(shaken_teacher.params["head"], h))
+    assert not after.extra.labels.probabilities.sharding.is_fully_replicated
     found = np.asarray(after.extra.labels.probabilities)
     np.testing.assert_allclose(found[source.index[positions]], expected, rtol=2e-3, atol=1e-5)
     assert not found[source.index[source.labels >= 0]].any()
