@@ -30,7 +30,7 @@ HARMLESS = (
 )
 
 # What a start leaves in the folder before it trains.
-DESCRIBED = {"config.json", "run.json", "data.json", "lock", "checkpoints"}
+DESCRIBED = {"config.json", "run.json", "data.json", "lock", "checkpoints", "train.log"}
 
 
 def harmless(key: str) -> bool:
