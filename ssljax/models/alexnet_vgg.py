@@ -166,9 +166,9 @@ class ConvNet(nn.Module):
                 in place of its padding), pools keep the incomplete window at the end, and fc7
                 `[B, h, w, 4096 width]` is given for every place. Norms then use the running statistics, also
                 in training, and only the inputs of fc7 are dropped.
-            size: int32 [B, 2], height and width of each image within `x`, whose other pixels must be 0. With a
-                border the last map of an image is that of the image alone, and 0 around it, so that fc7 is
-                where its squares lie inside. None: all pixels are the image's.
+            size: int32 [B, 2], height and width of each image within `x`; its other pixels must be 0. With a
+                border, the maps of an image are then those of the image alone, and 0 around it. None: all
+                pixels are the image's.
         """
         if self.sobel:
             x = sobel(x)
