@@ -115,7 +115,7 @@ def coco_small() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """Scenes of up to three of scikit-learn's digits, on the network of configs/simclr.py:digits [X]."""
+    """Scenes of up to three of scikit-learn's digits, on the ResNet-8 of the presets for small images [X]."""
     c = faster_rcnn(config.base())
     c.data.update(source="digits")
     c.annotated = dict(short_sides=(32,), test_short_side=32, long_side=48)

@@ -135,7 +135,7 @@ def coco_small() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """Scenes of up to three of scikit-learn's digits, on the network of configs/simclr.py:digits [X].
+    """Scenes of up to three of scikit-learn's digits, on the ResNet-8 of the presets for small images [X].
 
     It takes three minutes on two CPU cores, and has a mIoU of 70 on the held-out scenes. After ten epochs it
     is still 10.

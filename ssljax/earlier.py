@@ -5,20 +5,28 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from ssljax import models
+from ssljax.config import differences
 from ssljax.config.stored import restored
 from ssljax.program import Program, fresh_shapes, method_of
 from ssljax.run import files
 from ssljax.run.checkpoint import load_parts
 from ssljax.run.folder import facts_of
+from ssljax.run.reading import Mismatch
 from ssljax.types import Facts, Pytree, TrainState
 
 EVALUATED = "evaluated"  # as the first word of a part: what `Method.evaluated` names, see `types.LoadFn`
+# Settings of a network that say nothing about the shapes of its weights.
+SHAPELESS = (
+    *("model.dtype", "model.remat", "model.bn_momentum", "model.bn_epsilon", "model.dropout"),
+    *("model.drop_path", "model.last_stride", "model.last_dilation"),
+)
 
 
 def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainState], TrainState]:
@@ -47,7 +55,11 @@ def start_from(program: Program, earlier: Mapping[str, str]) -> Callable[[TrainS
 
     def start(state: TrainState) -> TrainState:
         if config.init_from and not method.frozen:
-            state = with_branches(state, functools.partial(load, config.init_from), config)
+            folder = earlier.get(config.init_from, config.init_from)
+            try:
+                state = with_branches(state, functools.partial(load, config.init_from), config)
+            except (FileNotFoundError, Mismatch) as error:
+                raise type(error)(f"{error}{differing(folder, config)}") from error
         if method.adopt is not None:
             state = method.adopt(state, load)
         return state
@@ -96,6 +108,39 @@ def with_branches(
     return state.replace(params=params, model_state=model_state)
 
 
+def differing(folder: str, config: ConfigDict) -> str:
+    """Why a run cannot give its weights, and what to type, as far as its config says; else "".
+
+    Args:
+        folder: of the run that `config.init_from` names.
+        config: the config of the new run.
+    """
+    file = epath.Path(folder) / "config.json"
+    if not file.exists():
+        return ""
+    stored = files.read_config(file)
+    if "stages" in stored:
+        refuse_stages(folder, stored)
+    other = [
+        (key, theirs, ours)
+        for key, theirs, ours in differences(stored, config)
+        if (key.startswith("model.") or key == "data.channels") and key not in SHAPELESS
+    ]
+    if not other:
+        return ""
+    there = " ".join(f"--config.{key}={theirs}" for key, theirs, _ in other)
+    here = " ".join(f"--config.{key}={ours}" for key, _, ours in other)
+    return f". Train with its settings, {there}, or that run with {here}"
+
+
+def refuse_stages(folder: str, stored: Mapping[str, Any]) -> None:
+    """Refuse a run of several stages, by the config.json of its folder, with a ValueError."""
+    raise ValueError(
+        f"config.init_from: {folder} holds the stages {', '.join(stored['stages'])}; name the folder of "
+        f"one of them, e.g. {epath.Path(folder) / stored['stages'][0]}"
+    )
+
+
 def place_of(workdir: str, part: str) -> str:
     """Where a run's checkpoint has a part: at its own path, unless it begins with EVALUATED."""
     branch, _, below = part.partition("/")
@@ -123,10 +168,7 @@ def evaluated_part(workdir: str, part: str) -> str:
         )
     stored = files.read_config(file)
     if "stages" in stored:
-        raise ValueError(
-            f"config.init_from: {workdir} holds the stages {', '.join(stored['stages'])}; name the folder of "
-            f"one of them, e.g. {epath.Path(workdir) / stored['stages'][0]}"
-        )
+        refuse_stages(workdir, stored)
     config = restored(stored)
     # Heads and labels may be of any size here; only the places of the leaves count.
     facts = facts_of(workdir) or Facts(config.batch_size, 1, config.batch_size)

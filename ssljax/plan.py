@@ -48,6 +48,8 @@ DATA_SETS = {
     ("tfds:imagenet2012", "train"): (1_281_167, 1000),
     ("tfds:imagenette/160px-v2", "train"): (9_469, 10),
     ("voc:VOCdevkit", "2007/trainval+2012/trainval"): (16_551, 20),
+    ("voc:VOCdevkit", "2012/train_aug"): (10_582, 21),
+    ("transfer:voc2007", "train+validation"): (5_011, 20),
     ("coco:coco", "train"): (117_266, 80),  # of train2017, those with objects that are no crowds
 }
 # The largest numbers of objects in an image, which the data at hand may stay below.

@@ -4086,6 +4086,36 @@ PREDICTIVE = [
     ),
 ]
 
+# FCN-32s on whole images of many sizes, and labels that are several.
+FCN_32S_PADDED = f"{T_FCN}::test_padding_changes_no_score_of_an_image"
+
+LOOSE_ENDS = [
+    Mutation(
+        "fc6_reaches_beyond_the_image",
+        FCN,
+        "cells(size) - (fc6 - 1)",
+        "cells(size)",
+        "places that an image has only in a larger square",
+        FCN_32S_PADDED,
+    ),
+    Mutation(
+        "incomplete_windows_of_small_images_left_out",
+        "ssljax/models/alexnet_vgg.py",
+        "return -(-(size - window) // stride) + 1 if window else size",
+        "return (size - window) // stride + 1 if window else size",
+        "PyTorch's pools instead of Caffe's",
+        FCN_32S_PADDED,
+    ),
+    Mutation(
+        "several_labels_pass_for_one",
+        "ssljax/data/source.py",
+        "            if several:\n                return\n",
+        "            return\n",
+        "supervised learning on the label -1",
+        "tests/data/test_sources.py::test_a_source_may_be_partly_labelled",
+    ),
+]
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -4121,6 +4151,7 @@ MUTATIONS = [
     *SEGMENTATION,
     *FINE_TUNING,
     *PREDICTIVE,
+    *LOOSE_ENDS,
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ssljax import config, earlier, plan, program, sharding
-from ssljax.data import crops, loader, policies, sources
+from ssljax.data import annotated, crops, loader, policies, sources
 from ssljax.types import TrainState
 
 pytestmark = pytest.mark.slow
@@ -35,6 +35,7 @@ WHERE = (
     "data.on_bad_image",
     "data.background",
     "data.labels",
+    "data.holdout",
     "data.train_per_class",
     "data.label_fraction",
     "data.label_list",
@@ -45,6 +46,15 @@ WHERE = (
     "data.unlabelled_split",
     "data.num_classes",
     "data.num_examples",
+)
+# Keys that a method reads in its looks at the training data, which are tested with the methods.
+LOOKED = (
+    "clusters.iterations",
+    "clusters.algorithm",
+    "clusters.repair",
+    "clusters.distinct",
+    "clusters.shuffled",
+    "detector.precise_bn",
 )
 
 
@@ -79,10 +89,14 @@ def stage_of(paper: str, preset: str, stage: str) -> ConfigDict:
 
 
 def traced(built: program.Program) -> None:
-    """Traces a step, the features and the classifier, from shapes alone."""
+    """Traces a step, the features and the classifier, or what is found in images, from shapes alone."""
     state = built.shapes
+    arguments = plan.arguments(built)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam
-        jax.eval_shape(built.step, *plan.arguments(built))
+        jax.eval_shape(built.step, *arguments)
+    if built.method.predict is not None:
+        jax.eval_shape(built.method.predict, state.params, state.model_state, state.extra, arguments[1])
+        return
     c = built.config
     image = jax.ShapeDtypeStruct((2, c.data.image_size, c.data.image_size, c.data.channels), np.uint8)
     features = jax.eval_shape(built.encode, state.params, state.model_state, state.extra, image)
@@ -116,6 +130,12 @@ def small_stages() -> list[tuple[str, str, str]]:
         "dvae",
         "beit",
         "cpc",
+        "detection",
+        "segmentation",
+        "multilabel",
+        "predictive",
+        "cmc",
+        "simclr_v2",
     ):
         module = importlib.import_module(f"configs.{paper}")
         for preset in module.PRESETS:
@@ -143,17 +163,12 @@ def test_every_leaf_of_a_small_preset_is_read(paper, preset, stage, monkeypatch)
     adopted(built, monkeypatch)
     balance = np.zeros(len(source), np.int32) if built.method.balance is not None else None
     next(loader.train_batches(source, c, balance=balance))
-    next(loader.eval_batches(test, c, batch_size=8))
-    refreshed = ()
-    if built.method.refresh is not None:  # k-means itself: tests/methods/test_deepcluster.py
-        refreshed = (
-            "clusters.iterations",
-            "clusters.algorithm",
-            "clusters.repair",
-            "clusters.distinct",
-            "clusters.shuffled",
-        )
-    assert unread(plain, seen, (*AROUND, *refreshed)) == set()
+    if c.data.annotations:
+        next(annotated.eval_batches(test, c, batch_size=8))
+    else:
+        next(loader.eval_batches(test, c, batch_size=8))
+    looked = LOOKED if built.method.refresh is not None or built.method.finish is not None else ()
+    assert unread(plain, seen, (*AROUND, *looked)) == set()
 
 
 IMAGENET = [
@@ -175,6 +190,10 @@ IMAGENET = [
     ("cpc", "imagenet_r161_linear", "linear"),
     ("cpc", "imagenet_r161_finetune_1pct", "frozen"),
     ("cpc", "imagenet_r161_finetune_1pct", "finetune"),
+    ("detection", "voc", ""),
+    ("segmentation", "voc", ""),
+    ("segmentation", "voc_alexnet_fc6_8", ""),
+    ("multilabel", "voc_alexnet_fc6_8", ""),
 ]
 
 
@@ -186,21 +205,26 @@ def test_every_leaf_of_a_large_preset_is_read(paper, preset, stage, monkeypatch)
     seen = set()
     if "distill" in plain and plain.distill.name != "none":
         plain.unlock().distill.teacher = "elsewhere"
+    if paper in ("detection", "segmentation") and plain.model.name == "resnet50":
+        plain.unlock().model.name = "resnet8"  # with fewer layers to trace
     c = recording(plain.copy_and_resolve_references(), seen).lock()
-    built = program.build(c, plan.known_facts(c, 0))
+    built = program.build(c, plan.known_facts(c, 0), sharding.make_mesh(1, fsdp=c.sharding.fsdp))
     traced(built)
+    if paper == "multilabel":  # its `adopt` asks where arrays lie, and shapes lie nowhere
+        built = built._replace(method=built.method._replace(adopt=None))
     adopted(built, monkeypatch)
-    policies.check(c)
-    crops.training_views(np.zeros((240, 250, 3), np.uint8), np.int64([0, 5]), c)
-    refreshed = (
-        "clusters.iterations",
-        "clusters.algorithm",
-        "clusters.repair",
-        "clusters.distinct",
-        "clusters.shuffled",
-        "data.repeats",
-    )
-    assert unread(plain, seen, (*AROUND, *WHERE, *refreshed)) == set()
+    if c.data.annotations:
+        data = c.data.copy_and_resolve_references().unlock()
+        data.update(source="digits", categories=())
+        scenes = sources.load(data, "train")
+        annotated.training_example(scenes, 0, c, 0)
+        annotated.check(c)
+        next(annotated.eval_batches(scenes, c, batch_size=1))
+    else:
+        policies.check(c)
+        crops.training_views(np.zeros((240, 250, 3), np.uint8), np.int64([0, 5]), c)
+    named = ("epochs",) if plain.steps else ()  # in tables
+    assert unread(plain, seen, (*AROUND, *WHERE, *LOOKED, *named, "data.repeats")) == set()
 
 
 def test_the_recorder_tells_keys_that_are_read_from_those_that_are_not():

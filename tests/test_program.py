@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import deepcluster, deit, simclr, supervised
+from configs import deepcluster, deit, detection, segmentation, simclr, supervised
 from ssljax import evaluate, models, sharding
 from ssljax.config import resolve
 from ssljax.data import sources, views
 from ssljax.earlier import start_from
-from ssljax.program import build, evaluated, method_of, open_run, placed, switched_on
+from ssljax.program import build, evaluated, fresh_shapes, method_of, open_run, placed, switched_on
 from ssljax.results import read
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder, facts_of
@@ -105,6 +105,46 @@ def test_a_run_starts_from_the_branches_that_it_names(tmp_path):
             match="init_branches names 'projecter', and this network has encoder, probe, projector",
         ):
             start_from(build(typo, FACTS), {})(fresh)
+
+
+@pytest.mark.parametrize("task", [detection, segmentation])
+def test_detectors_and_segmentation_take_the_encoder_of_a_run_and_nothing_else(tmp_path, task):
+    """A run with other settings is refused with the settings to type."""
+
+    def pretraining(**model):
+        c = simclr.get_config("digits").unlock()
+        c.data.channels = 3
+        c.augment.update(mean=(0.5,) * 3, std=(0.5,) * 3)
+        c.model.update(model)
+        (tmp_path / "config.json").write_text(c.to_json())
+        return method_of(resolve(c), FACTS)
+
+    def task_from(run):
+        c = task.get_config("digits").unlock()
+        c.init_from = str(run)
+        return resolve(c).unlock()
+
+    donor, _ = placed(sharding.make_mesh(), fresh_shapes(pretraining(stem="cifar")), pretraining())
+    donor = shaken(donor, 5)
+    saved(tmp_path, donor)
+    pretraining(stem="imagenet", width=0.5)
+    program = build(task_from(tmp_path), FACTS)
+    fresh = program.init(0)
+    state = start_from(program, {})(fresh)
+    assert_close(state.params["encoder"], donor.params["encoder"], rtol=0)
+    for name in set(state.params) - {"encoder"}:
+        assert_close(state.params[name], fresh.params[name], rtol=0)
+    if task is detection:
+        assert_close(state.model_state["encoder"], donor.model_state["encoder"], rtol=0)
+        assert_close(state.model_state["head"], fresh.model_state["head"], rtol=0)
+
+    wider = task_from(tmp_path)
+    wider.model.update(width=0.5, remat="blocks")
+    message = r"the two runs must have the same model settings. Train with its settings, --config.model.stem="
+    message += "imagenet, or that run with --config.model.stem=cifar$"
+    with pytest.raises(ValueError, match=message):
+        program = build(wider, FACTS)
+        start_from(program, {})(program.shapes)
 
 
 # ------------------------------------------------------------------------------------------ opening networks

@@ -228,6 +228,11 @@ def test_a_run_that_an_unreadable_image_ended_may_go_on_without_it(tmp_path):
     changed.data.holdout = 0.2
     with pytest.raises(ValueError, match="another config: data.holdout was 0.1, now 0.2. Use another"):
         RunFolder(str(tmp_path), changed, None)
+    with pytest.raises(ValueError, match="It ended before it trained, so you may delete the folder."):
+        RunFolder(str(tmp_path), changed, None)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="or the old settings.$"):
+        RunFolder(str(tmp_path), changed, None)
 
 
 def test_a_diverged_run_stops_and_keeps_its_checkpoint(tmp_path):

@@ -261,11 +261,6 @@ def _of_files(
     data: ConfigDict, split: str, root: Path, pictures: list[Picture], classes: Sequence[str]
 ) -> tuple[Source, list[Picture]]:
     """The source without targets, and the pictures that can be read."""
-    if data.crop_on != "host":
-        raise ValueError(
-            f"data.crop_on={data.crop_on!r}: images with {data.annotations} have no common size and are read "
-            "from their files, so set data.crop_on='host'"
-        )
     files = [picture.file for picture in pictures]
     of_file = dict(zip(files, pictures, strict=True))
     skipped: tuple[str, ...] = ()

@@ -199,8 +199,24 @@ class Source:
             self.require_labels(needs)
         return self.select(np.flatnonzero(self.labelled))
 
-    def require_labels(self, needs: str) -> None:
-        """Refuse this source if an example has no label. See the function of the same name."""
+    def require_labels(self, needs: str, *, several: bool = False) -> None:
+        """Refuse this source if an example has no label. See the function of the same name.
+
+        Args:
+            needs: what needs the labels, as there.
+            several: examples with several labels each (`targets["labels"]`) will do as well.
+
+        Raises:
+            ValueError: an example has no label, or has several, and one is needed.
+        """
+        if "labels" in self.targets:
+            if several:
+                return
+            raise ValueError(
+                f"{needs} needs one label per image, and the {self.split} images of {self.name} have several "
+                "each: use the method multilabel (configs/multilabel.py) or the protocols transfer and "
+                "voc07_svm, which learn from several"
+            )
         require_labels(self.labels, self.describe, needs, f"{self.split} images of {self.name}")
 
 

@@ -142,6 +142,11 @@ def annotated(data: ConfigDict, split: str) -> Source:
                 else f"data.annotations={data.annotations}"
             )
             raise ValueError(f"data.{key}={data[key]!r} does not go with {what}: leave it out")
+    if data.crop_on != "host":
+        raise ValueError(
+            f"data.crop_on={data.crop_on!r}: images with {data.annotations} have no common size and are not "
+            "kept in memory, so set data.crop_on='host'"
+        )
     if drawn:
         return scenes.load(data, split)
     return ANNOTATED[kind](data, argument, split)

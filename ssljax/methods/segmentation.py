@@ -16,7 +16,7 @@ Differences from the papers:
 - MoCo's and BYOL's code for segmentation was not released. Their recipe here is from the papers, and where
   those are silent from memory. [R]
 - FCN-32s works on batches of 20 images of one size with zeros after them, where the released code adds up 20
-  images of their own size. The zeros lengthen the border of 100; they do not change the scores of the image.
+  images of their own size. In evaluation an image has the scores that it has alone.
 - The released FCN-32s has a learning rate twice as large for the bias of the scores, without decay. [X]
 - The convolutions' norms of AlexNet use the running statistics, as in DeepCluster's classifiers of VOC. [X]
 """

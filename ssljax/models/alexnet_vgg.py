@@ -46,6 +46,15 @@ class Conv(NamedTuple):
     padding: int = 1
     pool: tuple[int, int] = (0, 0)
 
+    def convolved(self, size: jax.Array) -> jax.Array:
+        """Height and width of its output, from those of its input."""
+        return (size + 2 * self.padding - self.size) // self.stride + 1
+
+    def pooled(self, size: jax.Array) -> jax.Array:
+        """Height and width after the pool, of which the last window may be incomplete (Caffe)."""
+        window, stride = self.pool
+        return -(-(size - window) // stride) + 1 if window else size
+
 
 class Architecture(NamedTuple):
     """The shape of a network.
@@ -57,6 +66,17 @@ class Architecture(NamedTuple):
 
     convs: tuple[Conv, ...]
     drops_first: bool
+
+    def with_border(self, border: int) -> Architecture:
+        """The same with so many zeros around the image, in place of the first convolution's padding."""
+        first, *others = self.convs
+        return self._replace(convs=(first._replace(padding=border), *others))
+
+    def cells(self, size: jax.Array) -> jax.Array:
+        """Height and width of the last map of an image, with incomplete windows of pools."""
+        for layer in self.convs:
+            size = layer.pooled(layer.convolved(size))
+        return size
 
 
 ALEXNET = Architecture(
@@ -146,20 +166,26 @@ class ConvNet(nn.Module):
                 in place of its padding), pools keep the incomplete window at the end, and fc7
                 `[B, h, w, 4096 width]` is given for every place. Norms then use the running statistics, also
                 in training, and only the inputs of fc7 are dropped.
-            size: int32 [B, 2], height and width of each image within `x`, whose other pixels must be 0; they
-                are zeros of the border then. None: all pixels are the image's.
+            size: int32 [B, 2], height and width of each image within `x`; its other pixels must be 0. With a
+                border, the maps of an image are then those of the image alone, and 0 around it. None: all
+                pixels are the image's.
         """
         if self.sobel:
             x = sobel(x)
             if size is not None:
                 x = jnp.where(valid_pixels(size, *x.shape[1:3]), x, 0.0)
-        for i, layer in enumerate(self.architecture.convs):
-            if border and i == 0:
-                layer = layer._replace(padding=border)
+        shape = self.architecture.with_border(border) if border else self.architecture
+        for layer in shape.convs:
             x = along_batch(self._conv(layer, x, train=train and not border))
+            if border and size is not None:
+                size = layer.convolved(size)
+                x = jnp.where(valid_pixels(size, *x.shape[1:3]), x, 0.0)
             self.sow("intermediates", f"after_{layer.name}", x)
             if layer.pool[0]:
                 x = self._pool(layer, x, whole=not border)
+                if border and size is not None:
+                    size = layer.pooled(size)
+                    x = jnp.where(valid_pixels(size, *x.shape[1:3]), x, 0.0)
         if border:
             return self._everywhere(x, train=train)
 

@@ -87,6 +87,9 @@ class FCN32s(nn.Module):
         inputs = self.encoder.variables["params"]["fc6"]["kernel"].shape[0]
         channels = round(self.encoder.architecture.convs[-1].features * self.encoder.width)
         fc6 = math.isqrt(inputs // channels)
+        if size is not None:
+            places = self.encoder.architecture.with_border(BORDER).cells(size) - (fc6 - 1)
+            scores = jnp.where(valid_pixels(places, *scores.shape[1:3]), scores, 0.0)
         return times_32(scores, self.encoder.architecture, x.shape[1], x.shape[2], fc6=fc6)
 
 

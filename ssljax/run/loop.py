@@ -87,8 +87,8 @@ def fit(
     method = program.method
     total = program.total_steps
     spe = program.steps_per_epoch
-    if method.needs_labels and not (method.several_labels and "labels" in source.targets):
-        source.require_labels(f"method {config.method!r}")
+    if method.needs_labels:
+        source.require_labels(f"method {config.method!r}", several=method.several_labels)
     held_out = test
     if test is not None and not (source.labelled.any() and test.labelled.any()):
         test = None

@@ -29,10 +29,20 @@ HARMLESS = (
     "data.on_bad_image",
 )
 
+# What a start leaves in the folder before it trains.
+DESCRIBED = {"config.json", "run.json", "data.json", "lock", "checkpoints", "train.log"}
+
 
 def harmless(key: str) -> bool:
     """Whether a setting may change between two starts of the same run."""
     return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+
+
+def begun(folder: epath.Path) -> bool:
+    """Whether there is more in a run's folder than what a start describes before it trains anything."""
+    found = {file.name for file in folder.iterdir()} - DESCRIBED
+    checkpoints = folder / "checkpoints"
+    return bool(found) or (checkpoints.exists() and any(checkpoints.iterdir()))
 
 
 def refuse_other_config(folder: epath.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -57,6 +67,7 @@ def refuse_other_config(folder: epath.Path, old: Mapping[str, Any], new: Mapping
         raise ValueError(
             f"{folder} holds a run of another config: {'; '.join(differ[:3])}. "
             "Use another --workdir, or the old settings."
+            + ("" if begun(folder) else " It ended before it trained, so you may delete the folder.")
         )
 
 

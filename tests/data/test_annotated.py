@@ -403,6 +403,8 @@ def test_what_is_wrong_with_the_data_is_named(coco, voc, tmp_path):
     refused(c, "data.annotations='boxes' needs images with boxes.*use coco:PATH, voc:PATH or digits")
     c.data.update(source="digits", categories=("7",))
     refused(c, "data.categories=\\('7',\\) does not go with data.source=digits: leave it out")
+    c.data.update(categories=(), crop_on="device")
+    refused(c, "crop_on='host'")
     c = boxes_of(coco)
     c.data.annotations = ""
     refused(c, "set data.annotations='boxes' or 'masks'")

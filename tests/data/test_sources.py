@@ -409,6 +409,13 @@ def test_a_source_may_be_partly_labelled():
         part.select([3, 8]).with_labels("a probe")
     with pytest.raises(ValueError, match="a probe needs labels, and 2 of 1500"):
         part.require_labels("a probe")
+    none = np.full(1500, -1, np.int32)
+    many = dataclasses.replace(source, labels=none, targets={"labels": np.ones((1500, 3), np.int8)})
+    many.require_labels("a probe", several=True)
+    with pytest.raises(ValueError, match="a probe needs one label per image, and the train images of digits"):
+        many.require_labels("a probe")
+    with pytest.raises(ValueError, match="a probe needs labels, and 2 of 1500"):
+        part.require_labels("a probe", several=True)
     for wrong in (-2, 10):
         labels[5] = wrong
         with pytest.raises(

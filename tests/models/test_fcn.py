@@ -128,18 +128,27 @@ def test_other_networks_are_refused():
         models.segmenter(config.model, config.fcn, 21)
 
 
-def test_padding_changes_no_score_of_an_image():
+@pytest.mark.parametrize(
+    "network",
+    [
+        dict(name="resnet8", width=1 / 16, stem="cifar"),
+        pytest.param(dict(name="alexnet_bn", width=1 / 32), marks=pytest.mark.slow),
+    ],
+)
+def test_padding_changes_no_score_of_an_image(network):
     """Whole images of different sizes in one square have the scores that they have alone."""
-    config = model(name="resnet8", width=1 / 16, stem="cifar")
+    config = model(**network)
     net = models.segmenter(config.model, config.fcn, 5)
     key = jax.random.key(0)
     variables = net.init(key, jnp.zeros((1, 16, 16, 3)), train=False)
     stir = lambda path, leaf: leaf + 0.3 * jax.random.normal(jax.random.fold_in(key, len(path)), leaf.shape)
     variables = jax.tree_util.tree_map_with_path(stir, models.unit_gains(variables))
     variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
-    sizes = [(14, 9), (7, 16)]
+    sizes, side = [(14, 9), (7, 16)], 18
+    if network["name"] == "alexnet_bn":  # fc6 has one place at 9 pixels, two at 50
+        sizes, side = [(50, 9), (9, 18)], 50
     images = [jax.random.normal(jax.random.key(i), (1, *size, 3)) for i, size in enumerate(sizes)]
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, 18 - x.shape[1]), (0, 18 - x.shape[2]), (0, 0)))
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, side - x.shape[1]), (0, side - x.shape[2]), (0, 0)))
     together = jnp.concatenate([pad(x) for x in images])
     found = net.apply(variables, together, train=False, size=jnp.array(sizes))
     for image, size, row in zip(images, sizes, found, strict=True):
