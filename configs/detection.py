@@ -82,7 +82,9 @@ def plain(network: str, part: str) -> ConfigDict:
 
     **Its regions are proposals of an RPN, and not the boxes of selective search** [X]; methods/detection.py
     has the other differences. The table's mAP is AP50 here: 51.4 (FC6-8) and 55.4 (ALL) for DeepCluster's
-    AlexNet, 65.9 (ALL) for its VGG-16. One TPU or GPU takes both images of a step.
+    AlexNet, 65.9 (ALL) for its VGG-16. A step of two images fits on one or two devices. For eight [X]:
+    --config.batch_size=8 --config.optim.learning_rate=0.004 --config.steps=37500
+    --config.optim.step_milestones='(28125,)'.
     """
     c = faster_rcnn(config.base())
     c.data.update(source="voc:VOCdevkit", train_split="2007/trainval", test_split="2007/test")
