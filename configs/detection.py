@@ -6,6 +6,8 @@ and, on the network of Fast R-CNN, of DeepCluster (Caron et al., arXiv 1807.0552
         --workdir runs/coco
     ssljax train --config configs/detection.py:voc --config.data.source=voc:VOCdevkit \\
         --config.init_from=RUN --workdir gs://bucket/voc
+    ssljax train --config configs/detection.py:voc_alexnet_fc6_8 --config.data.source=voc:VOCdevkit \\
+        --config.init_from=RUN --workdir runs/fast
     ssljax evaluate --config configs/detection.py:voc --config.data.source=voc:VOCdevkit \\
         --workdir gs://bucket/voc
 

@@ -255,6 +255,11 @@ class Detector(NamedTuple):
     sizes: tuple[float, ...]
     ratios: tuple[float, ...]
 
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per cell of the map."""
+        return self.body.stride
+
 
 def initialise_detector(net: Detector, key: jax.Array, channels: int) -> tuple[Pytree, Pytree]:
     """Fresh (params, model_state)."""
@@ -318,8 +323,8 @@ def at_anchors(net: Detector, params: Pytree, maps: jax.Array, valid: jax.Array)
     """Run the proposal head on a map [B, h, w, C]; `valid` is as in `feature_map`."""
     height, width = maps.shape[1:3]
     found = infer(net.rpn, params["rpn"], {}, maps)
-    boxes = anchors(height, width, stride=net.body.stride, sizes=net.sizes, ratios=net.ratios)
-    cells = valid_pixels(-(-valid // net.body.stride), height, width).reshape(len(maps), -1)
+    boxes = anchors(height, width, stride=net.stride, sizes=net.sizes, ratios=net.ratios)
+    cells = valid_pixels(-(-valid // net.stride), height, width).reshape(len(maps), -1)
     return Anchors(boxes, jnp.repeat(cells, net.rpn.anchors, axis=1), found["logits"], found["deltas"])
 
 
