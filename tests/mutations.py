@@ -1402,8 +1402,8 @@ CLUSTERING = [
     Mutation(
         "features_after_the_relu",
         PLAIN,
-        'x = full(name="fc7")(drop(x))',
-        'x = nn.relu(full(name="fc7")(drop(x)))',
+        'x = self._full("fc7")(drop(x))',
+        'x = nn.relu(self._full("fc7")(drop(x)))',
         "k-means on features after the last ReLU",
         f"{T_PLAIN}::test_the_layers_in_their_order",
     ),
@@ -3539,8 +3539,8 @@ FASTER_RCNN = [
     Mutation(
         "statistics_of_regions_that_do_not_exist",
         DETECTOR,
-        "size = jnp.where(exists[:, None], jnp.full((1, 2), net.cells, jnp.int32), 0)",
-        "size = jnp.full((len(exists), 2), net.cells, jnp.int32)",
+        "size = jnp.where(exists[:, None], jnp.full((1, 2), self.cells, jnp.int32), 0)",
+        "size = jnp.full((len(exists), 2), self.cells, jnp.int32)",
         "empty places count in the statistics of the last group",
         f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
     ),
@@ -4116,6 +4116,118 @@ LOOSE_ENDS = [
     ),
 ]
 
+# --------------------------------------------------------------------- Fast R-CNN's AlexNet and VGG-16
+
+ROI = "ssljax/models/roi.py"
+ALEXNET_VGG = "ssljax/models/alexnet_vgg.py"
+T_ROI = "tests/models/test_roi.py"
+T_FAST = "tests/methods/test_plain_detection.py"
+PLAIN_MAP = (
+    f"{T_FAST}::test_the_map_is_the_pretrained_networks_on_a_grid_that_starts_at_pixel_0[alexnet-15-6]"
+)
+PLAIN_PADDING = f"{T_FAST}::test_padding_changes_no_loss_and_no_detection"
+FC6_8 = f"{T_FAST}::test_fc6_8_moves_the_full_layers_and_no_convolution_nor_statistics"
+
+PLAIN_DETECTORS = [
+    Mutation(
+        "roi_pool_rounds_halves_to_even",
+        ROI,
+        "jnp.sign(corners) * jnp.floor(jnp.abs(corners) + 0.5)",
+        "jnp.round(corners)",
+        "C's round takes halves away from zero",
+        f"{T_ROI}::test_the_maximum_and_its_gradient_equal_loops",
+    ),
+    Mutation(
+        "roi_pool_without_the_last_cell",
+        ROI,
+        "side = jnp.maximum(end - start + 1, 1)[:, None]",
+        "side = jnp.maximum(end - start, 1)[:, None]",
+        "the cell of a box's end belongs to it",
+        f"{T_ROI}::test_the_maximum_and_its_gradient_equal_loops",
+    ),
+    Mutation(
+        "roi_pool_starts_from_zero",
+        ROI,
+        "bins = jnp.where(column[None, :, :, None], tall[:, None], -jnp.inf).max(2)",
+        "bins = jnp.where(column[None, :, :, None], tall[:, None], 0.0).max(2)",
+        "only a bin without cells is 0",
+        f"{T_ROI}::test_the_maximum_and_its_gradient_equal_loops",
+    ),
+    Mutation(
+        "roi_pool_keeps_maps",
+        ROI,
+        "jax.lax.map(jax.checkpoint(one), (rows, columns))",
+        "jax.lax.map(one, (rows, columns))",
+        "a backward pass keeps several maps for every box",
+        f"{T_ROI}::test_a_gradient_keeps_no_map_per_box",
+    ),
+    Mutation(
+        "pools_begin_at_the_border",
+        ALEXNET_VGG,
+        "before = (window - 1) // 2",
+        "before = 0",
+        "a cell lies half a window beside its pixel, and boxes beside what they show",
+        PLAIN_MAP,
+    ),
+    Mutation(
+        "plain_pool_spills_into_the_padding",
+        ALEXNET_VGG,
+        "x = x if mask is None else jnp.where(mask, x, jnp.zeros((), x.dtype))",
+        "x = x if mask is None else x",
+        "the maximum of a window in the padding is that of the image beside it",
+        PLAIN_PADDING,
+    ),
+    Mutation(
+        "plain_norms_see_the_padding",
+        ALEXNET_VGG,
+        "self._conv(layer, x, train=False, mask=mask)",
+        "self._conv(layer, x, train=False)",
+        "padded zeros stop being zero after a norm",
+        PLAIN_PADDING,
+    ),
+    Mutation(
+        "one_dropout_for_all_images",
+        DETECTION_METHOD,
+        "jax.random.fold_in(jax.random.fold_in(key, index), 2)",
+        "jax.random.fold_in(jax.random.fold_in(key, 0 * index), 2)",
+        "what is dropped follows neither image nor place",
+        f"{T_FAST}::test_what_is_dropped_follows_the_image_and_the_step",
+    ),
+    Mutation(
+        "fc6_8_trains_the_norms",
+        DETECTOR,
+        'and layer not in ("fc6", "fc7")',
+        'and layer.startswith("conv")',
+        "gains and offsets of the convolutions' norms are trained in FC6-8",
+        FC6_8,
+    ),
+    Mutation(
+        "fc6_8_decays",
+        DETECTION_METHOD,
+        'still=still if net.body.trained != "all" else None',
+        "still=None",
+        "weight decay moves what has no gradient",
+        FC6_8,
+    ),
+    Mutation(
+        "all_background_counts",
+        DETECTION_METHOD,
+        "jnp.where(there & ~far, labels, -1)",
+        "jnp.where(there, labels, -1)",
+        "Fast R-CNN's background overlaps a true box by 0.1 at least",
+        f"{T_FAST}::test_a_region_that_overlaps_no_true_box_enough_is_not_learned_from",
+    ),
+    Mutation(
+        "suppression_at_one_half",
+        DETECTION_METHOD,
+        "score=settings.score, threshold=settings.overlap)",
+        "score=settings.score)",
+        "Fast R-CNN suppresses from an IoU of 0.3 on",
+        PLAIN_PADDING,
+    ),
+]
+
+
 MUTATIONS = [
     *LOSSES,
     *METHOD,
@@ -4152,6 +4264,7 @@ MUTATIONS = [
     *FINE_TUNING,
     *PREDICTIVE,
     *LOOSE_ENDS,
+    *PLAIN_DETECTORS,
 ]
 
 

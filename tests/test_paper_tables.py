@@ -37,7 +37,6 @@ ROWS = [
     ("deepcluster", "v2", "400 epochs, 2 x 160 + 4 x 96", [74.3], "imagenet_r50_v2_e400_multicrop_linear"),
     ("deepcluster", "retrieval", "Wang et al.", [None, None], ""),
     ("deepcluster", "retrieval", "DeepCluster", [61.0, 72.0], "imagenet_vgg16"),
-    ("deepcluster", "detection", "**DeepCluster**", [55.4, 65.9], ""),
     ("moco", "voc", "random init.", [60.2, 33.8, 33.1], "voc_random"),
     ("moco", "voc", "supervised, IN-1M", [81.3, 53.5, 58.8], "voc_supervised"),
     ("moco", "voc", "MoCo v1, IN-1M", [81.5, 55.9, 62.6], "voc_v1"),
@@ -77,7 +76,7 @@ def test_every_layer_of_alexnet_is_filled_by_the_papers_own_probe(name, network)
 
 
 def test_the_lectures_tables_of_transfer_have_a_protocol_per_column():
-    """SimCLR's, BYOL's and MoCo's, and DeepCluster's but for its detectors."""
+    """SimCLR's, BYOL's, MoCo's and DeepCluster's."""
     for experiment, table, text in (
         ("simclr", "transfer_linear", ""),
         ("simclr", "transfer_finetuned", ""),
@@ -96,8 +95,17 @@ def test_the_lectures_tables_of_transfer_have_a_protocol_per_column():
     _, row = row_of("deepcluster", "voc", "DeepCluster, ImageNet")
     measured = [(match["protocol"], match["metric"], match["preset"]) for match in row["match"]]
     assert measured[:2] == [("finetuned_voc2007", "map_step", f"voc_alexnet_{p}") for p in ("fc6_8", "all")]
+    assert measured[2:4] == [("detection", "AP50", f"boxes_alexnet_{p}") for p in ("fc6_8", "all")]
     assert measured[4:] == [("segmentation", "mIoU", f"masks_alexnet_{p}") for p in ("fc6_8", "all")]
-    assert "Open: detection with an AlexNet" in row_of("deepcluster", "voc", "best competitor")[0]["note"]
+
+
+def test_deepclusters_detectors_say_that_their_regions_are_not_the_papers():
+    table, row = row_of("deepcluster", "detection", "**DeepCluster**")
+    assert row["paper"] == [55.4, 65.9]
+    assert [match["preset"] for match in row["match"]] == ["boxes_alexnet_all", "boxes_vgg16_all"]
+    for note in (table["note"], row_of("deepcluster", "voc", "DeepCluster, ImageNet")[0]["note"]):
+        assert "proposals of an RPN" in note and "selective search are not reproduced" in note
+        assert "Not run" in note
 
 
 def measured_by(command):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ssljax.config.rows import COUNT, NATURAL, POSITIVE, UNIT, Entries, Key, method
+from ssljax.config.rows import COUNT, NATURAL, POSITIVE, UNIT, Entries, Key, OneOf, Range, method, network
 
 DETECTION = method("detection")
+C4 = DETECTION & network("model", "resnet")
+PLAIN = DETECTION & network("model", "alexnet_vgg")
 
 DETECTION_KEYS = (
     Key(
@@ -39,6 +41,28 @@ DETECTION_KEYS = (
         200,
         "batches that the norms' statistics are computed from after the last step; 0: the running ones stay",
         NATURAL,
+        C4,
+    ),
+    Key(
+        "detector.background",
+        0.0,
+        "a region that overlaps every true box by less is not learned from; from 0.5 on it is an object",
+        Range(0, 0.5),
         DETECTION,
     ),
+    Key(
+        "detector.overlap",
+        0.5,
+        "at test, what overlaps a more probable detection of its class by more is dropped",
+        UNIT,
+        DETECTION,
+    ),
+    Key(
+        "detector.trained",
+        "all",
+        "all: every layer is trained (ALL); fc: the convolutions stay as they are (FC6-8)",
+        OneOf(("all", "fc")),
+        PLAIN,
+    ),
+    Key("detector.side", 224, "side of the images that fc6 was trained on, in pixels", COUNT, PLAIN),
 )

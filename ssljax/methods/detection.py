@@ -1,17 +1,22 @@
-"""Faster R-CNN with a C4 backbone, fine-tuned from a pretrained network: MoCo's transfer to detection.
+"""Faster R-CNN, fine-tuned from a pretrained network: the transfer of MoCo and DeepCluster to detection.
 
-Ren, He, Girshick, Sun: Faster R-CNN, arXiv 1506.01497; recipe and extra norm of He et al. (MoCo), arXiv
-1911.05722, section 4.2 and appendix, in facebookresearch/moco, detection/, on facebookresearch/detectron2.
+Ren, He, Girshick, Sun: Faster R-CNN, arXiv 1506.01497. On a ResNet it has MoCo's recipe and extra norm (He et
+al., arXiv 1911.05722, section 4.2 and appendix, in facebookresearch/moco, detection/, on
+facebookresearch/detectron2). On an AlexNet or VGG-16 it has the network of Fast R-CNN (Girshick, arXiv
+1504.08083), which DeepCluster's table reports (Caron et al., arXiv 1807.05520, section 4.5).
 
-    C = all groups of f but the last on an image;   h(r) = mean(norm(last group of f on RoIAlign(C, r)))
+    ResNet   C = all groups of f but the last;   h(r) = mean(norm(last group of f on RoIAlign(C, r)))
+    plain    C = the convolutions of f;          h(r) = fc7(fc6(RoI max-pool(C, r))), with dropout
 
     L =  sum over sampled anchors of BCE(logit, is an object)              / (256 images)
        + sum over sampled positive anchors of |delta - encode(box)|        / (256 images)
        + sum over sampled regions r of CE(W h(r), class)                   / regions
        + sum over those that are objects of |V_class h(r) - encode(box)|   / regions
 
-Every layer is trained, norms included. Their statistics are those of the global batch. After the last step
-they are computed anew, as means over `detector.precise_bn` batches (precise-BN).
+Of a ResNet every layer is trained, norms included. Their statistics are those of the global batch. After the
+last step they are computed anew, as means over `detector.precise_bn` batches (precise-BN). The norms of a
+plain network use the running statistics of the pretraining. All of it is trained (ALL), or all but the
+convolutions and their norms (FC6-8, `detector.trained="fc"`).
 
 Differences from the released code:
 - Detectron2 pads the images of a device's batch to the largest, and norms, proposals and anchors see the
@@ -21,11 +26,21 @@ Differences from the released code:
 - Random choices follow the image and the step, not a device. Losses divide by the regions of the global
   batch; there by those of each device. [X]
 - Running variances are unbiased with shortcut="torchvision"; naiveSyncBN's are not: 1 in 10^5. [X]
+
+Differences of the plain networks from rbgirshick/fast-rcnn (DeepCluster's own settings were not released):
+- **Regions are proposals of the RPN above, which learns beside the rest**, also in FC6-8. There they are the
+  boxes of selective search, about 2,000 per image, which are not reproduced here. [X]
+- Boxes, their losses and the draw are detectron2's: no + 1 in widths, deltas scaled by 10 and 5 instead of by
+  the data's deviations, L1 instead of smooth L1, and difficult objects are learned too. [X]
+- Batch norms stand where CaffeNet has local response norms; biases have the rate and decay of kernels. [X]
+- ALL trains conv1 too (conv1 and conv2 of VGG-16), which fast-rcnn never does. [P]
+- AlexNet's pools leave half the cells of a side, rounded up; Caffe's leave one more of an even side. [X]
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import jax
@@ -44,11 +59,10 @@ from ssljax.types import Batch, Facts, Method, Out, Pytree, TrainState, TwoPass
 def detection(config: ConfigDict, facts: Facts) -> Method:
     """Build Faster R-CNN as pure functions.
 
-    `params` holds encoder (the whole ResNet, whose last group runs on regions), rpn and head; there is no
-    extra state.
+    `params` holds encoder (the whole pretrained network), rpn and head; there is no extra state.
 
     Raises:
-        ValueError: the images have no boxes, or the backbone is no ResNet.
+        ValueError: the images have no boxes, or the backbone is of another family.
     """
     if config.data.annotations != "boxes":
         raise ValueError(
@@ -56,6 +70,7 @@ def detection(config: ConfigDict, facts: Facts) -> Method:
             "--config.data.annotations=boxes, with a source that has them"
         )
     net = models.two_stage_detector(config.model, config.detector, facts.num_classes)
+    still = functools.partial(nets.stands_still, net)
 
     def init(key: jax.Array, batch: Batch) -> tuple[Pytree, Pytree, tuple]:
         del batch
@@ -64,6 +79,9 @@ def detection(config: ConfigDict, facts: Facts) -> Method:
     def embed(
         params: Pytree, model_state: Pytree, extra: tuple, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Pytree, Pytree]:
+        # What stands still has no gradient.
+        stopped = lambda leaf, fixed: jax.lax.stop_gradient(leaf) if fixed else leaf
+        params = jax.tree.map(stopped, params, still(params))
         x = views.for_network(batch["image"], config.augment)
         return outputs(net, config.detector, params, model_state, x, batch, key, valid=batch["size"])
 
@@ -90,8 +108,6 @@ def detection(config: ConfigDict, facts: Facts) -> Method:
     def finish(state: TrainState, run: Any) -> TrainState:
         """Precise-BN: means over `detector.precise_bn` training batches, with the weights as they are."""
         count = config.detector.precise_bn
-        if not count:
-            return state
         # From zeros, one step leaves 1 - momentum times the statistics of the batch.
         zeros = jax.tree.map(jnp.zeros_like, state.model_state)
         share = 1.0 / (count * (1.0 - config.model.bn_momentum))
@@ -112,7 +128,8 @@ def detection(config: ConfigDict, facts: Facts) -> Method:
         init=init,
         loss=loss,
         predict=predict,
-        finish=finish,
+        finish=finish if config.detector.get("precise_bn", 0) else None,
+        still=still if net.body.trained != "all" else None,
         num_views=1,
         two_pass=TwoPass(embed, objective),
     )
@@ -172,10 +189,11 @@ def outputs(
         keys[:, 1], proposals.boxes, proposals.exists, batch["boxes"], batch["classes"]
     )
 
-    # 5. The last group and the box head on the drawn regions.
+    # 5. Features of the drawn regions, and the box head on them.
     exists = regions["weights"] > 0
+    drops = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), 2))(batch["index"])
     logits, deltas, model_state = nets.at_regions(
-        net, params, model_state, maps, regions["boxes"], exists, train=True
+        net, params, model_state, maps, regions["boxes"], exists, keys=drops
     )
     head = {"logits": logits, "deltas": deltas, **{k: regions[k] for k in ("classes", "weights", "targets")}}
     given = {"rpn": rpn, "head": head}
@@ -236,8 +254,10 @@ def draw_regions(
     """
     candidates = jnp.concatenate([proposals, boxes])
     there = jnp.concatenate([exists, classes >= 0])
-    which, labels = match(iou(boxes, candidates), classes >= 0, below=0.5, above=0.5, low_quality=False)
-    labels = jnp.where(there, labels, -1)
+    overlap = iou(boxes, candidates)
+    which, labels = match(overlap, classes >= 0, below=0.5, above=0.5, low_quality=False)
+    far = jnp.where((classes >= 0)[:, None], overlap, 0.0).max(axis=0) < settings.background
+    labels = jnp.where(there & ~far, labels, -1)
 
     count = settings.regions
     weights = sample(key, labels, count=count, positives=count // 4)
@@ -277,8 +297,9 @@ def detections(
     at = nets.at_anchors(net, params, maps, valid)
     proposals = proposed(at, size, before=settings.test_before, after=settings.test_after)
     logits, deltas, _ = nets.at_regions(
-        net, params, model_state, maps, proposals.boxes, proposals.exists, train=False
+        net, params, model_state, maps, proposals.boxes, proposals.exists, keys=None
     )
-    best = lambda *one: detect(*one, keep=settings.keep, score=settings.score)
+    limits = dict(keep=settings.keep, score=settings.score, threshold=settings.overlap)
+    best = lambda *one: detect(*one, **limits)
     found = jax.vmap(best)(logits, deltas, proposals.boxes, proposals.exists, size)
     return {"boxes": found.boxes, "scores": found.scores, "classes": found.classes}

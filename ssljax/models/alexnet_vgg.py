@@ -21,7 +21,7 @@ from flax import linen as nn
 from ssljax.models.conv import conv2d
 from ssljax.models.norm import BatchNorm
 from ssljax.models.placement import along_batch
-from ssljax.models.resnet import valid_pixels
+from ssljax.models.resnet import strided, valid_pixels
 from ssljax.models.sobel import sobel
 
 FULL = 4096
@@ -152,7 +152,13 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool, border: int = 0, size: jax.Array | None = None
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        border: int = 0,
+        size: jax.Array | None = None,
+        part: str = "",
     ) -> jax.Array:
         """Images `[B, H, W, C]` -> fc7 before its ReLU `[B, 4096 width]`, float32.
 
@@ -160,7 +166,7 @@ class ConvNet(nn.Module):
         "intermediates" as `after_conv1`, ..., and those of the first fully connected layer as `after_fc6`.
 
         Args:
-            x: images.
+            x: images; with part="regions" squares of a map, as large as fc6 expects them.
             train: normalise by the statistics of the batch, and drop.
             border: above 0 the network is fully convolutional: so many zeros lie around the image (for conv1,
                 in place of its padding), pools keep the incomplete window at the end, and fc7
@@ -169,11 +175,16 @@ class ConvNet(nn.Module):
             size: int32 [B, 2], height and width of each image within `x`; its other pixels must be 0. With a
                 border, the maps of an image are then those of the image alone, and 0 around it. None: all
                 pixels are the image's.
+            part: half of a detector, see `map_of` and `of_regions`; "": the network.
         """
+        if part == "regions":
+            return self.of_regions(x, train=train)
         if self.sobel:
             x = sobel(x)
             if size is not None:
                 x = jnp.where(valid_pixels(size, *x.shape[1:3]), x, 0.0)
+        if part == "map":
+            return self.map_of(x, size)
         shape = self.architecture.with_border(border) if border else self.architecture
         for layer in shape.convs:
             x = along_batch(self._conv(layer, x, train=train and not border))
@@ -189,17 +200,52 @@ class ConvNet(nn.Module):
         if border:
             return self._everywhere(x, train=train)
 
-        width = round(FULL * self.width)
-        full = partial(nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
         drop = partial(nn.Dropout(self.dropout, name="dropout"), deterministic=not train)
-
         x = x.reshape(x.shape[0], -1)
         if self.architecture.drops_first:
             x = drop(x)
-        x = nn.relu(full(name="fc6")(x))
+        x = nn.relu(self._full("fc6")(x))
         self.sow("intermediates", "after_fc6", x)
-        x = full(name="fc7")(drop(x))
+        x = self._full("fc7")(drop(x))
         return x.astype(jnp.float32)
+
+    def map_of(self, x: jax.Array, size: jax.Array | None) -> jax.Array:
+        """The map of Fast R-CNN: after the last convolution, before the last pool.
+
+        Every convolution and pool is padded so that cell (i, j) lies on pixel (16 i, 16 j), or in VGG-16,
+        whose pools have no centre, on the square that begins there (rbgirshick/fast-rcnn at b612190,
+        models/). Norms use the running statistics.
+
+        Args:
+            x: what conv1 sees, `[B, H, W, C]`; 0 outside of an image.
+            size: as for the network. With it the map of an image is that of the image alone, and 0 around it.
+
+        Returns:
+            `[B, ceil(H / 16), ceil(W / 16), channels]`, in `dtype`.
+        """
+        mask = None if size is None else valid_pixels(size, *x.shape[1:3])
+        for layer in self.architecture.convs:
+            mask = strided(mask, layer.stride)
+            layer = layer._replace(padding=(layer.size - 1) // 2)
+            x = along_batch(self._conv(layer, x, train=False, mask=mask))
+            if layer.pool[0] and layer.name != self.architecture.convs[-1].name:
+                x = _centred_pool(layer, x)
+                mask = strided(mask, layer.pool[1])
+                x = x if mask is None else jnp.where(mask, x, jnp.zeros((), x.dtype))
+        return x
+
+    def of_regions(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Squares of the map `[R, k, k, C]` -> fc7 after its ReLU, float32 `[R, 4096 width]`.
+
+        In training what both layers give is dropped, and never their inputs, as in Fast R-CNN.
+        """
+        drop = partial(nn.Dropout(self.dropout, name="dropout"), deterministic=not train)
+        x = drop(nn.relu(self._full("fc6")(x.reshape(x.shape[0], -1))))
+        return drop(nn.relu(self._full("fc7")(x).astype(jnp.float32)))
+
+    def _full(self, name: str) -> nn.Dense:
+        width = round(FULL * self.width)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name=name)
 
     def _everywhere(self, x: jax.Array, *, train: bool) -> jax.Array:
         """fc7 at every place of the last map: float32 `[B, h, w, 4096 width]`."""
@@ -207,7 +253,7 @@ class ConvNet(nn.Module):
         x = nn.Dropout(self.dropout, name="dropout")(x, deterministic=not train)
         return EveryPlace(self.dtype, name="fc7")(x).astype(jnp.float32)
 
-    def _conv(self, layer: Conv, x: jax.Array, *, train: bool) -> jax.Array:
+    def _conv(self, layer: Conv, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         conv = nn.Conv(
             round(layer.features * self.width),
             (layer.size, layer.size),
@@ -225,7 +271,7 @@ class ConvNet(nn.Module):
             dtype=self.dtype,
             name=layer.name.replace("conv", "norm"),
         )
-        return nn.relu(norm(conv(x), train=train))
+        return nn.relu(norm(conv(x), train=train, mask=mask))
 
     def _pool(self, layer: Conv, x: jax.Array, *, whole: bool) -> jax.Array:
         """Max-pool. An incomplete window at the end is left out if `whole` (PyTorch), or kept (Caffe)."""
@@ -240,3 +286,19 @@ class ConvNet(nn.Module):
             return nn.max_pool(x, (window, window), (stride, stride))
         missing = [(0, (window - side) % stride) for side in x.shape[1:3]]
         return nn.max_pool(x, (window, window), (stride, stride), missing)
+
+
+def _centred_pool(layer: Conv, x: jax.Array) -> jax.Array:
+    """Max-pool with windows around every `stride`-th pixel, so that `ceil(side / stride)` are left."""
+    window, stride = layer.pool
+    before = (window - 1) // 2
+    padding = [
+        (before, stride * -(-side // stride) - stride + window - before - side) for side in x.shape[1:3]
+    ]
+    return nn.max_pool(x, (window, window), (stride, stride), padding)
+
+
+def stride_of_map(architecture: Architecture) -> int:
+    """Pixels of the image per cell of the last convolution's map."""
+    strides = [layer.stride * (layer.pool[1] or 1) for layer in architecture.convs[:-1]]
+    return math.prod(strides) * architecture.convs[-1].stride

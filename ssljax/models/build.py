@@ -13,7 +13,7 @@ from ssljax.models.beit_vit import SIZES as BEIT_SIZES
 from ssljax.models.boxes import RATIOS
 from ssljax.models.cpc import STACKS, Classifier, Direction, PatchResNet, Stack
 from ssljax.models.decoder import ViewDecoders
-from ssljax.models.detector import BoxHead, Detector, ProposalHead
+from ssljax.models.detector import C4, BoxHead, Detector, LinearHead, Plain, ProposalHead
 from ssljax.models.dvae import Decoder, Encoder
 from ssljax.models.efficientnet import SCALES, EfficientNet
 from ssljax.models.fcn import DilatedFCN, FCN32s, FCNHead, Scores
@@ -278,7 +278,7 @@ def cpc_classifier(classifier: ConfigDict, model: ConfigDict) -> Classifier:
 
 
 def two_stage_detector(model: ConfigDict, settings: ConfigDict, classes: int) -> Detector:
-    """Build a two-stage detector on a ResNet.
+    """Build a two-stage detector on a ResNet, an AlexNet or a VGG-16.
 
     Args:
         model: `config.model`.
@@ -286,31 +286,28 @@ def two_stage_detector(model: ConfigDict, settings: ConfigDict, classes: int) ->
         classes: without the background.
 
     Raises:
-        ValueError: the backbone is no ResNet, or there is one per view.
+        ValueError: the backbone is of another family, or there is one per view.
     """
+    sizes = tuple(settings.anchor_sizes)
+    rpn = ProposalHead(len(sizes) * len(RATIOS), jnp.dtype(model.dtype))
     net = backbone(model)
+    if isinstance(net, ConvNet):
+        plain = Plain(net, settings.side, settings.trained)
+        return Detector(plain, rpn, LinearHead(classes), sizes, RATIOS)
     if not isinstance(net, ResNet):
         what = (
             f"model.split={tuple(model.split)}" if isinstance(net, MultiView) else f"model.name={model.name}"
         )
         raise ValueError(
-            f"config.{what}: a detector needs one residual network, whose last group runs on regions: set "
-            f"model.name to one of {', '.join(BACKBONES)}"
+            f"config.{what}: a detector needs one residual network, whose last group runs on regions, or a "
+            f"plain one: set model.name to one of {', '.join((*BACKBONES, *ARCHITECTURES))}"
         )
     if len(net.layers) < 2:
         raise ValueError(
             f"config.model.name={model.name} has one group of blocks, and a detector runs the last on "
             "regions and those before it on images: use a network of several"
         )
-    sizes = tuple(settings.anchor_sizes)
-    anchors = len(sizes) * len(RATIOS)
-    return Detector(
-        encoder=net,
-        rpn=ProposalHead(anchors, jnp.dtype(model.dtype)),
-        head=BoxHead(classes, **_norm(model)),
-        sizes=sizes,
-        ratios=RATIOS,
-    )
+    return Detector(C4(net), rpn, BoxHead(classes, **_norm(model)), sizes, RATIOS)
 
 
 def segmenter(model: ConfigDict, section: ConfigDict, num_classes: int) -> DilatedFCN | FCN32s:

@@ -100,7 +100,8 @@ def roi_pool(maps: jax.Array, boxes: jax.Array, *, size: int, scale: float) -> j
         exists = row.any(1)[:, None] & column.any(1)[None]
         return jnp.where(exists[..., None], bins, 0.0)
 
-    return jax.lax.map(one, (rows, columns))
+    # A backward pass computes the intermediate results again: those of all boxes would be gigabytes.
+    return jax.lax.map(jax.checkpoint(one), (rows, columns))
 
 
 def _bins(start: jax.Array, end: jax.Array, length: int, size: int) -> jax.Array:

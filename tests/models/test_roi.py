@@ -60,3 +60,50 @@ def test_a_box_of_42_cells_has_three_samples_a_bin_also_when_compiled():
     out = align(impulse, box, size=14, scale=SIXTEENTH, sampling=0, aligned=True)
     # Samples at 0.5, 1.5 and 2.5 have the weights 1/2, 1/2 and 0; four would give 11/32.
     np.testing.assert_allclose(out[0, 3, 0, 0], 1 / 3, rtol=1e-5)
+
+
+def pooled_by_loops(maps, boxes, size, scale):
+    """Fast R-CNN's layer: whole cells, halves rounded up, a side of at least one cell, bins that overlap.
+
+    Returns:
+        the maxima [T, size, size, C], and for each its place in the map, -1 for a bin without cells.
+    """
+    height, width, channels = maps.shape
+    out = np.zeros((len(boxes), size, size, channels), np.float32)
+    where = np.full(out.shape, -1)
+    for t, p, q, c in np.ndindex(out.shape):
+        x1, y1, x2, y2 = (int(np.floor(float(side) * scale + 0.5)) for side in boxes[t])
+        tall, wide = max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1)
+        for y in range(y1 + p * tall // size, y1 - (-(p + 1) * tall // size)):
+            for x in range(x1 + q * wide // size, x1 - (-(q + 1) * wide // size)):
+                inside = 0 <= y < height and 0 <= x < width
+                if inside and (where[t, p, q, c] < 0 or maps[y, x, c] > out[t, p, q, c]):
+                    out[t, p, q, c] = maps[y, x, c]
+                    where[t, p, q, c] = (y * width + x) * channels + c
+    return out, where
+
+
+def test_the_maximum_and_its_gradient_equal_loops():
+    """Boxes on halves of cells, of less than a cell, beyond the border, and maxima below 0."""
+    rng = np.random.default_rng(0)
+    maps = rng.normal(-1.0, 1.0, (9, 12, 2)).astype(np.float32)
+    boxes = np.array(
+        [[3, 5, 100, 90], [8, 24, 40, 56], [50, 50, 51, 51], [100, 80, 300, 200], [0, 0, 192, 144]],
+        np.float32,
+    )
+    expected, where = pooled_by_loops(maps, boxes, 6, SIXTEENTH)
+    assert (where < 0).any() and (expected[where >= 0] < 0).any()
+    cotangent = rng.normal(size=expected.shape).astype(np.float32)
+    found, pull = jax.vjp(lambda m: roi_pool(m, jnp.asarray(boxes), size=6, scale=SIXTEENTH), maps)
+    np.testing.assert_array_equal(found, expected)
+    gradient = np.zeros(maps.size)
+    np.add.at(gradient, where[where >= 0], cotangent[where >= 0])
+    np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0].ravel(), gradient, atol=1e-5)
+
+
+def test_a_gradient_keeps_no_map_per_box():
+    maps = jax.ShapeDtypeStruct((38, 50, 64), jnp.float32)
+    boxes = jax.ShapeDtypeStruct((64, 4), jnp.float32)
+    total = lambda maps, boxes: (roi_pool(maps, boxes, size=6, scale=SIXTEENTH) ** 2).sum()
+    compiled = jax.jit(jax.grad(total)).lower(maps, boxes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 30 * 38 * 50 * 64 * 4
