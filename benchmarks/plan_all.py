@@ -2,8 +2,9 @@
 
     python -m benchmarks.plan_all [--topology v3:8x8] [--only simclr:] [--full]
 
-A preset is of paper scale if it reads ImageNet (`data.source` begins with tfds:imagenet2012). v3:8x8 stands
-for SimCLR's 128 cores. DeiT, which was trained on GPUs, is planned for v5e:4x4 with 64 images per chip.
+A preset is of paper scale if it reads ImageNet, PASCAL VOC or COCO (PAPER). v3:8x8 stands for SimCLR's 128
+cores. DeiT, which was trained on GPUs, is planned for v5e:4x4 with 64 images per chip, and detection and
+segmentation with one.
 Stages with the same step, which differ only in epochs, schedule or share of the labels, are compiled once.
 
 Each plan is a line of experiments/plans.jsonl. Plans that are there are not compiled again, so the same
@@ -34,10 +35,14 @@ ROOT = Path(__file__).parent.parent
 LINES = ROOT / "experiments" / "plans.jsonl"
 PAGE = ROOT / "experiments" / "plans.md"
 
+# The sources of paper scale.
+PAPER = ("tfds:imagenet2012", "voc:VOCdevkit", "coco:coco")
+
 # Settings that change only the numbers in a step, or when it is run, but not what is compiled.
 SAME_STEP = (
     "seed",
     "epochs",
+    "steps",
     "name",
     "preset",
     "init_from",
@@ -152,7 +157,7 @@ def presets() -> Iterator[tuple[str, ConfigDict]]:
         for preset in module.PRESETS:
             for stage, config, _ in stages(module.get_config(preset), ""):
                 settings = path.stem, hashed(config)
-                if config.data.source.startswith("tfds:imagenet2012") and settings not in seen:
+                if config.data.source in PAPER and settings not in seen:
                     seen.add(settings)
                     yield f"{path.stem}:{preset} {stage}".strip(), config
 
@@ -213,7 +218,8 @@ def page() -> str:
             line = lines.get(key(config, topology))
             if line:
                 images = plan.known_facts(config, 0).num_examples
-                rows.append(cells(name, line, optim.train_steps(images, config.epochs, config.batch_size)))
+                steps = config.steps or optim.train_steps(images, config.epochs, config.batch_size)
+                rows.append(cells(name, line, steps))
 
     versions = [line["versions"] for line in lines.values()]
     made = sorted({f"jax {v['jax']}, libtpu {v.get('libtpu', '?')}" for v in versions})

@@ -124,7 +124,7 @@ def cosine(
     if length < 0:
         raise ValueError(
             f"warm-up of {warmup_steps} steps does not fit a run of {total_steps}: "
-            "lower optim.warmup_epochs, train for more epochs, or use a smaller batch"
+            "lower optim.warmup_epochs, train longer (epochs, or steps where set), or use a smaller batch"
         )
 
     def schedule(step: jax.Array) -> jax.Array:

@@ -49,7 +49,7 @@ def warmup_cosine(
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
             f"warm-up of {warmup_steps} steps does not fit a run of {total_steps}: "
-            "lower optim.warmup_epochs, train for more epochs, or use a smaller batch"
+            "lower optim.warmup_epochs, train longer (epochs, or steps where set), or use a smaller batch"
         )
     begin = warmup_steps if shift else 0
 

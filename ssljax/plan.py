@@ -217,6 +217,8 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
         numbers.append("copy")
 
     images = {name: array(shape, jnp.uint8) for name, shape in pixels.items()}
+    if program.method.several_labels:
+        images["labels"] = array((program.facts.num_classes,), jnp.int8)
     return images | {name: array((), jnp.int32) for name in numbers}
 
 
