@@ -144,9 +144,9 @@ configs/moco.py:imagenet_vit_b_v3 --config.batch_size=256 --config.model.remat=d
 | unrolled | one matrix of all tokens | 384 | 7.52 | 235 s |
 | unrolled | `[B, N, D]`, the preset's | 353 | 7.42 | 310 s |
 
-Noisy Student's labels of ImageNet are a table of 5 GB. Its 1,281,167 rows do not split evenly over 128 devices,
-and every device held all of them twice. Now the table has some rows more (`types.Facts.rows`). Peak GiB of the
-students B0 to B7 on v3:8x8, before and after; the numbers before are of commit 2377d137550b:
+Noisy Student's labels of ImageNet are a table of 5 GB. Its 1,281,167 rows do not split evenly over 128
+devices, and every device held all of them twice. Now the table has some rows more (`types.Facts.rows`). Peak
+GiB of the students B0 to B7 on v3:8x8, before and after; the numbers before are of commit 2377d137550b:
 
 | | B0 | B1 | B2 | B3 | B4 | B5 | B6 | B7 |
 |---|---|---|---|---|---|---|---|---|
