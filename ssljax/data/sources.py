@@ -144,8 +144,8 @@ def annotated(data: ConfigDict, split: str) -> Source:
             raise ValueError(f"data.{key}={data[key]!r} does not go with {what}: leave it out")
     if data.crop_on != "host":
         raise ValueError(
-            f"data.crop_on={data.crop_on!r}: images with {data.annotations} have no common size and are not "
-            "kept in memory, so set data.crop_on='host'"
+            f"data.crop_on={data.crop_on!r} does not go with data.annotations={data.annotations}: such images "
+            "have no common size and are not kept in memory, so set data.crop_on='host'"
         )
     if drawn:
         return scenes.load(data, split)
