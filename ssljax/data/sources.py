@@ -144,7 +144,7 @@ def annotated(data: ConfigDict, split: str) -> Source:
             raise ValueError(f"data.{key}={data[key]!r} does not go with {what}: leave it out")
     if data.crop_on != "host":
         raise ValueError(
-            f"data.crop_on={data.crop_on!r} does not go with data.annotations={data.annotations}: such images "
+            f"data.crop_on={data.crop_on!r}, but with data.annotations={data.annotations} images "
             "have no common size and are not kept in memory, so set data.crop_on='host'"
         )
     if drawn:
