@@ -91,6 +91,7 @@ def cut(file: Path, rng: random.Random) -> None:
     file.write_bytes(data[: rng.randrange(len(data))])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's reads in flight
 @pytest.mark.parametrize("damage", [flip, zero, cut])
 def test_damage_anywhere_is_noticed_or_changes_nothing(run, tmp_path, damage):

@@ -49,6 +49,7 @@ def test_links_and_pictures_exist(page):
     assert not missing
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_pages_name_what_exists():
     checked = 0
     for verb, words in COMMANDS.values():
@@ -71,6 +72,7 @@ def site():
     return module
 
 
+@pytest.mark.slow
 def test_every_page_of_the_site_is_in_its_menu_and_every_link_leads_somewhere(site):
     texts, others = site.pages()
     menu = re.findall(r"[\w/.]+\.md", (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1])

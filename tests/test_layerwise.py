@@ -97,6 +97,7 @@ def test_the_fourteen_rates_of_b():
     np.testing.assert_allclose(found, expected, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_rate_scales_the_weight_decay_too():
     """Two steps by hand: w - lr d^k (m / (sqrt(v) + eps) + wd w), after clipping to a norm of 1."""
     optim = ConfigDict(

@@ -745,7 +745,7 @@ def overrides(command):
         if named and ("evaluate" in part or "evaluate" not in command):
             config = importlib.import_module(f"configs.{named[1]}").get_config(named[2])
             given = re.findall(r"--config\.([\w.]+)=(\S*)", part)
-            found.append((config, {key: value for key, value in given}))
+            found.append((config, {key: value.rstrip("'") for key, value in given}))
     return found
 
 

@@ -178,6 +178,7 @@ def test_files_of_another_network_are_refused(tmp_path, more, names, message):
     assert not (tmp_path / "run" / "tokenizer" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_beit_refuses_two_files_another_grid_and_a_folder_without_tokenizer(tmp_path):
     config = get_config("digits")
     file, _ = random_file(config.pretrain)

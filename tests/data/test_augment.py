@@ -203,6 +203,7 @@ def test_views_depend_on_key_index_and_view_only(recipe):
     assert abs(make(images, index, jax.random.key(1)) - all_views).max() > 0.1  # the key matters
 
 
+@pytest.mark.slow
 def test_copies_of_an_image_have_views_of_their_own(recipe):
     """Copy c has views cV .. cV+V-1 of its example, so the first copy has the views made without repeats."""
     recipe = recipe.copy_and_resolve_references()
@@ -236,6 +237,7 @@ def test_erasing_comes_last_in_normalised_units(recipe):
     assert 0.05 < noise.size / many.size < 0.3
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_views_of_one(recipe):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 2, 12, 12, 3)), jnp.uint8)
     index = jnp.arange(16, dtype=jnp.int32)

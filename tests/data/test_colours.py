@@ -54,6 +54,7 @@ def test_every_space_can_be_undone_and_is_scaled(space):
     assert np.abs(there).max() <= 1.1
 
 
+@pytest.mark.slow
 def test_views_and_evaluation_see_the_same_channels_and_pictures_stay_rgb():
     c = get_config("cifar10_small").unlock()
     assert c.augment.color_space == "lab"

@@ -33,6 +33,7 @@ def made(image, key, config, copy=0):
     return crops.training_views(image, np.int64(key), config, copy)["image"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["bicubic_9x13", "bicubic_31x40", "bilinear_9x13"])
 def test_resize_equals_tensorflow(golden, photograph, case):
     method, shape = case.split("_")
@@ -207,6 +208,7 @@ def test_the_next_copy_has_the_next_views(photograph):
     assert len({view.tobytes() for view in six}) == 6
 
 
+@pytest.mark.slow
 def test_half_the_views_are_flipped(tf, photograph):
     config = a_config(channels=3, views=2)
     config.data.image_size = 24

@@ -64,6 +64,7 @@ def decoded(request):
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("settings", [{}, {"subsampling": 0}, {"restart_marker_blocks": 4}], ids=str)
 def test_a_jpeg_that_ends_too_early_is_unreadable(decoded, mode, settings):

@@ -75,6 +75,7 @@ def test_batches_are_the_rows_of_the_order(memory):
     assert len(set(epoch)) == 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "host", "repeated"])
 def test_resume_and_processes_give_the_same_stream(kind, request):
     source, config = request.getfixturevalue(kind)
@@ -105,6 +106,7 @@ def test_host_views_are_those_of_crops(host):
             np.testing.assert_array_equal(batch["image"][k], expected)
 
 
+@pytest.mark.slow
 def test_views_of_several_sizes_come_under_their_names(host):
     """Names and shapes are those of `host_shapes`, also after resuming."""
     source, config = host
@@ -170,6 +172,7 @@ def test_a_policy_is_checked_before_anything_is_read(memory):
         loader.train_batches(source, config)
 
 
+@pytest.mark.slow
 def test_views_of_one_image_differ_between_epochs_and_stay_when_the_batch_changes(host):
     source, config = host
     batches = take(loader.train_batches(source, config), 6)

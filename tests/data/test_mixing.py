@@ -136,6 +136,7 @@ def test_mix_with_one_alpha_or_none(mixes, batch):
         mixing.mix(batch[0][:5], batch[1][:5], jax.random.key(0), mixup_alpha=0.8, cutmix_alpha=1.0)
 
 
+@pytest.mark.slow
 def test_eight_devices_mix_the_global_batch_by_exchanging_shards():
     images = jnp.asarray(np.random.default_rng(0).standard_normal((16, 6, 6, 3)), jnp.float32)
     targets = jnp.eye(16, dtype=jnp.float32)
@@ -189,6 +190,7 @@ def test_a_strip_is_erased_one_row_high_or_not_at_all():
     assert empty.any() and ((boxes[:, 1] - boxes[:, 0])[~empty] == 1).all()
 
 
+@pytest.mark.slow
 def test_erasing_is_noise_of_unit_deviation_in_the_box_alone():
     image = jnp.full((32, 32, 3), 7.0, jnp.float32)
     many = jax.jit(jax.vmap(lambda k: mixing.random_erasing(image, k, probability=0.25)))

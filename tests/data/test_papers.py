@@ -191,6 +191,7 @@ def test_blur_is_pillows(golden, case):
     assert error.mean() < 0.7 and error.max() < 3.5  # Pillow rounds six times
 
 
+@pytest.mark.slow
 def test_pillows_blur_repeats_the_border(photograph):
     white = jnp.ones((32, 24, 3), jnp.float32)
     np.testing.assert_allclose(augment.pillow_blur(white, jnp.float32(2.0)), white, atol=1e-5)

@@ -40,6 +40,7 @@ def changed(x, c, index=(7, 8), seed=0):
 # ---------------------------------------------------------------------------------------- all operations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", (3, 1))
 def test_every_patch_of_a_constant_image_becomes_another(channels):
     """All operations at once, in [0, 1]; by key, image and place, and not by the place in the batch."""
@@ -105,6 +106,7 @@ def drawn(name, image, level=1.0, sign=1.0, other=None, centre=(4, 4)):
     return np.asarray(by_number)
 
 
+@pytest.mark.slow
 def test_autoaugments_operations_by_hand():
     image = jnp.rint(255 * random((80, 80, 3)))
     x = np.asarray(image)

@@ -27,6 +27,7 @@ def whole(value, side=4):
     return jnp.full((side, side, 3), value, jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in NAMES if name not in ("Rotate", "Cutout")][:9] + ["SolarizeAdd"]
 )
@@ -66,6 +67,7 @@ def test_strong_operations_by_hand():
     assert levels == [4, 196, 225, 255, 255]
 
 
+@pytest.mark.slow
 def test_geometry_by_hand():
     image = jnp.arange(5 * 4, dtype=jnp.float32).reshape(5, 4, 1)
     plus = jnp.float32(1.0)

@@ -62,6 +62,7 @@ def test_digits_are_scikit_learns_in_order():
     assert abs(large.images[0, 7, 9, 0] - expected) <= 1
 
 
+@pytest.mark.slow
 def test_in_memory_sources_never_load_tensorflow(folder):
     program = f"""
 import sys

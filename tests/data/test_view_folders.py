@@ -76,6 +76,7 @@ def test_in_memory_a_view_is_resized_like_an_image_of_its_own(root):
     np.testing.assert_array_equal(source.images[..., :3], sources.load(alone, "train").images)
 
 
+@pytest.mark.slow
 def test_the_views_of_an_example_are_cropped_and_flipped_alike(root):
     config = config_of(root)
     batch = next(loader.train_batches(sources.load(config.data, "train"), config))

@@ -221,6 +221,7 @@ def test_views_without_overrides_match_the_recorded_ones(golden, pixels, case):
     close(found, golden("views")[f"device/{case}"], 1e-5)
 
 
+@pytest.mark.slow
 def test_equal_neighbours_are_made_at_once():
     """Views of one recipe are one program, so two names cost as much as a count of two."""
     batch = a_batch(2, 24, 24, 3)
@@ -234,6 +235,7 @@ def test_equal_neighbours_are_made_at_once():
     assert len(program(one=dict(), two=dict(flip=False))) > 1.5 * len(together)
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_views_of_one():
     config = a_config(
         PLAIN | BLUR,
@@ -259,6 +261,7 @@ def test_eight_devices_make_the_views_of_one():
 # ------------------------------------------------------------------- overrides, sizes, counts, shared crops
 
 
+@pytest.mark.slow
 def test_overrides_hold_for_their_view_alone():
     batch = a_batch(2, 24, 24, 3)
     base = a_config(PLAIN | BLUR, one=dict(), two=dict())
@@ -272,6 +275,7 @@ def test_overrides_hold_for_their_view_alone():
     close(found["two"], jax.vmap(jax.vmap(augment.grayscale))(crop))  # it is the same crop
 
 
+@pytest.mark.slow
 def test_sizes_and_counts_from_the_host_and_from_whole_images():
     config = a_config(PLAIN | BLUR, large=dict(count=2), small=dict(count=3, size=8, max_area=0.3))
     found = made(config, a_batch(2, 24, 24, 3))
@@ -309,6 +313,7 @@ def test_host_crops_of_one_size_are_assigned_in_order():
     close(stacked, np.concatenate([found["a"], found["b"], found["c"]], axis=1))
 
 
+@pytest.mark.slow
 def test_a_shared_crop_is_one_box_at_two_sizes():
     """Both views are resized from the same box and flipped alike. They are made by hand here."""
     config = a_config(
@@ -359,6 +364,7 @@ def test_a_shared_blur_width_follows_the_number_of_the_view():
     assert ((sigma >= 3.0) & (sigma < 4.0)).all() and sigma[0] == sigma[1]
 
 
+@pytest.mark.slow
 def test_copies_count_the_views_that_are_drawn():
     """With V = 2 views drawn per image, copy 1 has the numbers 2 and 3, with or without shared crops."""
     batch = a_batch(2, 24, 24, 3)
@@ -478,6 +484,7 @@ def test_torchvisions_jitter_is_torchvisions(golden, photograph, place, field):
         close(augment.color_jitter_torchvision(photograph, jitter), expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_view_gets_the_kind_of_jitter_in_its_recipe(photograph):
     """The kinds differ in contrast and saturation; each applies the function of its name to the draw."""
     functions = {"tensorflow": augment.color_jitter, "torchvision": augment.color_jitter_torchvision}

@@ -20,6 +20,7 @@ def project(grad, v):
     return grad - (grad * v).sum(1, keepdims=True) * v
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_losses_gradients_constants_and_banks_of_the_released_code(golden, case):
     """Every step of a run: both directions, and the banks after it."""
@@ -48,6 +49,7 @@ def test_losses_gradients_constants_and_banks_of_the_released_code(golden, case)
         np.testing.assert_allclose(banks, g["memory_after"][step], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m, expected, softmax", [(4096, 10.11, 9.12), (16384, 11.50, 10.51)])
 def test_loss_at_the_start_of_training_on_imagenet(m, expected, softmax):
     """Random features against a fresh bank: positive 10.50 and negatives 1.00 at m = 16384.
@@ -82,6 +84,7 @@ def test_small_probabilities_keep_their_digits():
     np.testing.assert_allclose(found[0], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_anchor_is_normalised_and_gets_a_gradient():
     v, positives = jax.random.normal(jax.random.key(0), (2, 4, 6))
     negatives = jax.random.normal(jax.random.key(1), (4, 3, 6))

@@ -18,6 +18,7 @@ def released(z1, z2, temperature):
     return 2.0 * nt_xent(z1, z2, temperature=temperature).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NORMALISED)
 def test_loss_gradient_and_accuracy_equal_the_released_code(golden, case):
     g = golden("nt_xent").under(f"c{case}")
@@ -49,6 +50,7 @@ def test_values_by_hand(temperature, a, b):
     np.testing.assert_allclose([rows[:3].mean(), rows[3:].mean()], [a, b], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [4, 4096])
 def test_equal_embeddings_cost_log_of_the_number_of_candidates(n):
     z = jnp.ones((n, 2), jnp.float32)

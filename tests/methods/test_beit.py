@@ -120,6 +120,7 @@ def test_pixels_of_masked_patches_change_neither_prediction_nor_gradient_path(se
     np.testing.assert_array_equal(seen["tokens"], before)
 
 
+@pytest.mark.slow
 def test_tokens_and_patches_lie_at_the_same_places(seen):
     """A distinctive upper right quadrant has its tokens at the patches of that quadrant."""
     c, method, (params, model_state, extra), batch = built()
@@ -132,6 +133,7 @@ def test_tokens_and_patches_lie_at_the_same_places(seen):
     np.testing.assert_array_equal(bright, x > 0.5)
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_a_uniform_guess():
     c = config_of()
     method = METHODS["beit"](c, FACTS)
@@ -279,6 +281,7 @@ def test_the_preview_shows_the_masks_of_the_first_step():
     np.testing.assert_array_equal(grey.sum((1, 2)), stated)
 
 
+@pytest.mark.slow
 def test_the_gallery_shows_masks():
     c, method, _, _ = built(data__image_size=16, views__tokens__size=16, model__patch=4, tokenizer__groups=3)
     test = sources.load(c.data, "test")

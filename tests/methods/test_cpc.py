@@ -107,6 +107,7 @@ class Parts:
         return net.apply({"params": self.params["encoder"]}, x, train=True, grid=True)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_over_directions_and_steps_of_the_means():
     parts = Parts()
     z = np.asarray(jax.jit(parts.grid)())
@@ -137,6 +138,7 @@ def test_the_parameters_of_directions_and_steps():
         assert set(jax.eval_shape(method.init, KEY, {})[0]["directions"]) == names
 
 
+@pytest.mark.slow
 def test_turning_an_image_permutes_the_losses_of_equal_directions(monkeypatch):
     """With one set of weights for all directions, half a turn of the grid exchanges up and down."""
     parts = Parts()
@@ -157,6 +159,7 @@ def test_turning_an_image_permutes_the_losses_of_equal_directions(monkeypatch):
     assert abs(before["down"] - before["up"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_near_the_log_of_the_candidates():
     """Sixteen images: ln 576 = 6.356 per direction, 25.42 for four; all of 32 images: ln 1152."""
     c = config_of(batch_size=32, cpc__local_images=16, cpc__scale=1e-4)
@@ -169,6 +172,7 @@ def test_an_untrained_network_is_near_the_log_of_the_candidates():
         assert out.metrics["candidates"] == candidates
 
 
+@pytest.mark.slow
 def test_groups_and_steps_that_do_not_fit_are_refused():
     method, params, model_state, extra = started(config_of(cpc__local_images=3))
     with pytest.raises(ValueError, match="config.cpc.local_images=3 does not divide the batch of 4"):
@@ -179,6 +183,7 @@ def test_groups_and_steps_that_do_not_fit_are_refused():
         METHODS["cpc"](config_of(model__whole=True), FACTS)
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_and_not_the_network():
     c = config_of(ema__decay=0.75)
     method, params, model_state, extra = started(c)
@@ -233,6 +238,7 @@ def test_sgd_trains_the_classifier_and_adam_the_encoder():
 # ------------------------------------------------------------------------------------------- classification
 
 
+@pytest.mark.slow
 def test_the_linear_probe_reads_changed_patches_and_trains_nothing_else():
     c = config_of("digits_linear", "linear")
     method, params, model_state, extra = started(c)
@@ -286,6 +292,7 @@ def test_a_frozen_encoder_is_the_average_of_pretraining(preset, stage):
     assert all((np.asarray(leaf) == 0.5).all() for leaf in jax.tree.leaves(weights))
 
 
+@pytest.mark.slow
 def test_the_classifier_reads_maps_of_whole_images_and_both_are_trained_in_the_end():
     c = config_of("digits_finetune", "finetune")
     assert (c.init_from, c.init_branches) == ("frozen", ("classifier", "head")) and c.model.whole

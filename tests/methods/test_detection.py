@@ -144,6 +144,7 @@ def test_proposals_and_detections_equal_detectron2s(tiny):
         np.testing.assert_allclose(ours["boxes"][i], g[f"im{i}/det_boxes"], atol=2e-2)
 
 
+@pytest.mark.slow
 def test_padded_true_boxes_change_no_loss(tiny, trained):
     """From 4 places to 64: what overlaps no anchor would make all of them positive."""
     more = golden_detector.batch(tiny.golden, places=64)
@@ -209,6 +210,7 @@ def test_a_fresh_detector_knows_nothing(fresh):
     assert 3 <= 2 * out.metrics["foreground_regions"] <= 10  # a quarter of twenty in both images
 
 
+@pytest.mark.slow
 def test_an_image_without_objects_has_finite_gradients_and_no_box_loss(stepped, fresh):
     params, state, _ = fresh
     batch = batch_of() | {"classes": jnp.full((2, 3), -1)}
@@ -217,6 +219,7 @@ def test_an_image_without_objects_has_finite_gradients_and_no_box_loss(stepped, 
     assert loss > 0.5 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection(method, stepped, fresh):
     params, state, _ = fresh
     state = jax.tree.map(lambda leaf: leaf + 0.5, state)
@@ -259,6 +262,7 @@ def test_what_lies_in_the_padding_has_no_influence_on_the_map(fresh):
     assert np.abs(alone).max() > 0.1 and not np.asarray(black[0, 3:]).any()
 
 
+@pytest.mark.slow
 def test_micro_batches_divide_by_the_regions_of_the_whole_batch(method, fresh):
     """The two images have different numbers of regions."""
     params, state, _ = fresh
@@ -280,6 +284,7 @@ def test_micro_batches_divide_by_the_regions_of_the_whole_batch(method, fresh):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_anchors_outside_the_image_are_never_drawn_and_a_box_they_match_best_is_not_lost():
     """By hand: four cells of stride 16 in a row, of which the image has two."""
     grid = anchors(1, 4, stride=16, sizes=(16.0,), ratios=(1.0,))
@@ -291,6 +296,7 @@ def test_anchors_outside_the_image_are_never_drawn_and_a_box_they_match_best_is_
     np.testing.assert_allclose(targets[1], [8.5 / 16, 0, np.log(15 / 16), 0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_the_box_head_should_say_of_a_proposal_by_hand():
     """Deltas are scaled by 10, 10, 5 and 5; true boxes are regions; the last class is the background."""
     proposals = jnp.array([[0.0, 0.0, 20.0, 20.0], [40.0, 40.0, 50.0, 50.0], [0.0, 0.0, 20.0, 20.0]])
@@ -340,6 +346,7 @@ def test_what_it_refuses(changes, message):
         detection(configs.resolve(config_of(**changes)), FACTS)
 
 
+@pytest.mark.slow
 def test_precise_statistics_are_means_over_batches(fresh):
     """Not running ones: those of each batch, in torch's form (unbiased), averaged."""
     method = detection(config_of(model__name="resnet10", detector__precise_bn=2), FACTS)

@@ -104,6 +104,7 @@ def test_the_weight_of_the_kl_follows_the_downsampling(groups):
     np.testing.assert_allclose(value(6.6) - value(0.0), 6.6 * np.log(12) / 4 ** (groups - 1), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_decoder_reads_relaxed_codes(seen):
     c, method, (params, model_state, extra), batch = built(dvae__kl_weight=0.0)
     loss = lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
@@ -154,6 +155,7 @@ def test_the_shares_of_the_paper_give_its_numbers_of_updates():
     assert (c.model.hidden, c.model.vocabulary, c.model.codebook, c.ema.decay) == (256, 8192, 128, 0.999)
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_exported():
     c, method, (params, model_state, extra), batch = built(ema__decay=0.5)
     after = method.update(extra, params, (), jnp.int32(0))
@@ -173,6 +175,7 @@ def test_the_average_is_what_is_exported():
     assert np.any(np.asarray(raw) != np.asarray(codes))
 
 
+@pytest.mark.slow
 def test_squared_error_of_pixels_between_minus_one_and_one(seen):
     c, method, (params, model_state, extra), batch = built(
         dvae__loss="l2", model__pixels="customized", dvae__kl_weight=0.0

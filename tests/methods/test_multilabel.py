@@ -58,6 +58,7 @@ def test_the_loss_is_deepclusters(golden):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gains", [False, True])
 def test_fc6_8_moves_the_full_layers_and_no_statistics(gains):
     """Not by weight decay either; and what stands still has no part in the norm that is clipped."""
@@ -97,6 +98,7 @@ def gradient(preset):
     return grad, state, out.model_state
 
 
+@pytest.mark.slow
 def test_what_stands_still_has_no_gradient_that_clipping_would_count():
     grad, _, _ = gradient("voc_alexnet_fc6_8")
     kernels = {
@@ -112,6 +114,7 @@ def test_all_trains_everything_but_the_statistics():
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_the_full_layers_begin_anew_and_the_others_stay():
     method = METHODS["multilabel"](voc(), FACTS)
     params, _, _ = method.init(jax.random.key(1), {})
@@ -177,6 +180,7 @@ def test_a_devkit_is_trained_on_and_judged_by_random_crops(tmp_path):
     assert all(0 < row["value"] <= 100 for row in rows)
 
 
+@pytest.mark.slow
 def test_random_crops_are_summed_by_image():
     """Where nothing is random, three crops are three times the logits; 19 images fill no whole batch."""
     c = presets.get_config("digits").unlock()

@@ -86,6 +86,7 @@ def stepped(method):
     return jax.jit(lambda params, state, batch, key: loss(params, state, (), batch, key, jnp.int32(0)))
 
 
+@pytest.mark.slow
 def test_padding_changes_no_loss_and_no_detection(method, fresh, stepped):
     params, state = fresh
     (expected, out), expected_grads = stepped(params, state, batch_of(), jax.random.key(0))
@@ -118,6 +119,7 @@ def test_what_is_dropped_follows_the_image_and_the_step(fresh, stepped):
     assert abs(stepped(params, state, batch, jax.random.key(1))[0][0] - loss) > 1e-4
 
 
+@pytest.mark.slow
 def test_fc6_8_moves_the_full_layers_and_no_convolution_nor_statistics():
     """Not by weight decay either."""
     config = config_of("voc_alexnet_fc6_8", optim__weight_decay=0.1, batch_size=8)

@@ -48,6 +48,7 @@ def gradient(method, batch, seed=0):
     return params, state, value, out, grads
 
 
+@pytest.mark.slow
 def test_the_whole_network_learns_and_its_statistics_move():
     _, state, value, out, grads = gradient(method_of(zero_init_residual=False), batch_of(12))
     assert value > 0.5 * np.log(CLASSES)
@@ -74,6 +75,7 @@ def test_ignored_pixels_and_what_lies_outside_of_an_image_have_no_influence():
     np.testing.assert_array_equal(predict(params, state, (), alone)["mask"][0], mask[1, :9])
 
 
+@pytest.mark.slow
 def test_constant_masks_are_learned_to_a_miou_of_100():
     method = method_of()
     batch = batch_of(12)

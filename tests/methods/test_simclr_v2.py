@@ -72,6 +72,7 @@ def apply(net, params, statistics, x, train: bool):
 # ------------------------------------------------------------------------------------------------ pretraining
 
 
+@pytest.mark.slow
 def test_without_a_memory_pretraining_is_simclrs():
     """The same loss, gradients and state as the method simclr with a head of three layers."""
     c = stage_of("pretrain")
@@ -137,6 +138,7 @@ def test_a_memory_that_whole_batches_do_not_fill_is_refused():
 # ------------------------------------------------------------------------------------------------ fine-tuning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 def test_the_classifier_reads_that_layer_of_the_head(layers):
     """h, the hidden layers after norm and ReLU, or z; in training by the statistics of the batch."""

@@ -32,6 +32,7 @@ def variables(net, size=64):
     return jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", COUNTS["simclr_tf2_resnet"])
 def test_parameter_counts_of_the_official_networks(key):
     name, width, _, sk_ratio = re.fullmatch(r"(resnet\d+)_x(\d)(_sk([\d.]+))?", key).groups()

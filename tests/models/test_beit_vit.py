@@ -109,6 +109,7 @@ def test_pretraining_forward_and_backward(golden, case):
     )
 
 
+@pytest.mark.slow
 def test_fine_tuning_pools_patches_and_then_norms(golden):
     g = Under(golden, "cls")
     net, params = released(g)
@@ -162,6 +163,7 @@ def test_parameter_counts_of_both_networks_in_pretraining():
     assert size_of(shapes(large)) + rest == counts["beit_large_patch16_224_8k_vocab"]["total"]
 
 
+@pytest.mark.slow
 def test_parameter_counts_in_fine_tuning():
     counts = COUNTS["beit_official_finetune"]
     head = 768 * 1000 + 1000
@@ -178,6 +180,7 @@ def initialised(**changes):
     return net, net.init(jax.random.key(0), image, train=False)["params"], image
 
 
+@pytest.mark.slow
 def test_initial_weights_are_truncated_at_one_standard_deviation():
     _, params, _ = initialised(width=96, absolute=True)
     for name, scale in (("block0", 1 / np.sqrt(2)), ("block1", 1 / 2)):
@@ -193,6 +196,7 @@ def test_initial_weights_are_truncated_at_one_standard_deviation():
     np.testing.assert_array_equal(params["block0"]["gamma_1"], np.full(96, 0.1, np.float32))
 
 
+@pytest.mark.slow
 def test_pixels_of_masked_patches_do_not_matter():
     net, params, image = initialised(absolute=True)
     mask = jnp.zeros((2, 16), bool).at[:, 5].set(True).at[1, 9].set(True)

@@ -78,6 +78,7 @@ def test_winograd_is_for_float32_and_many_channels():
     assert products(WIDE, jnp.bfloat16) < 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "channels, features, groups, size, stride",
     [

@@ -82,6 +82,7 @@ def test_the_norm_is_over_one_sample_with_a_gain_per_channel():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preact", (False, True))
 def test_no_patch_knows_of_another_and_one_tree_serves_patches_and_images(preact):
     net = small(preact=preact)
@@ -105,6 +106,7 @@ def test_no_patch_knows_of_another_and_one_tree_serves_patches_and_images(preact
     np.testing.assert_allclose(alone, z[0, 0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_image_is_the_mean_of_its_grid_and_maps_give_the_grid():
     net = small()
     images = random((2, 16, 16, 3))
@@ -124,6 +126,7 @@ def paper(preset: str, stage: str = "pretrain") -> ConfigDict:
     return c[stage].model if "stages" in c else c.model
 
 
+@pytest.mark.slow
 def test_resnet_161_has_the_papers_sizes():
     """303,162,560 numbers in 159 convolutions; 80 -> 5 x 5 x 4096 and 224 -> 14 x 14 x 4096."""
     net = models.backbone(paper("imagenet_r161"))
@@ -165,6 +168,7 @@ def test_the_resnet_50_has_about_24_million_parameters():
 # ------------------------------------------------------------------------------------------- the context
 
 
+@pytest.mark.slow
 def test_the_context_is_causal():
     """Row r depends on rows r-5..r and on no other, by one tangent per row; columns see the whole row."""
     net = ContextNetwork(blocks=5, hidden=4)

@@ -63,6 +63,7 @@ def timms(golden, **changes):
     return case, net, weights.load(state, template, TIMM), state
 
 
+@pytest.mark.slow
 def test_timms_network_in_inference(golden):
     case, net, tree, state = timms(golden)
     start = {"params": tree["params"]["encoder"], "batch_stats": tree["model_state"]["encoder"]}
@@ -113,6 +114,7 @@ def test_timms_network_in_training(golden):
         np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_tables_and_parameter_counts_of_the_official_networks(name):
     blocks, features, repeats = OFFICIAL[name]

@@ -60,6 +60,7 @@ def model(**changes):
     return resolve(config)
 
 
+@pytest.mark.slow
 def test_the_last_group_of_the_papers_network_has_stride_1():
     config = model()
     net = models.segmenter(config.model, config.fcn, 21)
@@ -80,6 +81,7 @@ def test_the_last_group_of_the_papers_network_has_stride_1():
     assert sum(leaf.size for leaf in jax.tree.leaves(params["encoder"])) == 23508032
 
 
+@pytest.mark.slow
 def test_the_last_group_by_hand():
     """Both convolutions dilated, the shortcut at every cell, on a map whose every cell is seen."""
     net = models.backbone(model(name="resnet8", width=1 / 16, stem="cifar").model)

@@ -117,6 +117,7 @@ def test_statistics_are_those_of_all_devices_together():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after8, after)
 
 
+@pytest.mark.slow
 def test_masked_places_count_in_nothing():
     """Output, statistics and gradients are those of the valid places alone."""
     rng = np.random.default_rng(0)

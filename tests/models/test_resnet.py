@@ -23,6 +23,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["c0", "c1", "c2"])
 def test_official_simclr_network(golden, name):
     case = golden("arch_simclr_resnet").under(name)
@@ -59,6 +60,7 @@ def test_official_simclr_network(golden, name):
     assert_trees_close(after, simclr_tree(case, "after_train"), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["c0", "c1"])
 def test_torchvision_network(golden, name):
     case = golden("arch_resnet").under(name)
@@ -225,6 +227,7 @@ def full_gains(tree, seed=1):
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block, shortcut", [(Bottleneck, "torchvision"), (Basic, "torchvision"), (Basic, "simclr")]
 )

@@ -23,6 +23,7 @@ def test_values_are_those_of_numpy():
     np.testing.assert_allclose(softmax_attention.attend(q, k, v), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [5, 6])  # an odd number gets a token that nobody attends to
 def test_the_fused_form_has_the_same_values_and_gradients(tokens):
     arrays = drawn(tokens, jnp.float32)

@@ -138,6 +138,7 @@ def bench(config, test, classify=brightness, asked=None):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 40])
 def test_generated_corruptions_are_judged_by_name_and_severity(count):
     """Against a loop of its own over the images in memory."""
@@ -430,6 +431,7 @@ def test_the_report_sets_a_student_beside_its_teacher(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_runs_on_other_images_are_not_compared(tmp_path):
     rows = line("supervised", errors(20.0), 10.0) + line("noisy", errors(11.0), 8.0, n=8, time="2")
     blocks = pictures.robustness_blocks(groups(rows), tmp_path)

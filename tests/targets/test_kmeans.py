@@ -172,6 +172,7 @@ def test_a_large_mean_does_not_spoil_the_whitening(blobs):
 # ---------------------------------------------------------------------------------------- pieces and devices
 
 
+@pytest.mark.slow
 def test_eight_devices_and_padding_change_nothing(blobs):
     """1,900 rows, and 100 rows of rubbish that are not present."""
     own = blobs[:1900]

@@ -118,6 +118,7 @@ def test_a_batch_that_does_not_divide_the_queue_is_refused():
         enqueue(Queue(jnp.zeros((12, 2)), jnp.int32(0)), jnp.ones((5, 2)))
 
 
+@pytest.mark.slow
 def test_a_queue_starts_from_random_directions():
     queue = queues.init(jax.random.key(0), 512, 16)
     np.testing.assert_allclose(np.linalg.norm(queue.keys, axis=1), np.ones(512), rtol=1e-5)
