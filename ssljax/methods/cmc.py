@@ -53,7 +53,9 @@ from ssljax.targets import bank
 from ssljax.types import Batch, Facts, Method, Out, Pytree, TrainState
 
 NEGATIVES = 2**32 - 4  # folded into the step's key; the index of an example is below 2^31
-SHARES = 256  # the rows of a bank are a multiple of this, and split evenly over as many devices
+# The rows of a bank are a multiple of this, and split evenly over as many devices. `Facts.rows` would change
+# the first, random rows of every bank, and with them the bits of the runs on record.
+SHARES = 256
 Z_DECAY = 0.99
 
 Scored = tuple[jax.Array, jax.Array]  # the loss of each image [B], and its cross entropy for the bound [B]
