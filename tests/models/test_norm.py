@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
+from ssljax import sharding
 from ssljax.models import BatchNorm
 from ssljax.models.norm import normalize_batch
 from tests.models.golden_resnet import nhwc
@@ -110,8 +110,7 @@ def test_statistics_are_those_of_all_devices_together():
     norm = BatchNorm()
     variables = norm.init(jax.random.key(0), x, train=False)
     y, after = apply_train(norm, variables, x)
-    mesh = jax.make_mesh((8,), ("batch",))
-    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+    sharded = jax.device_put(x, sharding.batch_sharding(sharding.make_mesh(8)))
     y8, after8 = jax.jit(lambda x: apply_train(norm, variables, x))(sharded)
     np.testing.assert_allclose(y8, y, rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after8, after)
