@@ -131,17 +131,27 @@ def small_images(c: ConfigDict) -> ConfigDict:
     return c
 
 
+def few_epochs(c: ConfigDict) -> ConfigDict:
+    """Without banks: their rows are random for an epoch, and an epoch old after that [X].
+
+    On `cifar10_views` (seed 0) banks after 20 epochs give kNN 38.6 and a linear probe 46.0; the images of the
+    batch after 5 epochs 43.1 and 46.3, after 20 epochs 42.6 and 48.4. Banks: --config.contrast.name=softmax
+    """
+    c.contrast.name = "in_batch"
+    return config.multiview.sgd(c, 0.12, 5e-4)
+
+
 def cifar10_small() -> ConfigDict:
     """Network, batch size and epochs of configs/simclr.py:cifar10_small, one network per view [X].
 
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
-    return config.multiview.sgd(small_images(config.cifar10_small()), 0.12, 5e-4)
+    return few_epochs(small_images(config.cifar10_small()))
 
 
 def folder_small() -> ConfigDict:
     """Your own colour images at 32 pixels, a small network per view, on two CPU cores [X]."""
-    return config.multiview.sgd(small_images(config.folder_small()), 0.12, 5e-4)
+    return few_epochs(small_images(config.folder_small()))
 
 
 def grey(c: ConfigDict) -> ConfigDict:
@@ -151,7 +161,7 @@ def grey(c: ConfigDict) -> ConfigDict:
 
 def fashion_mnist() -> ConfigDict:
     """Network, batch size and epochs of configs/simclr.py:fashion_mnist, one network per view [X]."""
-    return config.multiview.sgd(grey(config.fashion_mnist()), 0.12, 5e-4)
+    return few_epochs(grey(config.fashion_mnist()))
 
 
 def cifar10_views() -> ConfigDict:

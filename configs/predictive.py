@@ -62,7 +62,7 @@ def cifar10_small() -> ConfigDict:
 
 
 def cifar10_views() -> ConfigDict:
-    """The comparison of experiments/cmc in a few minutes: a ResNet-8 per view, 10,000 images, 5 epochs."""
+    """The comparison of experiments/cmc in a few minutes: a ResNet-8 per view, 10,000 images, 20 epochs."""
     return config.multiview.few_minutes(cifar10_small())
 
 

@@ -93,10 +93,10 @@ def grey(c: ConfigDict, *split: str) -> ConfigDict:
 
 
 def few_minutes(c: ConfigDict) -> ConfigDict:
-    """What compares views in experiments/cmc: a ResNet-8 per view, 10,000 images, 5 epochs [X]."""
+    """What compares views in experiments/cmc: a ResNet-8 per view, 10,000 images, 20 epochs [X]."""
     c.model.update(name="resnet8", stem="imagenet")
     c.data.train_per_class = 1000
-    c.epochs = 5
+    c.epochs = 20
     c.batch_size = 128
     c.eval_every_epochs = 0
     c.checkpoint.best = ""
