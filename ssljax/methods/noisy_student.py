@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax import models
@@ -146,11 +147,8 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
         decay = ema.warmed_up(step, config.ema.decay)
         return extra._replace(ema=ema.update(extra.ema, Ema(params, carry), decay))
 
-    def refresh(state: TrainState, run: Any) -> TrainState:
-        """Label every unlabelled image with the teacher, before the first step and never again."""
-        if int(state.step):
-            return state
-
+    def labelled(state: TrainState, run: Any, positions: np.ndarray) -> PseudoLabels:
+        """The teacher's probabilities, of all classes or of the likeliest, at its own image size."""
         assert teacher is not None, "without a teacher there is no refresh"
 
         @jax.jit
@@ -159,10 +157,6 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
             h = models.infer(teacher, weights.params["encoder"], weights.model_state["encoder"], x)
             q = jax.nn.softmax(models.logits(weights.params["head"], h))
             return pseudo.largest(q, top) if top else q
-
-        # 1. The probabilities of all classes or of the likeliest, at the teacher's own image size.
-        weights = state.extra.teacher
-        positions = (run.labels < 0).nonzero()[0]
 
         def written(labels: PseudoLabels, rows: Any) -> PseudoLabels:
             found = labels.probabilities
@@ -174,7 +168,8 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
                 classes=run.by_id(likeliest, rows, labels.classes),
             )
 
-        labels = run.gathered(
+        weights = state.extra.teacher
+        return run.gathered(
             lambda image: probabilities(weights, image),
             positions,
             state.extra.labels,
@@ -183,14 +178,14 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
             size=settings.teacher_size,
         )
 
-        # 2. Which of them are taken, and how often.
-        ids = run.ids[positions]
+    def chosen(labels: PseudoLabels, ids: np.ndarray, key: jax.Array, run: Any) -> PseudoLabels:
+        """Which images are taken, and how often, into `copies`."""
         label = labels.classes[ids, 0] if top else jnp.argmax(labels.probabilities, -1)[ids]
         confidence = labels.probabilities.max(-1)[ids]
         taken = pseudo.copies(
             label,
             confidence,
-            run.key(state),
+            key,
             classes=classes,
             threshold=settings.threshold,
             per_class=settings.per_class,
@@ -200,7 +195,6 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
                 f"config.pseudo.threshold={settings.threshold}: the teacher is that sure of none of "
                 f"{len(ids)} images (its surest: {float(confidence.max()):.2f}); lower it"
             )
-        copies = jnp.zeros(facts.rows, jnp.int32).at[ids].set(taken)
         run.log(
             {
                 "pseudo_confidence": float(confidence.mean()),
@@ -208,7 +202,15 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
                 "pseudo_images": float(taken.sum()),
             }
         )
-        labels = labels._replace(copies=copies)
+        return labels._replace(copies=jnp.zeros(facts.rows, jnp.int32).at[ids].set(taken))
+
+    def refresh(state: TrainState, run: Any) -> TrainState:
+        """Label every unlabelled image with the teacher, before the first step and never again."""
+        if int(state.step):
+            return state
+        positions = (run.labels < 0).nonzero()[0]
+        labels = labelled(state, run, positions)
+        labels = chosen(labels, run.ids[positions], run.key(state), run)
         return run.place(state.replace(extra=state.extra._replace(labels=labels)))
 
     def evaluated(params: Pytree, model_state: Pytree, extra: NoisyState) -> tuple[Pytree, Pytree]:
