@@ -515,4 +515,4 @@ def use_compilation_cache(workdir: str) -> None:
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # defined by name in JAX
         parent = os.path.dirname(workdir.rstrip("/")) or "."
         jax.config.update("jax_compilation_cache_dir", os.path.join(parent, ".xla_cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -235,7 +235,7 @@ def executed(generator, folder, name, changes):
         "SSLJAX_CHANGES": changes,
         "XLA_FLAGS": QUICK,
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "xla"),  # evaluations of notebooks are alike
         "PYTHONPATH": str(ROOT),
         "IPYTHONDIR": str(folder / "ipython"),
     }
