@@ -21,7 +21,7 @@ from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder
 from ssljax.targets.ema import Ema
 from ssljax.types import TrainState
-from tests.methods.small import FACTS, batch_of, shaken
+from tests.methods.small import FACTS, batch_of, shaken, watched
 
 SMALL = {
     "data.image_size": 8,
@@ -54,7 +54,7 @@ def config_of(**changes):
 def built(**changes):
     c = config_of(**changes)
     method = METHODS["beit"](c, FACTS)
-    params, model_state, extra = method.init(jax.random.key(0), {})
+    params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
     if extra:
         extra = extra._replace(params=shaken(extra.params, 2))
     return c, method, (shaken(params, 1), model_state, extra), batch_of(8)
@@ -68,12 +68,12 @@ def seen(monkeypatch):
 
     def student(net, params, statistics, x, **rest):
         out = forward(net, params, statistics, x, **rest)
-        found.update(x=np.asarray(x), mask=rest.get("mask"), tokens=np.asarray(out[0]))
+        found.update(x=x, mask=rest.get("mask"), tokens=out[0])
         return out
 
     def tokenizer(net, params, statistics, x, **rest):
         out = infer(net, params, statistics, x, **rest)
-        found.update(tokenizer=np.asarray(x), logits=np.asarray(out))
+        found.update(tokenizer=x, logits=out)
         return out
 
     monkeypatch.setattr(models, "forward", student)
@@ -91,7 +91,8 @@ def log_softmax(z):
 def test_the_loss_by_numpy(seen, where):
     """Cross entropy of the tokens of the masked patches, averaged over those of the whole batch."""
     c, method, (params, model_state, extra), batch = built(recover__where=where)
-    value, out = method.loss(params, model_state, extra, batch, KEY, jnp.int32(0))
+    loss = watched(seen, method.loss)
+    value, out = loss(params, model_state, extra, batch, KEY, jnp.int32(0))
     np.testing.assert_allclose(seen["tokenizer"], 0.8 * seen["x"] + 0.1, atol=1e-6)
     z = seen["logits"].argmax(-1).reshape(8, 16)
     h = seen["tokens"][:, 1:].astype(np.float64)
@@ -112,11 +113,12 @@ def test_the_loss_by_numpy(seen, where):
 def test_pixels_of_masked_patches_change_neither_prediction_nor_gradient_path(seen):
     """The tokens do change with them: they are what is predicted."""
     c, method, (params, model_state, extra), batch = built()
-    method.loss(params, model_state, extra, batch, KEY, jnp.int32(0))
+    loss = watched(seen, method.loss)
+    loss(params, model_state, extra, batch, KEY, jnp.int32(0))
     before, mask = seen["tokens"], np.asarray(seen["mask"]).reshape(8, 4, 4)
     pixels = np.repeat(np.repeat(mask, 2, 1), 2, 2)[..., None]
     changed = dict(batch, image=jnp.where(pixels, 255 - batch["image"], batch["image"]))
-    method.loss(params, model_state, extra, changed, KEY, jnp.int32(0))
+    loss(params, model_state, extra, changed, KEY, jnp.int32(0))
     np.testing.assert_array_equal(seen["tokens"], before)
 
 
@@ -124,9 +126,10 @@ def test_pixels_of_masked_patches_change_neither_prediction_nor_gradient_path(se
 def test_tokens_and_patches_lie_at_the_same_places(seen):
     """A distinctive upper right quadrant has its tokens at the patches of that quadrant."""
     c, method, (params, model_state, extra), batch = built()
+    loss = watched(seen, method.loss)
     image = np.full((8, 8, 8, 1), 20, np.uint8)
     image[:, :4, 4:] = 230
-    method.loss(params, model_state, extra, dict(batch, image=jnp.asarray(image)), KEY, jnp.int32(0))
+    loss(params, model_state, extra, dict(batch, image=jnp.asarray(image)), KEY, jnp.int32(0))
     x = seen["x"][0, :, :, 0].reshape(4, 2, 4, 2).mean((1, 3))
     assert (x[:2, 2:] > 0.5).all() and (x[2:] < 0.5).all()
     bright = seen["tokenizer"][0, :, :, 0].reshape(4, 2, 4, 2).mean((1, 3)) > 0.5
@@ -137,27 +140,29 @@ def test_tokens_and_patches_lie_at_the_same_places(seen):
 def test_the_first_loss_is_that_of_a_uniform_guess():
     c = config_of()
     method = METHODS["beit"](c, FACTS)
-    state = method.init(jax.random.key(0), {})
-    value, _ = method.loss(*state, batch_of(8), KEY, jnp.int32(0))
+    state = jax.jit(method.init)(jax.random.key(0), {})
+    value, _ = jax.jit(method.loss)(*state, batch_of(8), KEY, jnp.int32(0))
     np.testing.assert_allclose(value, np.log(11), atol=0.02)
 
 
 def test_masks_follow_the_image_and_the_step_not_the_place(seen):
     c, method, (params, model_state, extra), batch = built()
-    method.loss(params, model_state, extra, batch, KEY, jnp.int32(0))
+    loss = watched(seen, method.loss)
+    loss(params, model_state, extra, batch, KEY, jnp.int32(0))
     first = np.asarray(seen["mask"])
     assert len({mask.tobytes() for mask in first}) > 3
     turned = {name: value[::-1] for name, value in batch.items()}
-    method.loss(params, model_state, extra, turned, KEY, jnp.int32(0))
+    loss(params, model_state, extra, turned, KEY, jnp.int32(0))
     np.testing.assert_array_equal(seen["mask"], first[::-1])
-    method.loss(params, model_state, extra, batch, jax.random.key(8), jnp.int32(1))
+    loss(params, model_state, extra, batch, jax.random.key(8), jnp.int32(1))
     assert np.any(np.asarray(seen["mask"]) != first)
 
 
 def test_pixel_regression_by_numpy(seen):
     c, method, (params, model_state, extra), batch = built(recover__what="pixels")
+    loss = watched(seen, method.loss)
     assert extra == () and method.num_views == 1
-    value, out = method.loss(params, model_state, extra, batch, KEY, jnp.int32(0))
+    value, out = loss(params, model_state, extra, batch, KEY, jnp.int32(0))
     x = seen["x"].reshape(8, 4, 2, 4, 2, 1).transpose(0, 1, 3, 2, 4, 5).reshape(8, 16, 4)
     h = seen["tokens"][:, 1:].astype(np.float64)
     made = h @ np.asarray(params["head"]["dense"]["kernel"]) + np.asarray(params["head"]["dense"]["bias"])
@@ -168,15 +173,17 @@ def test_pixel_regression_by_numpy(seen):
 
 def test_without_masks_there_is_no_mask_token(seen):
     c, method, (params, model_state, extra), batch = built(masking__name="none", recover__where="all")
+    loss = watched(seen, method.loss)
     assert "mask_token" not in params
-    _, out = method.loss(params, model_state, extra, batch, KEY, jnp.int32(0))
+    _, out = loss(params, model_state, extra, batch, KEY, jnp.int32(0))
     assert seen["mask"] is None and out.metrics["masked"] == 0
 
 
 @pytest.mark.parametrize("name, low, high", [("scattered", 6, 6), ("algorithm_1", 7, 16)])
 def test_other_masks(seen, name, low, high):
     c, method, (params, model_state, extra), batch = built(masking__name=name)
-    method.loss(params, model_state, extra, batch, KEY, jnp.int32(0))
+    loss = watched(seen, method.loss)
+    loss(params, model_state, extra, batch, KEY, jnp.int32(0))
     count = np.asarray(seen["mask"]).sum(1)
     assert count.min() >= low and count.max() <= high
 
@@ -246,7 +253,7 @@ def test_fine_tuning_takes_the_blocks_copies_the_table_and_begins_a_fresh_norm(t
         {"data.image_size": 16, "batch_size": 8, "model.patch": 2, "init_from": "pretrain"}
     )
     finetune = resolve(finetune).lock()
-    params, model_state, extra = METHODS["beit"](c, FACTS).init(jax.random.key(0), {})
+    params, model_state, extra = jax.jit(METHODS["beit"](c, FACTS).init)(jax.random.key(0), {})
     params = shaken(params, 3)
     checkpoints = Checkpoints(str(tmp_path / "pretrain"))
     checkpoints.save(TrainState(jnp.int32(1), params, model_state, (), extra), {})

@@ -156,7 +156,8 @@ def test_epochs_are_even_over_clusters(program, source, trained):
 def test_weights_make_every_cluster_count_alike(source):
     config = config_of(clusters__sampler="weights", clusters__k=4)
     method = METHODS["deepcluster"](config, FACTS._replace(num_ids=6))
-    params, model_state, extra = method.init(jax.random.key(0), {})
+    params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
+    a_loss = jax.jit(method.loss)
     extra = extra._replace(
         assignment=jnp.array([0, 0, 0, 0, 2, 3], jnp.int32), counts=jnp.array([4, 0, 1, 1], jnp.int32)
     )
@@ -164,10 +165,10 @@ def test_weights_make_every_cluster_count_alike(source):
     rows = []
     for label in range(4):  # the loss if all images were of this cluster
         same = extra._replace(assignment=jnp.full(6, label, jnp.int32), counts=jnp.full(4, 6, jnp.int32))
-        rows.append(method.loss(params, model_state, same, batch, jax.random.key(1), 0)[0])
+        rows.append(a_loss(params, model_state, same, batch, jax.random.key(1), 0)[0])
     assert method.balance is None and np.isfinite(rows).all()
     params["head"] = jax.tree.map(jnp.zeros_like, params["head"])  # then every image's cross entropy is ln 4
-    loss = method.loss(params, model_state, extra, batch, jax.random.key(1), 0)[0]
+    loss = a_loss(params, model_state, extra, batch, jax.random.key(1), 0)[0]
     np.testing.assert_allclose(loss, np.log(4) * np.mean([6 / 3 / 4] * 4 + [6 / 3] * 2), rtol=1e-6)
 
 
@@ -309,7 +310,7 @@ def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second
         assert (nearest == inside[~unseen, head]).mean() > 0.99
 
     batch = next(device_batches(second, source, 0, 0))
-    loss, out = second.method.loss(
+    loss, out = jax.jit(second.method.loss)(
         state.params, state.model_state, state.extra, batch, jax.random.key(5), state.step
     )
     z = np.asarray(out.carry["z"], np.float64)
@@ -336,7 +337,9 @@ def test_small_crops_learn_the_clusters_of_the_large_ones(source):
     assert state.extra.banks.shape[1] == 2
     batch = next(device_batches(program, source, 0, 0))
     key = jax.random.key(5)
-    loss, out = program.method.loss(state.params, state.model_state, state.extra, batch, key, state.step)
+    loss, out = jax.jit(program.method.loss)(
+        state.params, state.model_state, state.extra, batch, key, state.step
+    )
 
     x = views.make(batch, key, c)
     net = models.backbone(c.model)
@@ -374,7 +377,7 @@ def test_the_rate_and_the_residual_branches_of_version_2_are_swavs():
     for zero in (True, False):
         small = second_config(one=dict(), two=dict()).unlock()
         small.zero_init_residual = zero
-        params, _, _ = METHODS["deepcluster"](small, FACTS).init(jax.random.key(0), {})
+        params, _, _ = jax.jit(METHODS["deepcluster"](small, FACTS).init)(jax.random.key(0), {})
         gains = [
             np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(params["encoder"])

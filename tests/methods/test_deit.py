@@ -18,7 +18,7 @@ from ssljax.program import build, stages
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.targets.frozen import Frozen
 from ssljax.types import TrainState
-from tests.methods.small import FACTS, SIZE, batch_of, one_block, shaken
+from tests.methods.small import FACTS, SIZE, batch_of, one_block, shaken, watched
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def built(**changes):
     with one_block():
         c = student(**changes)
         method = METHODS["deit"](c, FACTS._replace(num_classes=CLASSES))
-        params, model_state, extra = method.init(jax.random.key(0), {})
+        params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
     batch = batch_of(8)
     batch["label"] = batch["label"] % CLASSES
     if extra.teacher:
@@ -92,8 +92,8 @@ def test_hard_distillation_of_a_mixed_image_by_numpy(seen):
     """
     method, (params, model_state, extra), batch = built(mix__mixup_alpha=0.8, mix__cutmix_alpha=0.0)
     key = jax.random.key(5)
-    value, out = method.loss(params, model_state, extra, batch, key, jnp.int32(0))
-    assert seen["teacher"] is seen["student"]
+    value, out = watched(seen, method.loss)(params, model_state, extra, batch, key, jnp.int32(0))
+    np.testing.assert_array_equal(seen["teacher"], seen["student"])
 
     # lambda follows from the pixels, which are a mixture of a row and its mirror.
     x = np.asarray(seen["student"])
@@ -121,7 +121,8 @@ def test_soft_distillation_without_a_token_by_numpy(seen, normalization, scale):
         mix__mixup_alpha=0.0,
         mix__cutmix_alpha=0.0,
     )
-    value, _ = method.loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
+    loss = watched(seen, method.loss)
+    value, _ = loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
     z = dense(params["head"], seen["tokens"])
     t = dense(extra.teacher.params["head"], seen["features"])
     p = softmax(t / 3)
@@ -135,7 +136,7 @@ def test_without_a_teacher_the_second_head_learns_nothing():
     method, (params, model_state, extra), batch = built(distill__name="none")
     assert extra == ((), ())
     loss = lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
-    grads = jax.grad(loss)(params)
+    grads = jax.jit(jax.grad(loss))(params)
     assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["distillation_head"]))
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["head"]))
 
@@ -145,8 +146,9 @@ def test_fine_tuning_in_evaluation_mode_trains_the_mean_of_two_heads_without_sto
     settings = dict(distill__name="none", model__drop_path=0.5, mix__mixup_alpha=0.0, mix__cutmix_alpha=0.0)
     method, (params, model_state, extra), batch = built(evaluation_mode=True, **settings)
     loss = lambda p, key: method.loss(p, model_state, extra, batch, key, jnp.int32(0))[0]
-    value, grads = jax.value_and_grad(loss)(params, jax.random.key(0))
-    np.testing.assert_array_equal(loss(params, jax.random.key(1)), value)
+    both = jax.jit(jax.value_and_grad(loss))
+    value, grads = both(params, jax.random.key(0))
+    np.testing.assert_array_equal(both(params, jax.random.key(1))[0], value)
     assert method.separable
 
     features = method.encode(params, model_state, extra, batch["image"])
@@ -231,7 +233,7 @@ def test_a_larger_stage_takes_network_heads_and_teacher_and_resizes_the_position
         )
         source = sources.load(large.data, "train")
         program = build(large, source.facts)
-        params, model_state, extra = METHODS["deit"](small, FACTS).init(jax.random.key(7), {})
+        params, model_state, extra = jax.jit(METHODS["deit"](small, FACTS).init)(jax.random.key(7), {})
         teacher = Frozen(shaken(extra.teacher.params, 3), shaken(extra.teacher.model_state, 4))
     donor = TrainState(jnp.int32(3), shaken(params, 5), model_state, (), DeitState((), ()))
     saved(tmp_path / "small", donor)

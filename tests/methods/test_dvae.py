@@ -15,7 +15,7 @@ from ssljax.models import dvae as nets
 from ssljax.protocols import reconstruction
 from ssljax.protocols.features import Features
 from ssljax.run import monitor
-from tests.methods.small import FACTS, batch_of, config_of, shaken
+from tests.methods.small import FACTS, batch_of, config_of, shaken, watched
 
 SMALL = dict(
     model__groups=2, model__hidden=4, model__blocks=1, model__vocabulary=12, model__codebook=6, batch_size=4
@@ -25,7 +25,7 @@ SMALL = dict(
 def built(**changes):
     c = config_of("dvae", **(SMALL | changes))
     method = METHODS["dvae"](c, FACTS)
-    params, model_state, extra = method.init(jax.random.key(0), {})
+    params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
     return c, method, (shaken(params, 1), model_state, extra), batch_of(4)
 
 
@@ -42,7 +42,7 @@ def seen(monkeypatch):
 
     def spied(net, params, statistics, x, **rest):
         out = forward(net, params, statistics, x, **rest)
-        found[type(net).__name__] = (np.asarray(x), np.asarray(out[0]))
+        found[type(net).__name__] = (x, out[0])
         return out
 
     monkeypatch.setattr(models, "forward", spied)
@@ -53,7 +53,8 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("step", [0, 100, 10_000])
 def test_the_loss_by_numpy(seen, step):
     c, method, (params, model_state, extra), batch = built()
-    value, out = method.loss(params, model_state, extra, batch, jax.random.key(3), jnp.int32(step))
+    loss = watched(seen, method.loss)
+    value, out = loss(params, model_state, extra, batch, jax.random.key(3), jnp.int32(step))
     x, logits = seen["Encoder"]
     y, stats = seen["Decoder"]
     np.testing.assert_allclose(x, 0.8 * np.asarray(batch["image"]) / 255 + 0.1, atol=1e-6)
@@ -80,9 +81,8 @@ def test_the_loss_by_numpy(seen, step):
 @pytest.mark.slow
 def test_the_kl_knows_neither_the_noise_nor_the_temperature():
     c, method, (params, model_state, extra), batch = built(dvae__kl_share=0.0)
-    run = lambda key, step: method.loss(
-        params, model_state, extra, batch, jax.random.key(key), jnp.int32(step)
-    )
+    loss = jax.jit(method.loss)
+    run = lambda key, step: loss(params, model_state, extra, batch, jax.random.key(key), jnp.int32(step))
     (first, a), (second, b) = run(1, 0), run(2, 10_000)
     assert float(first) != float(second)
     assert float(a.metrics["temperature"]) != float(b.metrics["temperature"])
@@ -99,7 +99,7 @@ def test_the_weight_of_the_kl_follows_the_downsampling(groups):
         _, method, (params, model_state, extra), batch = built(**settings)
         params["encoder"] = jax.tree.map(jnp.zeros_like, params["encoder"])
         params["encoder"]["output"]["bias"] = jnp.zeros(12).at[3].set(1e4)
-        return method.loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
+        return jax.jit(method.loss)(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
 
     np.testing.assert_allclose(value(6.6) - value(0.0), 6.6 * np.log(12) / 4 ** (groups - 1), rtol=1e-3)
 
@@ -107,8 +107,7 @@ def test_the_weight_of_the_kl_follows_the_downsampling(groups):
 @pytest.mark.slow
 def test_the_decoder_reads_relaxed_codes(seen):
     c, method, (params, model_state, extra), batch = built(dvae__kl_weight=0.0)
-    loss = lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
-    loss(params)
+    watched(seen, method.loss)(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
     y, _ = seen["Decoder"]
     assert ((y > 0.01) & (y < 0.99)).any()
 
@@ -117,7 +116,7 @@ def test_the_decoder_reads_relaxed_codes(seen):
 def test_the_reconstruction_trains_the_encoder():
     c, method, (params, model_state, extra), batch = built(dvae__kl_weight=0.0)
     loss = lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
-    grads = jax.grad(loss)(params)
+    grads = jax.jit(jax.grad(loss))(params)
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["encoder"]))
 
 
@@ -162,16 +161,16 @@ def test_the_average_is_what_is_exported():
     expected = jax.tree.map(lambda a, b: (a + b) / 2, extra.ema.params, params)
     weights, _ = method.evaluated(params, model_state, after)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), weights, expected["encoder"])
-    codes, images = method.reconstruct(params, model_state, after, batch["image"])
+    codes, images = jax.jit(method.reconstruct)(params, model_state, after, batch["image"])
     assert codes.shape == (4, 4, 4) and images.shape == (4, 8, 8, 1)
     encoder, decoder = models.token_encoder(c.model), models.token_decoder(c.model, 1)
     x = 0.8 * jnp.asarray(batch["image"], jnp.float32) / 255 + 0.1
-    logits = encoder.apply({"params": expected["encoder"]}, x)
+    logits = jax.jit(encoder.apply)({"params": expected["encoder"]}, x)
     np.testing.assert_array_equal(codes, jnp.argmax(logits, -1))
     one_hot = jax.nn.one_hot(codes, 12, dtype=jnp.float32)
-    stats = decoder.apply({"params": expected["decoder"]}, one_hot)
+    stats = jax.jit(decoder.apply)({"params": expected["decoder"]}, one_hot)
     np.testing.assert_allclose(images, nets.image_of(stats), rtol=1e-4, atol=1e-5)
-    raw, _ = method.reconstruct(params, model_state, extra._replace(ema=()), batch["image"])
+    raw, _ = jax.jit(method.reconstruct)(params, model_state, extra._replace(ema=()), batch["image"])
     assert np.any(np.asarray(raw) != np.asarray(codes))
 
 
@@ -180,7 +179,8 @@ def test_squared_error_of_pixels_between_minus_one_and_one(seen):
     c, method, (params, model_state, extra), batch = built(
         dvae__loss="l2", model__pixels="customized", dvae__kl_weight=0.0
     )
-    value, _ = method.loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
+    loss = watched(seen, method.loss)
+    value, _ = loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
     x, _ = seen["Encoder"]
     assert x.min() < -0.9 and x.max() > 0.9
     mu = seen["Decoder"][1][..., :1]

@@ -158,7 +158,7 @@ def test_the_head_is_all_that_is_trained():
 def test_the_running_statistics_normalise_whatever_the_rest_of_the_batch_is():
     c = config_of("linear", augment__mean=(0.2,), augment__std=(0.3,))
     method = METHODS["linear"](c, FACTS)
-    params, model_state, extra = method.init(jax.random.key(0), {})
+    params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
     state = with_backbone(TrainState(0, params, model_state, (), extra), 3)
     images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 1)).astype(np.uint8)
     expected = by_flax(c, state.extra, images)
@@ -172,7 +172,9 @@ def test_the_running_statistics_normalise_whatever_the_rest_of_the_batch_is():
     for rows in (slice(0, 5), slice(1, 3)):
         batch = {"image": jnp.asarray(images[rows]), "label": jnp.asarray(label[rows], jnp.int32)}
         batch["index"] = batch["label"]
-        loss, out = method.loss(state.params, {}, state.extra, batch, jax.random.key(0), jnp.int32(0))
+        loss, out = jax.jit(method.loss)(
+            state.params, {}, state.extra, batch, jax.random.key(0), jnp.int32(0)
+        )
         np.testing.assert_allclose(loss, losses[rows].mean(), rtol=1e-5)
         assert out.carry == () and set(out.metrics) == {"accuracy"}
 

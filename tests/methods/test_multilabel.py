@@ -92,7 +92,7 @@ def test_fc6_8_moves_the_full_layers_and_no_statistics(gains):
 def gradient(preset):
     """Of the parameters of a fresh network, its running statistics, and those after the step."""
     method = METHODS["multilabel"](voc(preset), FACTS)
-    params, state, _ = method.init(jax.random.key(1), {})
+    params, state, _ = jax.jit(method.init)(jax.random.key(1), {})
     one = jax.jit(jax.grad(lambda p: method.loss(p, state, (), batch(), jax.random.key(0), 0), has_aux=True))
     grad, out = one(params)
     return grad, state, out.model_state
@@ -117,7 +117,7 @@ def test_all_trains_everything_but_the_statistics():
 @pytest.mark.slow
 def test_the_full_layers_begin_anew_and_the_others_stay():
     method = METHODS["multilabel"](voc(), FACTS)
-    params, _, _ = method.init(jax.random.key(1), {})
+    params, _, _ = jax.jit(method.init)(jax.random.key(1), {})
     for layer in ("fc6", "fc7"):
         found = params["encoder"][layer]
         assert np.all(np.asarray(found["bias"]) == np.float32(0.1))

@@ -69,7 +69,7 @@ def test_the_loss_by_hand(start, kind, weighting):
     _, params, model_state, extra = start
     config, method = a_method(pseudo__kind=kind, pseudo__weighting=weighting)
     batch, key = mixed_batch(), jax.random.key(5)
-    found, out = method.loss(params, model_state, extra, batch, key, jnp.int32(0))
+    found, out = jax.jit(method.loss)(params, model_state, extra, batch, key, jnp.int32(0))
     log_p = log_probabilities(config, params, model_state, batch, key)
 
     smooth = lambda one_hot: 0.9 * one_hot + 0.01
@@ -94,7 +94,8 @@ def test_without_unlabelled_images_it_is_supervised(start):
     assert method.refresh is None and method.balance is None and method.needs_labels
     batch = {**mixed_batch(), "label": jnp.arange(8, dtype=jnp.int32)}
     key = jax.random.key(5)
-    found, _ = method.loss(params, model_state, method.init(key, {})[2], batch, key, jnp.int32(0))
+    extra = jax.jit(method.init)(key, {})[2]
+    found, _ = jax.jit(method.loss)(params, model_state, extra, batch, key, jnp.int32(0))
     log_p = log_probabilities(c, params, model_state, batch, key)
     expected = -((0.9 * np.eye(10)[:8] + 0.01) * log_p).sum(1).mean()
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -42,7 +42,7 @@ def batch_of(side: int, seed: int = 0) -> dict:
 
 
 def gradient(method, batch, seed=0):
-    params, state, _ = method.init(jax.random.key(seed), {})
+    params, state, _ = jax.jit(method.init)(jax.random.key(seed), {})
     loss = lambda params: method.loss(params, state, (), batch, jax.random.key(1), jnp.int32(0))
     (value, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     return params, state, value, out, grads
@@ -67,7 +67,7 @@ def test_ignored_pixels_and_what_lies_outside_of_an_image_have_no_influence():
     np.testing.assert_array_equal(value, other)
     np.testing.assert_array_equal(out.metrics["pixel_accuracy"], same.metrics["pixel_accuracy"])
 
-    params, state, _ = method.init(jax.random.key(0), {})
+    params, state, _ = jax.jit(method.init)(jax.random.key(0), {})
     predict = jax.jit(method.predict)
     mask = predict(params, state, (), batch)["mask"]
     assert mask.dtype == jnp.uint8 and mask.shape == (2, 12, 12)
@@ -80,7 +80,7 @@ def test_constant_masks_are_learned_to_a_miou_of_100():
     method = method_of()
     batch = batch_of(12)
     batch["mask"] = jnp.where(batch["mask"] == 255, 255, 3).astype(jnp.uint8)
-    params, state, _ = method.init(jax.random.key(0), {})
+    params, state, _ = jax.jit(method.init)(jax.random.key(0), {})
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its integer count with floats
         tx = optax.adam(1e-2)
         run = TrainState(jnp.zeros((), jnp.int32), params, state, tx.init(params), ())

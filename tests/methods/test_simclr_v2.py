@@ -50,7 +50,7 @@ def random_state(method, seed: int = 1) -> TrainState:
         tree = shaken(tree, seed)
         return jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.5, tree) if statistics else tree
 
-    params, model_state, extra = method.init(jax.random.key(0), {})
+    params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
     if isinstance(extra, Memory):
         extra = extra._replace(params=shaken(extra.params, 3), stats=random(extra.stats, True))
     elif extra != ():
@@ -185,7 +185,7 @@ def test_only_the_layers_that_are_kept_exist():
 def test_fine_tuning_begins_at_the_log_of_the_classes_and_lars_leaves_the_classifier_alone():
     c = stage_of("finetune")
     method = METHODS["simclr_v2"](c, FACTS)
-    params, model_state, extra = method.init(KEY, {})
+    params, model_state, extra = jax.jit(method.init)(KEY, {})
     batch = batch_of(ROWS)
     loss = lambda p: method.loss(p, model_state, extra, batch, KEY, jnp.int32(0))[0]
     total, grads = jax.jit(jax.value_and_grad(loss))(params)

@@ -46,11 +46,11 @@ def test_a_step_may_draw_stochastic_depth():
         c = get_config("digits_vit").unlock()
         c.model.drop_path = rate
         method = supervised(c.lock(), FACTS)
-        params, state, extra = method.init(jax.random.key(0), batch)
+        params, state, extra = jax.jit(method.init)(jax.random.key(0), {})
         # A random head: behind one that starts from zero, no draw would show.
         draw = lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape)
         params["head"] = jax.tree.map(draw, params["head"])
-        loss, _ = method.loss(params, state, extra, batch, jax.random.key(2), 0)
+        loss, _ = jax.jit(method.loss)(params, state, extra, batch, jax.random.key(2), 0)
         found[rate] = float(loss)
         assert method.separable is (rate == 0)  # each micro-batch would have its own draw
     assert np.isfinite(list(found.values())).all() and abs(found[0.0] - found[0.5]) > 1e-3
