@@ -135,7 +135,8 @@ def few_epochs(c: ConfigDict) -> ConfigDict:
     """Without banks: their rows are random for an epoch, and an epoch old after that [X].
 
     On `cifar10_views` (seed 0) banks after 20 epochs give kNN 38.6 and a linear probe 46.0; the images of the
-    batch after 5 epochs 43.1 and 46.3, after 20 epochs 42.6 and 48.4. Banks: --config.contrast.name=softmax
+    batch after 5 epochs 43.1 and 46.3, after 20 epochs 42.6 and 48.4. With banks again:
+    --config.contrast.name=softmax --config.bank.negatives=1024
     """
     c.contrast.name = "in_batch"
     return config.multiview.sgd(c, 0.12, 5e-4)

@@ -8,7 +8,9 @@ import jax
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -103,7 +105,7 @@ def test_a_notebook_of_a_checkout_installs_the_checkout(generator, tmp_path, mon
     assert asked.endswith('".."')
 
 
-def test_own_images(generator, tmp_path, monkeypatch):
+def test_own_images(kernel, generator, tmp_path, monkeypatch):
     images = tmp_path / "images"
     images.mkdir()
     for i, digit in enumerate(load_digits().images[:64]):
@@ -111,7 +113,7 @@ def test_own_images(generator, tmp_path, monkeypatch):
     monkeypatch.setenv("SSLJAX_IMAGES", str(images))
     changes = "--config.epochs=1 --config.batch_size=16 --config.model.width=0.125 --config.head.dim=16"
     outputs, printed = executed(
-        generator, tmp_path, "own_images", f"{changes} --config.optim.warmup_epochs=0"
+        kernel, generator, tmp_path, "own_images", f"{changes} --config.optim.warmup_epochs=0"
     )
     assert "64 images, 64 features each" in printed["embed"]
     assert "network.stablehlo" in printed["export"]
@@ -127,8 +129,8 @@ def test_own_images(generator, tmp_path, monkeypatch):
         ("byol", "BYOL", "--config.head.hidden=32 --config.predictor.hidden=32"),
     ),
 )
-def test_from_the_first_cell_to_the_figure(generator, tmp_path, name, title, changes):
-    outputs, printed = executed(generator, tmp_path, name, f"{CHANGES} {changes}")
+def test_from_the_first_cell_to_the_figure(kernel, generator, tmp_path, name, title, changes):
+    outputs, printed = executed(kernel, generator, tmp_path, name, f"{CHANGES} {changes}")
     assert "step 24/24" in printed["train"]  # 1,500 // 64 + 1
     assert "random_init  knn, k=20: top-1" in printed["evaluate"]
     for text in ("raw pixels", "random network", title, "1 label per class", "2 labels per class"):
@@ -136,20 +138,20 @@ def test_from_the_first_cell_to_the_figure(generator, tmp_path, name, title, cha
     shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
 
 
-def test_labels_that_the_network_gives_itself(generator, tmp_path):
+def test_labels_that_the_network_gives_itself(kernel, generator, tmp_path):
     # DeepCluster's optimizer has no warm-up.
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
-    outputs, printed = executed(generator, tmp_path, "deepcluster", changes)
+    outputs, printed = executed(kernel, generator, tmp_path, "deepcluster", changes)
     assert "refresh at step 0  kmeans_objective" in printed["train"] and "step 24/24" in printed["train"]
     assert "deepcluster  clusters: NMI" in printed["evaluate"]
     assert "NMI of clusters with labels" in printed["report"]
     shows(outputs, tmp_path, preview="preview.png", report="clusters-digits.png")
 
 
-def test_views_with_a_network_each(generator, tmp_path):
+def test_views_with_a_network_each(kernel, generator, tmp_path):
     # CMC's optimizer has no warm-up.
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
-    outputs, printed = executed(generator, tmp_path, "cmc", f"{changes} --config.bank.negatives=32")
+    outputs, printed = executed(kernel, generator, tmp_path, "cmc", f"{changes} --config.bank.negatives=32")
     assert "step 24/24" in printed["train"]
     assert "cmc          knn, k=20: top-1" in printed["evaluate"]
     for text in ("raw pixels", "random network", "CMC", "2 labels per class"):
@@ -157,14 +159,14 @@ def test_views_with_a_network_each(generator, tmp_path):
     shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
 
 
-def test_a_teacher_and_its_student(generator, tmp_path):
+def test_a_teacher_and_its_student(kernel, generator, tmp_path):
     resnet = ("model.width=0.125", "model.stem=imagenet")  # the student, a ViT, has neither
     changes = " ".join(f"--config.teacher.{change}" for change in SMALL)
     for change in SMALL:
         if change not in resnet:
             changes += f" --config.student.{change}"
     changes += " --config.student.teacher.width=0.125 --config.student.model.scan=True"
-    outputs, printed = executed(generator, tmp_path, "deit", changes)
+    outputs, printed = executed(kernel, generator, tmp_path, "deit", changes)
     assert printed["train"].count("step 24/24") == 2
     assert "classifier_distillation_token: top-1" in printed["evaluate"]
     for text in ("raw pixels", "DeiT", "own head", "distillation token's head"):
@@ -172,12 +174,12 @@ def test_a_teacher_and_its_student(generator, tmp_path):
     shows(outputs, tmp_path, preview="student/preview.png", report="student/attention-digits.png")
 
 
-def test_a_teacher_of_few_labels_and_its_student(generator, tmp_path):
+def test_a_teacher_of_few_labels_and_its_student(kernel, generator, tmp_path):
     stages = ("pretrain", "finetune", "distill")
     changes = " ".join(f"--config.{stage}.{change}" for stage in stages for change in SMALL)
     changes += " --config.pretrain.head.dim=16 --config.finetune.head.dim=16"
     changes += " --config.distill.head.dim=16 --config.distill.teacher.width=0.125"
-    outputs, printed = executed(generator, tmp_path, "simclr_v2", changes)
+    outputs, printed = executed(kernel, generator, tmp_path, "simclr_v2", changes)
     assert printed["train"].count("step 24/24") == 2 and "step 2/2" in printed["train"]
     assert printed["evaluate"].count("simclr_v2    classifier: top-1") == 2
     for text in ("digits_self, stage pretrain", "digits_self, stage finetune", "raw pixels", "own head"):
@@ -185,12 +187,12 @@ def test_a_teacher_of_few_labels_and_its_student(generator, tmp_path):
     shows(outputs, tmp_path, preview="pretrain/preview.png", report="labels-digits_self-pretrain.png")
 
 
-def test_a_tokenizer_and_a_transformer(generator, tmp_path):
+def test_a_tokenizer_and_a_transformer(kernel, generator, tmp_path):
     changes = "--config.tokenizer.epochs=1 --config.tokenizer.model.hidden=8 --config.tokenizer.batch_size=64"
     changes += " --config.pretrain.tokenizer.hidden=8 --config.pretrain.epochs=1 --config.finetune.epochs=1"
     changes += " --config.pretrain.eval_every_epochs=0 --config.pretrain.checkpoint.best="
     changes += " --config.pretrain.optim.warmup_epochs=0 --config.finetune.optim.warmup_epochs=0"
-    outputs, printed = executed(generator, tmp_path, "beit", changes)
+    outputs, printed = executed(kernel, generator, tmp_path, "beit", changes)
     assert printed["train"].count("done: ") == 1
     assert "dvae         reconstruction: mean absolute error" in printed["evaluate"]
     assert "deit         classifier: top-1" in printed["evaluate"]
@@ -200,13 +202,13 @@ def test_a_tokenizer_and_a_transformer(generator, tmp_path):
     shows(outputs, tmp_path, preview="pretrain/preview.png", report=picture)
 
 
-def test_a_noised_student(generator, tmp_path):
+def test_a_noised_student(kernel, generator, tmp_path):
     changes = "--config.teacher.epochs=2 --config.student.epochs=1 --config.student.teacher.width=0.5"
     for stage in ("teacher", "student"):
         changes += f" --config.{stage}.model.width=0.5 --config.{stage}.model.stem=imagenet"
         changes += f" --config.{stage}.evaluate.corruption_images=64"
     changes += " --config.student.teacher.stem=imagenet"
-    outputs, printed = executed(generator, tmp_path, "noisy_student", changes)
+    outputs, printed = executed(kernel, generator, tmp_path, "noisy_student", changes)
     assert "refresh at step 0  pseudo_confidence" in printed["train"]
     assert printed["evaluate"].count("noisy_student classifier: top-1") == 2
     assert printed["evaluate"].count("noisy_student corruptions: mean error") == 2
@@ -215,10 +217,10 @@ def test_a_noised_student(generator, tmp_path):
     shows(outputs, tmp_path, preview="student/preview.png", report="corruptions-digits.png")
 
 
-def test_patches_that_predict_each_other(generator, tmp_path):
+def test_patches_that_predict_each_other(kernel, generator, tmp_path):
     # CPC's optimizer has no warm-up.
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
-    outputs, printed = executed(generator, tmp_path, "cpc", changes)
+    outputs, printed = executed(kernel, generator, tmp_path, "cpc", changes)
     assert "step 24/24" in printed["train"] and "loss" in printed["train"]
     assert "random_init  knn, k=20: top-1" in printed["evaluate"]
     for text in ("raw pixels", "random network", "CPC v2", "2 labels per class"):
@@ -226,22 +228,31 @@ def test_patches_that_predict_each_other(generator, tmp_path):
     shows(outputs, tmp_path, preview="preview.png", report="labels-digits.png")
 
 
-def executed(generator, folder, name, changes):
-    """Runs a notebook. Returns the outputs of every cell, and what each cell printed."""
-    book = nbformat.reads(generator.notebook(name), as_version=4)
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """One kernel for all notebooks: each begins without names, but what is imported and compiled stays."""
+    manager = KernelManager(kernel_name="python3")
     environment = {
         **os.environ,
-        "SSLJAX_RUN": str(folder / "run"),
-        "SSLJAX_CHANGES": changes,
         "XLA_FLAGS": QUICK,
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "xla"),  # evaluations of notebooks are alike
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
         "PYTHONPATH": str(ROOT),
-        "IPYTHONDIR": str(folder / "ipython"),
+        "IPYTHONDIR": str(tmp_path_factory.mktemp("ipython")),
     }
-    resources = {"metadata": {"path": str(ROOT / "colabs")}}
-    client = NotebookClient(book, timeout=300, kernel_name="python3", resources=resources)
-    client.execute(env=environment)
+    manager.start_kernel(env=environment, cwd=str(ROOT / "colabs"))
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
+def executed(kernel, generator, folder, name, changes):
+    """Runs a notebook. Returns the outputs of every cell, and what each cell printed."""
+    book = nbformat.reads(generator.notebook(name), as_version=4)
+    variables = {"SSLJAX_RUN": str(folder / "run"), "SSLJAX_CHANGES": changes}
+    if "SSLJAX_IMAGES" in os.environ:
+        variables["SSLJAX_IMAGES"] = os.environ["SSLJAX_IMAGES"]
+    book.cells.insert(0, new_code_cell(f"%reset -f\nimport os\nos.environ.update({variables!r})", id="fresh"))
+    NotebookClient(book, timeout=300, km=kernel).execute()
     outputs = {cell.id: cell.get("outputs", []) for cell in book.cells}
     printed = {name: "".join(out.get("text", "") for out in found) for name, found in outputs.items()}
     assert printed["install"] == ""  # ssljax is importable, so nothing was installed
