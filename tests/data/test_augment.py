@@ -79,6 +79,7 @@ def test_colour_operation(g, image, name, parameters, function, expected, atol):
     close(jax.vmap(function, in_axes=(None, 0))(image, values), g[expected], atol)
 
 
+@pytest.mark.slow
 def test_byol_operations(g, image):
     close(augment.saturation(image, jnp.float32(1.3)), g["byol/saturation_1p3"])
     close(augment.hue(image, jnp.float32(0.07)), g["byol/hue_0p07"], 1e-4)
@@ -187,6 +188,7 @@ def test_draw_has_the_ranges_of_the_paper(recipe):
     assert np.corrcoef(d.apply_jitter, d.apply_grayscale)[0, 1] < 0.05
 
 
+@pytest.mark.slow
 def test_views_depend_on_key_index_and_view_only(recipe):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3)), jnp.uint8)
@@ -290,6 +292,7 @@ def test_nothing_random_is_the_image_normalised(recipe, image):
     assert all(m or abs(c - expected).max() < 1e-5 for m, c in zip(mirrored, crops, strict=True))
 
 
+@pytest.mark.slow
 def test_gray_blur_and_the_shared_sigma(recipe, image):
     recipe = recipe.copy_and_resolve_references()
     recipe.update(

@@ -79,6 +79,7 @@ def test_grey_images_have_no_colour_space():
         recipes.check_channels(c)
 
 
+@pytest.mark.slow
 def test_channels_of_further_views_are_scaled_beside_lab():
     """Views from folders: colours in Lab, and a depth from 0 to 1."""
     image = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 3, 4)), jnp.float32)

@@ -41,6 +41,7 @@ def test_resize_equals_tensorflow(golden, photograph, case):
     np.testing.assert_allclose(got, golden("augment")[f"tf/resize_{case}"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_antialiased_resize_is_pillows(golden, photograph):
     """Training and evaluation are within one grey level of torchvision's crop of a PIL image.
 

@@ -23,6 +23,7 @@ def whole(image):
     return jnp.asarray([0, 0, *image.shape[:2]], jnp.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, shape, atol",
     [("bicubic", (9, 13), 1e-3), ("bicubic", (31, 40), 1e-3), ("bilinear", (9, 13), 1e-5)],
@@ -69,6 +70,7 @@ SCIPY_CASES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotation, shift, zoom, shear", SCIPY_CASES)
 def test_affine_is_scipys(image, rotation, shift, zoom, shear):
     from scipy import ndimage
@@ -89,6 +91,7 @@ def test_affine_is_scipys(image, rotation, shift, zoom, shear):
         np.testing.assert_allclose(warped[..., c], expected[1:-1, 1:-1], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_affine_directions():
     """Values by hand.
 
@@ -111,6 +114,7 @@ def test_affine_directions():
     np.testing.assert_allclose(warp(zoom=2.0)[1:3, 1:3], middle * 0.5 + middle.mean() * 0.5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_affine_resizes():
     """The identity at twice the size is a bilinear resize, but border pixels blend with the 0 outside."""
     image = jnp.asarray(np.random.default_rng(0).random((8, 8, 1)), jnp.float32)

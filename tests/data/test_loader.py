@@ -93,6 +93,7 @@ def test_resume_and_processes_give_the_same_stream(kind, request):
         loader.train_batches(source, config, process_count=7)
 
 
+@pytest.mark.slow
 def test_host_views_are_those_of_crops(host):
     source, config = host
     for step, batch in enumerate(take(loader.train_batches(source, config), 4)):
@@ -212,6 +213,7 @@ def test_crop_on_must_be_host_or_device_and_device_needs_pixels(host):
         loader.train_batches(source, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, batch_size", [("memory", 40), ("memory", 90), ("host", 5), ("host", 18)])
 def test_evaluation_sees_every_example_once_in_order(kind, batch_size, request):
     source, config = request.getfixturevalue(kind)

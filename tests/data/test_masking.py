@@ -29,6 +29,7 @@ def golden_settings(g):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["mask0", "mask1", "mask2"])
 def test_the_statistics_of_the_released_generator(golden, case):
     g = golden("beit").under(case)

@@ -105,6 +105,7 @@ def mixes():
     return run
 
 
+@pytest.mark.slow
 def test_mix_draws_mixup_or_cutmix_and_corrects_lambda(mixes):
     pixels, targets = mixes(0.8, 1.0)
     close(targets.sum(2), 1.0, 1e-5)
@@ -124,6 +125,7 @@ def test_mix_draws_mixup_or_cutmix_and_corrects_lambda(mixes):
     assert np.abs(below / blended.sum() - quantiles).max() < 0.06
 
 
+@pytest.mark.slow
 def test_mix_with_one_alpha_or_none(mixes, batch):
     pixels, targets = mixes(0.0, 1.0, n=200)
     assert ((pixels == 0) | (pixels == 5)).all() and 0.4 < targets[:, 0, 0].mean() < 0.8

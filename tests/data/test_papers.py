@@ -59,6 +59,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, view", DRAWS, ids=["-".join(case) for case in DRAWS])
 def test_draws_have_the_ranges_and_the_shares_of_the_released_code(name, view):
     """Saturation and hue of BYOL and MoCo v3 are not SimCLR's, and their two views are not alike."""
@@ -138,6 +139,7 @@ def by_pillow(pixels, drawn, recipe):
     return np.asarray(picture, np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, view",
     [

@@ -137,6 +137,7 @@ def test_autoaugments_operations_by_hand():
 # ------------------------------------------------------------------------------- histograms and deformations
 
 
+@pytest.mark.slow
 def test_lookup_tables_rise_within_their_slopes():
     u = random((200, 5), 1)
     points = np.asarray(jax.vmap(lambda u: distort.control_points(u, (0.5, 2.0), 0.1))(u))
@@ -168,6 +169,7 @@ def test_the_cubic_b_spline_and_its_middle_by_hand():
     np.testing.assert_allclose(found, [(0.1 + 4 * 0.6 + 0.7) / 6], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_deformation_without_offsets_and_shear_is_the_identity_and_offsets_move_pixels():
     image = random((SIDE, SIDE, 3))
     points = distort.field_shape(SIDE, 0.25)
@@ -249,6 +251,7 @@ def test_the_four_orders_are_equally_frequent():
 # ------------------------------------------------------------------------------------- the crop: "squash"
 
 
+@pytest.mark.slow
 def test_the_whole_image_is_squashed_and_a_square_is_drawn_from_it():
     c = get_config("cifar10_small").unlock()
     c.augment.update(crop="squash", min_area=(26 / 30) ** 2, interpolation="bilinear", flip=False)
@@ -263,6 +266,7 @@ def test_the_whole_image_is_squashed_and_a_square_is_drawn_from_it():
     assert corners == {0, 1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_evaluation_squashes_too_and_cuts_out_the_middle():
     """On the host as from memory, to within a grey level."""
     crops = pytest.importorskip("ssljax.data.crops")

@@ -55,6 +55,7 @@ def test_arguments_wrap_as_uint8_does(golden, magnitude):
         np.testing.assert_allclose((add, factor, box), (a.add, a.enhance, a.cutout))
 
 
+@pytest.mark.slow
 def test_strong_operations_by_hand():
     """At M = 27 solarisation and posterisation are strong, not off; contrast blends towards a constant."""
     a = arguments(27)

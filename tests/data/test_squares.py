@@ -24,6 +24,7 @@ def boxes_on_the_device(height, width, count):
     return np.asarray(jax.vmap(lambda key: geometry.crop_box_square(key, height, width, area=SHARE**2))(keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [boxes_on_the_host, boxes_on_the_device])
 @pytest.mark.parametrize("height, width", [(32, 48), (48, 32), (32, 32)])
 def test_squares_are_uniform_within_the_central_one(draw, height, width):
@@ -41,6 +42,7 @@ def photograph_like(height, width):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["tensorflow", "pillow"])
 def test_a_training_view_is_a_piece_of_the_image_or_its_mirror_image(library):
     """Without a change of size, nothing is interpolated: host and device cut out pixels."""

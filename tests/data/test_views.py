@@ -205,6 +205,7 @@ def pixels():
     return {"host": two, "tf": one, "torchvision": one, "affine": grey}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*CASES, "tf apart"])
 def test_views_without_overrides_match_the_recorded_ones(golden, pixels, case):
     """`apart` makes every view separately. It has the same number, so it differs at most in the last bits."""
@@ -300,6 +301,7 @@ def test_sizes_and_counts_from_the_host_and_from_whole_images():
         views.stacked({**crops, "index": INDEX}, KEY, config)
 
 
+@pytest.mark.slow
 def test_host_crops_of_one_size_are_assigned_in_order():
     """A view with `of` has its own place among the crops, but the numbers of its partner."""
     config = a_config(PLAIN | BLUR, a=dict(), b=dict(of="a"), c=dict(count=2, mean=(0.5, 0.5, 0.5)))
@@ -337,6 +339,7 @@ def test_a_shared_crop_is_one_box_at_two_sizes():
     assert set(mirrored) == {True, False}
 
 
+@pytest.mark.slow
 def test_views_of_one_crop_share_all_draws():
     config = a_config(
         COLOUR | dict(solarize_probability=0.5),
@@ -401,6 +404,7 @@ def test_solarize_is_drawn_independently_of_everything_else():
         assert abs(np.corrcoef(found.apply_solarize, other)[0, 1]) < 0.06
 
 
+@pytest.mark.slow
 def test_solarize_follows_the_blur_and_inverts_from_its_threshold_on():
     config = a_config(
         PLAIN | BLUR | dict(blur_probability=1.0, solarize_probability=1.0, solarize_threshold=0.4),
@@ -499,6 +503,7 @@ def test_a_view_gets_the_kind_of_jitter_in_its_recipe(photograph):
     assert abs(found["tensorflow"] - found["torchvision"]).max() > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes, kernel, padding",
     [
@@ -517,6 +522,7 @@ def test_blur_has_the_kernel_and_the_border_of_the_recipe(photograph, changes, k
     close(made(config, {"image": pixels, "index": INDEX[:1]})["one"][0, 0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "crop, interpolation", list(itertools.product(["tf", "torchvision"], ["bicubic", "bilinear"]))
 )
@@ -538,6 +544,7 @@ def test_crops_have_the_areas_the_aspect_and_the_resize_of_the_recipe(crop, inte
     assert 0.97 < aspect.min() < 1.1 and 1.35 < aspect.max() < 1.54
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_a_crop_is_resized_with_its_recipes_interpolation(interpolation):
     config = a_config(PLAIN | dict(crop="torchvision", interpolation=interpolation, flip=False), one=dict())

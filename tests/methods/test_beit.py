@@ -145,6 +145,7 @@ def test_the_first_loss_is_that_of_a_uniform_guess():
     np.testing.assert_allclose(value, np.log(11), atol=0.02)
 
 
+@pytest.mark.slow
 def test_masks_follow_the_image_and_the_step_not_the_place(seen):
     c, method, (params, model_state, extra), batch = built()
     loss = watched(seen, method.loss)
@@ -158,6 +159,7 @@ def test_masks_follow_the_image_and_the_step_not_the_place(seen):
     assert np.any(np.asarray(seen["mask"]) != first)
 
 
+@pytest.mark.slow
 def test_pixel_regression_by_numpy(seen):
     c, method, (params, model_state, extra), batch = built(recover__what="pixels")
     loss = watched(seen, method.loss)
@@ -171,6 +173,7 @@ def test_pixel_regression_by_numpy(seen):
     assert "tokenizer" not in seen
 
 
+@pytest.mark.slow
 def test_without_masks_there_is_no_mask_token(seen):
     c, method, (params, model_state, extra), batch = built(masking__name="none", recover__where="all")
     loss = watched(seen, method.loss)
@@ -179,6 +182,7 @@ def test_without_masks_there_is_no_mask_token(seen):
     assert seen["mask"] is None and out.metrics["masked"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, low, high", [("scattered", 6, 6), ("algorithm_1", 7, 16)])
 def test_other_masks(seen, name, low, high):
     c, method, (params, model_state, extra), batch = built(masking__name=name)
@@ -325,6 +329,7 @@ def test_the_papers_numbers_are_in_the_presets():
     assert get_config("imagenet_b_ablation_pixels").stages == ("pretrain", "finetune")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["imagenet_b", "imagenet_b_plus"])
 def test_both_networks_have_the_papers_number_of_parameters(preset):
     c = get_config(preset).pretrain

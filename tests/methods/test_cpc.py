@@ -76,6 +76,7 @@ def naive(p, t, step, images):
     return np.mean(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", (2, 4))
 def test_every_prediction_meets_the_right_target_of_its_group(images):
     """On a grid of 5 x 7, where rows and columns cannot be confused."""
@@ -201,6 +202,7 @@ def test_the_average_is_evaluated_and_not_the_network():
     np.testing.assert_allclose(features, by_hand, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_clipped_before_adam():
     """0.01, Adam with .8 and .999: two steps against NumPy. A constant rate."""
     c = get_config("imagenet_r161").optim
@@ -279,6 +281,7 @@ def loads(values):
     return load, asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset, stage", (("digits_linear", "linear"), ("digits_finetune", "frozen")))
 def test_a_frozen_encoder_is_the_average_of_pretraining(preset, stage):
     c = config_of(preset, stage)

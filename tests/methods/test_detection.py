@@ -94,12 +94,14 @@ def trained(tiny):
     return found, grads
 
 
+@pytest.mark.slow
 def test_the_tree_of_parameters_is_detectron2s(tiny):
     fresh = jax.eval_shape(lambda: nets.initialise_detector(tiny.net, jax.random.key(0), 3))
     for ours, theirs in zip(fresh, (tiny.params, tiny.state), strict=True):
         assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
 
 
+@pytest.mark.slow
 def test_losses_and_statistics_equal_detectron2s(tiny, trained):
     g = tiny.golden
     (losses, after), _ = trained
@@ -128,6 +130,7 @@ def test_gradients_equal_detectron2s(tiny, trained):
         np.testing.assert_allclose(found, norm, rtol=0.05 if early else 0.01, err_msg=name)
 
 
+@pytest.mark.slow
 def test_proposals_and_detections_equal_detectron2s(tiny):
     g = tiny.golden
 
@@ -200,6 +203,7 @@ def stepped(method):
     return jax.jit(lambda params, state, batch, key: loss(params, state, (), batch, key, jnp.int32(0)))
 
 
+@pytest.mark.slow
 def test_a_fresh_detector_knows_nothing(fresh):
     """Objectness at ln 2, classes at the logarithm of their number with the background."""
     drawn = detection(config_of(model__name="resnet10", detector__anchors=64, detector__regions=20), FACTS)
@@ -239,6 +243,7 @@ def test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection(method
     np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_padding_has_no_influence_on_the_map(fresh):
     """Black pixels are not zero once they are normalised."""
     params, state, _ = fresh

@@ -120,6 +120,7 @@ def test_the_reconstruction_trains_the_encoder():
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["encoder"]))
 
 
+@pytest.mark.slow
 def test_noise_follows_the_image_and_not_its_place_in_the_batch():
     key = jax.random.key(0)
     one = gumbel(key, jnp.array([5, 9]), (2, 2, 7))

@@ -107,6 +107,7 @@ def test_what_stands_still_has_no_gradient_that_clipping_would_count():
     assert {name for name, moves in kernels.items() if moves} == {"fc6", "fc7"}
 
 
+@pytest.mark.slow
 def test_all_trains_everything_but_the_statistics():
     assert METHODS["multilabel"](voc("voc_alexnet_all"), FACTS).still is None
     grad, before, after = gradient("voc_alexnet_all")

@@ -108,6 +108,7 @@ def test_padding_changes_no_loss_and_no_detection(method, fresh, stepped):
         assert not (iou(boxes, boxes) > 0)[same].any()
 
 
+@pytest.mark.slow
 def test_what_is_dropped_follows_the_image_and_the_step(fresh, stepped):
     params, state = fresh
     batch = batch_of()

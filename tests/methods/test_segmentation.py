@@ -58,6 +58,7 @@ def test_the_whole_network_learns_and_its_statistics_move():
     assert all(jax.tree.leaves(moved)) and len(jax.tree.leaves(moved)) >= 8
 
 
+@pytest.mark.slow
 def test_ignored_pixels_and_what_lies_outside_of_an_image_have_no_influence():
     method = method_of()
     batch = batch_of(12)

@@ -94,6 +94,7 @@ def done():
     return Pass()
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_both_directions_and_the_probes(done):
     z = done.z.astype(np.float64)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
@@ -160,6 +161,7 @@ OTHERS = {
 }  # they have tests of their own, or other networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(METHODS) - OTHERS))
 def test_encode_normalises_and_uses_the_running_statistics(name):
     config = config_of(name, augment__mean=(MEAN,), augment__std=(STD,))

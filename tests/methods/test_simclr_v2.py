@@ -115,6 +115,7 @@ def test_the_loss_with_a_memory_by_hand():
     np.testing.assert_allclose(out.carry.keys, unit, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_the_moving_average():
     c = stage_of("pretrain", queue__size=48)
     method = METHODS["simclr_v2"](c, FACTS)
@@ -182,6 +183,7 @@ def test_only_the_layers_that_are_kept_exist():
     assert set(jax.eval_shape(lambda key: plain.init(key, {}), KEY)[0]) == {"encoder", "head"}
 
 
+@pytest.mark.slow
 def test_fine_tuning_begins_at_the_log_of_the_classes_and_lars_leaves_the_classifier_alone():
     c = stage_of("finetune")
     method = METHODS["simclr_v2"](c, FACTS)
@@ -218,6 +220,7 @@ def copied(method, state: TrainState) -> TrainState:
     return state.replace(params=params, model_state=model_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_the_loss_of_distillation_by_hand(temperature):
     c = stage_of("distill", distill__temperature=temperature, distill__finetune_from=1)
@@ -250,6 +253,7 @@ def test_the_loss_of_distillation_by_hand(temperature):
     assert_close(out.model_state["encoder"], f_state, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_student_and_teacher_see_the_same_crop_and_the_teacher_its_running_statistics():
     """A student that is its teacher has the teacher's entropy for its loss, if it too were in inference mode.
 
@@ -277,6 +281,7 @@ def test_student_and_teacher_see_the_same_crop_and_the_teacher_its_running_stati
     assert abs(loss_of(method, changed, batch)[0] - total) > 1e-3  # the teacher reads them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 0.25])
 def test_labels_count_where_there_are_any(alpha):
     """(1 - alpha) over labelled images and alpha over all, both divided by the size of the batch."""
@@ -302,6 +307,7 @@ def test_labels_count_where_there_are_any(alpha):
     np.testing.assert_allclose(total(stage_of("distill", distill__alpha=alpha), part), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_squared_temperature_scales_the_teachers_part():
     batch = batch_of(ROWS)
     totals = []
@@ -374,6 +380,7 @@ def test_a_linear_evaluation_takes_the_encoder_and_no_layer_of_the_head(tmp_path
     chex.assert_trees_all_equal(state.extra.params["encoder"], first.params["encoder"])
 
 
+@pytest.mark.slow
 def test_a_teacher_is_asked_for_by_the_name_of_its_setting():
     program = build(stage_of("distill"), FACTS)
     with pytest.raises(ValueError, match="config.distill.teacher is empty"):

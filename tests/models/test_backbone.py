@@ -67,6 +67,7 @@ def test_parameter_counts_with_the_cifar_stem(name, expected):
     assert count(variables(backbone(model(name=name, stem="cifar")), 32)["params"]) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, blocks, dim", [("resnet8", 3, 256), ("resnet10", 4, 512), ("resnet200", 66, 2048)]
 )

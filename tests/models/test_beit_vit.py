@@ -74,6 +74,7 @@ class Under:
         return {k[len(prefix) + 1 :]: v for k, v in self.arrays.items() if k.startswith(prefix + "/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["mim0", "mim1"])
 def test_pretraining_forward_and_backward(golden, case):
     """mim0 has a shared bias and LayerScale, mim1 absolute positions on a grid of 3 x 5."""
@@ -119,6 +120,7 @@ def test_fine_tuning_pools_patches_and_then_norms(golden):
     np.testing.assert_allclose(models.logits(params["head"], features), g["logits"], **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["rel0", "rel1"])
 def test_the_index_of_relative_positions(golden, case):
     g = golden("beit").under(case)
@@ -150,6 +152,7 @@ def shapes(net, size=224):
     )["params"]
 
 
+@pytest.mark.slow
 def test_parameter_counts_of_both_networks_in_pretraining():
     """With the mask token and the head of 8,192 tokens: tell BEiT of the tables from BEiT+."""
     rest = 768 + 768 * 8192 + 8192
@@ -209,6 +212,7 @@ def test_pixels_of_masked_patches_do_not_matter():
     assert np.any(np.asarray(run(image)) != np.asarray(run(image.at[0, 8:12, 4:8].set(1.0))))
 
 
+@pytest.mark.slow
 def test_a_masked_patch_keeps_its_position():
     """All patches masked: with positions the tokens differ, without any they are equal."""
     for absolute, equal in ((True, False), (False, True)):
@@ -225,6 +229,7 @@ def test_a_masked_patch_keeps_its_position():
         assert (spread < 1e-5) == equal
 
 
+@pytest.mark.slow
 def test_mean_pooling_leaves_the_class_token_out():
     net, params, image = initialised(pooling="mean_then_norm", relative="blocks")
     zeroed = jax.tree.map(jnp.zeros_like, params)
