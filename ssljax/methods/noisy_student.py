@@ -180,7 +180,7 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
 
     def chosen(labels: PseudoLabels, ids: np.ndarray, key: jax.Array, run: Any) -> PseudoLabels:
         """Which images are taken, and how often, into `copies`."""
-        label = labels.classes[ids, 0] if top else jnp.argmax(labels.probabilities, -1)[ids]
+        label = jnp.asarray(labels.classes)[ids, 0] if top else jnp.argmax(labels.probabilities, -1)[ids]
         confidence = labels.probabilities.max(-1)[ids]
         taken = pseudo.copies(
             label,
