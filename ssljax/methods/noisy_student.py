@@ -41,7 +41,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from ssljax import models
@@ -147,7 +146,7 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
         decay = ema.warmed_up(step, config.ema.decay)
         return extra._replace(ema=ema.update(extra.ema, Ema(params, carry), decay))
 
-    def labelled(state: TrainState, run: Any, positions: np.ndarray) -> PseudoLabels:
+    def labelled(state: TrainState, run: Any, positions: Any) -> PseudoLabels:
         """The teacher's probabilities, of all classes or of the likeliest, at its own image size."""
         assert teacher is not None, "without a teacher there is no refresh"
 
@@ -178,7 +177,7 @@ def noisy_student(config: ConfigDict, facts: Facts) -> Method:
             size=settings.teacher_size,
         )
 
-    def chosen(labels: PseudoLabels, ids: np.ndarray, key: jax.Array, run: Any) -> PseudoLabels:
+    def chosen(labels: PseudoLabels, ids: Any, key: jax.Array, run: Any) -> PseudoLabels:
         """Which images are taken, and how often, into `copies`."""
         label = jnp.asarray(labels.classes)[ids, 0] if top else jnp.argmax(labels.probabilities, -1)[ids]
         confidence = labels.probabilities.max(-1)[ids]
