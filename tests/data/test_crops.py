@@ -68,6 +68,7 @@ def test_antialiased_resize_is_pillows(golden, photograph):
     assert np.abs(smooth - sharp).mean() > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["simclr/center_crop0", "simclr/center_crop1"])
 def test_central_crop_equals_the_released_code(golden, photograph, case):
     height, width, proportion = golden("augment")[f"{case}_h_w_proportion"]

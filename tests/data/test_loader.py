@@ -135,6 +135,7 @@ def repeated(host):
     return source, resolve(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["repeated", "memory"])
 def test_copies_are_neighbours_with_views_of_their_own(kind, request):
     """An epoch has as many steps as without repeats, a third of the images, and no two equal rows."""

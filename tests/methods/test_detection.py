@@ -113,6 +113,7 @@ def test_losses_and_statistics_equal_detectron2s(tiny, trained):
         np.testing.assert_allclose(flat[golden_detector.ours(name)], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_equal_detectron2s(tiny, trained):
     """Noise of 1e-6 on the weights changes the norms of group 1 by up to 5 %, of the heads by 1e-4."""
     g = tiny.golden

@@ -112,6 +112,7 @@ def test_the_loss_is_the_sum_of_both_directions_and_the_probes(done):
     np.testing.assert_allclose(done.out.metrics["loss_per_view"], np.mean(rows), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_running_statistics_are_those_of_all_views_together(done):
     expected = {"encoder": done.encoder_state, "projector": done.head_state}
     chex.assert_trees_all_close(done.out.model_state, expected, rtol=1e-4, atol=1e-5)

@@ -238,6 +238,7 @@ def test_mean_pooling_leaves_the_class_token_out():
     np.testing.assert_array_equal(net.apply({"params": zeroed}, image, train=False), np.zeros((2, 24)))
 
 
+@pytest.mark.slow
 def test_without_its_scale_a_block_is_the_identity():
     net, params, image = initialised()
     for block in ("block0", "block1"):

@@ -200,6 +200,7 @@ def test_stochastic_depth_drops_the_branch_of_an_example():
     )
 
 
+@pytest.mark.slow
 def test_rates_of_stochastic_depth_are_the_released_codes(monkeypatch):
     """B0: block i has 0.2 i / 16, on the nine blocks that have a shortcut, each example on its own."""
     seen = []

@@ -191,6 +191,7 @@ def test_sown_layers_are_named_after_the_groups():
     }
 
 
+@pytest.mark.slow
 def test_rematerialised_blocks_have_the_same_parameters_gradient_and_statistics():
     net = ResNet(Basic, (1, 1), (4, 8), 4, stem="cifar")
     image = jax.random.uniform(jax.random.key(0), (4, 4, 4, 1))
@@ -260,6 +261,7 @@ def test_a_padded_image_gives_the_map_of_the_image_alone(block, shortcut):
         assert np.abs(seen - expected).max() > 0.02 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_the_groups_apart_are_the_whole_network():
     """Features, gradients and updated statistics; the last group alone runs on maps of any number."""
     net = ResNet(Basic, (1, 1, 1), (4, 8, 16), stem_width=4)

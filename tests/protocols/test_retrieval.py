@@ -143,6 +143,7 @@ def test_images_are_resized_to_few_shapes_and_boxes_cut_after_that():
     assert landmarks.squashed(image, 8, (44, 24, 116, 56)).min() == 255
 
 
+@pytest.mark.slow
 def test_a_folder_is_judged_with_any_network(tmp_path):
     """A map that is the image itself: images of one colour find each other."""
     colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
