@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from configs.cpc import get_config
-from ssljax import models, optim
+from ssljax import benches, models, optim
 from ssljax.config import resolve, stages
-from ssljax.data import patches, views
+from ssljax.data import patches, sources, views
 from ssljax.methods import METHODS
 from ssljax.methods.cpc import contrasted
-from ssljax.program import encoder
+from ssljax.program import build, encoder, evaluated
 from ssljax.types import Facts, TrainState
 from tests.methods.small import shaken
 
@@ -293,6 +293,16 @@ def test_a_frozen_encoder_is_the_average_of_pretraining(preset, stage):
     assert asked == [("pretrain", ("evaluated/params",))]
     weights, _ = method.evaluated(state.params, state.model_state, state.extra)
     assert all((np.asarray(leaf) == 0.5).all() for leaf in jax.tree.leaves(weights))
+
+
+@pytest.mark.slow
+def test_the_classifier_on_the_frozen_encoder_is_judged_by_its_own_head():
+    c = config_of("digits_finetune", "frozen", batch_size=8)
+    test = sources.load(c.data, "test")
+    program = build(c, sources.load(c.data, "train").facts)
+    network = evaluated(c, program.facts, program.init(0), program.mesh)
+    predicted = benches.of_network(network, "cpc", test, test).predictions(test)
+    assert set(predicted) == {"classifier"} and predicted["classifier"].shape == (len(test), 10)
 
 
 @pytest.mark.slow
