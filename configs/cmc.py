@@ -131,8 +131,8 @@ def small_images(c: ConfigDict) -> ConfigDict:
     return c
 
 
-def few_epochs(c: ConfigDict) -> ConfigDict:
-    """Without banks: their rows are random for an epoch, and an epoch old after that [X].
+def without_banks(c: ConfigDict) -> ConfigDict:
+    """Contrast within the batch: the rows of banks are random for an epoch, and an epoch old after that [X].
 
     On `cifar10_views` (seed 0) banks after 20 epochs give kNN 38.6 and a linear probe 46.0; the images of the
     batch after 5 epochs 43.1 and 46.3, after 20 epochs 42.6 and 48.4. With banks again:
@@ -147,12 +147,12 @@ def cifar10_small() -> ConfigDict:
 
     For a folder of CIFAR-10 images: --config.data.source=folder:PATH --config.data.train_per_class=2000
     """
-    return few_epochs(small_images(config.cifar10_small()))
+    return without_banks(small_images(config.cifar10_small()))
 
 
 def folder_small() -> ConfigDict:
     """Your own colour images at 32 pixels, a small network per view, on two CPU cores [X]."""
-    return few_epochs(small_images(config.folder_small()))
+    return without_banks(small_images(config.folder_small()))
 
 
 def grey(c: ConfigDict) -> ConfigDict:
@@ -162,7 +162,7 @@ def grey(c: ConfigDict) -> ConfigDict:
 
 def fashion_mnist() -> ConfigDict:
     """Network, batch size and epochs of configs/simclr.py:fashion_mnist, one network per view [X]."""
-    return few_epochs(grey(config.fashion_mnist()))
+    return without_banks(grey(config.fashion_mnist()))
 
 
 def cifar10_views() -> ConfigDict:

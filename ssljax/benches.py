@@ -38,9 +38,7 @@ def of_network(
 
     def predictions(split: Source) -> Mapping[str, np.ndarray]:
         assert network.method.classify is not None, "a bench without heads has no predictions"
-        if network.method.frozen and config.evaluate.get(
-            "ten_crops", False
-        ):  # a setting of the method linear
+        if config.method == "linear" and config.evaluate.ten_crops:
             return over_ten_crops(network, split)
         if config.evaluate.random_crops:
             return over_random_crops(network, split)

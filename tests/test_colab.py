@@ -105,16 +105,14 @@ def test_a_notebook_of_a_checkout_installs_the_checkout(generator, tmp_path, mon
     assert asked.endswith('".."')
 
 
-def test_own_images(kernel, generator, tmp_path, monkeypatch):
+def test_own_images(kernel, generator, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for i, digit in enumerate(load_digits().images[:64]):
         Image.fromarray((digit * 16).clip(0, 255).astype("uint8")).save(images / f"{i}.png")
-    monkeypatch.setenv("SSLJAX_IMAGES", str(images))
     changes = "--config.epochs=1 --config.batch_size=16 --config.model.width=0.125 --config.head.dim=16"
-    outputs, printed = executed(
-        kernel, generator, tmp_path, "own_images", f"{changes} --config.optim.warmup_epochs=0"
-    )
+    changes += " --config.optim.warmup_epochs=0"
+    outputs, printed = executed(kernel, generator, tmp_path, "own_images", changes, SSLJAX_IMAGES=str(images))
     assert "64 images, 64 features each" in printed["embed"]
     assert "network.stablehlo" in printed["export"]
     assert float(printed["export"].split(" or more")[0].split()[-1]) > 0.9
@@ -245,12 +243,10 @@ def kernel(tmp_path_factory):
     manager.shutdown_kernel(now=True)
 
 
-def executed(kernel, generator, folder, name, changes):
+def executed(kernel, generator, folder, name, changes, **variables):
     """Runs a notebook. Returns the outputs of every cell, and what each cell printed."""
     book = nbformat.reads(generator.notebook(name), as_version=4)
-    variables = {"SSLJAX_RUN": str(folder / "run"), "SSLJAX_CHANGES": changes}
-    if "SSLJAX_IMAGES" in os.environ:
-        variables["SSLJAX_IMAGES"] = os.environ["SSLJAX_IMAGES"]
+    variables |= {"SSLJAX_RUN": str(folder / "run"), "SSLJAX_CHANGES": changes}
     book.cells.insert(0, new_code_cell(f"%reset -f\nimport os\nos.environ.update({variables!r})", id="fresh"))
     NotebookClient(book, timeout=300, km=kernel).execute()
     outputs = {cell.id: cell.get("outputs", []) for cell in book.cells}

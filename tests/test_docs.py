@@ -93,7 +93,8 @@ def test_every_page_of_the_site_is_in_its_menu_and_every_link_leads_somewhere(si
 
 def test_links_change_from_the_repository_to_the_site(site):
     found = []
-    text = "[a](../../docs/cpu.md#x) [b](../../configs/simclr.py) ![c](d.png)\n```\n[e](../f.md)\n```\n[g](h://i)"
+    links = "[a](../../docs/cpu.md#x) [b](../../configs/simclr.py) ![c](d.png)"
+    text = links + "\n```\n[e](../f.md)\n```\n[g](h://i)"
     moved = site.relinked(text, "experiments/simclr/README.md", "papers/simclr.md", found.append)
     assert moved == (
         "[a](../cpu.md#x) [b](../source/configs/simclr.py.md) ![c](simclr/d.png)\n"

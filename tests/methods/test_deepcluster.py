@@ -157,7 +157,7 @@ def test_weights_make_every_cluster_count_alike(source):
     config = config_of(clusters__sampler="weights", clusters__k=4)
     method = METHODS["deepcluster"](config, FACTS._replace(num_ids=6))
     params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
-    a_loss = jax.jit(method.loss)
+    loss_of = jax.jit(method.loss)
     extra = extra._replace(
         assignment=jnp.array([0, 0, 0, 0, 2, 3], jnp.int32), counts=jnp.array([4, 0, 1, 1], jnp.int32)
     )
@@ -165,10 +165,10 @@ def test_weights_make_every_cluster_count_alike(source):
     rows = []
     for label in range(4):  # the loss if all images were of this cluster
         same = extra._replace(assignment=jnp.full(6, label, jnp.int32), counts=jnp.full(4, 6, jnp.int32))
-        rows.append(a_loss(params, model_state, same, batch, jax.random.key(1), 0)[0])
+        rows.append(loss_of(params, model_state, same, batch, jax.random.key(1), 0)[0])
     assert method.balance is None and np.isfinite(rows).all()
     params["head"] = jax.tree.map(jnp.zeros_like, params["head"])  # then every image's cross entropy is ln 4
-    loss = a_loss(params, model_state, extra, batch, jax.random.key(1), 0)[0]
+    loss = loss_of(params, model_state, extra, batch, jax.random.key(1), 0)[0]
     np.testing.assert_allclose(loss, np.log(4) * np.mean([6 / 3 / 4] * 4 + [6 / 3] * 2), rtol=1e-6)
 
 
