@@ -5,7 +5,8 @@
 #
 # Runs the lines in order until SECONDS (default 530) are over; each has a limit of its own, so that one that
 # hangs does not take the time of the others. Without names: digits and the five rows. Further lines:
-# same_numbers, augmentation, profile_ROW, kernel_NAME, cifar10_PAPER (with IMAGES=FOLDER_OR_TAR and SEED).
+# same_numbers, augmentation, profile_ROW, kernel_NAME, cifar10_PAPER (with IMAGES=FOLDER_OR_TAR, SEED, and
+# RUNS=FOLDER for checkpoints, where FOLDER is not kept between two calls).
 # Writes to FOLDER as it goes: log.txt, throughput.jsonl, digits_metrics.jsonl, digits_results.jsonl.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -98,7 +99,7 @@ for line in "${wanted[@]}"; do
     cifar10_*)
       # The run is stopped so early that its last checkpoint and the evaluation still fit.
       limited "$line" "$LIMIT" "$PYTHON" -m benchmarks.accelerator.cifar10 --paper "${line#cifar10_}" \
-        --seed "${SEED:-0}" --images "$IMAGES" --workdir "$OUT/$line-${SEED:-0}" --out "$OUT" \
+        --seed "${SEED:-0}" --images "$IMAGES" --workdir "${RUNS:-$OUT}/$line-${SEED:-0}" --out "$OUT" \
         --seconds $((LIMIT - SECONDS - 60)) --commit "${COMMIT:-}" ${TOY:+--toy}
       ;;
     same_numbers)
