@@ -6,7 +6,8 @@
 Papers: simclr, moco, byol, deepcluster. Runs `ssljax train` on the preset `cifar10_lightly`, and stops it
 after `--seconds` with SIGTERM, which saves a checkpoint. The same command then goes on, also on another
 machine to which DIR was copied. When the run is done, `ssljax evaluate` measures kNN on the test images. Each
-call appends a line to FOLDER/cifar10.jsonl.
+call appends a line to FOLDER/cifar10.jsonl. `supervised` trains the same network on all labels for a hundred
+epochs: what these images, which are JPEG files of low quality, allow at most.
 
 Images are files in train/CLASS and test/CLASS, or a tar of them, which is unpacked to DIR/images. They are
 decoded once and kept in memory; crops and colours are drawn on the device. `--toy` trains two epochs of a
@@ -31,7 +32,9 @@ PRESETS = {
     "moco": "cifar10_lightly",
     "byol": "cifar10_lightly",
     "deepcluster": "cifar10_lightly_v2",
+    "supervised": "cifar10_r18",
 }
+SUPERVISED = {"epochs": 100, "model.dtype": "bfloat16", "optim.weight_decay": 5e-4}
 TOY = {
     "model.name": "resnet10",
     "model.width": 0.125,
@@ -41,12 +44,18 @@ TOY = {
     "epochs": 2,
     "log_every": 5,
 }
-TOY_ONLY = {"moco": {"queue.size": 256}, "deepcluster": {"clusters.k": 20}}
+TOY_ONLY = {
+    "moco": {"queue.size": 256},
+    "deepcluster": {"clusters.k": 20},
+    "supervised": {"optim.warmup_epochs": 0},
+}
 
 
 def flags_of(paper: str, seed: int, images: Path, workdir: Path, *, toy: bool) -> list[str]:
     """The flags of `ssljax train` and `ssljax evaluate`."""
     changes = {"seed": seed, "data.source": f"folder:{images}"}
+    if paper == "supervised":
+        changes |= SUPERVISED
     if toy:
         changes |= TOY | TOY_ONLY.get(paper, {})
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
@@ -133,8 +142,9 @@ def main() -> None:
     finished = run("train", flags, given.seconds)
     found: dict[str, Any] = {"finished": finished, **measured(given.workdir / "run")}
     if finished:
-        run("evaluate", [*flags, "--protocols=knn"], 300)
-        found["knn"] = last(given.workdir / "run" / "results.jsonl", "top1")
+        protocol = "classifier" if given.paper == "supervised" else "knn"
+        run("evaluate", [*flags, f"--protocols={protocol}"], 300)
+        found[protocol] = last(given.workdir / "run" / "results.jsonl", "top1")
 
     import jax
 
