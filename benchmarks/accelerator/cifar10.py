@@ -112,6 +112,7 @@ def measured(workdir: Path) -> dict[str, Any]:
         "seconds_per_epoch": 50_000 / rate,
         "input_bound": statistics.median(row["input_bound"] for row in logged),
         "loss": logged[-1]["loss"],
+        "knn_while_training": [row["knn"] for row in rows if "knn" in row][-1:],
     }
 
 

@@ -93,7 +93,7 @@ for line in "${wanted[@]}"; do
         --out "$OUT" --commit "${COMMIT:-}" ${TOY:+--toy}
       ;;
     kernel_*)
-      limited "$line" 150 "$PYTHON" -m benchmarks.accelerator.kernels --kernel "${line#kernel_}" \
+      limited "$line" 250 "$PYTHON" -m benchmarks.accelerator.kernels --kernel "${line#kernel_}" \
         --out "$OUT" --commit "${COMMIT:-}" ${TOY:+--toy}
       ;;
     cifar10_*)
