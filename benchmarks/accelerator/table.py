@@ -52,9 +52,9 @@ stayed, the step became 1 ms slower, and the change was taken back.
 
 CIFAR10 = """## CIFAR-10
 
-ResNet-18 by the recipe of lightly's benchmark (`cifar10_lightly`). kNN is that of the last epoch, k = 200, on
-the 10,000 test images. lightly reports the best epoch: SimCLR 84.8, MoCo 84.7, BYOL 86.8, in 87 to 112 minutes
-on an RTX A6000; an epoch there takes 26 to 34 s.
+ResNet-18 by the recipe of lightly's benchmark (`cifar10_lightly`). kNN is that of the last epoch, k = 200,
+on the 10,000 test images. lightly reports the best epoch: SimCLR 84.8, MoCo 84.7, BYOL 86.8, in 87 to 112
+minutes on an RTX A6000; an epoch there takes 26 to 34 s.
 
 **The images are not lightly's**: they were encoded again as JPEG files of quality 75 with half the colours'
 resolution. `supervised` is the same network on all labels (`supervised:cifar10_r18` with 100 epochs in
