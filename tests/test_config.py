@@ -45,6 +45,18 @@ def test_every_preset_is_resolved_locked_and_says_its_name(paper):
             assert all(live(name, leaves) for name in leaves), preset
 
 
+@pytest.mark.parametrize(("paper", "times"), [("simclr", 2), ("moco", 2), ("byol", 4)])
+def test_lightlys_recipe_makes_lightlys_updates(paper, times):
+    """`times` is our loss over lightly's, which is a mean over both views, directions or cosines.
+
+    lightly's cifar10_benchmark.py: SGD at 0.06 B / 128, a weight decay of 5e-4, on all parameters.
+    """
+    c = get(paper, "cifar10_lightly")
+    assert c.optim.scaling == "linear"  # B / 256
+    assert c.optim.learning_rate * times == pytest.approx(0.06 * 256 / 128)
+    assert c.optim.weight_decay / times == pytest.approx(5e-4)
+
+
 @pytest.mark.parametrize("name", OLD_RUNS)
 def test_runs_of_older_versions_resume(name):
     """A config.json of commit 95830fc, or of its preset's first, differs only where a setting is changed."""
