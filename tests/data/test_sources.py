@@ -236,6 +236,20 @@ def test_16_bit_grey_keeps_its_scale(tmp_path):
     assert np.unique(decode.decode((tmp_path / "deep.png").read_bytes(), 8, 3)).tolist() == [40_000 >> 8]
 
 
+def test_small_images_are_decoded_by_two_threads_and_large_ones_by_all(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 240)
+
+    def missing(i):
+        raise OSError("no such file")
+
+    assert decode.threads_for(lambda i: b"x" * 900, 10) == 2
+    assert decode.threads_for(lambda i: b"x" * 5_000, 10) == 240
+    assert decode.threads_for(missing, 10) == 240
+    assert decode.threads_for(missing, 0) == 240
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert decode.threads_for(lambda i: b"x" * 900, 10) == 1
+
+
 def test_folder_on_host_gives_the_files_bytes(folder):
     source = sources.load(data_of(f"folder:{folder}", crop_on="host"), "test").select([3, 1])
     assert source.images is None
