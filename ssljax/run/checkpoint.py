@@ -20,6 +20,14 @@ from ssljax.run import digest, hosts, reading
 from ssljax.types import Pytree, TrainState
 
 UNMEASURED = -1e30  # JSON has no infinity
+SHARED_BYTES = 2**20  # an array of less, per device, is written by one device
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Orbax's handler of trees. Without a bound it slices every array, however small, over all devices."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED_BYTES)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 class Checkpoints:
@@ -69,7 +77,7 @@ class Checkpoints:
             best_fn=value if self._best else None,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handler())
         return self._manager
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
@@ -83,7 +91,7 @@ class Checkpoints:
             return
         decisive = {self._best: metrics.get(self._best, UNMEASURED)} if self._best else None
         leaves = reading.described(state) if self._digests else None
-        self._writer().save(step, args=ocp.args.StandardSave(state, custom_metadata=leaves), metrics=decisive)
+        self._writer().save(step, args=ocp.args.PyTreeSave(state, custom_metadata=leaves), metrics=decisive)
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest checkpoint that is not damaged, with the shapes, dtypes and shardings of `like`.
