@@ -10,15 +10,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from ssljax import sharding
 from ssljax.methods import METHODS
 from ssljax.program import balance_of, device_batches
 from ssljax.run.checkpoint import Checkpoints
-from ssljax.step import make_train_step
-from tests.contract.case import STAGES, Case, leaves, own, small_config
+from tests.contract.case import STAGES, Case, copy, leaves, own, small_config
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +63,7 @@ def test_one_device_computes_what_eight_and_four_by_two_compute(case):
         )
         return *grad(state.params), state.params
 
-    loss1, grad1, _ = gradient(case.one)
+    (loss1, _), grad1 = case.gradient(*case.arguments(1))
     for program in (case.eight, case.four_by_two):
         loss, grad, params = gradient(program)
         split = [name for name, leaf in leaves(params) if not leaf.is_fully_replicated]
@@ -86,7 +84,7 @@ def test_stopping_and_resuming_changes_no_bit(case, tmp_path):
     restored = Checkpoints(str(tmp_path)).restore(case.eight.shapes)
     balance = balance_of(case.eight, case.source, restored)
     batch = next(device_batches(case.eight, case.source, 0, int(restored.step), balance))
-    resumed, _ = case.eight.step(restored, batch, case.key)
+    resumed, _ = case.step(restored, batch)
     chex.assert_trees_all_equal(resumed, case.states[3], strict=True)
 
 
@@ -109,28 +107,20 @@ def test_extra_follows_its_numpy_oracle(case):
 
 def test_the_loss_falls_on_one_small_batch(case):
     """Forty updates on the same views of sixteen images, while a queue or a target network stands still."""
-    state = case.on_one_device(case.states[-1])
-    extra = state.extra
-    batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[0].items()}
+    state = copy(case.states[-1])
+    extra = copy(state.extra)
     losses = []
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its integer count with floats
-        tx = optax.adam(3e-3)
-        step = jax.jit(make_train_step(case.one.method, tx))
-        state = state.replace(opt_state=tx.init(state.params))
-        for _ in range(40):
-            state = state.replace(step=jnp.zeros((), jnp.int32), extra=extra)  # step 0 draws the same views
-            state, metrics = step(state, batch, case.key)
-            losses.append(float(metrics["loss"]))
+    for _ in range(40):
+        first = jnp.zeros_like(state.step)  # step 0 draws the same views
+        state, metrics = case.step(state.replace(step=first, extra=copy(extra)), case.batches[0])
+        losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.75 * losses[0], losses
 
 
 def test_bfloat16_is_finite_and_close(case):
     method = METHODS[case.config.method](small_config(case.name, dtype="bfloat16"), case.facts)
-    state = case.on_one_device(case.states[1])
-    batch = {k: jnp.asarray(np.asarray(v)) for k, v in case.batches[1].items()}
-    args = (state.params, state.model_state, state.extra, batch, jax.random.fold_in(case.key, 1), state.step)
-    half = jax.jit(method.loss)(*args)[0]
-    full = jax.jit(case.one.method.loss)(*args)[0]
+    half = jax.jit(method.loss)(*case.arguments(1))[0]
+    (full, _), _ = case.gradient(*case.arguments(1))
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, full, rtol=0.03)
 

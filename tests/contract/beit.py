@@ -8,7 +8,6 @@ SMALL = {
     "model.name": "beit_xs",
     "tokenizer.hidden": 8,
     "tokenizer.vocabulary": 16,
-    "optim.trust_coefficient": 0.1,
 }
 
 

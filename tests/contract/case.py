@@ -7,6 +7,7 @@ its `extra` is not empty. The file defines SMALL, dotted setting -> value, and o
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from types import ModuleType, SimpleNamespace
@@ -52,17 +53,10 @@ def small_config(name: str, **changes) -> ConfigDict:
         own_stages = [each for each in c.stages if c[each].method == method]
         c = c[stage or own_stages[-1]]
     c.batch_size = 16
-    c.epochs = 2
+    c.epochs = 100  # so that the rate is still high after forty steps
     c.log_every = 2
     c.model.update(name="resnet8", width=0.125, stem="imagenet")
-    c.optim.update(
-        name="lars",
-        learning_rate=0.3,
-        scaling="none",
-        warmup_epochs=0,
-        trust_coefficient=0.02,
-        weight_decay=1e-4,
-    )
+    c.optim.update(name="adamw", learning_rate=3e-3, scaling="none", warmup_epochs=0, weight_decay=1e-4)
     if "head" in c:
         c.head.dim = 16
     for key, value in changes.items():
@@ -94,7 +88,7 @@ class Case:
         self.states = [self.initial]
         self.metrics = []
         for batch in self.batches:
-            state, metrics = self.eight.step(copy(self.states[-1]), batch, self.key)
+            state, metrics = self.step(copy(self.states[-1]), batch)
             self.states.append(state)
             self.metrics.append(metrics)
 
@@ -103,6 +97,23 @@ class Case:
         """Images as evaluation reads them, of sources that hold them; those of the first batch otherwise."""
         held = self.source.images
         return np.asarray(self.batches[0]["image"]) if held is None else held
+
+    def step(self, state, batch):
+        """A step on 8 devices, which consumes the state."""
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its integer count with floats
+            return self.eight.step(state, batch, self.key)
+
+    @functools.cached_property
+    def gradient(self):
+        """(params, model_state, extra, batch, key, step) -> ((loss, out), gradient), on one device."""
+        return jax.jit(jax.value_and_grad(self.one.method.loss, has_aux=True))
+
+    def arguments(self, step):
+        """What `loss` takes at this step, on one device."""
+        state = self.on_one_device(self.states[step])
+        batch = {k: jnp.asarray(np.asarray(v)) for k, v in self.batches[step].items()}
+        key = jax.random.fold_in(self.key, step)
+        return state.params, state.model_state, state.extra, batch, key, jnp.int32(step)
 
     def on_one_device(self, tree):
         return jax.device_put(jax.tree.map(np.asarray, tree), sharding.whole(self.one.mesh))
@@ -119,24 +130,11 @@ def leaves(tree):
 
 
 def carries(case):
-    """(state before, what `loss` left for `update`, state after) of every step, on one device."""
-    loss = jax.jit(case.one.method.loss)
-    for step, batch in enumerate(case.batches):
-        before = case.on_one_device(case.states[step])
-        after = case.states[step + 1]
-        batch = {k: jnp.asarray(np.asarray(v)) for k, v in batch.items()}
-        _, out = loss(
-            before.params,
-            before.model_state,
-            before.extra,
-            batch,
-            jax.random.fold_in(case.key, step),
-            jnp.int32(step),
-        )
-        yield (
-            jax.tree.map(np.asarray, before),
-            jax.tree.map(np.asarray, out.carry),
-            jax.tree.map(np.asarray, after),
+    """(state before, what `loss` left for `update`, state after) of every step."""
+    for step in range(len(case.batches)):
+        (_, out), _ = case.gradient(*case.arguments(step))
+        yield tuple(
+            jax.tree.map(np.asarray, x) for x in (case.states[step], out.carry, case.states[step + 1])
         )
 
 

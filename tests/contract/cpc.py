@@ -12,7 +12,7 @@ SMALL = {
     "context.target_dim": 64,
     "cpc.local_images": 2,
     "cpc.scale": 1.0,
-    "optim.learning_rate": 0.01,  # of LARS, which otherwise flattens the weights within four steps
+    "optim.learning_rate": 0.001,
     "ema.decay": 0.9,
 }
 

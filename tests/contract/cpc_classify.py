@@ -5,5 +5,4 @@ SMALL = {
     "model.width": 0.0625,
     "classifier.blocks": 1,
     "classifier.bottleneck": 4,
-    "optim.trust_coefficient": 0.1,
 }
