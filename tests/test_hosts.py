@@ -251,7 +251,7 @@ def noisy_student_flags() -> list[str]:
         settings |= {"checkpoint.best": "", "checkpoint.every_steps": 1, "checkpoint.keep": 20}
         flags += [f"--config.{stage}.{name}={value}" for name, value in settings.items()]
     settings = {"teacher.name": "resnet8", "teacher.width": 0.125, "teacher.stem": "imagenet"}
-    settings |= {"evaluate.batch_size": 8}
+    settings |= {"evaluate.batch_size": 16}
     return flags + [f"--config.student.{name}={value}" for name, value in settings.items()]
 
 
@@ -286,8 +286,8 @@ def test_two_hosts_label_what_one_labels_and_a_restart_labels_nothing_again(tmp_
     begun = labelled(killed)
     assert 80 <= begun < 250 and not checkpoints(killed / "student")
     code, output = run("train", *flags, f"--workdir={killed}", cache=cache, devices=8)
-    assert code == 0 and f"refresh: {begun + 8} of 250 images" in output, output
-    assert output.count("refresh: ") == -(-(250 - begun) // 8)
+    assert code == 0 and f"refresh: {begun + 16} of 250 images" in output, output
+    assert output.count("refresh: ") == -(-(250 - begun) // 16)
     assert last_state(killed / "student") == want
     assert not (killed / "student/refresh").exists()
 

@@ -1,4 +1,6 @@
-"""Run everything that promises to work without TensorFlow in a process that cannot import it.
+"""Run what promises to work without TensorFlow in a process that cannot import it.
+
+Of the methods only one of each kind: tests/test_arrows.py sees that no method imports TensorFlow.
 
     python -m tests.without_tensorflow FOLDER
 
@@ -23,9 +25,7 @@ STEPS = {
     "data.train_per_class": 12,
     "evaluate.knn_k": 5,
 }
-SLOW = {
-    "optim.warmup_epochs": 0
-}  # a warm-up would be longer than the run; DeepCluster, CMC, CPC and the baseline have none
+SLOW = {"optim.warmup_epochs": 0}  # a warm-up would be longer than the run; DeepCluster has none
 RESNET = {"model.name": "one_block", "model.width": 0.125, "model.stem": "imagenet"}
 # Methods that learn from annotated images: two steps, judged by what they find.
 ANNOTATED = {
@@ -33,18 +33,10 @@ ANNOTATED = {
     "segmentation": {},
 }
 FEW = {"batch_size": 8, "steps": 2, "log_every": 1, "checkpoint.every_steps": 1, "model.width": 0.125}
-OTHER_NETWORKS = ("deit", "dvae", "beit", "noisy_student", "cpc")  # methods whose presets have no ResNet
+METHODS = ("simclr", "deepcluster", "deit", "beit", *ANNOTATED)
+OTHER_NETWORKS = ("deit", "beit")  # methods whose presets have no ResNet
 OWN = {
-    "dvae": {"model.hidden": 8},
     "beit": {"tokenizer.model.hidden": 8, "pretrain.tokenizer.hidden": 8},
-    "noisy_student": {
-        "teacher.batch_size": 48,
-        "teacher.data.train_per_class": 20,
-        "student.data.train_per_class": 20,
-    },
-    "moco": {"queue.size": 128},
-    "cmc": {"bank.negatives": 8},
-    "cpc": {"model.width": 0.0625},
     "deepcluster": {"clusters.k": 16, "clusters.dim": 8, "clusters.iterations": 2},
     "deit": {"student.model.name": "vit_one_block"}
     | {
@@ -86,7 +78,7 @@ def digits(method: str, workdir: Path) -> None:
     config = importlib.import_module(f"configs.{method}").get_config("digits")
     stages = [f"{name}." for name in config.stages] if "stages" in config else [""]
     shared = STEPS if method in OTHER_NETWORKS else STEPS | RESNET
-    if method not in ("deepcluster", "cmc", "cpc", "predictive"):
+    if method != "deepcluster":
         shared = shared | SLOW
     settings = {f"{stage}{name}": value for stage in stages for name, value in shared.items()}
     settings |= OWN.get(method, {})
@@ -138,7 +130,6 @@ def flags(settings: dict) -> list[str]:
 def main(root: Path) -> None:
     sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
     from ssljax import report
-    from ssljax.methods import METHODS
     from ssljax.models import vit
     from tests.methods.small import one_block
 
