@@ -148,10 +148,11 @@ def test_turning_an_image_permutes_the_losses_of_equal_directions(monkeypatch):
     grid = jax.jit(parts.grid)()
     turned = jnp.rot90(grid, 2, axes=(1, 2))
 
+    @jax.jit
     def losses(z):
         monkeypatch.setattr(models, "forward", lambda *args, **call: (z, {}))
         _, out = parts.method.loss(params, parts.model_state, parts.extra, parts.batch, KEY, jnp.int32(0))
-        return {name: float(out.metrics[f"loss_{name}"]) for name in models.DIRECTIONS}
+        return {name: out.metrics[f"loss_{name}"] for name in models.DIRECTIONS}
 
     before, after = losses(grid), losses(turned)
     opposite = dict(down="up", up="down", left="right", right="left")
@@ -175,9 +176,10 @@ def test_an_untrained_network_is_near_the_log_of_the_candidates():
 
 @pytest.mark.slow
 def test_groups_and_steps_that_do_not_fit_are_refused():
-    method, params, model_state, extra = started(config_of(cpc__local_images=3))
+    method = METHODS["cpc"](config_of(cpc__local_images=3), FACTS)
+    state = jax.eval_shape(lambda: method.init(KEY, {}))
     with pytest.raises(ValueError, match="config.cpc.local_images=3 does not divide the batch of 4"):
-        method.loss(params, model_state, extra, batch_of(), KEY, jnp.int32(0))
+        jax.eval_shape(method.loss, *state, batch_of(), KEY, jnp.int32(0))
     with pytest.raises(ValueError, match="on a grid of 6 rows"):
         METHODS["cpc"](config_of(cpc__step_indices=(2, 5)), FACTS)
     with pytest.raises(ValueError, match=r"config.model.whole=True"):
