@@ -341,17 +341,23 @@ def test_small_crops_learn_the_clusters_of_the_large_ones(source):
         state.params, state.model_state, state.extra, batch, key, state.step
     )
 
-    x = views.make(batch, key, c)
     net = models.backbone(c.model)
-    statistics = state.model_state["encoder"]
-    h = []
-    for name in ("large", "small"):
-        rows = x[name].reshape(-1, *x[name].shape[2:])
-        part, statistics = models.forward(net, state.params["encoder"], statistics, rows)
-        h.append(part.reshape(len(batch["index"]), -1, part.shape[-1]))
     projector = models.mlp(c.head, c.model, c.head.dim)
-    h = jnp.concatenate(h, axis=1).reshape(-1, h[0].shape[-1])
-    z, _ = models.forward(projector, state.params["projector"], state.model_state["projector"], h)
+
+    @jax.jit
+    def by_hand(params, model_state):
+        x = views.make(batch, key, c)
+        statistics = model_state["encoder"]
+        h = []
+        for name in ("large", "small"):
+            rows = x[name].reshape(-1, *x[name].shape[2:])
+            part, statistics = models.forward(net, params["encoder"], statistics, rows)
+            h.append(part.reshape(len(batch["index"]), -1, part.shape[-1]))
+        h = jnp.concatenate(h, axis=1).reshape(-1, h[0].shape[-1])
+        z, _ = models.forward(projector, params["projector"], model_state["projector"], h)
+        return z, statistics
+
+    z, statistics = by_hand(state.params, state.model_state)
     z = np.asarray(z, np.float64).reshape(-1, 5, c.head.dim)
     z /= np.linalg.norm(z, axis=-1, keepdims=True)
     np.testing.assert_allclose(out.carry["z"], z[:, :2], rtol=1e-3, atol=1e-4)
