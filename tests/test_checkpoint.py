@@ -9,6 +9,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from ssljax import sharding
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
 
@@ -113,3 +114,22 @@ def test_the_newest_state_is_restored_and_older_ones_are_dropped_unless_best(tmp
     restored = checkpoints.restore(shapes())
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored, state_at(4))
+
+
+def test_leaves_on_the_host_and_large_and_small_arrays_on_eight_devices_are_kept(tmp_path):
+    """4.5 M numbers are sliced over the devices; three are written by one; a NumPy array stays one."""
+    state = state_at(4)
+    everywhere = sharding.whole(sharding.make_mesh(8))
+    large = jnp.arange(1_500_000, dtype=jnp.float32).reshape(8, -1)
+    extra = {
+        "large": jax.device_put(jnp.concatenate([large, -large, 2 * large]), everywhere),
+        "small": jax.device_put(jnp.arange(3.0), everywhere),
+        "host": np.arange(5, dtype=np.float32),
+    }
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(state.replace(extra=extra), {})
+    checkpoints.close()
+    place = lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=everywhere)
+    found = Checkpoints(str(tmp_path)).restore(jax.tree.map(place, state.replace(extra=extra)))
+    for name, value in extra.items():
+        np.testing.assert_array_equal(found.extra[name], value, err_msg=name)

@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Collection, Mapping
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -26,7 +27,8 @@ SHARED_BYTES = 2**20  # an array of less, per device, is written by one device
 def _handler() -> ocp.PyTreeCheckpointHandler:
     """Orbax's handler of trees. Without a bound it slices every array, however small, over all devices."""
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED_BYTES)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    on_host = ocp.type_handlers.NumpyHandler()
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), (np.ndarray, on_host))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
