@@ -117,7 +117,7 @@ def test_the_newest_state_is_restored_and_older_ones_are_dropped_unless_best(tmp
 
 
 def test_leaves_on_the_host_and_large_and_small_arrays_on_eight_devices_are_kept(tmp_path):
-    """4.5 M numbers are sliced over the devices; three are written by one; a NumPy array stays one."""
+    """4.5 M numbers are sliced over the devices; three are written by one; a NumPy array is kept too."""
     state = state_at(4)
     everywhere = sharding.whole(sharding.make_mesh(8))
     large = jnp.arange(1_500_000, dtype=jnp.float32).reshape(8, -1)
