@@ -197,6 +197,9 @@ IMAGENET = [
 ]
 
 
+FEWER_LAYERS = {"resnet50": "resnet8", "cpc_r161": "cpc_r8"}  # to trace
+
+
 @pytest.mark.parametrize(
     "paper, preset, stage", IMAGENET, ids=[f"{paper}-{preset}" for paper, preset, _ in IMAGENET]
 )
@@ -205,10 +208,8 @@ def test_every_leaf_of_a_large_preset_is_read(paper, preset, stage, monkeypatch)
     seen = set()
     if "distill" in plain and plain.distill.name != "none":
         plain.unlock().distill.teacher = "elsewhere"
-    if paper in ("detection", "segmentation") and plain.model.name == "resnet50":
-        plain.unlock().model.name = "resnet8"  # with fewer layers to trace
-    if paper == "cpc":
-        plain.unlock().model.name = "cpc_r8"
+    if paper in ("detection", "segmentation", "cpc") and plain.model.name in FEWER_LAYERS:
+        plain.unlock().model.name = FEWER_LAYERS[plain.model.name]
     c = recording(plain.copy_and_resolve_references(), seen).lock()
     built = program.build(c, plan.known_facts(c, 0), sharding.make_mesh(1, fsdp=c.sharding.fsdp))
     traced(built)
