@@ -29,7 +29,7 @@ from ssljax.config import FACTS, flat, hashed, stages
 from ssljax.config.stored import of_run
 from ssljax.pictures import compared, figures, tables
 from ssljax.pictures.page import Block, markdown
-from ssljax.run import files
+from ssljax.run import files, origin
 
 # Settings that change no number, so that runs which differ in them may still count as one.
 FREE = ("seed", "log_every", "eval_every_epochs", "checkpoint", "sharding", "data.data_dir")
@@ -125,14 +125,15 @@ def _is_of(row: results.Row, whole: Any, stage: str, earlier: str) -> bool:
     asked = (config.name, config.preset, earlier, config.seed, config.epochs)
     if (row["experiment"], row["preset"], row["stage"], row["seed"], row["epochs"]) != asked:
         return False
-    if row["config_hash"] == hashed(config):
+    names = [name for name in stages(whole) if name]
+    overrides = cli.against_preset(whole)
+    if row["config_hash"] in (hashed(config), origin.config_hash(config, overrides, names, earlier)):
         return True
 
     def trained(changed: Mapping[str, Any]) -> dict[str, Any]:
         return {key: changed[key] for key in changed if key.split(".")[0] not in ("data", "evaluate")}
 
-    names = [name for name in stages(whole) if name]
-    own = results.changed(cli.against_preset(whole), names)
+    own = origin.changed(overrides, names)
     return bool(row["changed"]) and trained(row["changed"]) == trained(own)
 
 

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
 from ssljax import benches, board, cli, results
-from ssljax.config import differences, hashed, public
+from ssljax.config import differences, public
 from ssljax.data import sources
 from ssljax.data.reading import readable
 from ssljax.data.source import Source
@@ -47,7 +47,7 @@ from ssljax.program import (
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.linear import ONE_THREAD
-from ssljax.run import few_labels, files, hosts, memory
+from ssljax.run import few_labels, files, hosts, memory, origin
 from ssljax.run.folder import facts_of
 from ssljax.run.start import HARMLESS
 from ssljax.types import Measurement, Protocol
@@ -80,6 +80,7 @@ def measure(
     figures: epath.Path,
     command: str,
     changed: Mapping[str, Any],
+    config_hash: str,
     earlier_stage: str = "",
     chosen_by_hand: bool = True,
 ) -> Iterator[tuple[results.Run, dict[str, Any]]]:
@@ -92,7 +93,8 @@ def measure(
         baselines: names in BASELINES.
         figures: the npz file to write for the figures, see `gallery.save`.
         command: the command line as typed, for the record.
-        changed: what the command line changed in the preset, see `results.changed`.
+        changed: what the command line changed in the preset, see `origin.changed`.
+        config_hash: of the run's settings, see `origin.config_hash`.
         earlier_stage: the name of the stage, unless it is the preset's last or only one.
         chosen_by_hand: whether the protocols were asked for. The preset's own are left out where data without
             labels make them refuse.
@@ -111,7 +113,7 @@ def measure(
     facts = facts_of(workdir) or at_hand
 
     run = open_run(config, facts, workdir)
-    known = provenance(run, source, test, command, changed, earlier_stage)
+    known = provenance(run, source, test, command, changed, config_hash, earlier_stage)
     own_data = not elsewhere(config, trained)
     assignment = run.assignment() if own_data else None
     judged = [benches.of_network(run, config.method, source, test, assignment)]
@@ -150,12 +152,12 @@ def measure(
         if judged[0].predicted is not None:
             fields = findings.looked(judged[0])
             if jax.process_index() == 0:
-                findings.save(figures, fields, judged[0], config_hash=hashed(config))
+                findings.save(figures, fields, judged[0], config_hash=config_hash)
                 board.show_gallery(workdir, run.step, config, figures)
     elif jax.process_index() == 0:
         whole = any(PROTOCOLS[name].reads == "features" for name in protocols)
         pool = 0 if whole else gallery.POOL
-        gallery.save(figures, judged, run, pool=pool, config_hash=hashed(config), shown=shown)
+        gallery.save(figures, judged, run, pool=pool, config_hash=config_hash, shown=shown)
         board.show_gallery(workdir, run.step, config, figures)
 
 
@@ -244,6 +246,7 @@ def provenance(
     test: Source,
     command: str,
     changed: Mapping[str, Any],
+    config_hash: str,
     earlier_stage: str,
 ) -> results.Run:
     """The record that all measurements of one evaluation share."""
@@ -261,7 +264,7 @@ def provenance(
         train_images=len(source),
         parameters=sum(leaf.size for leaf in jax.tree.leaves(backbone)),
         data_checksum=checksum,
-        config_hash=hashed(config),
+        config_hash=config_hash,
         changed=dict(changed),
         commit=results.commit(),
         versions=results.versions(),
@@ -306,10 +309,11 @@ def main(argv: list[str] | None = None) -> None:
 
     names = [name for name, _, _ in stages(flags.config, "") if name]
     earlier_stage = flags.stage if flags.stage in names[:-1] else ""
-    changed = results.changed(flags.overrides, names)
+    changed = origin.changed(flags.overrides, names)
+    config_hash = origin.config_hash(config, flags.overrides, names, earlier_stage)
     file = epath.Path(flags.results or os.path.join(workdir, "results.jsonl"))
     label = results.label(config.preset, earlier_stage)
-    figures = gallery_file(file.parent, label, hashed(config))
+    figures = gallery_file(file.parent, label, config_hash)
 
     with hosts.together("evaluate", flags.coordinator, flags.processes, flags.process):
         use_compilation_cache(flags.workdir)
@@ -326,6 +330,7 @@ def main(argv: list[str] | None = None) -> None:
                 figures,
                 command,
                 changed,
+                config_hash,
                 earlier_stage,
                 chosen_by_hand=bool(flags.protocols),
             )

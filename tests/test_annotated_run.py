@@ -109,7 +109,7 @@ def test_a_run_of_two_shapes_goes_on_where_it_stopped_and_finds_what_is_there(re
     np.testing.assert_allclose(state.params["encoder"]["w"], ends[0].params["encoder"]["w"], rtol=1e-5)
 
     found = evaluate.measure(
-        recipe, str(tmp_path / "whole"), ("detection",), (), tmp_path / "gallery.npz", "evaluate", {}
+        recipe, str(tmp_path / "whole"), ("detection",), (), tmp_path / "gallery.npz", "evaluate", {}, "0"
     )
     ((_, row),) = list(found)
     assert row["AP"] == pytest.approx(100.0) and row["n"] == 21 and row["features"] == "finder"

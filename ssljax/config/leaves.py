@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -116,14 +117,19 @@ def differences(old: Mapping[str, Any], new: ConfigDict | Mapping[str, Any]) -> 
     return sorted(other + gone)
 
 
-def hashed(config: ConfigDict) -> str:
+def hashed(config: ConfigDict, told: Mapping[str, Any] = MappingProxyType({})) -> str:
     """A hash, 12 hex digits, of all settings that a result depends on and that differ from the defaults.
 
     The location of the data is left out: results have a field for the data's checksum.
+
+    Args:
+        config: of one stage.
+        told: dotted key -> value, which count in place of those in the config, or beside them.
     """
     leaves = {name: value for name, value in changed(config).items() if name.split(".")[0] not in NOT_HASHED}
     leaves.pop("data.data_dir", None)
     leaves["data.source"] = public(config.data.source)
+    leaves |= told
     return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:12]
 
 
