@@ -18,6 +18,7 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 
 ROOT = Path(__file__).parent.parent
+BARE = Path(__file__).parent / "bare"
 
 # SimCLR on the digits with a network of 8 channels: about 300 steps of a few milliseconds.
 SMALL = [
@@ -35,9 +36,10 @@ SMALL = [
 
 
 def environment(cache: Path, devices: int = 1) -> dict[str, str]:
-    """The environment of a process with this many fake devices."""
+    """The environment of a process with this many fake devices, which does not write for TensorBoard."""
     return {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(BARE), os.environ.get("PYTHONPATH")))),
         "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),

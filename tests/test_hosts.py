@@ -257,7 +257,7 @@ def noisy_student_flags() -> list[str]:
 
 def test_two_hosts_label_what_one_labels_and_a_restart_labels_nothing_again(tmp_path, cache):
     flags = noisy_student_flags()
-    code, output = run("train", *flags, f"--workdir={tmp_path}/one", cache=cache, devices=8)
+    code, output = run("train", *flags, f"--workdir={tmp_path}/one", cache=cache)
     assert code == 0 and output.count("refresh at step 0") == 1, output
     processes = start_two("train", *flags, f"--workdir={tmp_path}/two", cache=cache)
     for code, output in [finish(process) for process in processes]:
@@ -273,19 +273,19 @@ def test_two_hosts_label_what_one_labels_and_a_restart_labels_nothing_again(tmp_
     want = last_state(tmp_path / "one/student")
     for step in checkpoints(tmp_path / "one/student")[1:]:
         shutil.rmtree(tmp_path / f"one/student/checkpoints/{step}")
-    code, output = run("train", *flags, f"--workdir={tmp_path}/one", cache=cache, devices=8)
+    code, output = run("train", *flags, f"--workdir={tmp_path}/one", cache=cache)
     assert code == 0 and "refresh at step 0" not in output, output
     assert last_state(tmp_path / "one/student") == want
 
     # Killed while it labels, it goes on with the images that are left.
     killed = tmp_path / "killed"
     shutil.copytree(tmp_path / "one/teacher", killed / "teacher")
-    process = start("train", *flags, f"--workdir={killed}", cache=cache, devices=8)
+    process = start("train", *flags, f"--workdir={killed}", cache=cache)
     freeze(process, lambda: labelled(killed) >= 80)
     kill(process)
     begun = labelled(killed)
     assert 80 <= begun < 250 and not checkpoints(killed / "student")
-    code, output = run("train", *flags, f"--workdir={killed}", cache=cache, devices=8)
+    code, output = run("train", *flags, f"--workdir={killed}", cache=cache)
     assert code == 0 and f"refresh: {begun + 16} of 250 images" in output, output
     assert output.count("refresh: ") == -(-(250 - begun) // 16)
     assert last_state(killed / "student") == want

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.processes import QUICK, ROOT
+from tests.processes import BARE, QUICK, ROOT
 
 SMALL = (
     *("--config.epochs=1", "--config.batch_size=16", "--config.model.width=0.125", "--config.head.dim=16"),
@@ -27,7 +27,7 @@ def test_from_a_folder_of_pictures_to_a_comparison_of_two_methods(tmp_path):
         Image.fromarray((digits.images[i] * 15).astype("uint8")).save(folder / f"{i}.png")
     # ssljax is installed into the new environment; what it needs is that of this environment.
     environment = os.environ | {
-        "PYTHONPATH": sysconfig.get_path("purelib"),
+        "PYTHONPATH": os.pathsep.join([str(BARE), sysconfig.get_path("purelib")]),
         "PIP_NO_DEPS": "1",
         "PIP_NO_BUILD_ISOLATION": "0",  # pip's way to say: without isolation
         "JAX_PLATFORMS": "cpu",

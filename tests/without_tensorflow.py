@@ -25,25 +25,16 @@ STEPS = {
     "data.train_per_class": 12,
     "evaluate.knn_k": 5,
 }
-SLOW = {"optim.warmup_epochs": 0}  # a warm-up would be longer than the run; DeepCluster has none
+SLOW = {"optim.warmup_epochs": 0}  # a warm-up would be longer than the run
 RESNET = {"model.name": "one_block", "model.width": 0.125, "model.stem": "imagenet"}
-# Methods that learn from annotated images: two steps, judged by what they find.
-ANNOTATED = {
-    "detection": {"annotated.long_side": 32, "detector.precise_bn": 1},
-    "segmentation": {},
-}
+# A method that learns from annotated images: two steps, judged by what it finds.
+BOXES = {"annotated.long_side": 32, "detector.precise_bn": 1}
 FEW = {"batch_size": 8, "steps": 2, "log_every": 1, "checkpoint.every_steps": 1, "model.width": 0.125}
-METHODS = ("simclr", "deepcluster", "deit", "beit", *ANNOTATED)
-OTHER_NETWORKS = ("deit", "beit")  # methods whose presets have no ResNet
-OWN = {
-    "beit": {"tokenizer.model.hidden": 8, "pretrain.tokenizer.hidden": 8},
-    "deepcluster": {"clusters.k": 16, "clusters.dim": 8, "clusters.iterations": 2},
-    "deit": {"student.model.name": "vit_one_block"}
-    | {
-        f"{stage}.{part}.{setting.split('.')[1]}": value
-        for stage, part in (("teacher", "model"), ("student", "teacher"))
-        for setting, value in RESNET.items()
-    },
+METHODS = ("simclr", "deit", "detection")
+DEIT = {"student.model.name": "vit_one_block"} | {
+    f"{stage}.{part}.{setting.split('.')[1]}": value
+    for stage, part in (("teacher", "model"), ("student", "teacher"))
+    for setting, value in RESNET.items()
 }
 # Images larger than 32 pixels, so that evaluation crops them.
 PHOTOGRAPHS = (
@@ -77,16 +68,15 @@ def digits(method: str, workdir: Path) -> None:
 
     config = importlib.import_module(f"configs.{method}").get_config("digits")
     stages = [f"{name}." for name in config.stages] if "stages" in config else [""]
-    shared = STEPS if method in OTHER_NETWORKS else STEPS | RESNET
-    if method != "deepcluster":
-        shared = shared | SLOW
-    settings = {f"{stage}{name}": value for stage in stages for name, value in shared.items()}
-    settings |= OWN.get(method, {})
-    if method in ANNOTATED:
-        settings = FEW | SLOW | ANNOTATED[method]
+    shared = STEPS if method == "deit" else STEPS | RESNET
+    settings = {f"{stage}{name}": value for stage in stages for name, value in (shared | SLOW).items()}
+    if method == "deit":
+        settings |= DEIT
+    if method == "detection":
+        settings = FEW | SLOW | BOXES
     argv = [f"--config=configs/{method}.py:digits", f"--workdir={workdir}", *flags(settings)]
     train.main(argv)
-    evaluate.main([*argv, f"--protocols={method if method in ANNOTATED else 'knn'}"])
+    evaluate.main([*argv, f"--protocols={'detection' if method == 'detection' else 'knn'}"])
 
 
 def photographs(root: Path) -> None:
