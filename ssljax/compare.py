@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from ssljax import cli, results
+from ssljax import cli, origin, results
 from ssljax.config import FACTS, flat, hashed, stages
 from ssljax.config.stored import of_run
 from ssljax.pictures import compared, figures, tables
 from ssljax.pictures.page import Block, markdown
-from ssljax.run import files, origin
+from ssljax.run import files
 
 # Settings that change no number, so that runs which differ in them may still count as one.
 FREE = ("seed", "log_every", "eval_every_epochs", "checkpoint", "sharding", "data.data_dir")

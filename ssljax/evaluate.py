@@ -29,7 +29,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssljax import benches, board, cli, results
+from ssljax import benches, board, cli, origin, results
 from ssljax.config import differences, public
 from ssljax.data import sources
 from ssljax.data.reading import readable
@@ -47,7 +47,7 @@ from ssljax.program import (
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.linear import ONE_THREAD
-from ssljax.run import few_labels, files, hosts, memory, origin
+from ssljax.run import few_labels, files, hosts, memory
 from ssljax.run.folder import facts_of
 from ssljax.run.start import HARMLESS
 from ssljax.types import Measurement, Protocol

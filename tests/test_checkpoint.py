@@ -116,6 +116,7 @@ def test_the_newest_state_is_restored_and_older_ones_are_dropped_unless_best(tmp
     jax.tree.map(np.testing.assert_array_equal, restored, state_at(4))
 
 
+@pytest.mark.slow
 def test_leaves_on_the_host_and_large_and_small_arrays_on_eight_devices_are_kept(tmp_path):
     """4.5 M numbers are sliced over the devices; three are written by one; a NumPy array is kept too."""
     state = state_at(4)

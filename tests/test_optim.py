@@ -177,6 +177,7 @@ def test_timm_schedule_runs_its_cosine_under_the_warmup(golden, case):
     assert late[0] == late[1]
 
 
+@pytest.mark.slow
 def test_deit_schedule_and_decayed_leaves_by_hand():
     """Six values of the recipe at batch size 1024. Kernels decay, and the token too if the flag is set."""
     c = deit_config("imagenet_ti_distilled")

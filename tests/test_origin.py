@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from ssljax import cli
+from ssljax import cli, origin
 from ssljax.config import hashed, stages
-from ssljax.run import origin
 
 NAMES = ["pretrain", "frozen", "finetune"]
 

@@ -382,6 +382,7 @@ def test_queries_are_labelled_images_if_there_are_any():
     assert len(gallery.queries_of(np.arange(100))) == 20 and gallery.queries_of(np.arange(100))[-1] == 99
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_the_page_needs_no_other_file(tmp_path, capsys):
     rng = np.random.default_rng(0)
     rows = [line(seed=s, value=80.0 + s) for s in (0, 1)]

@@ -144,6 +144,7 @@ def made(recipe, size, count=2):
     return jax.jit(make)
 
 
+@pytest.mark.slow
 def test_jitter_is_the_four_operations_in_turn(image):
     names = ("brightness", "contrast", "saturation", "hue")
     values = dict(zip(names, map(jnp.float32, (1.3, 1.6, 0.4, -0.15)), strict=True))

@@ -77,6 +77,7 @@ def test_central_crop_equals_the_released_code(golden, photograph, case):
     np.testing.assert_allclose(got, golden("augment")[case], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_eval_image_is_the_released_preprocessing_above_32_pixels_and_uncropped_below(golden, photograph):
     config = a_config(channels=3)
     config.data.image_size = 40

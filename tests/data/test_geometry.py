@@ -35,6 +35,7 @@ def test_resize_is_tensorflows(g, image, whole, method, shape, atol):
     np.testing.assert_allclose(resized, expected, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, antialias", [("bilinear", True), ("bicubic", True), ("bilinear", False)])
 def test_crop_is_torchvisions(g, image, method, antialias):
     top, left, height, width, size = g["crop/top_left_h_w_size"].tolist()

@@ -192,6 +192,7 @@ def test_views_of_one_image_differ_between_epochs_and_stay_when_the_batch_change
     assert all((by_epoch[0][i] == v).all() for i, v in zip(batch["index"], batch["image"], strict=True))
 
 
+@pytest.mark.slow
 def test_pixels_in_memory_can_be_cropped_on_the_host(memory):
     source, config = memory
     config.data.crop_on = "host"

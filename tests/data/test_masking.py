@@ -77,6 +77,7 @@ def test_a_mask_follows_from_its_key_alone():
     assert len({mask.tobytes() for mask in together}) == 50
 
 
+@pytest.mark.slow
 def test_small_grids_can_be_masked():
     masks = many(blockwise, height=5, width=5, num_masked=10, min_block=2, max_block=0, min_aspect=0.3)
     count = masks.sum((1, 2))

@@ -183,6 +183,7 @@ def test_a_deformation_without_offsets_and_shear_is_the_identity_and_offsets_mov
     assert distort.field_shape(80, 20 / 80) == 7
 
 
+@pytest.mark.slow
 def test_a_shear_follows_its_matrix():
     """Row y is read from (y + s01 x), column x from (s10 y + x), about the centre."""
     ramp = jnp.broadcast_to(jnp.arange(9.0, dtype=jnp.float32)[:, None], (9, 9))[..., None]

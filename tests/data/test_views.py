@@ -354,6 +354,7 @@ def test_views_of_one_crop_share_all_draws():
     )
 
 
+@pytest.mark.slow
 def test_a_shared_blur_width_follows_the_number_of_the_view():
     config = a_config(
         COLOUR | dict(blur_sigma_per="batch"), a=dict(), b=dict(blur_sigma=(3.0, 4.0)), c=dict(of="b", size=8)
@@ -388,6 +389,7 @@ def many(**changes):
     return jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), drawn)
 
 
+@pytest.mark.slow
 def test_solarize_is_drawn_independently_of_everything_else():
     without = many()
     found = many(solarize_probability=0.2)

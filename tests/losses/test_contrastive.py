@@ -57,6 +57,7 @@ def test_equal_embeddings_cost_log_of_the_number_of_candidates(n):
     np.testing.assert_allclose(nt_xent(z, z, temperature=0.1), np.full(2 * n, np.log(2 * n - 1)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_is_tangent_to_the_sphere_and_reaches_both_views():
     g1, g2 = jax.grad(lambda a, b: released(a, b, 0.5), argnums=(0, 1))(Z1, Z2)
     np.testing.assert_allclose([(g1 * Z1).sum(1), (g2 * Z2).sum(1)], np.zeros((2, 3)), atol=1e-6)
@@ -117,6 +118,7 @@ def test_memory_adds_its_rows_and_the_keys_of_both_views_to_the_candidates(tempe
     np.testing.assert_allclose(found, by_definition(*views, queue, temperature), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_of_no_rows_with_the_network_as_its_own_average_is_nt_xent(golden):
     """Loss and gradient, on the released code's data, where nothing stops the gradient to the keys."""
     g = golden("nt_xent").under("c0")
@@ -132,6 +134,7 @@ def test_memory_of_no_rows_with_the_network_as_its_own_average_is_nt_xent(golden
     np.testing.assert_allclose(grad, g["grad_hidden"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_of_equal_embeddings_costs_log_of_all_candidates():
     z = jnp.ones((4, 3), jnp.float32)
     queue = 2.0 * jnp.ones((8, 3), jnp.float32)

@@ -20,6 +20,7 @@ def channels_last(array):
     return jnp.asarray(np.moveaxis(array, 1, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(6))
 def test_the_loss_of_each_step_of_bolts(golden, step):
     g = golden("cpc_infonce").under("bolts")
@@ -59,6 +60,7 @@ def test_values_by_hand():
     np.testing.assert_allclose(loss, [np.log1p(np.e)], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_is_normalised_and_the_scale_belongs_to_the_caller():
     rng = np.random.default_rng(0)
     p, t = (jnp.asarray(rng.normal(size=(2, 6, 6, 3)), jnp.float32) for _ in range(2))

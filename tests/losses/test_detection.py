@@ -17,6 +17,7 @@ def case(golden, name):
     return {field: jnp.asarray(stored[field]) for field in stored.dtype.names}
 
 
+@pytest.mark.slow
 def test_smooth_l1_equals_fvcore(golden):
     g = case(golden, "smooth_l1")
     np.testing.assert_allclose(g["beta"], [0, 1 / 9, 1])
@@ -82,6 +83,7 @@ def head(golden):
     return batch, g
 
 
+@pytest.mark.slow
 def test_head_losses_and_gradients_equal_detectron2(head):
     batch, g = head
     rest = {k: v for k, v in batch.items() if k != "deltas"}
@@ -95,6 +97,7 @@ def test_head_losses_and_gradients_equal_detectron2(head):
     np.testing.assert_allclose(head_losses(**untrained)[0].mean(), np.log(21), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_divisor_is_the_number_of_rois_that_exist_in_the_batch(head):
     """Padding changes no loss, and images with few RoIs are not worth more."""
     batch, _ = head

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ssljax.losses.reconstruction import kl_to_uniform, logit_laplace
 from ssljax.models.dvae import map_pixels
 
 
+@pytest.mark.slow
 def test_the_density_of_the_released_code_and_its_gradients(golden):
     g = golden("dalle_dvae")
     x = map_pixels(jnp.asarray(g["image"]))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ssljax.losses.segmentation import pixel_accuracy, pixel_cross_entropy
 
@@ -17,6 +18,7 @@ def test_the_mean_and_its_gradient_equal_pytorch(golden):
     np.testing.assert_allclose(grad.transpose(0, 3, 1, 2), g["ce/grad"], rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_pixels_of_all_images_weigh_alike_or_images_do():
     """Three pixels of class 0 with the losses 1, 1 and 4, in an image of one pixel and an image of two."""
     losses = jnp.array([1.0, 1.0, 4.0])

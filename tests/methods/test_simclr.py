@@ -122,6 +122,7 @@ def test_running_statistics_are_those_of_all_views_together(done):
     np.testing.assert_allclose(norm["var"], 0.9 + 0.1 * hidden.var(0), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_labels_reach_the_probe_and_nothing_else(done):
     other = {**done.batch, "label": (done.batch["label"] + 1) % 10}
     (_, _), grads = done.gradient(done.params, other)

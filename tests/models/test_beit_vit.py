@@ -250,6 +250,7 @@ def test_without_its_scale_a_block_is_the_identity():
     np.testing.assert_allclose(first.reshape(2, 16, 24), embedded, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_is_off_in_inference():
     net, params, image = initialised(drop_path=0.5)
     still = net.apply({"params": params}, image, train=False)

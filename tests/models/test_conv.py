@@ -51,6 +51,7 @@ def test_more_padding_than_kernel(features, stride):
     agree((4, 6, 5, 2), (3, 3, 2, features), (stride, stride), ((4, 0), (0, 5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, padding",
     [

@@ -203,6 +203,7 @@ def test_a_block_of_the_context_by_hand():
     np.testing.assert_allclose(net.apply(params, z)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_step_has_a_prediction_of_its_own_and_all_share_the_targets():
     net = Direction((1, 2), dim=3, blocks=1, hidden=4)
     z = random((2, 5, 7, 6))

@@ -156,6 +156,7 @@ def test_padding_is_tensorflows_same():
     np.testing.assert_allclose(seen, stem / (1 + np.exp(-stem)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_variant_for_small_images_keeps_two_sides():
     sides = {}
     for stem in ("imagenet", "cifar"):

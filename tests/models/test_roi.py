@@ -39,6 +39,7 @@ def test_the_maximum_equals_torchvision(g):
     assert (g["pool_size7"] == 0.0).any()  # bins beyond the border
 
 
+@pytest.mark.slow
 def test_a_ramp_by_hand():
     """On a map whose value is x, aligned bins have the value of their centre."""
     ramp = jnp.tile(jnp.arange(8.0)[None, :, None], (6, 1, 2))
@@ -83,6 +84,7 @@ def pooled_by_loops(maps, boxes, size, scale):
     return out, where
 
 
+@pytest.mark.slow
 def test_the_maximum_and_its_gradient_equal_loops():
     """Boxes on halves of cells, of less than a cell, beyond the border, and maxima below 0."""
     rng = np.random.default_rng(0)

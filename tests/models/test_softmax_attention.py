@@ -45,6 +45,7 @@ def test_the_fused_form_has_the_same_values_and_gradients(tokens):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_no_weights_for_the_backward_pass():
     arrays = drawn(6, jnp.bfloat16)
 

@@ -206,6 +206,7 @@ def test_precision_at_recalls_by_hand():
     np.testing.assert_allclose(found, [1.0] * 6 + [2 / 3] * 5)
 
 
+@pytest.mark.slow
 def test_the_last_map_of_an_alexnet_takes_any_size():
     stated = {"method": "supervised", "model": {"name": "alexnet_bn", "width": 0.05}}
     net = models.backbone(resolve(ConfigDict(stated)).model)

@@ -412,6 +412,7 @@ def errors(level):
     return {name: [level + s + i for s in range(5)] for i, name in enumerate(corruptions.CORRUPTIONS)}
 
 
+@pytest.mark.slow
 def test_the_report_sets_a_student_beside_its_teacher(tmp_path):
     rows = line("supervised", errors(20.0), 10.0) + line("supervised", errors(22.0), 12.0, seed=1)
     rows += line("noisy", errors(11.0), 8.0, config_hash="c2", time="2")

@@ -49,6 +49,7 @@ def test_one_run_ends_within_a_hundredth_of_faiss(golden):
     np.testing.assert_array_equal(found.assignment, distances(x, found.centroids).argmin(1))
 
 
+@pytest.mark.slow
 def test_the_best_of_twenty_runs_is_among_the_better_of_faiss(golden, blobs):
     """Single runs on these rows end in optima 20 % apart."""
     g = golden("deepcluster").under("kmeans")
@@ -87,6 +88,7 @@ def test_four_points_by_hand():
     np.testing.assert_allclose(objective, [2.0, 1.0, 1.0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_of_equally_near_centroids_the_first_and_as_many_clusters_as_rows():
     x = jnp.float32([[1, 0], [2, 0], [4, 4]])
     assert kmeans.assign(x, jnp.float32([[9, 9], [1, 1], [1, -1], [1, 1]])).tolist() == [1, 1, 1]

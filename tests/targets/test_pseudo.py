@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ssljax.losses.classification import cross_entropy
 from ssljax.targets import pseudo
@@ -28,6 +29,7 @@ def test_soft_targets_are_powers_and_hard_ones_are_smoothed():
     np.testing.assert_allclose(cold, np.eye(3)[[0, 1]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_largest_probabilities_and_what_they_leave():
     q = jnp.asarray([[0.1, 0.55, 0.05, 0.3], [0.0, 0.0, 1.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
     found = pseudo.largest(q, 2)
@@ -53,6 +55,7 @@ def test_the_gradient_of_the_soft_loss_is_the_difference_of_the_probabilities():
     np.testing.assert_allclose(grad, jax.nn.softmax(logits) - q, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_filter_and_the_copies_by_hand():
     """Enough images at .5; too few, so each four times; too many in one bin, so half of each."""
     assert taken([0] * 5, [0.9, 0.8, 0.8, 0.5, 0.2]).tolist() == [1, 1, 1, 1, 0]
@@ -66,6 +69,7 @@ def test_the_filter_and_the_copies_by_hand():
     assert set(some) == {1, 2} and abs(some.mean() - 4 / 3) < 0.04
 
 
+@pytest.mark.slow
 def test_classes_do_not_disturb_each_other_and_the_bin_that_fills_a_class_is_taken_whole():
     labels = [0, 1, 0, 1, 0, 1, 0]
     confidence = [0.95, 0.31, 0.85, 0.99, 0.85, 0.29, 0.4]
