@@ -4,7 +4,8 @@
 
 A preset is of paper scale if it reads ImageNet, PASCAL VOC or COCO (PAPER). v3:8x8 stands for SimCLR's 128
 cores. DeiT, which was trained on GPUs, is planned for v5e:4x4 with 64 images per chip, and detection and
-segmentation with one.
+segmentation with one. The AlexNets and VGG-16s of VOC have smaller batches: one chip, v5e:1x1, for a detector's
+two images, four, v5e:2x2, for the others.
 Stages with the same step, which differ only in epochs, schedule or share of the labels, are compiled once.
 
 Each plan is a line of experiments/plans.jsonl. Plans that are there are not compiled again, so the same
@@ -36,7 +37,7 @@ LINES = ROOT / "experiments" / "plans.jsonl"
 PAGE = ROOT / "experiments" / "plans.md"
 
 # The sources of paper scale.
-PAPER = ("tfds:imagenet2012", "voc:VOCdevkit", "coco:coco")
+PAPER = ("tfds:imagenet2012", "voc:VOCdevkit", "coco:coco", "transfer:voc2007")
 
 # Settings that change only the numbers in a step, or when it is run, but not what is compiled.
 SAME_STEP = (

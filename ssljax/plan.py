@@ -47,6 +47,7 @@ DATA_SETS = {
     ("tfds:cifar100", "train"): (50_000, 100),
     ("tfds:imagenet2012", "train"): (1_281_167, 1000),
     ("tfds:imagenette/160px-v2", "train"): (9_469, 10),
+    ("voc:VOCdevkit", "2007/trainval"): (5_011, 20),
     ("voc:VOCdevkit", "2007/trainval+2012/trainval"): (16_551, 20),
     ("voc:VOCdevkit", "2012/train_aug"): (10_582, 21),
     ("transfer:voc2007", "train+validation"): (5_011, 20),

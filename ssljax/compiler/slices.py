@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GIB = 2**30
 
@@ -59,9 +59,9 @@ GENERATIONS = {
         Generation("v2", 46e12, 16 * GIB, 700e9, 2, 0.70e9, PLANE),
         Generation("v3", 123e12, 32 * GIB, 900e9, 2, 0.94e9, (*PLANE, "16x32", "32x32")),
         Generation("v4", 275e12, 32 * GIB, 1228e9, 2, 1.05e9, SPACE),
-        Generation("v5e", 197e12, 16 * GIB, 819e9, 1, 1.50e9, PLANE),
+        Generation("v5e", 197e12, 16 * GIB, 819e9, 1, 1.50e9, ("1x1", *PLANE)),
         Generation("v5p", 459e12, 95 * GIB, 2765e9, 2, 1.75e9, SPACE),
-        Generation("v6e", 918e12, 32 * GIB, 1638e9, 1, 1.75e9, PLANE),
+        Generation("v6e", 918e12, 32 * GIB, 1638e9, 1, 1.75e9, ("1x1", *PLANE)),
     )
 }
 
@@ -90,12 +90,15 @@ class Slice(NamedTuple):
         return math.prod(self.shape)
 
     @property
-    def options(self) -> dict[str, str]:
+    def options(self) -> dict[str, Any]:
         """What libtpu must be told beside the name.
 
-        Cloud TPU runs the two cores of a v4 chip as one device, and libtpu by default does not.
+        Cloud TPU runs the two cores of a v4 chip as one device, and libtpu by default does not. By default
+        libtpu takes a host to have four chips.
         """
-        return {"chip_config_name": "megacore"} if self.generation.name == "v4" else {}
+        if self.generation.name == "v4":
+            return {"chip_config_name": "megacore"}
+        return {"chips_per_host_bounds": (1, 1, 1)} if self.chips == 1 else {}
 
 
 def parse(topology: str) -> Slice:
