@@ -4,7 +4,7 @@
 
 A preset is of paper scale if it reads ImageNet, PASCAL VOC or COCO (PAPER). v3:8x8 stands for SimCLR's 128
 cores. DeiT, which was trained on GPUs, is planned for v5e:4x4 with 64 images per chip, and detection and
-segmentation with one. The AlexNets and VGG-16s of VOC have smaller batches: one chip, v5e:1x1, for a detector's
+segmentation with one. VOC's AlexNets and VGG-16s have smaller batches: one chip, v5e:1x1, for a detector's
 two images, four, v5e:2x2, for the others.
 Stages with the same step, which differ only in epochs, schedule or share of the labels, are compiled once.
 

@@ -396,7 +396,7 @@ def untrained(config: ConfigDict, facts: Facts) -> Evaluated:
 def once(function: Callable[..., Any], places: Any) -> jax.stages.Wrapped:
     """jit for a program that runs once: an initialisation.
 
-    On CPUs the compiler does not optimise it, which takes 1.5 s instead of 8 to 10 for SimCLR's on the digits.
+    On CPUs it is compiled without optimising: for SimCLR on the digits in 1.5 s instead of 8 to 10.
 
     Args:
         function: what to compile.
