@@ -17,13 +17,15 @@ from ssljax.methods import METHODS
 from ssljax.program import balance_of, device_batches
 from ssljax.run.checkpoint import Checkpoints
 from tests.contract.case import STAGES, Case, copy, leaves, own, small_config
+from tests.methods.small import one_block
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=sorted({*METHODS, *STAGES}))
 def case(request):
-    return Case(request.param)
+    with one_block():
+        yield Case(request.param)
 
 
 def test_a_step_keeps_tree_shapes_dtypes_and_shardings(case):

@@ -42,7 +42,7 @@ def own(method: str) -> ModuleType | SimpleNamespace:
 
 
 def small_config(name: str, **changes) -> ConfigDict:
-    """A stage of STAGES, or a method's digits preset, with a network of 8 channels.
+    """A stage of STAGES, or a method's digits preset, with a network of one block of 16 channels.
 
     Of a preset with stages it is the last one of the method. There is no warm-up, because a learning rate of
     0 moves nothing.
@@ -55,7 +55,7 @@ def small_config(name: str, **changes) -> ConfigDict:
     c.batch_size = 16
     c.epochs = 100  # so that the rate is still high after forty steps
     c.log_every = 2
-    c.model.update(name="resnet8", width=0.125, stem="imagenet")
+    c.model.update(name="one_block", width=0.25, stem="imagenet")
     c.optim.update(name="adamw", learning_rate=3e-3, scaling="none", warmup_epochs=0, weight_decay=1e-4)
     if "head" in c:
         c.head.dim = 16

@@ -5,6 +5,8 @@ compute what eight compute.
 """
 
 SMALL = {
+    "model.name": "resnet8",  # whose last group runs on regions
+    "model.width": 0.125,
     "annotated.long_side": 32,
     "model.stem": "cifar",
     "detector.anchor_sizes": (8.0, 12.0),

@@ -6,6 +6,8 @@ import numpy as np
 from tests.contract.case import carries, follows
 
 SMALL = {
+    "model.name": "resnet8",  # its preset has an EfficientNet
+    "model.width": 0.125,
     "teacher.name": "resnet8",
     "teacher.width": 0.125,
     "teacher.stem": "imagenet",

@@ -4,7 +4,7 @@ import chex
 
 from tests.contract.case import carries
 
-SMALL = {"teacher.width": 0.125, "distill.alpha": 0.1}
+SMALL = {"teacher.width": 0.125, "distill.alpha": 0.1, "optim.learning_rate": 6e-3}
 
 
 def oracle(case):
