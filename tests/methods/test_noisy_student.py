@@ -104,7 +104,9 @@ def test_without_unlabelled_images_it_is_supervised(start):
 @pytest.mark.slow
 def test_labels_are_the_teachers_own_without_noise_and_are_made_once():
     """Softmax of its logits on the evaluation crops, by the id of the image, whatever the student is."""
-    c = a_config().copy_and_resolve_references().unlock()
+    small = {"name": "resnet8", "width": 0.125, "stem": "imagenet"}
+    networks = {f"{part}__{key}": value for part in ("model", "teacher") for key, value in small.items()}
+    c = a_config(**networks).copy_and_resolve_references().unlock()
     c.pseudo.update(threshold=0.2, per_class=30)
     c.data.train_per_class = 20
     source = sources.load(c.data, "train")

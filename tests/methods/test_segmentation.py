@@ -140,7 +140,14 @@ def test_images_without_masks_are_refused():
 def test_a_run_on_the_digits_is_measured_and_shown(tmp_path, capsys):
     """A few steps from the command line, the numbers they are measured by, and masks over images."""
     run = tmp_path / "run"
-    flags = ["--config", "configs/segmentation.py:digits", "--workdir", str(run), "--config.steps=40"]
+    flags = [
+        "--config",
+        "configs/segmentation.py:digits",
+        "--workdir",
+        str(run),
+        "--config.steps=10",
+        "--config.optim.warmup_epochs=0",
+    ]
     train.main(flags)
     evaluate.main(flags)
     rows = {row["metric"]: row for row in results.read(run / "results.jsonl")}
