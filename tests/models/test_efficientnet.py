@@ -1,7 +1,7 @@
 """EfficientNet against timm's tf_efficientnet, the paper's table and the released code's rules."""
 
 import json
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -50,6 +50,23 @@ def variables(net, size=32):
 
 def started(net, image):
     return jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
+
+
+def applied(net, start, image, rngs=None):
+    """The features in training mode."""
+    return jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))(start, image, rngs=rngs)[0]
+
+
+def inferred(net, start, image):
+    """The features in inference."""
+    return jax.jit(partial(net.apply, train=False))(start, image)
+
+
+@cache
+def tiny():
+    """The weights of every network of TINY, whatever its noise, and an image."""
+    image = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
+    return image, started(EfficientNet(**TINY), image)
 
 
 def timms(golden, **changes):
@@ -146,11 +163,11 @@ def test_padding_is_tensorflows_same():
         (2, 2),
         (1, 1),
     ]
-    net = EfficientNet(**TINY)
+    _, start = tiny()
     image = jnp.zeros((1, 8, 8, 3)).at[0, 0, 0].set(1.0)  # seen by the first output pixel alone
-    start = started(net, image)
     kernel = start["params"]["stem_conv"]["kernel"]
-    _, found = net.apply(start, image, train=False, mutable=["intermediates"])
+    look = jax.jit(partial(EfficientNet(**TINY).apply, train=False, mutable=["intermediates"]))
+    _, found = look(start, image)
     stem = kernel[0, 0].sum(0) / np.sqrt(1 + 1e-3)
     seen = found["intermediates"]["stem"][0][0, 0, 0]
     np.testing.assert_allclose(seen, stem / (1 + np.exp(-stem)), rtol=1e-5)
@@ -170,7 +187,7 @@ def test_the_variant_for_small_images_keeps_two_sides():
 
 @pytest.mark.slow
 def test_initialisation_counts_the_outputs():
-    params = started(EfficientNet(), jnp.ones((1, 32, 32, 3)))["params"]
+    params = started(EfficientNet(depth=0.5), jnp.ones((1, 32, 32, 3)))["params"]
     block = params["stage6_block2"]
     kernels = (
         (block["expand_conv"]["kernel"], 1152),
@@ -189,16 +206,11 @@ def test_initialisation_counts_the_outputs():
 @pytest.mark.slow
 def test_stochastic_depth_drops_the_branch_of_an_example():
     net = EfficientNet(**TINY, drop_path=0.5)
-    image = jax.random.uniform(jax.random.key(0), (8, 16, 16, 3))
-    start = started(net, image)
-    rngs = {"drop_path": jax.random.key(1)}
-    branch = partial(net.apply, start, train=True, mutable=["batch_stats", "intermediates"])
-    whole, _ = net.clone(drop_path=0.0).apply(start, image, train=True, mutable=["batch_stats"])
-    dropped, _ = branch(image, rngs=rngs)
-    assert np.abs(dropped - whole).max() > 1e-4
-    np.testing.assert_array_equal(
-        net.apply(start, image, train=False), net.clone(drop_path=0.0).apply(start, image, train=False)
-    )
+    plain = net.clone(drop_path=0.0)
+    image, start = tiny()
+    dropped = applied(net, start, image, {"drop_path": jax.random.key(1)})
+    assert np.abs(dropped - applied(plain, start, image)).max() > 1e-4
+    np.testing.assert_array_equal(inferred(net, start, image), inferred(plain, start, image))
 
 
 @pytest.mark.slow
@@ -223,25 +235,21 @@ def test_rates_of_stochastic_depth_are_the_released_codes(monkeypatch):
 @pytest.mark.slow
 def test_dropout_is_on_the_features_in_training_only():
     net = EfficientNet(**TINY, dropout=0.5)
-    image = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
-    start = started(net, image)
-    rngs = {"dropout": jax.random.key(1)}
-    dropped, _ = net.apply(start, image, train=True, mutable=["batch_stats"], rngs=rngs)
-    kept, _ = net.clone(dropout=0.0).apply(start, image, train=True, mutable=["batch_stats"])
+    image, start = tiny()
+    plain = net.clone(dropout=0.0)
+    dropped = applied(net, start, image, {"dropout": jax.random.key(1)})
+    kept = applied(plain, start, image)
     share = float((dropped == 0).mean())
     assert 0.4 < share < 0.6
     there = dropped != 0
     np.testing.assert_allclose(dropped[there], 2 * kept[there], rtol=1e-5)
-    np.testing.assert_array_equal(
-        net.apply(start, image, train=False), net.clone(dropout=0.0).apply(start, image, train=False)
-    )
+    np.testing.assert_array_equal(inferred(net, start, image), inferred(plain, start, image))
 
 
 @pytest.mark.slow
 def test_frozen_blocks_get_no_gradient_and_keep_their_statistics():
     net = EfficientNet(**TINY, frozen_blocks=2)
-    image = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
-    start = started(net, image)
+    image, start = tiny()
 
     def loss(params):
         h, state = net.apply({**start, "params": params}, image, train=True, mutable=["batch_stats"])
@@ -260,8 +268,7 @@ def test_frozen_blocks_get_no_gradient_and_keep_their_statistics():
 @pytest.mark.slow
 def test_rematerialised_blocks_have_the_same_parameters_and_gradient():
     net = EfficientNet(**TINY)
-    image = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
-    start = started(net, image)
+    image, start = tiny()
 
     def gradient(net):
         def loss(params):
