@@ -55,6 +55,7 @@ NO_LABEL = "#cccccc"
 WRONG = "#D55E00"  # the frame of an image of another class
 WIDEST = 10  # images side by side
 TILE = 0.95  # inches, of an image in a figure of neighbours or clusters
+AIR = 1.06  # from one of these images to the next, in sides of an image
 
 
 def name(features: str) -> str:
@@ -361,17 +362,46 @@ def draw(axis: Axes, image: np.ndarray) -> None:
     axis.add_patch(Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, color=NO_LABEL))
 
 
-def frame(axis: Axes, wrong: bool) -> None:
-    """Puts a frame around an image of a wrong class, and none around the others."""
-    for spine in axis.spines.values():
-        spine.set(visible=wrong, color=WRONG, linewidth=3, zorder=3)
+def sheet(
+    images: Sequence[Sequence[np.ndarray]] | np.ndarray,
+    wrong: np.ndarray,
+    names: Sequence[str],
+    heads: Sequence[str],
+    means: str,
+    title: str,
+) -> Figure:
+    """Rows of images, some of them framed, on one axis: with an axis each they take five times as long.
 
-
-def frames_mean(figure: Figure, text: str) -> None:
-    """Says below a figure what a frame means, if it has one."""
-    if any(axis.spines["left"].get_visible() for axis in figure.axes):
-        patch = Rectangle((0, 0), 1, 1, fill=False, edgecolor=WRONG, linewidth=3, label=text)
+    Args:
+        images: uint8 [S, S, C], by row and column.
+        wrong: bool [rows, columns], which images have a frame.
+        names: of the rows, written to the left of them.
+        heads: written above the first columns.
+        means: what a frame means, said below the images if there is one.
+        title: title of the figure.
+    """
+    rows, columns = wrong.shape
+    figure = Figure(figsize=(TILE * (columns + 1.4), TILE * rows + 0.8), layout="constrained", dpi=150)
+    axis = figure.subplots()
+    for r, c in np.ndindex(rows, columns):
+        image = images[r][c]
+        pixels = image[..., 0] if image.shape[-1] == 1 else image
+        place = (AIR * c, AIR * c + 1, AIR * r + 1, AIR * r)
+        axis.imshow(pixels, extent=place, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        # A thin edge, so that a white image ends somewhere on the white page.
+        width, colour = (3, WRONG) if wrong[r, c] else (1, NO_LABEL)
+        axis.add_patch(Rectangle((AIR * c, AIR * r), 1, 1, fill=False, linewidth=width, edgecolor=colour))
+    for r, text in enumerate(names):
+        axis.text(-0.1, AIR * r + 0.5, text, ha="right", va="center", fontsize=9, color=GREY)
+    for c, text in enumerate(heads):
+        axis.text(AIR * c + 0.5, -0.1, text, ha="center", fontsize=9, color=GREY)
+    axis.set(xlim=(-0.02, AIR * columns), ylim=(AIR * rows, -0.02))
+    axis.set_axis_off()
+    if wrong.any():
+        patch = Rectangle((0, 0), 1, 1, fill=False, edgecolor=WRONG, linewidth=3, label=means)
         figure.legend(handles=[patch], loc="outside lower left", frameon=False, fontsize=9, handlelength=1.2)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure
 
 
 def beside(axis: Axes, text: str) -> None:
@@ -403,24 +433,12 @@ def neighbours(
         title: title of the figure.
         words: above the first column, and what a frame means.
     """
-    rows, columns = neighbour_labels.shape
-    figure, axes = tiles(rows, columns + 1, TILE * (columns + 1.4), TILE * rows + 0.8)
-
-    for r in range(rows):
-        label = query_labels[r]
-        draw(axes[r, 0], query[r])
-        frame(axes[r, 0], wrong=False)
-        beside(axes[r, 0], class_name(class_names, label))
-        for c in range(columns):
-            other = neighbour_labels[r, c]
-            draw(axes[r, c + 1], neighbour[r, c])
-            frame(axes[r, c + 1], wrong=bool(other != label and min(other, label) >= 0))
-
-    axes[0, 0].set_title(words[0], fontsize=9, color=GREY)
-    axes[0, 1].set_title("nearest", fontsize=9, color=GREY)
-    frames_mean(figure, words[1])
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    save(figure, path)
+    images = [[first, *others] for first, others in zip(query, neighbour, strict=True)]
+    known = (query_labels[:, None] >= 0) & (neighbour_labels >= 0)
+    wrong = known & (neighbour_labels != query_labels[:, None])
+    wrong = np.concatenate([np.zeros_like(wrong[:, :1]), wrong], axis=1)
+    names = [class_name(class_names, label) for label in query_labels]
+    save(sheet(images, wrong, names, (words[0], "nearest"), words[1], title), path)
 
 
 def precision_recall(path: Path, curves: Mapping[str, np.ndarray], title: str) -> None:
@@ -524,15 +542,11 @@ def clusters(
         class_names: one per label.
         title: title of the figure.
     """
-    rows, columns = labels.shape
-    figure, axes = tiles(rows, columns, TILE * (columns + 2.4), TILE * rows + 0.8)
-    for r in range(rows):
-        known = labels[r][labels[r] >= 0]
-        common = int(np.bincount(known).argmax()) if len(known) else -1
-        for axis, image, label in zip(axes[r], members[r], labels[r], strict=True):
-            draw(axis, image)
-            frame(axis, bool(label >= 0 and label != common))
-        beside(axes[r, 0], f"{class_name(class_names, common)}\n{sizes[r]:,} images".lstrip())
-    frames_mean(figure, "an image outside the most common class of its row")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    save(figure, path)
+    common = [int(np.bincount(row[row >= 0]).argmax()) if (row >= 0).any() else -1 for row in labels]
+    names = [
+        f"{class_name(class_names, label)}\n{size:,} images".lstrip()
+        for label, size in zip(common, sizes, strict=True)
+    ]
+    wrong = (labels >= 0) & (labels != np.array(common)[:, None])
+    means = "an image outside the most common class of its row"
+    save(sheet(members, wrong, names, (), means, title), path)
