@@ -205,7 +205,7 @@ def test_a_noised_student(kernel, generator, tmp_path):
     for stage in ("teacher", "student"):
         changes += f" --config.{stage}.model.width=0.5 --config.{stage}.model.stem=imagenet"
         changes += f" --config.{stage}.evaluate.corruption_images=64"
-    changes += " --config.student.teacher.stem=imagenet"
+    changes += " --config.student.teacher.stem=imagenet --config.student.augment.policy=none"
     outputs, printed = executed(kernel, generator, tmp_path, "noisy_student", changes)
     assert "refresh at step 0  pseudo_confidence" in printed["train"]
     assert printed["evaluate"].count("noisy_student classifier: top-1") == 2
