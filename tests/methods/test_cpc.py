@@ -1,5 +1,7 @@
 """CPC put together by hand: the loss from grids, directions, groups, the average, the two classifications."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -93,25 +95,33 @@ def test_every_prediction_meets_the_right_target_of_its_group(images):
 class Parts:
     """The loss of two steps and four directions, and its parts by another way."""
 
-    def __init__(self, **changes):
-        self.config = config_of(cpc__step_indices=(1, 2), **changes)
+    def __init__(self):
+        self.config = config_of(cpc__step_indices=(1, 2))
         self.method, self.params, self.model_state, self.extra = started(self.config)
         self.batch = batch_of()
         self.total, self.out = evaluated_loss(
             self.method, self.params, self.model_state, self.extra, self.batch
         )
 
+    @functools.cached_property
     def grid(self):
+        return jax.jit(self._grid)()
+
+    def _grid(self):
         x = views.stacked(self.batch, KEY, self.config)[:, 0]
         x = patches.changed(models.cut(x, 6, 2), self.batch, KEY, self.config)
         net = models.backbone(self.config.model)
         return net.apply({"params": self.params["encoder"]}, x, train=True, grid=True)
 
 
+@pytest.fixture(scope="module")
+def parts():
+    return Parts()
+
+
 @pytest.mark.slow
-def test_the_loss_is_the_sum_over_directions_and_steps_of_the_means():
-    parts = Parts()
-    z = np.asarray(jax.jit(parts.grid)())
+def test_the_loss_is_the_sum_over_directions_and_steps_of_the_means(parts):
+    z = np.asarray(parts.grid)
     assert z.shape[:3] == (4, 6, 6)
     net = models.cpc_direction(parts.config.context, parts.config.model, (1, 2))
     total = 0.0
@@ -140,13 +150,11 @@ def test_the_parameters_of_directions_and_steps():
 
 
 @pytest.mark.slow
-def test_turning_an_image_permutes_the_losses_of_equal_directions(monkeypatch):
+def test_turning_an_image_permutes_the_losses_of_equal_directions(parts, monkeypatch):
     """With one set of weights for all directions, half a turn of the grid exchanges up and down."""
-    parts = Parts()
     down = parts.params["directions"]["down"]
     params = {**parts.params, "directions": dict.fromkeys(parts.params["directions"], down)}
-    grid = jax.jit(parts.grid)()
-    turned = jnp.rot90(grid, 2, axes=(1, 2))
+    turned = jnp.rot90(parts.grid, 2, axes=(1, 2))
 
     @jax.jit
     def losses(z):
@@ -154,7 +162,7 @@ def test_turning_an_image_permutes_the_losses_of_equal_directions(monkeypatch):
         _, out = parts.method.loss(params, parts.model_state, parts.extra, parts.batch, KEY, jnp.int32(0))
         return {name: out.metrics[f"loss_{name}"] for name in models.DIRECTIONS}
 
-    before, after = losses(grid), losses(turned)
+    before, after = losses(parts.grid), losses(turned)
     opposite = dict(down="up", up="down", left="right", right="left")
     for name, other in opposite.items():
         np.testing.assert_allclose(after[other], before[name], rtol=1e-5)
