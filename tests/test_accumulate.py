@@ -14,6 +14,7 @@ from ssljax.program import build, device_batches
 from ssljax.step import make_train_step
 from ssljax.types import Method, Out, TwoPass
 from tests.contract.case import leaves, small_config
+from tests.methods.small import one_block
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +81,7 @@ def test_averaging_a_loss_over_the_whole_batch_would_be_wrong():
         make_train_step(Method(None, contrastive, None), optax.sgd(0.1), accumulate=3)
 
 
+@one_block()
 def test_simclr_in_micro_batches_is_its_loss_over_all_their_embeddings():
     """Against one backward pass through both micro-batches at once, each with its own batch statistics."""
     config = small_config("simclr")

@@ -168,6 +168,7 @@ def test_topologies():
     assert (slice_.chips, slice_.topology) == (64, "v4:4x4x4")
     assert slice_.options == {"chip_config_name": "megacore"}
     assert slices.parse("v5e:8x8").options == {}
+    assert slices.parse("v5e:1x1").options == {"chips_per_host_bounds": (1, 1, 1)}
     assert [s.topology for s in slices.larger(slices.parse("v5e:8x8"))] == ["v5e:8x16", "v5e:16x16"]
     for wrong in ("v7:2x2", "v5e", "v5e:8", "8x8", ""):
         with pytest.raises(ValueError, match="v5e:8x8"):
