@@ -91,7 +91,13 @@ LEFT_OUT = (
     "hbm_bytes",
     "hbm_ms",
     "bound_by",
+    "compile_seconds",
+    "dtype",
+    "steps",
+    "epochs",
 )
+# What a line leaves out where it is this.
+USUAL = {"effort": "low", "fits": True, "static_ms": 0.0}
 
 INTRODUCTION = """# Plans: what the compiler says before anything runs
 
@@ -186,12 +192,12 @@ def key(config: ConfigDict, topology: str) -> str:
 def compiled() -> dict[str, dict[str, Any]]:
     """key -> line. A later line with the same key replaces an earlier one.
 
-    A line without versions has those of the line before it.
+    A line without versions has those of the line before it, and one without a field of USUAL has that.
     """
     found = {}
     versions: dict[str, str] = {}
     for text in LINES.read_text().splitlines() if LINES.exists() else []:
-        line = {"versions": versions, **json.loads(text)}
+        line = {"versions": versions, **USUAL, **json.loads(text)}
         versions = line["versions"]
         found[line["key"]] = line
     return found
@@ -215,7 +221,9 @@ def shortened(line: dict[str, Any]) -> dict[str, Any]:
     for each in line["collectives"]:
         sums[each["kind"]] += each["bytes"]
     kept["collectives"] = [{"kind": kind, "bytes": total} for kind, total in sums.items()]
-    return kept
+    kept["memory"] = {name: line["memory"][name] for name in ("peak", "available")}
+    kept["matmul_ms"] = round(line["matmul_ms"], 4)
+    return {name: value for name, value in kept.items() if name not in USUAL or value != USUAL[name]}
 
 
 def page() -> str:
