@@ -384,12 +384,17 @@ def size(count: float) -> str:
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
 
 
+def number_of(count: int, word: str) -> str:
+    """A number and what it counts: 1 chip, 2 chips."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
 def show(p: Plan) -> str:
     """The plan as the terminal shows it."""
     device = "chip" if p.devices == p.chips else "core"
     memory = p.memory
     head = (
-        f"{p.config} on {p.topology}: {p.chips} chips, {p.devices} devices "
+        f"{p.config} on {p.topology}: {number_of(p.chips, 'chip')}, {number_of(p.devices, 'device')} "
         f"({p.kind}, a device is a {device}), "
         f"batch {p.batch_size}, {p.dtype}, {p.parameters / 1e6:.1f} M parameters; "
         f"compiled at {p.effort} effort in {p.compile_seconds:.0f} s"
