@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import gc
 from pathlib import Path
 
 import jax
@@ -24,6 +25,9 @@ from tests import packed
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Tracing makes many objects that stay: looking for garbage less often saves a twentieth of the time.
+gc.set_threshold(100_000)
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"

@@ -90,7 +90,7 @@ def test_on_the_device_the_jitter_comes_before_the_crop_too():
     c = get_config("cifar10").pretrain.copy_and_resolve_references().unlock()
     image = jnp.asarray(photograph_like(40, 40)[None])
     batch = {"image": image, "index": jnp.array([3])}
-    made = views.make(batch, jax.random.key(1), c)
+    made = jax.jit(lambda batch: views.make(batch, jax.random.key(1), c))(batch)
     mean, std = (np.asarray(c.augment[name], np.float32) for name in ("mean", "std"))
     patches = np.asarray(made["patches"][0, 0]) * std + mean
     tokens = np.asarray(made["tokens"][0, 0])

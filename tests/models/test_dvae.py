@@ -1,6 +1,7 @@
 """DALL-E's discrete VAE against its released code, and what its parts promise."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -34,14 +35,15 @@ def test_the_released_encoder_and_decoder(golden):
     g = golden("dalle_dvae")
     encoder, decoder = networks(g)
     weights = {"params": jax.tree.map(jnp.asarray, dalle.encoder(g.under("encoder")))}
-    logits = encoder.apply(weights, map_pixels(channels_last(g["image"])))
+    logits = jax.jit(encoder.apply)(weights, map_pixels(channels_last(g["image"])))
     np.testing.assert_allclose(logits, channels_last(g["enc_logits"]), **CLOSE)
     np.testing.assert_array_equal(jnp.argmax(logits, -1), g["codes"])
     weights = {"params": jax.tree.map(jnp.asarray, dalle.decoder(g.under("decoder")))}
     one_hot = jax.nn.one_hot(g["codes"], logits.shape[-1], dtype=jnp.float32)
-    stats = decoder.apply(weights, one_hot)
+    decode = jax.jit(decoder.apply)
+    stats = decode(weights, one_hot)
     np.testing.assert_allclose(stats, channels_last(g["dec_stats"]), **CLOSE)
-    np.testing.assert_allclose(decoder.apply(weights, jnp.asarray(g["codes"])), stats, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(decode(weights, jnp.asarray(g["codes"])), stats, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dvae.image_of(stats), channels_last(g["reconstruction"]), **CLOSE)
 
 
@@ -84,10 +86,9 @@ def test_blocks_start_near_the_identity_and_may_be_negative():
     """The gain is 1 / 8^2, and no ReLU follows the sum."""
     encoder = Encoder(n_hid=32, vocab_size=16)
     x = map_pixels(jax.random.uniform(jax.random.key(1), (2, 32, 32, 3)))
-    variables = encoder.init(jax.random.key(0), x)
-    _, found = encoder.apply(
-        variables, x, capture_intermediates=lambda module, _: isinstance(module, dvae.Residual), mutable=True
-    )
+    variables = jax.jit(encoder.init)(jax.random.key(0), x)
+    residual = lambda module, _: isinstance(module, dvae.Residual)
+    _, found = jax.jit(partial(encoder.apply, capture_intermediates=residual, mutable=True))(variables, x)
     inside = found["intermediates"]
     first = np.asarray(inside["group1_1"]["__call__"][0])
     second = np.asarray(inside["group1_2"]["__call__"][0])

@@ -84,7 +84,8 @@ def timms(golden, **changes):
 def test_timms_network_in_inference(golden):
     case, net, tree, state = timms(golden)
     start = {"params": tree["params"]["encoder"], "batch_stats": tree["model_state"]["encoder"]}
-    h, found = net.apply(start, nhwc(case["image"]), train=False, mutable=["intermediates"])
+    look = jax.jit(partial(net.apply, train=False, mutable=["intermediates"]))
+    h, found = look(start, nhwc(case["image"]))
     layers = {f"stage{number + 1}": f"stage{number}" for number in range(7)} | {"head": "features"}
     for layer, theirs in layers.items():
         expected = nhwc(case[f"eval/{theirs}"])  # large maps: of the first image alone

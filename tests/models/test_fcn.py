@@ -1,5 +1,7 @@
 """Segmentation networks: PyTorch's interpolation, Caffe's crop, and layers by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,13 +117,14 @@ def test_fc6_as_a_convolution_is_fc6():
     config = model(name="alexnet_bn", width=1 / 32, sobel=True, dropout=0.5)
     net = models.backbone(config.model)
     x = jax.random.normal(jax.random.key(0), (2, 224, 224, 3))
-    variables = net.init(jax.random.key(1), x, train=False)
-    places = net.apply(variables, x, train=False, border=2)
+    variables = jax.jit(partial(net.init, train=False))(jax.random.key(1), x)
+    convolved = jax.jit(partial(net.apply, train=False, border=2))
+    places = convolved(variables, x)
     assert places.shape == (2, 1, 1, 128)
     np.testing.assert_allclose(places[:, 0, 0], net.apply(variables, x, train=False), rtol=1e-4, atol=1e-7)
     # four columns more begin an incomplete window of a pool, which Caffe keeps
     wide = jnp.pad(x, ((0, 0), (0, 0), (0, 4), (0, 0)))
-    assert net.apply(variables, wide, train=False, border=2).shape == (2, 1, 2, 128)
+    assert convolved(variables, wide).shape == (2, 1, 2, 128)
 
 
 def test_other_networks_are_refused():

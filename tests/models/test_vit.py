@@ -1,6 +1,7 @@
 """The vision transformer against timm, DeiT's code and MoCo v3's rules."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -320,7 +321,7 @@ def test_a_frozen_projection_takes_no_part_in_the_gradient_and_comes_back_from_a
 def test_in_bfloat16_no_block_keeps_its_attention_weights_for_the_backward_pass():
     net = ViT(**TINY, dtype=jnp.bfloat16)
     image = jnp.zeros((2, 16, 16, 3))
-    params = net.init(jax.random.key(0), image, train=False)["params"]
+    params = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)["params"]
 
     def kept(net):
         _, back = jax.vjp(lambda params: net.apply({"params": params}, image, train=True), params)
