@@ -55,6 +55,7 @@ def paths(tree):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case, relative", [("beit_b_finetune", "blocks"), ("beit_b_shared_rel", "shared")])
 def test_rates_and_decay_of_every_parameter(golden, case, relative):
     """Their parameters one by one, by their names."""

@@ -157,6 +157,7 @@ def test_simclr_schedule(golden, case):
     np.testing.assert_allclose(schedule(jnp.asarray(g["step"])), g["lr"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(2))
 def test_timm_schedule_runs_its_cosine_under_the_warmup(golden, case):
     """The value of each epoch, in all its steps; with the released code's lag, that of the epoch before."""

@@ -765,6 +765,7 @@ def value_of(text, like):
 EXPERIMENTS = sorted(path.parent.name for path in ROOT.glob("experiments/*/paper.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_papers_row_asks_for_what_its_command_changes(experiment):
     """Otherwise the table would never show what the command measures."""

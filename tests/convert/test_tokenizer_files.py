@@ -157,6 +157,7 @@ def test_the_average_is_what_is_written(tmp_path):
     np.testing.assert_array_equal(found["decoder.blocks.input.b"], average["decoder"]["input"]["bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "names", "message"),
     [

@@ -46,6 +46,7 @@ def test_the_other_spaces_by_hand():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ("rgb", *SPACES))
 def test_every_space_can_be_undone_and_is_scaled(space):
     image = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 9, 9, 3)), jnp.float32)

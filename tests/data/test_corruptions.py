@@ -80,6 +80,7 @@ def test_a_batch_in_pieces_is_the_same(monkeypatch):
     np.testing.assert_array_equal(corruptions.corrupt(images, np.arange(7), "elastic_transform", 2), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 128])
 @pytest.mark.parametrize("name", corruptions.CORRUPTIONS)
 def test_severity_five_is_further_from_the_image_than_severity_one(name, size):

@@ -259,6 +259,7 @@ def test_pixels_in_memory_are_cropped_for_evaluation_as_on_the_host(memory, stor
     assert difference.max() <= 1 and (difference > 0).mean() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "host"])
 def test_images_are_altered_after_the_crop_by_their_ids_and_padding_is_not(kind, request):
     source, config = request.getfixturevalue(kind)

@@ -84,6 +84,7 @@ def test_small_grids_can_be_masked():
     assert count.min() > 0 and count.max() == 10 and count.mean() > 9.5
 
 
+@pytest.mark.slow
 def test_algorithm_1_read_literally_masks_more_than_the_paper_says():
     masks = many(algorithm_1, height=14, width=14, num_masked=0.4 * 196, min_block=16, min_aspect=0.3)
     count = masks.sum((1, 2))

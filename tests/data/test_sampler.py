@@ -73,6 +73,7 @@ def test_subset_is_balanced_sorted_deterministic_and_nested():
     assert set(one) != set(sampler.subset(labels, fraction=0.01, seed=5))
 
 
+@pytest.mark.slow
 def test_subset_counts_are_those_of_simclrs_lists():
     """Class counts equal those of imagenet_subsets/ in google-research/simclr.
 

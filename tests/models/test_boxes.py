@@ -40,6 +40,7 @@ def test_an_anchor_by_hand():
     np.testing.assert_allclose(grid[15 * 85] - cell[0], [16, 16, 16, 16], rtol=1e-5)  # row 1, column 1
 
 
+@pytest.mark.slow
 def test_anchors_equal_detectron2(of):
     for case in ("anchors_c1", "anchors_c2"):
         g = of(case)
@@ -132,6 +133,7 @@ def test_candidates_as_good_as_the_best_are_positive_within_rounding():
     np.testing.assert_array_equal(which, [1, 0, 0, 1])  # 0 is the best of both, and keeps its own
 
 
+@pytest.mark.slow
 def test_nms_equals_torchvision_also_in_ties(of):
     g = of("nms_c0")
     for names, expected in ((None, g["keep"]), (g["classes"], g["keep_per_class"])):

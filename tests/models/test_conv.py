@@ -37,6 +37,7 @@ def agree(x_shape, kernel_shape, strides, padding, groups=1):
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * np.abs(b).max(), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "images, side, size, stride",
     [(8, 8, 3, 1), (6, 7, 3, 2), (2, 8, 3, 2), (3, 5, 1, 1), (4, 8, 1, 2), (2, 9, 7, 2), (2, 10, 3, 3)],
@@ -106,6 +107,7 @@ def test_grouped_and_depthwise(channels, features, groups, size, stride):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images, side, channels, size, stride", [(6, 24, 96, 3, 1), (4, 9, 8, 5, 2)])
 def test_depthwise_in_several_pieces_and_with_tensorflows_padding(images, side, channels, size, stride):
     """More numbers than are worked on at a time; one pixel more after than before."""
@@ -130,6 +132,7 @@ def test_bfloat16_sums_in_float32():
     assert float(found[0, 0, 0, 0]) == 512 * 16  # a sum in bfloat16 would stop at 256 times its step
 
 
+@pytest.mark.slow
 def test_a_network_uses_it_on_one_device_only_and_its_gradients_agree(monkeypatch):
     image = jax.random.uniform(jax.random.key(0), (4, 6, 6, 1))
     net = ResNet(Basic, (1,), (4,), 4, stem="cifar")

@@ -183,6 +183,7 @@ def test_the_context_is_causal():
         np.testing.assert_array_equal(reach > 0, expected)
 
 
+@pytest.mark.slow
 def test_a_block_of_the_context_by_hand():
     """1x1, ReLU, 1x3 with zeros beside, one row of zeros on top and 2x1, ReLU, 1x1, added; then a ReLU."""
     net = ContextNetwork(blocks=1, hidden=3)

@@ -38,6 +38,7 @@ def rpn(golden):
     return g
 
 
+@pytest.mark.slow
 def test_rpn_losses_and_gradients_equal_detectron2(rpn):
     labels = rpn["labels"].astype(jnp.int32)
     targets = encode(rpn["matched"], rpn["anchors"][None], weights=RPN_WEIGHTS)
@@ -76,6 +77,7 @@ def test_proposals_equal_detectron2(rpn, name):
     assert left.any() and not proposals.boxes[left].any() and np.isneginf(proposals.logits[left]).all()
 
 
+@pytest.mark.slow
 def test_detections_equal_detectron2_and_padding_changes_none(golden):
     g = case(golden, "head")
     pad = lambda x: jnp.concatenate([x, jnp.full((20, *x.shape[1:]), 9.0)])

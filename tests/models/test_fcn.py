@@ -41,6 +41,7 @@ def test_the_fixed_kernel_is_the_released_one(golden):
     np.testing.assert_allclose(upsample_filter(63)[:3], [1 / 32, 2 / 32, 3 / 32])
 
 
+@pytest.mark.slow
 def test_fcn_32s_is_a_transposed_convolution_that_is_cropped():
     """The crops of the released AlexNet and VGG-16 are 18 and 19."""
     assert crop_of(ALEXNET, 6) == (63, 18)

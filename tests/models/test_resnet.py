@@ -162,6 +162,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(after["intermediates"])} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
     net = ResNet(Basic, (1,), (4,), 4, stem="cifar")
     image = jax.random.uniform(jax.random.key(0), (4, 4, 4, 1))

@@ -17,6 +17,7 @@ def g(golden):
     return {name: jnp.asarray(case[name]) for name in case.dtype.names}
 
 
+@pytest.mark.slow
 def test_adaptive_samples_and_their_gradient_equal_torchvision(g):
     how = {"size": 14, "scale": SIXTEENTH, "sampling": 0, "aligned": True}
     out = align(g["map"][..., None], g["rois"], **how)[..., 0]

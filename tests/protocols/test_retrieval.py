@@ -31,6 +31,7 @@ def test_regions_are_the_released_ones(g):
     assert rmac.regions(1, 1) == [(0, 0, 1, 1)]  # the squares of the other levels are empty
 
 
+@pytest.mark.slow
 def test_descriptors_are_the_released_ones(g):
     maps = [jnp.asarray(g[f"{name}_nchw"].transpose(0, 2, 3, 1)) for name in ("feature_map", "feature_map2")]
     vectors = [np.asarray(rmac.region_vectors(one)) for one in maps]

@@ -41,6 +41,7 @@ def test_one_iteration_of_given_centroids(golden, blobs):
     np.testing.assert_allclose(objective, [g["objective"]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_run_ends_within_a_hundredth_of_faiss(golden):
     g = golden("deepcluster").under("kmeans_sphere")
     x = jnp.asarray(g["x_float16"].astype(np.float32))

@@ -48,6 +48,7 @@ def test_the_largest_probabilities_and_what_they_leave():
     np.testing.assert_array_equal(pseudo.looked_up(whole, jnp.asarray([2, 1]), 4), q[jnp.asarray([2, 1])])
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_soft_loss_is_the_difference_of_the_probabilities():
     q = jnp.asarray([[0.7, 0.2, 0.1]])
     logits = jnp.asarray([[0.3, -1.0, 2.0]])
