@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from ssljax import cli, origin, results
-from ssljax.config import FACTS, flat, hashed, stages
+from ssljax.config import FACTS, flat, stages
 from ssljax.config.stored import of_run
 from ssljax.pictures import compared, figures, tables
 from ssljax.pictures.page import Block, markdown
@@ -127,13 +127,14 @@ def _is_of(row: results.Row, whole: Any, stage: str, earlier: str) -> bool:
         return False
     names = [name for name in stages(whole) if name]
     overrides = cli.against_preset(whole)
-    if row["config_hash"] in (hashed(config), origin.config_hash(config, overrides, names, earlier)):
+    if row["config_hash"] == origin.config_hash(config, overrides, names, earlier):
         return True
 
     def trained(changed: Mapping[str, Any]) -> dict[str, Any]:
         return {key: changed[key] for key in changed if key.split(".")[0] not in ("data", "evaluate")}
 
-    own = origin.changed(overrides, names)
+    # With folders, as older rows name them: the preset of a run does not say which of its runs it was.
+    own = results.changed(overrides, names)
     return bool(row["changed"]) and trained(row["changed"]) == trained(own)
 
 

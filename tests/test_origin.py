@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ssljax import cli, origin
+from ssljax import cli, compare, origin
 from ssljax.config import hashed, stages
 
 NAMES = ["pretrain", "frozen", "finetune"]
@@ -81,3 +81,20 @@ def test_a_stage_of_another_run_counts_with_the_stages_before_it(tmp_path):
     plain = stage_of(tmp_path / "a")
     assert plain == hashed(cli.preset_of("simclr:digits_linear").linear)
     assert stage_of(tmp_path / "b", **{"pretrain.loss.temperature": 0.9}) != plain
+
+
+def test_a_comparison_does_not_take_the_row_of_a_run_with_another_earlier_stage():
+    default = cli.preset_of("cpc:digits_finetune")
+    other, _ = cli.overridden(default, {"frozen.optim.learning_rate": 0.125})
+    last = default.finetune
+    changed, config_hash = staged({})
+    row = {
+        "experiment": last.name,
+        "preset": last.preset,
+        "stage": "",
+        "seed": last.seed,
+        "epochs": last.epochs,
+    }
+    row |= {"changed": changed, "config_hash": config_hash}
+    assert compare._is_of(row, default, NAMES[-1], "")
+    assert not compare._is_of(row, other, NAMES[-1], "")

@@ -353,10 +353,14 @@ def strips(height: int, count: int, names: Sequence[str]) -> tuple[Figure, list[
     return figure, columns
 
 
+def without_channel(image: np.ndarray) -> np.ndarray:
+    """A grey image as [S, S], and one in colour as it is: as matplotlib takes them."""
+    return image[..., 0] if image.shape[-1] == 1 else image
+
+
 def draw(axis: Axes, image: np.ndarray) -> None:
     """Shows an image, uint8 [S, S, C], without interpolation."""
-    pixels = image[..., 0] if image.shape[-1] == 1 else image
-    axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.imshow(without_channel(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     # A thin edge, so that a white image ends somewhere on the white page.
     axis.add_patch(Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, color=NO_LABEL))
@@ -384,8 +388,7 @@ def sheet(
     figure = Figure(figsize=(TILE * (columns + 1.4), TILE * rows + 0.8), layout="constrained", dpi=150)
     axis = figure.subplots()
     for r, c in np.ndindex(rows, columns):
-        image = images[r][c]
-        pixels = image[..., 0] if image.shape[-1] == 1 else image
+        pixels = without_channel(images[r][c])
         place = (AIR * c, AIR * c + 1, AIR * r + 1, AIR * r)
         axis.imshow(pixels, extent=place, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         # A thin edge, so that a white image ends somewhere on the white page.
