@@ -18,6 +18,7 @@ WORKDIR/STAGE/preview.png per stage.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,12 +36,15 @@ from ssljax.methods.cpc import changed_patches
 from ssljax.models.sobel import sobel
 from ssljax.pictures import overlays
 from ssljax.pictures.gallery import greyed
+from ssljax.program import once
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROWS = 8
 VIEWS = 6
+SIDE = 2.0  # inches of a picture
+AIR = 0.1  # inches between two
 OPERATIONS = "bcsh"  # brightness, contrast, saturation, hue
 
 
@@ -94,8 +98,9 @@ def examples(config: ConfigDict) -> tuple[list[np.ndarray], list[Column], list[s
     key = jax.random.fold_in(jax.random.key(config.seed), 0)  # the key of step 0, as in ssljax/step.py
     index = jax.numpy.asarray(batch["index"])
     arrays = {name: jax.numpy.asarray(value) for name, value in batch.items()}
-    made = views.make(arrays, key, config)
-    drawn = jax.tree.map(np.asarray, views.draws(index, key, config))
+    make = once(lambda arrays, key: (views.make(arrays, key, config), views.draws(index, key, config)))
+    made, drawn = make(arrays, key)
+    drawn = jax.tree.map(np.asarray, drawn)
 
     def column(view: views.View, i: int) -> Column:
         rows = []
@@ -193,7 +198,7 @@ def mixtures(
     for kind in ("mixup_alpha", "cutmix_alpha"):
         if config.mix[kind] and len(first) % 2 == 0:
             alphas = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, kind: config.mix[kind]}
-            image, target = mixing.mix(first, targets, key, **alphas)
+            image, target = once(functools.partial(mixing.mix, **alphas))(first, targets, key)
             captions = [weights(row, class_names) for row in np.asarray(target)]
             columns.append(Column("", pixels(image, config.augment), captions))
     return columns
@@ -222,7 +227,7 @@ def patched(batch: Mapping[str, jax.Array], key: jax.Array, config: ConfigDict) 
         key: the key of the step.
         config: the run's config, of the method cpc.
     """
-    made = pixels(jax.jit(lambda batch: changed_patches(batch, key, config))(batch), config.augment)
+    made = pixels(once(lambda batch: changed_patches(batch, key, config))(batch), config.augment)
     rows, grid, _, side = made.shape[:4]
     gap = max(side // 12, 1)
     made = np.pad(made, [(0, 0)] * 3 + [(0, gap)] * 2 + [(0, 0)], constant_values=1.0)
@@ -352,51 +357,52 @@ def _colour(a: ConfigDict) -> str:
 def sheet(
     path: Path, heading: str, originals: list[np.ndarray], columns: list[Column], labels: list[str]
 ) -> None:
-    """Draws the contact sheet. Views share one scale; each stored image has its own."""
+    """Draws the contact sheet. Views share one scale; each stored image has its own.
+
+    All pictures lie on one axis whose unit is an inch: with an axis each they take five times as long.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    named = any(column.name for column in columns)
     largest = max(column.images.shape[1] for column in columns if column.size == 1.0)
     widest = max(column.images.shape[2] for column in columns if column.size == 1.0)
-    height = 2.2 if widest == largest else 2.1 * largest / widest + 0.3  # views that lie side by side
+    captions = [labels, *(column.captions for column in columns)]
+    lines = max(text.count("\n") + 1 for texts in captions for text in texts)
+    above = 0.09 + 0.15 * lines  # the room of a caption
     sizes = [1.0, *(column.size for column in columns)]
-    inches = (2.1 * sum(sizes), height * max(sizes) * len(labels) + 1.0)
-    figure = Figure(figsize=inches, layout="constrained")
+    left = np.concatenate([[0.0], np.cumsum(sizes)]) * (SIDE + AIR)
+    tall = max(size if size != 1.0 else largest / widest for size in sizes) * SIDE
+    top = [0.35 + above + row * (tall + above) for row in range(len(labels))]
+
+    room = 0.12 + 0.19 * (heading.count("\n") + 1)  # of the heading
+    inches = (left[-1] + AIR, top[-1] + tall + AIR + room)
+    figure = Figure(figsize=inches)
     FigureCanvasAgg(figure)
+    axis = figure.add_axes((0.0, 0.0, 1.0, 1.0 - room / inches[1]))
 
-    grid = figure.subplots(
-        len(labels) + named,
-        len(columns) + 1,
-        squeeze=False,
-        height_ratios=[0.12] * named + [1.0] * len(labels),
-        width_ratios=sizes,
-    )
-    if named:
-        for axes, name in zip(grid[0], ["", *(column.name for column in columns)], strict=True):
-            axes.text(0.5, 0.5, name, fontsize=10, weight="bold", ha="center", va="center")
-            axes.set_axis_off()
-
-    for b, row in enumerate(grid[int(named) :]):
-        _show(row[0], originals[b], labels[b])
-        for axes, column in zip(row[1:], columns, strict=True):
-            _show(axes, column.images[b], column.captions[b])
-            if column.size != 1.0:
-                continue
-            margin = (widest - column.images.shape[2]) / 2
-            axes.set(xlim=(-0.5 - margin, widest - margin - 0.5), ylim=(largest - 0.5, -0.5))
-
-    figure.suptitle(heading, fontsize=11)
+    for j, size in enumerate(sizes):
+        middle = left[j] + SIDE * size / 2
+        if j and columns[j - 1].name:
+            axis.text(middle, 0.2, columns[j - 1].name, fontsize=10, weight="bold", ha="center", va="center")
+        for b, text in enumerate(captions[j]):
+            picture = columns[j - 1].images[b] if j else originals[b]
+            own = max(picture.shape[0] / tall, picture.shape[1] / (SIDE * size))
+            _show(axis, picture, widest / SIDE if j and size == 1.0 else own, (middle, top[b]), text)
+    axis.set(xlim=(-AIR, left[-1]), ylim=(inches[1] - room, 0.0))
+    axis.set_axis_off()
+    figure.suptitle(heading, fontsize=11, y=1.0 - 0.07 / inches[1], va="top")
     figure.savefig(path, dpi=110)
 
 
-def _show(axes: Axes, picture: np.ndarray, text: str) -> None:
-    """Shows one picture [H, W, C] under its text."""
+def _show(axis: Axes, picture: np.ndarray, inch: float, place: tuple[float, float], text: str) -> None:
+    """Shows one picture [H, W, C], with so many pixels per inch, below its place and with a text above."""
+    x, y = place
+    height, width = (length / inch for length in picture.shape[:2])
     white = 255 if picture.dtype == np.uint8 else 1
+    extent = (x - width / 2, x + width / 2, y + height, y)
     # Matplotlib uses cmap, vmin and vmax only for pictures of one channel.
-    axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=white, interpolation="nearest")
-    axes.set_title(text, fontsize=8)
-    axes.set_axis_off()
+    axis.imshow(picture.squeeze(), extent=extent, cmap="gray", vmin=0, vmax=white, interpolation="nearest")
+    axis.text(x, y - 0.05, text, fontsize=8, ha="center", va="bottom")
 
 
 if __name__ == "__main__":

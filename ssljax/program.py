@@ -393,14 +393,14 @@ def untrained(config: ConfigDict, facts: Facts) -> Evaluated:
     return evaluated(config, facts, switched_on(state), mesh)
 
 
-def once(function: Callable[..., Any], places: Any) -> jax.stages.Wrapped:
-    """jit for a program that runs once: an initialisation.
+def once(function: Callable[..., Any], places: Any = None) -> jax.stages.Wrapped:
+    """jit for a program that runs once: an initialisation, the views of a preview.
 
     On CPUs it is compiled without optimising: for SimCLR on the digits in 1.5 s instead of 8 to 10.
 
     Args:
         function: what to compile.
-        places: the shardings of its results.
+        places: the shardings of its results; None leaves them to the compiler.
     """
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(function, out_shardings=places, compiler_options=quick)

@@ -16,6 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -107,6 +108,11 @@ class Case:
     def gradient(self):
         """(params, model_state, extra, batch, key, step) -> ((loss, out), gradient), on one device."""
         return jax.jit(jax.value_and_grad(self.one.method.loss, has_aux=True))
+
+    def gradient_of_step(self, step):
+        """The gradient that a step on 8 devices took, out of AdamW's first moments before and after it."""
+        before, after = (optax.tree.get(self.states[i].opt_state, "mu") for i in (step, step + 1))
+        return jax.tree.map(lambda old, new: (np.asarray(new) - 0.9 * np.asarray(old)) / 0.1, before, after)
 
     def arguments(self, step):
         """What `loss` takes at this step, on one device."""
