@@ -34,6 +34,7 @@ PRESETS = (
     "digits_linear",
     "fashion_mnist",
     "cifar10_r18",
+    "cifar10_r18_linear",
     "cifar10_lightly",
     "cifar10_small",
     "folder",
@@ -171,6 +172,13 @@ def cifar10_r18() -> ConfigDict:
     c.head.layers = 3
     c.loss.temperature = 0.5
     c.optim.update(learning_rate=1.0, scaling="linear", weight_decay=1e-4)
+    return c
+
+
+def cifar10_r18_linear() -> ConfigDict:
+    """The same, then the README's linear evaluation: 100 epochs at batch size 512 [C]."""
+    c = linear(cifar10_r18())
+    c.linear.update(batch_size=512, epochs=100)
     return c
 
 
