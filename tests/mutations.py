@@ -2521,8 +2521,8 @@ ROBUSTNESS = [
     Mutation(
         "published_corruptions_cropped_again",
         LOADER,
-        "    if source.cropped:\n",
-        "    if source.cropped and False:\n",
+        "    if source.whole:\n",
+        "    if source.whole and False:\n",
         "ImageNet-C is cropped already",
         f"{T_ROBUSTNESS}::test_published_images_are_not_cropped_again",
     ),

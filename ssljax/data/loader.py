@@ -300,7 +300,7 @@ def eval_batches(
         ValueError: an image is unreadable (the message names it).
     """
     wanted = np.arange(len(source)) if positions is None else positions
-    if source.cropped:
+    if source.whole:
         config = config.copy_and_resolve_references().unlock()
         config.data.eval_crop = 1.0
     decoded = _host_eval(source, config, wanted, batch_size, place)  # not begun if the images are in memory

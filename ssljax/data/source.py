@@ -37,7 +37,7 @@ class Source:
         skipped: names of unreadable files that were left out (`data.on_bad_image="skip"`).
         how_to_skip: what the user does to leave out unreadable images, for messages.
         targets: other annotations by name (several labels per image, boxes), as arrays whose first axis is N.
-        cropped: the images are central crops already, so evaluation takes the whole of each.
+        whole: evaluation takes the whole of each image, as if `data.eval_crop` were 1.
         alter: changes images as evaluation sees them: (uint8 [B, S, S, C], their ids [B]) -> uint8 of the
             same shape. None leaves them as they are; training never calls it.
         file_of: returns the file of an id, below the folder of the data, and its size in bytes; None for a
@@ -61,7 +61,7 @@ class Source:
     how_to_skip: str = SKIP
     targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     file_of: Callable[[int], tuple[str, int]] | None = None
-    cropped: bool = False
+    whole: bool = False
     alter: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     decode: Callable[[bytes], np.ndarray] | None = None
     mask_of: Callable[[int], np.ndarray] | None = None

@@ -99,7 +99,7 @@ def corrupted(bench: Bench, clean: Source, corruption: str, severity: int) -> So
         folder = f"folder:{place.rstrip('/')}/{corruption}"
         source = bench.load("test", source=folder, train_split=split, test_split=split)
     # Published images were cropped before they were corrupted.
-    return dataclasses.replace(source, labels=by_name(source, bench.test.class_names), cropped=True)
+    return dataclasses.replace(source, labels=by_name(source, bench.test.class_names), whole=True)
 
 
 def in_tfds(name: str, corruption: str, severity: int) -> str:

@@ -5,13 +5,15 @@
 
 Each data set is DIR/NAME, or comes from TFDS (`data.transfer` has the table). lambda is the best of 45 values
 1e-6 ... 1e5 on the validation images; the fit is repeated on training and validation images, and only it sees
-the test images. Features are standardised as in `linear`, which the papers do not say.
+the test images. Features are standardised as in `linear`, which the papers do not say. They are those of the
+image's central square, whatever `data.eval_crop` is: the shorter side has `data.image_size` pixels [P].
 
 A folder of another name is judged too, by both accuracies, and the sizes of its splits are its own affair.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -77,14 +79,15 @@ def missing(bench: Bench, name: str) -> str:
     return transfer.missing(name, bench.config.evaluate.transfer_root, "evaluate.transfer_root")
 
 
-def load(bench: Bench, name: str) -> tuple[Source, Source, Source]:
-    """The training, validation and test images of a data set."""
-    whole = {**WHOLE, "source": f"transfer:{name}", "data_dir": bench.config.evaluate.transfer_root}
-    return (
-        bench.load("train", **whole, train_split="train"),
-        bench.load("test", **whole, test_split="validation"),
-        bench.load("test", **whole, test_split="test"),
-    )
+def load(bench: Bench, name: str) -> list[Source]:
+    """The training, validation and test images of a data set, whatever `data.eval_crop` is."""
+    asked = {**WHOLE, "source": f"transfer:{name}", "data_dir": bench.config.evaluate.transfer_root}
+    splits = [
+        bench.load("train", **asked, train_split="train"),
+        bench.load("test", **asked, test_split="validation"),
+        bench.load("test", **asked, test_split="test"),
+    ]
+    return [dataclasses.replace(split, whole=True) for split in splits]
 
 
 def features_of(bench: Bench, source: Source) -> tuple[np.ndarray, np.ndarray]:

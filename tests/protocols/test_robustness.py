@@ -228,7 +228,7 @@ def test_published_images_are_not_cropped_again(tmp_path):
     source = dataclasses.replace(test.select([0]), images=images)
     seen = [
         next(loader.eval_batches(s, config, batch_size=1))["image"]
-        for s in (source, dataclasses.replace(source, cropped=True))
+        for s in (source, dataclasses.replace(source, whole=True))
     ]
     assert seen[0].mean() > 250 and seen[1].mean() == 255 / 4
     assert config.data.eval_crop == 0.5

@@ -9,6 +9,8 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
+from configs import simclr
+from ssljax import benches
 from ssljax.data import sources, voc
 from ssljax.data import transfer as transfer_sets
 from ssljax.protocols import PROTOCOLS, ranking, transfer, voc07_svm
@@ -212,6 +214,22 @@ def test_folders_are_judged_and_absent_data_sets_named(tmp_path, caplog):
     config.evaluate.transfer = "aircraft"
     with pytest.raises(ValueError, match=r"aircraft has 24 images .* has 6,667 \(3,334, 3,333, 3,333 for"):
         list(PROTOCOLS["transfer"].judge(one))
+
+
+def test_the_border_of_an_image_is_seen(tmp_path):
+    """The classes differ outside the central 7/8, which is what the run itself evaluates."""
+    for split, count in (("train", 12), ("test", 4)):
+        for name, grey in (("a", 40), ("b", 200)):
+            (tmp_path / "mine" / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = Image.new("RGB", (48, 40), (grey, grey, grey))
+                image.paste((20 * i, 0, 0), (6, 2, 42, 38))
+                image.save(tmp_path / "mine" / split / name / f"{i}.png")
+    config = simclr.get_config("digits").unlock()
+    config.data.update(image_size=40, channels=3, eval_crop=0.875)
+    config.evaluate.update(transfer="mine", transfer_root=str(tmp_path))
+    (found,) = PROTOCOLS["transfer"].judge(benches.of_pixels(config, None, None))
+    assert found["top1"] == 100.0
 
 
 def test_a_transfer_source_has_the_papers_four_splits(tmp_path):
