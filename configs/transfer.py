@@ -9,7 +9,8 @@ again on training and validation images. A preset is that last run. By itself:
         --config.optim.learning_rate=0.01 --workdir runs/pets
 
 DIR/pets has class folders, or TFDS has prepared the data set (docs/transfer.md). `own` is for a folder of any
-other name: --config.data.source=transfer:NAME. The network must be that of RUN; `ssljax finetune` sees to it.
+other name: --config.data.source=transfer:NAME, for the epochs of 20,000 steps on 5,000 images. The network
+must be that of RUN; `ssljax finetune` sees to it.
 
 Sources of the numbers: [P] SimCLR, appendix B.8; [X] chosen here.
 """
@@ -46,15 +47,16 @@ def transfer(name: str) -> ConfigDict:
     The weight decay is the paper's divided by the learning rate, so that one step shrinks the weights by the
     paper's value [P]. It applies to kernels alone, and crops have at least 8 % of the image [X].
     """
-    steps = IMAGES[name] // BATCH  # of an epoch
-    c = config.imagenet(epochs=max(1, round(STEPS / steps)), batch_size=BATCH)
+    c = config.imagenet(epochs=round(STEPS * BATCH / IMAGES[name]), batch_size=BATCH)
+    if name != "own":
+        c.steps = STEPS
     c.name = "transfer"
     c.method = "multilabel" if name == "voc2007" else "supervised"
     config.crops_alone(c)
     source = "NAME" if name == "own" else name
     c.data.update(source=f"transfer:{source}", train_split="train+validation", test_split="test")
     c.augment.update(crop="tf", min_area=0.08)
-    c.model.bn_momentum = max(1 - 10 / steps, 0.9)  # [P]
+    c.model.bn_momentum = max(1 - 10 / (IMAGES[name] // BATCH), 0.9)  # [P]
     if name == "voc2007":
         c.head = dict(scheme="zeros")
     c.optim = dict(  # in the middle of the grid

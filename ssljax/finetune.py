@@ -109,7 +109,7 @@ def recipe(name: str, run: str, root: str, words: Sequence[str], steps: int, spl
         run: the folder of the pretrained network; "" for a random one.
         root: the folder of the data sets.
         words: overrides of the user.
-        steps: how many, in whole epochs.
+        steps: how many.
         split: "train", which is judged on the validation split, or "train+validation".
     """
     preset = f"transfer:{name if name in transfer.SETS else 'own'}"
@@ -120,15 +120,17 @@ def recipe(name: str, run: str, root: str, words: Sequence[str], steps: int, spl
     begin = ["--config", preset, *data, f"--config.init_from={run}", *network]
     config, _, _ = cli.load("finetune", [*begin, *words])  # a wrong setting is answered before the first run
 
-    per_epoch = len(sources.load(config.data, "train")) // config.batch_size
+    images = len(sources.load(config.data, "train"))
+    per_epoch = images // config.batch_size
     if not per_epoch:
         raise ValueError(
             f"{name} has fewer training images than a batch of {config.batch_size}: lower --config.batch_size"
         )
-    epochs = max(1, round(steps / per_epoch))
+    epochs = max(1, round(steps * config.batch_size / images))  # tables name them
+    length = [f"--config.steps={steps}", f"--config.epochs={epochs}"]
     momentum = max(1 - 10 / per_epoch, 0.9)
     norms = [f"--config.model.bn_momentum={momentum!r}"] if "bn_momentum" in config.model else []
-    return [*begin, f"--config.epochs={epochs}", *norms, *words]
+    return [*begin, *length, *norms, *words]
 
 
 def best(file: epath.Path, grid: Sequence[Pair], name: str) -> tuple[Pair, results.Row]:
@@ -199,7 +201,7 @@ def asked(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--rates", default="", help="learning rates")
     parser.add_argument("--decays", default="", help="weight decays, before they are divided by the rate")
     parser.add_argument("--results", default="", help="file of the measurements on the test splits")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of every run, in whole epochs")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of every run")
     return parser.parse_known_args(argv)
 
 

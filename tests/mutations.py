@@ -4022,7 +4022,7 @@ FINE_TUNING = [
     Mutation(
         "norms_remember_nine_tenths",
         "configs/transfer.py",
-        "c.model.bn_momentum = max(1 - 10 / steps, 0.9)",
+        "c.model.bn_momentum = max(1 - 10 / (IMAGES[name] // BATCH), 0.9)",
         "c.model.bn_momentum = 0.9",
         "the default of pretraining",
         "tests/test_finetune.py::test_presets_take_20000_steps_and_know_their_images",

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from configs import simclr, transfer
-from ssljax import finetune, results, series
+from ssljax import finetune, program, results, series
 from ssljax.__main__ import VERBS
 from ssljax.config import flat
+from ssljax.types import Facts
 from tests.test_results import RUN
 
 
@@ -32,9 +33,14 @@ def test_presets_take_20000_steps_and_know_their_images():
         assert transfer.IMAGES[name] == sum(data.sizes[:2]), name
         c = transfer.get_config(name)
         steps = transfer.IMAGES[name] // 256
-        assert abs(c.epochs * steps - 20_000) <= steps / 2 and c.model.bn_momentum == max(1 - 10 / steps, 0.9)
+        assert c.model.bn_momentum == max(1 - 10 / steps, 0.9)
+        assert abs(c.epochs * sum(data.sizes[:2]) / 256 - 20_000) <= sum(data.sizes[:2]) / 512
         assert c.method == ("multilabel" if data.metric == "map" else "supervised")
+        assert c.steps == 20_000
     assert transfer.get_config("food101").model.bn_momentum == pytest.approx(0.966, abs=1e-3)
+    flowers = transfer.get_config("flowers").unlock()
+    flowers.model.update(name="resnet8", width=0.125)
+    assert program.build(flowers, Facts(2_040, 102, 2_040)).total_steps == 20_000
 
 
 def test_the_network_and_the_pixels_are_those_of_the_run(tmp_path):
@@ -143,13 +149,11 @@ def test_a_search_is_judged_on_validation_images_and_its_best_pair_on_the_test_i
         ("0.03", "0.1"),
         ("0.03", "0.0"),
     ]
-    for run in search:  # 18 training images: two steps an epoch
-        assert (run["data.train_split"], run["data.test_split"], run["epochs"]) == (
-            "train",
-            "validation",
-            "25",
-        )
+    for run in search:  # 18 training images
+        assert (run["data.train_split"], run["data.test_split"]) == ("train", "validation")
+        assert (run["steps"], run["epochs"]) == ("50", "22")
     assert (last["data.train_split"], last["data.test_split"]) == ("train+validation", "test")
+    assert (last["steps"], last["epochs"]) == ("50", "20")
     assert last["workdir"] == f"{tmp_path}/w/mine/best" and last["seed"] == "3"
     assert all(run["init_from"] == str(tmp_path) and run["model.name"] == "resnet8" for run in asked.trained)
     assert len(results.read(tmp_path / "w" / "mine" / "results.jsonl")) == 4
