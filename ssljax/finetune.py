@@ -12,7 +12,9 @@ The recipe is configs/transfer.py, on the network, the image size and the pixels
 folder of its own, runs/transfer/pets/rate=0.01,decay=0.0001 and runs/transfer/pets/best, and after an
 interruption the same command goes on. A run that fails is named, and the others go on. Accuracies on the
 validation split are in runs/transfer/pets/results.jsonl, those on the test split in
-runs/transfer/results.jsonl or FILE. Without --run a random network is trained, the baseline.
+runs/transfer/results.jsonl or FILE.
+
+Without --run a random network is trained, the paper's baseline: 40,000 steps, and other rates and decays.
 """
 
 from __future__ import annotations
@@ -38,6 +40,11 @@ from ssljax.series import Asked, Interrupted, Steps, sweep
 RATES = tuple(10.0**e for e in np.linspace(-4, -1, 7))  # SimCLR, appendix B.8; BYOL too
 DECAYS = (0.0, *(10.0**e for e in np.linspace(-6, -3, 7)))
 STEPS = 20_000
+
+# The same for random weights.
+RANDOM_RATES = tuple(10.0**e for e in np.linspace(-3, 0, 7))
+RANDOM_DECAYS = tuple(10.0**e for e in np.linspace(-5, -1.5, 8))
+RANDOM_STEPS = 40_000
 
 # What the fine-tuned network must share with the run, besides `model`: how it sees an image.
 PIXELS = (
@@ -164,8 +171,9 @@ def one(name: str, flags: argparse.Namespace, words: Sequence[str], grid: Sequen
     Returns:
         The names of the runs that failed.
     """
-    search = recipe(name, flags.run, flags.data_root, words, flags.steps, "train")
-    again = recipe(name, flags.run, flags.data_root, words, flags.steps, "train+validation")
+    steps = flags.steps or (STEPS if flags.run else RANDOM_STEPS)
+    search = recipe(name, flags.run, flags.data_root, words, steps, "train")
+    again = recipe(name, flags.run, flags.data_root, words, steps, "train+validation")
     below = os.path.join(flags.workdir, name)
     results_of_all = flags.results or os.path.join(flags.workdir, "results.jsonl")
     failed = sweep(Steps(below, True, [], []), [Asked(p.name, [*search, *p.words()]) for p in grid])
@@ -194,14 +202,14 @@ def numbers(text: str, flag: str, usual: Sequence[float]) -> Sequence[float]:
 def asked(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the overrides of the recipe."""
     parser = argparse.ArgumentParser(prog="ssljax finetune", allow_abbrev=False)
-    parser.add_argument("--run", default="", help="the folder of a run, of any method")
+    parser.add_argument("--run", default="", help="the folder of a run, of any method; else a random network")
     parser.add_argument("--sets", required=True, help="data sets, with commas between them; all: the twelve")
     parser.add_argument("--data-root", default="", help="folder with a folder for each data set")
     parser.add_argument("--workdir", required=True, help="the folder of all runs")
     parser.add_argument("--rates", default="", help="learning rates")
     parser.add_argument("--decays", default="", help="weight decays, before they are divided by the rate")
     parser.add_argument("--results", default="", help="file of the measurements on the test splits")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of every run")
+    parser.add_argument("--steps", type=int, default=0, help="of every run, if not the paper's")
     return parser.parse_known_args(argv)
 
 
@@ -212,10 +220,8 @@ def main(argv: list[str] | None = None) -> None:
     failed = []
     try:
         with cli.answered("finetune"):
-            rates, decays = (
-                numbers(flags.rates, "rates", RATES),
-                numbers(flags.decays, "decays", DECAYS),
-            )
+            rates = numbers(flags.rates, "rates", RATES if flags.run else RANDOM_RATES)
+            decays = numbers(flags.decays, "decays", DECAYS if flags.run else RANDOM_DECAYS)
             grid = [Pair(rate, decay) for rate in rates for decay in decays]
             names = list(transfer.SETS) if flags.sets == "all" else flags.sets.split(",")
             absent = {name: why for name in names if (why := transfer.missing(name, flags.data_root))}

@@ -86,6 +86,29 @@ def test_the_best_pair_counts_on_the_metric_of_the_data_set(tmp_path):
         finetune.best(file, grid, "flowers")
 
 
+@pytest.mark.parametrize(
+    "run, steps, rates, decays",
+    [
+        ("x", 20_000, np.arange(-4, -0.9, 0.5), [-np.inf, *np.arange(-6, -2.9, 0.5)]),
+        ("", 40_000, np.arange(-3, 0.1, 0.5), np.arange(-5, -1.4, 0.5)),
+    ],
+)
+def test_random_networks_have_a_search_of_their_own(run, steps, rates, decays, tmp_path, monkeypatch):
+    """SimCLR's B.8."""
+    runs = []
+    monkeypatch.setattr(finetune.transfer, "missing", lambda name, root: "")
+    monkeypatch.setattr(finetune, "recipe", lambda *arguments: [str(arguments[4])])
+    monkeypatch.setattr(finetune, "sweep", lambda how, asked: runs.extend(asked) or [])
+    with pytest.raises(SystemExit, match="no run of pets was measured"):
+        finetune.main([f"--run={run}", "--sets=pets", f"--workdir={tmp_path}"])
+    assert len(runs) == 56 and {each.words[0] for each in runs} == {str(steps)}
+    found = np.array([[float(word.split("=")[1]) for word in each.words[1:]] for each in runs])
+    with np.errstate(divide="ignore"):
+        found = np.log10(found[:, 0]), np.log10(found[:, 0] * found[:, 1])
+    np.testing.assert_allclose(found[0], np.repeat(rates, 8))
+    np.testing.assert_allclose(found[1], np.tile(decays, 7))
+
+
 def test_absent_data_sets_are_named_and_one_must_be_there(tmp_path, capsys):
     words = ["--run=x", f"--data-root={tmp_path}", f"--workdir={tmp_path}/w"]
     with pytest.raises(SystemExit, match="none of these data sets is there"):
