@@ -4030,8 +4030,8 @@ FINE_TUNING = [
     Mutation(
         "validation_is_trained_on",
         "ssljax/data/transfer.py",
-        'rows = {"train": order[count:]',
-        'rows = {"train": order',
+        'rows = {"train": np.delete(every, held)',
+        'rows = {"train": every',
         "the search fits what it is judged on",
         "tests/protocols/test_transfer.py::test_a_transfer_source_has_the_papers_four_splits",
     ),

@@ -3,7 +3,8 @@
 `data.data_dir` is DIR. The data set is the folder DIR/NAME with train/CLASS/..., test/CLASS/... and, where
 there is one, val/CLASS/... (VOC2007 as its devkit is unpacked); without such a folder it is TFDS's, prepared
 in DIR or in TFDS's own place. The splits are train, validation, train+validation and test. Where no
-validation split is stored, it is drawn from the training images, always the same.
+validation split is stored, it is drawn from the training images, always the same: equally many of each class
+where that makes the papers' number, as BYOL's 20 for Pets, 5 for Caltech-101 and 10 for SUN397.
 
 A folder of another name is a data set of the user's own: a tenth of its training images are validation.
 """
@@ -158,10 +159,15 @@ def load(data: ConfigDict, name: str, split: str) -> Source:
 
     _complete(name, slice(2), first)
     share = known.sizes[1] / sum(known.sizes[:2]) if name in SETS else OWN_SHARE
-    order = sampler.order(0, 0, len(first))
     count = max(1, round(share * len(first)))
-    rows = {"train": order[count:], "validation": order[:count], "train+validation": order}
-    return first.select(np.sort(rows[wanted]))
+    each, rest = divmod(count, max(first.num_classes, 1))
+    if name in SETS and first.num_classes and not rest:
+        held = sampler.subset(first.labels, per_class=each, seed=0)
+    else:
+        held = np.sort(sampler.order(0, 0, len(first))[:count])
+    every = np.arange(len(first))
+    rows = {"train": np.delete(every, held), "validation": held, "train+validation": every}
+    return first.select(rows[wanted])
 
 
 def _stored(data: ConfigDict, name: str, stored: str, split: str) -> Source:

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from configs import simclr
 from ssljax import benches
-from ssljax.data import sources, voc
+from ssljax.data import sampler, sources, voc
 from ssljax.data import transfer as transfer_sets
 from ssljax.protocols import PROTOCOLS, ranking, transfer, voc07_svm
 from ssljax.protocols.bench import Bench
@@ -265,3 +265,28 @@ def test_a_transfer_source_has_the_papers_four_splits(tmp_path):
 
     (tmp_path / "mine" / "test").rename(tmp_path / "mine" / "val")
     assert len(load("train+validation")) == 26 and len(load("train")) == 20
+
+
+@pytest.mark.parametrize("held, expected", [(6, [3, 3]), (5, None)])
+def test_validation_images_are_drawn_by_class_where_the_papers_number_allows_it(
+    tmp_path, monkeypatch, held, expected
+):
+    """BYOL's 20 of each class for Pets. Numbers like CIFAR-100's 5,067 leave the plain draw."""
+    monkeypatch.setitem(transfer_sets.SETS, "pets", transfer_sets.DataSet((20 - held, held, 2)))
+    for split, counts in (("train", (15, 5)), ("test", (1, 1))):
+        for name, count in zip("ab", counts, strict=True):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8)).save(tmp_path / "pets" / split / name / f"{i:02}.png")
+    settings = data(source="transfer:pets", data_dir=str(tmp_path))
+    drawn = {}
+    for settings.test_split in transfer_sets.SPLITS:
+        drawn[settings.test_split] = sources.load(settings, "test")
+    validation = drawn["validation"]
+    plain = np.sort(sampler.order(0, 0, 20)[:held])
+    if expected:
+        assert np.bincount(validation.labels).tolist() == expected != np.bincount((plain >= 15) * 1).tolist()
+    else:
+        assert validation.index.tolist() == plain.tolist()
+    assert sorted([*drawn["train"].index, *validation.index]) == list(range(20))
+    assert drawn["train+validation"].index.tolist() == list(range(20))
