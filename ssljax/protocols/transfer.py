@@ -4,11 +4,13 @@
         --config.evaluate.transfer_root=DIR
 
 Each data set is DIR/NAME, or comes from TFDS (`data.transfer` has the table). lambda is the best of 45 values
-1e-6 ... 1e5 on the validation images; the fit is repeated on training and validation images, and only it sees
-the test images. Features are standardised as in `linear`, which the papers do not say. They are those of the
-image's central square, whatever `data.eval_crop` is: the shorter side has `data.image_size` pixels [P].
+1e-6 ... 1e5 on the validation images, by the metric of the data set; the fit is repeated on training and
+validation images, and only it sees the test images. Features are standardised as in `linear`, which the
+papers do not say. They are those of the image's central square, whatever `data.eval_crop` is: the shorter
+side has `data.image_size` pixels [P].
 
 A folder of another name is judged too, by both accuracies, and the sizes of its splits are its own affair.
+Its lambda is chosen by top-1.
 """
 
 from __future__ import annotations
@@ -60,9 +62,10 @@ def judge(bench: Bench) -> Iterator[Measurement]:
         splits = load(bench, name)
         sizes = [len(split) for split in splits]
         arrays = [features_of(bench, split) for split in splits]
+        known = SETS[name].metric if name in SETS else ""
         with threadpool_limits(1 if arrays[0][0].size < ONE_THREAD else None):
-            values, l2 = probe(arrays, splits[0].num_classes, bench.channels)
-        metrics = [SETS[name].metric] if name in SETS else [m for m in ("top1", MEAN, "map") if m in values]
+            values, l2 = probe(arrays, splits[0].num_classes, bench.channels, known)
+        metrics = [known] if known else [m for m in ("top1", MEAN, "map") if m in values]
         settings = {"l2": l2, "standardised": True, "train": sizes[0], "validation": sizes[1]}
         found = {metric: values[metric] for metric in metrics}
         yield {"protocol": f"transfer_{name}", "settings": settings, **found, "n": sizes[2]}
@@ -99,7 +102,7 @@ def features_of(bench: Bench, source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def probe(
-    splits: list[tuple[np.ndarray, np.ndarray]], num_classes: int, channels: int = 0
+    splits: list[tuple[np.ndarray, np.ndarray]], num_classes: int, channels: int = 0, metric: str = ""
 ) -> tuple[dict[str, float], float]:
     """Choose lambda on the validation images, fit on these and the training images, and judge.
 
@@ -107,6 +110,7 @@ def probe(
         splits: (features, labels) of the training, validation and test images.
         num_classes: labels are 0..num_classes-1, or have so many columns.
         channels: see `linear.standardise`.
+        metric: the one that lambda is chosen by; "" for top1, or for several labels map.
 
     Returns:
         The metrics in percent, and lambda.
@@ -121,7 +125,8 @@ def probe(
     warm: dict[int, Any] = {}
     for l2 in GRID:
         fitted = regress(kept, train[1], num_classes, l2, warm, 300)
-        value = next(iter(metrics_of(fitted(held), validation[1]).values()))
+        values = metrics_of(fitted(held), validation[1])
+        value = values[metric or next(iter(values))]
         worse = worse + 1 if value < best else 0
         if value > best:
             best = value

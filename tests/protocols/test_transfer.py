@@ -70,6 +70,43 @@ def test_lambda_comes_from_the_validation_images_and_the_fit_sees_both():
     assert transfer.probe(list(wrong), 3)[1] != l2
 
 
+def test_lambda_is_chosen_by_the_metric_of_the_data_set(monkeypatch):
+    """Four images of five are of one class, so top-1 prefers a stronger lambda than the mean per class."""
+    rng = np.random.default_rng(3)
+    centres = 0.9 * rng.normal(size=(4, 8))
+    parts = []
+    for n in (60, 300, 40):
+        labels = np.where(rng.random(n) < 0.8, 0, rng.integers(1, 4, n))
+        parts.append((rng.normal(size=(n, 8)) + centres[labels], labels))
+    train, held = parts[:2]
+    x, seen = ((part[0] - train[0].mean(axis=0)) / train[0].std(axis=0) for part in (train, held))
+    best = {}
+    for l2 in transfer.GRID:
+        says = LogisticRegression(C=1 / (60 * l2), max_iter=300).fit(x, train[1]).predict(seen)
+        for name, value in (
+            ("mine", (says == held[1]).mean()),
+            ("pets", balanced_accuracy_score(held[1], says)),
+        ):
+            if value > best.get(name, (0, 0))[0]:
+                best[name] = value, l2
+    assert best["mine"][1] > 5 * best["pets"][1]
+
+    class Split(list):
+        num_classes = 4
+
+    monkeypatch.setattr(transfer, "missing", lambda bench, name: "")
+    monkeypatch.setattr(
+        transfer, "load", lambda bench, name: [Split(zip(*part, strict=True)) for part in parts]
+    )
+    monkeypatch.setattr(
+        transfer, "features_of", lambda bench, split: tuple(map(np.array, zip(*split, strict=True)))
+    )
+    config = ConfigDict({"evaluate": {"transfer": "mine,pets"}})
+    mine, pets = PROTOCOLS["transfer"].judge(Bench(config, "m", 0, None, None, None, None))
+    assert mine["settings"]["l2"] == best["mine"][1] and "top1" in mine
+    assert pets["settings"]["l2"] == best["pets"][1] and "top1" not in pets
+
+
 def test_mean_per_class_of_a_constant_answer():
     labels = np.array([0] * 9 + [1])
     always = np.tile([1.0, 0.0, 0.0], (10, 1))
