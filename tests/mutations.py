@@ -3982,8 +3982,8 @@ FINE_TUNING = [
     Mutation(
         "ties_help_positives",
         "ssljax/protocols/finetuned.py",
-        "scores[sure, k] - TIE * positive",
-        "scores[sure, k] + TIE * positive",
+        "scores - TIE * (labels == 1)",
+        "scores + TIE * (labels == 1)",
         "1e-5 is added",
         "tests/methods/test_multilabel.py::test_ties_count_against_positives",
     ),

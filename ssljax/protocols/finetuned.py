@@ -18,7 +18,7 @@ from ssljax.data.transfer import MEAN, SETS
 from ssljax.protocols import transfer
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import unlabelled
-from ssljax.protocols.ranking import step
+from ssljax.protocols.ranking import over_classes, step
 from ssljax.types import Measurement, Protocol
 
 TIE = 1e-5  # DeepCluster takes it from the scores of positives, so that ties count against them
@@ -49,17 +49,8 @@ def judge(bench: Bench) -> Iterator[Measurement]:
 
 
 def step_map(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over the classes of the step average precision in percent, without difficult images.
-
-    Args:
-        scores: [N, classes].
-        labels: int [N, classes]: 1, 0, or -1 for difficult.
-    """
-    each = []
-    for k, sure in enumerate((labels >= 0).T):
-        positive = labels[sure, k] == 1
-        each.append(step(scores[sure, k] - TIE * positive, positive))
-    return 100.0 * float(np.mean(each))
+    """`ranking.over_classes` of the step average precision."""
+    return over_classes(step, scores - TIE * (labels == 1), labels)
 
 
 def refuse(bench: Bench) -> str:

@@ -10,7 +10,7 @@ With scores from high to low, P_k and R_k are the precision and the recall of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -51,6 +51,34 @@ def eleven_points(scores: np.ndarray, positive: np.ndarray) -> float:
     # A tenth of 10 is not 0.1 in binary, so recalls that are tenths are compared with a margin.
     reached = [precision[recall >= r / 10 - 1e-9].max(initial=0.0) for r in range(11)]
     return float(np.mean(reached))
+
+
+def over_classes(
+    measure: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, labels: np.ndarray
+) -> float:
+    """The mean over the classes of an average precision in percent, without difficult images.
+
+    A class that no image shows, or only as difficult, has none and is left out.
+
+    Args:
+        measure: `step`, `envelope` or `eleven_points`.
+        scores: [N, classes].
+        labels: int [N, classes]: 1, 0, or -1 for difficult.
+
+    Raises:
+        ValueError: no class is left.
+    """
+    each = []
+    for k, sure in enumerate((labels >= 0).T):
+        positive = labels[sure, k] == 1
+        if positive.any():
+            each.append(measure(scores[sure, k], positive))
+    if not each:
+        raise ValueError(
+            f"average precision needs images that show a class, and none of {len(labels)} shows one that is "
+            "not difficult: check the lists of the split"
+        )
+    return 100.0 * float(np.mean(each))
 
 
 def trapezoid(similarity: np.ndarray, wanted: np.ndarray, junk: np.ndarray) -> tuple[float, np.ndarray]:

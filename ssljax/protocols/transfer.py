@@ -29,7 +29,7 @@ from ssljax.data.transfer import MEAN, SETS
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import top_k_percent
 from ssljax.protocols.linear import ONE_THREAD, fit, scores, standardise
-from ssljax.protocols.ranking import eleven_points
+from ssljax.protocols.ranking import eleven_points, over_classes
 from ssljax.types import Measurement, Protocol
 
 log = logging.getLogger(__name__)
@@ -152,9 +152,19 @@ def single(
 def many(
     features: np.ndarray, labels: np.ndarray, classes: int, l2: float, warm: dict[int, Any], iterations: int
 ) -> Fitted:
-    """A regression for each class; images where it is only difficult are left out of its own."""
+    """A regression for each class; images where it is only difficult are left out of its own.
+
+    Raises:
+        ValueError: a class is in none of the training images, or in all.
+    """
     for k in range(classes):
         sure = labels[:, k] >= 0
+        positives = int((labels[:, k] == 1).sum())
+        if positives in (0, sure.sum()):
+            raise ValueError(
+                f"transfer learns a class from images with it and without it, and class {k} is in "
+                f"{positives} of {sure.sum()} training images, difficult ones apart: leave it out of the data"
+            )
         warm[k], _ = fit(features[sure], labels[sure, k], l2, warm=warm.get(k), iterations=iterations)
     models = [warm[k] for k in range(classes)]
     return lambda x: np.stack([model.decision_function(x) for model in models], axis=1)
@@ -163,11 +173,7 @@ def many(
 def metrics_of(class_scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """`top1` and `mean_per_class`, or for several labels per image `map`, in percent."""
     if labels.ndim == 2:
-        each = [
-            eleven_points(class_scores[sure, k], labels[sure, k] == 1)
-            for k, sure in enumerate((labels >= 0).T)
-        ]
-        return {"map": 100.0 * float(np.mean(each))}
+        return {"map": over_classes(eleven_points, class_scores, labels)}
     return {"top1": top_k_percent(class_scores, labels, 1), MEAN: mean_per_class(class_scores, labels)}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from ssljax.data.source import Source
 from ssljax.protocols.bench import Bench
-from ssljax.protocols.ranking import envelope
+from ssljax.protocols.ranking import envelope, over_classes
 from ssljax.protocols.transfer import WHOLE, features_of
 from ssljax.types import Measurement, Protocol
 
@@ -141,12 +141,9 @@ def low_shot(
 
 
 def test_map(fitted: Sequence[Any], test: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over the classes of the area under the envelope, without difficult images, in percent."""
-    each = []
-    for k, model in enumerate(fitted):
-        sure = labels[:, k] >= 0
-        each.append(envelope(model.decision_function(test[sure]), labels[sure, k] == 1))
-    return 100.0 * float(np.mean(each))
+    """`ranking.over_classes` of the area under the envelope."""
+    scores = np.stack([model.decision_function(test) for model in fitted], axis=1)
+    return over_classes(envelope, scores, labels)
 
 
 def refuse(bench: Bench) -> str:

@@ -13,7 +13,7 @@ from configs import simclr
 from ssljax import benches
 from ssljax.data import sampler, sources, voc
 from ssljax.data import transfer as transfer_sets
-from ssljax.protocols import PROTOCOLS, ranking, transfer, voc07_svm
+from ssljax.protocols import PROTOCOLS, finetuned, ranking, transfer, voc07_svm
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import Features
 
@@ -95,12 +95,8 @@ def test_lambda_is_chosen_by_the_metric_of_the_data_set(monkeypatch):
         num_classes = 4
 
     monkeypatch.setattr(transfer, "missing", lambda bench, name: "")
-    monkeypatch.setattr(
-        transfer, "load", lambda bench, name: [Split(zip(*part, strict=True)) for part in parts]
-    )
-    monkeypatch.setattr(
-        transfer, "features_of", lambda bench, split: tuple(map(np.array, zip(*split, strict=True)))
-    )
+    monkeypatch.setattr(transfer, "load", lambda bench, name: [Split(part) for part in parts])
+    monkeypatch.setattr(transfer, "features_of", lambda bench, split: tuple(split))
     config = ConfigDict({"evaluate": {"transfer": "mine,pets"}})
     mine, pets = PROTOCOLS["transfer"].judge(Bench(config, "m", 0, None, None, None, None))
     assert mine["settings"]["l2"] == best["mine"][1] and "top1" in mine
@@ -140,6 +136,27 @@ def test_average_precisions_are_scikit_learns_and_the_devkits(golden):
         lowered = scores[sure, c] - float(g["top_tie_epsilon"]) * labels[sure, c]
         found.append(ranking.step(lowered, labels[sure, c] == 1))
     np.testing.assert_allclose(found, g["ap"], atol=1e-6)
+
+
+def test_classes_without_a_positive_have_no_average_precision():
+    """By hand: class 0 ranks its positives 1 and 3, class 1 its only one second; 2 and 3 have none."""
+    scores = np.array([[3.0, 1.0, 9.0, 1.0], [2.0, 2.0, 1.0, 2.0], [1.0, 0.5, 2.0, 3.0]])
+    labels = np.array([[1, 1, 0, -1], [0, 0, -1, -1], [1, 0, 0, -1]])
+
+    class Model:
+        def __init__(self, k):
+            self.decision_function = lambda test: test[:, k]
+
+    models = [Model(k) for k in range(4)]
+    assert transfer.metrics_of(scores, labels)["map"] == pytest.approx(
+        100 * ((6 + 5 * 2 / 3) / 11 + 1 / 2) / 2
+    )
+    assert finetuned.step_map(scores, labels) == pytest.approx(100 * (5 / 6 + 1 / 2) / 2)
+    assert voc07_svm.test_map(models, scores, labels) == pytest.approx(100 * (5 / 6 + 1 / 2) / 2)
+    with pytest.raises(ValueError, match="none of 3 shows one that is not difficult"):
+        finetuned.step_map(scores[:, 2:], labels[:, 2:])
+    with pytest.raises(ValueError, match="class 2 is in 0 of 2 training images"):
+        transfer.many(scores, labels, 4, 1.0, {}, 9)
 
 
 def test_the_svm_is_vissls(monkeypatch):
