@@ -9,6 +9,9 @@ validation images, and only it sees the test images. Features are standardised a
 papers do not say. They are those of the image's central square, whatever `data.eval_crop` is: the shorter
 side has `data.image_size` pixels [P].
 
+The papers do not limit the iterations of L-BFGS. Here there are at most 300 for each lambda of the search,
+and 2,000 for the last fit; the settings say whether that converged [X].
+
 A folder of another name is judged too, by both accuracies, and the sizes of its splits are its own affair.
 Its lambda is chosen by top-1.
 """
@@ -28,13 +31,14 @@ from ssljax.data.source import Source
 from ssljax.data.transfer import MEAN, SETS
 from ssljax.protocols.bench import Bench
 from ssljax.protocols.features import top_k_percent
-from ssljax.protocols.linear import ONE_THREAD, fit, scores, standardise
+from ssljax.protocols.linear import MAX_ITERATIONS, ONE_THREAD, fit, scores, standardise
 from ssljax.protocols.ranking import eleven_points, over_classes
 from ssljax.types import Measurement, Protocol
 
 log = logging.getLogger(__name__)
 
 GRID = tuple(10.0**e for e in np.linspace(5, -6, 45))  # from strong to weak, each starts from the one before
+SEARCH = 300  # iterations for each lambda
 PATIENCE = 6  # values in a row below the best that end the search: one and a half powers of ten
 
 # The settings of the run's own data that a transfer set must not inherit.
@@ -64,9 +68,15 @@ def judge(bench: Bench) -> Iterator[Measurement]:
         arrays = [features_of(bench, split) for split in splits]
         known = SETS[name].metric if name in SETS else ""
         with threadpool_limits(1 if arrays[0][0].size < ONE_THREAD else None):
-            values, l2 = probe(arrays, splits[0].num_classes, bench.channels, known)
+            values, l2, converged = probe(arrays, splits[0].num_classes, bench.channels, known)
         metrics = [known] if known else [m for m in ("top1", MEAN, "map") if m in values]
-        settings = {"l2": l2, "standardised": True, "train": sizes[0], "validation": sizes[1]}
+        settings = {
+            "l2": l2,
+            "converged": converged,
+            "standardised": True,
+            "train": sizes[0],
+            "validation": sizes[1],
+        }
         found = {metric: values[metric] for metric in metrics}
         yield {"protocol": f"transfer_{name}", "settings": settings, **found, "n": sizes[2]}
 
@@ -103,7 +113,7 @@ def features_of(bench: Bench, source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 def probe(
     splits: list[tuple[np.ndarray, np.ndarray]], num_classes: int, channels: int = 0, metric: str = ""
-) -> tuple[dict[str, float], float]:
+) -> tuple[dict[str, float], float, bool]:
     """Choose lambda on the validation images, fit on these and the training images, and judge.
 
     Args:
@@ -113,7 +123,7 @@ def probe(
         metric: the one that lambda is chosen by; "" for top1, or for several labels map.
 
     Returns:
-        The metrics in percent, and lambda.
+        The metrics in percent, lambda, and whether the last fit converged.
     """
     train, validation, test = splits
     regress = many if train[1].ndim == 2 else single
@@ -124,7 +134,7 @@ def probe(
     worse = 0
     warm: dict[int, Any] = {}
     for l2 in GRID:
-        fitted = regress(kept, train[1], num_classes, l2, warm, 300)
+        fitted, _ = regress(kept, train[1], num_classes, l2, warm, SEARCH)
         values = metrics_of(fitted(held), validation[1])
         value = values[metric or next(iter(values))]
         worse = worse + 1 if value < best else 0
@@ -136,27 +146,32 @@ def probe(
 
     both = np.concatenate([train[0], validation[0]])
     labels = np.concatenate([train[1], validation[1]])
-    fitted = regress(standardise(both, both, channels), labels, num_classes, chosen, {}, 2000)
-    return metrics_of(fitted(standardise(test[0], both, channels)), test[1]), chosen
+    standard = standardise(both, both, channels)
+    fitted, converged = regress(standard, labels, num_classes, chosen, {}, MAX_ITERATIONS)
+    return metrics_of(fitted(standardise(test[0], both, channels)), test[1]), chosen, converged
 
 
 def single(
     features: np.ndarray, labels: np.ndarray, classes: int, l2: float, warm: dict[int, Any], iterations: int
-) -> Fitted:
-    """Multinomial regression. `warm` holds the model to start from, and afterwards this one."""
-    warm[0], _ = fit(features, labels, l2, warm=warm.get(0), iterations=iterations)
+) -> tuple[Fitted, bool]:
+    """Multinomial regression, and whether it converged.
+
+    `warm` holds the model to start from, and afterwards this one.
+    """
+    warm[0], converged = fit(features, labels, l2, warm=warm.get(0), iterations=iterations)
     model = warm[0]
-    return lambda x: scores(model, x, classes)
+    return lambda x: scores(model, x, classes), converged
 
 
 def many(
     features: np.ndarray, labels: np.ndarray, classes: int, l2: float, warm: dict[int, Any], iterations: int
-) -> Fitted:
-    """A regression for each class; images where it is only difficult are left out of its own.
+) -> tuple[Fitted, bool]:
+    """A regression for each class, without images where it is only difficult; and whether all converged.
 
     Raises:
         ValueError: a class is in none of the training images, or in all.
     """
+    all_converged = True
     for k in range(classes):
         sure = labels[:, k] >= 0
         positives = int((labels[:, k] == 1).sum())
@@ -165,9 +180,10 @@ def many(
                 f"transfer learns a class from images with it and without it, and class {k} is in "
                 f"{positives} of {sure.sum()} training images, difficult ones apart: leave it out of the data"
             )
-        warm[k], _ = fit(features[sure], labels[sure, k], l2, warm=warm.get(k), iterations=iterations)
+        warm[k], converged = fit(features[sure], labels[sure, k], l2, warm=warm.get(k), iterations=iterations)
+        all_converged &= converged
     models = [warm[k] for k in range(classes)]
-    return lambda x: np.stack([model.decision_function(x) for model in models], axis=1)
+    return lambda x: np.stack([model.decision_function(x) for model in models], axis=1), all_converged
 
 
 def metrics_of(class_scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -55,7 +55,8 @@ def test_the_grid_has_the_papers_45_values():
 
 def test_lambda_comes_from_the_validation_images_and_the_fit_sees_both():
     parts = [blobs(n, 3, seed) for seed, n in enumerate((60, 30, 200))]
-    found, l2 = transfer.probe(parts, 3)
+    found, l2, converged = transfer.probe(parts, 3)
+    assert converged
 
     both = np.concatenate([parts[0][0], parts[1][0]])
     labels = np.concatenate([parts[0][1], parts[1][1]])
@@ -111,8 +112,10 @@ def test_mean_per_class_of_a_constant_answer():
 
 def test_several_labels_are_judged_without_the_difficult_ones():
     parts = [several(n, seed) for seed, n in enumerate((80, 40, 150))]
-    found, l2 = transfer.probe(parts, 4)
+    found, l2, converged = transfer.probe(parts, 4)
+    assert converged
     assert 50 < found["map"] < 100 and l2 in transfer.GRID
+    assert not transfer.many(*parts[0], 4, l2, {}, 2)[1]
     scores = np.array([[3.0], [2.0], [1.0], [0.5]])
     labels = np.array([[1], [-1], [0], [1]])
     assert transfer.metrics_of(scores, labels)["map"] == pytest.approx(84.8485, abs=1e-4)
@@ -259,6 +262,7 @@ def test_folders_are_judged_and_absent_data_sets_named(tmp_path, caplog):
     (found,) = PROTOCOLS["transfer"].judge(one)
     assert found["protocol"] == "transfer_mine" and found["top1"] == found["mean_per_class"] == 100.0
     assert (found["settings"]["train"], found["settings"]["validation"], found["n"]) == (22, 2, 8)
+    assert found["settings"]["converged"]
     assert "leaves out birdsnap (TFDS does not have it" in caplog.text
 
     config.evaluate.transfer = "birdsnap,petz"
