@@ -42,9 +42,11 @@ DECAYS = (0.0, *(10.0**e for e in np.linspace(-6, -3, 7)))
 STEPS = 20_000
 
 # The same for random weights.
-RANDOM_RATES = tuple(10.0**e for e in np.linspace(-3, 0, 7))
-RANDOM_DECAYS = tuple(10.0**e for e in np.linspace(-5, -1.5, 8))
-RANDOM_STEPS = 40_000
+RANDOM = (
+    tuple(10.0**e for e in np.linspace(-3, 0, 7)),
+    tuple(10.0**e for e in np.linspace(-5, -1.5, 8)),
+    40_000,
+)
 
 # What the fine-tuned network must share with the run, besides `model`: how it sees an image.
 PIXELS = (
@@ -171,9 +173,8 @@ def one(name: str, flags: argparse.Namespace, words: Sequence[str], grid: Sequen
     Returns:
         The names of the runs that failed.
     """
-    steps = flags.steps or (STEPS if flags.run else RANDOM_STEPS)
-    search = recipe(name, flags.run, flags.data_root, words, steps, "train")
-    again = recipe(name, flags.run, flags.data_root, words, steps, "train+validation")
+    search = recipe(name, flags.run, flags.data_root, words, flags.steps, "train")
+    again = recipe(name, flags.run, flags.data_root, words, flags.steps, "train+validation")
     below = os.path.join(flags.workdir, name)
     results_of_all = flags.results or os.path.join(flags.workdir, "results.jsonl")
     failed = sweep(Steps(below, True, [], []), [Asked(p.name, [*search, *p.words()]) for p in grid])
@@ -202,7 +203,7 @@ def numbers(text: str, flag: str, usual: Sequence[float]) -> Sequence[float]:
 def asked(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the overrides of the recipe."""
     parser = argparse.ArgumentParser(prog="ssljax finetune", allow_abbrev=False)
-    parser.add_argument("--run", default="", help="the folder of a run, of any method; else a random network")
+    parser.add_argument("--run", default="", help="the folder of a run, of any method")
     parser.add_argument("--sets", required=True, help="data sets, with commas between them; all: the twelve")
     parser.add_argument("--data-root", default="", help="folder with a folder for each data set")
     parser.add_argument("--workdir", required=True, help="the folder of all runs")
@@ -220,8 +221,10 @@ def main(argv: list[str] | None = None) -> None:
     failed = []
     try:
         with cli.answered("finetune"):
-            rates = numbers(flags.rates, "rates", RATES if flags.run else RANDOM_RATES)
-            decays = numbers(flags.decays, "decays", DECAYS if flags.run else RANDOM_DECAYS)
+            usual = (RATES, DECAYS, STEPS) if flags.run else RANDOM
+            rates = numbers(flags.rates, "rates", usual[0])
+            decays = numbers(flags.decays, "decays", usual[1])
+            flags.steps = flags.steps or usual[2]
             grid = [Pair(rate, decay) for rate in rates for decay in decays]
             names = list(transfer.SETS) if flags.sets == "all" else flags.sets.split(",")
             absent = {name: why for name in names if (why := transfer.missing(name, flags.data_root))}

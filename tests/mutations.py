@@ -4014,8 +4014,8 @@ FINE_TUNING = [
     Mutation(
         "not_fitted_again_on_validation_images",
         "ssljax/finetune.py",
-        'steps, "train+validation")',
-        'steps, "train")',
+        'flags.steps, "train+validation")',
+        'flags.steps, "train")',
         "the best run of the search is reported",
         "tests/test_finetune.py::test_a_search_is_judged_on_validation_images_and_its_best_pair_on_the_test_images",
     ),

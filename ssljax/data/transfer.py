@@ -4,7 +4,7 @@
 there is one, val/CLASS/... (VOC2007 as its devkit is unpacked); without such a folder it is TFDS's, prepared
 in DIR or in TFDS's own place. The splits are train, validation, train+validation and test. Where no
 validation split is stored, it is drawn from the training images, always the same: equally many of each class
-where that makes the papers' number, as BYOL's 20 for Pets, 5 for Caltech-101 and 10 for SUN397.
+where that makes the papers' number (BYOL: 20 for Pets, 5 for Caltech-101, 10 for SUN397).
 
 A folder of another name is a data set of the user's own: a tenth of its training images are validation.
 """

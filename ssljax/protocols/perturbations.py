@@ -64,7 +64,7 @@ def frames_of(bench: Bench, name: str) -> Source:
     """All frames of one perturbation."""
     place = bench.config.evaluate.perturbations.partition(":")[2]
     source = bench.load("test", source=f"folder:{place}", train_split=name, test_split=name, labels="none")
-    return dataclasses.replace(source, whole=True)  # published frames are cropped
+    return dataclasses.replace(source, whole=True)
 
 
 def watched(bench: Bench, source: Source) -> tuple[str, list[np.ndarray], list[np.ndarray]]:

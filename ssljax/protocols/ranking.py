@@ -56,17 +56,14 @@ def eleven_points(scores: np.ndarray, positive: np.ndarray) -> float:
 def over_classes(
     measure: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, labels: np.ndarray
 ) -> float:
-    """The mean over the classes of an average precision in percent, without difficult images.
-
-    A class that no image shows, or only as difficult, has none and is left out.
+    """The mean in percent over the classes that an image shows, without difficult images.
 
     Args:
         measure: `step`, `envelope` or `eleven_points`.
-        scores: [N, classes].
-        labels: int [N, classes]: 1, 0, or -1 for difficult.
+        scores, labels: [N, classes]; a label is 1, 0, or -1 for difficult.
 
     Raises:
-        ValueError: no class is left.
+        ValueError: no image shows a class.
     """
     each = []
     for k, sure in enumerate((labels >= 0).T):
@@ -75,8 +72,7 @@ def over_classes(
             each.append(measure(scores[sure, k], positive))
     if not each:
         raise ValueError(
-            f"average precision needs images that show a class, and none of {len(labels)} shows one that is "
-            "not difficult: check the lists of the split"
+            f"average precision needs images with a class; none of {len(labels)} has one for sure"
         )
     return 100.0 * float(np.mean(each))
 

@@ -5,15 +5,14 @@
 
 Each data set is DIR/NAME, or comes from TFDS (`data.transfer` has the table). lambda is the best of 45 values
 1e-6 ... 1e5 on the validation images, by the metric of the data set; the fit is repeated on training and
-validation images, and only it sees the test images. Features are standardised as in `linear`, which the
-papers do not say. They are those of the image's central square, whatever `data.eval_crop` is: the shorter
-side has `data.image_size` pixels [P].
+validation images, and only it sees the test images. Features are those of the central square, whatever
+`data.eval_crop` is [P], standardised as in `linear`, which the papers do not say.
 
-The papers do not limit the iterations of L-BFGS. Here there are at most 300 for each lambda of the search,
-and 2,000 for the last fit; the settings say whether that converged [X].
+L-BFGS has at most 300 iterations for each lambda and 2,000 for the last fit, whose settings say whether it
+converged [X].
 
-A folder of another name is judged too, by both accuracies, and the sizes of its splits are its own affair.
-Its lambda is chosen by top-1.
+A folder of another name is judged too, by both accuracies (top-1 chooses lambda), and the sizes of its splits
+are its own affair.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ from ssljax.types import Measurement, Protocol
 log = logging.getLogger(__name__)
 
 GRID = tuple(10.0**e for e in np.linspace(5, -6, 45))  # from strong to weak, each starts from the one before
-SEARCH = 300  # iterations for each lambda
 PATIENCE = 6  # values in a row below the best that end the search: one and a half powers of ten
 
 # The settings of the run's own data that a transfer set must not inherit.
@@ -70,13 +68,8 @@ def judge(bench: Bench) -> Iterator[Measurement]:
         with threadpool_limits(1 if arrays[0][0].size < ONE_THREAD else None):
             values, l2, converged = probe(arrays, splits[0].num_classes, bench.channels, known)
         metrics = [known] if known else [m for m in ("top1", MEAN, "map") if m in values]
-        settings = {
-            "l2": l2,
-            "converged": converged,
-            "standardised": True,
-            "train": sizes[0],
-            "validation": sizes[1],
-        }
+        counts = {"train": sizes[0], "validation": sizes[1]}
+        settings = {"l2": l2, "converged": converged, "standardised": True, **counts}
         found = {metric: values[metric] for metric in metrics}
         yield {"protocol": f"transfer_{name}", "settings": settings, **found, "n": sizes[2]}
 
@@ -134,7 +127,7 @@ def probe(
     worse = 0
     warm: dict[int, Any] = {}
     for l2 in GRID:
-        fitted, _ = regress(kept, train[1], num_classes, l2, warm, SEARCH)
+        fitted, _ = regress(kept, train[1], num_classes, l2, warm, 300)
         values = metrics_of(fitted(held), validation[1])
         value = values[metric or next(iter(values))]
         worse = worse + 1 if value < best else 0
@@ -166,20 +159,10 @@ def single(
 def many(
     features: np.ndarray, labels: np.ndarray, classes: int, l2: float, warm: dict[int, Any], iterations: int
 ) -> tuple[Fitted, bool]:
-    """A regression for each class, without images where it is only difficult; and whether all converged.
-
-    Raises:
-        ValueError: a class is in none of the training images, or in all.
-    """
+    """A regression for each class, without images where it is only difficult; and whether all converged."""
     all_converged = True
     for k in range(classes):
         sure = labels[:, k] >= 0
-        positives = int((labels[:, k] == 1).sum())
-        if positives in (0, sure.sum()):
-            raise ValueError(
-                f"transfer learns a class from images with it and without it, and class {k} is in "
-                f"{positives} of {sure.sum()} training images, difficult ones apart: leave it out of the data"
-            )
         warm[k], converged = fit(features[sure], labels[sure, k], l2, warm=warm.get(k), iterations=iterations)
         all_converged &= converged
     models = [warm[k] for k in range(classes)]
