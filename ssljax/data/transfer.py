@@ -146,7 +146,7 @@ def load(data: ConfigDict, name: str, split: str) -> Source:
     known = SETS.get(name, DataSet((0, 0, 0)))
     validation = known.validation
     if place:
-        validation = "val" if voc.is_devkit(str(place)) or (place / "val").is_dir() else ""
+        validation = "val" if voc.is_devkit(str(place)) else _validation_folder(place)
     if wanted == "test":
         return _complete(name, 2, _stored(data, name, "test" if place else known.test, split))
     first = _stored(data, name, "train" if place else known.train, split)
@@ -170,8 +170,17 @@ def load(data: ConfigDict, name: str, split: str) -> Source:
     return first.select(rows[wanted])
 
 
+def _validation_folder(place: Path) -> str:
+    """The folder of validation images; "" without one, or without test/, whose place it then takes."""
+    there = [name for name in ("val", "validation") if (place / name).is_dir()]
+    return there[0] if there and (place / "test").is_dir() else ""
+
+
 def _stored(data: ConfigDict, name: str, stored: str, split: str) -> Source:
-    """A stored split of the folder or of TFDS, under the name `transfer:NAME`."""
+    """A stored split of the folder or of TFDS, under the name `transfer:NAME`.
+
+    The training images of a folder without train/ are those that `data.holdout` leaves.
+    """
     place = folder_of(data.data_dir, name)
     other = data.copy_and_resolve_references().unlock()
     if place is None:
@@ -186,9 +195,10 @@ def _stored(data: ConfigDict, name: str, stored: str, split: str) -> Source:
         other.update(source=f"folder:{place}", train_split=stored, test_split=stored)
         found = voc.load(other, str(place), split)
     else:
-        other.update({"source": f"folder:{place}", f"{split}_split": stored})
-        other.update({"train_split": "train"} if split == "test" else {"test_split": "test"})
-        found = folder.load(other, str(place), split)
+        part = "train" if stored == "train" else "test"
+        other.update({"source": f"folder:{place}", "train_split": "train", "test_split": "test"})
+        other[f"{part}_split"] = stored
+        found = folder.load(other, str(place), part)
     return dataclasses.replace(found, name=f"transfer:{name}")
 
 

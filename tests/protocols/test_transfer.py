@@ -1,5 +1,7 @@
 """Logistic regression on other data sets, VOC's labels, and VISSL's SVMs, on small made-up features."""
 
+import shutil
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -261,10 +263,6 @@ def test_a_transfer_source_has_the_papers_four_splits(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"data.test_split='val': data.source=transfer:mine has the splits"):
         load("val")
 
-    (tmp_path / "mine" / "test").rename(tmp_path / "mine" / "val")
-    assert len(load("train+validation")) == 26 and len(load("train")) == 20
-
-    (tmp_path / "mine" / "val").rename(tmp_path / "mine" / "test")
     (tmp_path / "mine").rename(tmp_path / "pets")
     plain = sampler.order(0, 0, 20)
     for held in (6, 5):
@@ -272,3 +270,25 @@ def test_a_transfer_source_has_the_papers_four_splits(tmp_path, monkeypatch):
         train, drawn = (load(stored, "pets").index for stored in transfer_sets.SPLITS[:2])
         assert sorted([*train, *drawn]) == list(range(20))
         assert (sum(drawn < 10) == 3 != sum(plain[:6] < 10)) if held == 6 else set(drawn) == set(plain[:5])
+    (tmp_path / "pets").rename(tmp_path / "mine")
+
+    def sizes():
+        """Of the four splits. No test image is among the others."""
+        found = {stored: load(stored) for stored in transfer_sets.SPLITS}
+        seen = {stored: {source.describe(i) for i in range(len(source))} for stored, source in found.items()}
+        assert not seen["test"] & (seen["train+validation"] | seen["validation"])
+        return [len(source) for source in found.values()]
+
+    mine = tmp_path / "mine"
+    for i in range(2):
+        (mine / "val" / "ab"[i]).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(mine / "val" / "ab"[i] / "0.png")
+    assert sizes() == [20, 2, 22, 6]
+    shutil.rmtree(mine / "test")  # so those in val are the test images
+    assert sizes() == [18, 2, 20, 2]
+    shutil.rmtree(mine / "val")  # a part of the only images is held out
+    (mine / "train").rename(tmp_path / "all")
+    mine.rmdir()
+    (tmp_path / "all").rename(mine)
+    held = round(20 * data().holdout)
+    assert sizes() == [20 - held - 2, 2, 20 - held, held]
