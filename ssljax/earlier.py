@@ -25,7 +25,7 @@ EVALUATED = "evaluated"  # as the first word of a part: what `Method.evaluated` 
 # Settings of a network that say nothing about the shapes of its weights.
 SHAPELESS = (
     *("model.dtype", "model.remat", "model.bn_momentum", "model.bn_epsilon", "model.dropout"),
-    *("model.drop_path", "model.last_stride", "model.last_dilation"),
+    *("model.drop_path", "model.kernel_init", "model.last_stride", "model.last_dilation"),
 )
 
 

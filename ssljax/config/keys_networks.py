@@ -122,8 +122,9 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
         Key(
             f"{section}.kernel_init",
             "fan_in",
-            "initialisation of the convolutions; fan_in: as SimCLR's; he_fan_out: He's normal by outputs",
-            OneOf(("fan_in", "he_fan_out")),
+            "initialisation of the convolutions; fan_in: as SimCLR's; truncated_normal: Haiku's; he_fan_out: "
+            "He's normal by outputs",
+            OneOf(("fan_in", "truncated_normal", "he_fan_out")),
             of("resnet"),
         ),
         Key(

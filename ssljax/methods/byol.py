@@ -72,7 +72,7 @@ def byol(config: ConfigDict, facts: Facts) -> Method:
         predictor = models.mlp(config.predictor, config.model, dim)
     classifier = None
     if config.online_probe and facts.num_classes:
-        classifier = models.LinearClassifier(facts.num_classes)
+        classifier = models.LinearClassifier(facts.num_classes, scheme="truncated_normal")
 
     def tau(step: jax.Array | int) -> jax.Array:
         """Rise from `target.momentum` to 1 along half a cosine, or stay constant (ablations)."""

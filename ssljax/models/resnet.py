@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ssljax.models.conv import conv2d
+from ssljax.models.heads import SCHEMES
 from ssljax.models.norm import BatchNorm
 from ssljax.models.placement import along_batch
 from ssljax.models.sobel import sobel
@@ -33,8 +34,13 @@ STEMS = ("imagenet", "cifar")
 SHORTCUTS = ("simclr", "torchvision")
 REMAT = ("none", "blocks")
 FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-# SimCLR's initialisation of convolutions, and that of He et al. (arXiv 1502.01852) by outputs.
-KERNELS = {"fan_in": FAN_IN, "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal")}
+# SimCLR's initialisation of convolutions (of variance 1/fan_in), Haiku's, and that of He et al. (arXiv
+# 1502.01852) by outputs.
+KERNELS = {
+    "fan_in": FAN_IN,
+    "truncated_normal": SCHEMES["truncated_normal"],
+    "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+}
 
 
 def conv(

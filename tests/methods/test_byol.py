@@ -322,6 +322,16 @@ def test_parameter_counts_of_the_papers_networks():
     assert "bias" not in small["projector"]["dense2"] and "bias" not in small["predictor"]["dense2"]
 
 
+def test_the_probe_starts_as_haikus_linear_layer():
+    """N(0, 1 / fan_in) that is cut at two sigma; the ImageNet presets' convolutions start so, too."""
+    method = METHODS["byol"](config_of("byol"), FACTS)
+    kernel = method.init(jax.random.key(0), {})[0]["classifier"]["dense"]["kernel"]
+    sigma = len(kernel) ** -0.5
+    assert 0.8 * sigma < kernel.std() < 0.96 * sigma and 1.7 * sigma < jnp.abs(kernel).max() <= 2 * sigma
+    for preset in ("imagenet_r50_e1000", "imagenette_r18"):
+        assert get_config(preset).model.kernel_init == "truncated_normal"
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_method(preset):
     c = get_config(preset).unlock()

@@ -7,6 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from ssljax.models import LinearClassifier, projection_head
+from ssljax.models.heads import SCHEMES, TRUNCATED_STD
+from ssljax.models.resnet import KERNELS
 
 
 def head_of(layers, hidden, dim, bn_momentum=0.9, bn_epsilon=1e-5):
@@ -115,3 +117,17 @@ def test_the_first_layers_alone_give_what_they_give_in_the_whole_head(official, 
     part = {kind: {name: variables[kind][name] for name in own[kind]} for kind in ("params", "batch_stats")}
     every = whole.apply(variables, x, train=False, every_layer=True)
     np.testing.assert_array_equal(first.apply(part, x, train=False), every[built])
+
+
+def test_haikus_normal_is_cut_at_two_sigma_and_not_widened_again():
+    """`hk.initializers.TruncatedNormal(1 / sqrt(fan_in))`: its integral by hand. SimCLR's keeps the variance."""
+    x = np.linspace(-2, 2, 100_001)
+    density = np.exp(-(x**2) / 2)
+    std = np.sqrt((x**2 * density).sum() / density.sum())
+    for initialise in (SCHEMES["truncated_normal"], KERNELS["truncated_normal"]):
+        drawn = np.asarray(initialise(jax.random.key(0), (3, 3, 64, 256))) * (3 * 3 * 64) ** 0.5
+        np.testing.assert_allclose(drawn.std(), std, rtol=0.005)  # 147,456 numbers: four sigma are 0.005
+        assert 1.999 < np.abs(drawn).max() <= 2.0 + 1e-6
+    assert abs(std - TRUNCATED_STD) < 1e-4
+    simclr = np.asarray(KERNELS["fan_in"](jax.random.key(0), (3, 3, 64, 256))) * (3 * 3 * 64) ** 0.5
+    np.testing.assert_allclose(simclr.std(), 1.0, rtol=0.005)
