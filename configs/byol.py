@@ -143,7 +143,7 @@ def imagenet(
     """The paper's recipe; the defaults are its headline."""
     c = byol(config.imagenet(epochs, batch))
     c.augment.update(config.IMAGENET)  # [C]
-    c.model.kernel_init = "truncated_normal"  # Haiku's default [C]
+    c.model.update(kernel_init="truncated_normal", padding="same")  # Haiku's defaults [C]
     c.optim = lars(rate, decay)
     c.zero_init_residual = False  # as for the paper's results [C]
     c.target.momentum = tau

@@ -13,9 +13,10 @@ and, on the network of Fast R-CNN, of DeepCluster (Caron et al., arXiv 1807.0552
 
 RUN is the folder of a run, or of weights that `ssljax convert` read; without init_from the network starts
 from random weights, as a baseline. `--config.model...` must be that of RUN: `voc` and `coco` expect
-torchvision's ResNet-50 (MoCo, BYOL, DeepCluster-v2, converted weights), and a network of SimCLR needs
---config.model.shortcut=simclr. `coco_small` has the network of configs/simclr.py:cifar10_small. Those of
-`voc_alexnet_*` and `voc_vgg16_*` are configs/deepcluster.py:imagenet_alexnet's and imagenet_vgg16's.
+torchvision's ResNet-50 (MoCo, DeepCluster-v2, converted weights), a network of SimCLR needs
+--config.model.shortcut=simclr, and one of BYOL's ImageNet presets --config.model.padding=same as well.
+`coco_small` has the network of configs/simclr.py:cifar10_small. Those of `voc_alexnet_*` and `voc_vgg16_*`
+are configs/deepcluster.py:imagenet_alexnet's and imagenet_vgg16's.
 
 With B images per step instead of 16, on fewer devices: --config.batch_size=8
 --config.optim.learning_rate=0.01 --config.steps=48000 --config.optim.step_milestones='(36000,44000)'.

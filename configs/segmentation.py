@@ -10,9 +10,10 @@
 
 RUN is the folder of a run, or of weights that `ssljax convert` read; without init_from the network starts
 from random weights, as a baseline. `--config.model...` must be that of RUN, but for `last_stride` and
-`last_dilation`: `voc` expects torchvision's ResNet-50 (MoCo, BYOL, converted weights), and a network of
-SimCLR needs --config.model.shortcut=simclr. `voc_alexnet_*` expect the AlexNet of configs/deepcluster.py, and
-`coco_small` the ResNet-10 of `folder_small` presets.
+`last_dilation`: `voc` expects torchvision's ResNet-50 (MoCo, converted weights), a network of SimCLR needs
+--config.model.shortcut=simclr, and one of BYOL's ImageNet presets --config.model.padding=same as well.
+`voc_alexnet_*` expect the AlexNet of configs/deepcluster.py, and `coco_small` the ResNet-10 of `folder_small`
+presets.
 
 mIoU of the papers' tables on VOC 2012 val, all from memory [R]:
 

@@ -410,7 +410,7 @@ NETWORK = [
     Mutation(
         "tensorflow_same_padding",
         RESNET,
-        "padding=((dilation * before, dilation * (size - 1 - before)),) * 2",
+        'padding="SAME" if padding == "same" else symmetric',
         'padding="SAME"',
         "strided convolutions shifted by a pixel",
         f"{T_RESNET}::test_strided_convolutions_pad_like_pytorch_not_like_same",

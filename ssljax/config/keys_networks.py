@@ -120,6 +120,14 @@ def _network(section: str, also: When, norms: When | None) -> tuple[Key, ...]:
             of("resnet"),
         ),
         Key(
+            f"{section}.padding",
+            "symmetric",
+            "zeros around strided convolutions; symmetric: as many before as after; same: as SAME in XLA and "
+            "Haiku, which at an even side puts one less before",
+            OneOf(("symmetric", "same")),
+            of("resnet"),
+        ),
+        Key(
             f"{section}.kernel_init",
             "fan_in",
             "initialisation of the convolutions; fan_in: as SimCLR's; truncated_normal: Haiku's; he_fan_out: "

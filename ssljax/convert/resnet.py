@@ -33,9 +33,9 @@ def family(model: ConfigDict) -> Family:
     """The Family of a ResNet in torchvision's dialect.
 
     Raises:
-        ValueError: the ResNet has SimCLR's dialect or selective kernels.
+        ValueError: the ResNet has SimCLR's dialect, selective kernels or SAME padding.
     """
-    for key, needed in (("shortcut", "torchvision"), ("sk_ratio", 0.0)):
+    for key, needed in (("shortcut", "torchvision"), ("sk_ratio", 0.0), ("padding", "symmetric")):
         if model[key] != needed:
             raise ValueError(
                 f"config.model.{key} is {model[key]!r}: no network of torchvision or timm computes that. "

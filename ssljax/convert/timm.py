@@ -109,7 +109,7 @@ def _network(model: ConfigDict) -> tuple[str, dict[str, Any], tuple[str, Any]]:
         _require(model, width=1.0, depth=1.0, stem="imagenet")
         return f"tf_{model.name}", {}, EFFICIENTNET
     if model.name in BACKBONES and model.name != "resnet8":
-        _require(model, width=1.0, stem="imagenet", shortcut="torchvision", stem_width=0)
+        _require(model, width=1.0, stem="imagenet", shortcut="torchvision", padding="symmetric", stem_width=0)
         name = "resnet18" if model.name == "resnet10" else model.name
         return name, {"layers": list(BACKBONES[model.name][1])}, RESNET
     _refuse("model.name", model.name)

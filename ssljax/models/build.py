@@ -20,7 +20,7 @@ from ssljax.models.fcn import DilatedFCN, FCN32s, FCNHead, Scores
 from ssljax.models.heads import MLP, SCHEMES
 from ssljax.models.multiview import MultiView, ViewHeads, view_name
 from ssljax.models.regnet import TABLES, RegNet
-from ssljax.models.resnet import KERNELS, REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
+from ssljax.models.resnet import KERNELS, PADDINGS, REMAT, SHORTCUTS, STEMS, Basic, Bottleneck, ResNet
 from ssljax.models.vit import POSITIONS, REMATS, SIZES, ViT
 from ssljax.models.vit import SCHEMES as VIT_SCHEMES
 
@@ -158,6 +158,7 @@ def _efficientnet(model: ConfigDict) -> EfficientNet:
 def _resnet(model: ConfigDict) -> ResNet:
     _one_of("stem", model.stem, STEMS)
     _one_of("shortcut", model.shortcut, SHORTCUTS)
+    _one_of("padding", model.padding, PADDINGS)
     _one_of("kernel_init", model.kernel_init, tuple(KERNELS))
     _one_of("remat", model.remat, REMAT)
     block, layers = BACKBONES[model.name]
@@ -181,6 +182,7 @@ def _resnet(model: ConfigDict) -> ResNet:
         stem=model.stem,
         shortcut=model.shortcut,
         sk_ratio=model.sk_ratio,
+        padding=model.padding,
         remat=model.remat,
         sobel=model.sobel,
         kernel_init=KERNELS[model.kernel_init],

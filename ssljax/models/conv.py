@@ -50,7 +50,7 @@ def conv2d(
     x: jax.Array,
     kernel: jax.Array,
     strides: tuple[int, int],
-    padding: Padding,
+    padding: Padding | str,
     *,
     feature_group_count: int = 1,
     **options: Any,
@@ -64,7 +64,7 @@ def conv2d(
         x: `[B, H, W, C]`.
         kernel: `[h, w, C / groups, D]`.
         strides: of rows and columns.
-        padding: before and after the rows, before and after the columns.
+        padding: before and after the rows, before and after the columns; or "SAME".
         feature_group_count: number of groups.
         options: the other arguments that Flax passes; they must be its defaults (no dilation).
 
@@ -72,6 +72,8 @@ def conv2d(
         `[B, H', W', D]`.
     """
     del options
+    if isinstance(padding, str):
+        padding = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
     return _conv2d(x, kernel, tuple(strides), tuple(map(tuple, padding)), feature_group_count)
 
 

@@ -10,9 +10,9 @@ from ssljax.models.norm import BatchNorm
 
 TRUNCATED_STD = 0.87962566103423978  # of N(0, 1) that is cut at +-2
 
-# Initialisations of a layer in the papers' code: PyTorch's U(+-1/sqrt(fan_in)), Haiku's N(0, 1/fan_in) that is
-# cut at +-2/sqrt(fan_in), SimCLR's N(0, 0.01^2), and zeros for its linear classifiers. JAX gives a truncated
-# normal the variance asked for, while Haiku lets the cut reduce it.
+# Initialisations of a layer in the papers' code: PyTorch's U(+-1/sqrt(fan_in)), Haiku's N(0, 1/fan_in) cut at
+# +-2/sqrt(fan_in), SimCLR's N(0, 0.01^2), and zeros for its linear classifiers. JAX gives a truncated normal
+# the variance asked for, while Haiku lets the cut reduce it.
 SCHEMES = {
     "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     "truncated_normal": nn.initializers.variance_scaling(TRUNCATED_STD**2, "fan_in", "truncated_normal"),

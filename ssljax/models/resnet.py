@@ -32,6 +32,7 @@ Layer = Callable[..., nn.Module]
 
 STEMS = ("imagenet", "cifar")
 SHORTCUTS = ("simclr", "torchvision")
+PADDINGS = ("symmetric", "same")
 REMAT = ("none", "blocks")
 FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 # SimCLR's initialisation of convolutions (of variance 1/fan_in), Haiku's, and that of He et al. (arXiv
@@ -50,25 +51,27 @@ def conv(
     *,
     groups: int = 1,
     dilation: int = 1,
+    padding: str = "symmetric",
     kernel_init: Callable = FAN_IN,
     dtype: jnp.dtype,
     name: str,
 ) -> nn.Conv:
     """A convolution without bias.
 
-    Whatever the stride, the padding is (size-1)//2 before and the rest after, times the dilation. This is not
-    TensorFlow's SAME.
+    Symmetric padding is (size-1)//2 before and the rest after, times the dilation, whatever the stride. XLA's
+    SAME has one less before at stride 2 and an even side: 2 and 3 for 7x7, 0 and 1 for 3x3.
     """
     before = (size - 1) // 2
     # conv2d scans along the batch. That suits a laptop's CPU but not a batch that is sharded over devices.
     # It knows no dilation.
     dilation = dilation if size > 1 else 1
     on_one_device = jax.device_count() == 1 and dilation == 1
+    symmetric = ((dilation * before, dilation * (size - 1 - before)),) * 2
     return nn.Conv(
         features,
         (size, size),
         stride,
-        padding=((dilation * before, dilation * (size - 1 - before)),) * 2,
+        padding="SAME" if padding == "same" else symmetric,
         kernel_dilation=dilation,
         feature_group_count=groups,
         use_bias=False,
@@ -116,7 +119,7 @@ def valid_pixels(size: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def strided(mask: jax.Array | None, stride: int) -> jax.Array | None:
-    """The mask after a strided convolution, which centres its windows on every `stride`-th pixel."""
+    """The mask after a strided convolution: every `stride`-th pixel is in a window of its own."""
     return mask if mask is None or stride == 1 else mask[:, ::stride, ::stride]
 
 
@@ -267,6 +270,7 @@ class ResNet(nn.Module):
         stem: "imagenet" (7x7/2 and 3x3/2 max-pool) or "cifar" (one 3x3/1).
         shortcut: "simclr" or "torchvision", see the top of this file.
         sk_ratio: of the selective kernels; 0 means none.
+        padding: of the convolutions, "symmetric" or "same", see `conv`; Haiku's networks have "same".
         bn_momentum, bn_epsilon, unbiased: see BatchNorm.
         dtype: of the computation; parameters and running statistics are float32.
         remat: "blocks" keeps only the input of each block for the backward pass and recomputes the rest (a
@@ -284,6 +288,7 @@ class ResNet(nn.Module):
     stem: str = "imagenet"
     shortcut: str = "simclr"
     sk_ratio: float = 0.0
+    padding: str = "symmetric"
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     unbiased: bool = False
@@ -312,7 +317,8 @@ class ResNet(nn.Module):
             train: normalise by the statistics of the batch.
             size: int32 [B, 2], height and width of each image within `x`, whose other pixels must be 0. The
                 map of an image is then that of the image alone: norms see valid pixels only, and padding
-                stays 0. None: all pixels are valid. Not for `sk_ratio` > 0.
+                stays 0. SAME padding depends on whether a side is even, and then it is the sides of `x` that
+                count. None: all pixels are valid. Not for `sk_ratio` > 0.
             part: (first, last), of which groups the map `[B, h, w, C]` is returned, in `dtype`; 0 is the
                 stem. None: all, and features.
         """
@@ -323,7 +329,7 @@ class ResNet(nn.Module):
             )
         first, last = part or (0, len(self.layers))
         mask = None if size is None else valid_pixels(size, *x.shape[1:3])
-        make_conv = partial(conv, kernel_init=self.kernel_init, dtype=self.dtype)
+        make_conv = partial(conv, padding=self.padding, kernel_init=self.kernel_init, dtype=self.dtype)
         make_norm = partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.unbiased, dtype=self.dtype)
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat == "blocks" else self.block
 

@@ -207,6 +207,7 @@ def test_fixed_positions_are_written_and_compared(golden):
             " .*--config.model.shortcut=torchvision",
         ),
         ("imagenet_r50", dict(shortcut="torchvision", sk_ratio=0.0625), "config.model.sk_ratio is 0.0625"),
+        ("imagenet_r50", dict(shortcut="torchvision", padding="same"), "config.model.padding is 'same'"),
         ("imagenet_r50", dict(shortcut="torchvision", bn_epsilon=1e-3), "config.model.bn_epsilon is 0.001"),
     ],
 )

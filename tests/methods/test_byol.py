@@ -323,13 +323,14 @@ def test_parameter_counts_of_the_papers_networks():
 
 
 def test_the_probe_starts_as_haikus_linear_layer():
-    """N(0, 1 / fan_in) that is cut at two sigma; the ImageNet presets' convolutions start so, too."""
+    """N(0, 1 / fan_in) that is cut at two sigma. ImageNet's presets start and pad convolutions so, too."""
     method = METHODS["byol"](config_of("byol"), FACTS)
     kernel = method.init(jax.random.key(0), {})[0]["classifier"]["dense"]["kernel"]
     sigma = len(kernel) ** -0.5
     assert 0.8 * sigma < kernel.std() < 0.96 * sigma and 1.7 * sigma < jnp.abs(kernel).max() <= 2 * sigma
     for preset in ("imagenet_r50_e1000", "imagenette_r18"):
-        assert get_config(preset).model.kernel_init == "truncated_normal"
+        model = get_config(preset).model
+        assert (model.kernel_init, model.padding, model.shortcut) == ("truncated_normal", "same", "simclr")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -101,6 +101,7 @@ def test_width_scales_every_layer_and_the_config_reaches_every_norm():
         (dict(name="resnet51"), "config.model.name is 'resnet51'; it must be one of: resnet8, .*, resnet200"),
         (dict(stem="cifar10"), "config.model.stem is 'cifar10'; it must be one of: imagenet, cifar"),
         (dict(shortcut="A"), "config.model.shortcut is 'A'; it must be one of: simclr, torchvision"),
+        (dict(padding="SAME"), "config.model.padding is 'SAME'; it must be one of: symmetric, same"),
         (dict(name="resnet18", sk_ratio=0.0625), "sk_ratio is 0.0625, but resnet18 has basic blocks"),
         (dict(width=0.01), "width is 0.01, which leaves 1 channels"),
     ],

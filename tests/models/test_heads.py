@@ -120,7 +120,7 @@ def test_the_first_layers_alone_give_what_they_give_in_the_whole_head(official, 
 
 
 def test_haikus_normal_is_cut_at_two_sigma_and_not_widened_again():
-    """`hk.initializers.TruncatedNormal(1 / sqrt(fan_in))`: its integral by hand. SimCLR's keeps the variance."""
+    """`hk.initializers.TruncatedNormal(1 / sqrt(fan_in))`; SimCLR's kernels keep the variance."""
     x = np.linspace(-2, 2, 100_001)
     density = np.exp(-(x**2) / 2)
     std = np.sqrt((x**2 * density).sum() / density.sum())

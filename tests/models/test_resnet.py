@@ -123,6 +123,23 @@ def test_strided_convolutions_pad_like_pytorch_not_like_same():
     np.testing.assert_array_equal(y[0, :, :, 0], [[4.0, 0.0], [0.0, 0.0]])
 
 
+@pytest.mark.parametrize("size, before", [(3, 0), (7, 2), (1, 0)])
+def test_same_padding_is_that_of_xla(size, before):
+    """At an even side a bright corner meets the tap `before`, at an odd one the central tap."""
+    kernel = jax.random.normal(jax.random.key(0), (size, size, 2, 3))
+    layer = conv(3, size, 2, padding="same", dtype=jnp.float32, name="conv")
+    for side, tap in ((8, before), (9, size // 2)):
+        x = jax.random.normal(jax.random.key(1), (1, side, side + 2, 2))
+        y = layer.apply({"params": {"kernel": kernel}}, x)
+        expected = jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+        corner = jnp.zeros_like(x).at[0, 0, 0, 0].set(1.0)
+        y = layer.apply({"params": {"kernel": kernel}}, corner)
+        np.testing.assert_allclose(y[0, 0, 0], kernel[tap, tap, 0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("shortcut, rows", [("simclr", [[1, 0], [0, 0]]), ("torchvision", [[1, 1], [1, 1]])])
 def test_max_pool_padding_of_the_two_dialects(shortcut, rows):
     """A single bright pixel is at (1, 1) of the 4x4 map.
@@ -260,6 +277,21 @@ def test_a_padded_image_gives_the_map_of_the_image_alone(block, shortcut):
         assert not np.asarray(wide[:, 2:]).any() and not np.asarray(wide[:, :, 2:]).any()
         seen, _ = run(padded, None, train)
         assert np.abs(seen - expected).max() > 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.slow
+def test_a_padded_image_gives_its_own_map_with_same_padding_too():
+    """All sides are even before every stride, so the windows lie alike."""
+    net = ResNet(Basic, (1, 1), (4, 8), stem_width=4, padding="same")
+    alone = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 48, 3)), jnp.float32)
+    padded = jnp.pad(alone, ((0, 0), (0, 32), (0, 16), (0, 0)))
+    variables = jax.tree.map(jnp.asarray, {name: full_gains(tree) for name, tree in init(net).items()})
+    run = jax.jit(partial(net.apply, variables, train=False, part=(0, 2)))
+    found = run(padded, size=jnp.array([[32, 48]]))
+    np.testing.assert_allclose(found[:, :4, :6], run(alone), rtol=2e-6, atol=2e-6)
+    assert not np.asarray(found[:, 4:]).any() and not np.asarray(found[:, :, 6:]).any()
+    symmetric = net.clone(padding="symmetric").apply(variables, alone, train=False, part=(0, 2))
+    assert np.abs(symmetric - run(alone)).max() > 0.02 * np.abs(symmetric).max()
 
 
 @pytest.mark.slow
