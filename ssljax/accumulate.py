@@ -7,7 +7,7 @@ gradient with respect to the embeddings, then each micro-batch runs a second tim
 to the parameters. The result is exact and costs one more forward pass.
 
 Both compute the step of the large batch, except that batch normalisation sees one micro-batch. The running
-statistics are the mean over the micro-batches, with one update per step.
+statistics, those that a method carries too, are the mean over the micro-batches, with one update per step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def make_gradient(method: Method, accumulate: int) -> Gradient:
 
 
 def _averaged(method: Method, accumulate: int) -> Gradient:
-    """The mean of the micro-batches' losses and gradients."""
+    """The mean of the micro-batches' losses and gradients, and of what they carry."""
     loss_and_gradient = jax.value_and_grad(method.loss, has_aux=True)
 
     def gradient(

@@ -278,8 +278,8 @@ class Method(NamedTuple):
         num_views: how many views `config.views` must draw; 0: any number.
         needs_labels: every training image must have a label; a source where one has none is refused.
         several_labels: it also learns from images with several labels each, `labels` of a batch.
-        separable: the loss is a mean over examples (given the batch statistics) and carries nothing, so
-            micro-batches may be averaged.
+        separable: the loss is a mean over examples (given the batch statistics) and carries nothing but
+            running statistics, so micro-batches may be averaged.
         two_pass: for a loss that is not separable. Where a method is neither, `config.accumulate` is refused.
     """
 

@@ -10,11 +10,12 @@ import pytest
 from ssljax.accumulate import join, make_gradient, split
 from ssljax.data import sources
 from ssljax.losses.contrastive import nt_xent
+from ssljax.methods import METHODS
 from ssljax.program import build, device_batches
 from ssljax.step import make_train_step
-from ssljax.types import Method, Out, TwoPass
+from ssljax.types import Method, Out, TrainState, TwoPass
 from tests.contract.case import leaves, small_config
-from tests.methods.small import one_block
+from tests.methods.small import FACTS, batch_of, config_of, one_block, shaken
 
 pytestmark = pytest.mark.slow
 
@@ -108,3 +109,41 @@ def test_simclr_in_micro_batches_is_its_loss_over_all_their_embeddings():
     np.testing.assert_allclose(micro_loss, loss, rtol=1e-6)
     for (name, a), (_, b) in zip(leaves(micro_grads), leaves(grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(np.abs(b).max(), 1e-3), err_msg=name)
+
+
+@one_block()
+def test_byol_in_micro_batches_averages_gradients_and_moves_its_target_once():
+    """Every micro-batch has its own batch statistics; the target follows the network after the step."""
+    change = dict(target__schedule="constant", target__momentum=0.75, head__hidden=5, predictor__hidden=5)
+    method = METHODS["byol"](config_of("byol", **change), FACTS)
+    params, stats, extra = method.init(jax.random.key(0), {})
+    params = shaken(params, 1)
+    extra = extra._replace(target_params=shaken(extra.target_params, 2))
+    batch = batch_of(12)
+    tx = optax.sgd(0.1)
+    state = TrainState(jnp.int32(0), params, stats, tx.init(params), extra)
+    after, metrics = jax.jit(make_train_step(method, tx, accumulate=3))(state, batch, jax.random.key(5))
+
+    one = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    key = jax.random.fold_in(jax.random.key(5), 0)
+    pieces = [
+        one(params, stats, extra, {k: v[a::3] for k, v in batch.items()}, key, jnp.int32(0)) for a in range(3)
+    ]
+    mean = lambda *leaves: np.mean(leaves, axis=0, dtype=np.float64)
+    grads = jax.tree.map(mean, *(grads for _, grads in pieces))
+    outs = [out for (_, out), _ in pieces]
+    close = dict(rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], np.mean([loss for (loss, _), _ in pieces]), rtol=1e-5)
+    online = jax.tree.map(lambda w, g: w - 0.1 * g, params, grads)
+    chex.assert_trees_all_close(after.params, jax.tree.map(np.float32, online), **close)
+    target = jax.tree.map(
+        lambda t, w: 0.75 * t + 0.25 * w, extra.target_params, {k: online[k] for k in extra.target_params}
+    )
+    chex.assert_trees_all_close(after.extra.target_params, jax.tree.map(np.float32, target), **close)
+    carried = jax.tree.map(mean, *(out.carry for out in outs))
+    chex.assert_trees_all_close(after.extra.target_stats, jax.tree.map(np.float32, carried), **close)
+    moved = jax.tree.map(mean, *(out.model_state for out in outs))
+    chex.assert_trees_all_close(after.model_state, jax.tree.map(np.float32, moved), **close)
+    (_, whole), _ = one(params, stats, extra, batch, key, jnp.int32(0))
+    apart = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (carried, whole.carry)), strict=True)]
+    assert max(apart) > 1e-3  # the statistics are not those of the whole batch

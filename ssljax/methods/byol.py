@@ -22,6 +22,8 @@ marked [X]:
   averaged or copied between the two networks.
 - The target starts from its own draw of the initialisation (`target.init="independent"`).
 - The released target carries a predictor and a classifier that nothing reads; this one does not. [X]
+- In micro-batches (`accumulate`) there is one update of the network and one of the target per step, as in the
+  paper's table of batch sizes. Running statistics then move by the mean over the micro-batches. [X]
 - Running statistics start from (0, 1) as in Flax. Haiku corrects its average for the start, a difference
   that fades within some twenty steps. [X]
 - The schedule of the learning rate is one step longer than that of tau, as everywhere in this project. [X]
@@ -163,4 +165,4 @@ def byol(config: ConfigDict, facts: Facts) -> Method:
         online_params = {name: params[name] for name in extra.target_params}
         return ByolState(ema.update(extra.target_params, online_params, tau(step)), stats)
 
-    return Method(init=init, loss=loss, update=update, num_views=2)
+    return Method(init=init, loss=loss, update=update, num_views=2, separable=True)
