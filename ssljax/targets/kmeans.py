@@ -135,9 +135,8 @@ def lloyd(
         iterations: number of iterations.
         present: bool [N], False for padding. None: all rows take part.
         repair: what happens to an empty cluster.
-            "faiss": a donor is drawn with a probability that grows with its size. The empty cluster and the
-            donor are placed around the donor's mean, at 1 -+ 1/1024 of its coordinates, with alternating
-            signs.
+            "faiss": a donor is drawn, see `scanned`. The empty cluster and the donor are placed around the
+            donor's mean, at 1 -+ 1/1024 of its coordinates, with alternating signs.
             "additive": any donor, 1e-7 to either side (DeeperCluster).
             "none": the cluster keeps its centroid (DeepCluster-v2).
             bfloat16 would lose the offsets of the first two.
@@ -202,6 +201,21 @@ def minibatch(
     return centroids + share, total
 
 
+def scanned(counts: jax.Array) -> jax.Array:
+    """How likely each cluster is to give half its rows in faiss, as logarithms up to a constant, float32 [K].
+
+    faiss goes over the clusters in turn, again and again, and takes cluster j of n_j of all N rows with
+    probability p_j = (n_j - 1) / (N - K), so of two equal clusters the first gives more often:
+
+        P(j) ~ p_j prod_{i<j} (1 - p_i)
+    """
+    spare = jnp.maximum(counts - 1, 0).astype(jnp.float32)
+    rest = jnp.maximum(counts.sum() - counts.shape[0], 1).astype(jnp.float32)
+    chance = jnp.minimum(spare / rest, 1.0)
+    passed = jnp.log1p(-chance)
+    return jnp.log(chance) + jnp.concatenate([jnp.zeros(1), jnp.cumsum(passed[:-1])])
+
+
 @partial(jax.jit, static_argnums=3)
 def split_empty(
     centroids: jax.Array, counts: jax.Array, key: jax.Array, repair: str
@@ -232,10 +246,8 @@ def split_empty(
     def repair_one(state: tuple) -> tuple:
         centroids, counts, key = state
         key, draw = jax.random.split(key)
-        chance = jnp.maximum(counts - 1, 0).astype(jnp.float32)
-        if repair != "faiss":
-            chance = jnp.minimum(chance, 1.0)
-        donor = jax.random.categorical(draw, jnp.log(chance))
+        odds = scanned(counts) if repair == "faiss" else jnp.log((counts > 1).astype(jnp.float32))
+        donor = jax.random.categorical(draw, odds)
 
         empty = jnp.argmin(counts)
         half = counts[donor] // 2

@@ -130,13 +130,37 @@ def test_a_split_by_hand():
     np.testing.assert_array_equal(alone, centroids)  # no cluster has two rows
 
 
-def test_large_clusters_give_more_often():
-    def donor(key):
-        _, counts = kmeans.split_empty(jnp.ones((3, 2), jnp.float32), jnp.int32([31, 11, 0]), key, "faiss")
-        return counts[0] < 31
+@pytest.mark.parametrize("sizes", [(60, 30, 9, 0, 1), (1, 31, 31, 0), (0, 2, 2, 7, 40)])
+def test_donors_are_those_of_faiss_scan(sizes):
+    """Against the scan itself (`Clustering.cpp`, split_clusters), which begins at cluster 0."""
+    rng = np.random.default_rng(0)
+    k = len(sizes)
 
-    share = np.mean(jax.vmap(donor)(jax.random.split(jax.random.key(0), 2000)))
-    assert abs(share - 30 / 40) < 5 * np.sqrt(0.75 * 0.25 / 2000)
+    def scan():
+        j = 0
+        while rng.random() >= (sizes[j] - 1) / (sum(sizes) - k):
+            j = (j + 1) % k
+        return j
+
+    draws = 4000
+    expected = np.bincount([scan() for _ in range(draws)], minlength=k) / draws
+    counts = jnp.int32(sizes)
+    split = lambda key: kmeans.split_empty(jnp.ones((k, 2), jnp.float32), counts, key, "faiss")[1] < counts
+    found = np.mean(jax.jit(jax.vmap(split))(jax.random.split(jax.random.key(0), draws)), axis=0)
+    sigma = np.sqrt(2 * expected * (1 - expected) / draws)
+    assert np.all(np.abs(found - expected) <= 4 * sigma + 2 / draws)
+
+
+def test_donors_of_ten_thousand_clusters_in_float32():
+    """The logarithms of the scan's probabilities, in float64, up to a constant; one of them is certain."""
+    sizes = np.random.default_rng(0).integers(0, 260, 10_000)
+    p = np.maximum(sizes - 1, 0) / (sizes.sum() - len(sizes))
+    some = p > 0
+    expected = np.log(p[some]) + np.concatenate([[0], np.cumsum(np.log1p(-p))[:-1]])[some]
+    found = np.asarray(kmeans.scanned(jnp.asarray(sizes, jnp.int32)))
+    np.testing.assert_allclose(found[some], expected, atol=1e-4)
+    assert np.all(found[~some] == -np.inf)
+    assert np.asarray(kmeans.scanned(jnp.int32([1, 9, 0, 0]))).argmax() == 1
 
 
 def test_empty_clusters_are_repaired(blobs):
