@@ -36,7 +36,8 @@ unless marked [X]:
   each time. [X]
 - `sampler="weights"` takes every image once and divides its loss by the size of its cluster, which the paper
   calls equivalent.
-- In v2, the adaptation of LARS leaves out biases and norms, and batch statistics are those of the whole batch
+- In v2, LARS leaves biases and norms out of decay and adaptation; the released code's LARC decays and adapts
+  every parameter, with |g| + wd |w| where this has |g + wd w|. Batch statistics are those of the whole batch
   instead of eight devices'. [X]
 """
 
