@@ -8,8 +8,8 @@ RUN is a run of configs/deepcluster.py:imagenet_alexnet or imagenet_vgg16, or co
 is the unpacked VOCdevkit/VOC2007, or TFDS has prepared voc/2007. Training is on trainval, the test on test:
 ten random crops of each image, whose logits are summed.
 
-Sources of the numbers: [C] facebookresearch/deepcluster, eval_voc_classif.py and, for ALL, its Caffe scripts;
-[X] chosen here.
+Sources of the numbers: [C] facebookresearch/deepcluster, eval_voc_classif.py and, for ALL, its Caffe scripts
+(philkr/voc-classification, src/train_cls.py); [X] chosen here.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +33,12 @@ def multilabel(c: ConfigDict) -> ConfigDict:
 
 
 def voc(network: str, part: str) -> ConfigDict:
-    """80,000 steps at batch size 16, in which the rate halves every 5,000; 150,000 and 20,000 for ALL [C]."""
+    """80,000 steps at batch size 16, in which the rate halves every 5,000; 150,000 and 20,000 for ALL [C].
+
+    ALL has the steps and rates of the Caffe scripts, and otherwise the settings of the PyTorch code, which has
+    no command for it: crops of 0.1 to 0.5 of the area, where Caffe's images are scaled by 0.5 to 2, and one
+    rate, where Caffe's biases have twice that of the kernels [X].
+    """
     whole = part == "all"
     c = multilabel(config.imagenet(epochs=480 if whole else 256, batch_size=16))  # of 313 steps
     c.data.update(source="transfer:voc2007", train_split="train+validation", test_split="test")

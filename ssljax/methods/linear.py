@@ -23,6 +23,7 @@ Differences from the released code:
 - The last, incomplete batch of an epoch is dropped. [X]
 - The backbone computes in the dtype of its pretraining, bfloat16 on ImageNet; W and b are float32. [X]
 - b starts from 0; DeepCluster's from PyTorch's U(+-1/sqrt(inputs)). [X]
+- With a weight decay the SimCLRv2 presets decay W alone, the released code b too (both by 1e-6). [X]
 """
 
 from __future__ import annotations
