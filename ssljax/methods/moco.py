@@ -31,6 +31,8 @@ Differences from the papers, after the released code (facebookresearch/moco, moc
 - The running statistics of f_k are its own. Momentum moves only its parameters.
 - The patch projection of v3 is frozen by keeping it out of `params` (`model.frozen_patch`), so no optimizer
   sees it.
+- Nothing checks that K is below a quarter of the training images, as the presets have it: the released 65,536
+  keys are those of more than an epoch on CIFAR, and stale. [X]
 - Convolutions start from a truncated normal scaled by the fan-in; PyTorch's start from a normal scaled by the
   fan-out. [X]
 - Colours and blur are computed in float32. The released code calls Pillow, which rounds to whole grey levels
