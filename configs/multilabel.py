@@ -35,7 +35,7 @@ def multilabel(c: ConfigDict) -> ConfigDict:
 def voc(network: str, part: str) -> ConfigDict:
     """80,000 steps at batch size 16, in which the rate halves every 5,000; 150,000 and 20,000 for ALL [C].
 
-    ALL has the steps and rates of the Caffe scripts, and otherwise the settings of the PyTorch code, which has
+    ALL has the steps and rates of the Caffe scripts and otherwise the settings of the PyTorch code, which has
     no command for it: crops of 0.1 to 0.5 of the area, where Caffe's images are scaled by 0.5 to 2, and one
     rate, where Caffe's biases have twice that of the kernels [X].
     """

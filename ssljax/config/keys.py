@@ -243,7 +243,9 @@ EVALUATE = (
         Range(1, 2**16, whole=True),
     ),
     Key("evaluate.knn_k", 200, "number of neighbours; 0: by the size of the classes", NATURAL),
-    Key("evaluate.knn_temperature", 0.1, "softmax temperature of the neighbours' votes", POSITIVE),
+    Key(
+        "evaluate.knn_temperature", 0.1, "softmax temperature of the neighbours' votes; DINO: 0.07", POSITIVE
+    ),
     Key(
         "evaluate.label_counts",
         (1, 2, 5, 10),

@@ -3,6 +3,8 @@
     s = cos(test, train);    vote_c = sum over the k nearest with label c of exp(s / T)
     prediction = argmax_c vote_c
 
+The default T = 0.1 is that of MoCo's kNN monitor; DINO's is 0.07, --config.evaluate.knn_temperature=0.07 [X].
+
 Ties: of equally similar images, the one with the lowest train index is the neighbour. Of equal votes, the
 lowest class wins.
 """
@@ -206,7 +208,13 @@ def judge(bench: Bench) -> Iterator[Measurement]:
 
 
 def refuse(bench: Bench) -> str:
-    """Both splits need labels."""
+    """Both splits need labels, and the images to evaluate must not be among those to learn from."""
+    first = bench.train.describe(0)
+    if first in map(bench.test.describe, range(len(bench.test))):
+        return (
+            f"knn: config.data.train_split and config.data.test_split both have {first}, so images would be "
+            "their own nearest neighbours: set config.data.test_split to another split"
+        )
     return bench.unlabelled("knn")
 
 

@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssljax.protocols.knn import knn, nearest, neighbours_of
+from configs.simclr import get_config
+from ssljax.data import sources
+from ssljax.protocols.bench import Bench
+from ssljax.protocols.knn import knn, nearest, neighbours_of, refuse
 
 
 def data(n=57, m=41, d=6, classes=7, seed=0, noise=0.8):
@@ -117,3 +121,25 @@ def test_the_number_of_neighbours_follows_the_classes():
     for counts, expected in sizes.items():
         assert neighbours_of(0, np.repeat(np.arange(3), counts)) == expected
         assert neighbours_of(7, np.repeat(np.arange(3), counts)) == 7
+
+
+def test_images_that_are_their_own_neighbours_are_refused(tmp_path):
+    """One folder as both splits, with all its images to learn from or some; another one is accepted."""
+    for split, shade in (("learn", 0), ("other", 90)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), (shade + i, 0, 0)).save(folder / f"{i}.png")
+
+    def reason(test_split, per_class):
+        c = get_config("folder_small").copy_and_resolve_references().unlock()
+        c.data.update(source=f"folder:{tmp_path}", train_split="learn", test_split=test_split)
+        c.data.train_per_class = per_class
+        train, test = (sources.load(c.data, split) for split in ("train", "test"))
+        return refuse(Bench(c, "simclr", 0, train, test, None, None))
+
+    for per_class in (0, 2):
+        both = "config.data.train_split and config.data.test_split both have "
+        assert both + str(tmp_path / "learn" / "cat" / "0.png") in reason("learn", per_class)
+        assert reason("other", per_class) == ""
