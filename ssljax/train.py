@@ -144,7 +144,7 @@ def run_stages(
         if "stages" in config:
             epath.Path(workdir).mkdir(parents=True, exist_ok=True)
             held.enter_context(lock.hold(epath.Path(workdir)))
-            describe_stages(workdir, config)
+            describe_stages(workdir, config, only)
         earlier: dict[str, str] = {}
         for name, part, folder in stages(config, workdir):
             if only in ("", name):

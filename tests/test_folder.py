@@ -98,6 +98,30 @@ def test_one_stage_is_refused_in_a_folder_of_several_and_the_other_way_round(tmp
         describe_stages(str(tmp_path / "one"), stages)
 
 
+def test_the_folder_of_all_stages_says_what_their_folders_hold(tmp_path):
+    def settings(pretrain=256, finetune=256):
+        config = simclr.get_config("digits_finetune").copy_and_resolve_references().unlock()
+        config.pretrain.batch_size = pretrain
+        config.finetune.batch_size = finetune
+        return config.lock()
+
+    def written():
+        stored = json.loads((tmp_path / "config.json").read_text())
+        return stored["pretrain"]["batch_size"], stored["finetune"]["batch_size"]
+
+    describe_stages(str(tmp_path), settings())
+    describe_stages(str(tmp_path), settings(pretrain=64))  # nothing has begun
+    assert written() == (64, 256)
+    RunFolder(str(tmp_path / "pretrain"), settings(pretrain=64).pretrain, FACTS).close()
+    describe_stages(str(tmp_path), settings(pretrain=64, finetune=32))
+    assert written() == (64, 32)
+    with pytest.raises(ValueError, match="pretrain holds a run of another config: batch_size was 64, now 32"):
+        describe_stages(str(tmp_path), settings(pretrain=32, finetune=16))
+    assert written() == (64, 32)
+    describe_stages(str(tmp_path), settings(pretrain=32, finetune=16), only="finetune")
+    assert written() == (64, 16)
+
+
 @pytest.mark.parametrize(
     "text, wrong", [("", "is empty"), ('{"seed": 0,', "is damaged or half-written"), ("[]", "no JSON object")]
 )

@@ -392,29 +392,43 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def describe_stages(workdir: str, config: ConfigDict) -> None:
+def describe_stages(workdir: str, config: ConfigDict, only: str = "") -> None:
     """Write `workdir/config.json` for a config with stages, whose own folders lie below.
 
-    Each stage compares its own config with that of its folder; here only the names count.
+    It says what those folders hold, or will hold after this start: a stage that is not trained now keeps the
+    config of its folder.
+
+    Args:
+        workdir: the folder of all stages.
+        config: of all stages.
+        only: the name of the one stage to be trained; "" for all.
 
     Raises:
-        ValueError: the folder holds a run of other stages.
+        ValueError: the folder holds a run of other stages, or that of a stage to be trained holds a run of
+            another config.
     """
     if jax.process_index() > 0:
         return
     path = epath.Path(workdir)
     file = path / "config.json"
-    if not file.exists():
-        path.mkdir(parents=True, exist_ok=True)
-        files.replace(file, json.dumps(json.loads(config.to_json()), indent=1))
-        return
-
-    stages = files.read_config(file).get("stages", [])
-    if stages != list(config.stages):
-        raise ValueError(
-            f"{workdir} holds a run of {', '.join(stages) or 'a single stage'}, and the stages of this "
-            f"config are {', '.join(config.stages)}. Use another --workdir, or the old config."
-        )
+    if file.exists():
+        stages = files.read_config(file).get("stages", [])
+        if stages != list(config.stages):
+            raise ValueError(
+                f"{workdir} holds a run of {', '.join(stages) or 'a single stage'}, and the stages of this "
+                f"config are {', '.join(config.stages)}. Use another --workdir, or the old config."
+            )
+    new = json.loads(config.to_json())
+    for name in config.stages:
+        own = path / name / "config.json"
+        if not own.exists():
+            continue
+        if only in ("", name):
+            start.refuse_other_config(path / name, files.read_config(own), new[name])
+        else:
+            new[name] = files.read_config(own)
+    path.mkdir(parents=True, exist_ok=True)
+    files.replace(file, json.dumps(new, indent=1))
 
 
 def facts_of(workdir: str) -> Facts | None:
