@@ -78,31 +78,8 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
         ValueError: a setting is out of range, the method is unknown or does not take this number of views,
             the data or the devices do not fill a batch, or the run has more steps than 32 bits count.
     """
-    check_config(config)
-    check_protocols(config)
-    method = method_of(config, facts)
     mesh = mesh or sharding.make_mesh(fsdp=config.sharding.fsdp)
-    sharding.check_batch(mesh, config.batch_size, config.accumulate)
-
-    examples, rows = epoch_of(method, facts, config.batch_size)
-    steps_per_epoch = loader.steps_per_epoch(examples, rows)
-    total_steps = config.steps or optim.train_steps(examples, config.epochs, rows)
-    if total_steps > MOST_STEPS:
-        most = MOST_STEPS * rows // examples
-        raise ValueError(
-            f"config.epochs={config.epochs} are {total_steps} steps, and steps are counted up to "
-            f"{MOST_STEPS}: with batch_size={config.batch_size}, epochs must be at most {most}"
-        )
-    tx, schedule = optim.make_optimizer(
-        config.optim,
-        batch_size=config.batch_size,
-        total_steps=total_steps,
-        probes=method.probes,
-        steps_per_epoch=examples / rows,
-        restarted=method.restarted,
-    )
-    if method.still is not None:
-        tx = optim.keeping(tx, method.still)
+    method, (tx, schedule), total_steps, steps_per_epoch = checked(config, facts, mesh)
 
     def new_state(key: jax.Array) -> TrainState:
         state = fresh(method, key)
@@ -130,6 +107,41 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
     )
+
+
+def checked(config: ConfigDict, facts: Facts, mesh: Mesh) -> tuple[Method, optim.Optimizer, int, int]:
+    """What a program is made of that costs nothing to have, after all checks that need no more.
+
+    The arguments and errors are those of `build`.
+
+    Returns:
+        The method, the optimizer with its schedule, `total_steps` and `steps_per_epoch`.
+    """
+    check_config(config)
+    check_protocols(config)
+    method = method_of(config, facts)
+    sharding.check_batch(mesh, config.batch_size, config.accumulate)
+
+    examples, rows = epoch_of(method, facts, config.batch_size)
+    steps_per_epoch = loader.steps_per_epoch(examples, rows)
+    total_steps = config.steps or optim.train_steps(examples, config.epochs, rows)
+    if total_steps > MOST_STEPS:
+        most = MOST_STEPS * rows // examples
+        raise ValueError(
+            f"config.epochs={config.epochs} are {total_steps} steps, and steps are counted up to "
+            f"{MOST_STEPS}: with batch_size={config.batch_size}, epochs must be at most {most}"
+        )
+    tx, schedule = optim.make_optimizer(
+        config.optim,
+        batch_size=config.batch_size,
+        total_steps=total_steps,
+        probes=method.probes,
+        steps_per_epoch=examples / rows,
+        restarted=method.restarted,
+    )
+    if method.still is not None:
+        tx = optim.keeping(tx, method.still)
+    return method, (tx, schedule), total_steps, steps_per_epoch
 
 
 def epoch_of(method: Method, facts: Facts, batch_size: int) -> tuple[int, int]:

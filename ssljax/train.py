@@ -29,12 +29,13 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from ssljax import cli
+from ssljax import cli, sharding
 from ssljax.data import change, sources
 from ssljax.earlier import start_from
 from ssljax.program import (
     Program,
     build,
+    checked,
     fresh_shapes,
     method_of,
     stage,
@@ -44,6 +45,7 @@ from ssljax.program import (
 from ssljax.run import hosts, lock, memory, profile, writers
 from ssljax.run.folder import RunFolder, describe_stages, facts_of
 from ssljax.run.loop import fit
+from ssljax.run.start import begun
 from ssljax.types import Step
 
 
@@ -134,12 +136,14 @@ def run_stages(
         log: see `run_stage`.
 
     Raises:
-        ValueError: there is no such stage, or an earlier stage would be trained for nothing.
+        ValueError: there is no such stage, or an earlier stage would be trained for nothing, or a later one
+            would be refused.
     """
     if only:
         stage(config, workdir, only)  # refuses a name that is not there
     else:
         refuse_useless_stages(config)
+        check_later_stages(config, workdir)
     with contextlib.ExitStack() as held:
         if "stages" in config:
             epath.Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -169,6 +173,28 @@ def refuse_useless_stages(config: ConfigDict) -> None:
             f"--config.{last}.init_from={part.init_from}: {last} starts from that folder, and not from "
             f"{' or '.join(names)}, which would be trained first. Add --stage {last} to train {last} alone"
         )
+
+
+def check_later_stages(config: ConfigDict, workdir: str) -> None:
+    """Raise what a later stage would be refused for, as far as its config and the list of its images say it.
+
+    A stage that has begun was checked before. No network is built.
+
+    Raises:
+        ValueError: names the stage; see `program.checked` and `sources.load`.
+        FileNotFoundError: its data are not where they should be.
+    """
+    for name, part, folder in stages(config, workdir)[1:]:
+        place = epath.Path(folder)
+        if place.exists() and begun(place):
+            continue
+        data = part.data.copy_and_resolve_references().unlock()
+        data.crop_on = "host"  # so that no image is decoded
+        try:
+            facts = sources.facts(data, sources.load(data, "train"))
+            checked(part, facts, sharding.make_mesh(fsdp=part.sharding.fsdp))
+        except ValueError as error:
+            raise ValueError(f"stage {name}: {error}") from error
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from ssljax.network import load
 from ssljax.report import training_runs
 from ssljax.run import files
 from ssljax.run.folder import RunFolder, describe_stages, facts_of
+from ssljax.train import run_stages
 from ssljax.types import Facts, TrainState
 
 CONFIG = simclr.get_config("digits")
@@ -120,6 +121,24 @@ def test_the_folder_of_all_stages_says_what_their_folders_hold(tmp_path):
     assert written() == (64, 32)
     describe_stages(str(tmp_path), settings(pretrain=32, finetune=16), only="finetune")
     assert written() == (64, 16)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("batch_size", 4096, "stage finetune: 100 examples do not fill one batch of 4096"),
+        ("optim.warmup_epochs", 99, "stage finetune: warm-up of 154 steps does not fit a run of 94"),
+        ("data.source", "folder:nowhere", "data.source=folder:nowhere: there is no folder nowhere"),
+    ],
+)
+def test_what_a_later_stage_is_refused_for_is_said_before_the_first(tmp_path, key, value, message):
+    config = simclr.get_config("digits_finetune").copy_and_resolve_references().unlock()
+    config.finetune.update_from_flattened_dict(
+        {"batch_size": 64, "epochs": 60, "optim.warmup_epochs": 0, key: value}
+    )
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_stages(config.lock(), str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
