@@ -13,7 +13,12 @@ import re
 import stat
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "GIF")  # as Pillow calls them; TensorFlow's decode_jpeg reads the same three
 
@@ -87,7 +92,8 @@ def check_header(file: BinaryIO) -> str:
         One of FORMATS.
 
     Raises:
-        ValueError: it is of another format, or has more than MAX_PIXELS pixels.
+        ValueError: it is of another format, or has more than MAX_PIXELS pixels, or is a TIFF file that is
+            `unscaled`.
     """
     head = file.read(32)
     if head[:3] == b"\xff\xd8\xff":
@@ -103,9 +109,38 @@ def check_header(file: BinaryIO) -> str:
     else:
         known = (name for first, name in OTHERS.items() if head.lstrip().startswith(first))
         what = next(known, f"not an image, it begins with {head[:8]!r}")
+        if what == "a TIFF file" and (values := _unscaled_tiff(file)):
+            raise ValueError(
+                f"its pixels are {values}, which do not say what is white: save it with 8 or 16 bits a pixel"
+            )
         raise ValueError(f"it is {what}; JPEG, PNG and, in folders, WebP, GIF, BMP and TIFF are read")
     check_size(width, height)
     return kind
+
+
+def unscaled(image: Image.Image) -> str:
+    """The kind and range of a picture's values if they may mean any brightness, for messages; else "".
+
+    So may floats. So may integers of 32 bits, unless they are those of 16 bits and some need more than 8.
+    """
+    if image.mode not in ("F", "I") or image.format == "PNG":  # whose integers have 16 bits at most
+        return ""
+    low, high = (float(value) for value in np.ravel(image.getextrema()))
+    if image.mode == "I" and low >= 0 and 255 < high < 2**16:
+        return ""
+    kind = "floats" if image.mode == "F" else "32-bit integers"
+    return f"{kind} from {low:.6g} to {high:.6g} (mode {image.mode})"
+
+
+def _unscaled_tiff(file: BinaryIO) -> str:
+    """`unscaled` of a TIFF file, "" for a damaged one."""
+    from PIL import Image
+
+    try:
+        file.seek(0)
+        return unscaled(Image.open(file, formats=("TIFF",)))
+    except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+        return ""
 
 
 def check_size(width: int, height: int) -> None:

@@ -38,8 +38,8 @@ def plain(encoded: bytes, background: str) -> bytes:
         background: the colour behind transparent pixels, by a name that Pillow knows.
 
     Returns:
-        The bytes as they are, or a PNG of the upright, opaque picture. A damaged file stays as it is, so that
-        the decoder says what is wrong with it.
+        The bytes as they are, or a PNG of the upright, opaque picture. A file that is damaged or
+        `damage.unscaled` stays as it is, so that the decoder says what is wrong with it.
     """
     if not needs_pillow(encoded):
         return encoded
@@ -97,11 +97,17 @@ def needs_pillow(encoded: bytes) -> bool:
 
 
 def opaque(image: Image.Image, background: str) -> Image.Image:
-    """The picture in RGB or grey, of 8 bits, over a background; it keeps its EXIF."""
+    """The picture in RGB or grey, of 8 bits, over a background; it keeps its EXIF.
+
+    Raises:
+        ValueError: it is `damage.unscaled`.
+    """
     from PIL import Image
 
     exif = image.getexif()
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey, which Pillow would clip, not scale
+    if values := damage.unscaled(image):
+        raise ValueError(values)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip, not scale
         image = grey_of_16_bits(image)
     if image.has_transparency_data:
         over = Image.new("RGBA", image.size, background)

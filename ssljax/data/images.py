@@ -113,12 +113,8 @@ def _is_stored(picture: Picture, data: ConfigDict) -> bool:
 def _check(picture: Picture, i: int) -> None:
     """Refuses what is no picture."""
     if isinstance(picture, Image.Image):
-        if picture.mode == "F":
-            low, high = picture.getextrema()
-            raise ValueError(
-                f"image {i} is a Pillow image of floats from {low:.4g} to {high:.4g}, whose range is not "
-                f"known: {SCALE}"
-            )
+        if values := damage.unscaled(picture):
+            raise ValueError(f"image {i} is a Pillow image of {values}, whose range is not known: {SCALE}")
         return
     if isinstance(picture, str | os.PathLike):
         if not os.path.lexists(picture):

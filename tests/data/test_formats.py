@@ -1,5 +1,7 @@
 """Files that only Pillow reads rightly: upright, opaque, of many formats, and alike for both decoders."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,6 +81,37 @@ def test_sixteen_bits_keep_their_range(decoded):
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     found = decoded(saved(Image.fromarray(ramp), "PNG"))
     np.testing.assert_array_equal(found, np.repeat((ramp >> 8)[..., None], 3, 2))
+
+
+def test_a_tiff_of_sixteen_bits_keeps_its_range_also_as_32_bit_integers(decoded):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for pixels in (ramp, ramp.astype(np.int32), ramp // 256):  # the last is dark
+        found = decoded(saved(Image.fromarray(pixels), "TIFF"))
+        np.testing.assert_array_equal(found, np.repeat((pixels >> 8)[..., None], 3, 2))
+
+
+@pytest.mark.parametrize(
+    "dtype, top, values",
+    [
+        (np.float32, 1, "floats from 0 to 1 (mode F)"),
+        (np.float32, 255, "floats from 0 to 255 (mode F)"),
+        (np.int32, 200, "32-bit integers from 0 to 200 (mode I)"),
+        (np.int32, 70_000, "32-bit integers from 0 to 70000 (mode I)"),
+    ],
+)
+def test_values_that_may_mean_any_brightness_are_refused(tmp_path, dtype, top, values):
+    image = Image.fromarray(np.linspace(0, top, 256).reshape(16, 16).astype(dtype))
+    file = tmp_path / "depth.tif"
+    image.save(file)
+    with pytest.raises(ValueError, match=re.escape(f"its pixels are {values}") + ".* 8 or 16 bits"):
+        by_pillow(formats.plain(file.read_bytes(), "white"))
+    c = config.digits()
+    for crop_on in ("device", "host"):
+        c.data.update(image_size=16, channels=3, crop_on=crop_on)
+        with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read as an image (its pixels are")):
+            images.source([file], c.data)
+    with pytest.raises(ValueError, match=re.escape(f"image 0 is a Pillow image of {values}")):
+        images.source([image], c.data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
