@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from ssljax.pictures.overview import overview
 from ssljax.pictures.page import Block, markdown, page, renew, terminal
 from ssljax.pictures.paper import paper_blocks
 from ssljax.pictures.robustness import robustness_blocks
-from ssljax.pictures.shown import gallery_blocks
+from ssljax.pictures.shown import drawn, gallery_blocks
 from ssljax.pictures.tables import (
     Group,
     aggregate,
@@ -185,18 +185,30 @@ def training_blocks(slug: str, title: str, runs: Sequence[Training], folder: Pat
     return [block, *bound_blocks(slug, title, [(run.config, run.rows) for run in runs], folder)]
 
 
-def unjudged_blocks(runs: Sequence[Training], folder: Path) -> list[Block]:
-    """The training curves of runs without a measurement."""
+def unjudged_blocks(runs: Sequence[Training], folder: Path, shown: Collection[Path]) -> list[Block]:
+    """The training curves of runs without a measurement, and a gallery, as images without labels leave it.
+
+    Args:
+        runs: those without a group.
+        folder: of the report.
+        shown: the galleries of groups.
+    """
     presets: dict[tuple[str, str, int], list[Training]] = defaultdict(list)
     for run in runs:
         name = results.label(run.config["preset"], run.stage)
         presets[run.config["name"], name, run.config["epochs"]].append(run)
     blocks = []
     for (experiment, preset, epochs), own in presets.items():
+        slug = f"{experiment}-{preset}-{epochs}ep"
+        beside = [folder / run.folder / f"gallery-{preset}.npz" for run in own]
+        gallery = next((file for file in beside if file.exists() and file not in shown), None)
+        what = "trained but not evaluated here" if gallery is None else "evaluated by its pictures alone"
         blocks += [
-            Block("h2", f"{experiment}: {preset} ({epochs} epochs), trained but not evaluated here"),
-            *training_blocks(f"{experiment}-{preset}-{epochs}ep", _data_of(own[0]), own, folder),
+            Block("h2", f"{experiment}: {preset} ({epochs} epochs), {what}"),
+            *training_blocks(slug, _data_of(own[0]), own, folder),
         ]
+        if gallery is not None:
+            blocks += drawn(gallery, _data_of(own[0]), slug, folder)
     return blocks
 
 
@@ -245,7 +257,7 @@ def report(folder: Path) -> list[Path]:
         blocks += group_blocks(group, folder, runs[group.slug], pictures_of.get(group.slug))
         print(f"\n{group.title}\n{terminal(main_table(group.rows))}")
     blocks += robustness_blocks(known, folder)
-    blocks += unjudged_blocks(runs[""], folder)
+    blocks += unjudged_blocks(runs[""], folder, pictures_of.values())
     blocks += paper_blocks(paper, known, folder)
 
     experiments = {row["experiment"] for row in rows}

@@ -698,6 +698,25 @@ def test_the_folder_of_one_run_has_a_page_before_it_is_evaluated(tmp_path, capsy
         report.main(["--workdir"])
 
 
+def test_a_run_without_labels_shows_the_neighbours_that_its_evaluation_found(tmp_path):
+    config = {"name": "simclr", "preset": "small", "epochs": 2, "seed": 0, "data": {"source": "folder:photos"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    images = np.zeros((2, 3, 4, 4, 3), np.uint8)
+    none = np.full((2, 3), -1, np.int32)
+    np.savez(
+        kept.gallery_file(tmp_path, "small", "c1"),
+        **{"kinds": ["simclr"], "points/simclr": np.eye(6, dtype=np.float16), "labels": np.full(6, -1)},
+        **{"query": images[:, 0], "query_labels": none[:, 0], "class_names": np.array([], str), "seed": 0},
+        **{"neighbour": images, "neighbour_labels": none, "config_hash": "c1"},
+    )
+    report.main([str(tmp_path)])
+    written = (tmp_path / "report.md").read_text()
+    assert "## simclr: small (2 epochs), evaluated by its pictures alone" in written
+    assert "(neighbours-simclr-small-2ep.png)" in written
+    assert (tmp_path / "neighbours-simclr-small-2ep.png").stat().st_size > 1000
+
+
 def test_names_in_a_map_do_not_cover_each_other_and_stay_inside():
     figure, (axis,) = figures.blank(3, 3)
     axis.set(xlim=(0, 1), ylim=(0, 1))
