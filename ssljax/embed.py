@@ -71,7 +71,7 @@ def embed(workdir: str, images: str, out: str, *, stage: str = "", on_bad_image:
         what was written, for the terminal.
 
     Raises:
-        ValueError: another ending, or an unreadable image (named).
+        ValueError: another ending, a file in place of the folder, or an unreadable image (named).
         FileNotFoundError: there is no run, no image, or no folder to write to.
     """
     file = Path(out)
@@ -79,6 +79,8 @@ def embed(workdir: str, images: str, out: str, *, stage: str = "", on_bad_image:
         raise ValueError(f"--out={out}: the file must end in {', '.join(WRITERS)}")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"--out={out}: there is no folder {file.parent}, make it first")
+    if Path(images).is_file():
+        raise ValueError(f"--images={images} is a file: name its folder, --images={Path(images).parent}")
     if not Path(images).is_dir():
         raise FileNotFoundError(f"--images={images}: there is no such folder")
     paths, _, _ = folder.list_loose(Path(images))

@@ -282,14 +282,16 @@ def test_embed_leaves_out_what_only_the_decoder_finds(photographs, tmp_path, cap
     "images, out, message",
     [
         ("nowhere", "a.npz", "--images=nowhere: there is no such folder"),
+        ("some/a.jpg", "a.npz", "--images=some/a.jpg is a file: name its folder, --images=some"),
         (".", "a.txt", "--out=a.txt: the file must end in .npz, .parquet, .csv"),
         (".", "nowhere/a.npz", "--out=nowhere/a.npz: there is no folder nowhere"),
-        ("empty", "a.npz", "hold no images"),
+        ("some/none", "a.npz", "hold no images"),
     ],
 )
 def test_embed_refuses_before_it_loads_anything(images, out, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "some" / "none").mkdir(parents=True)
+    (tmp_path / "some" / "a.jpg").touch()
     with pytest.raises(SystemExit, match=message):
         embedded("no run", images, out)
 

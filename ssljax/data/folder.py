@@ -34,6 +34,8 @@ from ssljax.data.source import Source, digest, require_labels
 
 log = logging.getLogger(__name__)
 
+WARNED: set[str] = set()  # the warnings that this process has given
+
 
 def load(data: ConfigDict, path: str, split: str) -> Source:
     """Load one split of the folder. It is decoded into memory if `data.crop_on` is "device".
@@ -145,10 +147,7 @@ def list_split(
     here = train / view
     by_class = data.labels == "folders" and has_classes(here)
     if data.labels == "folders" and not by_class and split == "train":
-        log.warning(
-            "%s has images but no class folders: the images have no labels, as with data.labels='none'",
-            here,
-        )
+        _warn(f"{here} has images but no class folders: the images have no labels, as with data.labels='none'")
     list_images = list_classes if by_class else list_loose
     if test:
         test = test / view
@@ -311,7 +310,14 @@ def _say(others: Counter[str], folder: Path) -> None:
     if others:
         most = sorted(others.items(), key=lambda item: (-item[1], item[0]))[:10]
         listed = ", ".join(f"{count:,} {ending}" for ending, count in most)
-        log.warning("%s: files left out, whose names are not those of images: %s", folder, listed)
+        _warn(f"{folder}: files left out, whose names are not those of images: {listed}")
+
+
+def _warn(text: str) -> None:
+    """Log a warning about a folder, once in a process: both splits and all stages may list the folder."""
+    if text not in WARNED:
+        WARNED.add(text)
+        log.warning("%s", text)
 
 
 def _is_image(name: str) -> bool:

@@ -113,8 +113,9 @@ def choose_l2(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
         seed: the seed of the draw of held-out images.
 
     Raises:
-        ValueError: there are too few images.
+        ValueError: there are too few images, or all have the same label.
     """
+    require_classes(labels)
     rows = sampler.order(seed, 0, len(labels))[:SELECTION]
     count = max(1, round(HELD_OUT * len(rows)))
     held = rows[:count]
@@ -139,6 +140,15 @@ def choose_l2(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
         if worse == 3:
             break
     return best_l2
+
+
+def require_classes(labels: np.ndarray) -> None:
+    """Raise a ValueError if all images have the same label."""
+    if len(np.unique(labels)) < 2:
+        raise ValueError(
+            f"logistic regression needs two classes, and all {len(labels)} training images have label "
+            f"{labels[0]}: check config.data (source, labels_per_class)"
+        )
 
 
 def fit(
@@ -168,11 +178,7 @@ def fit(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    if len(np.unique(labels)) < 2:
-        raise ValueError(
-            f"logistic regression needs two classes, and all {len(labels)} training images have label "
-            f"{labels[0]}: check config.data (source, labels_per_class)"
-        )
+    require_classes(labels)
     c = 1.0 / (len(labels) * l2)
     if warm is None:
         model = LogisticRegression(C=c, solver="lbfgs", max_iter=iterations, warm_start=True)

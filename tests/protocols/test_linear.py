@@ -137,3 +137,8 @@ def test_a_probe_leaves_the_encoder_bitwise_alone():
     np.testing.assert_array_equal(f, kept)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(variables), strict=True):
         np.testing.assert_array_equal(a, np.asarray(b))
+
+
+def test_a_single_class_is_named_before_too_few_images_are():
+    with pytest.raises(ValueError, match="needs two classes, and all 18 training images have label 0"):
+        linear.choose_l2(np.zeros((18, 2)), np.zeros(18, np.int32), seed=0)
