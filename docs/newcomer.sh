@@ -12,6 +12,8 @@ SOURCE=$(cd "$(dirname "$0")/.." && pwd)
 PICTURES=${1:?usage: docs/newcomer.sh PICTURES [OUT]}
 OUT=${2:-newcomer}
 CHANGES=("${@:3}")
+SKIP=()
+if [[ "${CHANGES[*]}" =~ data\.on_bad_image[=\ ]skip ]]; then SKIP=(--on_bad_image skip); fi
 step() { printf '\n--- %s (%d s so far)\n' "$1" "$SECONDS"; }
 
 step "an environment of its own: $OUT/venv"
@@ -21,7 +23,7 @@ mkdir -p "$OUT"
 export PATH="$OUT/venv/bin:$PATH"
 
 step "what SimCLR will see: $OUT/simclr/preview.png"
-ssljax preview --config simclr:folder_small --config.data.source="folder:$PICTURES" --workdir "$OUT/simclr"
+ssljax preview --config simclr:folder_small --config.data.source="folder:$PICTURES" --workdir "$OUT/simclr" "${CHANGES[@]}"
 
 for method in simclr moco; do
   step "train $method"
@@ -33,16 +35,18 @@ for method in simclr moco; do
 done
 
 step "features: $OUT/features.npz"
-ssljax embed --workdir "$OUT/simclr" --images "$PICTURES" --out "$OUT/features.npz"
+ssljax embed --workdir "$OUT/simclr" --images "$PICTURES" --out "$OUT/features.npz" "${SKIP[@]}"
 
 step "eight pictures, and the five that SimCLR finds nearest to each: $OUT/neighbours.png"
 python - "$OUT" <<'END'
 import sys
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image
 from sklearn.neighbors import NearestNeighbors
+
+from ssljax.data import decode, formats
 
 out = sys.argv[1]
 with np.load(f"{out}/features.npz") as file:
@@ -51,7 +55,7 @@ asked = np.random.default_rng(0).choice(len(paths), 8, replace=False)
 _, nearest = NearestNeighbors(n_neighbors=6, metric="cosine").fit(features).kneighbors(features[asked])
 figure, axes = plt.subplots(8, 6, figsize=(6, 8))
 for ax, i in zip(axes.flat, nearest.flat):
-    ax.imshow(Image.open(paths[i]).convert("RGBA"))
+    ax.imshow(decode.opened(formats.plain(Path(paths[i]).read_bytes(), "white"), channels=3))
     ax.set_axis_off()
 figure.savefig(f"{out}/neighbours.png")
 END
@@ -77,7 +81,10 @@ size = network.in_avals[0].shape[1]
 
 def square(path):
     """The picture on white, as large as the network wants it."""
-    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    picture = ImageOps.exif_transpose(Image.open(path))
+    if picture.mode.startswith("I"):  # 16 bits, of which the upper ones count
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     return np.asarray(ImageOps.fit(Image.alpha_composite(white, picture).convert("RGB"), (size, size)))
 
