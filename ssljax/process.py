@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,6 +73,7 @@ def run(main: Callable[[], None]) -> None:
     """
     lasting_output()
     logging.basicConfig(format="%(levelname)s %(message)s", force=True)  # without names of libraries
+    warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # figures show a box instead
     try:
         main()
         return

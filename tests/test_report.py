@@ -699,7 +699,7 @@ def test_the_folder_of_one_run_has_a_page_before_it_is_evaluated(tmp_path, capsy
 
 
 def test_a_run_without_labels_shows_the_neighbours_that_its_evaluation_found(tmp_path):
-    config = {"name": "simclr", "preset": "small", "epochs": 2, "seed": 0, "data": {"source": "folder:photos"}}
+    config = {"name": "simclr", "preset": "small", "epochs": 2, "seed": 0, "data.source": "digits"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
     images = np.zeros((2, 3, 4, 4, 3), np.uint8)

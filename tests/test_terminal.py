@@ -89,6 +89,26 @@ def test_an_error_ends_the_process_although_a_thread_is_at_work(fails, code, las
     assert (done.returncode, (done.stderr.splitlines() or [""])[-1]) == (code, last)
 
 
+GLYPH = """
+import sys, warnings
+from matplotlib.figure import Figure
+from ssljax import process
+
+def main():
+    Figure().suptitle("\u5e73").figure.savefig(sys.argv[1])
+    warnings.warn("another")
+
+process.run(main)
+"""
+
+
+def test_a_letter_that_the_font_lacks_is_no_news_and_other_warnings_are(tmp_path):
+    command = [sys.executable, "-c", GLYPH, str(tmp_path / "a.png")]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert (tmp_path / "a.png").exists() and "Glyph" not in done.stderr
+    assert "UserWarning: another" in done.stderr
+
+
 @pytest.mark.parametrize(
     "error, message",
     [

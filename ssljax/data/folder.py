@@ -147,7 +147,9 @@ def list_split(
     here = train / view
     by_class = data.labels == "folders" and has_classes(here)
     if data.labels == "folders" and not by_class and split == "train":
-        _warn(f"{here} has images but no class folders: the images have no labels, as with data.labels='none'")
+        _warn(
+            f"{here} has images but no class folders: the images have no labels, as with data.labels='none'"
+        )
     list_images = list_classes if by_class else list_loose
     if test:
         test = test / view
