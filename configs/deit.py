@@ -157,6 +157,7 @@ def teacher(name: str) -> ConfigDict:
     """A RegNetY by the same recipe (section 5.3)."""
     c = photographs(deit(config.imagenet(300, 1024)))
     c.model = dict(name=name, drop_path=0.1, dtype="bfloat16")
+    c.head = dict(std=0.01)  # [C]
     return c
 
 

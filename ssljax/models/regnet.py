@@ -9,7 +9,8 @@ as outside, and the first block of a stage halves the image. The hidden layer of
 width of the block's INPUT.
 
 Structure and initialisation are those of torchvision.models.regnet. timm's RegNet differs: it starts the last
-gain of each block at 0.
+gain of each block at 0. Both start a classifier at a standard deviation of 0.01; here a method adds it
+(`head.std`).
 """
 
 from __future__ import annotations

@@ -322,6 +322,8 @@ def test_presets_are_the_papers_tables():
             assert (stage.name, stage.preset) == ("deit", preset)
             if stage.augment.policy != "none":
                 assert stage.augment.jitter_probability == 0 and stage.data.crop_on == "host", preset
+    stds = {preset: get_config(preset).head.std for preset in ("imagenet_b", "imagenet_regnety_16gf")}
+    assert stds == {"imagenet_b": 0.02, "imagenet_regnety_16gf": 0.01}
     for student, teacher in (
         ("cifar10_small_hard", "cifar10_teacher"),
         ("imagenet_b_distilled", "imagenet_regnety_16gf"),
