@@ -190,6 +190,7 @@ def finetune(fraction: float) -> ConfigDict:
     frozen = classify(pretrain, blocks=11, bottleneck=1024)  # [P]
     frozen.data.update(image_size=224, eval_crop=0.875, label_fraction=fraction)
     frozen.augment.update(crop="tf", min_area=0.05, aspect=(0.75, 1.33))  # [P]
+    frozen.augment.antialias = False  # as TF-slim resizes that crop
     frozen.batch_size = 512  # [P] 16 or 32 per worker
     frozen.epochs = min(round(30 / fraction), 600) if fraction < 0.2 else 60
     frozen.classifier.dropout = 0.5 if fraction < 0.2 else 0.0

@@ -377,7 +377,9 @@ def test_efficient_classification_has_three_stages_and_a_supervised_rival(percen
     for stage in (c.frozen, c.finetune):
         assert stage.data.label_fraction == percent / 100 and stage.data.image_size == 224
         assert (stage.classifier.blocks, stage.classifier.bottleneck) == (11, 1024)
-        assert (stage.augment.crop, stage.augment.min_area) == ("tf", 0.05)
+        recipe = stage.augment
+        assert (recipe.crop, recipe.min_area, recipe.interpolation) == ("tf", 0.05, "bilinear")
+        assert not recipe.antialias and c.pretrain.augment.antialias
     assert (c.frozen.classifier.frozen, c.finetune.classifier.frozen) == (True, False)
     rival = get_config(f"imagenet_r200_supervised_{percent}pct")
     assert (rival.method, rival.model.name, rival.data.label_fraction) == (
