@@ -147,8 +147,7 @@ def imagenet_tokenizer() -> ConfigDict:
     """The tokenizer of table 8's last row: trained on ImageNet, without labels."""
     c = config.imagenet(epochs=1199, batch_size=512)
     c.data.image_size = 256
-    c.augment.update(crop="torchvision", min_area=0.44, max_area=0.79, aspect=(1.0, 1.0))
-    c.augment.update(antialias=True, interpolation="bilinear")
+    c.augment.update(config.DALLE_CROPS)
     return config.dvae(c, epochs=1199, batch_size=512)
 
 

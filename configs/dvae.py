@@ -29,20 +29,9 @@ PRESETS = (
 
 
 def squares(c: ConfigDict, size: int) -> ConfigDict:
-    """Random crops of the paper's kind: most of the central square, resized by area [P, appendix A].
-
-    The paper resizes that square to 9/8 to 12/8 of `size` and cuts out a square of `size`: a square crop of
-    44 to 79 per cent of its area. Crops here come from anywhere in the image. [X]
-    """
+    """Crops of the paper's kind at another size [P, appendix A]."""
     c.data.image_size = size
-    c.augment.update(
-        crop="torchvision",
-        min_area=0.44,
-        max_area=0.79,
-        aspect=(1.0, 1.0),
-        antialias=True,
-        interpolation="bilinear",
-    )
+    c.augment.update(config.DALLE_CROPS)
     return c
 
 

@@ -27,10 +27,11 @@ from ssljax.config.leaves import changed, differences, flat, hashed, modern, pub
 from ssljax.config.reference import reference
 from ssljax.config.rows import METHODS
 from ssljax.config.rules import check, cut, nearest, needed, put, resolve, shown, unknown, unread, widen
-from ssljax.config.tokenizer import dvae, short_dvae
+from ssljax.config.tokenizer import DALLE_CROPS, dvae, short_dvae
 
 __all__ = [
     "CIFAR10",
+    "DALLE_CROPS",
     "FACTS",
     "IMAGENET",
     "KEYS",

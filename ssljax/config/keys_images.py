@@ -153,7 +153,8 @@ SOLARIZE = above("augment.solarize_probability", 0)
 AFFINE = equal("augment.crop", "affine")
 GRAYSCALE = above("augment.grayscale_probability", 0)
 BOX = equal("augment.crop", "tf", "torchvision", "byol")
-SQUARE = equal("augment.crop", "square", "squash")
+DALLE = equal("augment.crop", "dalle")
+SQUARE = equal("augment.crop", "square", "squash", "dalle")
 RESIZED = equal("augment.crop", "tf", "torchvision", "byol", "none") | SQUARE
 RANDAUGMENT = equal("augment.policy", "randaugment", "randaugment_plain")
 PAIR = Entries(POSITIVE, count=2, rising=True)
@@ -173,24 +174,30 @@ AUGMENT = (
         "augment.crop",
         "torchvision",
         "tf: sample_distorted_bounding_box; torchvision: RandomResizedCrop; byol: cut down where it does not "
-        "fit; affine: random warp; none; square: a random square within the central one; squash: within the "
-        "whole image, resized to a square",
-        OneOf(("tf", "torchvision", "byol", "affine", "none", "square", "squash")),
+        "fit; affine: random warp; none; square: a random square within the central one; dalle: within any "
+        "largest one; squash: within the whole image, resized to a square",
+        OneOf(("tf", "torchvision", "byol", "affine", "none", "square", "dalle", "squash")),
     ),
     Key(
         "augment.min_area",
         0.08,
-        "smallest area of a crop, as a fraction of the image's; square, squash: of the larger square's",
+        "smallest area of a crop, as a share of the image's; square, dalle, squash: of the larger square's",
         SHARE,
         BOX | SQUARE,
     ),
-    Key("augment.max_area", 1.0, "largest area of a crop, as a fraction of the image's", SHARE, BOX),
+    Key(
+        "augment.max_area",
+        1.0,
+        "largest area of a crop, as a fraction of the image's; dalle: of the larger square's",
+        SHARE,
+        BOX | DALLE,
+    ),
     Key("augment.aspect", (3 / 4, 4 / 3), "smallest and largest width / height of a crop", PAIR, BOX),
     Key(
         "augment.interpolation",
         "bicubic",
-        "interpolation that resizes a crop",
-        OneOf(("bicubic", "bilinear", "lanczos3")),
+        "interpolation that resizes a crop; area: means over the new pixels, not with pillow",
+        OneOf(("bicubic", "bilinear", "lanczos3", "area")),
         RESIZED,
     ),
     Key(
@@ -203,7 +210,7 @@ AUGMENT = (
     Key(
         "augment.antialias",
         False,
-        "antialias host crops and evaluation images; device crops: torchvision always does, the others never",
+        "antialias host crops and evaluation images; device crops: tf and byol never do, the others always",
         None,
         other_than("augment.resize", "pillow"),
     ),

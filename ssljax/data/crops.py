@@ -228,6 +228,31 @@ def box_byol(
     return tf.stack([top, left, crop_h, crop_w])
 
 
+def box_dalle(
+    height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, size: int, min_area: float, max_area: float
+) -> tf.Tensor:
+    """Draw a square somewhere in a largest square, see `geometry.crop_box_dalle`.
+
+    Args:
+        height, width: size of the image in pixels, int32 scalars.
+        seed: int64 [2].
+        size: side of the result.
+        min_area, max_area: smallest and largest area, as a share of the largest square's.
+
+    Returns:
+        int32 [4]: top, left, height, width.
+    """
+    tf = tensorflow()
+    u = tf.random.stateless_uniform([5], seed)
+    below = lambda u, n: tf.minimum(tf.cast(u * tf.cast(n, tf.float32), tf.int32), n - 1)
+    short = tf.minimum(height, width)
+    low, high = (tf.minimum(short, geometry.squashed_side(size, area)) for area in (max_area, min_area))
+    resized = low + below(u[0], high - low + 1)
+    side = tf.minimum(tf.cast(tf.round(short * size / resized), tf.int32), short)
+    corner = below(u[1:3], tf.stack([height, width]) - short + 1) + below(u[3:], short - side + 1)
+    return tf.concat([corner, [side, side]], 0)
+
+
 BOXES = {"tf": box_tf, "torchvision": box_torchvision, "byol": box_byol}
 
 
@@ -344,6 +369,10 @@ def _view(
         crop = _resized(crop, size, recipes.resizing(augment))
     elif augment.crop == "square":
         crop = _square(image, size, crop_seed, augment)
+    elif augment.crop == "dalle":
+        areas = {"min_area": augment.min_area, "max_area": augment.max_area}
+        top, left, side, _ = tf.unstack(box_dalle(shape[0], shape[1], crop_seed, size=size, **areas))
+        crop = _resized(image[top : top + side, left : left + side], size, recipes.resizing(augment))
     elif augment.crop == "squash":
         whole = geometry.squashed_side(size, augment.min_area)
         offset = tf.random.stateless_uniform([2], crop_seed, 0, whole - size + 1, tf.int32)
@@ -352,7 +381,7 @@ def _view(
     else:
         raise ValueError(
             f"augment.crop={augment.crop!r} does not work with data.crop_on='host': use 'tf', 'torchvision', "
-            "'byol', 'square', 'squash' or 'none', or set data.crop_on='device'"
+            "'byol', 'square', 'dalle', 'squash' or 'none', or set data.crop_on='device'"
         )
 
     if augment.flip:
@@ -408,7 +437,7 @@ def central_crop(
         image: [H, W, C].
         height, width: size of the result.
         proportion: e.g. 0.875.
-        method: "bicubic" or "bilinear".
+        method: "bicubic", "bilinear", "lanczos3" or "area".
         antialias: as for `resize`.
         whole: "round" or "floor".
         place: where the box lies, if not in the centre.

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-METHODS = ("bicubic", "bilinear", "lanczos3")
+METHODS = ("bicubic", "bilinear", "lanczos3", "area")
 
 # Where an evaluation crop lies, down and right: -1 at the start of the axis, 0 in its middle, 1 at its end.
 Place = tuple[int, int]
@@ -231,8 +231,36 @@ def crop_box_square(key: jax.Array, height: int, width: int, *, area: float) -> 
     return jnp.concatenate([corner, jnp.array([side, side], jnp.int32)])
 
 
+def crop_box_dalle(
+    key: jax.Array, height: int, width: int, *, size: int, min_area: float, max_area: float
+) -> jax.Array:
+    """Draw a box of DALL-E's tokenizer: a square somewhere in a largest square, which lies anywhere.
+
+    The largest square, of s pixels, is resized to t and `size` of them are cut out (arXiv 2102.12092, listing
+    1). t is uniform between the sides at which the crop has the largest and the smallest area, but at most s.
+    Here the box is cut out first, at whole pixels [X].
+
+    Args:
+        key: a random key.
+        height, width: size of the image in pixels.
+        size: side of the result.
+        min_area, max_area: smallest and largest area, as a share of the largest square's.
+
+    Returns:
+        int32 [4]: top, left, height, width.
+    """
+    short = min(height, width)
+    low, high = (min(short, squashed_side(size, area)) for area in (max_area, min_area))
+    u = jax.random.uniform(key, (5,), jnp.float32)
+    resized = low + uniform_integer(u[0], jnp.int32(high - low + 1))
+    side = jnp.minimum(jnp.rint(short * size / resized).astype(jnp.int32), short)
+    corner = uniform_integer(u[1:3], jnp.array([height, width], jnp.int32) - short + 1)
+    corner = corner + uniform_integer(u[3:], short - side + 1)
+    return jnp.concatenate([corner, jnp.stack([side, side])])
+
+
 def squashed_side(size: int, area: float) -> int:
-    """The side that an image is resized to, whatever its aspect ratio, before a square is cut out of it.
+    """The side that an image is resized to, before a square is cut out of it.
 
     Args:
         size: side of the square.
@@ -269,8 +297,8 @@ def interpolation(
         start, length: the part of the axis, in pixels.
         side: length of the axis.
         size: length of the result.
-        method: one of METHODS.
-        antialias: whether to stretch the kernel when the axis shrinks.
+        method: one of METHODS. "area" is the mean over the pixel of the result (TensorFlow's AREA).
+        antialias: whether to stretch the kernel when the axis shrinks; the mean needs none.
 
     Returns:
         float32 [size, side].
@@ -280,8 +308,11 @@ def interpolation(
     scale = length / size
     centre = (start + (jnp.arange(size, dtype=jnp.float32) + 0.5) * scale)[:, None]
     pixel = (jnp.arange(side, dtype=jnp.float32) + 0.5)[None, :]
-    stretch = jnp.maximum(scale, 1.0) if antialias else jnp.float32(1.0)
-    weight = kernel((centre - pixel) / stretch, method)
+    if method == "area":  # how far the two pixels overlap
+        weight = jnp.clip((scale + 1.0) / 2 - jnp.abs(centre - pixel), 0.0, jnp.minimum(scale, 1.0))
+    else:
+        stretch = jnp.maximum(scale, 1.0) if antialias else jnp.float32(1.0)
+        weight = kernel((centre - pixel) / stretch, method)
     weight = jnp.where((pixel > start) & (pixel < start + length), weight, 0.0)
     return weight / weight.sum(1, keepdims=True)
 

@@ -78,6 +78,11 @@ def resolved(config: ConfigDict) -> tuple[View, ...]:
     for name, view in stated.items():
         recipe = _recipe(config.augment, stated, name)
         first = firsts[view["of"] or name]
+        if recipe.crop == "dalle" and view["of"] and view["size"] != stated[view["of"]]["size"]:
+            raise ValueError(
+                f"config.views.{name}.size={view['size']}: the crop 'dalle' depends on the size, and "
+                f"{view['of']!r} has {stated[view['of']]['size']}: set --config.augment.crop=torchvision"
+            )
         views.append(View(name, recipe, view["size"], view["count"], first))
     return tuple(views)
 
@@ -178,7 +183,7 @@ class Resizing(NamedTuple):
 
     Attributes:
         library: "tensorflow" or "pillow".
-        method: "bicubic", "bilinear" or "lanczos3".
+        method: "bicubic", "bilinear", "lanczos3" or "area".
         antialias: whether TensorFlow stretches its kernel when an image shrinks. Pillow always does.
     """
 
@@ -188,10 +193,19 @@ class Resizing(NamedTuple):
 
 
 def resizing(augment: ConfigDict) -> Resizing:
-    """Read how a recipe resizes. A warp has no interpolation of its own: evaluation is then bicubic."""
+    """Read how a recipe resizes. A warp has no interpolation of its own: evaluation is then bicubic.
+
+    Raises:
+        ValueError: Pillow has no such interpolation.
+    """
     if augment.crop == "affine":
         return Resizing("tensorflow", "bicubic", augment.antialias)
     if augment.resize == "pillow":
+        if augment.interpolation == "area":
+            raise ValueError(
+                "augment.interpolation='area' does not go with augment.resize='pillow': set "
+                "--config.augment.resize=tensorflow"
+            )
         return Resizing("pillow", augment.interpolation, True)
     return Resizing("tensorflow", augment.interpolation, augment.antialias)
 

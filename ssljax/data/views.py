@@ -178,8 +178,12 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
             flip=flip,
         )
         return clip(crop)
-    if augment.crop == "square":
-        box = geometry.crop_box_square(box_key, height, width, area=augment.min_area)
+    if augment.crop in ("square", "dalle"):
+        if augment.crop == "square":
+            box = geometry.crop_box_square(box_key, height, width, area=augment.min_area)
+        else:
+            areas = {"min_area": augment.min_area, "max_area": augment.max_area}
+            box = geometry.crop_box_dalle(box_key, height, width, size=size, **areas)
         method = augment.interpolation
         return clip(geometry.crop_resize(image, box, size, method=method, antialias=True, flip=flip))
     if augment.crop == "squash":
@@ -200,7 +204,7 @@ def random_crop(image: jax.Array, key: jax.Array, augment: ConfigDict, *, size: 
     elif augment.crop != "none":
         raise ValueError(
             f"config.augment.crop={augment.crop!r} is unknown. Use 'tf', 'torchvision', 'byol', 'square', "
-            "'squash', 'affine' or 'none'."
+            "'dalle', 'squash', 'affine' or 'none'."
         )
     return jnp.where(flip, image[:, ::-1], image)
 
