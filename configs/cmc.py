@@ -93,8 +93,9 @@ def cmc_pycontrast() -> ConfigDict:
     """PyContrast's CMC: two ResNet-50 of half width as one network of two groups; 58.6 after 200 epochs [C].
 
     Its convolutions count the outputs of both groups when they are initialised, so that their weights are
-    smaller by the square root of two, and its cosine ends at 3e-5 and is one epoch ahead [X]. Eight devices
-    of 32 images [X].
+    smaller by the square root of two, its cosine ends at 3e-5 and is one epoch ahead, and its banks begin
+    with Gaussian rows of unit length, where these have a length of 1 +- 0.04 [X]. Eight devices of 32 images
+    [X].
     """
     c = config.multiview.resnet(released(config.imagenet(epochs=200, batch_size=256)), 0.5)
     c.augment.update(
