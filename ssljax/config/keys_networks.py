@@ -506,7 +506,8 @@ METHOD = (
     Key(
         "pseudo.teacher_size",
         0,
-        "side of the images that the teacher labels, in pixels; 0: data.image_size",
+        "side S of the images that the teacher labels, in pixels; 0: data.image_size, s. The teacher's crop "
+        "leaves out as many pixels as data.eval_crop: of s / (s + 32) it is S / (S + 32)",
         NATURAL,
         PSEUDO,
     ),

@@ -114,13 +114,15 @@ class Run(NamedTuple):
         Args:
             function: from uint8 [B, S, S, C] to float32 [B, D].
             positions: int [N], which images; repeats are allowed. None takes all, in the order of the source.
-            size: S; 0: config.data.image_size.
+            size: S; 0: config.data.image_size. At another size the crop leaves out as many pixels of the
+                resized image as at that one, so that s / (s + 32) is S / (S + 32).
         """
         mesh = self.program.mesh
         config = self.program.config
         if size:
             config = config.copy_and_resolve_references().unlock()
-            config.data.image_size = size
+            around = config.data.image_size / config.data.eval_crop - config.data.image_size
+            config.data.update(image_size=size, eval_crop=size / (size + around))
         devices = mesh.devices.size
         batch = -(-config.evaluate.batch_size // devices) * devices
         positions = np.arange(len(self.source)) if positions is None else np.asarray(positions, np.int64)

@@ -1,16 +1,19 @@
 """Noisy Student: its loss by hand, its labels against the teacher itself, its stages on the digits."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.noisy_student import NETS, PRESETS, get_config
-from ssljax import models
+from ssljax import models, sharding
 from ssljax.config import resolve, stages
 from ssljax.data import loader, sources, views
 from ssljax.methods import METHODS
 from ssljax.program import build, epoch_of
+from ssljax.run import refresh
 from ssljax.run.loop import refreshed
 from ssljax.targets.frozen import Frozen
 from ssljax.types import Facts
@@ -99,6 +102,20 @@ def test_without_unlabelled_images_it_is_supervised(start):
     log_p = log_probabilities(c, params, model_state, batch, key)
     expected = -((0.9 * np.eye(10)[:8] + 0.01) * log_p).sum(1).mean()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "size, crop, shown", [(224, 224 / 256, 600 / 632), (475, 475 / 507, 600 / 632), (224, 1, 1)]
+)
+def test_a_teacher_of_another_size_sees_the_crop_of_that_size(monkeypatch, size, crop, shown):
+    asked = []
+    monkeypatch.setattr(refresh.loader, "eval_batches", lambda _, c, **rest: asked.append(c.data) or [])
+    c = a_config(data__image_size=size, data__eval_crop=float(crop))
+    run = refresh.Run(SimpleNamespace(mesh=sharding.make_mesh(1), config=c), [], 0, None, None)
+    assert not list(run.looked(None, np.arange(4), size=600)) and not list(run.looked(None, np.arange(4)))
+    teachers, students = asked
+    assert (teachers.image_size, teachers.eval_crop) == (600, pytest.approx(shown))
+    assert (students.image_size, students.eval_crop) == (size, crop)
 
 
 @pytest.mark.slow
