@@ -13,6 +13,8 @@ epochs at 384 pixels. `_plus` is the released code's default, with relative posi
 are the rows of table 4, and of table 5. The tokenizer is trained on the same images; for another, such as a
 converted DALL-E, start with --stage=pretrain and --config.pretrain.recover.tokenizer=RUN.
 
+A run has examples * epochs // batch + 1 updates: 500,456 in 800 epochs, 500,000 in the released code [X].
+
 Sources of the numbers: [P] the paper, [C] the released code (microsoft/unilm at 768a3c8, beit/), [X] chosen
 here.
 """
@@ -214,7 +216,10 @@ def imagenet_finetuned(pretrain: ConfigDict) -> ConfigDict:
 
 
 def at_384(finetune: ConfigDict) -> ConfigDict:
-    """Ten more epochs at 384 pixels [P], by DeiT's settings for that [C]; the layers' rates as before [X]."""
+    """Ten more epochs at 384 pixels [P], by DeiT's settings for that [C].
+
+    There is no warm-up, and the layers' rates are as before [X].
+    """
     c = finetune.copy_and_resolve_references()
     c.init_from = "finetune"
     c.init_branches = ("encoder", "head")

@@ -13,6 +13,8 @@ token, `_distilled` into a distillation token (table 3). `_e500`, `_e800` and `_
 stages. For another teacher (table 2) train, for example, `imagenet_regnety_4gf` and set
 `--config.teacher.name` as well.
 
+A run has examples * epochs // batch + 1 updates: 375,342 in 300 epochs, 375,300 in the released code [X].
+
 Sources of the numbers: [P] the paper, [C] the released code (facebookresearch/deit, timm 0.3.2), [X] chosen
 here.
 """
