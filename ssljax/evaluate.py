@@ -309,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
 
     names = [name for name, _, _ in stages(flags.config, "") if name]
     earlier_stage = flags.stage if flags.stage in names[:-1] else ""
-    changed = origin.changed(flags.overrides, names)
+    changed = origin.changed(flags.overrides, names, earlier_stage)
     config_hash = origin.config_hash(config, flags.overrides, names, earlier_stage)
     file = epath.Path(flags.results or os.path.join(workdir, "results.jsonl"))
     label = results.label(config.preset, earlier_stage)

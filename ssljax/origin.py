@@ -22,14 +22,19 @@ from ssljax.run import files
 NAMING = ("init_from", "distill.teacher", "pseudo.teacher", "recover.tokenizer")
 
 
-def changed(overrides: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def changed(overrides: Mapping[str, Any], names: Sequence[str], stage: str = "") -> dict[str, Any]:
     """As `results.changed`, with "simclr:digits" in place of the folder of such a run.
 
+    What is changed in later stages is left out.
+
     Args:
-        overrides: dotted key -> value, what differs from the preset.
+        overrides: dotted key -> value, what differs from the preset, of all stages.
         names: of the config's stages; () if it has none.
+        stage: which of them it is; "" for the last.
     """
-    return results.changed(_told(overrides, names, _preset), names)
+    after = names[names.index(stage) + 1 :] if stage else ()
+    told = _told(overrides, names, _preset)
+    return results.changed({key: told[key] for key in told if key.split(".")[0] not in after}, names)
 
 
 def config_hash(

@@ -27,7 +27,7 @@ def staged(changes: dict[str, Any], stage: str = "") -> tuple[dict[str, Any], st
     config, overrides = cli.overridden(cli.preset_of("cpc:digits_finetune"), changes)
     name = stage or NAMES[-1]
     return (
-        origin.changed(overrides, NAMES),
+        origin.changed(overrides, NAMES, stage),
         origin.config_hash(stages(config)[name], overrides, NAMES, stage),
     )
 
@@ -53,6 +53,8 @@ def test_settings_of_the_stages_before_count_and_those_after_do_not():
     plain = [staged({}, stage)[1] for stage in NAMES]
     other = [staged({"frozen.optim.learning_rate": 0.125}, stage)[1] for stage in NAMES]
     assert [one == two for one, two in zip(plain, other, strict=True)] == [True, False, False]
+    said = [staged({"frozen.optim.learning_rate": 0.125}, stage)[0] for stage in NAMES[:2]]
+    assert said == [{}, {"frozen.optim.learning_rate": 0.125}]
     judged = [staged({"pretrain.evaluate.linear": "sgd"}, stage)[1] for stage in NAMES[1:]]
     assert judged == plain[1:]
 

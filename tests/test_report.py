@@ -157,6 +157,17 @@ def test_main_table_by_hand():
     ]
 
 
+def test_a_fine_tuned_network_has_its_papers_name_and_a_baseline_its_own():
+    rows = [
+        line(experiment="beit", features="deit", protocol="classifier", value=66.0),
+        line(experiment="beit", features="deit", value=60.0),
+        line(experiment="beit", features="supervised", protocol="label_fraction", labels_per_class=1),
+    ]
+    assert [row[0] for row in tables.main_table(rows)[1:]] == ["labels alone", "BEiT"]
+    again = tables.groups([*rows[:1], *rows])
+    assert "1 earlier measurements (BEiT) replaced" in tables.caption(again[0])
+
+
 def test_the_report_says_which_linear_probe_made_which_number():
     """A probe under random crops has a column and a sentence of its own beside the cached one."""
     recipe = dict(

@@ -256,9 +256,19 @@ def main_table(rows: Sequence[Row]) -> list[list[str]]:
     heading = "held-out top-1, %" if accuracies else "held-out"
     table = [[heading, *(text for text, _ in shown)]]
     for kind in kinds(rows):
-        cells = [cell(pick(rows, features=kind, **want)) for _, want in shown]
-        table.append([name(kind), *cells])
+        own = pick(rows, features=kind)
+        table.append([row_name(own), *(cell(pick(own, **want)) for _, want in shown)])
     return table
+
+
+def row_name(rows: Sequence[Row]) -> str:
+    """The name that readers see for the measurements of one kind of features.
+
+    A network with a head of its own is called after its preset's paper: BEiT, fine-tuned by DeiT's method, is
+    BEiT.
+    """
+    own_head = any(row["protocol"].startswith("classifier") for row in rows)
+    return name(rows[0]["experiment"] if own_head else rows[0]["features"])
 
 
 def caption(group: Group) -> str:
@@ -325,7 +335,7 @@ def repeated(group: Group) -> str:
     """How many measurements were replaced, of what, and how many of them had a different value."""
     if not group.replaced:
         return ""
-    what = ", ".join(name(kind) for kind in kinds(group.replaced))
+    what = ", ".join(row_name(pick(group.replaced, features=kind)) for kind in kinds(group.replaced))
     shown = {results.same(row): row["value"] for row in group.rows}
     other = sum(shown[results.same(row)] != row["value"] for row in group.replaced)
     return (
