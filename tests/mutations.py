@@ -3424,8 +3424,8 @@ DETECTION = [
     Mutation(
         "roi_zero_at_the_border",
         "ssljax/models/roi.py",
-        "(position >= -1.0) & (position <= length)",
-        "(position >= 0.0) & (position <= length - 1)",
+        "(position >= -1.0) & (position <= extent)",
+        "(position >= 0.0) & (position <= extent - 1)",
         "zeros around the map instead of its border (scenic)",
         "tests/models/test_roi.py::test_adaptive_samples_and_their_gradient_equal_torchvision",
     ),
@@ -3534,6 +3534,14 @@ FASTER_RCNN = [
         "x, train, size=valid, part=part)",
         "x, train, size=None, part=part)",
         "padded zeros stop being zero after a norm, and count in its statistics",
+        f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
+    ),
+    Mutation(
+        "regions_see_the_padding",
+        DETECTOR,
+        "jax.vmap(pooled)(maps, boxes, extent)",
+        "jax.vmap(pooled)(maps, boxes)",
+        "boxes at the border of an image blend with the zeros that pad it",
         f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
     ),
     Mutation(

@@ -193,7 +193,7 @@ def outputs(
     exists = regions["weights"] > 0
     drops = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), 2))(batch["index"])
     logits, deltas, model_state = nets.at_regions(
-        net, params, model_state, maps, regions["boxes"], exists, keys=drops
+        net, params, model_state, maps, valid, regions["boxes"], exists, keys=drops
     )
     head = {"logits": logits, "deltas": deltas, **{k: regions[k] for k in ("classes", "weights", "targets")}}
     given = {"rpn": rpn, "head": head}
@@ -297,7 +297,7 @@ def detections(
     at = nets.at_anchors(net, params, maps, valid)
     proposals = proposed(at, size, before=settings.test_before, after=settings.test_after)
     logits, deltas, _ = nets.at_regions(
-        net, params, model_state, maps, proposals.boxes, proposals.exists, keys=None
+        net, params, model_state, maps, valid, proposals.boxes, proposals.exists, keys=None
     )
     limits = dict(keep=settings.keep, score=settings.score, threshold=settings.overlap)
     best = lambda *one: detect(*one, **limits)

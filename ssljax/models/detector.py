@@ -162,16 +162,17 @@ class C4(NamedTuple):
         params: Pytree,
         state: Pytree,
         maps: jax.Array,
+        extent: jax.Array,
         boxes: jax.Array,
         exists: jax.Array,
         keys: jax.Array | None,
     ) -> tuple[jax.Array, Pytree]:
-        """Maps of regions `[B T, h, w, C]`, and the encoder's statistics; see `at_regions`."""
+        """Maps of regions `[B T, h, w, C]`, and the encoder's statistics; see `at_regions`.
 
-        def pooled(one: jax.Array, of: jax.Array) -> jax.Array:
-            return roi_align(one, of, size=self.cells, scale=1 / self.stride, sampling=0, aligned=True)
-
-        regions = jax.vmap(pooled)(maps, boxes).reshape(-1, self.cells, self.cells, maps.shape[-1])
+        `extent` int32 [B, 2] is the height and width of each image's map within `maps`.
+        """
+        pooled = partial(roi_align, size=self.cells, scale=1 / self.stride, sampling=0, aligned=True)
+        regions = jax.vmap(pooled)(maps, boxes, extent).reshape(-1, self.cells, self.cells, maps.shape[-1])
         exists = exists.reshape(-1)
         size = jnp.where(exists[:, None], jnp.full((1, 2), self.cells, jnp.int32), 0)
         last = len(self.encoder.layers)
@@ -217,12 +218,16 @@ class Plain(NamedTuple):
         params: Pytree,
         state: Pytree,
         maps: jax.Array,
+        extent: jax.Array,
         boxes: jax.Array,
         exists: jax.Array,
         keys: jax.Array | None,
     ) -> tuple[jax.Array, Pytree]:
-        """fc7 of regions, float32 `[B T, D]`, and the encoder's statistics; see `at_regions`."""
-        del exists
+        """fc7 of regions, float32 `[B T, D]`, and the encoder's statistics; see `at_regions`.
+
+        The zeros beyond an image are no maximum, since the map has nothing below them.
+        """
+        del extent, exists
         cells = math.isqrt(params["fc6"]["kernel"].shape[0] // self.channels)
 
         def of_image(one: jax.Array, of: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -303,6 +308,11 @@ def feature_map(
     return maps, {**state, "encoder": encoder}
 
 
+def cells_of(net: Detector, valid: jax.Array) -> jax.Array:
+    """Height and width of the maps of images of `valid` pixels [B, 2], in cells."""
+    return -(-valid // net.stride)
+
+
 class Anchors(NamedTuple):
     """The anchors of a batch, and what the proposal head says of them.
 
@@ -324,7 +334,7 @@ def at_anchors(net: Detector, params: Pytree, maps: jax.Array, valid: jax.Array)
     height, width = maps.shape[1:3]
     found = infer(net.rpn, params["rpn"], {}, maps)
     boxes = anchors(height, width, stride=net.stride, sizes=net.sizes, ratios=net.ratios)
-    cells = valid_pixels(-(-valid // net.stride), height, width).reshape(len(maps), -1)
+    cells = valid_pixels(cells_of(net, valid), height, width).reshape(len(maps), -1)
     return Anchors(boxes, jnp.repeat(cells, net.rpn.anchors, axis=1), found["logits"], found["deltas"])
 
 
@@ -333,6 +343,7 @@ def at_regions(
     params: Pytree,
     state: Pytree,
     maps: jax.Array,
+    valid: jax.Array,
     boxes: jax.Array,
     exists: jax.Array,
     *,
@@ -345,6 +356,7 @@ def at_regions(
         params: their parameters.
         state: their running statistics.
         maps: [B, h, w, C], from `feature_map`.
+        valid: int32 [B, 2], as in `feature_map`.
         boxes: float32 [B, T, 4] in pixels of the image.
         exists: bool [B, T]. Of the other boxes the result means nothing, and no statistics count them.
         keys: training, with a key [B] of each image for dropout; None: inference.
@@ -353,7 +365,8 @@ def at_regions(
         logits float32 [B, T, K + 1], deltas float32 [B, T, K, 4], and the state.
     """
     batch, places = exists.shape
-    x, encoder = net.body.features_of(params["encoder"], state["encoder"], maps, boxes, exists, keys)
+    extent = cells_of(net, valid)
+    x, encoder = net.body.features_of(params["encoder"], state["encoder"], maps, extent, boxes, exists, keys)
     mask = exists.reshape(-1)[:, None, None, None]
     found, head = _run(net.head, params["head"], state["head"], x, keys is not None, mask=mask)
     shaped = {name: value.reshape(batch, places, *value.shape[1:]) for name, value in found.items()}

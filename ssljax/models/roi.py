@@ -18,13 +18,22 @@ WIDEST = 2
 
 
 def roi_align(
-    maps: jax.Array, boxes: jax.Array, *, size: int, scale: float, sampling: int, aligned: bool
+    maps: jax.Array,
+    boxes: jax.Array,
+    extent: jax.Array | None = None,
+    *,
+    size: int,
+    scale: float,
+    sampling: int,
+    aligned: bool,
 ) -> jax.Array:
     """RoIAlign of the boxes of one image. `vmap` it over a batch.
 
     Args:
         maps: [H, W, C], any floating dtype.
         boxes: float32 [T, 4], x1, y1, x2, y2 in pixels of the image. They get no gradient, as in torchvision.
+        extent: int32 [2], height and width in cells of an image in the left upper corner of a padded map: the
+            result is that of the image's map alone. None: all of the map.
         size: bins along each side of the result.
         scale: cells of the map per pixel, 1 / stride.
         sampling: samples per bin along each axis; 0 takes ceil(side of the box in cells / size). A box that
@@ -39,16 +48,26 @@ def roi_align(
     if aligned:
         corners = corners - 0.5
     height, width, _ = maps.shape
-    rows = _weights(corners[:, 1], corners[:, 3], height, size, sampling, aligned).astype(maps.dtype)
-    columns = _weights(corners[:, 0], corners[:, 2], width, size, sampling, aligned).astype(maps.dtype)
+    tall, wide = (height, width) if extent is None else extent.astype(jnp.float32)
+    rows = _weights(corners[:, 1], corners[:, 3], height, tall, size, sampling, aligned).astype(maps.dtype)
+    columns = _weights(corners[:, 0], corners[:, 2], width, wide, size, sampling, aligned).astype(maps.dtype)
     # einsum contracts the longer side first, which costs less
     return jnp.einsum("tph,tqw,hwc->tpqc", rows, columns, maps, precision=jax.lax.Precision.HIGHEST)
 
 
 def _weights(
-    start: jax.Array, end: jax.Array, length: int, size: int, sampling: int, aligned: bool
+    start: jax.Array,
+    end: jax.Array,
+    length: int,
+    extent: jax.Array | int,
+    size: int,
+    sampling: int,
+    aligned: bool,
 ) -> jax.Array:
-    """How much each of the `length` cells of an axis counts in each of the `size` bins: [T, size, length]."""
+    """How much each of the `length` cells of an axis counts in each of the `size` bins: [T, size, length].
+
+    The image has the first `extent` of the cells.
+    """
     side = end - start
     if not aligned:
         side = jnp.maximum(side, 1.0)
@@ -66,8 +85,8 @@ def _weights(
     sample = jnp.arange(most, dtype=jnp.float32)[None, None]
     width = side / size
     position = start[:, None, None] + bins * width + (sample + 0.5) * width / jnp.maximum(samples, 1.0)
-    counts = (sample < samples) & (position >= -1.0) & (position <= length)  # farther outside a sample is 0
-    position = jnp.clip(position, 0.0, length - 1)
+    counts = (sample < samples) & (position >= -1.0) & (position <= extent)  # farther outside a sample is 0
+    position = jnp.clip(position, 0.0, extent - 1)
 
     cells = jnp.arange(length, dtype=jnp.float32)
     near = jnp.maximum(1.0 - jnp.abs(position[..., None] - cells[None, None, None]), 0.0)

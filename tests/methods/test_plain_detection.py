@@ -173,10 +173,10 @@ def test_the_papers_networks_have_the_layers_of_fast_r_cnn(name, cells, channels
     }
     assert state["rpn"] == state["head"] == {}
     bf16 = jax.ShapeDtypeStruct((2, 75, 125, channels), jnp.bfloat16)
-    boxes, exists = jnp.zeros((2, 9, 4)), jnp.ones((2, 9), bool)
+    boxes, exists, extent = jnp.zeros((2, 9, 4)), jnp.ones((2, 9), bool), jnp.full((2, 2), 75)
     found = jax.eval_shape(
-        lambda params, maps: net.body.features_of(params["encoder"], {}, maps, boxes, exists, None)[0],
-        params,
+        lambda params, maps: net.body.features_of(params, {}, maps, extent, boxes, exists, None)[0],
+        params["encoder"],
         bf16,
     )
     assert (found.shape, found.dtype) == ((18, 4096), jnp.float32)

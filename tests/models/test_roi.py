@@ -55,6 +55,19 @@ def test_a_ramp_by_hand():
     assert low.dtype == jnp.bfloat16
 
 
+def test_zeros_that_pad_a_map_change_no_region():
+    """Boxes at the border, beyond it, and inside."""
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(5, 7, 2)).astype(np.float32)
+    boxes = jnp.array([[0.0, 0, 112, 80], [90, 60, 112, 80], [100, 30, 140, 90], [10, 10, 50, 40]])
+    how = {"size": 6, "scale": SIXTEENTH, "sampling": 0, "aligned": True}
+    alone = align(maps, boxes, **how)
+    padded = np.pad(maps, ((0, 4), (0, 9), (0, 0)))
+    np.testing.assert_allclose(align(padded, boxes, jnp.array([5, 7]), **how), alone, atol=1e-6)
+    blended = np.abs(align(padded, boxes, **how) - alone).max(axis=(1, 2, 3))
+    assert (blended > [0.1, 0.1, 0.1, -1.0]).all() and blended[3] < 1e-6
+
+
 def test_a_box_of_42_cells_has_three_samples_a_bin_also_when_compiled():
     """XLA divides by 14 by multiplying with its reciprocal, and 42 / 14 becomes more than 3."""
     impulse = jnp.zeros((42, 42, 1)).at[:, 1].set(1.0)
