@@ -7,14 +7,18 @@
 where there is no "test", "val" is taken. NAME[:40] are the first 40 images by their id.
 
 Classes are the categories by rising id, 0..K-1, or those in `data.categories`, in that order. Crowds are left
-out in training and difficult otherwise. Masks are PNGs with a category's id for every pixel, in
-PATH/semantic/, beside which lies what the images have in PATH/images/: 0 (unlabelled) and 255 count nowhere,
-and every id that is not in use is background.
+out in training and difficult otherwise. Boxes whose width or height is 0 are left out with a warning.
+train2017 has two (cocodataset/cocoapi#355). detectron2 does so in training; pycocotools counts them as
+missed [X].
+
+Masks are PNGs with a category's id for every pixel, in PATH/semantic/, beside which lies what the images have
+in PATH/images/: 0 (unlabelled) and 255 count nowhere, and every id that is not in use is background.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -26,6 +30,8 @@ from ml_collections import ConfigDict
 from ssljax.data import annotate
 from ssljax.data.annotate import IGNORED, Object, Picture
 from ssljax.data.source import Source
+
+log = logging.getLogger(__name__)
 
 MOST = 128  # objects in an image; train2017 has up to 93
 
@@ -98,9 +104,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _objects(records: dict[str, Any], name_of: dict[int, str], file: Path) -> dict[int, list[Object]]:
-    """The objects of every image by its id, in the order of the file."""
+    """The objects of every image by its id, in the order of the file; those without area are left out."""
     known = {image["id"] for image in records["images"]}
     found: dict[int, list[Object]] = defaultdict(list)
+    empty = []
     for each in records["annotations"]:
         for key, there in (("category_id", name_of), ("image_id", known)):
             if each[key] not in there:
@@ -108,7 +115,18 @@ def _objects(records: dict[str, Any], name_of: dict[int, str], file: Path) -> di
                     f"{file}: annotation {each['id']} has {key}={each[key]}, which the file does not list: "
                     "it belongs to another version of the data, so unpack images and records again"
                 )
-        found[each["image_id"]].append(_object(each, name_of, file))
+        one = _object(each, name_of, file)
+        x1, y1, x2, y2 = one.box
+        if x1 == x2 or y1 == y2:
+            empty.append(each)
+        else:
+            found[each["image_id"]].append(one)
+    if empty:
+        first = empty[0]
+        log.warning(
+            "%s: boxes without area, left out: %d. The first is annotation %s of image %s, bbox %s",
+            *(file, len(empty), first["id"], first["image_id"], first["bbox"]),
+        )
     return found
 
 

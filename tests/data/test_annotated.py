@@ -1,6 +1,7 @@
 """Boxes and masks move with their images, and every image comes once per pass, in batches of its shape."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -151,6 +152,18 @@ def test_coco_has_its_categories_by_id_and_its_images_by_id(coco):
     assert few.checksum != train.checksum
     c.data.train_split = "val[:3]"
     assert len(sources.load(c.data, "train")) == 2
+
+
+def test_boxes_of_coco_without_area_are_counted_and_left_out(tmp_path, caplog):
+    """Annotation 918 of train2017 has this box, on another image."""
+    file = scenes.coco(tmp_path, ("train",)) / "instances_train.json"
+    records = json.loads(file.read_text())
+    records["annotations"][0]["bbox"] = [10.5, 8.25, 1.03, 0.0]  # the only object of image 9
+    records["annotations"][2]["bbox"] = [0, 0, 0.0, 48]
+    file.write_text(json.dumps(records))
+    found = sources.load(boxes_of(tmp_path).data, "train").targets
+    assert found["classes"].tolist() == [[1], [1], [0]]
+    assert "left out: 2. The first is annotation 1 of image 9, bbox [10.5, 8.25, 1.03, 0.0]" in caplog.text
 
 
 def test_the_official_layout_of_coco_is_found(coco, tmp_path):
@@ -423,7 +436,7 @@ def test_what_is_wrong_with_the_data_is_named(coco, voc, tmp_path):
         ),
         ('"image_id": 9,', '"image_id": 8,', "annotation 1 has image_id=8"),
         ('"bbox": [10, 8, 30, 20]', '"bbox": [10, 8]', "annotation 1 has no bbox of four numbers"),
-        ('"bbox": [10, 8, 30, 20]', '"bbox": [10, 8, 30, 0]', r"box x1, y1, x2, y2 = 10, 8, 40, 8 \(bus\)"),
+        ('"bbox": [10, 8, 30, 20]', '"bbox": [10, 8, 30, -2]', r"box x1, y1, x2, y2 = 10, 8, 40, 6 \(bus\)"),
         ('"categories"', '"kinds"', "has no categories"),
     ):
         assert old in text
