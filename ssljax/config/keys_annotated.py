@@ -60,7 +60,7 @@ ANNOTATED_EVALUATE = (
         "evaluate.detection_rules",
         "data",
         "how the protocol `detection` measures; voc: 11 points, ten thresholds; coco: as pycocotools; "
-        "data: by the kind of data.source",
+        "data: voc if data.source is voc:PATH, else coco",
         OneOf(("data", "voc", "coco")),
         BOXES,
     ),

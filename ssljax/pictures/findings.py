@@ -102,7 +102,7 @@ def precision_blocks(group: Group, folder: Path) -> list[Block]:
         return []
     file = f"precision-{group.slug}.png"
     figures.precision_recall(folder / file, curves, f"{data_name(row['data'])}: boxes found")
-    rules = row["settings"]["rules"].upper()
+    rules = "VOC" if row["settings"]["rules"] == "voc" else "COCO"  # some rows name the data
     return [Block("img", (file, f"Precision against recall of boxes, mean over classes, by {rules}'s rules"))]
 
 

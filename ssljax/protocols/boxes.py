@@ -118,7 +118,9 @@ def restored(boxes: np.ndarray, size: np.ndarray, original: np.ndarray) -> np.nd
 def rules_of(bench: Bench) -> str:
     """The rules to measure by, "voc" or "coco"."""
     stated = bench.config.evaluate.detection_rules
-    return bench.config.data.source.partition(":")[0] if stated == "data" else stated
+    if stated != "data":
+        return stated
+    return "voc" if bench.config.data.source.startswith("voc:") else "coco"
 
 
 def refuse(bench: Bench) -> str:

@@ -102,10 +102,13 @@ def test_difficult_objects_count_neither_for_nor_against(voc):
     bench = bench_of(voc, "boxes", exact, categories=("horse", "person"))
     reason = PROTOCOLS["detection"].refuse(bench)
     assert "no person" in reason and "detection_rules=coco" in reason
-    bench.config.evaluate.detection_rules = "coco"
-    assert PROTOCOLS["detection"].refuse(bench) == ""
-    (found,) = PROTOCOLS["detection"].judge(bench)
-    assert found["AP"] == pytest.approx(100.0) and list(found["settings"]["per_class"]) == ["horse"]
+    for changed in ({"evaluate.detection_rules": "coco"}, {"data.source": "digits"}):
+        bench = bench_of(voc, "boxes", exact, categories=("horse", "person"))
+        bench.config.update_from_flattened_dict(changed)
+        assert PROTOCOLS["detection"].refuse(bench) == ""
+        (found,) = PROTOCOLS["detection"].judge(bench)
+        assert found["AP"] == pytest.approx(100.0) and list(found["settings"]["per_class"]) == ["horse"]
+        assert found["settings"]["rules"] == "coco" and "AP_small" in found
 
 
 def test_masks_are_pooled_over_the_split(voc):
