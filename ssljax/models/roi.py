@@ -10,10 +10,14 @@ arXiv 1703.06870; RoI pool: Girshick, 2015, arXiv 1504.08083.
 
 from __future__ import annotations
 
+import math
+from ctypes import c_float
+
 import jax
 import jax.numpy as jnp
 
-# With `sampling=0` the samples along an axis are limited to those of a box of this many times the map's side.
+# Samples with `sampling=0`, and bins of a RoI pool, are limited along an axis to those of a box of this many
+# times the map's side.
 WIDEST = 2
 
 
@@ -96,6 +100,8 @@ def _weights(
 def roi_pool(maps: jax.Array, boxes: jax.Array, *, size: int, scale: float) -> jax.Array:
     """Maximum over the cells of each bin (Fast R-CNN). Box and bins are rounded to whole cells.
 
+    A box that is more than twice as long as the map has the bins of one that is exactly so.
+
     Args:
         maps: [H, W, C].
         boxes: float32 [T, 4], x1, y1, x2, y2 in pixels of the image.
@@ -125,10 +131,25 @@ def roi_pool(maps: jax.Array, boxes: jax.Array, *, size: int, scale: float) -> j
 
 def _bins(start: jax.Array, end: jax.Array, length: int, size: int) -> jax.Array:
     """Which of the `length` cells of an axis belong to which bin: bool [T, size, length]."""
+    most = WIDEST * length
     start, end = start.astype(jnp.int32), end.astype(jnp.int32)
-    side = jnp.maximum(end - start + 1, 1)[:, None]
-    bins = jnp.arange(size)[None]
-    first = (bins * side // size + start[:, None])[..., None]
-    last = (-(-(bins + 1) * side // size) + start[:, None])[..., None]
-    cells = jnp.arange(length)[None, None]
-    return (cells >= first) & (cells < last)
+    side = jnp.clip(end - start + 1, 1, most)
+    first, last = (edge[side][..., None] for edge in _edges(most, size))
+    place = (jnp.arange(length)[None] - start[:, None])[:, None]  # of the map's cells in the box
+    return (place >= first) & (place < last)
+
+
+def _edges(most: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """First cell of each bin, and the one after its last, for boxes of 0 to `most` cells.
+
+    Both are rounded as float32: of 57 cells in 7 bins the last one ends after cell 58, since 7 (57 / 7) is
+    more than 57. Python computes them, because compiled programs divide otherwise.
+
+    Returns:
+        two arrays int32 [most + 1, size].
+    """
+    single = lambda number: c_float(number).value
+    widths = [single(side / size) for side in range(most + 1)]
+    first = [[math.floor(single(p * width)) for p in range(size)] for width in widths]
+    last = [[math.ceil(single((p + 1) * width)) for p in range(size)] for width in widths]
+    return jnp.array(first), jnp.array(last)

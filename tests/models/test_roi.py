@@ -77,8 +77,14 @@ def test_a_box_of_42_cells_has_three_samples_a_bin_also_when_compiled():
     np.testing.assert_allclose(out[0, 3, 0, 0], 1 / 3, rtol=1e-5)
 
 
+def edges(p, side, size):
+    """First cell of a bin and the one after its last, as torchvision's roi_pool_kernel.cpp."""
+    width = np.float32(side) / np.float32(size)
+    return int(np.floor(np.float32(p) * width)), int(np.ceil(np.float32(p + 1) * width))
+
+
 def pooled_by_loops(maps, boxes, size, scale):
-    """Fast R-CNN's layer: whole cells, halves rounded up, a side of at least one cell, bins that overlap.
+    """Fast R-CNN's layer: whole cells, halves rounded up, a side of at least one cell, bins of `edges`.
 
     Returns:
         the maxima [T, size, size, C], and for each its place in the map, -1 for a bin without cells.
@@ -89,8 +95,8 @@ def pooled_by_loops(maps, boxes, size, scale):
     for t, p, q, c in np.ndindex(out.shape):
         x1, y1, x2, y2 = (int(np.floor(float(side) * scale + 0.5)) for side in boxes[t])
         tall, wide = max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1)
-        for y in range(y1 + p * tall // size, y1 - (-(p + 1) * tall // size)):
-            for x in range(x1 + q * wide // size, x1 - (-(q + 1) * wide // size)):
+        for y in range(*(y1 + edge for edge in edges(p, tall, size))):
+            for x in range(*(x1 + edge for edge in edges(q, wide, size))):
                 inside = 0 <= y < height and 0 <= x < width
                 if inside and (where[t, p, q, c] < 0 or maps[y, x, c] > out[t, p, q, c]):
                     out[t, p, q, c] = maps[y, x, c]
@@ -115,6 +121,18 @@ def test_the_maximum_and_its_gradient_equal_loops():
     gradient = np.zeros(maps.size)
     np.add.at(gradient, where[where >= 0], cotangent[where >= 0])
     np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0].ravel(), gradient, atol=1e-5)
+
+
+def test_bins_of_every_side_are_those_of_float32():
+    """By columns that hold their number, so that a bin shows its last one; compiled. 57 / 7 * 7 is not 57."""
+    maps = np.arange(130, dtype=np.float32)[None, :, None]
+    sides = np.arange(1, 126)
+    boxes = np.stack([0 * sides + 16, 0 * sides, 16 * sides, 0 * sides], axis=1).astype(np.float32)
+    for size in (6, 7):
+        found = jax.jit(lambda m, size=size: roi_pool(m, boxes, size=size, scale=SIXTEENTH))(maps)
+        expected = [[edges(p, side, size)[1] for p in range(size)] for side in sides]
+        np.testing.assert_array_equal(found[:, 0, :, 0], expected)
+    assert found[56, 0, 6, 0] == 58 and found[55, 0, 6, 0] == 56
 
 
 def test_a_gradient_keeps_no_map_per_box():
