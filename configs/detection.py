@@ -91,8 +91,10 @@ def plain(network: str, part: str) -> ConfigDict:
     """
     c = faster_rcnn(config.base())
     c.data.update(source="voc:VOCdevkit", train_split="2007/trainval", test_split="2007/test")
-    # Five sizes [C], in training alone [R]. Fast R-CNN limits the longer side to 1000 in a test of one size.
-    c.annotated = dict(short_sides=(480, 576, 688, 864, 1200), test_short_side=600, long_side=2000)
+    # Five sizes of up to 2000 pixels [C], in training alone [R]; a test of one size has up to 1000 [C].
+    c.annotated = dict(
+        short_sides=(480, 576, 688, 864, 1200), test_short_side=600, long_side=2000, test_long_side=1000
+    )
     c.steps = 150_000  # [R]
     c.epochs = 60  # of 2501 steps; 5,011 images
     c.batch_size = 2  # [C]

@@ -39,6 +39,13 @@ ANNOTATED_KEYS = (
         BOXES | MASKS,
     ),
     Key(
+        "annotated.test_long_side",
+        0,
+        "evaluation: the longer side is at most this; 0: as annotated.long_side",
+        Range(0, 2**13, whole=True),
+        BOXES,
+    ),
+    Key(
         "annotated.scales",
         (0.5, 2.0),
         "training: smallest and largest factor by which an image is resized before it is cropped",

@@ -1,9 +1,10 @@
 """Batches of images with boxes or masks, at sizes of their own.
 
 Boxes, training: the shorter side is one of `annotated.short_sides` at random, the longer at most
-`annotated.long_side`; then a flip. Evaluation: `annotated.test_short_side`, no flip. An image lies in the
-left upper corner of its batch, which is zero beyond it. Batches have one size for landscapes and one for
-portraits, so a step is compiled twice; in squares (long_side equal to the largest short side) once.
+`annotated.long_side`; then a flip. Evaluation: `annotated.test_short_side` and `annotated.test_long_side`, no
+flip. An image lies in the left upper corner of its batch, which is zero beyond it. Batches have one size for
+landscapes and one for portraits, so a step is compiled twice; in squares (the longer side at most the largest
+shorter side) once.
 
 Masks, training: a random factor between `annotated.scales`, a square of `annotated.crop` pixels, a flip.
 Where the image is smaller than the square, there are the mean colour and the class 255. Evaluation: whole
@@ -147,7 +148,13 @@ def bucket_of(config: ConfigDict, portrait: bool, *, training: bool) -> geometry
         side = sizes.crop if training else sizes.test_side
         return side, side
     short = max(sizes.short_sides) if training else sizes.test_short_side
-    return geometry.bucket(short, sizes.long_side, portrait)
+    return geometry.bucket(short, longest(config, training=training), portrait)
+
+
+def longest(config: ConfigDict, *, training: bool) -> int:
+    """The most that the longer side of an image with boxes has, in pixels."""
+    sizes = config.annotated
+    return sizes.long_side if training else sizes.test_long_side or sizes.long_side
 
 
 def in_portrait_bucket(source: Source, config: ConfigDict, *, training: bool) -> np.ndarray:
@@ -210,7 +217,7 @@ def _for_boxes(source: Source, position: int, config: ConfigDict, draw: np.ndarr
         sides = config.annotated.short_sides
         short = sides[int(draw[0] * len(sides))]
         mirror = mirrored(config, draw)
-    size = geometry.shortest_edge(original, short, config.annotated.long_side)
+    size = geometry.shortest_edge(original, short, longest(config, training=draw is not None))
     image = geometry.resized(image, size)
     classes = source.targets["classes"][position]
     boxes = geometry.resized_boxes(source.targets["boxes"][position], original, size)

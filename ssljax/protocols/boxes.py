@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ssljax.data.annotated import longest
 from ssljax.data.source import Source
 from ssljax.protocols import detection
 from ssljax.protocols.bench import Arrays, Bench
@@ -33,11 +34,10 @@ def judge(bench: Bench) -> Iterator[Measurement]:
     names = bench.test.class_names
     truth = truth_of(bench.test)
     found = gathered(bench.test, bench.predicted(bench.test))
-    sizes = bench.config.annotated
     settings = {
         "rules": rules_of(bench),
-        "short_side": sizes.test_short_side,
-        "long_side": sizes.long_side,
+        "short_side": bench.config.annotated.test_short_side,
+        "long_side": longest(bench.config, training=False),
         "classes": len(names),
         "found": len(found.label),
     }

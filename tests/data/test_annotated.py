@@ -332,6 +332,11 @@ def test_evaluation_sees_every_image_once_and_repeats_fill_the_last_batch(coco):
         assert (batch["index"][count:] == batch["index"][count - 1]).all()
     assert seen == [1, 2, 3, 4, 5, 0, 6]  # landscapes, then portraits
 
+    c.annotated.test_long_side = 40
+    for batch, _ in annotated.eval_batches(source, c, batch_size=3):
+        assert sorted(batch["image"].shape[1:3]) == [32, 64] and batch["size"].max() <= 40
+    assert {each["image"][0] for each in annotated.shapes(c, 1)} == {(64, 96, 3), (96, 64, 3)}  # training
+
     c = recipe(f"coco:{coco}", "masks", test_side=70)
     for batch, _ in annotated.eval_batches(sources.load(c.data, "test"), c, batch_size=4):
         h, w = batch["size"][0]
