@@ -109,7 +109,7 @@ def test_the_page_of_a_protocol_says_what_its_code_says(site):
         "# knn",
         "    s = cos(test, train)",
         "`top1`, `top5`",
-        "**Condition:** Both splits need labels, and the images to evaluate must not be among those to learn from.",
+        "**Condition:** Both splits need labels, and the images to evaluate must not be among those to learn",
     ):
         assert text in page
     settings = re.findall(r"^\| `evaluate\.(\w+)`", page, re.MULTILINE)
