@@ -772,9 +772,10 @@ def test_the_papers_tables_are_complete():
 
 
 def overrides(command):
-    """(config of the preset, dotted key -> value) of each evaluation in a command; loops run only once."""
+    """(config of the preset, dotted key -> value) of each evaluation in a command; loops run once."""
     found = []
-    for part in re.split(r"&&|;", re.sub(r"\$\{\w+\}", "100", command)):
+    loop = re.match(r"for \w+ in (\w+)", command)
+    for part in re.split(r"&&|;", re.sub(r"\$\{\w+\}", loop[1] if loop else "100", command)):
         named = re.search(r"ssljax (?:evaluate|train) --config configs/(\w+)\.py:(\S+)", part)
         if named and ("evaluate" in part or "evaluate" not in command):
             config = importlib.import_module(f"configs.{named[1]}").get_config(named[2])
