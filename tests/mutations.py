@@ -3541,7 +3541,7 @@ FASTER_RCNN = [
         DETECTOR,
         "jax.vmap(pooled)(maps, boxes, extent)",
         "jax.vmap(pooled)(maps, boxes)",
-        "boxes at the border of an image blend with the zeros that pad it",
+        "boxes at the border of an image blend with padding",
         f"{T_DETECTOR}::test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection",
     ),
     Mutation(

@@ -3,8 +3,7 @@
 Boxes, training: the shorter side is one of `annotated.short_sides` at random, the longer at most
 `annotated.long_side`; then a flip. Evaluation: `annotated.test_short_side` and `annotated.test_long_side`, no
 flip. An image lies in the left upper corner of its batch, which is zero beyond it. Batches have one size for
-landscapes and one for portraits, so a step is compiled twice; in squares (the longer side at most the largest
-shorter side) once.
+landscapes and one for portraits, so a step is compiled twice; in squares (equal limits) once.
 
 Masks, training: a random factor between `annotated.scales`, a square of `annotated.crop` pixels, a flip.
 Where the image is smaller than the square, there are the mean colour and the class 255. Evaluation: whole

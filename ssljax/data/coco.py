@@ -7,12 +7,10 @@
 where there is no "test", "val" is taken. NAME[:40] are the first 40 images by their id.
 
 Classes are the categories by rising id, 0..K-1, or those in `data.categories`, in that order. Crowds are left
-out in training and difficult otherwise. Boxes whose width or height is 0 are left out with a warning.
-train2017 has two (cocodataset/cocoapi#355). detectron2 does so in training; pycocotools counts them as
-missed [X].
-
-Masks are PNGs with a category's id for every pixel, in PATH/semantic/, beside which lies what the images have
-in PATH/images/: 0 (unlabelled) and 255 count nowhere, and every id that is not in use is background.
+out in training and difficult otherwise. Boxes of width or height 0 (train2017 has two, cocoapi#355)
+are left out, as in detectron2's training; pycocotools counts them as missed [X]. Masks are PNGs with a
+category's id for every pixel, in PATH/semantic/, beside which lies what the images have in PATH/images/: 0
+(unlabelled) and 255 count nowhere, and every id that is not in use is background.
 """
 
 from __future__ import annotations
@@ -104,7 +102,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _objects(records: dict[str, Any], name_of: dict[int, str], file: Path) -> dict[int, list[Object]]:
-    """The objects of every image by its id, in the order of the file; those without area are left out."""
+    """The objects of every image by its id, in the order of the file."""
     known = {image["id"] for image in records["images"]}
     found: dict[int, list[Object]] = defaultdict(list)
     empty = []
@@ -118,15 +116,11 @@ def _objects(records: dict[str, Any], name_of: dict[int, str], file: Path) -> di
         one = _object(each, name_of, file)
         x1, y1, x2, y2 = one.box
         if x1 == x2 or y1 == y2:
-            empty.append(each)
+            empty.append(f"annotation {each['id']} of image {each['image_id']}")
         else:
             found[each["image_id"]].append(one)
     if empty:
-        first = empty[0]
-        log.warning(
-            "%s: boxes without area, left out: %d. The first is annotation %s of image %s, bbox %s",
-            *(file, len(empty), first["id"], first["image_id"], first["bbox"]),
-        )
+        log.warning("%s: boxes without area, left out: %d, first that of %s", file, len(empty), empty[0])
     return found
 
 

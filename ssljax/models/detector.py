@@ -167,10 +167,7 @@ class C4(NamedTuple):
         exists: jax.Array,
         keys: jax.Array | None,
     ) -> tuple[jax.Array, Pytree]:
-        """Maps of regions `[B T, h, w, C]`, and the encoder's statistics; see `at_regions`.
-
-        `extent` int32 [B, 2] is the height and width of each image's map within `maps`.
-        """
+        """Maps of regions `[B T, h, w, C]`, and the encoder's statistics; see `at_regions`."""
         pooled = partial(roi_align, size=self.cells, scale=1 / self.stride, sampling=0, aligned=True)
         regions = jax.vmap(pooled)(maps, boxes, extent).reshape(-1, self.cells, self.cells, maps.shape[-1])
         exists = exists.reshape(-1)
@@ -223,11 +220,8 @@ class Plain(NamedTuple):
         exists: jax.Array,
         keys: jax.Array | None,
     ) -> tuple[jax.Array, Pytree]:
-        """fc7 of regions, float32 `[B T, D]`, and the encoder's statistics; see `at_regions`.
-
-        The zeros beyond an image are no maximum, since the map has nothing below them.
-        """
-        del extent, exists
+        """fc7 of regions, float32 `[B T, D]`, and the encoder's statistics; see `at_regions`."""
+        del extent, exists  # the zeros beyond an image are no maximum: the map has nothing below them
         cells = math.isqrt(params["fc6"]["kernel"].shape[0] // self.channels)
 
         def of_image(one: jax.Array, of: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -308,11 +302,6 @@ def feature_map(
     return maps, {**state, "encoder": encoder}
 
 
-def cells_of(net: Detector, valid: jax.Array) -> jax.Array:
-    """Height and width of the maps of images of `valid` pixels [B, 2], in cells."""
-    return -(-valid // net.stride)
-
-
 class Anchors(NamedTuple):
     """The anchors of a batch, and what the proposal head says of them.
 
@@ -334,7 +323,7 @@ def at_anchors(net: Detector, params: Pytree, maps: jax.Array, valid: jax.Array)
     height, width = maps.shape[1:3]
     found = infer(net.rpn, params["rpn"], {}, maps)
     boxes = anchors(height, width, stride=net.stride, sizes=net.sizes, ratios=net.ratios)
-    cells = valid_pixels(cells_of(net, valid), height, width).reshape(len(maps), -1)
+    cells = valid_pixels(-(-valid // net.stride), height, width).reshape(len(maps), -1)
     return Anchors(boxes, jnp.repeat(cells, net.rpn.anchors, axis=1), found["logits"], found["deltas"])
 
 
@@ -365,7 +354,7 @@ def at_regions(
         logits float32 [B, T, K + 1], deltas float32 [B, T, K, 4], and the state.
     """
     batch, places = exists.shape
-    extent = cells_of(net, valid)
+    extent = -(-valid // net.stride)  # cells of each image
     x, encoder = net.body.features_of(params["encoder"], state["encoder"], maps, extent, boxes, exists, keys)
     mask = exists.reshape(-1)[:, None, None, None]
     found, head = _run(net.head, params["head"], state["head"], x, keys is not None, mask=mask)

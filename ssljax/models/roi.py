@@ -16,8 +16,7 @@ from ctypes import c_float
 import jax
 import jax.numpy as jnp
 
-# Samples with `sampling=0`, and bins of a RoI pool, are limited along an axis to those of a box of this many
-# times the map's side.
+# Samples with `sampling=0`, and bins, are at most those of a box of this many times the map's side.
 WIDEST = 2
 
 
@@ -36,8 +35,7 @@ def roi_align(
     Args:
         maps: [H, W, C], any floating dtype.
         boxes: float32 [T, 4], x1, y1, x2, y2 in pixels of the image. They get no gradient, as in torchvision.
-        extent: int32 [2], height and width in cells of an image in the left upper corner of a padded map: the
-            result is that of the image's map alone. None: all of the map.
+        extent: int32 [2], height and width in cells of the image in a padded map: nothing else is read.
         size: bins along each side of the result.
         scale: cells of the map per pixel, 1 / stride.
         sampling: samples per bin along each axis; 0 takes ceil(side of the box in cells / size). A box that
@@ -68,10 +66,7 @@ def _weights(
     sampling: int,
     aligned: bool,
 ) -> jax.Array:
-    """How much each of the `length` cells of an axis counts in each of the `size` bins: [T, size, length].
-
-    The image has the first `extent` of the cells.
-    """
+    """How much each of the `length` cells of an axis counts in each of the `size` bins: [T, size, length]."""
     side = end - start
     if not aligned:
         side = jnp.maximum(side, 1.0)
@@ -99,8 +94,6 @@ def _weights(
 
 def roi_pool(maps: jax.Array, boxes: jax.Array, *, size: int, scale: float) -> jax.Array:
     """Maximum over the cells of each bin (Fast R-CNN). Box and bins are rounded to whole cells.
-
-    A box that is more than twice as long as the map has the bins of one that is exactly so.
 
     Args:
         maps: [H, W, C].
@@ -130,26 +123,17 @@ def roi_pool(maps: jax.Array, boxes: jax.Array, *, size: int, scale: float) -> j
 
 
 def _bins(start: jax.Array, end: jax.Array, length: int, size: int) -> jax.Array:
-    """Which of the `length` cells of an axis belong to which bin: bool [T, size, length]."""
-    most = WIDEST * length
-    start, end = start.astype(jnp.int32), end.astype(jnp.int32)
-    side = jnp.clip(end - start + 1, 1, most)
-    first, last = (edge[side][..., None] for edge in _edges(most, size))
-    place = (jnp.arange(length)[None] - start[:, None])[:, None]  # of the map's cells in the box
-    return (place >= first) & (place < last)
+    """Which of the `length` cells of an axis belong to which bin: bool [T, size, length].
 
-
-def _edges(most: int, size: int) -> tuple[jax.Array, jax.Array]:
-    """First cell of each bin, and the one after its last, for boxes of 0 to `most` cells.
-
-    Both are rounded as float32: of 57 cells in 7 bins the last one ends after cell 58, since 7 (57 / 7) is
-    more than 57. Python computes them, because compiled programs divide otherwise.
-
-    Returns:
-        two arrays int32 [most + 1, size].
+    Edges are rounded as float32: of 57 cells in 7 bins the last one ends after cell 58. Python computes them
+    for every side of a box, because compiled programs divide otherwise.
     """
+    most = WIDEST * length
     single = lambda number: c_float(number).value
     widths = [single(side / size) for side in range(most + 1)]
-    first = [[math.floor(single(p * width)) for p in range(size)] for width in widths]
-    last = [[math.ceil(single((p + 1) * width)) for p in range(size)] for width in widths]
-    return jnp.array(first), jnp.array(last)
+    first = jnp.array([[math.floor(single(p * width)) for p in range(size)] for width in widths])
+    last = jnp.array([[math.ceil(single((p + 1) * width)) for p in range(size)] for width in widths])
+    start, end = start.astype(jnp.int32), end.astype(jnp.int32)
+    side = jnp.clip(end - start + 1, 1, most)
+    place = (jnp.arange(length)[None] - start[:, None])[:, None]
+    return (place >= first[side][..., None]) & (place < last[side][..., None])

@@ -155,15 +155,13 @@ def test_coco_has_its_categories_by_id_and_its_images_by_id(coco):
 
 
 def test_boxes_of_coco_without_area_are_counted_and_left_out(tmp_path, caplog):
-    """Annotation 918 of train2017 has this box, on another image."""
     file = scenes.coco(tmp_path, ("train",)) / "instances_train.json"
     records = json.loads(file.read_text())
-    records["annotations"][0]["bbox"] = [10.5, 8.25, 1.03, 0.0]  # the only object of image 9
+    records["annotations"][0]["bbox"] = [10.5, 8.25, 1.03, 0.0]
     records["annotations"][2]["bbox"] = [0, 0, 0.0, 48]
     file.write_text(json.dumps(records))
-    found = sources.load(boxes_of(tmp_path).data, "train").targets
-    assert found["classes"].tolist() == [[1], [1], [0]]
-    assert "left out: 2. The first is annotation 1 of image 9, bbox [10.5, 8.25, 1.03, 0.0]" in caplog.text
+    assert sources.load(boxes_of(tmp_path).data, "train").targets["classes"].tolist() == [[1], [1], [0]]
+    assert "left out: 2, first that of annotation 1 of image 9" in caplog.text
 
 
 def test_the_official_layout_of_coco_is_found(coco, tmp_path):
@@ -335,7 +333,6 @@ def test_evaluation_sees_every_image_once_and_repeats_fill_the_last_batch(coco):
     c.annotated.test_long_side = 40
     for batch, _ in annotated.eval_batches(source, c, batch_size=3):
         assert sorted(batch["image"].shape[1:3]) == [32, 64] and batch["size"].max() <= 40
-    assert {each["image"][0] for each in annotated.shapes(c, 1)} == {(64, 96, 3), (96, 64, 3)}  # training
 
     c = recipe(f"coco:{coco}", "masks", test_side=70)
     for batch, _ in annotated.eval_batches(sources.load(c.data, "test"), c, batch_size=4):

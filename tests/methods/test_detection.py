@@ -226,7 +226,6 @@ def test_an_image_without_objects_has_finite_gradients_and_no_box_loss(stepped, 
 
 @pytest.mark.slow
 def test_the_padding_of_images_and_boxes_changes_no_loss_and_no_detection(method, stepped, fresh):
-    """Boxes at the borders of an image too: proposals are cut there."""
     params, state, _ = fresh
     params = models.unit_gains(params)  # fresh ones let the last group see every second cell of a region
     state = jax.tree.map(lambda leaf: leaf + 0.5, state)

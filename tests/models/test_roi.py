@@ -56,16 +56,11 @@ def test_a_ramp_by_hand():
 
 
 def test_zeros_that_pad_a_map_change_no_region():
-    """Boxes at the border, beyond it, and inside."""
-    rng = np.random.default_rng(0)
-    maps = rng.normal(size=(5, 7, 2)).astype(np.float32)
-    boxes = jnp.array([[0.0, 0, 112, 80], [90, 60, 112, 80], [100, 30, 140, 90], [10, 10, 50, 40]])
+    maps = np.ones((5, 7, 1), np.float32)
+    boxes = jnp.array([[0.0, 0, 112, 80], [90, 60, 112, 80]])
     how = {"size": 6, "scale": SIXTEENTH, "sampling": 0, "aligned": True}
-    alone = align(maps, boxes, **how)
     padded = np.pad(maps, ((0, 4), (0, 9), (0, 0)))
-    np.testing.assert_allclose(align(padded, boxes, jnp.array([5, 7]), **how), alone, atol=1e-6)
-    blended = np.abs(align(padded, boxes, **how) - alone).max(axis=(1, 2, 3))
-    assert (blended > [0.1, 0.1, 0.1, -1.0]).all() and blended[3] < 1e-6
+    np.testing.assert_allclose(align(padded, boxes, jnp.array([5, 7]), **how), 1.0, atol=1e-6)
 
 
 def test_a_box_of_42_cells_has_three_samples_a_bin_also_when_compiled():
@@ -124,15 +119,13 @@ def test_the_maximum_and_its_gradient_equal_loops():
 
 
 def test_bins_of_every_side_are_those_of_float32():
-    """By columns that hold their number, so that a bin shows its last one; compiled. 57 / 7 * 7 is not 57."""
+    """Columns hold their number, so that a bin shows its last one."""
     maps = np.arange(130, dtype=np.float32)[None, :, None]
     sides = np.arange(1, 126)
     boxes = np.stack([0 * sides + 16, 0 * sides, 16 * sides, 0 * sides], axis=1).astype(np.float32)
-    for size in (6, 7):
-        found = jax.jit(lambda m, size=size: roi_pool(m, boxes, size=size, scale=SIXTEENTH))(maps)
-        expected = [[edges(p, side, size)[1] for p in range(size)] for side in sides]
-        np.testing.assert_array_equal(found[:, 0, :, 0], expected)
-    assert found[56, 0, 6, 0] == 58 and found[55, 0, 6, 0] == 56
+    found = jax.jit(lambda m: roi_pool(m, boxes, size=7, scale=SIXTEENTH))(maps)[:, 0, :, 0]
+    np.testing.assert_array_equal(found, [[edges(p, side, 7)[1] for p in range(7)] for side in sides])
+    assert found[55:57, 6].tolist() == [56, 58]
 
 
 def test_a_gradient_keeps_no_map_per_box():
