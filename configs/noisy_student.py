@@ -153,10 +153,8 @@ def efficientnet(name: str) -> dict:
 def imagenet(name: str, fraction: float) -> ConfigDict:
     """One of the paper's networks on ImageNet at its own resolution s; test crops have s / (s + 32).
 
-    The released code resizes by TensorFlow 1's bicubic kernel without half-pixel centres, and cuts off where
-    this rounds the side of a test crop and the pixels before RandAugment: 5.5 grey levels on average in test
-    crops, 2.9 in training crops, most of it a shift of half a pixel. It takes the central square after 10
-    attempts at a crop, which never failed in 12,000 draws [X]. See docs/resizing.md.
+    The released code resizes as TensorFlow 1 and cuts off where this rounds: 5.5 grey levels in test crops,
+    2.9 in training crops [X] (docs/resizing.md). Its fallback after 10 crops never came up in 12,000 draws.
     """
     net = NETS[name]
     c = noisy_student(config.imagenet(net.epochs, 2048))

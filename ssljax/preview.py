@@ -328,9 +328,6 @@ def _geometry(a: ConfigDict, crop_on: str) -> str:
         crop = f"no crop, on the {crop_on}"
     elif a.crop == "square":
         crop = f"square (area {a.min_area:.2f} of the central one, {a.interpolation}) on the {crop_on}"
-    elif a.crop == "dalle":
-        area = f"area {a.min_area:.2f} to {a.max_area:.2f} of a largest square"
-        crop = f"square ({area}, {a.interpolation}) on the {crop_on}"
     elif a.crop == "squash":
         crop = f"square of the squashed image (area {a.min_area:.2f}, {a.interpolation}) on the {crop_on}"
     else:

@@ -196,7 +196,7 @@ AUGMENT = (
     Key(
         "augment.interpolation",
         "bicubic",
-        "interpolation that resizes a crop; area: means over the new pixels, not with pillow",
+        "interpolation that resizes a crop; area: the mean over a new pixel",
         OneOf(("bicubic", "bilinear", "lanczos3", "area")),
         RESIZED,
     ),

@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 
 # Encoder and decoder of DALL-E: 53,786,240 and 43,829,766 parameters, one code for 8 x 8 pixels.
 DALLE = dict(groups=4, hidden=256, blocks=2, vocabulary=8192, pixels="dall-e")
-# A largest square is resized to 9/8 to 12/8 of the result, which is then cut out of it (listing 1).
-DALLE_CROPS = dict(crop="dalle", min_area=(8 / 12) ** 2, max_area=(8 / 9) ** 2, interpolation="area")
+# Of 9/8 to 12/8 of the result, rounded (listing 1).
+DALLE_CROPS = dict(crop="dalle", min_area=0.444, max_area=0.79, interpolation="area")
 
 
 def dvae(c: ConfigDict, *, epochs: int, batch_size: int, **network: int | str) -> ConfigDict:

@@ -231,17 +231,7 @@ def box_byol(
 def box_dalle(
     height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, *, size: int, min_area: float, max_area: float
 ) -> tf.Tensor:
-    """Draw a square somewhere in a largest square, see `geometry.crop_box_dalle`.
-
-    Args:
-        height, width: size of the image in pixels, int32 scalars.
-        seed: int64 [2].
-        size: side of the result.
-        min_area, max_area: smallest and largest area, as a share of the largest square's.
-
-    Returns:
-        int32 [4]: top, left, height, width.
-    """
+    """Draw a square within any largest square, see `geometry.crop_box_dalle`; rest as for `box_tf`."""
     tf = tensorflow()
     u = tf.random.stateless_uniform([5], seed)
     below = lambda u, n: tf.minimum(tf.cast(u * tf.cast(n, tf.float32), tf.int32), n - 1)

@@ -234,20 +234,10 @@ def crop_box_square(key: jax.Array, height: int, width: int, *, area: float) -> 
 def crop_box_dalle(
     key: jax.Array, height: int, width: int, *, size: int, min_area: float, max_area: float
 ) -> jax.Array:
-    """Draw a box of DALL-E's tokenizer: a square somewhere in a largest square, which lies anywhere.
+    """Draw a box of DALL-E's tokenizer (arXiv 2102.12092, listing 1), a square within any largest square.
 
-    The largest square, of s pixels, is resized to t and `size` of them are cut out (arXiv 2102.12092, listing
-    1). t is uniform between the sides at which the crop has the largest and the smallest area, but at most s.
-    Here the box is cut out first, at whole pixels [X].
-
-    Args:
-        key: a random key.
-        height, width: size of the image in pixels.
-        size: side of the result.
-        min_area, max_area: smallest and largest area, as a share of the largest square's.
-
-    Returns:
-        int32 [4]: top, left, height, width.
+    The listing resizes a largest square from s to t <= s pixels, and then cuts out `size` of them; here that
+    comes first [X]. t is uniform, and areas are shares of s^2. The rest is as for `crop_box_byol`.
     """
     short = min(height, width)
     low, high = (min(short, squashed_side(size, area)) for area in (max_area, min_area))
@@ -256,7 +246,7 @@ def crop_box_dalle(
     side = jnp.minimum(jnp.rint(short * size / resized).astype(jnp.int32), short)
     corner = uniform_integer(u[1:3], jnp.array([height, width], jnp.int32) - short + 1)
     corner = corner + uniform_integer(u[3:], short - side + 1)
-    return jnp.concatenate([corner, jnp.stack([side, side])])
+    return jnp.stack([*corner, side, side])
 
 
 def squashed_side(size: int, area: float) -> int:

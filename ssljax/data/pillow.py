@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-FILTERS = {"lanczos3": 1, "bilinear": 2, "bicubic": 3}  # the values of PIL.Image.Resampling
+FILTERS = {"lanczos3": 1, "bilinear": 2, "bicubic": 3, "area": 4}  # the values of PIL.Image.Resampling
 
 
 def resize(image: np.ndarray, height: int, width: int, method: str) -> np.ndarray:

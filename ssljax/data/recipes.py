@@ -80,8 +80,7 @@ def resolved(config: ConfigDict) -> tuple[View, ...]:
         first = firsts[view["of"] or name]
         if recipe.crop == "dalle" and view["of"] and view["size"] != stated[view["of"]]["size"]:
             raise ValueError(
-                f"config.views.{name}.size={view['size']}: the crop 'dalle' depends on the size, and "
-                f"{view['of']!r} has {stated[view['of']]['size']}: set --config.augment.crop=torchvision"
+                f"config.views.{name}.size={view['size']}: with the crop 'dalle' it is that of {view['of']!r}"
             )
         views.append(View(name, recipe, view["size"], view["count"], first))
     return tuple(views)
@@ -193,19 +192,10 @@ class Resizing(NamedTuple):
 
 
 def resizing(augment: ConfigDict) -> Resizing:
-    """Read how a recipe resizes. A warp has no interpolation of its own: evaluation is then bicubic.
-
-    Raises:
-        ValueError: Pillow has no such interpolation.
-    """
+    """Read how a recipe resizes. A warp has no interpolation of its own: evaluation is then bicubic."""
     if augment.crop == "affine":
         return Resizing("tensorflow", "bicubic", augment.antialias)
     if augment.resize == "pillow":
-        if augment.interpolation == "area":
-            raise ValueError(
-                "augment.interpolation='area' does not go with augment.resize='pillow': set "
-                "--config.augment.resize=tensorflow"
-            )
         return Resizing("pillow", augment.interpolation, True)
     return Resizing("tensorflow", augment.interpolation, augment.antialias)
 

@@ -114,8 +114,7 @@ class Run(NamedTuple):
         Args:
             function: from uint8 [B, S, S, C] to float32 [B, D].
             positions: int [N], which images; repeats are allowed. None takes all, in the order of the source.
-            size: S; 0: config.data.image_size. At another size the crop leaves out as many pixels of the
-                resized image as at that one, so that s / (s + 32) is S / (S + 32).
+            size: S; 0: config.data.image_size. The crop leaves out as many pixels, see pseudo.teacher_size.
         """
         mesh = self.program.mesh
         config = self.program.config

@@ -61,6 +61,16 @@ def test_unknown_interpolation(image, whole):
         geometry.crop_resize(image, whole, 8, method="lanczos")
 
 
+def test_an_area_is_the_mean_of_what_it_covers(image):
+    """By NumPy: 7 x 9 pixels, split into 4 x 4 parts, are 4 x 4 pixels of 7 x 9 parts."""
+    tf = pytest.importorskip("tensorflow")
+    cut = np.asarray(image)[1:8, 3:12]
+    expected = cut.repeat(4, 0).repeat(4, 1).reshape(4, 7, 4, 9, 3).mean((1, 3))
+    found = geometry.crop_resize(image, jnp.asarray([1, 3, 7, 9], jnp.int32), 4, method="area")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(tf.image.resize(cut, (4, 4), "area"), expected, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------- warps
 
 SCIPY_CASES = (
@@ -225,3 +235,23 @@ def test_torchvision_boxes(height, width):
 
 def test_torchvision_box_that_cannot_fit_is_central():
     assert (boxes(geometry.crop_box_torchvision, 12, 300) == [0, 142, 12, 16]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("height, width", [(375, 500), (500, 333), (400, 400)])
+def test_dalles_boxes(height, width):
+    """Listing 1 by NumPy, on the device and on the host."""
+    crops = pytest.importorskip("ssljax.data.crops")
+    rng = np.random.default_rng(0)
+    short = min(height, width)
+    theirs = []
+    for _ in range(N):
+        t = rng.integers(min(short, 288), min(short, 384) + 1)
+        square = rng.integers(0, [height - short + 1, width - short + 1])
+        inside = rng.integers(0, t - 256 + 1, 2) * short / t
+        theirs.append([*(square + inside), short * 256 / t, short * 256 / t])
+    settings = dict(size=256, min_area=0.444, max_area=0.79)
+    compare(boxes(geometry.crop_box_dalle, height, width, **settings), np.array(theirs), height, width)
+    data = crops.tensorflow().data.Dataset.range(N)
+    data = data.map(lambda i: crops.box_dalle(height, width, [i, i], **settings))
+    compare(np.array(list(data.as_numpy_iterator())), np.array(theirs), height, width)

@@ -144,6 +144,7 @@ def test_host_shapes(named, shapes):
             dict(a=dict(), b=dict(of="a", min_area=0.5)),
             "views.b.min_area=0.5 does not go with of='a'.*Set config.views.a.min_area",
         ),
+        (dict(a=dict(crop="dalle"), b=dict(of="a", size=9)), "views.b.size=9: with the crop 'dalle'.*of 'a'"),
         (dict(label=dict()), "views.label: a batch has another entry of that name"),
     ],
 )

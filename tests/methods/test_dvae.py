@@ -152,6 +152,8 @@ def test_the_shares_of_the_paper_give_its_numbers_of_updates():
     assert abs(total - 3_000_000) < 3_000
     found = [c.dvae.kl_share * total, c.dvae.temperature_share * total, c.optim.cosine_share * total]
     np.testing.assert_allclose(found, [5_000, 150_000, 1_200_000], rtol=1e-3)
+    a = c.augment
+    assert (a.crop, a.interpolation, a.min_area, a.max_area) == ("dalle", "area", 0.444, 0.79)
     assert (c.model.hidden, c.model.vocabulary, c.model.codebook, c.ema.decay) == (256, 8192, 128, 0.999)
 
 
