@@ -202,18 +202,30 @@ def _ignored(built: ConfigDict, words: list[str]) -> str:
     """Which of the values that were accepted did not arrive, if any."""
     leaves = config.flat(built)
     for name, text in _given(words).items():
-        if name not in leaves:
+        # The seed and settings of the data may be given for all stages at once.
+        places = [name, *(f"{stage}.{name}" for stage in built.get("stages", ()))]
+        there = [place for place in places if place in leaves]
+        if not there:
             return f"config.{name} was accepted and is not in the config"
-        value = leaves[name]
-        if isinstance(value, str) and value != text:
-            return f"config.{name} is {value!r}"
-        if isinstance(value, bool):
-            continue
-        if isinstance(value, int) and int(text, 16 if text.lower().startswith("0x") else 10) != value:
-            return f"config.{name} is {value!r}"
-        if isinstance(value, float) and float(text) != value:
-            return f"config.{name} is {value!r}"
+        for place in there:
+            if wrong := _differs(leaves[place], text):
+                return f"config.{place} is {wrong}"
     return ""
+
+
+def _differs(value: Any, text: str) -> str:
+    """The value, if it is not what the text says; else ""."""
+    if isinstance(value, str):
+        same = value == text
+    elif isinstance(value, bool):
+        same = True
+    elif isinstance(value, int):
+        same = value == int(text, 16 if text.lower().startswith("0x") else 10)
+    elif isinstance(value, float):
+        same = value == float(text)
+    else:
+        same = True
+    return "" if same else repr(value)
 
 
 def _given(words: list[str]) -> dict[str, str]:
