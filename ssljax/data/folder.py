@@ -19,6 +19,7 @@ images lie directly in a folder that has no class folders.
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import os
 from collections import Counter
@@ -33,8 +34,6 @@ from ssljax.data.formats import SUFFIXES
 from ssljax.data.source import Source, digest, require_labels
 
 log = logging.getLogger(__name__)
-
-WARNED: set[str] = set()  # the warnings that this process has given
 
 
 def load(data: ConfigDict, path: str, split: str) -> Source:
@@ -315,11 +314,10 @@ def _say(others: Counter[str], folder: Path) -> None:
         _warn(f"{folder}: files left out, whose names are not those of images: {listed}")
 
 
+@functools.cache
 def _warn(text: str) -> None:
     """Log a warning about a folder, once in a process: both splits and all stages may list the folder."""
-    if text not in WARNED:
-        WARNED.add(text)
-        log.warning("%s", text)
+    log.warning("%s", text)
 
 
 def _is_image(name: str) -> bool:
