@@ -10,6 +10,7 @@ SMALL = {
     "context.blocks": 1,
     "context.hidden": 64,
     "context.target_dim": 64,
+    "data.image_size": 12,
     "cpc.local_images": 2,
     "cpc.scale": 1.0,
     "optim.learning_rate": 0.001,

@@ -5,7 +5,7 @@ import chex
 from tests.contract.case import carries, follows
 
 SMALL = {
-    "model.name": "vit_xs",
+    "model.name": "vit_xxs",
     "model.scan": True,
     "teacher.width": 0.125,
     "ema.decay": 0.9,

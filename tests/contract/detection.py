@@ -11,7 +11,7 @@ SMALL = {
     "model.stem": "cifar",
     "detector.anchor_sizes": (8.0, 12.0),
     "detector.anchors": 4096,
-    "detector.regions": 64,
+    "detector.regions": 32,
     "detector.train_before": 4096,
-    "detector.train_after": 40,
+    "detector.train_after": 16,
 }
