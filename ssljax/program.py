@@ -86,7 +86,14 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
         return state.replace(opt_state=tx.init(state.params))
 
     shapes, places = placed(mesh, jax.eval_shape(new_state, jax.random.key(0)), method)
-    init = once(new_state, places)
+    weights = once(functools.partial(fresh, method), places.replace(opt_state=()))
+    moments = once(tx.init, places.opt_state)
+
+    def init(seed: int) -> TrainState:
+        """Of two programs, because the first is also the one of `untrained`, which finds it compiled."""
+        state = weights(jax.random.key(seed))
+        return state.replace(opt_state=moments(state.params))
+
     step = jax.jit(
         sharding.on_mesh(mesh, make_train_step(method, tx, config.accumulate)),
         in_shardings=(places, sharding.batch_sharding(mesh), None),
@@ -101,7 +108,7 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
         schedule=schedule,
         mesh=mesh,
         shapes=shapes,
-        init=lambda seed: init(jax.random.key(seed)),
+        init=init,
         step=step,
         encode=jax.jit(encoder(method, config)),
         total_steps=total_steps,
