@@ -18,12 +18,12 @@ from tests.processes import QUICK, ROOT
 
 pytestmark = pytest.mark.slow
 
-# Ten seconds instead of minutes: a network of base width 8, one epoch of 40 images per class, one and two
+# Ten seconds instead of minutes: a network of base width 8, one epoch of 20 images per class, one and two
 # labels per class.
 SMALL = (
     "epochs=1",
     "batch_size=64",
-    "data.train_per_class=40",
+    "data.train_per_class=20",
     "optim.warmup_epochs=0",
     "model.width=0.125",
     "model.stem=imagenet",
@@ -131,7 +131,7 @@ def test_own_images(kernel, generator, tmp_path):
 )
 def test_from_the_first_cell_to_the_figure(kernel, generator, tmp_path, name, title, changes):
     outputs, printed = executed(kernel, generator, tmp_path, name, f"{CHANGES} {changes}")
-    assert "step 7/7" in printed["train"]  # 400 // 64 + 1
+    assert "step 4/4" in printed["train"]  # 200 // 64 + 1
     assert "random_init  knn, k=20: top-1" in printed["evaluate"]
     for text in ("raw pixels", "random network", title, "1 label per class", "2 labels per class"):
         assert text in printed["report"]
@@ -142,7 +142,7 @@ def test_labels_that_the_network_gives_itself(kernel, generator, tmp_path):
     # DeepCluster's optimizer has no warm-up.
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
     outputs, printed = executed(kernel, generator, tmp_path, "deepcluster", changes)
-    assert "refresh at step 0  kmeans_objective" in printed["train"] and "step 7/7" in printed["train"]
+    assert "refresh at step 0  kmeans_objective" in printed["train"] and "step 4/4" in printed["train"]
     assert "deepcluster  clusters: NMI" in printed["evaluate"]
     assert "NMI of clusters with labels" in printed["report"]
     shows(outputs, tmp_path, preview="preview.png", report="clusters-digits.png")
@@ -152,7 +152,7 @@ def test_views_with_a_network_each(kernel, generator, tmp_path):
     # CMC's optimizer has no warm-up.
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
     outputs, printed = executed(kernel, generator, tmp_path, "cmc", f"{changes} --config.bank.negatives=32")
-    assert "step 7/7" in printed["train"]
+    assert "step 4/4" in printed["train"]
     assert "cmc          knn, k=20: top-1" in printed["evaluate"]
     for text in ("raw pixels", "random network", "CMC", "2 labels per class"):
         assert text in printed["report"]
@@ -167,7 +167,7 @@ def test_a_teacher_and_its_student(kernel, generator, tmp_path):
             changes += f" --config.student.{change}"
     changes += " --config.student.teacher.width=0.125 --config.student.model.scan=True"
     outputs, printed = executed(kernel, generator, tmp_path, "deit", changes)
-    assert printed["train"].count("step 7/7") == 2
+    assert printed["train"].count("step 4/4") == 2
     assert "classifier_distillation_token: top-1" in printed["evaluate"]
     for text in ("raw pixels", "DeiT", "own head", "distillation token's head"):
         assert text in printed["report"]
@@ -180,7 +180,7 @@ def test_a_teacher_of_few_labels_and_its_student(kernel, generator, tmp_path):
     changes += " --config.pretrain.head.dim=16 --config.finetune.head.dim=16"
     changes += " --config.distill.head.dim=16 --config.distill.teacher.width=0.125"
     outputs, printed = executed(kernel, generator, tmp_path, "simclr_v2", changes)
-    assert printed["train"].count("step 7/7") == 2 and "step 2/2" in printed["train"]
+    assert printed["train"].count("step 4/4") == 2 and "step 2/2" in printed["train"]
     assert printed["evaluate"].count("simclr_v2    classifier: top-1") == 2
     for text in ("digits_self, stage pretrain", "digits_self, stage finetune", "raw pixels", "own head"):
         assert text in printed["report"]
@@ -190,9 +190,10 @@ def test_a_teacher_of_few_labels_and_its_student(kernel, generator, tmp_path):
 def test_a_tokenizer_and_a_transformer(kernel, generator, tmp_path):
     changes = "--config.tokenizer.epochs=1 --config.tokenizer.model.hidden=8 --config.tokenizer.batch_size=64"
     changes += " --config.pretrain.tokenizer.hidden=8 --config.pretrain.epochs=1 --config.finetune.epochs=1"
+    changes += " --config.pretrain.model.name=beit_xxs --config.finetune.model.name=beit_xxs"
     changes += " --config.pretrain.eval_every_epochs=0 --config.pretrain.checkpoint.best="
     changes += " --config.pretrain.optim.warmup_epochs=0 --config.finetune.optim.warmup_epochs=0"
-    changes += " --config.tokenizer.data.train_per_class=40 --config.pretrain.data.train_per_class=40"
+    changes += " --config.tokenizer.data.train_per_class=40 --config.pretrain.data.train_per_class=20"
     outputs, printed = executed(kernel, generator, tmp_path, "beit", changes)
     assert printed["train"].count("done: ") == 1
     assert "dvae         reconstruction: mean absolute error" in printed["evaluate"]
@@ -223,7 +224,7 @@ def test_patches_that_predict_each_other(kernel, generator, tmp_path):
     # CPC's optimizer has no warm-up.
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
     outputs, printed = executed(kernel, generator, tmp_path, "cpc", changes)
-    assert "step 7/7" in printed["train"] and "loss" in printed["train"]
+    assert "step 4/4" in printed["train"] and "loss" in printed["train"]
     assert "random_init  knn, k=20: top-1" in printed["evaluate"]
     for text in ("raw pixels", "random network", "CPC v2", "2 labels per class"):
         assert text in printed["report"]
