@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,17 +46,18 @@ def config_of(method: str, preset: str = "digits", **changes):
 def batch_of(rows: int, seed: int = 0) -> dict:
     """Noise images with labels and the ids 100, 101, ..."""
     rng = np.random.default_rng(seed)
-    return {
-        "image": jnp.asarray(rng.integers(0, 256, (rows, SIZE, SIZE, 1)), jnp.uint8),
-        "label": jnp.asarray(rng.integers(0, 10, rows), jnp.int32),
-        "index": jnp.arange(100, 100 + rows, dtype=jnp.int32),
+    batch = {
+        "image": rng.integers(0, 256, (rows, SIZE, SIZE, 1)).astype(np.uint8),
+        "label": rng.integers(0, 10, rows).astype(np.int32),
+        "index": np.arange(100, 100 + rows, dtype=np.int32),
     }
+    return jax.device_put(batch)  # unlike `jnp.asarray` it compiles no program for each shape
 
 
 def shaken(tree, seed: int):
     """The same tree with random values, so that no branch is silent and no two networks are equal."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.5, leaf.shape), jnp.float32), tree)
+    return jax.tree.map(lambda leaf: jax.device_put(np.float32(rng.normal(0.0, 0.5, leaf.shape))), tree)
 
 
 def watched(found: dict, function):

@@ -1,5 +1,6 @@
 """BEiT: the loss by NumPy, what the tokenizer sees, masks, ablations, and what stages take over."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -19,6 +20,7 @@ from ssljax.pictures import gallery
 from ssljax.program import build
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder
+from ssljax.sharding import make_mesh
 from ssljax.targets.ema import Ema
 from ssljax.types import TrainState
 from tests.methods.small import FACTS, batch_of, shaken, watched
@@ -27,6 +29,7 @@ SMALL = {
     "data.image_size": 8,
     "batch_size": 8,
     "augment.crop": "none",
+    "model.name": "beit_xxs",
     "model.patch": 2,
     "views.tokens.size": 8,
     "tokenizer.groups": 2,
@@ -51,19 +54,23 @@ def config_of(**changes):
     return resolve(c).lock()
 
 
+@functools.cache
+def fresh():
+    return jax.jit(METHODS["beit"](config_of(), FACTS).init)(jax.random.key(0), {})
+
+
+@functools.cache
 def built(**changes):
+    """The config, the method, a shaken state and the loss.
+
+    The loss also returns what the transformer and the tokenizer saw and gave.
+    """
     c = config_of(**changes)
     method = METHODS["beit"](c, FACTS)
-    params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
+    params, model_state, extra = jax.eval_shape(method.init, jax.random.key(0), {})
     if extra:
-        extra = extra._replace(params=shaken(extra.params, 2))
-    return c, method, (shaken(params, 1), model_state, extra), batch_of(8)
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """What the transformer and the tokenizer see and give."""
-    found = {}
+        extra = fresh()[2]._replace(params=shaken(extra.params, 2))
+    found: dict = {}
     forward, infer = models.forward, models.infer
 
     def student(net, params, statistics, x, **rest):
@@ -76,9 +83,16 @@ def seen(monkeypatch):
         found.update(tokenizer=x, logits=out)
         return out
 
-    monkeypatch.setattr(models, "forward", student)
-    monkeypatch.setattr(models, "infer", tokenizer)
-    return found
+    run = watched(found, method.loss)
+
+    def loss(state, batch, key=KEY, step=0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(models, "forward", student)
+            patch.setattr(models, "infer", tokenizer)
+            value, out = run(*state, batch, key, jnp.int32(step))
+        return value, out, dict(found)
+
+    return c, method, (shaken(params, 1), model_state, extra), loss
 
 
 def log_softmax(z):
@@ -88,17 +102,17 @@ def log_softmax(z):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["masked", "all"])
-def test_the_loss_by_numpy(seen, where):
+def test_the_loss_by_numpy(where):
     """Cross entropy of the tokens of the masked patches, averaged over those of the whole batch."""
-    c, method, (params, model_state, extra), batch = built(recover__where=where)
-    loss = watched(seen, method.loss)
-    value, out = loss(params, model_state, extra, batch, KEY, jnp.int32(0))
+    c, _, state, loss = built(recover__where=where)
+    value, out, seen = loss(state, batch_of(8))
+    head = jax.tree.map(np.asarray, state[0]["head"]["dense"])
     np.testing.assert_allclose(seen["tokenizer"], 0.8 * seen["x"] + 0.1, atol=1e-6)
     z = seen["logits"].argmax(-1).reshape(8, 16)
     h = seen["tokens"][:, 1:].astype(np.float64)
-    logits = h @ np.asarray(params["head"]["dense"]["kernel"]) + np.asarray(params["head"]["dense"]["bias"])
+    logits = h @ head["kernel"] + head["bias"]
     nll = -np.take_along_axis(log_softmax(logits), z[..., None], -1)[..., 0]
-    mask = np.asarray(seen["mask"])
+    mask = seen["mask"]
     assert mask.sum(1).min() > 0 and mask.sum(1).max() <= c.masking.patches
     wanted = mask if where == "masked" else np.ones_like(mask)
     np.testing.assert_allclose(value, nll[wanted].mean(), rtol=1e-4)
@@ -110,26 +124,25 @@ def test_the_loss_by_numpy(seen, where):
 
 
 @pytest.mark.slow
-def test_pixels_of_masked_patches_change_neither_prediction_nor_gradient_path(seen):
+def test_pixels_of_masked_patches_change_neither_prediction_nor_gradient_path():
     """The tokens do change with them: they are what is predicted."""
-    c, method, (params, model_state, extra), batch = built()
-    loss = watched(seen, method.loss)
-    loss(params, model_state, extra, batch, KEY, jnp.int32(0))
-    before, mask = seen["tokens"], np.asarray(seen["mask"]).reshape(8, 4, 4)
-    pixels = np.repeat(np.repeat(mask, 2, 1), 2, 2)[..., None]
-    changed = dict(batch, image=jnp.where(pixels, 255 - batch["image"], batch["image"]))
-    loss(params, model_state, extra, changed, KEY, jnp.int32(0))
-    np.testing.assert_array_equal(seen["tokens"], before)
+    _, _, state, loss = built()
+    batch = batch_of(8)
+    before = loss(state, batch)[2]
+    pixels = before["mask"].reshape(8, 4, 4).repeat(2, 1).repeat(2, 2)[..., None]
+    image = np.asarray(batch["image"])
+    after = loss(state, dict(batch, image=np.where(pixels, 255 - image, image)))[2]
+    assert np.any(after["logits"] != before["logits"])
+    np.testing.assert_array_equal(after["tokens"], before["tokens"])
 
 
 @pytest.mark.slow
-def test_tokens_and_patches_lie_at_the_same_places(seen):
+def test_tokens_and_patches_lie_at_the_same_places():
     """A distinctive upper right quadrant has its tokens at the patches of that quadrant."""
-    c, method, (params, model_state, extra), batch = built()
-    loss = watched(seen, method.loss)
+    _, _, state, loss = built()
     image = np.full((8, 8, 8, 1), 20, np.uint8)
     image[:, :4, 4:] = 230
-    loss(params, model_state, extra, dict(batch, image=jnp.asarray(image)), KEY, jnp.int32(0))
+    seen = loss(state, dict(batch_of(8), image=image))[2]
     x = seen["x"][0, :, :, 0].reshape(4, 2, 4, 2).mean((1, 3))
     assert (x[:2, 2:] > 0.5).all() and (x[2:] < 0.5).all()
     bright = seen["tokenizer"][0, :, :, 0].reshape(4, 2, 4, 2).mean((1, 3)) > 0.5
@@ -138,57 +151,47 @@ def test_tokens_and_patches_lie_at_the_same_places(seen):
 
 @pytest.mark.slow
 def test_the_first_loss_is_that_of_a_uniform_guess():
-    c = config_of()
-    method = METHODS["beit"](c, FACTS)
-    state = jax.jit(method.init)(jax.random.key(0), {})
-    value, _ = jax.jit(method.loss)(*state, batch_of(8), KEY, jnp.int32(0))
-    np.testing.assert_allclose(value, np.log(11), atol=0.02)
+    np.testing.assert_allclose(built()[3](fresh(), batch_of(8))[0], np.log(11), atol=0.02)
 
 
 @pytest.mark.slow
-def test_masks_follow_the_image_and_the_step_not_the_place(seen):
-    c, method, (params, model_state, extra), batch = built()
-    loss = watched(seen, method.loss)
-    loss(params, model_state, extra, batch, KEY, jnp.int32(0))
-    first = np.asarray(seen["mask"])
+def test_masks_follow_the_image_and_the_step_not_the_place():
+    _, _, state, loss = built()
+    batch = batch_of(8)
+    first = loss(state, batch)[2]["mask"]
     assert len({mask.tobytes() for mask in first}) > 3
-    turned = {name: value[::-1] for name, value in batch.items()}
-    loss(params, model_state, extra, turned, KEY, jnp.int32(0))
-    np.testing.assert_array_equal(seen["mask"], first[::-1])
-    loss(params, model_state, extra, batch, jax.random.key(8), jnp.int32(1))
-    assert np.any(np.asarray(seen["mask"]) != first)
+    turned = {name: np.asarray(value)[::-1] for name, value in batch.items()}
+    np.testing.assert_array_equal(loss(state, turned)[2]["mask"], first[::-1])
+    assert np.any(loss(state, batch, jax.random.key(8), 1)[2]["mask"] != first)
 
 
 @pytest.mark.slow
-def test_pixel_regression_by_numpy(seen):
-    c, method, (params, model_state, extra), batch = built(recover__what="pixels")
-    loss = watched(seen, method.loss)
-    assert extra == () and method.num_views == 1
-    value, out = loss(params, model_state, extra, batch, KEY, jnp.int32(0))
+def test_pixel_regression_by_numpy():
+    _, method, state, loss = built(recover__what="pixels")
+    assert state[2] == () and method.num_views == 1
+    value, _, seen = loss(state, batch_of(8))
+    head = jax.tree.map(np.asarray, state[0]["head"]["dense"])
     x = seen["x"].reshape(8, 4, 2, 4, 2, 1).transpose(0, 1, 3, 2, 4, 5).reshape(8, 16, 4)
     h = seen["tokens"][:, 1:].astype(np.float64)
-    made = h @ np.asarray(params["head"]["dense"]["kernel"]) + np.asarray(params["head"]["dense"]["bias"])
+    made = h @ head["kernel"] + head["bias"]
     error = np.square(made - x).mean(-1)
-    np.testing.assert_allclose(value, error[np.asarray(seen["mask"])].mean(), rtol=1e-4)
+    np.testing.assert_allclose(value, error[seen["mask"]].mean(), rtol=1e-4)
     assert "tokenizer" not in seen
 
 
 @pytest.mark.slow
-def test_without_masks_there_is_no_mask_token(seen):
-    c, method, (params, model_state, extra), batch = built(masking__name="none", recover__where="all")
-    loss = watched(seen, method.loss)
-    assert "mask_token" not in params
-    _, out = loss(params, model_state, extra, batch, KEY, jnp.int32(0))
+def test_without_masks_there_is_no_mask_token():
+    _, _, state, loss = built(masking__name="none", recover__where="all")
+    assert "mask_token" not in state[0]
+    _, out, seen = loss(state, batch_of(8))
     assert seen["mask"] is None and out.metrics["masked"] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, low, high", [("scattered", 6, 6), ("algorithm_1", 7, 16)])
-def test_other_masks(seen, name, low, high):
-    c, method, (params, model_state, extra), batch = built(masking__name=name)
-    loss = watched(seen, method.loss)
-    loss(params, model_state, extra, batch, KEY, jnp.int32(0))
-    count = np.asarray(seen["mask"]).sum(1)
+def test_other_masks(name, low, high):
+    _, _, state, loss = built(masking__name=name)
+    count = loss(state, batch_of(8))[2]["mask"].sum(1)
     assert count.min() >= low and count.max() <= high
 
 
@@ -207,7 +210,11 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
         METHODS["beit"](config_of(**changes), FACTS)
 
 
-def donor(folder, c):
+def program_of(c):
+    return build(c, FACTS, make_mesh(1))
+
+
+def donor(folder):
     """A run of a dVAE whose average and input map differ from what BEiT starts with."""
     d = get_config("digits").tokenizer.unlock()
     d.update_from_flattened_dict(
@@ -222,10 +229,9 @@ def donor(folder, c):
         }
     )
     d = resolve(d).lock()
-    program = build(d, sources.load(d.data, "train").facts)
+    program = program_of(d)
     state = program.init(0)
-    average = Ema(shaken(state.params, 5), {})
-    state = state.replace(extra=state.extra._replace(ema=average))
+    state = state.replace(extra=state.extra._replace(ema=Ema(shaken(state.params, 5), {})))
     with RunFolder(str(folder), d, program.facts) as run:
         run.save(state, {})
     return state
@@ -234,41 +240,46 @@ def donor(folder, c):
 @pytest.mark.slow
 def test_the_tokenizer_is_the_average_and_brings_its_map_of_pixels(tmp_path):
     c = config_of(recover__tokenizer="tokenizer")
-    tokenizer = donor(tmp_path / "tokenizer", c)
+    tokenizer = donor(tmp_path / "tokenizer")
     assert isinstance(tokenizer.extra, DvaeState)
-    program = build(c, sources.load(c.data, "train").facts)
-    state = start_from(program, {"tokenizer": str(tmp_path / "tokenizer")})(program.init(0))
+    program = program_of(c)
+    state = start_from(program, {"tokenizer": str(tmp_path / "tokenizer")})(shaken(program.shapes, 6))
     expected = tokenizer.extra.ema.params["encoder"]
     jax.tree.map(np.testing.assert_array_equal, state.extra.params["encoder"], expected)
     np.testing.assert_allclose(state.extra.input["pixels"], [2.0, -1.0])
     orphan = METHODS["beit"](config_of(recover__tokenizer=""), FACTS)
     with pytest.raises(ValueError, match="config.recover.tokenizer is empty"):
         orphan.adopt(state, None)
-    other = build(config_of(tokenizer__vocabulary=12), sources.load(c.data, "train").facts)
+    other = program_of(config_of(tokenizer__vocabulary=12))
     with pytest.raises(ValueError, match="output/bias is"):
-        start_from(other, {"tokenizer": str(tmp_path / "tokenizer")})(other.init(0))
+        start_from(other, {"tokenizer": str(tmp_path / "tokenizer")})(shaken(other.shapes, 6))
 
 
 @pytest.mark.slow
 def test_fine_tuning_takes_the_blocks_copies_the_table_and_begins_a_fresh_norm(tmp_path):
-    c = config_of()
     finetune = get_config("digits").finetune.unlock()
     finetune.update_from_flattened_dict(
-        {"data.image_size": 16, "batch_size": 8, "model.patch": 2, "init_from": "pretrain"}
+        {
+            "data.image_size": 16,
+            "batch_size": 8,
+            "model.name": "beit_xxs",
+            "model.patch": 2,
+            "init_from": "pretrain",
+        }
     )
     finetune = resolve(finetune).lock()
-    params, model_state, extra = jax.jit(METHODS["beit"](c, FACTS).init)(jax.random.key(0), {})
-    params = shaken(params, 3)
+    params, model_state, extra = built()[2]
     checkpoints = Checkpoints(str(tmp_path / "pretrain"))
     checkpoints.save(TrainState(jnp.int32(1), params, model_state, (), extra), {})
     checkpoints.close()
-    program = build(finetune, sources.load(finetune.data, "train").facts)
-    state = start_from(program, {"pretrain": str(tmp_path / "pretrain")})(program.init(0))
+    program = program_of(finetune)
+    begun = program.init(0)
+    state = start_from(program, {"pretrain": str(tmp_path / "pretrain")})(begun)
     ours = state.params["encoder"]
-    jax.tree.map(np.testing.assert_array_equal, ours["block3"], params["encoder"]["block3"])
-    np.testing.assert_array_equal(ours["fc_norm"]["scale"], np.ones(64))
-    assert "norm" not in ours and ours["relative_bias"].shape == (4, 15 * 15 + 3, 4)
-    np.testing.assert_array_equal(ours["relative_bias"][2, -3:], params["encoder"]["relative_bias"][-3:])
+    jax.tree.map(np.testing.assert_array_equal, ours["block1"], params["encoder"]["block1"])
+    np.testing.assert_array_equal(ours["fc_norm"]["scale"], np.ones(32))
+    assert "norm" not in ours and ours["relative_bias"].shape == (2, 15 * 15 + 3, 2)
+    np.testing.assert_array_equal(ours["relative_bias"][1, -3:], params["encoder"]["relative_bias"][-3:])
     assert np.abs(state.params["head"]["dense"]["kernel"]).max() < 1e-4
 
     # A further stage goes on with the norm that this one trained.
@@ -276,7 +287,7 @@ def test_fine_tuning_takes_the_blocks_copies_the_table_and_begins_a_fresh_norm(t
     checkpoints = Checkpoints(str(tmp_path / "finetune"))
     checkpoints.save(trained, {})
     checkpoints.close()
-    again = start_from(program, {"pretrain": str(tmp_path / "finetune")})(program.init(0))
+    again = start_from(program, {"pretrain": str(tmp_path / "finetune")})(begun)
     jax.tree.map(np.testing.assert_array_equal, again.params["encoder"], trained.params["encoder"])
 
 
@@ -294,10 +305,10 @@ def test_the_preview_shows_the_masks_of_the_first_step():
 
 @pytest.mark.slow
 def test_the_gallery_shows_masks():
-    c, method, _, _ = built(data__image_size=16, views__tokens__size=16, model__patch=4, tokenizer__groups=3)
+    c = config_of(data__image_size=16, views__tokens__size=16, model__patch=4, tokenizer__groups=3)
     test = sources.load(c.data, "test")
     rows = np.array([3, 5])
-    shown = gallery.masked(SimpleNamespace(config=c, method=method), test, rows)
+    shown = gallery.masked(SimpleNamespace(config=c, method=METHODS["beit"](c, FACTS)), test, rows)
     images = gallery.thumbnails(test, rows, c)
     mask = masks(jax.random.key(c.seed), jnp.asarray(test.index[rows], jnp.int32), c, 4)
     assert 0 < mask.sum() < mask.size
