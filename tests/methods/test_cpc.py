@@ -15,6 +15,7 @@ from ssljax.data import patches, sources, views
 from ssljax.methods import METHODS
 from ssljax.methods.cpc import contrasted
 from ssljax.program import build, encoder, evaluated
+from ssljax.sharding import make_mesh
 from ssljax.types import Facts, TrainState
 from tests.methods.small import shaken
 
@@ -24,12 +25,14 @@ KEY = jax.random.key(0)
 
 
 def config_of(preset="digits", stage="", **changes):
-    """A stage with a network of four channels and one context block."""
+    """A stage with a network of four channels and one context block, whose patches change their colours."""
     c = get_config(preset).unlock()
     c = stages(c)[stage] if stage else c
     c.batch_size = 4
     c.log_every = 1
     c.model.width = 4 / 64
+    c.augment.crop = "none"
+    c.patches.update(deform_probability=0.0, histogram_probability=0.0)
     if c.task == "pretrain":
         c.context.update(blocks=1, hidden=8, target_dim=8)
         c.cpc.local_images = 2
@@ -42,16 +45,22 @@ def config_of(preset="digits", stage="", **changes):
 def batch_of(rows=4, seed=0):
     rng = np.random.default_rng(seed)
     return {
-        "image": jnp.asarray(rng.integers(0, 256, (rows, SIZE, SIZE, 1)), jnp.uint8),
-        "label": jnp.asarray(rng.integers(0, 10, rows), jnp.int32),
-        "index": jnp.arange(100, 100 + rows, dtype=jnp.int32),
+        "image": rng.integers(0, 256, (rows, SIZE, SIZE, 1)).astype(np.uint8),
+        "label": rng.integers(0, 10, rows).astype(np.int32),
+        "index": np.arange(100, 100 + rows, dtype=np.int32),
     }
 
 
-def started(c, seed=1):
+def started(c):
+    """The method and a fresh state."""
     method = METHODS["cpc"](c, FACTS)
-    params, model_state, extra = jax.jit(lambda key: method.init(key, {}))(KEY)
-    return method, shaken(params, seed) if seed else params, model_state, extra
+    return method, *jax.jit(method.init)(KEY, {})
+
+
+def random_state(c):
+    """The method and a state of random values."""
+    method = METHODS["cpc"](c, FACTS)
+    return method, *shaken(jax.eval_shape(method.init, KEY, {}), 1)
 
 
 def evaluated_loss(method, params, model_state, extra, batch):
@@ -59,7 +68,7 @@ def evaluated_loss(method, params, model_state, extra, batch):
 
 
 def random(shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------ pretraining
@@ -84,11 +93,12 @@ def test_every_prediction_meets_the_right_target_of_its_group(images):
     """On a grid of 5 x 7, where rows and columns cannot be confused."""
     t = random((4, 5, 7, 3))
     p = random((4, 3, 7, 3), 1)
-    rows, hits = contrasted(p, t, step=1, images=images)
+    compared = jax.jit(functools.partial(contrasted, step=1, images=images))
+    rows, hits = compared(p, t)
     assert rows.shape == hits.shape == (4 * 3 * 7,)
     np.testing.assert_allclose(rows.mean(), naive(p, t, 1, images), rtol=1e-5)
-    t /= jnp.linalg.norm(t, axis=-1, keepdims=True)
-    _, hits = contrasted(t[:, 2:], t, step=1, images=images)  # the target itself is predicted
+    t /= np.linalg.norm(t, axis=-1, keepdims=True)
+    _, hits = compared(t[:, 2:], t)  # the target itself is predicted
     assert hits.mean() == 1
 
 
@@ -97,7 +107,7 @@ class Parts:
 
     def __init__(self):
         self.config = config_of(cpc__step_indices=(1, 2))
-        self.method, self.params, self.model_state, self.extra = started(self.config)
+        self.method, self.params, self.model_state, self.extra = random_state(self.config)
         self.batch = batch_of()
         self.total, self.out = evaluated_loss(
             self.method, self.params, self.model_state, self.extra, self.batch
@@ -123,11 +133,11 @@ def parts():
 def test_the_loss_is_the_sum_over_directions_and_steps_of_the_means(parts):
     z = np.asarray(parts.grid)
     assert z.shape[:3] == (4, 6, 6)
-    net = models.cpc_direction(parts.config.context, parts.config.model, (1, 2))
+    apply = jax.jit(models.cpc_direction(parts.config.context, parts.config.model, (1, 2)).apply)
     total = 0.0
     for turns, name in enumerate(("down", "left", "up", "right")):
         turned = np.rot90(z, turns, axes=(1, 2))  # what lies in that direction is below now
-        t, predictions = net.apply({"params": parts.params["directions"][name]}, jnp.asarray(turned))
+        t, predictions = apply({"params": parts.params["directions"][name]}, turned)
         found = [naive(0.1 * p, t, i, 2) for i, p in zip((1, 2), predictions, strict=True)]
         np.testing.assert_allclose(parts.out.metrics[f"loss_{name}"], sum(found), rtol=1e-4)
         total += sum(found)
@@ -154,7 +164,7 @@ def test_turning_an_image_permutes_the_losses_of_equal_directions(parts, monkeyp
     """With one set of weights for all directions, half a turn of the grid exchanges up and down."""
     down = parts.params["directions"]["down"]
     params = {**parts.params, "directions": dict.fromkeys(parts.params["directions"], down)}
-    turned = jnp.rot90(parts.grid, 2, axes=(1, 2))
+    turned = np.rot90(parts.grid, 2, axes=(1, 2))
 
     @jax.jit
     def losses(z):
@@ -173,11 +183,12 @@ def test_turning_an_image_permutes_the_losses_of_equal_directions(parts, monkeyp
 def test_an_untrained_network_is_near_the_log_of_the_candidates():
     """Sixteen images: ln 576 = 6.356 per direction, 25.42 for four; all of 32 images: ln 1152."""
     c = config_of(batch_size=32, cpc__local_images=16, cpc__scale=1e-4)
+    _, *state = started(c)
     for changes, candidates in (({}, 576), ({"negatives": "global"}, 1152)):
         c = c.copy_and_resolve_references().unlock()
         c.cpc.update(changes)
-        method, params, model_state, extra = started(c, seed=0)
-        total, out = evaluated_loss(method, params, model_state, extra, batch_of(32))
+        method = METHODS["cpc"](c, FACTS)
+        total, out = evaluated_loss(method, *state, batch_of(32))
         np.testing.assert_allclose(total, 4 * np.log(candidates), rtol=1e-3)
         assert out.metrics["candidates"] == candidates
 
@@ -197,18 +208,22 @@ def test_groups_and_steps_that_do_not_fit_are_refused():
 @pytest.mark.slow
 def test_the_average_is_evaluated_and_not_the_network():
     c = config_of(ema__decay=0.75)
-    method, params, model_state, extra = started(c)
-    start = jax.tree.map(np.asarray, extra.params)
-    moved = method.update(extra, params, (), jnp.int32(0))
-    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start["encoder"], params["encoder"])
+    method, params, model_state, extra = random_state(c)
+    encode = encoder(method, c)
+
+    @jax.jit
+    def run(params, extra, image):
+        moved = method.update(extra, params, (), jnp.int32(0))
+        x = views.for_network(image, c.augment)
+        by_hand = models.infer(models.backbone(c.model), moved.params["encoder"], {}, x)
+        return moved, encode(params, model_state, moved, image), by_hand
+
+    moved, features, by_hand = run(params, extra, batch_of()["image"])
+    start, end = jax.tree.map(np.asarray, (extra.params["encoder"], params["encoder"]))
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start, end)
     chex.assert_trees_all_close(moved.params["encoder"], expected, rtol=1e-5, atol=1e-6)
     found, _ = method.evaluated(params, model_state, moved)
     chex.assert_trees_all_equal(found, moved.params["encoder"])
-    image = batch_of()["image"]
-    features = encoder(method, c)(params, model_state, moved, image)
-    by_hand = models.infer(
-        models.backbone(c.model), moved.params["encoder"], {}, views.for_network(image, c.augment)
-    )
     np.testing.assert_allclose(features, by_hand, rtol=1e-5, atol=1e-6)
 
 
@@ -220,11 +235,12 @@ def test_the_gradient_is_clipped_before_adam():
     with jax.numpy_dtype_promotion("standard"):
         tx, rate = optim.make_optimizer(c, batch_size=512, steps_per_epoch=10.0, total_steps=100)
         assert rate(jnp.int32(0)) == rate(jnp.int32(99)) == 4e-4
-        params = {"encoder": {"kernel": jnp.ones((2,), jnp.float32)}}
-        state = tx.init(params)
+        params = {"encoder": {"kernel": np.ones(2, np.float32)}}
+        state = jax.jit(tx.init)(params)
+        update = jax.jit(tx.update)
         found = []
         for g in ((3.0, 4.0), (0.006, 0.0)):  # norms of 5, which is clipped, and of 0.006, which is not
-            updates, state = tx.update({"encoder": {"kernel": jnp.asarray(g, jnp.float32)}}, state, params)
+            updates, state = update({"encoder": {"kernel": np.float32(g)}}, state, params)
             found.append(np.asarray(updates["encoder"]["kernel"]))
     m = v = 0.0
     for count, g in enumerate(([0.006, 0.008], [0.006, 0.0]), start=1):
@@ -238,9 +254,9 @@ def test_sgd_trains_the_classifier_and_adam_the_encoder():
     c = config_of("digits_finetune", "finetune").optim
     with jax.numpy_dtype_promotion("standard"):
         tx, rate = optim.make_optimizer(c, batch_size=50, steps_per_epoch=2.0, total_steps=80)
-        params = {name: {"kernel": jnp.ones((3,), jnp.float32)} for name in ("encoder", "classifier", "head")}
-        grads = jax.tree.map(lambda leaf: 5.0 * leaf, params)
-        updates, _ = tx.update(grads, tx.init(params), params)
+        params = {name: {"kernel": np.ones(3, np.float32)} for name in ("encoder", "classifier", "head")}
+        grads = jax.tree.map(lambda leaf: 5 * leaf, params)
+        updates, _ = jax.jit(lambda grads, params: tx.update(grads, tx.init(params), params))(grads, params)
     peak = float(rate(jnp.int32(0)))
     np.testing.assert_allclose(updates["encoder"]["kernel"], -peak * c.encoder_rate, rtol=1e-4)
     for name in ("classifier", "head"):
@@ -255,12 +271,17 @@ def test_the_linear_probe_reads_changed_patches_and_trains_nothing_else():
     c = config_of("digits_linear", "linear")
     method, params, model_state, extra = started(c)
     assert set(params) == {"head"} and method.frozen
+    params = shaken(params, 1)
     batch = batch_of()
     loss, out = evaluated_loss(method, params, model_state, extra, batch)
-    x = patches.changed(models.cut(views.stacked(batch, KEY, c)[:, 0], 6, 2), batch, KEY, c)
-    net = models.backbone(c.model)
-    z = net.apply({"params": extra.params["encoder"]}, x, train=False, grid=True)
-    z = np.asarray(z, np.float64)
+
+    @jax.jit
+    def grid(batch):
+        x = patches.changed(models.cut(views.stacked(batch, KEY, c)[:, 0], 6, 2), batch, KEY, c)
+        net = models.backbone(c.model)
+        return net.apply({"params": extra.params["encoder"]}, x, train=False, grid=True)
+
+    z = np.asarray(grid(batch), np.float64)
     mean, var = z.mean((0, 1, 2)), z.var((0, 1, 2))
     head = jax.tree.map(np.asarray, params["head"])
     w, b = head["logits"]["dense"]["kernel"], head["logits"]["dense"]["bias"]
@@ -270,8 +291,8 @@ def test_the_linear_probe_reads_changed_patches_and_trains_nothing_else():
     np.testing.assert_allclose(out.carry["norm"]["mean"], 0.1 * mean, rtol=1e-3, atol=1e-6)
 
     extra = method.update(extra, params, out.carry, jnp.int32(0))
-    features = encoder(method, c)(params, model_state, extra, batch["image"])
-    found = method.classify(params, extra, features)["probe"]
+    features = jax.jit(encoder(method, c))(params, model_state, extra, batch["image"])
+    found = jax.jit(method.classify)(params, extra, features)["probe"]
     x = np.asarray(features, np.float64) - np.asarray(extra.model_state["head"]["norm"]["mean"])
     x = x / np.sqrt(np.asarray(extra.model_state["head"]["norm"]["var"]) + 1e-5) + head["norm"]["bias"]
     np.testing.assert_allclose(found, x @ w + b, rtol=1e-3, atol=1e-4)
@@ -284,7 +305,7 @@ def loads(values):
     def load(run, like):
         asked.append((run, tuple(like)))
         return {
-            part: jax.tree.map(lambda leaf: jnp.full_like(leaf, values), branch)
+            part: jax.tree.map(lambda leaf: np.full(leaf.shape, values, leaf.dtype), branch)
             for part, branch in like.items()
         }
 
@@ -295,7 +316,7 @@ def loads(values):
 @pytest.mark.parametrize("preset, stage", (("digits_linear", "linear"), ("digits_finetune", "frozen")))
 def test_a_frozen_encoder_is_the_average_of_pretraining(preset, stage):
     c = config_of(preset, stage)
-    method, params, model_state, extra = started(c)
+    method, params, model_state, extra = random_state(c)
     assert "encoder" not in params
     load, asked = loads(0.5)
     state = TrainState(step=jnp.int32(0), params=params, model_state=model_state, opt_state=(), extra=extra)
@@ -309,8 +330,8 @@ def test_a_frozen_encoder_is_the_average_of_pretraining(preset, stage):
 def test_the_classifier_on_the_frozen_encoder_is_judged_by_its_own_head():
     c = config_of("digits_finetune", "frozen", batch_size=8)
     test = sources.load(c.data, "test")
-    program = build(c, sources.load(c.data, "train").facts)
-    network = evaluated(c, program.facts, program.init(0), program.mesh)
+    program = build(c, FACTS, make_mesh(1))
+    network = evaluated(c, FACTS, shaken(program.shapes, 1), program.mesh)
     predicted = benches.of_network(network, "cpc", test, test).predictions(test)
     assert set(predicted) == {"classifier"} and predicted["classifier"].shape == (len(test), 10)
 
@@ -319,7 +340,7 @@ def test_the_classifier_on_the_frozen_encoder_is_judged_by_its_own_head():
 def test_the_classifier_reads_maps_of_whole_images_and_both_are_trained_in_the_end():
     c = config_of("digits_finetune", "finetune")
     assert (c.init_from, c.init_branches) == ("frozen", ("classifier", "head")) and c.model.whole
-    method, params, model_state, extra = started(c)
+    method, params, model_state, extra = random_state(c)
     assert set(params) == {"encoder", "classifier", "head"} and extra == () and not method.frozen
     load, asked = loads(0.25)
     state = TrainState(step=jnp.int32(0), params=params, model_state=model_state, opt_state=(), extra=extra)
@@ -333,14 +354,18 @@ def test_the_classifier_reads_maps_of_whole_images_and_both_are_trained_in_the_e
         params, model_state, extra, batch, KEY, jnp.int32(0)
     )
     assert all(np.abs(np.asarray(leaf)).max() > 0 for leaf in jax.tree.leaves(grads["encoder"]))
-    x = views.stacked(batch, KEY, c)[:, 0]
-    x = patches.changed(x[:, None, None], batch, KEY, c)[:, 0, 0]
-    maps = models.backbone(c.model).apply({"params": params["encoder"]}, x, train=False, grid=True)
-    assert maps.ndim == 4 and maps.shape[1] > 1
-    h = models.cpc_classifier(c.classifier, c.model).apply(
-        {"params": params["classifier"]}, maps, train=False
-    )
-    logits = np.asarray(models.logits(params["head"], h), np.float64)
+
+    @jax.jit
+    def by_hand(params, batch):
+        x = views.stacked(batch, KEY, c)[:, 0]
+        x = patches.changed(x[:, None, None], batch, KEY, c)[:, 0, 0]
+        maps = models.backbone(c.model).apply({"params": params["encoder"]}, x, train=False, grid=True)
+        assert maps.ndim == 4 and maps.shape[1] > 1
+        network = models.cpc_classifier(c.classifier, c.model)
+        h = network.apply({"params": params["classifier"]}, maps, train=False)
+        return models.logits(params["head"], h)
+
+    logits = np.asarray(by_hand(params, batch), np.float64)
     expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(4), batch["label"]]
     np.testing.assert_allclose(loss, expected.mean(), rtol=1e-4)
 
