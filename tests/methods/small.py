@@ -60,6 +60,15 @@ def shaken(tree, seed: int):
     return jax.tree.map(lambda leaf: jax.device_put(np.float32(rng.normal(0.0, 0.5, leaf.shape))), tree)
 
 
+def blank(program):
+    """A state of zeros, for what does not read how a run begins. It costs no initialisation."""
+
+    def zeros(leaf):
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+
+    return jax.tree.map(zeros, program.shapes)
+
+
 def watched(found: dict, function):
     """`function` as one compiled program; what its spies wrote into `found` is there afterwards."""
 

@@ -18,7 +18,7 @@ from ssljax.program import build, device_batches, encoder, evaluated, open_run
 from ssljax.run.folder import RunFolder
 from ssljax.run.loop import fit
 from ssljax.types import TrainState
-from tests.methods.small import FACTS, SIZE, config_of, one_block, shaken
+from tests.methods.small import FACTS, SIZE, blank, config_of, one_block, shaken
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +42,11 @@ def few_digits(config):
 def with_backbone(state, seed: int) -> TrainState:
     """The state with a random frozen backbone, statistics included; variances are positive."""
     frozen = shaken(state.extra, seed)
-    statistics = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.5, frozen.model_state)
-    return state.replace(extra=frozen._replace(model_state=statistics))
+    return state.replace(extra=frozen._replace(model_state=positive(frozen.model_state)))
+
+
+def positive(tree):
+    return jax.tree.map(lambda leaf: jax.device_put(np.abs(leaf) + np.float32(0.5)), tree)
 
 
 def by_flax(config, extra, images) -> np.ndarray:
@@ -51,7 +54,7 @@ def by_flax(config, extra, images) -> np.ndarray:
     variables = {"params": extra.params["encoder"], "batch_stats": extra.model_state["encoder"]}
     x = (images / 255.0 - np.array(config.augment.mean)) / np.array(config.augment.std)
     apply = jax.jit(lambda x: models.backbone(config.model).apply(variables, x, train=False))
-    return np.asarray(apply(jnp.asarray(x, jnp.float32)), np.float64)
+    return np.asarray(apply(np.float32(x)), np.float64)
 
 
 # ------------------------------------------------------------------------------ the authors' updates in NumPy
@@ -126,7 +129,8 @@ def test_logits_follow_the_authors_update_and_the_backbone_keeps_every_bit(name)
     c.optim.update(SHORTENED.get(name, {}))
     source = few_digits(c)
     program = build(c.lock(), source.facts)
-    state = with_backbone(program.init(0), 1)
+    state = blank(program)
+    state = with_backbone(state.replace(params=shaken(state.params, 9)), 1)
     before = jax.tree.map(np.array, state.extra)
     h = by_flax(c, state.extra, source.images)
     assert h.std() > 0.1
@@ -158,8 +162,8 @@ def test_the_head_is_all_that_is_trained():
 def test_the_running_statistics_normalise_whatever_the_rest_of_the_batch_is():
     c = config_of("linear", augment__mean=(0.2,), augment__std=(0.3,))
     method = METHODS["linear"](c, FACTS)
-    params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
-    state = with_backbone(TrainState(0, params, model_state, (), extra), 3)
+    params, model_state, extra = jax.eval_shape(method.init, jax.random.key(0), {})
+    state = with_backbone(TrainState(0, shaken(params, 9), model_state, (), extra), 3)
     images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 1)).astype(np.uint8)
     expected = by_flax(c, state.extra, images)
     found = jax.jit(encoder(method, c))(state.params, state.model_state, state.extra, images)
@@ -170,7 +174,7 @@ def test_the_running_statistics_normalise_whatever_the_rest_of_the_batch_is():
     label = np.arange(5)
     losses = np.log(np.exp(scores).sum(1)) - scores[label, label]
     for rows in (slice(0, 5), slice(1, 3)):
-        batch = {"image": jnp.asarray(images[rows]), "label": jnp.asarray(label[rows], jnp.int32)}
+        batch = {"image": images[rows], "label": label[rows].astype(np.int32)}
         batch["index"] = batch["label"]
         loss, out = jax.jit(method.loss)(
             state.params, {}, state.extra, batch, jax.random.key(0), jnp.int32(0)
@@ -183,7 +187,7 @@ def test_a_layer_is_pooled_as_the_cached_probe_pools_it():
     c = config_of("linear", probe__layer="group1", probe__layer_dim=40)
     source = few_digits(c)
     program = build(c, source.facts)
-    state = with_backbone(program.init(0), 2)
+    state = with_backbone(blank(program), 2)
     found = program.encode(state.params, state.model_state, state.extra, source.images[:3])
     network = evaluated(c, source.facts, state, program.mesh)
     maps = network.maps(source.images[:3], "group1")
@@ -206,9 +210,8 @@ def earlier_run(folder, method: str, **changes):
     """A run of another method with random weights in every branch, and its state."""
     config = config_of(method, **changes)
     program = build(config, FACTS)
-    state = program.init(0)
-    statistics = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.5, shaken(state.model_state, 6))
-    state = state.replace(params=shaken(state.params, 5), model_state=statistics)
+    state = blank(program)
+    state = state.replace(params=shaken(state.params, 5), model_state=positive(shaken(state.model_state, 6)))
     if method == "moco":
         state = state.replace(extra=state.extra._replace(key_params=shaken(state.extra.key_params, 7)))
     if method == "byol":
@@ -222,16 +225,17 @@ def test_the_network_that_the_earlier_run_evaluates_is_probed(method, tmp_path):
     folder, donor = earlier_run(tmp_path / "run", method)
     c = config_of("linear", init_from="pretrain", model=config_of(method).model.copy_and_resolve_references())
     program = build(c, FACTS)
-    state = start_from(program, {"pretrain": folder})(program.init(0))
+    begun = blank(program)
+    begun = begun.replace(params=shaken(begun.params, 9))
+    state = start_from(program, {"pretrain": folder})(begun)
     chex.assert_trees_all_equal(state.extra.params["encoder"], donor.params["encoder"])
     chex.assert_trees_all_equal(state.extra.model_state["encoder"], donor.model_state["encoder"])
-    fresh = program.init(0)
-    chex.assert_trees_all_equal(state.params, fresh.params)
+    chex.assert_trees_all_equal(state.params, begun.params)
 
     # A probe of the probe's own folder finds the same backbone.
     again = saved(tmp_path / "probe", c, state)
     second = build(config_of("linear", init_from=again, model=c.model.copy_and_resolve_references()), FACTS)
-    chex.assert_trees_all_equal(start_from(second, {})(second.init(0)).extra, state.extra)
+    chex.assert_trees_all_equal(start_from(second, {})(blank(second)).extra, state.extra)
     run = open_run(c, FACTS, again)
     chex.assert_trees_all_equal(run.extra, state.extra)
 
@@ -242,10 +246,10 @@ def test_a_moving_average_is_probed_where_the_run_evaluates_it(tmp_path):
     c.distill.name = "none"
     c.ema.decay = 0.9
     c.init_from = ""
-    c.model.update(name="vit_xs", distillation=False)
+    c.model.update(name="vit_xxs", distillation=False)
     c = importlib.import_module("ssljax.config").resolve(c).lock()
     program = build(c, FACTS)
-    state = program.init(0)
+    state = blank(program)
     average = state.extra.ema._replace(params=shaken(state.params, 8))
     folder = saved(tmp_path / "deit", c, state.replace(extra=state.extra._replace(ema=average)))
     assert evaluated_part(folder, "params") == "extra/ema/params/encoder"
@@ -253,7 +257,7 @@ def test_a_moving_average_is_probed_where_the_run_evaluates_it(tmp_path):
     model = c.model.copy_and_resolve_references()
     probe = config_of("linear", init_from=folder, model=model, data__image_size=c.data.image_size)
     program = build(probe, FACTS)
-    found = start_from(program, {})(program.init(0)).extra.params["encoder"]
+    found = start_from(program, {})(blank(program)).extra.params["encoder"]
     chex.assert_trees_all_equal(found, average.params["encoder"])
 
 
@@ -262,7 +266,8 @@ def test_a_folder_that_cannot_be_probed_is_named_with_what_to_do(tmp_path):
 
     def started(run, **changes):
         program = build(config_of("linear", init_from=run, **changes), FACTS)
-        return start_from(program, {})(program.init(0))
+        begun = with_backbone(blank(program), 1)
+        return start_from(program, {})(begun), begun
 
     with pytest.raises(FileNotFoundError, match=r"no run in .*nowhere \(no config.json\): train it first"):
         started(str(tmp_path / "nowhere"))
@@ -271,8 +276,8 @@ def test_a_folder_that_cannot_be_probed_is_named_with_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text('{"stages": ["pretrain", "linear"]}')
     with pytest.raises(ValueError, match=rf"holds the stages pretrain, linear; .* e.g. {tmp_path}/pretrain"):
         started(str(tmp_path))
-    fresh = build(config_of("linear"), FACTS).init(0)
-    chex.assert_trees_all_equal(started("").extra, fresh.extra)  # a random network, the baseline
+    state, begun = started("")
+    chex.assert_trees_all_equal(state.extra, begun.extra)  # a random network, the baseline
 
 
 @pytest.mark.slow
@@ -300,7 +305,8 @@ def test_ten_crops_are_averaged_as_probabilities(monkeypatch):
     c = config_of("linear", data__image_size=40, data__eval_crop=0.875, evaluate__ten_crops=True)
     source = sources.load(c.data, "test").select(range(6))
     program = build(c, FACTS)
-    network = evaluated(c, FACTS, with_backbone(program.init(0), 4), program.mesh)
+    state = with_backbone(blank(program), 4)
+    network = evaluated(c, FACTS, state.replace(params=shaken(state.params, 9)), program.mesh)
     seen = []
     encode = network.encode
 
@@ -316,7 +322,7 @@ def test_ten_crops_are_averaged_as_probabilities(monkeypatch):
     head = jax.tree.map(np.asarray, network.params["head"]["dense"])
     total = 0.0
     for images in seen:
-        scores = np.asarray(encode(jnp.asarray(images))) @ head["kernel"] + head["bias"]
+        scores = np.asarray(encode(images)) @ head["kernel"] + head["bias"]
         total += np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     np.testing.assert_allclose(np.exp(found), total / 10, rtol=1e-4)
     plain = benches.of_network(network, "linear", source, source)
@@ -325,7 +331,7 @@ def test_ten_crops_are_averaged_as_probabilities(monkeypatch):
     with c.unlocked():
         c.evaluate.ten_crops = False
     (alone,) = plain.predictions(source).values()
-    h = np.asarray(encode(jnp.asarray(seen[8])))
+    h = np.asarray(encode(seen[8]))
     np.testing.assert_allclose(alone, h @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
 
 
