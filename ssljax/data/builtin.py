@@ -7,6 +7,7 @@ fashion_mnist   the four files of Debian's `dataset-fashion-mnist`, or the same 
 
 from __future__ import annotations
 
+import functools
 import gzip
 import math
 import struct
@@ -40,12 +41,17 @@ def digits(data: ConfigDict, split: str) -> Source:
 
     Grey levels 0..16 become 0..255.
     """
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
+    raw = _raw_digits()
     rows = slice(0, 1500) if split == "train" else slice(1500, None)
     images = np.rint(raw.images[rows, :, :, None] * (255 / 16)).astype(np.uint8)
     return in_memory(data, split, images, raw.target[rows], [str(i) for i in range(10)])
+
+
+@functools.cache
+def _raw_digits():  # type: ignore[no-untyped-def]  # scikit-learn has no types
+    from sklearn.datasets import load_digits
+
+    return load_digits()
 
 
 def fashion_mnist(data: ConfigDict, split: str) -> Source:
