@@ -1,6 +1,7 @@
 """The dVAE: its objective by NumPy, its schedules, what is exported, and the alarm of a dead codebook."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +23,19 @@ SMALL = dict(
 )
 
 
+@functools.cache
 def built(**changes):
+    """The config, the method, a state of random weights, and the loss.
+
+    The loss also returns what the encoder sees and gives, and the decoder.
+    """
     c = config_of("dvae", **(SMALL | changes))
     method = METHODS["dvae"](c, FACTS)
-    params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
-    return c, method, (shaken(params, 1), model_state, extra), batch_of(4)
-
-
-def softmax(z):
-    e = np.exp(z - z.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """What the encoder gives, what the decoder reads, and what it gives."""
-    found = {}
+    key = jax.random.key(0)
+    state = shaken(jax.eval_shape(method.init, key, {}), 1)
+    given = jax.jit(lambda key: method.init(key, {})[2].input)(key)
+    state = (*state[:2], state[2]._replace(input=given))
+    found: dict = {}
     forward = models.forward
 
     def spied(net, params, statistics, x, **rest):
@@ -45,16 +43,31 @@ def seen(monkeypatch):
         found[type(net).__name__] = (x, out[0])
         return out
 
-    monkeypatch.setattr(models, "forward", spied)
-    return found
+    run = watched(found, method.loss)
+
+    def loss(key=0, step=0, state=state):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(models, "forward", spied)
+            value, out = run(*state, batch_of(4), jax.random.key(key), jnp.int32(step))
+        return value, out, dict(found)
+
+    return c, method, state, loss
+
+
+draw = jax.jit(gumbel, static_argnums=2)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 100, 10_000])
-def test_the_loss_by_numpy(seen, step):
-    c, method, (params, model_state, extra), batch = built()
-    loss = watched(seen, method.loss)
-    value, out = loss(params, model_state, extra, batch, jax.random.key(3), jnp.int32(step))
+def test_the_loss_by_numpy(step):
+    c, _, _, loss = built()
+    batch = batch_of(4)
+    value, out, seen = loss(3, step)
     x, logits = seen["Encoder"]
     y, stats = seen["Decoder"]
     np.testing.assert_allclose(x, 0.8 * np.asarray(batch["image"]) / 255 + 0.1, atol=1e-6)
@@ -64,7 +77,7 @@ def test_the_loss_by_numpy(seen, step):
     tau = 1 / 16 + 0.5 * (1 - 1 / 16) * (1 + share)
     np.testing.assert_allclose(out.metrics["temperature"], tau, rtol=1e-5)
     np.testing.assert_allclose(y.sum(-1), 1.0, rtol=1e-5)
-    noise = np.asarray(gumbel(jax.random.key(3), batch["index"], (4, 4, 12)))
+    noise = np.asarray(draw(jax.random.key(3), batch["index"], (4, 4, 12)))
     np.testing.assert_allclose(y, softmax((logits + noise) / tau), rtol=1e-3, atol=1e-5)
 
     mu, ln_b = np.split(stats.astype(np.float64), 2, axis=-1)
@@ -80,42 +93,37 @@ def test_the_loss_by_numpy(seen, step):
 
 @pytest.mark.slow
 def test_the_kl_knows_neither_the_noise_nor_the_temperature():
-    c, method, (params, model_state, extra), batch = built(dvae__kl_share=0.0)
-    loss = jax.jit(method.loss)
-    run = lambda key, step: loss(params, model_state, extra, batch, jax.random.key(key), jnp.int32(step))
-    (first, a), (second, b) = run(1, 0), run(2, 10_000)
-    assert float(first) != float(second)
-    assert float(a.metrics["temperature"]) != float(b.metrics["temperature"])
-    np.testing.assert_array_equal(a.metrics["kl"], b.metrics["kl"])
+    loss = built()[3]
+    runs = [loss(1, 0), loss(2, 0), loss(2, 10_000)]
+    assert float(runs[0][0]) != float(runs[1][0])
+    assert float(runs[1][1].metrics["temperature"]) != float(runs[2][1].metrics["temperature"])
+    for _, out, _ in runs[1:]:
+        np.testing.assert_array_equal(out.metrics["kl"], runs[0][1].metrics["kl"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_the_weight_of_the_kl_follows_the_downsampling(groups):
     """One-hot posteriors add beta ln K / (C f^2): DALL-E's 6.6 ln 8192 / 192 is .3098."""
-
-    def value(weight):
-        settings = {"model__groups": groups, "dvae__kl_share": 0.0, "dvae__kl_weight": weight}
-        _, method, (params, model_state, extra), batch = built(**settings)
-        params["encoder"] = jax.tree.map(jnp.zeros_like, params["encoder"])
-        params["encoder"]["output"]["bias"] = jnp.zeros(12).at[3].set(1e4)
-        return jax.jit(method.loss)(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
-
-    np.testing.assert_allclose(value(6.6) - value(0.0), 6.6 * np.log(12) / 4 ** (groups - 1), rtol=1e-3)
+    settings = {"model__groups": groups, "dvae__kl_weight": 6.6, "dvae__temperature_share": 0.0}
+    _, _, (params, model_state, extra), loss = built(**settings)
+    encoder = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params["encoder"])
+    encoder["output"]["bias"][3] = 1e4
+    state = ({**params, "encoder": encoder}, model_state, extra)
+    begin, end = (loss(step=step, state=state)[0] for step in (0, 10**6))  # its weight grows from 0
+    np.testing.assert_allclose(end - begin, 6.6 * np.log(12) / 4 ** (groups - 1), rtol=1e-3)
 
 
 @pytest.mark.slow
-def test_the_decoder_reads_relaxed_codes(seen):
-    c, method, (params, model_state, extra), batch = built(dvae__kl_weight=0.0)
-    watched(seen, method.loss)(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
-    y, _ = seen["Decoder"]
+def test_the_decoder_reads_relaxed_codes():
+    y, _ = built()[3]()[2]["Decoder"]
     assert ((y > 0.01) & (y < 0.99)).any()
 
 
 @pytest.mark.slow
 def test_the_reconstruction_trains_the_encoder():
-    c, method, (params, model_state, extra), batch = built(dvae__kl_weight=0.0)
-    loss = lambda p: method.loss(p, model_state, extra, batch, jax.random.key(0), jnp.int32(0))[0]
+    _, method, (params, model_state, extra), _ = built(dvae__kl_weight=0.0)
+    loss = lambda p: method.loss(p, model_state, extra, batch_of(4), jax.random.key(0), jnp.int32(0))[0]
     grads = jax.jit(jax.grad(loss))(params)
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["encoder"]))
 
@@ -123,10 +131,10 @@ def test_the_reconstruction_trains_the_encoder():
 @pytest.mark.slow
 def test_noise_follows_the_image_and_not_its_place_in_the_batch():
     key = jax.random.key(0)
-    one = gumbel(key, jnp.array([5, 9]), (2, 2, 7))
-    other = gumbel(key, jnp.array([9, 5, 1]), (2, 2, 7))
+    one = draw(key, np.array([5, 9], np.int32), (2, 2, 7))
+    other = draw(key, np.array([9, 5, 1], np.int32), (2, 2, 7))
     np.testing.assert_array_equal(one[0], other[1])
-    many = np.asarray(gumbel(key, jnp.arange(64), (32, 32, 32)))
+    many = np.asarray(draw(key, np.arange(64, dtype=np.int32), (32, 32, 32)))
     assert many.dtype == np.float32 and np.isfinite(many).all()
     np.testing.assert_allclose([many.mean(), many.std()], [0.5772, np.pi / 6**0.5], atol=5e-3)
 
@@ -159,31 +167,35 @@ def test_the_shares_of_the_paper_give_its_numbers_of_updates():
 
 @pytest.mark.slow
 def test_the_average_is_what_is_exported():
-    c, method, (params, model_state, extra), batch = built(ema__decay=0.5)
-    after = method.update(extra, params, (), jnp.int32(0))
-    expected = jax.tree.map(lambda a, b: (a + b) / 2, extra.ema.params, params)
+    c, method, (params, model_state, extra), _ = built(ema__decay=0.5)
+    image = batch_of(4)["image"]
+    after = jax.jit(method.update)(extra, params, (), jnp.int32(0))
+    expected = jax.tree.map(lambda a, b: (np.asarray(a) + np.asarray(b)) / 2, extra.ema.params, params)
     weights, _ = method.evaluated(params, model_state, after)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), weights, expected["encoder"])
-    codes, images = jax.jit(method.reconstruct)(params, model_state, after, batch["image"])
+    reconstruct = jax.jit(method.reconstruct)
+    codes, images = reconstruct(params, model_state, after, image)
     assert codes.shape == (4, 4, 4) and images.shape == (4, 8, 8, 1)
-    encoder, decoder = models.token_encoder(c.model), models.token_decoder(c.model, 1)
-    x = 0.8 * jnp.asarray(batch["image"], jnp.float32) / 255 + 0.1
-    logits = jax.jit(encoder.apply)({"params": expected["encoder"]}, x)
-    np.testing.assert_array_equal(codes, jnp.argmax(logits, -1))
-    one_hot = jax.nn.one_hot(codes, 12, dtype=jnp.float32)
-    stats = jax.jit(decoder.apply)({"params": expected["decoder"]}, one_hot)
-    np.testing.assert_allclose(images, nets.image_of(stats), rtol=1e-4, atol=1e-5)
-    raw, _ = jax.jit(method.reconstruct)(params, model_state, extra._replace(ema=()), batch["image"])
+
+    @jax.jit
+    def by_hand(image, codes):
+        encoder, decoder = models.token_encoder(c.model), models.token_decoder(c.model, 1)
+        logits = encoder.apply({"params": expected["encoder"]}, 0.8 * image.astype(jnp.float32) / 255 + 0.1)
+        one_hot = jax.nn.one_hot(codes, 12, dtype=jnp.float32)
+        stats = decoder.apply({"params": expected["decoder"]}, one_hot)
+        return jnp.argmax(logits, -1), nets.image_of(stats)
+
+    again, pictures = by_hand(image, codes)
+    np.testing.assert_array_equal(codes, again)
+    np.testing.assert_allclose(images, pictures, rtol=1e-4, atol=1e-5)
+    raw, _ = reconstruct(params, model_state, extra._replace(ema=()), image)
     assert np.any(np.asarray(raw) != np.asarray(codes))
 
 
 @pytest.mark.slow
-def test_squared_error_of_pixels_between_minus_one_and_one(seen):
-    c, method, (params, model_state, extra), batch = built(
-        dvae__loss="l2", model__pixels="customized", dvae__kl_weight=0.0
-    )
-    loss = watched(seen, method.loss)
-    value, _ = loss(params, model_state, extra, batch, jax.random.key(0), jnp.int32(0))
+def test_squared_error_of_pixels_between_minus_one_and_one():
+    loss = built(dvae__loss="l2", model__pixels="customized", dvae__kl_weight=0.0)[3]
+    value, _, seen = loss()
     x, _ = seen["Encoder"]
     assert x.min() < -0.9 and x.max() > 0.9
     mu = seen["Decoder"][1][..., :1]
@@ -219,7 +231,7 @@ def test_the_protocol_by_hand():
     made = np.full((2, 2, 2, 1), 0.1, np.float32)
     made[1] = 0.3
     codes = np.array([[[0, 0]], [[1, 2]]])
-    rows = reconstruction.errors_and_codes(*map(jnp.asarray, (image, codes, made)))
+    rows = jax.jit(reconstruction.errors_and_codes)(image, np.int32(codes), made)
     features = Features(np.asarray(rows), np.zeros(2, np.int32), np.arange(2, dtype=np.int32))
     c = resolve(config_of("dvae", **SMALL)).unlock()
     c.model.vocabulary = 4
