@@ -2,7 +2,6 @@
 
 import re
 
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -47,7 +46,7 @@ def tree(fields: dict[str, np.ndarray]) -> tuple[dict, dict]:
     statistics = {"rpn": {}}
     for name, value in fields.items():
         into = statistics if "running_" in name else params
-        into[tuple(ours(name).split("/"))] = jnp.asarray(reordered(value))
+        into[tuple(ours(name).split("/"))] = reordered(value)
     statistics.pop("rpn")
     return unflatten_dict(params), {**unflatten_dict(statistics), "rpn": {}}
 
@@ -65,11 +64,11 @@ def batch(golden, places: int = 4) -> dict:
         boxes[i, :count] = golden[f"im{i}/gt_boxes"]
         classes[i, :count] = golden[f"im{i}/gt_classes"]
     return {
-        "image": jnp.asarray(image),
-        "size": jnp.asarray(sizes, jnp.int32),
-        "boxes": jnp.asarray(boxes),
-        "classes": jnp.asarray(classes),
-        "index": jnp.arange(2, dtype=jnp.int32),
+        "image": image,
+        "size": np.int32(sizes),
+        "boxes": boxes,
+        "classes": classes,
+        "index": np.arange(2, dtype=np.int32),
     }
 
 
