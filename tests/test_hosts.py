@@ -259,6 +259,7 @@ def test_two_hosts_label_what_one_labels_and_a_restart_labels_nothing_again(tmp_
     flags = noisy_student_flags()
     code, output = run("train", *flags, f"--workdir={tmp_path}/one", cache=cache)
     assert code == 0 and output.count("refresh at step 0") == 1, output
+    shutil.copytree(tmp_path / "one/teacher", tmp_path / "two/teacher")
     processes = start_two("train", *flags, f"--workdir={tmp_path}/two", cache=cache)
     for code, output in [finish(process) for process in processes]:
         assert code == 0, output
