@@ -1,5 +1,7 @@
 """SimCLRv2: its three stages by hand, what passes from one to the next, and the paper's recipes."""
 
+from functools import cache, partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from ssljax.program import build, encoder
 from ssljax.run.folder import RunFolder
 from ssljax.targets.frozen import Frozen
 from ssljax.types import TrainState
-from tests.methods.small import FACTS, assert_close, batch_of, config_of, names, one_block, shaken
+from tests.methods.small import FACTS, assert_close, batch_of, blank, config_of, names, one_block, shaken
 
 KEY = jax.random.key(7)
 ROWS = 6
@@ -48,11 +50,15 @@ def random_state(method, seed: int = 1) -> TrainState:
 
     def random(tree, statistics):
         tree = shaken(tree, seed)
-        return jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.5, tree) if statistics else tree
+        return jax.tree.map(lambda leaf: np.abs(leaf) + np.float32(0.5), tree) if statistics else tree
 
-    params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
+    params, model_state, extra = jax.eval_shape(method.init, jax.random.key(0), {})
     if isinstance(extra, Memory):
-        extra = extra._replace(params=shaken(extra.params, 3), stats=random(extra.stats, True))
+        keys = np.asarray(shaken(extra.queue.keys, 5))
+        queue = extra.queue._replace(
+            keys=keys / np.linalg.norm(keys, axis=1, keepdims=True), pointer=np.int32(0)
+        )
+        extra = Memory(shaken(extra.params, 3), random(extra.stats, True), queue)
     elif extra != ():
         extra = extra._replace(params=shaken(extra.params, 4), model_state=random(extra.model_state, True))
     return TrainState(0, random(params, False), random(model_state, True), (), extra)
@@ -62,6 +68,7 @@ def loss_of(method, state, batch):
     return jax.jit(method.loss)(state.params, state.model_state, state.extra, batch, KEY, jnp.int32(0))
 
 
+@partial(jax.jit, static_argnums=(0, 4))
 def apply(net, params, statistics, x, train: bool):
     """Output and running statistics of a module, by Flax alone."""
     variables = {"params": params, "batch_stats": statistics}
@@ -93,8 +100,8 @@ def test_the_loss_with_a_memory_by_hand():
     batch = batch_of(ROWS)
     total, out = loss_of(method, state, batch)
 
-    x = views.stacked(batch, KEY, c)
-    x = jnp.concatenate([x[:, 0], x[:, 1]])
+    x = np.asarray(jax.jit(lambda batch: views.stacked(batch, KEY, c))(batch))
+    x = np.concatenate([x[:, 0], x[:, 1]])
     encoder_net = models.backbone(c.model)
     head = models.projection_head(c.head, c.model)
 
@@ -105,9 +112,9 @@ def test_the_loss_with_a_memory_by_hand():
 
     q, model_state = embed(state.params, state.model_state)
     k, stats = embed(state.extra.params, state.extra.stats)
-    rows = nt_xent_with_memory(
-        q[:ROWS], q[ROWS:], k[:ROWS], k[ROWS:], state.extra.queue.keys, temperature=c.loss.temperature
-    )
+    loss = jax.jit(partial(nt_xent_with_memory, temperature=c.loss.temperature))
+    q, k = map(np.asarray, (q, k))
+    rows = loss(q[:ROWS], q[ROWS:], k[:ROWS], k[ROWS:], state.extra.queue.keys)
     np.testing.assert_allclose(total, rows[:ROWS].mean() + rows[ROWS:].mean(), rtol=1e-4)
     assert_close(out.model_state, model_state, rtol=1e-4, atol=1e-5)
     assert_close(out.carry.stats, stats, rtol=1e-4, atol=1e-5)
@@ -153,7 +160,7 @@ def test_the_classifier_reads_that_layer_of_the_head(layers):
 
     def selected(train):
         h, _ = apply(net, state.params["encoder"], state.model_state["encoder"], x, train)
-        fresh = whole.init(jax.random.key(0), h, train=False)
+        fresh = shaken(jax.eval_shape(partial(whole.init, train=False), jax.random.key(0), h), 2)
         params = fresh["params"] | state.params.get("projector", {})
         statistics = fresh["batch_stats"] | state.model_state.get("projector", {})
         variables = {"params": params, "batch_stats": statistics}
@@ -202,8 +209,9 @@ def test_fine_tuning_begins_at_the_log_of_the_classes_and_lars_leaves_the_classi
         mask=lambda tree: optim.decayed(tree, method.probes),
     )
     params = params | {"head": shaken(params["head"], 2)}
-    update, _ = tx.update(grads, tx.init(params), params)
-    chex.assert_trees_all_close(update["head"], jax.tree.map(lambda g: -0.5 * g, grads["head"]), rtol=1e-6)
+    update, _ = jax.jit(lambda grads, params: tx.update(grads, tx.init(params), params))(grads, params)
+    expected = jax.tree.map(lambda g: -0.5 * np.asarray(g), grads["head"])
+    chex.assert_trees_all_close(update["head"], expected, rtol=1e-6)
 
 
 def test_a_head_with_fewer_layers_is_refused():
@@ -265,9 +273,13 @@ def test_student_and_teacher_see_the_same_crop_and_the_teacher_its_running_stati
     batch = batch_of(ROWS)
     _, out = loss_of(method, state, batch)
     of_batch = jax.tree.map(
-        lambda old, new: (new - 0.9 * old) / 0.1, state.model_state["encoder"], out.model_state["encoder"]
+        lambda old, new: np.float32((np.asarray(new) - 0.9 * np.asarray(old)) / 0.1),
+        state.model_state["encoder"],
+        out.model_state["encoder"],
     )
-    sure = jax.tree.map(lambda leaf: 30.0 * leaf, state.params["head"])  # so that a difference would show
+    sure = jax.tree.map(
+        lambda leaf: 30 * np.asarray(leaf), state.params["head"]
+    )  # so that a difference would show
     state = state.replace(
         params=state.params | {"head": sure},
         extra=Frozen(state.extra.params | {"head": sure}, {"encoder": of_batch}),
@@ -276,9 +288,15 @@ def test_student_and_teacher_see_the_same_crop_and_the_teacher_its_running_stati
     np.testing.assert_allclose(total, out.metrics["loss_floor"], rtol=1e-5)
     assert out.metrics["agreement"] == 1.0
 
-    other = jax.tree.map(lambda leaf: 2.0 * leaf, of_batch)
+    other = jax.tree.map(lambda leaf: 2 * leaf, of_batch)
     changed = state.replace(extra=state.extra._replace(model_state={"encoder": other}))
     assert abs(loss_of(method, changed, batch)[0] - total) > 1e-3  # the teacher reads them
+
+
+@cache
+def distilling():
+    c = stage_of("distill")
+    return c, METHODS["simclr_v2"](c, FACTS)
 
 
 @pytest.mark.slow
@@ -287,24 +305,20 @@ def test_labels_count_where_there_are_any(alpha):
     """(1 - alpha) over labelled images and alpha over all, both divided by the size of the batch."""
     batch = batch_of(ROWS)
     labelled = np.array([True, False, True, False, False, True])
-    part = {**batch, "label": jnp.where(labelled, batch["label"], -1)}
-
-    def total(c, batch):
-        method = METHODS["simclr_v2"](c, FACTS)
-        return np.asarray(loss_of(method, random_state(method), batch)[0], np.float64)
-
-    word = total(stage_of("distill"), part)
-    np.testing.assert_allclose(word, total(stage_of("distill"), batch), rtol=1e-6)  # no label is read
-    method = METHODS["simclr_v2"](stage_of("distill"), FACTS)
+    part = {**batch, "label": np.where(labelled, batch["label"], -1)}
+    c, method = distilling()
     state = random_state(method)
-    x = views.stacked(batch, KEY, stage_of("distill"))[:, 0]
-    net = models.backbone(stage_of("distill").model)
+    word = np.asarray(loss_of(method, state, part)[0], np.float64)
+    np.testing.assert_allclose(word, loss_of(method, state, batch)[0], rtol=1e-6)  # no label is read
+    x = views.stacked(batch, KEY, c)[:, 0]
+    net = models.backbone(c.model)
     h, _ = apply(net, state.params["encoder"], state.model_state["encoder"], x, train=True)
     dense = state.params["head"]["dense"]
     z = np.asarray(h, np.float64) @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
     rows = np.log(np.exp(z).sum(axis=1)) - z[np.arange(ROWS), np.asarray(batch["label"])]
     expected = (1 - alpha) * rows[labelled].sum() / ROWS + alpha * word
-    np.testing.assert_allclose(total(stage_of("distill", distill__alpha=alpha), part), expected, rtol=1e-4)
+    method = METHODS["simclr_v2"](stage_of("distill", distill__alpha=alpha), FACTS)
+    np.testing.assert_allclose(loss_of(method, state, part)[0], expected, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -332,7 +346,7 @@ def finished(folder, c) -> tuple[str, TrainState]:
     """The folder of a run with random weights in every branch, and its state."""
     program = build(c, FACTS)
     state = random_state(program.method)
-    state = program.init(0).replace(params=state.params, model_state=state.model_state, extra=state.extra)
+    state = state.replace(opt_state=blank(program).opt_state)
     return saved(folder, c, state), state
 
 
@@ -343,7 +357,8 @@ def test_each_stage_takes_from_the_one_before_what_the_paper_takes(tmp_path):
     # Fine-tuning: the encoder and the layers of the head up to the one that the classifier reads.
     c = stage_of("finetune", init_from="pretrain", init_branches=("encoder", "projector"))
     program = build(c, FACTS)
-    tuned = start_from(program, {"pretrain": folder})(program.init(0))
+    begun = random_state(program.method, 9)
+    tuned = start_from(program, {"pretrain": folder})(begun)
     chex.assert_trees_all_equal(tuned.params["encoder"], first.params["encoder"])
     chex.assert_trees_all_equal(tuned.model_state["encoder"], first.model_state["encoder"])
     for name in ("dense1", "norm1"):
@@ -351,22 +366,23 @@ def test_each_stage_takes_from_the_one_before_what_the_paper_takes(tmp_path):
     chex.assert_trees_all_equal(
         tuned.model_state["projector"]["norm1"], first.model_state["projector"]["norm1"]
     )
-    assert not np.any(tuned.params["head"]["dense"]["kernel"])
+    chex.assert_trees_all_equal(tuned.params["head"], begun.params["head"])
 
     # Distillation: the whole fine-tuned network is the teacher; the student starts anew.
     folder, second = finished(tmp_path / "finetune", c)
     c = stage_of("distill", distill__teacher="finetune", distill__finetune_from=1)
     program = build(c, FACTS)
-    student = start_from(program, {"finetune": folder})(program.init(0))
+    begun = random_state(program.method, 9)
+    student = start_from(program, {"finetune": folder})(begun)
     chex.assert_trees_all_equal(student.extra.params, second.params)
     chex.assert_trees_all_equal(student.extra.model_state, second.model_state)
-    chex.assert_trees_all_equal(student.params, program.init(0).params)
+    chex.assert_trees_all_equal(student.params, begun.params)
 
     # A smaller network: the teacher is the distilled one, whose classifier reads its features.
     folder, third = finished(tmp_path / "distill", c)
     c = stage_of("distill", distill__teacher=folder, distill__finetune_from=0)
     program = build(c, FACTS)
-    last = start_from(program, {})(program.init(0))
+    last = start_from(program, {})(random_state(program.method, 9))
     chex.assert_trees_all_equal(last.extra.params, third.params)
 
 
@@ -375,7 +391,7 @@ def test_a_linear_evaluation_takes_the_encoder_and_no_layer_of_the_head(tmp_path
     folder, first = finished(tmp_path / "pretrain", stage_of("pretrain"))
     c = config_of("linear", init_from="pretrain", model=stage_of("pretrain").model)
     program = build(c, FACTS)
-    state = start_from(program, {"pretrain": folder})(program.init(0))
+    state = start_from(program, {"pretrain": folder})(blank(program))
     assert set(state.extra.params) == {"encoder"}
     chex.assert_trees_all_equal(state.extra.params["encoder"], first.params["encoder"])
 
@@ -384,7 +400,7 @@ def test_a_linear_evaluation_takes_the_encoder_and_no_layer_of_the_head(tmp_path
 def test_a_teacher_is_asked_for_by_the_name_of_its_setting():
     program = build(stage_of("distill"), FACTS)
     with pytest.raises(ValueError, match="config.distill.teacher is empty"):
-        start_from(program, {})(program.init(0))
+        start_from(program, {})(random_state(program.method, 9))
 
 
 # --------------------------------------------------------------------------------------- the paper's recipes
