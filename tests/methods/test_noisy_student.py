@@ -17,9 +17,10 @@ from ssljax.run import refresh
 from ssljax.run.loop import refreshed
 from ssljax.targets.frozen import Frozen
 from ssljax.types import Facts
-from tests.methods.small import batch_of, shaken
+from tests.methods.small import batch_of, blank, shaken
 
 FACTS = Facts(num_examples=1500, num_classes=10, num_ids=1500, num_unlabelled=1450)
+KEY = jax.random.key(5)
 
 
 def a_config(**changes):
@@ -41,8 +42,8 @@ def a_method(**changes):
 def mixed_batch():
     rng = np.random.default_rng(0)
     batch = batch_of(8)
-    image = jnp.asarray(rng.integers(0, 256, (8, 16, 16, 1)), jnp.uint8)
-    label = jnp.asarray([3, 9, -1, -1, -1, -1, -1, -1], jnp.int32)
+    image = rng.integers(0, 256, (8, 16, 16, 1)).astype(np.uint8)
+    label = np.array([3, 9, -1, -1, -1, -1, -1, -1], np.int32)
     return {**batch, "image": image, "label": label}
 
 
@@ -52,28 +53,35 @@ def start():
     params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
     rng = np.random.default_rng(1)
     q = rng.random((1500, 10)).astype(np.float32)
-    labels = extra.labels._replace(probabilities=jnp.asarray(q / q.sum(1, keepdims=True)))
+    labels = extra.labels._replace(probabilities=q / q.sum(1, keepdims=True))
     return config, params, model_state, extra._replace(labels=labels)
 
 
-def log_probabilities(config, params, model_state, batch, key):
-    x = views.stacked(batch, key, config)[:, 0]
-    net = models.backbone(config.model)
-    h, _ = models.forward(net, params["encoder"], model_state["encoder"], x)
-    z = np.asarray(models.logits(params["head"], h), np.float64)
+@pytest.fixture(scope="module")
+def log_p(start):
+    """The student's logarithms of the probabilities of the mixed batch."""
+    config, params, model_state, _ = start
+
+    @jax.jit
+    def scores(batch):
+        x = views.stacked(batch, KEY, config)[:, 0]
+        net = models.backbone(config.model)
+        h, _ = models.forward(net, params["encoder"], model_state["encoder"], x)
+        return models.logits(params["head"], h)
+
+    z = np.asarray(scores(mixed_batch()), np.float64)
     return z - np.log(np.exp(z).sum(1, keepdims=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 @pytest.mark.parametrize("weighting", ["ratio", "mean"])
-def test_the_loss_by_hand(start, kind, weighting):
+def test_the_loss_by_hand(start, log_p, kind, weighting):
     """Labelled rows are smoothed; soft labels are not; the sum is that of the code or the paper's mean."""
     _, params, model_state, extra = start
-    config, method = a_method(pseudo__kind=kind, pseudo__weighting=weighting)
-    batch, key = mixed_batch(), jax.random.key(5)
-    found, out = jax.jit(method.loss)(params, model_state, extra, batch, key, jnp.int32(0))
-    log_p = log_probabilities(config, params, model_state, batch, key)
+    _, method = a_method(pseudo__kind=kind, pseudo__weighting=weighting)
+    batch = mixed_batch()
+    found, out = jax.jit(method.loss)(params, model_state, extra, batch, KEY, jnp.int32(0))
 
     smooth = lambda one_hot: 0.9 * one_hot + 0.01
     of_labels = -(smooth(np.eye(10)[[3, 9]]) * log_p[:2]).sum(1)
@@ -89,17 +97,15 @@ def test_the_loss_by_hand(start, kind, weighting):
 
 
 @pytest.mark.slow
-def test_without_unlabelled_images_it_is_supervised(start):
+def test_without_unlabelled_images_it_is_supervised(start, log_p):
     config, params, model_state, _ = start
     c = config.copy_and_resolve_references().unlock()
     c.pseudo.ratio = 0
     method = METHODS["noisy_student"](c, FACTS)
     assert method.refresh is None and method.balance is None and method.needs_labels
-    batch = {**mixed_batch(), "label": jnp.arange(8, dtype=jnp.int32)}
-    key = jax.random.key(5)
-    extra = jax.jit(method.init)(key, {})[2]
-    found, _ = jax.jit(method.loss)(params, model_state, extra, batch, key, jnp.int32(0))
-    log_p = log_probabilities(c, params, model_state, batch, key)
+    batch = {**mixed_batch(), "label": np.arange(8, dtype=np.int32)}
+    extra = shaken(jax.eval_shape(method.init, KEY, {})[2], 3)
+    found, _ = jax.jit(method.loss)(params, model_state, extra, batch, KEY, jnp.int32(0))
     expected = -((0.9 * np.eye(10)[:8] + 0.01) * log_p).sum(1).mean()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -125,8 +131,10 @@ def test_labels_are_the_teachers_own_without_noise_and_are_made_once():
     c.data.train_per_class = 20
     source = sources.load(c.data, "train")
     program = build(c, source.facts)
-    state = program.init(0)
-    shaken_teacher = Frozen(shaken(state.extra.teacher.params, 1), state.extra.teacher.model_state)
+    state = blank(program)
+    teacher = shaken(state.extra.teacher, 1)
+    statistics = jax.tree.map(lambda leaf: np.abs(leaf) + np.float32(0.5), teacher.model_state)
+    shaken_teacher = Frozen(teacher.params, statistics)
     state = state.replace(extra=state.extra._replace(teacher=shaken_teacher))
     after = refreshed(program, source, state, 0, None)
 
@@ -140,7 +148,7 @@ def test_labels_are_the_teachers_own_without_noise_and_are_made_once():
         h = models.infer(net, teacher.params["encoder"], teacher.model_state["encoder"], x)
         return jax.nn.softmax(models.logits(teacher.params["head"], h))
 
-    expected = by_hand(shaken_teacher, jnp.asarray(batch["image"]))
+    expected = by_hand(shaken_teacher, batch["image"])
     assert not after.extra.labels.probabilities.sharding.is_fully_replicated
     found = np.asarray(after.extra.labels.probabilities)
     np.testing.assert_allclose(found[source.index[positions]], expected, rtol=2e-3, atol=1e-5)
@@ -154,8 +162,7 @@ def test_labels_are_the_teachers_own_without_noise_and_are_made_once():
     # Of the three largest alone, the same images are taken as often.
     c.pseudo.top = 3
     few = build(c, source.facts)
-    none = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-    labels = jax.tree.map(none, few.shapes.extra.labels)
+    labels = blank(few).extra.labels
     after = refreshed(few, source, state.replace(extra=state.extra._replace(labels=labels)), 0, None)
     np.testing.assert_array_equal(after.extra.labels.copies, copies)
     ids = source.index[source.labels < 0]
@@ -221,10 +228,11 @@ def test_frozen_blocks_do_not_move_and_are_not_decayed():
     c.optim = {"name": "tf_rmsprop", "weight_decay": 0.5, "warmup_epochs": 0, "learning_rate": 1.0}
     c = resolve(c)
     program = build(c, FACTS._replace(num_unlabelled=0))
-    params = jax.jit(program.method.init)(jax.random.key(0), {})[0]
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = jax.jit(program.tx.update)(zeros, program.tx.init(params), params)
+    params = shaken(program.shapes.params, 1)
+    zeros = blank(program).params
+    update = jax.jit(lambda zeros, params: program.tx.update(zeros, program.tx.init(params), params))
+    updates, _ = update(zeros, params)
     for branch, leaf in updates["encoder"].items():
-        moved = any(bool(np.any(x != 0)) for x in jax.tree.leaves(leaf))
+        moved = any(np.any(x) for x in jax.tree.leaves(leaf))
         frozen = branch in ("stem_conv", "stem_norm", "stage1_block1", "stage2_block1")
         assert moved == (not frozen and not branch.endswith("norm")), branch
