@@ -13,13 +13,18 @@ from ssljax.config import resolve
 from ssljax.models import resnet
 from ssljax.models.alexnet_vgg import ALEXNET, VGG16
 from ssljax.models.fcn import bilinear, crop_of, times_32, upsample_filter
+from tests.methods.small import shaken
+
+
+def normal(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def test_bilinear_interpolation_equals_pytorch(golden):
     g = golden("segmentation")
-    maps = jnp.asarray(g["bilinear_input_nchw"].transpose(0, 2, 3, 1))
+    maps = g["bilinear_input_nchw"].transpose(0, 2, 3, 1)
     for aligned in (False, True):
-        found = bilinear(maps, 33, 47, align_corners=aligned)
+        found = jax.jit(lambda maps, aligned=aligned: bilinear(maps, 33, 47, align_corners=aligned))(maps)
         expected = g[f"bilinear_33x47_align_corners_{str(aligned).lower()}"]
         np.testing.assert_allclose(found.transpose(0, 3, 1, 2), expected, rtol=1e-5, atol=5e-6)
 
@@ -53,7 +58,8 @@ def test_fcn_32s_is_a_transposed_convolution_that_is_cropped():
         for column in range(4):
             at = (slice(32 * row, 32 * row + 63), slice(32 * column, 32 * column + 63))
             whole[at] += scores[row, column] * np.outer(line, line)
-    found = times_32(jnp.asarray(scores)[None, :, :, None], ALEXNET, 100, 120, 6)
+    enlarged = jax.jit(lambda scores: times_32(scores, ALEXNET, 100, 120, 6))
+    found = enlarged(scores[None, :, :, None])
     np.testing.assert_allclose(found[0, :, :, 0], whole[18:118, 18:138], rtol=1e-5, atol=1e-6)
 
 
@@ -88,10 +94,11 @@ def test_the_last_group_of_the_papers_network_has_stride_1():
 def test_the_last_group_by_hand():
     """Both convolutions dilated, the shortcut at every cell, on a map whose every cell is seen."""
     net = models.backbone(model(name="resnet8", width=1 / 16, stem="cifar").model)
-    x = jax.random.normal(jax.random.key(0), (1, 12, 12, 3))
-    variables = net.init(jax.random.key(1), x, train=False)
+    x = normal((1, 12, 12, 3))
+    variables = jax.jit(partial(net.init, train=False))(jax.random.key(1), x)
     variables["params"] = models.unit_gains(variables["params"])
-    maps, sown = net.apply(variables, x, train=False, part=(0, 3), mutable=["intermediates"])
+    apply = partial(net.apply, train=False, part=(0, 3), mutable=["intermediates"])
+    maps, sown = jax.jit(apply)(variables, x)
     before = np.asarray(sown["intermediates"]["group2"][0])[0]
     block = jax.tree.map(np.asarray, variables["params"]["group3_block1"])
     scale = 1 / np.sqrt(1 + 1e-5)  # the norms at their initialisation
@@ -117,15 +124,16 @@ def test_fc6_as_a_convolution_is_fc6():
     """On a map of 6 x 6 the fully convolutional AlexNet gives what AlexNet gives."""
     config = model(name="alexnet_bn", width=1 / 32, sobel=True, dropout=0.5)
     net = models.backbone(config.model)
-    x = jax.random.normal(jax.random.key(0), (2, 224, 224, 3))
+    x = normal((2, 224, 224, 3))
     variables = jax.jit(partial(net.init, train=False))(jax.random.key(1), x)
     convolved = jax.jit(partial(net.apply, train=False, border=2))
     places = convolved(variables, x)
     assert places.shape == (2, 1, 1, 128)
-    np.testing.assert_allclose(places[:, 0, 0], net.apply(variables, x, train=False), rtol=1e-4, atol=1e-7)
+    plain = jax.jit(partial(net.apply, train=False))(variables, x)
+    np.testing.assert_allclose(places[:, 0, 0], plain, rtol=1e-4, atol=1e-7)
     # four columns more begin an incomplete window of a pool, which Caffe keeps
-    wide = jnp.pad(x, ((0, 0), (0, 0), (0, 4), (0, 0)))
-    assert convolved(variables, wide).shape == (2, 1, 2, 128)
+    wide = np.pad(x, ((0, 0), (0, 0), (0, 4), (0, 0)))
+    assert jax.eval_shape(convolved, variables, wide).shape == (2, 1, 2, 128)
 
 
 def test_other_networks_are_refused():
@@ -146,18 +154,17 @@ def test_padding_changes_no_score_of_an_image(network):
     config = model(**network)
     net = models.segmenter(config.model, config.fcn, 5)
     key = jax.random.key(0)
-    variables = jax.jit(lambda x: net.init(key, x, train=False))(jnp.zeros((1, 16, 16, 3)))
+    variables = jax.eval_shape(lambda x: net.init(key, x, train=False), normal((1, 16, 16, 3)))
     scores = jax.jit(lambda x, size=None: net.apply(variables, x, train=False, size=size))
-    stir = lambda path, leaf: leaf + 0.3 * jax.random.normal(jax.random.fold_in(key, len(path)), leaf.shape)
-    variables = jax.tree_util.tree_map_with_path(stir, models.unit_gains(variables))
-    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    variables = shaken(variables, 1)
+    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
     sizes, side = [(14, 9), (7, 16)], 18
     if network["name"] == "alexnet_bn":  # fc6 has one place at 9 pixels, two at 50
         sizes, side = [(50, 9), (9, 18)], 50
-    images = [jax.random.normal(jax.random.key(i), (1, *size, 3)) for i, size in enumerate(sizes)]
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, side - x.shape[1]), (0, side - x.shape[2]), (0, 0)))
-    together = jnp.concatenate([pad(x) for x in images])
-    found = scores(together, jnp.array(sizes))
+    images = [normal((1, *size, 3), i) for i, size in enumerate(sizes)]
+    pad = lambda x: np.pad(x, ((0, 0), (0, side - x.shape[1]), (0, side - x.shape[2]), (0, 0)))
+    together = np.concatenate([pad(x) for x in images])
+    found = np.asarray(scores(together, np.array(sizes, np.int32)))
     for image, size, row in zip(images, sizes, found, strict=True):
         alone = scores(image)[0]
         np.testing.assert_allclose(row[: size[0], : size[1]], alone, atol=1e-5 * np.abs(alone).max())
