@@ -246,6 +246,7 @@ def _host_crops(
         number = np.stack([epoch, copies(int(step))], axis=1)
         return number, rows(int(step))
 
+    @tf.autograph.experimental.do_not_convert
     def views(
         number: tf.Tensor, position: tf.Tensor, image: tf.Tensor
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -424,12 +425,14 @@ def _host_eval(
 
     tf: Any = crops.tensorflow()
 
+    @tf.autograph.experimental.do_not_convert
     def crop(asked: tf.Tensor, position: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return crops.eval_image(image, config, place), asked == position
 
     def batches(number: int, stand_in: reading.StandIn | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        left = tf.data.Dataset.from_tensor_slices(positions[number * batch_size :]).map(lambda i: (i, i))
-        images = reading.images(tf, source, left, config.data.channels, stand_in)
+        left = positions[number * batch_size :]
+        pairs = tf.data.Dataset.from_tensor_slices((left, left))
+        images = reading.images(tf, source, pairs, config.data.channels, stand_in)
         dataset = images.map(crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return iter(dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator())
 

@@ -73,6 +73,7 @@ def images(
                 return b""
         return encoded
 
+    @tf.autograph.experimental.do_not_convert
     def fetch(number: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         content = tf.numpy_function(read, [position], dtype)
         content.set_shape(shape)
@@ -85,6 +86,7 @@ def images(
         image.set_shape([None, None, channels])
         return image
 
+    @tf.autograph.experimental.do_not_convert
     def decode(
         number: tf.Tensor, position: tf.Tensor, content: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
