@@ -1,6 +1,7 @@
 """BEiT's network against its released code: activations, gradients, tables, initialisation, counts."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -180,7 +181,7 @@ def test_parameter_counts_in_fine_tuning():
 def initialised(**changes):
     net = BeitViT(**(TINY | changes))
     image = jax.random.uniform(jax.random.key(3), (2, 16, 16, 3))
-    return net, net.init(jax.random.key(0), image, train=False)["params"], image
+    return net, jax.jit(partial(net.init, train=False))(jax.random.key(0), image)["params"], image
 
 
 @pytest.mark.slow
@@ -204,8 +205,8 @@ def test_pixels_of_masked_patches_do_not_matter():
     net, params, image = initialised(absolute=True)
     mask = jnp.zeros((2, 16), bool).at[:, 5].set(True).at[1, 9].set(True)
     token = jax.random.normal(jax.random.key(1), (24,))
-    run = lambda image: net.apply(
-        {"params": params}, image, train=False, tokens=True, mask=mask, mask_token=token
+    run = jax.jit(
+        partial(net.apply, {"params": params}, train=False, tokens=True, mask=mask, mask_token=token)
     )
     changed = image.at[:, 4:8, 4:8].set(0.0).at[1, 8:12, 4:8].set(1.0)
     np.testing.assert_array_equal(run(image), run(changed))
@@ -217,14 +218,9 @@ def test_a_masked_patch_keeps_its_position():
     """All patches masked: with positions the tokens differ, without any they are equal."""
     for absolute, equal in ((True, False), (False, True)):
         net, params, image = initialised(absolute=absolute, relative="none")
-        out = net.apply(
-            {"params": params},
-            image,
-            train=False,
-            tokens=True,
-            mask=jnp.ones((2, 16), bool),
-            mask_token=jnp.ones(24, jnp.float32),
-        )
+        mask, token = jnp.ones((2, 16), bool), jnp.ones(24, jnp.float32)
+        run = partial(net.apply, train=False, tokens=True, mask=mask, mask_token=token)
+        out = jax.jit(run)({"params": params}, image)
         spread = np.ptp(np.asarray(out[:, 1:]), axis=1).max()
         assert (spread < 1e-5) == equal
 
@@ -235,7 +231,8 @@ def test_mean_pooling_leaves_the_class_token_out():
     zeroed = jax.tree.map(jnp.zeros_like, params)
     zeroed["class_token"] = jnp.full((1, 1, 24), 7.0)
     zeroed["fc_norm"]["scale"] = jnp.ones(24)
-    np.testing.assert_array_equal(net.apply({"params": zeroed}, image, train=False), np.zeros((2, 24)))
+    found = jax.jit(partial(net.apply, train=False))({"params": zeroed}, image)
+    np.testing.assert_array_equal(found, np.zeros((2, 24)))
 
 
 @pytest.mark.slow
@@ -243,7 +240,8 @@ def test_without_its_scale_a_block_is_the_identity():
     net, params, image = initialised()
     for block in ("block0", "block1"):
         params[block] = dict(params[block], gamma_1=jnp.zeros(24), gamma_2=jnp.zeros(24))
-    tokens, found = net.apply({"params": params}, image, train=False, tokens=True, mutable=["intermediates"])
+    run = partial(net.apply, train=False, tokens=True, mutable=["intermediates"])
+    tokens, found = jax.jit(run)({"params": params}, image)
     first, second = (found["intermediates"][f"after_block{i}"][0] for i in range(2))
     np.testing.assert_array_equal(first, second)
     embedded = patches(image, 4) @ params["patch"]["kernel"] + params["patch"]["bias"][None, None]
@@ -253,9 +251,10 @@ def test_without_its_scale_a_block_is_the_identity():
 @pytest.mark.slow
 def test_stochastic_depth_is_off_in_inference():
     net, params, image = initialised(drop_path=0.5)
-    still = net.apply({"params": params}, image, train=False)
-    np.testing.assert_array_equal(still, net.apply({"params": params}, image, train=False))
-    moved, _ = models.forward(net, params, {}, image, key=jax.random.key(1))
+    run = jax.jit(partial(net.apply, train=False))
+    still = run({"params": params}, image)
+    np.testing.assert_array_equal(still, run({"params": params}, image))
+    moved, _ = jax.jit(partial(models.forward, net))(params, {}, image, key=jax.random.key(1))
     assert np.any(np.asarray(moved) != np.asarray(still))
 
 
@@ -266,9 +265,10 @@ def test_rematerialisation_changes_nothing():
     def loss(net):
         return jax.jit(jax.grad(lambda p: net.apply({"params": p}, image, train=True).sum()))(params)
 
+    plain = loss(net)
     for remat in ("blocks", "dots"):
         again = loss(BeitViT(**TINY, remat=remat))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), loss(net), again)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, again)
 
 
 def test_tables_become_one_per_block_and_keep_their_values_at_the_same_size():

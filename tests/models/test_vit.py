@@ -27,6 +27,14 @@ CLOSE = dict(rtol=1e-4, atol=1e-5)
 TINY = dict(width=32, depth=3, heads=4, patch=4)
 
 
+def started(net, image):
+    return jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
+
+
+def applied(net, variables, image, train=False, rngs=None):
+    return jax.jit(partial(net.apply, train=train))(variables, image, rngs=rngs)
+
+
 def shaken(tree, seed):
     """The same tree with random values."""
     rng = np.random.default_rng(seed)
@@ -134,7 +142,7 @@ def test_moco_v3_has_neither_positions_nor_a_patch_projection_among_its_paramete
 def test_a_scan_over_blocks_is_the_blocks_one_after_another_and_remat_changes_nothing():
     image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     plain = ViT(**TINY)
-    params = plain.init(jax.random.key(0), image, train=False)["params"]
+    params = started(plain, image)["params"]
     stacked = {name: leaf for name, leaf in params.items() if not name.startswith("block")}
     stacked["blocks"] = jax.tree.map(lambda *rows: jnp.stack(rows), *(params[f"block{i}"] for i in range(3)))
 
@@ -156,7 +164,7 @@ def test_a_scan_over_blocks_is_the_blocks_one_after_another_and_remat_changes_no
 
 
 def test_stacked_blocks_start_from_different_weights():
-    variables = ViT(**TINY, scan=True).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = started(ViT(**TINY, scan=True), jnp.zeros((1, 8, 8, 3)))
     kernel = variables["params"]["blocks"]["fc1"]["kernel"]
     assert np.abs(kernel[0] - kernel[1]).max() > 1e-3
 
@@ -175,16 +183,16 @@ def test_the_rate_grows_from_nothing_in_the_first_block(scan):
     """The last block has rate 1, so its branches vanish. With depth 2 the first block has rate 0."""
     net = ViT(32, 2, 4, 4, drop_path=1.0 - 1e-6, scan=scan)
     image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    variables = net.init(jax.random.key(0), image, train=False)
-    dropped = net.apply(variables, image, train=True, rngs={"drop_path": jax.random.key(2)})
+    variables = started(net, image)
+    dropped = applied(net, variables, image, True, {"drop_path": jax.random.key(2)})
     params = dict(variables["params"])
     if scan:
         params["blocks"] = jax.tree.map(lambda leaf: leaf[:1], params["blocks"])
     else:
         del params["block1"]
-    one_block = ViT(32, 1, 4, 4, scan=scan).apply({"params": params}, image, train=False)
+    one_block = applied(ViT(32, 1, 4, 4, scan=scan), {"params": params}, image)
     np.testing.assert_allclose(dropped, one_block, **CLOSE)
-    assert np.abs(dropped - net.apply(variables, image, train=False)).max() > 1e-3
+    assert np.abs(dropped - applied(net, variables, image)).max() > 1e-3
 
 
 def test_dropout_keeps_the_mean_and_is_off_in_inference():
@@ -203,10 +211,10 @@ def test_dropout_keeps_the_mean_and_is_off_in_inference():
 
     net = ViT(**TINY, dropout=0.5)
     image = jnp.ones((2, 8, 8, 3))
-    params = net.init(jax.random.key(0), image, train=False)["params"]
+    params = started(net, image)["params"]
     run = lambda seed: forward(net, params, {}, image, key=jax.random.key(seed))[0]
-    plain = ViT(**TINY).apply({"params": params}, image, train=False)
-    np.testing.assert_array_equal(net.apply({"params": params}, image, train=False), plain)
+    plain = applied(ViT(**TINY), {"params": params}, image)
+    np.testing.assert_array_equal(applied(net, {"params": params}, image), plain)
     assert np.abs(run(0) - run(1)).max() > 0.1 < np.abs(run(0) - plain).max()
     np.testing.assert_array_equal(run(0), run(0))
 
@@ -215,7 +223,7 @@ def test_attention_maps_by_numpy():
     """The attention of one block: softmax of scaled products for the class and the distillation token."""
     net = ViT(width=32, depth=1, heads=4, patch=4, distillation=True)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
-    params = shaken(net.init(jax.random.key(0), image, train=False)["params"], 1)
+    params = shaken(started(net, image)["params"], 1)
     maps = attention(net, params, {}, image)
     p = jax.tree.map(np.asarray, params)
 
@@ -239,7 +247,7 @@ def test_attention_maps_of_stacked_blocks_are_those_of_separate_blocks():
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
     deep = ViT(**TINY)
     stacked = ViT(**TINY, scan=True)
-    params = deep.init(jax.random.key(0), image, train=False)["params"]
+    params = started(deep, image)["params"]
     looped = {k: v for k, v in params.items() if not k.startswith("block")}
     blocks = [params[f"block{i}"] for i in range(3)]
     looped["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
@@ -250,7 +258,7 @@ def test_attention_maps_of_stacked_blocks_are_those_of_separate_blocks():
 
 def test_initialisations():
     image = jnp.zeros((1, 8, 8, 3))
-    deit = ViT(128, 1, 4, 4).init(jax.random.key(0), image, train=False)["params"]
+    deit = started(ViT(128, 1, 4, 4), image)["params"]
     for leaf in (deit["block0"]["attn"]["qkv"]["kernel"], deit["block0"]["fc2"]["kernel"], deit["positions"]):
         np.testing.assert_allclose(np.std(leaf), 0.02, rtol=0.06)
         assert np.abs(leaf).max() > 0.05  # not truncated at two standard deviations
@@ -259,7 +267,7 @@ def test_initialisations():
     assert 0.8 * bound < np.abs(deit["patch"]["bias"]).max() <= bound
 
     net = ViT(128, 1, 4, 4, scheme="moco_v3", positions="sincos")
-    v3 = net.init(jax.random.key(0), image, train=False)["params"]
+    v3 = started(net, image)["params"]
     for name in ("qkv", "proj"):
         largest = np.abs(v3["block0"]["attn"][name]["kernel"]).max()
         assert 0.99 * np.sqrt(6 / 256) < largest <= np.sqrt(6 / 256), name
@@ -307,7 +315,7 @@ def test_positions_of_the_same_grid_stay_and_rows_stay_rows():
 def test_a_frozen_projection_takes_no_part_in_the_gradient_and_comes_back_from_a_pass_unchanged():
     net = ViT(**TINY, frozen_patch=True, positions="sincos", scheme="moco_v3")
     image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    variables = net.init(jax.random.key(0), image, train=False)
+    variables = started(net, image)
     assert set(variables["batch_stats"]) == {"patch"}
     assert "patch" not in variables["params"]
     assert "positions" not in variables["params"]
@@ -315,16 +323,17 @@ def test_a_frozen_projection_takes_no_part_in_the_gradient_and_comes_back_from_a
     jax.tree.map(np.testing.assert_array_equal, after, variables["batch_stats"])
     free = ViT(**TINY, positions="sincos", scheme="moco_v3")
     params = {**variables["params"], "patch": variables["batch_stats"]["patch"]}
-    np.testing.assert_allclose(features, free.apply({"params": params}, image, train=True), **CLOSE)
+    np.testing.assert_allclose(features, applied(free, {"params": params}, image, True), **CLOSE)
 
 
 def test_in_bfloat16_no_block_keeps_its_attention_weights_for_the_backward_pass():
     net = ViT(**TINY, dtype=jnp.bfloat16)
     image = jnp.zeros((2, 16, 16, 3))
-    params = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)["params"]
+    params = started(net, image)["params"]
 
     def kept(net):
-        _, back = jax.vjp(lambda params: net.apply({"params": params}, image, train=True), params)
+        run = lambda params: jax.vjp(lambda params: net.apply({"params": params}, image, train=True), params)
+        _, back = jax.eval_shape(run, params)
         shapes = [leaf.shape for leaf in jax.tree.leaves(back)]
         return [shape for shape in shapes if shape[-2:] == (17, 17)]
 
@@ -335,11 +344,11 @@ def test_in_bfloat16_no_block_keeps_its_attention_weights_for_the_backward_pass(
 def test_bfloat16_keeps_softmax_and_norms_in_float32():
     image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     net = ViT(**TINY, dtype=jnp.bfloat16)
-    variables = net.init(jax.random.key(0), image, train=False)
-    found = net.apply(variables, image, train=False)
+    variables = started(net, image)
+    found = applied(net, variables, image)
     assert found.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    np.testing.assert_allclose(found, ViT(**TINY).apply(variables, image, train=False), atol=0.05)
+    np.testing.assert_allclose(found, applied(ViT(**TINY), variables, image), atol=0.05)
     text = str(jax.make_jaxpr(lambda v: net.apply(v, image, train=False))(variables))
     exponentials = [line for line in text.splitlines() if "= exp " in line]
     assert exponentials and all("f32" in line for line in exponentials), exponentials
@@ -363,4 +372,4 @@ def test_a_wrong_config_says_what_is_wrong(change, message):
 
 def test_a_patch_that_does_not_divide_the_image_is_refused():
     with pytest.raises(ValueError, match="patch is 4, which does not divide an image of 10x8"):
-        ViT(**TINY).init(jax.random.key(0), jnp.zeros((1, 10, 8, 3)), train=False)
+        started(ViT(**TINY), jnp.zeros((1, 10, 8, 3)))
