@@ -1,13 +1,13 @@
 """`ssljax convert` for DALL-E's tokenizer and BEiT's networks: whole runs from files of random weights."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import beit
-from ssljax import cli, convert, sharding
+from ssljax import cli, convert, sharding, train
+from ssljax.convert import __main__ as command
 from ssljax.convert import dalle, weights
 from ssljax.convert.__main__ import export_weights, main
 from ssljax.models import dvae as nets
@@ -15,7 +15,7 @@ from ssljax.program import build, stage
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.run.folder import RunFolder
 from ssljax.train import run_stages
-from tests.methods.small import FACTS
+from tests.methods.small import FACTS, blank, shaken
 
 SMALL = {"pretrain.model.name": "beit_xxs", "finetune.model.name": "beit_xxs"}
 FLAGS = ["--config=configs/beit.py:digits", *(f"--config.{name}={value}" for name, value in SMALL.items())]
@@ -25,6 +25,21 @@ FLAGS = ["--config=configs/beit.py:digits", *(f"--config.{name}={value}" for nam
 def one_device(monkeypatch):
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
+
+
+@pytest.fixture
+def begins_blank(monkeypatch):
+    """All runs begin with zeros until weights are read into them; to be called."""
+
+    def built(*facts):
+        program = build(*facts)
+        return program._replace(init=lambda seed: blank(program))
+
+    def replace():
+        monkeypatch.setattr(command, "build", built)
+        monkeypatch.setattr(train, "build", built)
+
+    return replace
 
 
 def settings():
@@ -73,7 +88,7 @@ def test_the_names_are_those_of_the_released_files(golden):
 
 
 @pytest.mark.slow
-def test_two_files_become_a_tokenizer_that_beit_trains_on(tmp_path, capsys):
+def test_two_files_become_a_tokenizer_that_beit_trains_on(tmp_path, capsys, begins_blank):
     config = settings()
     (encoder, decoder), tree = tokenizer_files(tmp_path)
     run = tmp_path / "run"
@@ -86,6 +101,7 @@ def test_two_files_become_a_tokenizer_that_beit_trains_on(tmp_path, capsys):
     assert_equal(state.extra.input["pixels"], nets.pixel_map("dall-e"))
 
     # A pretraining run adopts it, and so does a file of BEiT's own.
+    begins_blank()
     file, pretrained = random_file(config.pretrain)
     save_file(file, tmp_path / "beit.safetensors")
     main([*FLAGS, "--stage=pretrain", f"--workdir={run}", f"--from={tmp_path / 'beit.safetensors'}"])
@@ -95,10 +111,11 @@ def test_two_files_become_a_tokenizer_that_beit_trains_on(tmp_path, capsys):
 
     # Fine-tuning starts with its network, and a second pretraining with the tokenizer's folder by name.
     chain = config.copy_and_resolve_references().unlock()
-    chain.finetune.epochs = 1
-    chain.finetune.optim.warmup_epochs = 0
-    chain.pretrain.epochs = 1
-    chain.pretrain.optim.warmup_epochs = 0
+    for part in (chain.finetune, chain.pretrain):
+        part.epochs = 1
+        part.optim.warmup_epochs = 0
+        part.eval_every_epochs = 0
+        part.augment.update(rotate=0.0, shift=0.0, zoom=0.0, shear=0.0)
     chain.pretrain.data.train_per_class = 13
     chain.pretrain.recover.tokenizer = str(run / "tokenizer")
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam
@@ -110,7 +127,8 @@ def test_two_files_become_a_tokenizer_that_beit_trains_on(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_what_was_read_is_written_again(tmp_path):
+def test_what_was_read_is_written_again(tmp_path, begins_blank):
+    begins_blank()
     config = settings()
     files, _ = tokenizer_files(tmp_path)
     flags = [*FLAGS, "--stage=tokenizer"]
@@ -146,9 +164,9 @@ def test_what_was_read_is_written_again(tmp_path):
 def test_the_average_is_what_is_written(tmp_path):
     config = settings().tokenizer
     program = build(config, FACTS)
-    state = program.init(0)
-    average = jax.tree.map(lambda leaf: leaf + jnp.float32(1.0), state.params)
-    state = state.replace(extra=state.extra._replace(ema=state.extra.ema._replace(params=average)))
+    state = blank(program)
+    average = shaken(state.params, 1)
+    state = state.replace(params=shaken(state.params, 0), extra=state.extra._replace(ema=state.extra.ema._replace(params=average)))
     with RunFolder(str(tmp_path), config, FACTS) as folder:
         folder.save(state, {})
     export_weights(config, str(tmp_path), str(tmp_path / "both.safetensors"))
@@ -187,7 +205,8 @@ def test_files_of_another_network_are_refused(tmp_path, more, names, message):
 
 
 @pytest.mark.slow
-def test_beit_refuses_two_files_another_grid_and_a_folder_without_tokenizer(tmp_path):
+def test_beit_refuses_two_files_another_grid_and_a_folder_without_tokenizer(tmp_path, begins_blank):
+    begins_blank()
     config = settings()
     file, _ = random_file(config.pretrain)
     save_file(file, tmp_path / "beit.safetensors")
