@@ -1,7 +1,5 @@
 """CMC's losses and memory banks: the released code, the fact sheet's limits, and by hand."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +7,11 @@ import pytest
 
 from ssljax.losses.contrastive import bank_info_nce, nce, nce_z
 from ssljax.losses.information import info_nce_bound
-from ssljax.losses.similarity import l2_normalize
 from ssljax.targets import bank
 
 CASES = (0, 1, 2)
+gather = jax.jit(bank.gather)
+scatter = jax.jit(bank.scatter)
 
 
 def project(grad, v):
@@ -26,26 +25,35 @@ def test_losses_gradients_constants_and_banks_of_the_released_code(golden, case)
     """Every step of a run: both directions, and the banks after it."""
     g = golden("cmc").under(f"c{case}")
     softmax, n, _, temperature, momentum = (float(x) for x in g["settings"])
-    banks = jnp.asarray(g["memory_init"])  # of l and ab
+    banks = g["memory_init"]  # of l and ab
+    kind = dict(temperature=temperature, n_data=int(n))
+
+    @jax.jit
+    def constant(v, rows):
+        return nce_z(v, rows[:, 0], rows[:, 1:], **kind)
+
+    @jax.jit
+    @jax.value_and_grad
+    def scored(v, rows, z):
+        drawn = (v, rows[:, 0], rows[:, 1:])
+        found = bank_info_nce(*drawn, temperature=temperature) if softmax else nce(*drawn, **kind, z=z)
+        return found.mean()
+
     z = {}
-    for step, v in enumerate(jnp.asarray(g["v"])):
-        idx = jnp.asarray(g["idx"][step].astype(np.int32))
+    for step, v in enumerate(g["v"]):
+        idx = g["idx"][step].astype(np.int32)
         for view in (0, 1):
-            rows = bank.gather(banks[1 - view], idx)
-            drawn = (rows[:, 0], rows[:, 1:])
-            loss = functools.partial(bank_info_nce, temperature=temperature)
+            rows = gather(banks[1 - view], idx)
             if not softmax:
                 if step == 0:
-                    z[view] = nce_z(v[view], *drawn, temperature=temperature, n_data=int(n))
+                    z[view] = constant(v[view], rows)
                 np.testing.assert_allclose(z[view], g["z"][step, view], rtol=1e-5)
-                loss = functools.partial(nce, temperature=temperature, n_data=int(n), z=z[view])
-            mean = lambda v, loss=loss, drawn=drawn: loss(v, *drawn).mean()
-            value, grad = jax.value_and_grad(mean)(v[view])
+            value, grad = scored(v[view], rows, z.get(view))
             np.testing.assert_allclose(value, g["loss"][step, view], rtol=1e-5)
             expected = project(g["grad"][step, view], g["v"][step, view])
             np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=2e-5)
         # The banks move after both directions were scored.
-        banks = jnp.stack([bank.scatter(banks[i], idx[:, 0], v[i], momentum) for i in (0, 1)])
+        banks = [scatter(banks[i], idx[:, 0], v[i], momentum) for i in (0, 1)]
         np.testing.assert_allclose(banks, g["memory_after"][step], rtol=1e-5, atol=1e-6)
 
 
@@ -58,27 +66,31 @@ def test_loss_at_the_start_of_training_on_imagenet(m, expected, softmax):
     """
     n = 1_281_167
     expected += n * 1e-7
-    rows = bank.init(jax.random.key(0), 24 * (m + 1), 128).reshape(24, m + 1, 128)
-    v = jax.random.normal(jax.random.key(1), (24, 128))
-    drawn = (rows[:, 0], rows[:, 1:])
-    z = nce_z(v, *drawn, temperature=0.07, n_data=n)
+    b = 24 * 4096 // m  # as many scores of either m
+
+    @jax.jit
+    def found():
+        rows = bank.init(jax.random.key(0), b * (m + 1), 128).reshape(b, m + 1, 128)
+        v = jax.random.normal(jax.random.key(1), (b, 128))
+        z = nce_z(v, rows[:, 0], rows[:, 1:], temperature=0.07, n_data=n)
+        drawn = [(v, positive, rows[:, 1:]) for positive in (rows[:, 0], jnp.zeros((b, 128)))]
+        nces = [nce(*d, temperature=0.07, n_data=n, z=z).mean() for d in drawn]
+        return z, nces, [bank_info_nce(*d, temperature=0.07).mean() for d in drawn]
+
+    z, nces, softmaxes = found()
     np.testing.assert_allclose(z, 2.84e6, rtol=0.01)
-    found = nce(v, *drawn, temperature=0.07, n_data=n, z=z).mean()
-    np.testing.assert_allclose(found, expected, atol=0.8)  # the positives of 24 rows vary by 1.6 / sqrt(24)
-    np.testing.assert_allclose(bank_info_nce(v, *drawn, temperature=0.07).mean(), softmax, atol=0.8)
+    np.testing.assert_allclose(nces[0], expected, atol=0.8)  # the positives of 24 rows vary by 1.6 / sqrt(24)
+    np.testing.assert_allclose(softmaxes[0], softmax, atol=0.8)
     # Without the positives' share: the loss of a positive with score 0.
-    zeros = jnp.zeros((24, 128))
-    found = nce(v, zeros, rows[:, 1:], temperature=0.07, n_data=n, z=z).mean()
-    np.testing.assert_allclose(found, expected, atol=0.01)
-    found = bank_info_nce(v, zeros, rows[:, 1:], temperature=0.07).mean()
-    np.testing.assert_allclose(found, softmax, atol=0.02)
+    np.testing.assert_allclose(nces[1], expected, atol=0.01)
+    np.testing.assert_allclose(softmaxes[1], softmax, atol=0.02)
 
 
 def test_small_probabilities_keep_their_digits():
     """A P_k of 1e-9 among a noise of 1e-2 is lost in float32 if the two are added."""
-    v = jnp.float32([[1.0, 0.0]])
-    negatives = jnp.tile(jnp.float32([[[-1.0, 0.0]]]), (1, 10_000, 1))
-    found = nce(v, v, negatives, temperature=0.1, n_data=1_000_000, z=1e6)
+    v = np.float32([[1.0, 0.0]])
+    negatives = np.tile(np.float32([[[-1.0, 0.0]]]), (1, 10_000, 1))
+    found = jax.jit(lambda *a: nce(*a, temperature=0.1, n_data=1_000_000, z=1e6))(v, v, negatives)
     p = np.exp(np.float64([10, -10])) / 1e6
     expected = np.log1p((0.01 + 1e-7) / p[0]) + 10_000 * np.log1p((p[1] + 1e-7) / 0.01)
     np.testing.assert_allclose(found[0], expected, rtol=1e-5)
@@ -86,38 +98,30 @@ def test_small_probabilities_keep_their_digits():
 
 @pytest.mark.slow
 def test_only_the_anchor_is_normalised_and_gets_a_gradient():
-    v, positives = jax.random.normal(jax.random.key(0), (2, 4, 6))
-    negatives = jax.random.normal(jax.random.key(1), (4, 3, 6))
-    for loss in (
-        lambda *a: nce(*a, temperature=0.5, n_data=30, z=40.0),
-        lambda *a: bank_info_nce(*a, temperature=0.5),
+    v, positives = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
+    negatives = np.random.default_rng(1).normal(size=(4, 3, 6)).astype(np.float32)
+    for loss in map(
+        jax.jit,
+        (
+            lambda *a: nce(*a, temperature=0.5, n_data=30, z=40.0),
+            lambda *a: bank_info_nce(*a, temperature=0.5),
+        ),
     ):
         rows = loss(v, positives, negatives)
         assert rows.shape == (4,)
-        np.testing.assert_allclose(loss(3.0 * v, positives, negatives), rows, rtol=1e-5)
-        assert np.abs(loss(v, 2.0 * positives, negatives) - rows).max() > 0.1
-        own, *others = jax.grad(lambda *a, loss=loss: loss(*a).sum(), argnums=(0, 1, 2))(
-            v, positives, negatives
-        )
+        np.testing.assert_allclose(loss(3 * v, positives, negatives), rows, rtol=1e-5)
+        assert np.abs(loss(v, 2 * positives, negatives) - rows).max() > 0.1
+        grad = jax.jit(jax.grad(lambda *a, loss=loss: loss(*a).sum(), argnums=(0, 1, 2)))
+        own, *others = grad(v, positives, negatives)
         assert np.any(own) and not any(np.any(leaf) for leaf in others)
-        shared = jnp.broadcast_to(negatives[:1], negatives.shape)
+        shared = np.broadcast_to(negatives[:1], negatives.shape)
         np.testing.assert_allclose(loss(v, positives, negatives[0]), loss(v, positives, shared), rtol=1e-5)
     z = lambda v: nce_z(v, positives, negatives, temperature=0.5, n_data=30)
-    assert not np.any(jax.grad(z)(v))
-    expected = (
-        30
-        * np.exp(
-            np.concatenate(
-                [
-                    (l2_normalize(v) * positives).sum(1)[:, None],
-                    np.einsum("bd,bmd->bm", l2_normalize(v), negatives),
-                ],
-                1,
-            )
-            / 0.5
-        ).mean()
-    )
-    np.testing.assert_allclose(z(v), expected, rtol=1e-5)
+    value, grad = jax.jit(jax.value_and_grad(z))(v)
+    assert not np.any(grad)
+    rows = np.concatenate([positives[:, None], negatives], 1)
+    scores = np.einsum("bd,bmd->bm", v / np.linalg.norm(v, axis=1, keepdims=True), rows)
+    np.testing.assert_allclose(value, 30 * np.exp(scores / 0.5).mean(), rtol=1e-5)
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -127,18 +131,18 @@ def test_shapes_that_do_not_fit_are_refused():
 
 
 def test_one_update_of_a_bank_by_hand():
-    rows = jnp.float32([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]])
-    found = bank.scatter(rows, jnp.array([0]), jnp.float32([[0.0, 1.0]]), 0.5)
+    rows = np.float32([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]])
+    found = scatter(rows, np.int32([0]), np.float32([[0.0, 1.0]]), 0.5)
     np.testing.assert_allclose(found, [[0.70710677, 0.70710677], [0, 2], [5, 5]], rtol=1e-6)
     np.testing.assert_array_equal(found[1:], rows[1:])
-    np.testing.assert_array_equal(bank.gather(rows, jnp.array([[2, 0]])), [[[5, 5], [1, 0]]])
+    np.testing.assert_array_equal(gather(rows, np.int32([[2, 0]])), [[[5, 5], [1, 0]]])
 
 
 def test_of_two_updates_of_a_row_the_later_counts_and_no_row_is_beyond_the_end():
-    rows = jnp.float32([[1.0, 0.0], [0.0, 1.0]])
-    new = jnp.float32([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0]])
+    rows = np.float32([[1.0, 0.0], [0.0, 1.0]])
+    new = np.float32([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0]])
     for index in ([0, 0, 2], [0, 0, 7]):
-        found = bank.scatter(rows, jnp.array(index), new, 0.5)
+        found = scatter(rows, np.int32(index), new, 0.5)
         np.testing.assert_allclose(found, [[0.70710677, -0.70710677], [0, 1]], rtol=1e-6)
 
 
