@@ -166,7 +166,8 @@ def test_the_average_is_what_is_written(tmp_path):
     program = build(config, FACTS)
     state = blank(program)
     average = shaken(state.params, 1)
-    state = state.replace(params=shaken(state.params, 0), extra=state.extra._replace(ema=state.extra.ema._replace(params=average)))
+    ema = state.extra.ema._replace(params=average)
+    state = state.replace(params=shaken(state.params, 0), extra=state.extra._replace(ema=ema))
     with RunFolder(str(tmp_path), config, FACTS) as folder:
         folder.save(state, {})
     export_weights(config, str(tmp_path), str(tmp_path / "both.safetensors"))
