@@ -51,13 +51,13 @@ def tree(fields: dict[str, np.ndarray]) -> tuple[dict, dict]:
     return unflatten_dict(params), {**unflatten_dict(statistics), "rpn": {}}
 
 
-def batch(golden, places: int = 4) -> dict:
-    """The two images in what detectron2 pads them to, with room for `places` boxes each."""
+def batch(golden) -> dict:
+    """The two images in what detectron2 pads them to, with room for four boxes each."""
     sizes = golden["image_sizes_hw"]
     height, width = sizes.max(0)
     image = np.zeros((2, height, width, 3), np.uint8)
-    boxes = np.zeros((2, places, 4), np.float32)
-    classes = np.full((2, places), -1, np.int32)
+    boxes = np.zeros((2, 4, 4), np.float32)
+    classes = np.full((2, 4), -1, np.int32)
     for i, (h, w) in enumerate(sizes):
         image[i, :h, :w] = golden[f"im{i}/image_chw_rgb"].transpose(1, 2, 0)
         count = len(golden[f"im{i}/gt_classes"])
