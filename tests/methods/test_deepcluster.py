@@ -14,7 +14,6 @@ from configs.deepcluster import get_config
 from ssljax import benches, models, optim, sharding
 from ssljax.config import resolve
 from ssljax.data import sources, views
-from ssljax.losses.information import nmi
 from ssljax.methods import METHODS
 from ssljax.pictures import gallery
 from ssljax.program import balance_of, build, device_batches, encoded, evaluated
@@ -23,7 +22,7 @@ from ssljax.run.loop import fit, refreshed
 from ssljax.run.refresh import Run
 from tests.contract.case import small_config
 from tests.contract.deepcluster import SMALL
-from tests.methods.small import FACTS, one_block
+from tests.methods.small import FACTS, one_block, shaken
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +65,43 @@ def trained(program, source):
     return state
 
 
+@pytest.fixture(scope="module")
+def after(program, source, trained):
+    return refreshed(program, source, trained, 0, None)
+
+
+@pytest.fixture(scope="module")
+def one(source):
+    """The same program on one device."""
+    return build(config_of(), source.facts, sharding.make_mesh(1))
+
+
+@pytest.fixture(scope="module")
+def on_one_device(one, trained):
+    return jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh))
+
+
+@pytest.fixture(scope="module")
+def alone(one, source, on_one_device):
+    return refreshed(one, source, on_one_device, 0, None)
+
+
+def untrained(statistics):
+    """Means of 0 and variances of 1, for the shapes of a network's state."""
+    fill = lambda path, leaf: np.full(leaf.shape, path[-1].key == "var", leaf.dtype)
+    return jax.tree.map_with_path(fill, statistics)
+
+
+def otherwise(program, **changes):
+    """The program with other settings of its refresh alone."""
+    config = config_of(**changes)
+    return program._replace(config=config, method=METHODS["deepcluster"](config, program.facts))
+
+
+def nmi(a, b):
+    return normalized_mutual_info_score(a, b, average_method="geometric")
+
+
 def test_no_clustering_without_an_epoch_to_learn_it(program, source):
     epoch = program.steps_per_epoch
     steps = []
@@ -79,9 +115,10 @@ def test_no_clustering_without_an_epoch_to_learn_it(program, source):
     assert steps == [0, epoch]
 
 
-def features(program, source, state):
+@pytest.fixture(scope="module")
+def features(program, source, trained):
     """Features of all images, whitened and scaled to unit length by NumPy in float64."""
-    encode = functools.partial(program.encode, state.params, state.model_state, state.extra)
+    encode = functools.partial(program.encode, trained.params, trained.model_state, trained.extra)
     x = encoded(encode, program.mesh, program.config, source).features.astype(np.float64)
     x -= x.mean(0)
     variance, vectors = np.linalg.eigh(x.T @ x / len(x))
@@ -89,13 +126,12 @@ def features(program, source, state):
     return white / np.linalg.norm(white, axis=1, keepdims=True)
 
 
-def test_every_image_is_in_the_cluster_whose_centroid_is_nearest(program, source, trained):
-    after = refreshed(program, source, trained, 0, None)
+def test_every_image_is_in_the_cluster_whose_centroid_is_nearest(source, after, features):
     labels = np.asarray(after.extra.assignment)[source.index]
     centroids = np.asarray(after.extra.centroids)
-    x = features(program, source, trained)
+    x = features
     means = np.stack([x[labels == k].mean(0) for k in np.unique(labels)])
-    x *= np.sign((means * centroids[np.unique(labels)]).sum(0))  # the sign of a component is arbitrary
+    x = x * np.sign((means * centroids[np.unique(labels)]).sum(0))  # the sign of a component is arbitrary
     nearest = np.square(x[:, None] - centroids[None]).sum(2).argmin(1)
     assert (nearest == labels).mean() > 0.995  # a tie may fall either way
     np.testing.assert_array_equal(after.extra.counts, np.bincount(labels, minlength=K))
@@ -103,8 +139,7 @@ def test_every_image_is_in_the_cluster_whose_centroid_is_nearest(program, source
     assert (np.asarray(after.extra.assignment)[gaps] == -1).all()
 
 
-def test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else(program, source, trained):
-    after = refreshed(program, source, trained, 0, None)
+def test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else(trained, after):
     kernel = np.asarray(after.params["head"]["dense"]["kernel"])
     assert np.abs(kernel.std() - 0.01) < 1e-3 and not np.asarray(after.params["head"]["dense"]["bias"]).any()
     assert np.abs(np.asarray(trained.params["head"]["dense"]["bias"])).max() > 0
@@ -117,11 +152,11 @@ def test_a_refresh_makes_a_new_head_without_a_past_and_touches_nothing_else(prog
     assert shardings(trained) == shardings(after)
 
 
-def test_an_optimizer_that_remembers_the_head_forgets_it(source):
-    program = build(config_of(optim__name="sgd"), source.facts)
-    state = refreshed(program, source, program.init(0), 0, None)
-    batch = next(device_batches(program, source, 0, 0, balance_of(program, source, state)))
-    state, _ = program.step(state, batch, jax.random.key(0))
+def test_an_optimizer_that_remembers_the_head_forgets_it(source, one, on_one_device):
+    program = build(config_of(optim__name="sgd"), source.facts, one.mesh)._replace(encode=one.encode)
+    ones = lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype), leaf.sharding)
+    past = jax.tree.map(ones, program.shapes.opt_state)
+    state = on_one_device.replace(opt_state=past)
     after = refreshed(program, source, state, 0, None)
     before_and_after = zip(
         jax.tree_util.tree_leaves_with_path(state.opt_state),
@@ -136,17 +171,12 @@ def test_an_optimizer_that_remembers_the_head_forgets_it(source):
 
 
 def test_another_clustering_starts_from_other_images_and_one_device_finds_what_eight_find(
-    program, source, trained
+    program, source, trained, after, alone
 ):
     again = refreshed(program, source, trained.replace(step=trained.step + 4), 0, None)
-    after = refreshed(program, source, trained, 0, None)
-    assert float(nmi(after.extra.assignment, again.extra.assignment)) < 0.99
-
-    one = build(config_of(), source.facts, sharding.make_mesh(1))
-    on_one_device = jax.device_put(jax.tree.map(np.asarray, trained), sharding.whole(one.mesh))
-    alone = refreshed(one, source, on_one_device, 0, None)
-    both = [jnp.asarray(np.asarray(state.extra.assignment)) for state in (after, alone)]
-    assert float(nmi(*both)) > 0.8  # rounding may move a centroid, and others after it
+    assert nmi(after.extra.assignment, again.extra.assignment) < 0.99
+    # Rounding may move a centroid, and others after it.
+    assert nmi(after.extra.assignment, alone.extra.assignment) > 0.8
 
 
 def test_epochs_are_even_over_clusters(program, source, trained):
@@ -163,63 +193,69 @@ def test_epochs_are_even_over_clusters(program, source, trained):
 def test_weights_make_every_cluster_count_alike(source):
     config = config_of(clusters__sampler="weights", clusters__k=4)
     method = METHODS["deepcluster"](config, FACTS._replace(num_ids=6))
-    params, model_state, extra = jax.jit(method.init)(jax.random.key(0), {})
+    params, model_state, extra = jax.eval_shape(method.init, jax.random.key(0), {})
+    params = shaken(params, 0)
+    model_state = untrained(model_state)
     loss_of = jax.jit(method.loss)
     extra = extra._replace(
-        assignment=jnp.array([0, 0, 0, 0, 2, 3], jnp.int32), counts=jnp.array([4, 0, 1, 1], jnp.int32)
+        assignment=np.int32([0, 0, 0, 0, 2, 3]),
+        counts=np.int32([4, 0, 1, 1]),
+        centroids=np.zeros((4, DIM), np.float32),
     )
-    batch = {"image": jnp.asarray(source.images[:6]), "index": jnp.arange(6, dtype=jnp.int32)}
+    batch = {"image": source.images[:6], "index": np.arange(6, dtype=np.int32)}
+    key = jax.random.key(1)
     rows = []
     for label in range(4):  # the loss if all images were of this cluster
-        same = extra._replace(assignment=jnp.full(6, label, jnp.int32), counts=jnp.full(4, 6, jnp.int32))
-        rows.append(loss_of(params, model_state, same, batch, jax.random.key(1), 0)[0])
+        same = extra._replace(assignment=np.full(6, label, np.int32), counts=np.full(4, 6, np.int32))
+        rows.append(loss_of(params, model_state, same, batch, key, 0)[0])
     assert method.balance is None and np.isfinite(rows).all()
-    params["head"] = jax.tree.map(jnp.zeros_like, params["head"])  # then every image's cross entropy is ln 4
-    loss = loss_of(params, model_state, extra, batch, jax.random.key(1), 0)[0]
+    params["head"] = jax.tree.map(np.zeros_like, params["head"])  # then every image's cross entropy is ln 4
+    loss = loss_of(params, model_state, extra, batch, key, 0)[0]
     np.testing.assert_allclose(loss, np.log(4) * np.mean([6 / 3 / 4] * 4 + [6 / 3] * 2), rtol=1e-6)
 
 
-def test_the_control_keeps_sizes_and_loses_what_they_mean(source):
-    program = build(config_of(clusters__shuffled=True), source.facts)
-    state = program.init(0)
-    shuffled = refreshed(program, source, state, 0, None).extra
-    meant = refreshed(build(config_of(), source.facts), source, state, 0, None).extra
+def test_the_control_keeps_sizes_and_loses_what_they_mean(source, one, on_one_device, alone):
+    program = otherwise(one, clusters__shuffled=True)
+    shuffled = refreshed(program, source, on_one_device, 0, None).extra
+    meant = alone.extra
     np.testing.assert_array_equal(shuffled.counts, meant.counts)
     # The images of the last, incomplete batch have labels too.
     assert meant.counts.sum() == len(source) and len(source) % program.config.evaluate.batch_size
-    information = lambda extra: float(nmi(extra.assignment[source.index], source.labels))
+    information = lambda extra: nmi(np.asarray(extra.assignment)[source.index], source.labels)
     assert information(shuffled) < 0.6 * information(meant)
 
 
-def test_pieces_find_clusters_as_good_as_the_whole(program, source, trained):
-    piecewise = build(config_of(clusters__algorithm="minibatch"), source.facts)
-    found = refreshed(piecewise, source, trained, 0, None).extra
+def test_pieces_find_clusters_as_good_as_the_whole(source, one, on_one_device, alone, features):
+    piecewise = otherwise(one, clusters__algorithm="minibatch")
+    found = refreshed(piecewise, source, on_one_device, 0, None).extra
     labels = np.asarray(found.assignment)[source.index]
     assert (labels >= 0).all()
     np.testing.assert_array_equal(found.counts, np.bincount(labels, minlength=K))
-    x = features(program, source, trained)
+    x = features
 
     def cost(labels):
         return sum(np.square(x[labels == k] - x[labels == k].mean(0)).sum() for k in np.unique(labels))
 
-    whole = np.asarray(refreshed(program, source, trained, 0, None).extra.assignment)[source.index]
+    whole = np.asarray(alone.extra.assignment)[source.index]
     assert cost(labels) < 1.1 * cost(whole) < 0.9 * cost(np.roll(labels, 1))
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_what_clusters_know_of_labels_is_asked_of_labelled_images_alone(version, request, source):
-    program = request.getfixturevalue("program" if version == 1 else "second")
+    program = request.getfixturevalue("one" if version == 1 else "second")
+    start = request.getfixturevalue("on_one_device" if version == 1 else "clustered")
+    if version == 2:
+        seen = jax.device_put(np.asarray(start.extra.assignment[:, 0] >= 0), start.extra.seen.sharding)
+        start = start.replace(step=start.step + 1, extra=start.extra._replace(seen=seen))
     labels = np.where(np.arange(len(source)) % 3 == 0, -1, source.labels)
     logged = []
     for given in (labels, np.full_like(labels, -1)):
         part = dataclasses.replace(source, labels=given)
         run = Run(program, part, 0, logged.append, functools.partial(device_batches, program, part, 0, 0))
-        state = program.method.refresh(program.init(0), run)
+        state = program.method.refresh(start, run)
     # Both refreshes find the same clusters.
     first = np.asarray(state.extra.assignment)[source.index].reshape(len(source), -1)[:, 0]
-    expected = normalized_mutual_info_score(
-        labels[labels >= 0], first[labels >= 0], average_method="geometric"
-    )
+    expected = nmi(labels[labels >= 0], first[labels >= 0])
     np.testing.assert_allclose(logged[0]["nmi_labels"], expected, rtol=1e-4)
     assert logged[0].keys() - logged[1].keys() == {"nmi_labels"}
     if version == 1:
@@ -242,7 +278,7 @@ def test_what_is_evaluated(program, source, trained):
     given = bench.assignment[source.index]
     np.testing.assert_array_equal(given, np.asarray(trained.extra.assignment)[source.index])
     (found,) = clusters.judge(bench)
-    expected = normalized_mutual_info_score(source.labels, given, average_method="geometric")
+    expected = nmi(source.labels, given)
     np.testing.assert_allclose(found["nmi"], 100 * expected, rtol=1e-4)
     assert found["n"] == len(source) and found["settings"] == {"clusters": len(np.unique(given))}
     sheet = gallery.contact_sheet(given, source, program.config)
@@ -267,9 +303,15 @@ def test_what_is_evaluated(program, source, trained):
     net = models.backbone(program.config.model)
     weights = trained.params["encoder"]
     statistics = trained.model_state["encoder"]
-    x = views.for_network(jnp.asarray(source.images), program.config.augment)
-    for train, layer in zip(seen, program.config.evaluate.layers, strict=True):
-        map_ = np.asarray(models.activation(net, weights, statistics, x, layer), np.float64)
+
+    @jax.jit
+    def maps(weights, statistics, images):
+        x = views.for_network(images, program.config.augment)
+        names = program.config.evaluate.layers
+        return [models.activation(net, weights, statistics, x, layer) for layer in names]
+
+    for train, map_ in zip(seen, maps(weights, statistics, source.images), strict=True):
+        map_ = np.asarray(map_, np.float64)
         width = train.features.shape[1]
         assert width <= program.config.evaluate.layer_dim
         np.testing.assert_allclose(train.features.sum(1) / width, map_.mean((1, 2, 3)), rtol=1e-3)
@@ -299,11 +341,16 @@ def second_config(**named):
 
 @pytest.fixture(scope="module")
 def second(source):
-    return build(second_config(one=dict(), two=dict()), source.facts)
+    return build(second_config(one=dict(), two=dict()), source.facts, sharding.make_mesh(1))
 
 
-def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second, source):
-    state = refreshed(second, source, second.init(0), 0, None)
+@pytest.fixture(scope="module")
+def clustered(second, source):
+    return refreshed(second, source, second.init(0), 0, None)
+
+
+def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second, source, clustered):
+    state = clustered
     extra = jax.tree.map(np.asarray, state.extra)
     np.testing.assert_allclose(np.linalg.norm(extra.centroids, axis=-1), 1, rtol=1e-5)
     assert not extra.seen.any()
@@ -339,14 +386,19 @@ def test_banks_hold_the_last_embeddings_and_prototypes_are_their_clusters(second
 def test_small_crops_learn_the_clusters_of_the_large_ones(source):
     """Multi-crop: one pass a size, with its own batch statistics; all views of an image share a label."""
     c = second_config(large=dict(count=2), small=dict(count=3, size=8))
-    program = build(c, source.facts)
-    state = refreshed(program, source, program.init(0), 0, None)
-    assert state.extra.banks.shape[1] == 2
-    batch = next(device_batches(program, source, 0, 0))
+    method = METHODS["deepcluster"](c, source.facts)
+    params, model_state, extra = jax.eval_shape(method.init, jax.random.key(0), {})
+    params = shaken(params, 0)
+    model_state = untrained(model_state)
+    extra = shaken(extra, 1)
+    assert extra.banks.shape[1] == 2
+    rng = np.random.default_rng(2)
+    unit = extra.centroids / np.linalg.norm(extra.centroids, axis=-1, keepdims=True)
+    labels = rng.integers(-1, K, extra.assignment.shape).astype(np.int32)
+    extra = extra._replace(centroids=unit, assignment=labels)
+    batch = {"image": source.images[:16], "index": source.index[:16]}
     key = jax.random.key(5)
-    loss, out = jax.jit(program.method.loss)(
-        state.params, state.model_state, state.extra, batch, key, state.step
-    )
+    loss, out = jax.jit(method.loss)(params, model_state, extra, batch, key, np.int32(0))
 
     net = models.backbone(c.model)
     projector = models.mlp(c.head, c.model, c.head.dim)
@@ -364,14 +416,14 @@ def test_small_crops_learn_the_clusters_of_the_large_ones(source):
         z, _ = models.forward(projector, params["projector"], model_state["projector"], h)
         return z, statistics
 
-    z, statistics = by_hand(state.params, state.model_state)
+    z, statistics = by_hand(params, model_state)
     z = np.asarray(z, np.float64).reshape(-1, 5, c.head.dim)
     z /= np.linalg.norm(z, axis=-1, keepdims=True)
     np.testing.assert_allclose(out.carry["z"], z[:, :2], rtol=1e-3, atol=1e-4)
     chex.assert_trees_all_close(out.model_state["encoder"], statistics, rtol=1e-4, atol=1e-5)
 
-    y = np.asarray(state.extra.assignment)[np.asarray(batch["index"])]
-    centroids = np.asarray(state.extra.centroids, np.float64)
+    y = labels[batch["index"]]
+    centroids = np.asarray(unit, np.float64)
     logits = np.einsum("nvd,hkd->nvhk", z, centroids) / c.clusters.temperature
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     n, h = np.nonzero(y >= 0)
@@ -390,20 +442,22 @@ def test_the_rate_and_the_residual_branches_of_version_2_are_swavs():
     for zero in (True, False):
         small = second_config(one=dict(), two=dict()).unlock()
         small.zero_init_residual = zero
-        params, _, _ = jax.jit(METHODS["deepcluster"](small, FACTS).init)(jax.random.key(0), {})
-        gains = [
-            np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params["encoder"])
-            if path[-1].key == "scale"
-        ]
+        init = METHODS["deepcluster"](small, FACTS).init
+
+        @jax.jit
+        def gains_of(key, init=init):
+            leaves = jax.tree_util.tree_leaves_with_path(init(key, {})[0]["encoder"])
+            return [leaf for path, leaf in leaves if path[-1].key == "scale"]
+
+        gains = [np.asarray(leaf) for leaf in gains_of(jax.random.key(0))]
         assert any((gain == 0).all() for gain in gains) == zero
         assert all((gain == 0).all() or (gain == 1).all() for gain in gains)
 
 
-def test_wrong_settings_are_refused(source):
+def test_wrong_settings_are_refused(source, trained):
     with pytest.raises(ValueError, match="500 clusters of 400 images"):
         program = build(config_of(clusters__k=500), source.facts)
-        refreshed(program, source, program.init(0), 0, None)
+        refreshed(program, source, trained, 0, None)
     for name, value, message in (
         ("version", 3, "version=3"),
         ("sampler", "even", "'uniform', 'weights', 'none'"),
