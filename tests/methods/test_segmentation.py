@@ -23,10 +23,6 @@ def small_networks():
         yield
 
 
-def method_of(**changes):
-    return segmentation(config_of("segmentation", fcn__channels=8, **changes), FACTS)
-
-
 def batch_of(side: int, seed: int = 0) -> dict:
     """Two images of noise, the second smaller than its square, and masks with ignored pixels."""
     rng = np.random.default_rng(seed)
@@ -34,98 +30,114 @@ def batch_of(side: int, seed: int = 0) -> dict:
     mask[0, 0] = 255
     mask[1, side - 3 :] = 255
     return {
-        "image": jnp.asarray(rng.integers(0, 256, (2, side, side, 3)), jnp.uint8),
-        "mask": jnp.asarray(mask, jnp.uint8),
-        "size": jnp.array([[side, side], [side - 3, side]], jnp.int32),
-        "index": jnp.arange(2, dtype=jnp.int32),
+        "image": rng.integers(0, 256, (2, side, side, 3)).astype(np.uint8),
+        "mask": mask.astype(np.uint8),
+        "size": np.int32([[side, side], [side - 3, side]]),
+        "index": np.arange(2, dtype=np.int32),
     }
 
 
-def gradient(method, batch, seed=0):
-    params, state, _ = jax.jit(method.init)(jax.random.key(seed), {})
-    loss = lambda params: method.loss(params, state, (), batch, jax.random.key(1), jnp.int32(0))
-    (value, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    return params, state, value, out, grads
+class Case:
+    """A method with its first weights, and its functions compiled."""
+
+    def __init__(self, config):
+        self.method = segmentation(config, FACTS)
+        self.params, self.state, _ = jax.jit(self.method.init)(jax.random.key(0), {})
+        self.predict = jax.jit(self.method.predict)
+        loss = lambda params, batch: self.method.loss(
+            params, self.state, (), batch, jax.random.key(1), jnp.int32(0)
+        )
+        self.gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def norm(tree) -> float:
+    return sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(tree)) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return Case(config_of("segmentation", fcn__channels=8, zero_init_residual=False))
 
 
 @pytest.mark.slow
-def test_the_whole_network_learns_and_its_statistics_move():
-    _, state, value, out, grads = gradient(method_of(zero_init_residual=False), batch_of(12))
+def test_the_whole_network_learns_and_its_statistics_move(resnet):
+    (value, out), grads = resnet.gradient(resnet.params, batch_of(12))
     assert value > 0.5 * np.log(CLASSES)
-    assert float(optax.tree.norm(grads["encoder"]["stem_conv1"])) > 0
-    assert float(optax.tree.norm(grads["head"])) > 0
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state, out.model_state)
+    assert norm(grads["encoder"]["stem_conv1"]) > 0
+    assert norm(grads["head"]) > 0
+    moved = jax.tree.map(lambda a, b: (np.asarray(a) != b).any(), resnet.state, out.model_state)
     assert all(jax.tree.leaves(moved)) and len(jax.tree.leaves(moved)) >= 8
 
 
 @pytest.mark.slow
-def test_ignored_pixels_and_what_lies_outside_of_an_image_have_no_influence():
-    method = method_of()
+def test_ignored_pixels_and_what_lies_outside_of_an_image_have_no_influence(resnet):
     batch = batch_of(12)
-    noise = batch["image"].at[1, 9:].set(7)
-    _, _, value, out, _ = gradient(method, batch)
-    _, _, other, same, _ = gradient(method, batch | {"image": noise})
+    noise = batch["image"].copy()
+    noise[1, 9:] = 7
+    (value, out), _ = resnet.gradient(resnet.params, batch)
+    (other, same), _ = resnet.gradient(resnet.params, batch | {"image": noise})
     np.testing.assert_array_equal(value, other)
     np.testing.assert_array_equal(out.metrics["pixel_accuracy"], same.metrics["pixel_accuracy"])
 
-    params, state, _ = jax.jit(method.init)(jax.random.key(0), {})
-    predict = jax.jit(method.predict)
-    mask = predict(params, state, (), batch)["mask"]
+    mask = np.asarray(resnet.predict(resnet.params, resnet.state, (), batch)["mask"])
     assert mask.dtype == jnp.uint8 and mask.shape == (2, 12, 12)
     alone = {name: values[1:, :9] if values.ndim > 2 else values[1:] for name, values in batch.items()}
-    np.testing.assert_array_equal(predict(params, state, (), alone)["mask"][0], mask[1, :9])
+    np.testing.assert_array_equal(
+        resnet.predict(resnet.params, resnet.state, (), alone)["mask"][0], mask[1, :9]
+    )
 
 
 @pytest.mark.slow
-def test_constant_masks_are_learned_to_a_miou_of_100():
-    method = method_of()
+def test_constant_masks_are_learned_to_a_miou_of_100(resnet):
     batch = batch_of(12)
-    batch["mask"] = jnp.where(batch["mask"] == 255, 255, 3).astype(jnp.uint8)
-    params, state, _ = jax.jit(method.init)(jax.random.key(0), {})
+    batch["mask"] = np.where(batch["mask"] == 255, 255, 3).astype(np.uint8)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its integer count with floats
         tx = optax.adam(1e-2)
-        run = TrainState(jnp.zeros((), jnp.int32), params, state, tx.init(params), ())
-        step = jax.jit(make_train_step(method, tx))
+        start = jax.jit(tx.init)(resnet.params)
+        run = TrainState(jnp.int32(0), resnet.params, resnet.state, start, ())
+        step = jax.jit(make_train_step(resnet.method, tx))
         for _ in range(40):
             run, _ = step(run, batch, jax.random.key(0))
-    found = np.asarray(method.predict(run.params, run.model_state, (), batch)["mask"])
-    matrix = confusion(np.asarray(batch["mask"]), found, classes=CLASSES)
+    found = np.asarray(resnet.predict(run.params, run.model_state, (), batch)["mask"])
+    matrix = confusion(batch["mask"], found, classes=CLASSES)
     assert scores(matrix)["mIoU"] == 100.0 and matrix[3, 3] == matrix.sum() > 0
 
 
 @pytest.fixture(scope="module")
 def alexnet():
-    """FC6-8 of a narrow AlexNet that was trained at 64 pixels: a method and its gradient."""
+    """FC6-8 of a narrow AlexNet that was trained at 64 pixels."""
     model = dict(name="alexnet_bn", width=1 / 32, dropout=0.5, sobel=True, dtype="float32")
-    config = config_of("segmentation", "voc_alexnet_fc6_8", fcn__side=64, model=model)
-    method = segmentation(config, FACTS)
-    return method, gradient(method, batch_of(40))
+    return Case(config_of("segmentation", "voc_alexnet_fc6_8", fcn__side=64, model=model))
 
 
 @pytest.mark.slow
 def test_fc6_8_leaves_convolutions_and_all_statistics_as_they_are(alexnet):
-    method, (params, state, value, out, grads) = alexnet
+    method = alexnet.method
+    params = alexnet.params
+    (value, out), grads = alexnet.gradient(params, batch_of(40))
     np.testing.assert_allclose(value, np.log(CLASSES), rtol=1e-5)  # scores start from 0
     for name, layer in method.still(params)["encoder"].items():
         fixed = name not in ("fc6", "fc7")
         assert set(jax.tree.leaves(layer)) == {fixed}, name
     assert not any(jax.tree.leaves(method.still(params)["head"]))
-    assert float(optax.tree.norm(grads["encoder"]["conv5"])) == 0 < float(optax.tree.norm(grads["head"]))
-    jax.tree.map(np.testing.assert_array_equal, state, out.model_state)
+    assert norm(grads["encoder"]["conv5"]) == 0 < norm(grads["head"])
+    jax.tree.map(np.testing.assert_array_equal, alexnet.state, out.model_state)
 
 
 @pytest.mark.slow
 def test_the_loss_of_fcn_32s_is_a_mean_over_images(alexnet):
-    method, (params, state, *_) = alexnet
-    tilted = {"kernel": params["head"]["dense"]["kernel"], "bias": 0.1 * jnp.arange(5.0)}
+    params = alexnet.params
+    tilted = {
+        "kernel": params["head"]["dense"]["kernel"],
+        "bias": np.float32(0.1) * np.arange(5, dtype=np.float32),
+    }
     params = params | {"head": {"dense": tilted}}
     batch = batch_of(40)
-    few = batch["mask"].at[0, 4:].set(255)
-    value = jax.jit(
-        lambda mask: method.loss(params, state, (), batch | {"mask": mask}, jax.random.key(1), 0)[0]
-    )
-    nothing = jnp.full_like(few, 255)
-    first, second = (value(nothing.at[i].set(few[i])) for i in range(2))
+    few = batch["mask"].copy()
+    few[0, 4:] = 255
+    image = np.arange(2)[:, None, None]
+    value = lambda mask: alexnet.gradient(params, batch | {"mask": mask})[0][0]
+    first, second = (value(np.where(image == i, few, np.uint8(255))) for i in range(2))
     np.testing.assert_allclose(value(few), first + second, rtol=1e-5)
 
 
@@ -145,7 +157,10 @@ def test_a_run_on_the_digits_is_measured_and_shown(tmp_path, capsys):
         "configs/segmentation.py:digits",
         "--workdir",
         str(run),
-        "--config.steps=10",
+        "--config.steps=4",
+        "--config.batch_size=8",
+        "--config.model.name=one_block",
+        "--config.fcn.channels=8",
         "--config.optim.warmup_epochs=0",
     ]
     train.main(flags)
