@@ -12,8 +12,9 @@ import pytest
 
 import ssljax
 from configs import simclr, supervised
-from ssljax import evaluate, sharding, train
+from ssljax import evaluate, models, sharding, train
 from ssljax.data import sampler, sources
+from ssljax.models.resnet import Basic
 from ssljax.program import build, with_seed
 from ssljax.protocols.features import raw_pixels
 from ssljax.results import read
@@ -34,10 +35,11 @@ def flags(workdir, *more: str) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Eight fake devices cost eight times the work and make no difference to what is asserted here."""
+def small(monkeypatch):
+    """One device and one block: more cost more work and make no difference to what is asserted here."""
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
+    monkeypatch.setitem(models.BACKBONES, "resnet8", (Basic, (1,)))
 
 
 @pytest.fixture(autouse=True)
