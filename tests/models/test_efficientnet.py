@@ -1,7 +1,7 @@
 """EfficientNet against timm's tf_efficientnet, the paper's table and the released code's rules."""
 
 import json
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,7 +16,7 @@ from ssljax.convert import weights
 from ssljax.convert.efficientnet import TIMM
 from ssljax.losses.classification import cross_entropy
 from ssljax.models import EfficientNet, backbone
-from ssljax.models.efficientnet import HEAD, SCALES, channels, same
+from ssljax.models.efficientnet import HEAD, SCALES, STAGES, channels, same
 from tests.convert.foreign import like
 from tests.models.golden_resnet import nhwc
 from tests.models.golden_torch import CLOSE, assert_trees_close, shapes
@@ -48,13 +48,10 @@ def variables(net, size=32):
     return jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
 
 
-def started(net, image):
-    return jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
-
-
 def applied(net, start, image, rngs=None):
     """The features in training mode."""
-    return jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))(start, image, rngs=rngs)[0]
+    run = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))
+    return np.asarray(run(start, image, rngs=rngs)[0])
 
 
 def inferred(net, start, image):
@@ -62,11 +59,20 @@ def inferred(net, start, image):
     return jax.jit(partial(net.apply, train=False))(start, image)
 
 
-@cache
-def tiny():
-    """The weights of every network of TINY, whatever its noise, and an image."""
-    image = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
-    return image, started(EfficientNet(**TINY), image)
+@pytest.fixture
+def tiny(monkeypatch):
+    """An image and the weights of TINY, whatever its noise, with three stages; the last has a shortcut."""
+    monkeypatch.setattr("ssljax.models.efficientnet.STAGES", (STAGES[0], STAGES[3], STAGES[4]))
+    rng = np.random.default_rng(0)
+    known = {"scale": np.ones, "var": np.ones, "bias": np.zeros, "mean": np.zeros}
+
+    def one(path, leaf):
+        if (name := path[-1].key) in known:
+            return known[name](leaf.shape, np.float32)
+        return rng.normal(0.0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
+
+    image = rng.uniform(size=(4, 16, 16, 3)).astype(np.float32)
+    return image, jax.tree.map_with_path(one, variables(EfficientNet(**TINY)))
 
 
 def timms(golden, **changes):
@@ -155,7 +161,7 @@ def test_channels_are_multiples_of_eight_that_lose_at_most_a_tenth():
 
 
 @pytest.mark.slow
-def test_padding_is_tensorflows_same():
+def test_padding_is_tensorflows_same(tiny):
     """A stride of 2 on an even side pads one pixel more after than before."""
     assert [same(224, 3, 2), same(224, 5, 2), same(225, 3, 2), same(15, 5, 2), same(7, 3, 1)] == [
         (0, 1),
@@ -164,8 +170,9 @@ def test_padding_is_tensorflows_same():
         (2, 2),
         (1, 1),
     ]
-    _, start = tiny()
-    image = jnp.zeros((1, 8, 8, 3)).at[0, 0, 0].set(1.0)  # seen by the first output pixel alone
+    _, start = tiny
+    image = np.zeros((1, 8, 8, 3), np.float32)
+    image[0, 0, 0] = 1.0  # seen by the first output pixel alone
     kernel = start["params"]["stem_conv"]["kernel"]
     look = jax.jit(partial(EfficientNet(**TINY).apply, train=False, mutable=["intermediates"]))
     _, found = look(start, image)
@@ -188,14 +195,18 @@ def test_the_variant_for_small_images_keeps_two_sides():
 
 @pytest.mark.slow
 def test_initialisation_counts_the_outputs():
-    params = started(EfficientNet(depth=0.5), jnp.ones((1, 32, 32, 3)))["params"]
-    block = params["stage6_block2"]
+    @jax.jit
+    def drawn(key):
+        params = EfficientNet(depth=0.5).init(key, jnp.ones((1, 32, 32, 3)), train=False)["params"]
+        return params["stage6_block2"], params["head_conv"]["kernel"]
+
+    block, head = drawn(jax.random.key(0))
     kernels = (
         (block["expand_conv"]["kernel"], 1152),
         (block["depthwise_conv"]["kernel"], 25),  # TensorFlow counts one output
         (block["se"]["reduce"]["kernel"], 48),
         (block["se"]["expand"]["kernel"], 1152),
-        (params["head_conv"]["kernel"], 1280),
+        (head, 1280),
     )
     for kernel, fan_out in kernels:
         np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / fan_out), rtol=0.05)
@@ -205,10 +216,10 @@ def test_initialisation_counts_the_outputs():
 
 
 @pytest.mark.slow
-def test_stochastic_depth_drops_the_branch_of_an_example():
+def test_stochastic_depth_drops_the_branch_of_an_example(tiny):
     net = EfficientNet(**TINY, drop_path=0.5)
     plain = net.clone(drop_path=0.0)
-    image, start = tiny()
+    image, start = tiny
     dropped = applied(net, start, image, {"drop_path": jax.random.key(1)})
     assert np.abs(dropped - applied(plain, start, image)).max() > 1e-4
     np.testing.assert_array_equal(inferred(net, start, image), inferred(plain, start, image))
@@ -234,13 +245,13 @@ def test_rates_of_stochastic_depth_are_the_released_codes(monkeypatch):
 
 
 @pytest.mark.slow
-def test_dropout_is_on_the_features_in_training_only():
+def test_dropout_is_on_the_features_in_training_only(tiny):
     net = EfficientNet(**TINY, dropout=0.5)
-    image, start = tiny()
+    image, start = tiny
     plain = net.clone(dropout=0.0)
     dropped = applied(net, start, image, {"dropout": jax.random.key(1)})
     kept = applied(plain, start, image)
-    share = float((dropped == 0).mean())
+    share = (dropped == 0).mean()
     assert 0.4 < share < 0.6
     there = dropped != 0
     np.testing.assert_allclose(dropped[there], 2 * kept[there], rtol=1e-5)
@@ -248,28 +259,28 @@ def test_dropout_is_on_the_features_in_training_only():
 
 
 @pytest.mark.slow
-def test_frozen_blocks_get_no_gradient_and_keep_their_statistics():
+def test_frozen_blocks_get_no_gradient_and_keep_their_statistics(tiny):
     net = EfficientNet(**TINY, frozen_blocks=2)
-    image, start = tiny()
+    image, start = tiny
 
     def loss(params):
         h, state = net.apply({**start, "params": params}, image, train=True, mutable=["batch_stats"])
         return (h**3).sum(), state["batch_stats"]
 
     grads, after = jax.jit(jax.grad(loss, has_aux=True))(start["params"])
-    for branch, leaf in jax.tree.map(lambda g: bool(np.any(g != 0)), grads).items():
+    for branch, leaf in jax.tree.map(np.any, grads).items():
         frozen = branch in ("stem_conv", "stem_norm", "stage1_block1", "stage2_block1")
         assert not any(jax.tree.leaves(leaf)) if frozen else any(jax.tree.leaves(leaf)), branch
     for branch, leaf in after.items():
-        same_bits = jax.tree.map(lambda a, b: bool(np.all(a == b)), leaf, start["batch_stats"][branch])
+        same_bits = jax.tree.map(np.array_equal, leaf, start["batch_stats"][branch])
         frozen = branch in ("stem_norm", "stage1_block1", "stage2_block1")
         assert all(jax.tree.leaves(same_bits)) == frozen, branch
 
 
 @pytest.mark.slow
-def test_rematerialised_blocks_have_the_same_parameters_and_gradient():
+def test_rematerialised_blocks_have_the_same_parameters_and_gradient(tiny):
     net = EfficientNet(**TINY)
-    image, start = tiny()
+    image, start = tiny
 
     def gradient(net):
         def loss(params):
