@@ -5,12 +5,14 @@ from contextlib import contextmanager
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax import models
+from ssljax import models, sharding
 from ssljax.config import resolve
 from ssljax.models.resnet import Basic
+from ssljax.run.folder import RunFolder
 from ssljax.types import Facts
 
 SIZE = 8
@@ -22,6 +24,15 @@ def one_block():
     """While open, `model.name="one_block"` is a network of a single block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.BACKBONES, "one_block", (Basic, (1,)))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """A batch of 8 on one device, and networks of one block, in a module that has it by this name."""
+    make_mesh = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
+    with one_block():
         yield
 
 
@@ -43,11 +54,11 @@ def config_of(method: str, preset: str = "digits", **changes):
     return resolve(c).lock()
 
 
-def batch_of(rows: int, seed: int = 0) -> dict:
+def batch_of(rows: int, seed: int = 0, size: int = SIZE) -> dict:
     """Noise images with labels and the ids 100, 101, ..."""
     rng = np.random.default_rng(seed)
     batch = {
-        "image": rng.integers(0, 256, (rows, SIZE, SIZE, 1)).astype(np.uint8),
+        "image": rng.integers(0, 256, (rows, size, size, 1)).astype(np.uint8),
         "label": rng.integers(0, 10, rows).astype(np.int32),
         "index": np.arange(100, 100 + rows, dtype=np.int32),
     }
@@ -58,6 +69,11 @@ def shaken(tree, seed: int):
     """The same tree with random values, so that no branch is silent and no two networks are equal."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jax.device_put(np.float32(rng.normal(0.0, 0.5, leaf.shape))), tree)
+
+
+def positive(tree):
+    """The absolute values and a half: variances of a shaken tree."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.abs(leaf) + np.float32(0.5)), tree)
 
 
 def blank(program):
@@ -84,6 +100,40 @@ def watched(found: dict, function):
         return result
 
     return call
+
+
+def spied(function, **notes):
+    """`watched`, which also returns what is noted of the calls of functions of `models`.
+
+    A note, by the name of the function, is (net, x, output, **rest) -> dict.
+    """
+    found: dict = {}
+
+    def spy(original, note):
+        def call(net, params, statistics, x, **rest):
+            out = original(net, params, statistics, x, **rest)
+            found.update(note(net, x, out, **rest))
+            return out
+
+        return call
+
+    spies = {name: spy(getattr(models, name), note) for name, note in notes.items()}
+    run = watched(found, function)
+
+    def call(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, one in spies.items():
+                patch.setattr(models, name, one)
+            return *run(*arguments), dict(found)
+
+    return call
+
+
+def saved(folder, config, state) -> str:
+    """The folder of a run that ended in this state."""
+    with RunFolder(str(folder), config, FACTS) as run:
+        run.save(state.replace(step=jnp.int32(3)), {})
+    return str(folder)
 
 
 def names(tree) -> set[str]:

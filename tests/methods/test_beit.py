@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.beit import PRESETS, get_config
-from ssljax import models, preview
+from ssljax import preview
 from ssljax.config import resolve, stages
 from ssljax.data import sources
 from ssljax.earlier import start_from
@@ -23,7 +23,7 @@ from ssljax.run.folder import RunFolder
 from ssljax.sharding import make_mesh
 from ssljax.targets.ema import Ema
 from ssljax.types import TrainState
-from tests.methods.small import FACTS, batch_of, shaken, watched
+from tests.methods.small import FACTS, batch_of, shaken, spied
 
 SMALL = {
     "data.image_size": 8,
@@ -61,37 +61,18 @@ def fresh():
 
 @functools.cache
 def built(**changes):
-    """The config, the method, a shaken state and the loss.
-
-    The loss also returns what the transformer and the tokenizer saw and gave.
-    """
+    """The config, the method, a shaken state, and the loss with what the networks saw and gave."""
     c = config_of(**changes)
     method = METHODS["beit"](c, FACTS)
     params, model_state, extra = jax.eval_shape(method.init, jax.random.key(0), {})
     if extra:
         extra = fresh()[2]._replace(params=shaken(extra.params, 2))
-    found: dict = {}
-    forward, infer = models.forward, models.infer
-
-    def student(net, params, statistics, x, **rest):
-        out = forward(net, params, statistics, x, **rest)
-        found.update(x=x, mask=rest.get("mask"), tokens=out[0])
-        return out
-
-    def tokenizer(net, params, statistics, x, **rest):
-        out = infer(net, params, statistics, x, **rest)
-        found.update(tokenizer=x, logits=out)
-        return out
-
-    run = watched(found, method.loss)
-
-    def loss(state, batch, key=KEY, step=0):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(models, "forward", student)
-            patch.setattr(models, "infer", tokenizer)
-            value, out = run(*state, batch, key, jnp.int32(step))
-        return value, out, dict(found)
-
+    run = spied(
+        method.loss,
+        forward=lambda net, x, out, mask=None, **rest: dict(x=x, mask=mask, tokens=out[0]),
+        infer=lambda net, x, out: dict(tokenizer=x, logits=out),
+    )
+    loss = lambda state, batch, key=KEY, step=0: run(*state, batch, key, jnp.int32(step))
     return c, method, (shaken(params, 1), model_state, extra), loss
 
 
@@ -165,7 +146,6 @@ def test_masks_follow_the_image_and_the_step_not_the_place():
     assert np.any(loss(state, batch, jax.random.key(8), 1)[2]["mask"] != first)
 
 
-@pytest.mark.slow
 def test_pixel_regression_by_numpy():
     _, method, state, loss = built(recover__what="pixels")
     assert state[2] == () and method.num_views == 1
@@ -303,7 +283,6 @@ def test_the_preview_shows_the_masks_of_the_first_step():
     np.testing.assert_array_equal(grey.sum((1, 2)), stated)
 
 
-@pytest.mark.slow
 def test_the_gallery_shows_masks():
     c = config_of(data__image_size=16, views__tokens__size=16, model__patch=4, tokenizer__groups=3)
     test = sources.load(c.data, "test")

@@ -17,10 +17,10 @@ from ssljax.methods.cpc import contrasted
 from ssljax.program import build, encoder, evaluated
 from ssljax.sharding import make_mesh
 from ssljax.types import Facts, TrainState
+from tests.methods import small
 from tests.methods.small import shaken
 
 FACTS = Facts(num_examples=1500, num_classes=10, num_ids=1500)
-SIZE = 16
 KEY = jax.random.key(0)
 
 
@@ -42,13 +42,7 @@ def config_of(preset="digits", stage="", **changes):
     return resolve(c).lock()
 
 
-def batch_of(rows=4, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        "image": rng.integers(0, 256, (rows, SIZE, SIZE, 1)).astype(np.uint8),
-        "label": rng.integers(0, 10, rows).astype(np.int32),
-        "index": np.arange(100, 100 + rows, dtype=np.int32),
-    }
+batch_of = functools.partial(small.batch_of, size=16)
 
 
 def started(c):
@@ -87,7 +81,6 @@ def naive(p, t, step, images):
     return np.mean(losses)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("images", (2, 4))
 def test_every_prediction_meets_the_right_target_of_its_group(images):
     """On a grid of 5 x 7, where rows and columns cannot be confused."""
@@ -108,7 +101,7 @@ class Parts:
     def __init__(self):
         self.config = config_of(cpc__step_indices=(1, 2))
         self.method, self.params, self.model_state, self.extra = random_state(self.config)
-        self.batch = batch_of()
+        self.batch = batch_of(4)
         self.total, self.out = evaluated_loss(
             self.method, self.params, self.model_state, self.extra, self.batch
         )
@@ -193,19 +186,17 @@ def test_an_untrained_network_is_near_the_log_of_the_candidates():
         assert out.metrics["candidates"] == candidates
 
 
-@pytest.mark.slow
 def test_groups_and_steps_that_do_not_fit_are_refused():
     method = METHODS["cpc"](config_of(cpc__local_images=3), FACTS)
     state = jax.eval_shape(lambda: method.init(KEY, {}))
     with pytest.raises(ValueError, match="config.cpc.local_images=3 does not divide the batch of 4"):
-        jax.eval_shape(method.loss, *state, batch_of(), KEY, jnp.int32(0))
+        jax.eval_shape(method.loss, *state, batch_of(4), KEY, jnp.int32(0))
     with pytest.raises(ValueError, match="on a grid of 6 rows"):
         METHODS["cpc"](config_of(cpc__step_indices=(2, 5)), FACTS)
     with pytest.raises(ValueError, match=r"config.model.whole=True"):
         METHODS["cpc"](config_of(model__whole=True), FACTS)
 
 
-@pytest.mark.slow
 def test_the_average_is_evaluated_and_not_the_network():
     c = config_of(ema__decay=0.75)
     method, params, model_state, extra = random_state(c)
@@ -218,7 +209,7 @@ def test_the_average_is_evaluated_and_not_the_network():
         by_hand = models.infer(models.backbone(c.model), moved.params["encoder"], {}, x)
         return moved, encode(params, model_state, moved, image), by_hand
 
-    moved, features, by_hand = run(params, extra, batch_of()["image"])
+    moved, features, by_hand = run(params, extra, batch_of(4)["image"])
     start, end = jax.tree.map(np.asarray, (extra.params["encoder"], params["encoder"]))
     expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start, end)
     chex.assert_trees_all_close(moved.params["encoder"], expected, rtol=1e-5, atol=1e-6)
@@ -227,7 +218,6 @@ def test_the_average_is_evaluated_and_not_the_network():
     np.testing.assert_allclose(features, by_hand, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_the_gradient_is_clipped_before_adam():
     """0.01, Adam with .8 and .999: two steps against NumPy. A constant rate."""
     c = get_config("imagenet_r161").optim
@@ -272,7 +262,7 @@ def test_the_linear_probe_reads_changed_patches_and_trains_nothing_else():
     method, params, model_state, extra = started(c)
     assert set(params) == {"head"} and method.frozen
     params = shaken(params, 1)
-    batch = batch_of()
+    batch = batch_of(4)
     loss, out = evaluated_loss(method, params, model_state, extra, batch)
 
     @jax.jit
@@ -312,14 +302,13 @@ def loads(values):
     return load, asked
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("preset, stage", (("digits_linear", "linear"), ("digits_finetune", "frozen")))
 def test_a_frozen_encoder_is_the_average_of_pretraining(preset, stage):
     c = config_of(preset, stage)
     method, params, model_state, extra = random_state(c)
     assert "encoder" not in params
     load, asked = loads(0.5)
-    state = TrainState(step=jnp.int32(0), params=params, model_state=model_state, opt_state=(), extra=extra)
+    state = TrainState(0, params, model_state, (), extra)
     state = method.adopt(state, load)
     assert asked == [("pretrain", ("evaluated/params",))]
     weights, _ = method.evaluated(state.params, state.model_state, state.extra)
@@ -343,13 +332,13 @@ def test_the_classifier_reads_maps_of_whole_images_and_both_are_trained_in_the_e
     method, params, model_state, extra = random_state(c)
     assert set(params) == {"encoder", "classifier", "head"} and extra == () and not method.frozen
     load, asked = loads(0.25)
-    state = TrainState(step=jnp.int32(0), params=params, model_state=model_state, opt_state=(), extra=extra)
+    state = TrainState(0, params, model_state, (), extra)
     adopted = method.adopt(state, load)
     assert asked == [("frozen", ("evaluated/params",))]
     assert all((np.asarray(leaf) == 0.25).all() for leaf in jax.tree.leaves(adopted.params["encoder"]))
     chex.assert_trees_all_equal(adopted.params["classifier"], params["classifier"])
 
-    batch = batch_of()
+    batch = batch_of(4)
     (loss, _), grads = jax.jit(jax.value_and_grad(method.loss, has_aux=True))(
         params, model_state, extra, batch, KEY, jnp.int32(0)
     )

@@ -290,7 +290,6 @@ def test_micro_batches_divide_by_the_regions_of_the_whole_batch(method, fresh):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.slow
 def test_anchors_outside_the_image_are_never_drawn_and_a_box_they_match_best_is_not_lost():
     """By hand: four cells of stride 16 in a row, of which the image has two."""
     grid = anchors(1, 4, stride=16, sizes=(16.0,), ratios=(1.0,))
@@ -302,7 +301,6 @@ def test_anchors_outside_the_image_are_never_drawn_and_a_box_they_match_best_is_
     np.testing.assert_allclose(targets[1], [8.5 / 16, 0, np.log(15 / 16), 0], atol=1e-6)
 
 
-@pytest.mark.slow
 def test_what_the_box_head_should_say_of_a_proposal_by_hand():
     """Deltas are scaled by 10, 10, 5 and 5; true boxes are regions; the last class is the background."""
     proposals = np.array([[0, 0, 20, 20], [40, 40, 50, 50], [0, 0, 20, 20]], np.float32)

@@ -16,7 +16,7 @@ from ssljax.models import dvae as nets
 from ssljax.protocols import reconstruction
 from ssljax.protocols.features import Features
 from ssljax.run import monitor
-from tests.methods.small import FACTS, batch_of, config_of, shaken, watched
+from tests.methods.small import FACTS, batch_of, config_of, shaken, spied
 
 SMALL = dict(
     model__groups=2, model__hidden=4, model__blocks=1, model__vocabulary=12, model__codebook=6, batch_size=4
@@ -25,31 +25,17 @@ SMALL = dict(
 
 @functools.cache
 def built(**changes):
-    """The config, the method, a state of random weights, and the loss.
-
-    The loss also returns what the encoder sees and gives, and the decoder.
-    """
+    """The config, the method, a shaken state, and the loss with what encoder and decoder saw and gave."""
     c = config_of("dvae", **(SMALL | changes))
     method = METHODS["dvae"](c, FACTS)
     key = jax.random.key(0)
     state = shaken(jax.eval_shape(method.init, key, {}), 1)
     given = jax.jit(lambda key: method.init(key, {})[2].input)(key)
     state = (*state[:2], state[2]._replace(input=given))
-    found: dict = {}
-    forward = models.forward
-
-    def spied(net, params, statistics, x, **rest):
-        out = forward(net, params, statistics, x, **rest)
-        found[type(net).__name__] = (x, out[0])
-        return out
-
-    run = watched(found, method.loss)
+    run = spied(method.loss, forward=lambda net, x, out, **rest: {type(net).__name__: (x, out[0])})
 
     def loss(key=0, step=0, state=state):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(models, "forward", spied)
-            value, out = run(*state, batch_of(4), jax.random.key(key), jnp.int32(step))
-        return value, out, dict(found)
+        return run(*state, batch_of(4), jax.random.key(key), jnp.int32(step))
 
     return c, method, state, loss
 
@@ -62,7 +48,6 @@ def softmax(z):
     return e / e.sum(-1, keepdims=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 100, 10_000])
 def test_the_loss_by_numpy(step):
     c, _, _, loss = built()
@@ -91,7 +76,6 @@ def test_the_loss_by_numpy(step):
     np.testing.assert_allclose(out.metrics["kl"], kl.mean(), rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_the_kl_knows_neither_the_noise_nor_the_temperature():
     loss = built()[3]
     runs = [loss(1, 0), loss(2, 0), loss(2, 10_000)]
@@ -101,7 +85,6 @@ def test_the_kl_knows_neither_the_noise_nor_the_temperature():
         np.testing.assert_array_equal(out.metrics["kl"], runs[0][1].metrics["kl"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_the_weight_of_the_kl_follows_the_downsampling(groups):
     """One-hot posteriors add beta ln K / (C f^2): DALL-E's 6.6 ln 8192 / 192 is .3098."""
@@ -114,13 +97,11 @@ def test_the_weight_of_the_kl_follows_the_downsampling(groups):
     np.testing.assert_allclose(end - begin, 6.6 * np.log(12) / 4 ** (groups - 1), rtol=1e-3)
 
 
-@pytest.mark.slow
 def test_the_decoder_reads_relaxed_codes():
     y, _ = built()[3]()[2]["Decoder"]
     assert ((y > 0.01) & (y < 0.99)).any()
 
 
-@pytest.mark.slow
 def test_the_reconstruction_trains_the_encoder():
     _, method, (params, model_state, extra), _ = built(dvae__kl_weight=0.0)
     loss = lambda p: method.loss(p, model_state, extra, batch_of(4), jax.random.key(0), jnp.int32(0))[0]
@@ -128,7 +109,6 @@ def test_the_reconstruction_trains_the_encoder():
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(grads["encoder"]))
 
 
-@pytest.mark.slow
 def test_noise_follows_the_image_and_not_its_place_in_the_batch():
     key = jax.random.key(0)
     one = draw(key, np.array([5, 9], np.int32), (2, 2, 7))
@@ -165,7 +145,6 @@ def test_the_shares_of_the_paper_give_its_numbers_of_updates():
     assert (c.model.hidden, c.model.vocabulary, c.model.codebook, c.ema.decay) == (256, 8192, 128, 0.999)
 
 
-@pytest.mark.slow
 def test_the_average_is_what_is_exported():
     c, method, (params, model_state, extra), _ = built(ema__decay=0.5)
     image = batch_of(4)["image"]
@@ -192,7 +171,6 @@ def test_the_average_is_what_is_exported():
     assert np.any(np.asarray(raw) != np.asarray(codes))
 
 
-@pytest.mark.slow
 def test_squared_error_of_pixels_between_minus_one_and_one():
     loss = built(dvae__loss="l2", model__pixels="customized", dvae__kl_weight=0.0)[3]
     value, _, seen = loss()

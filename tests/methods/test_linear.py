@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import byol, deepcluster, moco, simclr
-from ssljax import benches, models, optim, sharding
+from ssljax import benches, models, optim
+from ssljax.config import resolve
 from ssljax.data import sources
 from ssljax.earlier import evaluated_part, start_from
 from ssljax.methods import METHODS
@@ -18,7 +19,8 @@ from ssljax.program import build, device_batches, encoder, evaluated, open_run
 from ssljax.run.folder import RunFolder
 from ssljax.run.loop import fit
 from ssljax.types import TrainState
-from tests.methods.small import FACTS, SIZE, blank, config_of, one_block, shaken
+from tests.methods import small
+from tests.methods.small import FACTS, SIZE, blank, config_of, positive, saved, shaken
 
 pytestmark = pytest.mark.slow
 
@@ -26,13 +28,7 @@ EPOCHS = 4
 IMAGES = 43  # five batches of 8 an epoch, and a rest that is dropped
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """A batch of 8 on one device, and networks of one block."""
-    make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
-    with one_block():
-        yield
+one_device = small.one_device
 
 
 def few_digits(config):
@@ -43,10 +39,6 @@ def with_backbone(state, seed: int) -> TrainState:
     """The state with a random frozen backbone, statistics included; variances are positive."""
     frozen = shaken(state.extra, seed)
     return state.replace(extra=frozen._replace(model_state=positive(frozen.model_state)))
-
-
-def positive(tree):
-    return jax.tree.map(lambda leaf: jax.device_put(np.abs(leaf) + np.float32(0.5)), tree)
 
 
 def by_flax(config, extra, images) -> np.ndarray:
@@ -199,13 +191,6 @@ def test_a_layer_is_pooled_as_the_cached_probe_pools_it():
 # ------------------------------------------------------------------------------------------- what is probed
 
 
-def saved(folder, config, state) -> str:
-    """The folder of a run that ended in this state."""
-    with RunFolder(str(folder), config, FACTS) as run:
-        run.save(state.replace(step=jnp.int32(3)), {})
-    return str(folder)
-
-
 def earlier_run(folder, method: str, **changes):
     """A run of another method with random weights in every branch, and its state."""
     config = config_of(method, **changes)
@@ -247,7 +232,7 @@ def test_a_moving_average_is_probed_where_the_run_evaluates_it(tmp_path):
     c.ema.decay = 0.9
     c.init_from = ""
     c.model.update(name="vit_xxs", distillation=False)
-    c = importlib.import_module("ssljax.config").resolve(c).lock()
+    c = resolve(c).lock()
     program = build(c, FACTS)
     state = blank(program)
     average = state.extra.ema._replace(params=shaken(state.params, 8))

@@ -17,7 +17,7 @@ from ssljax.run import refresh
 from ssljax.run.loop import refreshed
 from ssljax.targets.frozen import Frozen
 from ssljax.types import Facts
-from tests.methods.small import batch_of, blank, shaken
+from tests.methods.small import batch_of, blank, positive, shaken
 
 FACTS = Facts(num_examples=1500, num_classes=10, num_ids=1500, num_unlabelled=1450)
 KEY = jax.random.key(5)
@@ -40,11 +40,8 @@ def a_method(**changes):
 
 
 def mixed_batch():
-    rng = np.random.default_rng(0)
-    batch = batch_of(8)
-    image = rng.integers(0, 256, (8, 16, 16, 1)).astype(np.uint8)
     label = np.array([3, 9, -1, -1, -1, -1, -1, -1], np.int32)
-    return {**batch, "image": image, "label": label}
+    return {**batch_of(8, size=16), "label": label}
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +130,7 @@ def test_labels_are_the_teachers_own_without_noise_and_are_made_once():
     program = build(c, source.facts)
     state = blank(program)
     teacher = shaken(state.extra.teacher, 1)
-    statistics = jax.tree.map(lambda leaf: np.abs(leaf) + np.float32(0.5), teacher.model_state)
-    shaken_teacher = Frozen(teacher.params, statistics)
+    shaken_teacher = Frozen(teacher.params, positive(teacher.model_state))
     state = state.replace(extra=state.extra._replace(teacher=shaken_teacher))
     after = refreshed(program, source, state, 0, None)
 

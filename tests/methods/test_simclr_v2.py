@@ -10,29 +10,33 @@ import pytest
 
 from configs import simclr_v2
 from ssljax import config as configs
-from ssljax import models, optim, sharding
+from ssljax import models, optim
 from ssljax.data import views
 from ssljax.earlier import start_from
 from ssljax.losses.contrastive import nt_xent_with_memory
 from ssljax.methods import METHODS
 from ssljax.methods.simclr_v2 import Memory
 from ssljax.program import build, encoder
-from ssljax.run.folder import RunFolder
 from ssljax.targets.frozen import Frozen
 from ssljax.types import TrainState
-from tests.methods.small import FACTS, assert_close, batch_of, blank, config_of, names, one_block, shaken
+from tests.methods import small
+from tests.methods.small import (
+    FACTS,
+    assert_close,
+    batch_of,
+    blank,
+    config_of,
+    names,
+    positive,
+    saved,
+    shaken,
+)
 
 KEY = jax.random.key(7)
 ROWS = 6
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """A batch of 8 on one device, and networks of one block."""
-    make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
-    with one_block():
-        yield
+one_device = small.one_device
 
 
 def stage_of(task: str, **changes):
@@ -48,20 +52,17 @@ def stage_of(task: str, **changes):
 def random_state(method, seed: int = 1) -> TrainState:
     """A state with random weights in every branch and positive variances, frozen networks included."""
 
-    def random(tree, statistics):
-        tree = shaken(tree, seed)
-        return jax.tree.map(lambda leaf: np.abs(leaf) + np.float32(0.5), tree) if statistics else tree
-
+    random = lambda tree: positive(shaken(tree, seed))
     params, model_state, extra = jax.eval_shape(method.init, jax.random.key(0), {})
     if isinstance(extra, Memory):
         keys = np.asarray(shaken(extra.queue.keys, 5))
         queue = extra.queue._replace(
             keys=keys / np.linalg.norm(keys, axis=1, keepdims=True), pointer=np.int32(0)
         )
-        extra = Memory(shaken(extra.params, 3), random(extra.stats, True), queue)
+        extra = Memory(shaken(extra.params, 3), random(extra.stats), queue)
     elif extra != ():
-        extra = extra._replace(params=shaken(extra.params, 4), model_state=random(extra.model_state, True))
-    return TrainState(0, random(params, False), random(model_state, True), (), extra)
+        extra = extra._replace(params=shaken(extra.params, 4), model_state=random(extra.model_state))
+    return TrainState(0, shaken(params, seed), random(model_state), (), extra)
 
 
 def loss_of(method, state, batch):
@@ -333,13 +334,6 @@ def test_the_squared_temperature_scales_the_teachers_part():
 
 
 # ----------------------------------------------------------------------------- from one stage to the next
-
-
-def saved(folder, c, state) -> str:
-    """The folder of a run that ended in this state."""
-    with RunFolder(str(folder), c, FACTS) as run:
-        run.save(state.replace(step=jnp.int32(3)), {})
-    return str(folder)
 
 
 def finished(folder, c) -> tuple[str, TrainState]:

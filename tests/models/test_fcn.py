@@ -46,7 +46,6 @@ def test_the_fixed_kernel_is_the_released_one(golden):
     np.testing.assert_allclose(upsample_filter(63)[:3], [1 / 32, 2 / 32, 3 / 32])
 
 
-@pytest.mark.slow
 def test_fcn_32s_is_a_transposed_convolution_that_is_cropped():
     """The crops of the released AlexNet and VGG-16 are 18 and 19."""
     assert crop_of(ALEXNET, 6) == (63, 18)
@@ -90,7 +89,6 @@ def test_the_last_group_of_the_papers_network_has_stride_1():
     assert sum(leaf.size for leaf in jax.tree.leaves(params["encoder"])) == 23508032
 
 
-@pytest.mark.slow
 def test_the_last_group_by_hand():
     """Both convolutions dilated, the shortcut at every cell, on a map whose every cell is seen."""
     net = models.backbone(model(name="resnet8", width=1 / 16, stem="cifar").model)
@@ -119,7 +117,6 @@ def test_the_last_group_by_hand():
     np.testing.assert_allclose(maps[0], np.maximum(inside + shortcut, 0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_fc6_as_a_convolution_is_fc6():
     """On a map of 6 x 6 the fully convolutional AlexNet gives what AlexNet gives."""
     config = model(name="alexnet_bn", width=1 / 32, sobel=True, dropout=0.5)
@@ -146,7 +143,7 @@ def test_other_networks_are_refused():
     "network",
     [
         dict(name="resnet8", width=1 / 16, stem="cifar"),
-        pytest.param(dict(name="alexnet_bn", width=1 / 32), marks=pytest.mark.slow),
+        dict(name="alexnet_bn", width=1 / 32),
     ],
 )
 def test_padding_changes_no_score_of_an_image(network):
