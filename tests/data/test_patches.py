@@ -32,13 +32,9 @@ def config(channels=3, **recipe):
     return c
 
 
-def changing(c):
+def changed(c):
     run = jax.jit(lambda x, index, key: patches.changed(x, {"index": index}, key, c))
     return lambda x, index=(7, 8), seed=0: np.asarray(run(x, np.int32(index), jax.random.key(seed)))
-
-
-def changed(x, c, **batch):
-    return changing(c)(x, **batch)
 
 
 # ---------------------------------------------------------------------------------------- all operations
@@ -48,7 +44,7 @@ def changed(x, c, **batch):
 @pytest.mark.parametrize("channels", (3, 1))
 def test_every_patch_of_a_constant_image_becomes_another(channels):
     """All operations at once, in [0, 1]; by key, image and place, and not by the place in the batch."""
-    run = changing(config(channels, **{**PATCHES, "color_probability": 1.0, "policy_ops": 2}))
+    run = changed(config(channels, **{**PATCHES, "color_probability": 1.0, "policy_ops": 2}))
     x = (
         jnp.full((2, 2, 2, SIDE, SIDE, channels), 0.4, jnp.float32)
         + 0.2 * random((SIDE, SIDE, channels))[None, None, None]
@@ -65,19 +61,19 @@ def test_every_patch_of_a_constant_image_becomes_another(channels):
 def test_nothing_is_changed_where_everything_is_off_and_pixels_are_normalised_last():
     c = config()
     x = random((2, 2, 2, SIDE, SIDE, 3))
-    np.testing.assert_array_equal(changed(x, c), x)
+    np.testing.assert_array_equal(changed(c)(x), x)
     c.augment.update(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     expected = (np.asarray(x) - (0.1, 0.2, 0.3)) / (0.5, 0.6, 0.7)
-    np.testing.assert_allclose(changed(x, c), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(changed(c)(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_grey_and_dropped_channels():
     x = random((2, 2, 2, SIDE, SIDE, 3))
-    grey = changed(x, config(grayscale_probability=1.0))
+    grey = changed(config(grayscale_probability=1.0))(x)
     np.testing.assert_array_equal(grey[..., 0], grey[..., 1])
     np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
     assert grey.std() > 0.1
-    alone = changed(x, config(drop_probability=1.0)).reshape(8, -1, 3)
+    alone = changed(config(drop_probability=1.0))(x).reshape(8, -1, 3)
     constant = alone.std(1) == 0
     assert (constant.sum(1) == 2).all()
     kept = np.asarray(x).reshape(8, -1, 3)[~np.broadcast_to(constant[:, None], alone.shape)]
@@ -93,7 +89,7 @@ def test_probabilities_are_those_of_the_paper():
         drop_probability=0.0,
     )
     x = random((40, 4, 4, 4, 4, 3))
-    grey = changed(x, config(grayscale_probability=0.25), index=range(40))
+    grey = changed(config(grayscale_probability=0.25))(x, range(40))
     share = (grey[..., 0] == grey[..., 1]).all((-1, -2)).mean()
     assert abs(share - 0.25) < 0.06  # 640 patches: four standard errors
 
@@ -232,22 +228,12 @@ def test_each_order_of_inceptions_colours_against_tensorflow():
 
 def test_it_is_clipped_once_at_the_end():
     """Brighter and then flatter: a clip in between would lose what lay above 1."""
-    image = jnp.array([[[0.95] * 3, [0.35] * 3]], jnp.float32)
-    one = jnp.float32(1.0)
-    found = distort.distort_color(
-        image,
-        jnp.int32(0),
-        brightness=jnp.float32(0.2),
-        saturation=one,
-        hue=jnp.float32(0.0),
-        contrast_factor=one / 2,
-    )
-    np.testing.assert_allclose(
-        found[0, :, 0], [1.0, 0.7], atol=1e-5
-    )  # mean .85: .85 + .3 / 2 and .85 - .3 / 2
-    grey = distort.distort_color(
-        image, jnp.int32(3), brightness=one * 0, saturation=one * 1.5, hue=one * 0.2, contrast_factor=one
-    )
+    image = np.float32([[[0.95] * 3, [0.35] * 3]])
+    run = jax.jit(distort.distort_color)
+    found = run(image, 0, brightness=0.2, saturation=1.0, hue=0.0, contrast_factor=0.5)
+    # The mean is .85: .85 + .3 / 2 and .85 - .3 / 2.
+    np.testing.assert_allclose(found[0, :, 0], [1.0, 0.7], atol=1e-5)
+    grey = run(image, 3, brightness=0.0, saturation=1.5, hue=0.2, contrast_factor=1.0)
     np.testing.assert_allclose(grey, image, atol=1e-6)  # a grey patch stays grey
 
 

@@ -66,7 +66,7 @@ def test_loss_at_the_start_of_training_on_imagenet(m, expected, softmax):
     """
     n = 1_281_167
     expected += n * 1e-7
-    b = 24 * 4096 // m  # as many scores of either m
+    b = 24 * 4096 // m
 
     @jax.jit
     def found():
@@ -77,13 +77,13 @@ def test_loss_at_the_start_of_training_on_imagenet(m, expected, softmax):
         nces = [nce(*d, temperature=0.07, n_data=n, z=z).mean() for d in drawn]
         return z, nces, [bank_info_nce(*d, temperature=0.07).mean() for d in drawn]
 
-    z, nces, softmaxes = found()
+    z, nces, soft = found()
     np.testing.assert_allclose(z, 2.84e6, rtol=0.01)
-    np.testing.assert_allclose(nces[0], expected, atol=0.8)  # the positives of 24 rows vary by 1.6 / sqrt(24)
-    np.testing.assert_allclose(softmaxes[0], softmax, atol=0.8)
+    np.testing.assert_allclose(nces[0], expected, atol=0.8)  # positives vary by 1.6 / sqrt(b)
+    np.testing.assert_allclose(soft[0], softmax, atol=0.8)
     # Without the positives' share: the loss of a positive with score 0.
     np.testing.assert_allclose(nces[1], expected, atol=0.01)
-    np.testing.assert_allclose(softmaxes[1], softmax, atol=0.02)
+    np.testing.assert_allclose(soft[1], softmax, atol=0.02)
 
 
 def test_small_probabilities_keep_their_digits():
