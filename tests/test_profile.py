@@ -6,7 +6,7 @@ import pytest
 
 from ssljax import train
 from ssljax.run.profile import Operation, idle, operations, summary
-from tests.test_train import flags, one_device, xla_cache  # noqa: F401  (fixtures)
+from tests.test_train import flags, small, xla_cache  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.slow
 
