@@ -86,12 +86,11 @@ def build(config: ConfigDict, facts: Facts, mesh: Mesh | None = None) -> Program
         return state.replace(opt_state=tx.init(state.params))
 
     shapes, places = placed(mesh, jax.eval_shape(new_state, jax.random.key(0)), method)
-    weights = once(functools.partial(fresh, method), places.replace(opt_state=()))
+    weights = beginning(method, places)
     moments = once(tx.init, places.opt_state)
 
     def init(seed: int) -> TrainState:
-        """Of two programs, because the first is also the one of `untrained`, which finds it compiled."""
-        state = weights(jax.random.key(seed))
+        state = weights(seed)
         return state.replace(opt_state=moments(state.params))
 
     step = jax.jit(
@@ -407,9 +406,22 @@ def untrained(config: ConfigDict, facts: Facts) -> Evaluated:
     method = method_of(config, facts)
     mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
     _, places = placed(mesh, fresh_shapes(method), method)
-    init = once(functools.partial(fresh, method), places)
-    state = init(jax.random.key(config.seed))
+    state = beginning(method, places)(config.seed)
     return evaluated(config, facts, switched_on(state), mesh)
+
+
+def beginning(method: Method, places: TrainState) -> Callable[[int], TrainState]:
+    """`fresh` as a program: one for training and for a random network, so that it is compiled once for both.
+
+    Args:
+        method: what to initialise.
+        places: the shardings of a state; those of an optimizer state are left alone.
+
+    Returns:
+        The state of a seed, without optimizer state.
+    """
+    run = once(functools.partial(fresh, method), places.replace(opt_state=()))
+    return lambda seed: run(jax.random.key(seed))
 
 
 def once(function: Callable[..., Any], places: Any = None) -> jax.stages.Wrapped:
