@@ -1,7 +1,7 @@
 """Detection's contract: scenes in squares, so that all batches have one shape.
 
-Every limit exceeds its candidates. Otherwise rounding could decide what is drawn, and one device would not
-compute what eight compute.
+Every draw takes all of its candidates, and proposals are the sixteen that score best. Otherwise rounding
+could decide what is drawn, and one device would not compute what eight compute.
 """
 
 SMALL = {
