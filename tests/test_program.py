@@ -20,14 +20,7 @@ from ssljax.run.folder import RunFolder, facts_of
 from ssljax.types import Facts, TrainState
 from tests.methods.small import FACTS, assert_close, config_of, names, one_block, shaken
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Eight fake devices cost eight times the work and make no difference to what is asserted here."""
-    make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 def saved(folder, state):

@@ -35,10 +35,8 @@ def flags(workdir, *more: str) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """One device and one block: more cost more work and make no difference to what is asserted here."""
-    make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
+def small(monkeypatch, one_device):
+    """One block: more makes no difference to what is asserted here."""
     monkeypatch.setitem(models.BACKBONES, "resnet8", (Basic, (1,)))
 
 

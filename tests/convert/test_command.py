@@ -13,7 +13,7 @@ from configs.linear import get_config as linear_config
 from configs.moco import get_config as moco_config
 from configs.supervised import get_config
 from ssljax import __main__ as console
-from ssljax import convert, models, sharding
+from ssljax import convert, models
 from ssljax.config import resolve
 from ssljax.convert import regnet, weights
 from ssljax.convert.__main__ import export_weights, import_weights, main
@@ -24,15 +24,9 @@ from ssljax.run.folder import RunFolder
 from tests.convert.foreign import like
 from tests.methods.small import FACTS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 FLAGS = ["--config=configs/supervised.py:digits", "--config.model.name=regnety_xs"]
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
 
 
 def regnet_config():

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import beit
-from ssljax import cli, convert, sharding, train
+from ssljax import cli, convert, train
 from ssljax.convert import __main__ as command
 from ssljax.convert import dalle, weights
 from ssljax.convert.__main__ import export_weights, main
@@ -21,10 +21,7 @@ SMALL = {"pretrain.model.name": "beit_xxs", "finetune.model.name": "beit_xxs"}
 FLAGS = ["--config=configs/beit.py:digits", *(f"--config.{name}={value}" for name, value in SMALL.items())]
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

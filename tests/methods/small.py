@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssljax import models, sharding
+from ssljax import models
 from ssljax.config import resolve
 from ssljax.models.resnet import Basic
 from ssljax.run.folder import RunFolder
@@ -24,15 +24,6 @@ def one_block():
     """While open, `model.name="one_block"` is a network of a single block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.BACKBONES, "one_block", (Basic, (1,)))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """A batch of 8 on one device, and networks of one block, in a module that has it by this name."""
-    make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
-    with one_block():
         yield
 
 

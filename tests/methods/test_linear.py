@@ -19,8 +19,7 @@ from ssljax.program import build, device_batches, encoder, evaluated, open_run
 from ssljax.run.folder import RunFolder
 from ssljax.run.loop import fit
 from ssljax.types import TrainState
-from tests.methods import small
-from tests.methods.small import FACTS, SIZE, blank, config_of, positive, saved, shaken
+from tests.methods.small import FACTS, SIZE, blank, config_of, one_block, positive, saved, shaken
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +27,10 @@ EPOCHS = 4
 IMAGES = 43  # five batches of 8 an epoch, and a rest that is dropped
 
 
-one_device = small.one_device
+@pytest.fixture(autouse=True)
+def small_networks(one_device):
+    with one_block():
+        yield
 
 
 def few_digits(config):

@@ -19,7 +19,6 @@ from ssljax.methods.simclr_v2 import Memory
 from ssljax.program import build, encoder
 from ssljax.targets.frozen import Frozen
 from ssljax.types import TrainState
-from tests.methods import small
 from tests.methods.small import (
     FACTS,
     assert_close,
@@ -27,6 +26,7 @@ from tests.methods.small import (
     blank,
     config_of,
     names,
+    one_block,
     positive,
     saved,
     shaken,
@@ -36,7 +36,10 @@ KEY = jax.random.key(7)
 ROWS = 6
 
 
-one_device = small.one_device
+@pytest.fixture(autouse=True)
+def small_networks(one_device):
+    with one_block():
+        yield
 
 
 def stage_of(task: str, **changes):
