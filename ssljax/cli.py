@@ -154,15 +154,15 @@ def overridden(preset: ConfigDict, given: dict[str, Any]) -> tuple[ConfigDict, d
                 f"--config.{key}={configs.shown(value)}: the entries must be numbers, words, True or False"
             )
         configs.put(config, key, value)
-    configs.check(configs.resolve(config))
+    resolved = configs.resolve(config)
+    configs.check(resolved)
     for key in given:
         reason = configs.unread(key, config)
         if reason:
             raise ValueError(reason)
-    config = configs.resolve(config)
-    after = configs.flat(config)
+    after = configs.flat(resolved)
     took = {key: value for key, value in given.items() if key not in before or after[key] != before[key]}
-    return config.lock(), took
+    return resolved.lock(), took
 
 
 def _unquoted(value: Any) -> Any:
