@@ -18,8 +18,8 @@ from tests.processes import QUICK, ROOT
 
 pytestmark = pytest.mark.slow
 
-# Ten seconds instead of minutes: a network of base width 8, one epoch of 20 images per class, one and two
-# labels per class.
+# Ten seconds instead of minutes: a network of one block and base width 8, one epoch of 20 images per class,
+# one and two labels per class.
 SMALL = (
     "epochs=1",
     "batch_size=64",
@@ -113,9 +113,9 @@ def test_own_images(kernel, generator, tmp_path):
     for i, digit in enumerate(load_digits().images[:64]):
         Image.fromarray((digit * 16).clip(0, 255).astype("uint8")).save(images / f"{i}.png")
     changes = "--config.epochs=1 --config.batch_size=16 --config.model.width=0.125 --config.head.dim=16"
-    changes += " --config.optim.warmup_epochs=0"
+    changes += " --config.optim.warmup_epochs=0 --config.model.name=resnet8"
     outputs, printed = executed(kernel, generator, tmp_path, "own_images", changes, SSLJAX_IMAGES=str(images))
-    assert "64 images, 64 features each" in printed["embed"]
+    assert "64 images, 8 features each" in printed["embed"]
     assert "network.stablehlo" in printed["export"]
     assert float(printed["export"].split(" or more")[0].split()[-1]) > 0.9
     shows(outputs, tmp_path, preview="preview.png", neighbours="neighbours.png")
@@ -141,6 +141,7 @@ def test_from_the_first_cell_to_the_figure(kernel, generator, tmp_path, name, ti
 def test_labels_that_the_network_gives_itself(kernel, generator, tmp_path):
     # DeepCluster's optimizer has no warm-up.
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
+    changes += " --config.clusters.dim=8"
     outputs, printed = executed(kernel, generator, tmp_path, "deepcluster", changes)
     assert "refresh at step 0  kmeans_objective" in printed["train"] and "step 4/4" in printed["train"]
     assert "deepcluster  clusters: NMI" in printed["evaluate"]
@@ -165,7 +166,7 @@ def test_a_teacher_and_its_student(kernel, generator, tmp_path):
     for change in SMALL:
         if change not in resnet:
             changes += f" --config.student.{change}"
-    changes += " --config.student.teacher.width=0.125 --config.student.model.scan=True"
+    changes += " --config.student.teacher.width=0.125"
     outputs, printed = executed(kernel, generator, tmp_path, "deit", changes)
     assert printed["train"].count("step 4/4") == 2
     assert "classifier_distillation_token: top-1" in printed["evaluate"]
@@ -190,7 +191,6 @@ def test_a_teacher_of_few_labels_and_its_student(kernel, generator, tmp_path):
 def test_a_tokenizer_and_a_transformer(kernel, generator, tmp_path):
     changes = "--config.tokenizer.epochs=1 --config.tokenizer.model.hidden=8 --config.tokenizer.batch_size=64"
     changes += " --config.pretrain.tokenizer.hidden=8 --config.pretrain.epochs=1 --config.finetune.epochs=1"
-    changes += " --config.pretrain.model.name=beit_xxs --config.finetune.model.name=beit_xxs"
     changes += " --config.pretrain.eval_every_epochs=0 --config.pretrain.checkpoint.best="
     changes += " --config.pretrain.optim.warmup_epochs=0 --config.finetune.optim.warmup_epochs=0"
     changes += " --config.tokenizer.data.train_per_class=40 --config.pretrain.data.train_per_class=20"
@@ -223,6 +223,7 @@ def test_a_noised_student(kernel, generator, tmp_path):
 def test_patches_that_predict_each_other(kernel, generator, tmp_path):
     # CPC's optimizer has no warm-up.
     changes = " ".join(f"--config.{change}" for change in SMALL if "warmup" not in change)
+    changes += " --config.context.blocks=1"
     outputs, printed = executed(kernel, generator, tmp_path, "cpc", changes)
     assert "step 4/4" in printed["train"] and "loss" in printed["train"]
     assert "random_init  knn, k=20: top-1" in printed["evaluate"]
@@ -233,7 +234,10 @@ def test_patches_that_predict_each_other(kernel, generator, tmp_path):
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
-    """One kernel for all notebooks: each begins without names, but what is imported and compiled stays."""
+    """One kernel for all notebooks: each begins without names, but what is imported and compiled stays.
+
+    The networks of the digits have one block each there.
+    """
     manager = KernelManager(kernel_name="python3")
     environment = {
         **os.environ,
@@ -252,7 +256,9 @@ def executed(kernel, generator, folder, name, changes, **variables):
     """Runs a notebook. Returns the outputs of every cell, and what each cell printed."""
     book = nbformat.reads(generator.notebook(name), as_version=4)
     variables |= {"SSLJAX_RUN": str(folder / "run"), "SSLJAX_CHANGES": changes}
-    book.cells.insert(0, new_code_cell(f"%reset -f\nimport os\nos.environ.update({variables!r})", id="fresh"))
+    fresh = ("%reset -f", "import os", "from tests.one_block import shrink", "shrink()")
+    fresh = "\n".join((*fresh, f"os.environ.update({variables!r})"))
+    book.cells.insert(0, new_code_cell(fresh, id="fresh"))
     NotebookClient(book, timeout=300, km=kernel).execute()
     outputs = {cell.id: cell.get("outputs", []) for cell in book.cells}
     printed = {name: "".join(out.get("text", "") for out in found) for name, found in outputs.items()}

@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 from tests.processes import BARE, QUICK, ROOT
 
 SMALL = (
-    *("--config.epochs=1", "--config.batch_size=16", "--config.model.width=0.125", "--config.head.dim=16"),
+    *("--config.epochs=1", "--config.batch_size=16", "--config.data.image_size=16", "--config.head.dim=16"),
+    *("--config.model.name=resnet8", "--config.model.width=0.125", "--config.model.stem=imagenet"),
     *("--config.eval_every_epochs=0", "--config.optim.warmup_epochs=0"),
     "--config.data.on_bad_image=skip",
 )
@@ -49,7 +50,7 @@ def test_from_a_folder_of_pictures_to_a_comparison_of_two_methods(tmp_path):
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     (installed,) = out.glob("venv/lib/python*/site-packages/ssljax/__init__.py")
-    assert "60 images, 64 features each, 1 of 61 files left out" in done.stdout
+    assert "60 images, 32 features each, 1 of 61 files left out" in done.stdout
     assert float(re.search(r"npz: (\S+) or more", done.stdout)[1]) > 0.9
     shown = np.asarray(Image.open(out / "neighbours.png").convert("L"))
     assert shown.size > 5000 and (shown < 50).mean() > 0.1  # the digits are bright on black

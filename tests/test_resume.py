@@ -22,7 +22,7 @@ from tests.processes import (
 
 pytestmark = pytest.mark.slow
 
-TOTAL = 282  # 1,500 * 6 // 32 + 1
+TOTAL = 188  # 1,500 * 4 // 32 + 1
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,25 @@
+"""A process in which the smallest networks have one block each, so that they are compiled sooner.
+
+python -m tests.one_block VERB FLAGS     # `python -m ssljax.VERB FLAGS` in such a process
+"""
+
+import importlib
+import sys
+
+from ssljax import cli
+from ssljax.models import BACKBONES, beit_vit, cpc, vit
+from ssljax.models.resnet import Basic
+
+
+def shrink() -> None:
+    """Change the networks of the presets for digits, under their own names, for the rest of the process."""
+    BACKBONES["resnet8"] = (Basic, (1,))
+    vit.SIZES["vit_xs"] = (32, 1, 2)
+    beit_vit.SIZES["beit_xs"] = (32, 1, 2)
+    cpc.STACKS["cpc_r8"] = cpc.STACKS["cpc_r8"][:1]
+
+
+if __name__ == "__main__":
+    shrink()
+    verb = importlib.import_module(f"ssljax.{sys.argv.pop(1)}")
+    cli.run(verb.main)
