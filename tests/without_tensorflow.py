@@ -120,10 +120,8 @@ def flags(settings: dict) -> list[str]:
 def main(root: Path) -> None:
     sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
     from ssljax import report
-    from ssljax.models import vit
     from tests.methods.small import one_block
 
-    vit.SIZES["vit_one_block"] = (16, 1, 2)
     with one_block():
         for method in METHODS:
             digits(method, root / "runs" / method)

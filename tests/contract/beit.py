@@ -5,7 +5,7 @@ import chex
 from tests.contract.case import carries
 
 SMALL = {
-    "model.name": "beit_xxs",
+    "model.name": "beit_one_block",
     "tokenizer.hidden": 8,
     "tokenizer.vocabulary": 16,
 }

@@ -5,7 +5,7 @@ import chex
 from tests.contract.case import carries, follows
 
 SMALL = {
-    "model.name": "cpc_r8",
+    "model.name": "cpc_one_block",
     "model.width": 0.25,
     "context.blocks": 1,
     "context.hidden": 64,

@@ -1,8 +1,8 @@
 """CPC's efficient classification, in the stage that trains all of it."""
 
 SMALL = {
-    "model.name": "cpc_r8",
-    "model.width": 0.0625,
+    "model.name": "cpc_one_block",
+    "model.width": 0.125,
     "classifier.blocks": 1,
     "classifier.bottleneck": 4,
 }

@@ -4,7 +4,7 @@ import chex
 
 from tests.contract.case import carries
 
-SMALL = {"model.name": "cpc_r8", "model.width": 0.25}
+SMALL = {"model.name": "cpc_one_block", "model.width": 0.25}
 
 
 def oracle(case):

@@ -5,8 +5,9 @@ import chex
 from tests.contract.case import carries, follows
 
 SMALL = {
-    "model.name": "vit_xxs",
+    "model.name": "vit_one_block",
     "model.scan": True,
+    "teacher.name": "one_block",
     "teacher.width": 0.125,
     "ema.decay": 0.9,
     "mix.label_smoothing": 0.0,

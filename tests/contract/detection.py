@@ -5,10 +5,10 @@ could decide what is drawn, and one device would not compute what eight compute.
 """
 
 SMALL = {
-    "model.name": "resnet8",  # whose last group runs on regions
+    "model.name": "two_blocks",  # whose last group runs on regions
     "model.width": 0.125,
     "annotated.long_side": 32,
-    "model.stem": "cifar",
+    "model.stem": "imagenet",
     "detector.anchor_sizes": (8.0, 12.0),
     "detector.anchors": 4096,
     "detector.regions": 32,

@@ -11,6 +11,7 @@ import pytest
 
 from ssljax import models
 from ssljax.config import resolve
+from ssljax.models import beit_vit, cpc, vit
 from ssljax.models.resnet import Basic
 from ssljax.run.folder import RunFolder
 from ssljax.types import Facts
@@ -21,9 +22,13 @@ FACTS = Facts(num_examples=1500, num_classes=10, num_ids=1500)  # those of the d
 
 @contextmanager
 def one_block():
-    """While open, `model.name="one_block"` is a network of a single block."""
+    """While open, names of networks of a single block each, and of two blocks, which a detector needs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.BACKBONES, "one_block", (Basic, (1,)))
+        patch.setitem(models.BACKBONES, "two_blocks", (Basic, (1, 1)))
+        patch.setitem(vit.SIZES, "vit_one_block", (32, 1, 2))
+        patch.setitem(beit_vit.SIZES, "beit_one_block", (32, 1, 2))
+        patch.setitem(cpc.STACKS, "cpc_one_block", cpc.STACKS["cpc_r8"][:1])
         yield
 
 
