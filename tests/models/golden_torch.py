@@ -1,5 +1,7 @@
 """Compare a convolutional network with the torchvision network in a golden file."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,26 @@ def evaluate(net, variables, image):
     return pooled, {name: value for name, (value,) in state["intermediates"].items()}
 
 
+def remat_changes_nothing(net, start, image, **close):
+    """Rematerialised blocks have the same parameters, gradient and statistics."""
+
+    def gradient(net):
+        def loss(params):
+            h, state = net.apply({**start, "params": params}, image, train=True, mutable=["batch_stats"])
+            return (h**3).sum(), state["batch_stats"]
+
+        traced = jax.jit(jax.grad(loss, has_aux=True)).trace(start["params"])
+        return traced.lower().compile()(start["params"]), str(traced.jaxpr).count("remat")
+
+    frugal = net.clone(remat="blocks")
+    fresh = jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)
+    assert shapes(fresh) == shapes(start)
+    (found, kept), (expected, none) = gradient(frugal), gradient(net)
+    for a, b in zip(found, expected, strict=True):
+        assert_trees_close(a, b, **close)
+    assert kept > 0 == none
+
+
 def computes_what_torch_does(net, case, family, layers):
     """Compare both modes, the running statistics after training and the gradients that are in the file.
 
@@ -52,7 +74,7 @@ def computes_what_torch_does(net, case, family, layers):
     classes = int(case["num_classes"])
     classifier = LinearClassifier(classes)
     template = like(net, image, classes, "head")
-    tree = jax.tree.map(jnp.asarray, weights.load(under("state/"), template, family))
+    tree = weights.load(under("state/"), template, family)
     params = tree["params"]["encoder"]
     statistics = tree["model_state"]["encoder"]
     fc = {"params": tree["params"]["head"]}
@@ -70,7 +92,7 @@ def computes_what_torch_does(net, case, family, layers):
         return pooled, classifier.apply(fc, pooled), found, jax.value_and_grad(loss, has_aux=True)(params)
 
     # 1. Activations and logits in both modes.
-    pooled, logits, found, ((loss, (train_logits, after)), grads) = both_modes(params)
+    pooled, logits, found, ((loss, (train_logits, after)), grads) = jax.device_get(both_modes(params))
     for layer, theirs in layers.items():
         expected = nhwc(case[f"eval/{theirs}"])  # large maps: of the first image alone
         np.testing.assert_allclose(found[layer][: len(expected)], expected, **CLOSE, err_msg=layer)

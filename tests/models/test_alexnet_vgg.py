@@ -97,15 +97,16 @@ def test_the_layers_in_their_order(name, first_drop):
     def random(leaf):
         size = rng.uniform(0.2, 0.6, leaf.shape)
         sign = rng.choice([-1, 1], leaf.shape)
-        return jnp.asarray(size * sign, jnp.float32)
+        return (size * sign).astype(np.float32)
 
     p = jax.tree.map(random, variables["params"])
     stats = jax.tree.map(random, variables["batch_stats"])
-    stats = jax.tree.map(jnp.abs, stats)
+    stats = jax.tree.map(np.abs, stats)
 
-    y = sobel(x)
-    maps = {}
-    with jax.numpy_rank_promotion("allow"):
+    @jax.jit
+    def by_hand(p):
+        y = sobel(x)
+        maps = {}
         for layer in net.architecture.convs:
             norm_name = layer.name.replace("conv", "norm")
             norm = p[norm_name]
@@ -123,39 +124,38 @@ def test_the_layers_in_their_order(name, first_drop):
             if layer.pool[0]:
                 y = nn.max_pool(y, (layer.pool[0],) * 2, (layer.pool[1],) * 2)
         fc6 = jnp.maximum(y.reshape(3, -1) @ p["fc6"]["kernel"] + p["fc6"]["bias"], 0)
-        fc7 = fc6 @ p["fc7"]["kernel"] + p["fc7"]["bias"]
-    scale = float(jnp.abs(fc7).max())
+        return maps, fc6, fc6 @ p["fc7"]["kernel"] + p["fc7"]["bias"]
 
-    found = models.infer(net, p, stats, x)
+    with jax.numpy_rank_promotion("allow"):
+        maps, fc6, fc7 = jax.device_get(by_hand(p))
+    scale = float(np.abs(fc7).max())
+
+    infer = jax.jit(partial(models.infer, net))
+    found = np.asarray(infer(p, stats, x))
     last = net.architecture.convs[-1].name
-    np.testing.assert_allclose(
-        models.activation(net, p, stats, x, last), maps[last], rtol=1e-3, atol=1e-4 * float(maps[last].max())
-    )
+    seen = jax.jit(partial(models.activation, net, layer=last))(p, stats, x)
+    np.testing.assert_allclose(seen, maps[last], rtol=1e-3, atol=1e-4 * float(maps[last].max()))
     np.testing.assert_allclose(found, fc7, rtol=1e-3, atol=1e-4 * scale)
     assert (found < 0).any(), "k-means must see what the last ReLU would cut off"
     with pytest.raises(ValueError, match="no layer 'conv9'; its layers are conv1"):
-        models.activation(net, p, stats, x, "conv9")
-
-    nothing, _ = models.forward(net.clone(dropout=1.0), p, stats, x, key=jax.random.key(0))
-    np.testing.assert_allclose(nothing, jnp.broadcast_to(p["fc7"]["bias"], nothing.shape), rtol=1e-6)
+        jax.eval_shape(lambda: models.activation(net, p, stats, x, "conv9"))
 
     def after_fc6(rate):
-        _, state = net.clone(dropout=rate).apply(
-            {"params": p, "batch_stats": stats},
-            x,
-            train=rate > 0,
-            rngs={"dropout": jax.random.key(0)},
-            mutable=["intermediates", "batch_stats"],
-        )
-        return state["intermediates"]["after_fc6"][0]
+        run = partial(net.clone(dropout=rate).apply, train=rate > 0, mutable=["intermediates", "batch_stats"])
+        variables = {"params": p, "batch_stats": stats}
+        y, state = jax.jit(run)(variables, x, rngs={"dropout": jax.random.key(0)})
+        return y, state["intermediates"]["after_fc6"][0]
 
-    dropped = jnp.maximum(jnp.broadcast_to(p["fc6"]["bias"], fc6.shape), 0)
-    assert np.allclose(after_fc6(1.0), dropped) == first_drop
-    assert not np.allclose(after_fc6(0.0), dropped)
+    nothing, first = after_fc6(1.0)
+    np.testing.assert_allclose(nothing, np.broadcast_to(p["fc7"]["bias"], nothing.shape), rtol=1e-6)
+    dropped = np.maximum(np.broadcast_to(p["fc6"]["bias"], fc6.shape), 0)
+    assert np.allclose(first, dropped) == first_drop
+    assert not np.allclose(after_fc6(0.0)[1], dropped)
 
-    half = [models.forward(net, p, stats, x, key=jax.random.key(k))[0] for k in (0, 0, 1)]
+    in_training = jax.jit(lambda key: models.forward(net, p, stats, x, key=key)[0])
+    half = [np.asarray(in_training(jax.random.key(k))) for k in (0, 0, 1)]
     assert np.array_equal(half[0], half[1]) and not np.array_equal(half[0], half[2])
-    np.testing.assert_array_equal(found, models.infer(net, p, stats, x))
+    np.testing.assert_array_equal(found, infer(p, stats, x))
 
 
 def test_an_image_that_is_too_small_is_refused():

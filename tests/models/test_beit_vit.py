@@ -24,10 +24,17 @@ from ssljax.models.beit_vit import (
     spline_matrix,
 )
 from tests.convert.foreign import like
+from tests.methods.small import shaken
 
 COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 TINY = dict(width=24, depth=2, heads=3, patch=4)
+indices = jax.jit(relative_index, static_argnums=(0, 1))
+
+
+def applied(net, params, image, **call):
+    run = jax.jit(partial(net.apply, train=False), static_argnames=("tokens", "mutable"))
+    return jax.device_get(run({"params": params}, image, **call))
 
 
 def size_of(tree):
@@ -61,7 +68,7 @@ def released(g):
         shapes["params"]["mask_token"] = jax.ShapeDtypeStruct((net.width,), jnp.float32)
     family = names_of.family(net, height, width, head)
     params = weights.load(state, shapes, family)["params"]
-    return net, jax.tree.map(jnp.asarray, params)
+    return net, params
 
 
 class Under:
@@ -99,7 +106,8 @@ def test_pretraining_forward_and_backward(golden, case):
         logits = logits_of(params)
         return masked_token_cross_entropy(logits, jnp.asarray(g["token_ids"]), mask).mean(), logits
 
-    (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (value, logits), grads = jax.device_get(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
+    mask = np.asarray(mask)
     np.testing.assert_allclose(logits, g["logits_all"], **CLOSE)
     np.testing.assert_allclose(logits[mask], g["logits_masked"], **CLOSE)
     np.testing.assert_allclose(value, g["loss"], rtol=1e-5)
@@ -116,7 +124,7 @@ def test_fine_tuning_pools_patches_and_then_norms(golden):
     g = Under(golden, "cls")
     net, params = released(g)
     image = jnp.asarray(g["image"].transpose(0, 2, 3, 1))
-    features = models.infer(net, params["encoder"], {}, image)
+    features = jax.jit(partial(models.infer, net))(params["encoder"], {}, image)
     np.testing.assert_allclose(features, g["features"], **CLOSE)
     np.testing.assert_allclose(models.logits(params["head"], features), g["logits"], **CLOSE)
 
@@ -126,7 +134,7 @@ def test_fine_tuning_pools_patches_and_then_norms(golden):
 def test_the_index_of_relative_positions(golden, case):
     g = golden("beit").under(case)
     height, width = (int(side) for side in g["window"])
-    index = np.asarray(relative_index(height, width))
+    index = np.asarray(indices(height, width))
     np.testing.assert_array_equal(index, g["index"])
     assert entries(height, width) == int(g["num_relative_distance"]) == g["table"].shape[0]
     bias = np.moveaxis(g["table"][index], -1, 0)
@@ -144,7 +152,7 @@ def test_the_index_of_a_2_by_2_window_by_hand():
         [10, 7, 6, 4, 3],
         [10, 8, 7, 5, 4],
     ]
-    np.testing.assert_array_equal(relative_index(2, 2), expected)
+    np.testing.assert_array_equal(indices(2, 2), expected)
 
 
 def shapes(net, size=224):
@@ -178,15 +186,18 @@ def test_parameter_counts_in_fine_tuning():
     assert size_of(shapes(net)) + head == counts["beit_base_patch16_224_abs_pos_no_layerscale"]["total"]
 
 
-def initialised(**changes):
+def tiny(**changes):
+    """A network, random parameters and images."""
     net = BeitViT(**(TINY | changes))
-    image = jax.random.uniform(jax.random.key(3), (2, 16, 16, 3))
-    return net, jax.jit(partial(net.init, train=False))(jax.random.key(0), image)["params"], image
+    image = np.random.default_rng(3).uniform(size=(2, 16, 16, 3)).astype(np.float32)
+    return net, jax.device_get(shaken(shapes(net, 16), 1)), image
 
 
 @pytest.mark.slow
 def test_initial_weights_are_truncated_at_one_standard_deviation():
-    _, params, _ = initialised(width=96, absolute=True)
+    net = BeitViT(**TINY | dict(width=96), absolute=True)
+    init = jax.jit(partial(net.init, train=False))
+    params = jax.device_get(init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))["params"])
     for name, scale in (("block0", 1 / np.sqrt(2)), ("block1", 1 / 2)):
         for kernel, factor in (
             (params[name]["attn"]["proj"]["kernel"], scale),
@@ -202,65 +213,64 @@ def test_initial_weights_are_truncated_at_one_standard_deviation():
 
 @pytest.mark.slow
 def test_pixels_of_masked_patches_do_not_matter():
-    net, params, image = initialised(absolute=True)
-    mask = jnp.zeros((2, 16), bool).at[:, 5].set(True).at[1, 9].set(True)
-    token = jax.random.normal(jax.random.key(1), (24,))
-    run = jax.jit(
-        partial(net.apply, {"params": params}, train=False, tokens=True, mask=mask, mask_token=token)
-    )
-    changed = image.at[:, 4:8, 4:8].set(0.0).at[1, 8:12, 4:8].set(1.0)
+    net, params, image = tiny(absolute=True)
+    mask = np.zeros((2, 16), bool)
+    mask[:, 5] = mask[1, 9] = True
+    token = np.random.default_rng(1).normal(size=24).astype(np.float32)
+    compiled = jax.jit(partial(net.apply, train=False, tokens=True))
+    run = lambda image: np.asarray(compiled({"params": params}, image, mask=mask, mask_token=token))
+    changed, seen = image.copy(), image.copy()
+    changed[:, 4:8, 4:8] = 0.0
+    changed[1, 8:12, 4:8] = 1.0
     np.testing.assert_array_equal(run(image), run(changed))
-    assert np.any(np.asarray(run(image)) != np.asarray(run(image.at[0, 8:12, 4:8].set(1.0))))
+    seen[0, 8:12, 4:8] = 1.0
+    assert np.any(run(image) != run(seen))
 
 
 @pytest.mark.slow
 def test_a_masked_patch_keeps_its_position():
     """All patches masked: with positions the tokens differ, without any they are equal."""
     for absolute, equal in ((True, False), (False, True)):
-        net, params, image = initialised(absolute=absolute, relative="none")
-        mask, token = jnp.ones((2, 16), bool), jnp.ones(24, jnp.float32)
-        run = partial(net.apply, train=False, tokens=True, mask=mask, mask_token=token)
-        out = jax.jit(run)({"params": params}, image)
-        spread = np.ptp(np.asarray(out[:, 1:]), axis=1).max()
+        net, params, image = tiny(absolute=absolute, relative="none")
+        mask = dict(mask=np.ones((2, 16), bool), mask_token=np.ones(24, np.float32))
+        out = applied(net, params, image, tokens=True, **mask)
+        spread = np.ptp(out[:, 1:], axis=1).max()
         assert (spread < 1e-5) == equal
 
 
 @pytest.mark.slow
 def test_mean_pooling_leaves_the_class_token_out():
-    net, params, image = initialised(pooling="mean_then_norm", relative="blocks")
-    zeroed = jax.tree.map(jnp.zeros_like, params)
-    zeroed["class_token"] = jnp.full((1, 1, 24), 7.0)
-    zeroed["fc_norm"]["scale"] = jnp.ones(24)
-    found = jax.jit(partial(net.apply, train=False))({"params": zeroed}, image)
-    np.testing.assert_array_equal(found, np.zeros((2, 24)))
+    net, params, image = tiny(pooling="mean_then_norm", relative="blocks")
+    zeroed = jax.tree.map(np.zeros_like, params)
+    zeroed["class_token"] += 7.0
+    zeroed["fc_norm"]["scale"] += 1.0
+    np.testing.assert_array_equal(applied(net, zeroed, image), np.zeros((2, 24)))
 
 
 @pytest.mark.slow
 def test_without_its_scale_a_block_is_the_identity():
-    net, params, image = initialised()
+    net, params, image = tiny()
     for block in ("block0", "block1"):
-        params[block] = dict(params[block], gamma_1=jnp.zeros(24), gamma_2=jnp.zeros(24))
-    run = partial(net.apply, train=False, tokens=True, mutable=["intermediates"])
-    tokens, found = jax.jit(run)({"params": params}, image)
+        params[block] = dict(params[block], gamma_1=np.float32([0] * 24), gamma_2=np.float32([0] * 24))
+    _, found = applied(net, params, image, tokens=True, mutable="intermediates")
     first, second = (found["intermediates"][f"after_block{i}"][0] for i in range(2))
     np.testing.assert_array_equal(first, second)
-    embedded = patches(image, 4) @ params["patch"]["kernel"] + params["patch"]["bias"][None, None]
+    embedded = np.asarray(patches(image, 4)) @ params["patch"]["kernel"] + params["patch"]["bias"]
     np.testing.assert_allclose(first.reshape(2, 16, 24), embedded, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_stochastic_depth_is_off_in_inference():
-    net, params, image = initialised(drop_path=0.5)
-    run = jax.jit(partial(net.apply, train=False))
-    still = run({"params": params}, image)
-    np.testing.assert_array_equal(still, run({"params": params}, image))
+    net, params, image = tiny(drop_path=0.5)
+    still = applied(net, params, image)
+    np.testing.assert_array_equal(still, applied(BeitViT(**TINY), params, image))
     moved, _ = jax.jit(partial(models.forward, net))(params, {}, image, key=jax.random.key(1))
     assert np.any(np.asarray(moved) != np.asarray(still))
 
 
 @pytest.mark.slow
 def test_rematerialisation_changes_nothing():
-    net, params, image = initialised()
+    net, params, image = tiny()
 
     def loss(net):
         return jax.jit(jax.grad(lambda p: net.apply({"params": p}, image, train=True).sum()))(params)
@@ -283,11 +293,11 @@ def test_tables_become_one_per_block_and_keep_their_values_at_the_same_size():
 @pytest.mark.slow
 def test_a_larger_grid_is_reached_by_a_geometric_spline():
     """27^2 -> 47^2, as in fine-tuning at 384: q = 1.0903, and FITPACK's bicubic spline, as in BEiT's code."""
-    places = np.asarray(offsets(13, 23))
+    places = np.asarray(jax.jit(offsets, static_argnums=(0, 1))(13, 23))
     np.testing.assert_allclose(np.diff(places[14:]) / np.diff(places[13:-1]), 1.0903, atol=2e-4)
     np.testing.assert_allclose(places[[0, 13, -1]], [-23, 0, 23], atol=1e-4)
     table = np.random.default_rng(1).normal(size=(27 * 27 + 3, 2)).astype(np.float32)
-    found = np.asarray(resize_bias(jnp.asarray(table), (3, 47 * 47 + 3, 2)))
+    found = np.asarray(jax.jit(resize_bias, static_argnums=1)(table, (3, 47 * 47 + 3, 2)))
     at = np.arange(-23, 24, dtype=np.float32)
     for head in range(2):
         spline = RectBivariateSpline(places, places, table[:-3, head].reshape(27, 27), kx=3, ky=3, s=0)
@@ -295,7 +305,9 @@ def test_a_larger_grid_is_reached_by_a_geometric_spline():
         np.testing.assert_array_equal(found[2, -3:, head], table[-3:, head])
     inner = at[1:-1]
     cubic = (places / 23) ** 3 - places  # a cubic is its own spline
-    np.testing.assert_allclose(spline_matrix(places, inner) @ cubic, (inner / 23) ** 3 - inner, atol=1e-4)
+    np.testing.assert_allclose(
+        jax.jit(spline_matrix)(places, inner) @ cubic, (inner / 23) ** 3 - inner, atol=1e-4
+    )
 
 
 def test_layer_scale_must_fit_the_size():

@@ -1,5 +1,7 @@
 """CPC's networks: the grid, norms of one patch, one tree for patches and images, causality, sizes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,15 +24,15 @@ STACKS = (Stack(1, 8, 4), Stack(1, 16, 4))
 
 
 def random(shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def small(**changes) -> PatchResNet:
     return PatchResNet(STACKS, stem_width=4, **{"patch": 8, "stride": 4, **changes})
 
 
-def started(net, x, **call):
-    return jax.jit(lambda x: net.init(jax.random.key(0), x, **call))(x)
+def shaken(net, x, **call):
+    return jax.tree.map(lambda leaf: random(leaf.shape, leaf.size) / 2, shapes(net, x.shape, **call))
 
 
 def shapes(net, x, **call):
@@ -87,13 +89,12 @@ def test_the_norm_is_over_one_sample_with_a_gain_per_channel():
 def test_no_patch_knows_of_another_and_one_tree_serves_patches_and_images(preact):
     net = small(preact=preact)
     patches = random((2, 3, 3, 8, 8, 3))
-    variables = started(net, patches, train=False)
-    params = {"params": variables["params"]}
+    params = shaken(net, patches, train=False)
     encode = jax.jit(lambda x: net.apply(params, x, train=True, grid=True))
     z = np.asarray(encode(patches))
-    other = np.asarray(encode(patches.at[1, 2, 0].add(3.0)))
     changed = np.zeros((2, 3, 3), bool)
     changed[1, 2, 0] = True
+    other = np.asarray(encode(patches + 3 * changed[..., None, None, None].astype(np.float32)))
     np.testing.assert_allclose(other[~changed], z[~changed], rtol=0, atol=1e-6)
     assert np.abs(other[changed] - z[changed]).max() > 1e-3
 
@@ -101,8 +102,9 @@ def test_no_patch_knows_of_another_and_one_tree_serves_patches_and_images(preact
     for side in (8, 24):
         like = shapes(whole, (1, side, side, 3), train=False)["params"]
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), like, params["params"])
-        assert whole.apply(params, random((1, side, side, 3)), train=False).shape == (1, 16)
-    alone = whole.apply(params, patches[0, 0], train=False)  # three patches as three images
+        image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        assert jax.eval_shape(partial(whole.apply, train=False), params, image).shape == (1, 16)
+    alone = jax.jit(partial(whole.apply, train=False))(params, patches[0, 0])  # three patches as three images
     np.testing.assert_allclose(alone, z[0, 0], rtol=1e-4, atol=1e-5)
 
 
@@ -110,15 +112,19 @@ def test_no_patch_knows_of_another_and_one_tree_serves_patches_and_images(preact
 def test_an_image_is_the_mean_of_its_grid_and_maps_give_the_grid():
     net = small()
     images = random((2, 16, 16, 3))
-    params = started(net, images, train=False)["params"]
-    z = net.apply({"params": params}, models.cut(images, 8, 4), train=False, grid=True)
-    h = models.infer(net, params, {}, images)
+    params = shaken(net, images, train=False)["params"]
+
+    @jax.jit
+    def run(params):
+        z = net.apply({"params": params}, models.cut(images, 8, 4), train=False, grid=True)
+        return z, models.infer(net, params, {}, images), models.activation(net, params, {}, images, "grid")
+
+    z, h, maps = jax.device_get(run(params))
     np.testing.assert_allclose(h, z.mean((1, 2)), rtol=1e-5, atol=1e-6)
-    maps = models.activation(net, params, {}, images, "grid")
     assert maps.shape == (2, 3, 3, 16)
     np.testing.assert_allclose(maps, z, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="its layers are grid"):
-        models.activation(net, params, {}, images, "group1")
+        jax.eval_shape(lambda: models.activation(net, params, {}, images, "group1"))
 
 
 def paper(preset: str, stage: str = "pretrain") -> ConfigDict:
@@ -173,11 +179,13 @@ def test_the_context_is_causal():
     """Row r depends on rows r-5..r and on no other, by one tangent per row; columns see the whole row."""
     net = ContextNetwork(blocks=5, hidden=4)
     z = random((1, 8, 6, 5))
-    params = net.init(jax.random.key(1), z)
+    params = shapes(net, z.shape)
     params = jax.tree.map(lambda leaf: random(leaf.shape, 2) * 0.5 + 0.2, params)  # no ReLU switches all off
+    moved = jax.jit(lambda tangent: jax.jvp(partial(net.apply, params), (z,), (tangent,))[1])
     for row in range(8):
-        tangent = jnp.zeros_like(z).at[:, row].set(random((1, 6, 5), 3))
-        _, found = jax.jvp(lambda z: net.apply(params, z), (z,), (tangent,))
+        tangent = np.zeros_like(z)
+        tangent[:, row] = random((1, 6, 5), 3)
+        found = moved(tangent)
         reach = np.abs(np.asarray(found)).max((0, 2, 3))
         expected = np.array([row <= r <= row + 5 for r in range(8)])
         np.testing.assert_array_equal(reach > 0, expected)
@@ -188,7 +196,7 @@ def test_a_block_of_the_context_by_hand():
     """1x1, ReLU, 1x3 with zeros beside, one row of zeros on top and 2x1, ReLU, 1x1, added; then a ReLU."""
     net = ContextNetwork(blocks=1, hidden=3)
     z = random((1, 4, 5, 2))
-    params = jax.tree.map(lambda leaf: random(leaf.shape, leaf.size), net.init(jax.random.key(0), z))
+    params = jax.tree.map(lambda leaf: random(leaf.shape, leaf.size), shapes(net, z.shape))
     p = {k: {n: np.asarray(a, np.float64) for n, a in v.items()} for k, v in params["params"].items()}
     x = np.maximum(
         np.asarray(z[0], np.float64) @ p["block1_conv1"]["kernel"][0, 0] + p["block1_conv1"]["bias"], 0
@@ -200,23 +208,21 @@ def test_a_block_of_the_context_by_hand():
     kernel = p["block1_conv3"]["kernel"][:, 0]
     x = np.maximum(tall[:-1] @ kernel[0] + tall[1:] @ kernel[1] + p["block1_conv3"]["bias"], 0)
     x = x @ p["block1_conv4"]["kernel"][0, 0] + p["block1_conv4"]["bias"]
-    expected = np.maximum(np.asarray(z[0]) + x, 0)
-    np.testing.assert_allclose(net.apply(params, z)[0], expected, rtol=1e-4, atol=1e-5)
+    expected = np.maximum(z[0] + x, 0)
+    np.testing.assert_allclose(jax.jit(net.apply)(params, z)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_every_step_has_a_prediction_of_its_own_and_all_share_the_targets():
     net = Direction((1, 2), dim=3, blocks=1, hidden=4)
     z = random((2, 5, 7, 6))
-    params = net.init(jax.random.key(0), z)
+    params = shaken(net, z)
     assert set(params["params"]) == {"targets", "context", "prediction1", "prediction2"}
-    targets, predictions = net.apply(params, z)
+    targets, predictions = jax.jit(net.apply)(params, z)
     assert targets.shape == (2, 5, 7, 3)
     assert [p.shape for p in predictions] == [(2, 3, 7, 3), (2, 2, 7, 3)]
     w = params["params"]["targets"]
-    np.testing.assert_allclose(
-        targets, np.asarray(z) @ np.asarray(w["kernel"][0, 0]) + np.asarray(w["bias"]), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(targets, z @ w["kernel"][0, 0] + w["bias"], rtol=1e-5, atol=1e-6)
 
 
 def test_what_lies_in_a_direction_lies_below_when_turned():
@@ -236,13 +242,14 @@ def test_what_lies_in_a_direction_lies_below_when_turned():
 def test_the_mean_of_the_logits_is_the_logit_of_the_mean_and_there_is_no_gain():
     net = GridClassifier(4)
     z = random((3, 2, 2, 5))
-    variables = net.init(jax.random.key(0), z, train=False)
+    variables = shaken(net, z, train=False)
     assert set(variables["params"]["norm"]) == {"bias"}
     params = {
         "norm": {"bias": random((5,), 1)},
         "logits": {"dense": {"kernel": random((5, 4), 2), "bias": random((4,), 3)}},
     }
-    y, _ = net.apply({**variables, "params": params}, z, train=True, mutable=["batch_stats"])
+    run = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))
+    y, _ = run({**variables, "params": params}, z)
     x = np.asarray(z, np.float64)
     x = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) + np.asarray(params["norm"]["bias"])
     places = x @ np.asarray(params["logits"]["dense"]["kernel"]) + np.asarray(

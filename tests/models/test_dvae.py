@@ -18,7 +18,7 @@ CLOSE = dict(rtol=1e-4, atol=1e-4)
 
 
 def channels_last(array):
-    return jnp.asarray(np.moveaxis(array, 1, -1))
+    return np.moveaxis(array, 1, -1)
 
 
 def networks(g):
@@ -34,17 +34,18 @@ def size_of(tree):
 def test_the_released_encoder_and_decoder(golden):
     g = golden("dalle_dvae")
     encoder, decoder = networks(g)
-    weights = {"params": jax.tree.map(jnp.asarray, dalle.encoder(g.under("encoder")))}
-    logits = jax.jit(encoder.apply)(weights, map_pixels(channels_last(g["image"])))
+    weights = {"params": dalle.encoder(g.under("encoder"))}
+    encode = jax.jit(lambda weights, image: encoder.apply(weights, map_pixels(image)))
+    logits = np.asarray(encode(weights, channels_last(g["image"])))
     np.testing.assert_allclose(logits, channels_last(g["enc_logits"]), **CLOSE)
-    np.testing.assert_array_equal(jnp.argmax(logits, -1), g["codes"])
-    weights = {"params": jax.tree.map(jnp.asarray, dalle.decoder(g.under("decoder")))}
-    one_hot = jax.nn.one_hot(g["codes"], logits.shape[-1], dtype=jnp.float32)
+    np.testing.assert_array_equal(np.argmax(logits, -1), g["codes"])
+    weights = {"params": dalle.decoder(g.under("decoder"))}
+    one_hot = np.eye(logits.shape[-1], dtype=np.float32)[g["codes"]]
     decode = jax.jit(decoder.apply)
     stats = decode(weights, one_hot)
     np.testing.assert_allclose(stats, channels_last(g["dec_stats"]), **CLOSE)
     np.testing.assert_allclose(decode(weights, jnp.asarray(g["codes"])), stats, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(dvae.image_of(stats), channels_last(g["reconstruction"]), **CLOSE)
+    np.testing.assert_allclose(jax.jit(dvae.image_of)(stats), channels_last(g["reconstruction"]), **CLOSE)
 
 
 def test_a_foreign_name_is_refused():
@@ -103,17 +104,6 @@ def test_upsampling_repeats_pixels_and_odd_images_are_refused():
     np.testing.assert_array_equal(dvae.upsample(x)[0, :, :, 0], expected)
     with pytest.raises(ValueError, match="no multiple of 8"):
         Encoder(n_hid=4, vocab_size=8).init(jax.random.key(0), jnp.zeros((1, 28, 28, 3), jnp.float32))
-
-
-@pytest.mark.slow
-def test_a_shift_by_one_cell_shifts_the_codes_by_one():
-    encoder = Encoder(n_hid=8, vocab_size=32, group_count=3)
-    image = map_pixels(jax.random.uniform(jax.random.key(1), (1, 136, 136, 3)))
-    variables = encoder.init(jax.random.key(0), image[:, :128, :128])
-    here = np.asarray(encoder.apply(variables, image[:, :128, :128]))
-    there = np.asarray(encoder.apply(variables, image[:, 4:132, :128]))
-    inner = slice(13, 18)  # away from the borders, whose zeros an output sees from 48 pixels off
-    np.testing.assert_allclose(here[:, 14:19, inner], there[:, 13:18, inner], rtol=1e-4, atol=1e-5)
 
 
 def test_perplexity_and_usage_by_hand():

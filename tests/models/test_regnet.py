@@ -1,18 +1,17 @@
 """RegNetY against torchvision, the papers' tables and its own rules."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.simclr import get_config
-from ssljax.config import resolve
 from ssljax.convert.regnet import TORCHVISION
 from ssljax.models import backbone
 from ssljax.models.regnet import TABLES, RegNet, Table
-from tests.models.golden_torch import assert_trees_close, computes_what_torch_does, shapes
+from tests.models.golden_torch import assert_trees_close, computes_what_torch_does, remat_changes_nothing
+from tests.models.test_backbone import count, model, variables
 
 pytestmark = pytest.mark.slow
 
@@ -25,15 +24,12 @@ OFFICIAL = {
 }
 
 
-def model(**changes):
-    config = get_config("imagenet_r50").copy_and_resolve_references().unlock()
-    config.model.update(changes)
-    return resolve(config).model
-
-
-def variables(net, size=32):
-    image = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-    return jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
+@cache
+def tiny():
+    """A network of two blocks, its variables and an image, as NumPy."""
+    net = RegNet(Table((1, 1), (4, 8), 2, stem=4))
+    image = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)
+    return net, jax.device_get(jax.jit(partial(net.init, train=False))(jax.random.key(0), image)), image
 
 
 def test_torchvision_network(golden):
@@ -57,8 +53,7 @@ def test_tables_and_parameter_counts_of_the_official_networks(name):
     assert TABLES[name] == Table(depths, widths, group, 32)
     net = backbone(model(name=name))
     assert (net.table, net.unbiased, net.bn_momentum, net.dtype) == (TABLES[name], True, 0.9, jnp.bfloat16)
-    backbone_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables(net)["params"]))
-    assert backbone_parameters + (widths[-1] + 1) * 1000 == parameters
+    assert count(variables(net)["params"]) + (widths[-1] + 1) * 1000 == parameters
 
 
 def test_the_gate_squeezes_the_blocks_input():
@@ -90,27 +85,7 @@ def test_initialisation_is_torchvisions():
 
 
 def test_rematerialised_blocks_have_the_same_parameters_gradient_and_statistics():
-    net = RegNet(Table((1, 1), (4, 8), 2, stem=4))
-    image = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
-    start = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
-
-    def gradient(net):
-        def loss(params):
-            h, state = net.apply({**start, "params": params}, image, train=True, mutable=["batch_stats"])
-            return (h**3).sum(), state["batch_stats"]
-
-        return jax.jit(jax.grad(loss, has_aux=True))
-
-    frugal = net.clone(remat="blocks")
-    fresh = jax.eval_shape(partial(frugal.init, train=False), jax.random.key(0), image)
-    assert shapes(fresh) == shapes(start)
-    for a, b in zip(gradient(frugal)(start["params"]), gradient(net)(start["params"]), strict=True):
-        assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
-    kept = {
-        name: str(gradient(n).trace(start["params"]).jaxpr).count("remat")
-        for name, n in (("none", net), ("blocks", frugal))
-    }
-    assert kept["none"] == 0 < kept["blocks"]
+    remat_changes_nothing(*tiny(), rtol=1e-5, atol=1e-6)
 
 
 def test_stochastic_depth_grows_from_nothing_in_the_first_block():
@@ -118,23 +93,25 @@ def test_stochastic_depth_grows_from_nothing_in_the_first_block():
 
     The first block has rate 0 and does not change.
     """
-    net = RegNet(Table((1, 1), (4, 8), 2, stem=4), drop_path=1.0 - 1e-6)
-    image = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
-    start = jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
-    rngs = {"drop_path": jax.random.key(2)}
-    training = partial(RegNet.apply, x=image, train=True, mutable=["batch_stats"], rngs=rngs)
-    whole = net.clone(drop_path=0.0)
+    whole, start, image = tiny()
+    net = whole.clone(drop_path=1.0 - 1e-6)
+
+    @partial(jax.jit, static_argnums=0)
+    def run(net, start):
+        rngs = {"drop_path": jax.random.key(2)}
+        return net.apply(start, image, train=True, mutable=["batch_stats"], rngs=rngs)
+
+    training = lambda *given: jax.device_get(run(*given))
+    inference = jax.jit(partial(RegNet.apply, train=False), static_argnums=0)
     dropped, after = training(net, start)
     kept, same = training(whole, start)
     block = start["params"]["stage2_block1"]
-    without_branch = {**block, "norm3": jax.tree.map(jnp.zeros_like, block["norm3"])}
+    without_branch = {**block, "norm3": jax.tree.map(np.zeros_like, block["norm3"])}
     silent = {**start, "params": {**start["params"], "stage2_block1": without_branch}}
     np.testing.assert_allclose(dropped, training(whole, silent)[0], rtol=1e-5)
     assert np.abs(dropped - kept).max() > 1e-3
     assert_trees_close(after, same, rtol=1e-6)  # the branch is computed and its norm learns
-    np.testing.assert_array_equal(
-        net.apply(start, image, train=False), whole.apply(start, image, train=False)
-    )
+    np.testing.assert_array_equal(inference(net, start, image), inference(whole, start, image))
     assert backbone(model(name="regnety_16gf", drop_path=0.1)).drop_path == 0.1
     assert backbone(model(name="regnety_16gf")).drop_path == 0.0
 

@@ -19,26 +19,35 @@ from ssljax.models import attention, backbone, forward
 from ssljax.models.drop import drop_path, dropout
 from ssljax.models.vit import SIZES, ViT, resize_positions, sincos
 from tests.convert.foreign import like
+from tests.methods.small import shaken
 
 pytestmark = pytest.mark.slow
 
 COUNTS = json.loads((Path(__file__).parent.parent / "golden" / "param_counts.json").read_text())
 CLOSE = dict(rtol=1e-4, atol=1e-5)
-TINY = dict(width=32, depth=3, heads=4, patch=4)
+TINY = dict(width=32, depth=2, heads=4, patch=4)
+resized = jax.jit(resize_positions, static_argnums=1, static_argnames="extra_tokens")
 
 
-def started(net, image):
-    return jax.jit(partial(net.init, train=False))(jax.random.key(0), image)
+def started(net, size=8):
+    """The variables of a network for images of this size, as NumPy."""
+    init = jax.jit(partial(net.init, train=False))
+    return jax.device_get(init(jax.random.key(0), np.zeros((1, size, size, 3), np.float32)))
 
 
-def applied(net, variables, image, train=False, rngs=None):
-    return jax.jit(partial(net.apply, train=train))(variables, image, rngs=rngs)
+def applied(net, variables, image, train=False, **rngs):
+    return np.asarray(jax.jit(partial(net.apply, train=train))(variables, image, rngs=rngs))
 
 
-def shaken(tree, seed):
-    """The same tree with random values."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.3, leaf.shape), jnp.float32), tree)
+def noise():
+    return np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+
+
+def stacked(params):
+    """The parameters of TINY for a scan over its blocks."""
+    looped = {name: leaf for name, leaf in params.items() if not name.startswith("block")}
+    blocks = (params[f"block{i}"] for i in range(TINY["depth"]))
+    return {**looped, "blocks": jax.tree.map(lambda *rows: np.stack(rows), *blocks)}
 
 
 def official(g, prefix, net, image, *heads):
@@ -140,32 +149,27 @@ def test_moco_v3_has_neither_positions_nor_a_patch_projection_among_its_paramete
 
 
 def test_a_scan_over_blocks_is_the_blocks_one_after_another_and_remat_changes_nothing():
-    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    plain = ViT(**TINY)
-    params = started(plain, image)["params"]
-    stacked = {name: leaf for name, leaf in params.items() if not name.startswith("block")}
-    stacked["blocks"] = jax.tree.map(lambda *rows: jnp.stack(rows), *(params[f"block{i}"] for i in range(3)))
+    image = noise()
+    params = shaken(parameters(ViT(**TINY), 8), 1)["params"]
 
     def value_and_grad(net, params):
         loss = lambda params: jnp.sum(jnp.sin(net.apply({"params": params}, image, train=True)))
-        return jax.jit(jax.value_and_grad(loss))(params)
+        return jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
 
-    value, grads = value_and_grad(plain, params)
-    grads["blocks"] = jax.tree.map(lambda *rows: jnp.stack(rows), *(grads.pop(f"block{i}") for i in range(3)))
+    value, grads = value_and_grad(ViT(**TINY), params)
+    looped = stacked(params)
     for settings in (dict(scan=True), dict(scan=True, remat="blocks"), dict(scan=True, remat="dots")):
         scanned = ViT(**TINY, **settings)
-        shapes = jax.eval_shape(lambda net=scanned: net.init(jax.random.key(0), image, train=False)["params"])
-        assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, stacked)
-        found, found_grads = value_and_grad(scanned, stacked)
+        assert jax.tree.map(jnp.shape, parameters(scanned, 8)["params"]) == jax.tree.map(np.shape, looped)
+        found, found_grads = value_and_grad(scanned, looped)
         np.testing.assert_allclose(found, value, rtol=1e-6)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), found_grads, grads)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), found_grads, stacked(grads))
     found, _ = value_and_grad(ViT(**TINY, remat="blocks"), params)
     np.testing.assert_allclose(found, value, rtol=1e-6)
 
 
 def test_stacked_blocks_start_from_different_weights():
-    variables = started(ViT(**TINY, scan=True), jnp.zeros((1, 8, 8, 3)))
-    kernel = variables["params"]["blocks"]["fc1"]["kernel"]
+    kernel = started(ViT(**TINY, scan=True))["params"]["blocks"]["fc1"]["kernel"]
     assert np.abs(kernel[0] - kernel[1]).max() > 1e-3
 
 
@@ -182,9 +186,9 @@ def test_drop_path_keeps_the_mean_and_whole_examples():
 def test_the_rate_grows_from_nothing_in_the_first_block(scan):
     """The last block has rate 1, so its branches vanish. With depth 2 the first block has rate 0."""
     net = ViT(32, 2, 4, 4, drop_path=1.0 - 1e-6, scan=scan)
-    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    variables = started(net, image)
-    dropped = applied(net, variables, image, True, {"drop_path": jax.random.key(2)})
+    image = noise()
+    variables = shaken(parameters(net, 8), 1)
+    dropped = applied(net, variables, image, train=True, drop_path=jax.random.key(2))
     params = dict(variables["params"])
     if scan:
         params["blocks"] = jax.tree.map(lambda leaf: leaf[:1], params["blocks"])
@@ -211,8 +215,9 @@ def test_dropout_keeps_the_mean_and_is_off_in_inference():
 
     net = ViT(**TINY, dropout=0.5)
     image = jnp.ones((2, 8, 8, 3))
-    params = started(net, image)["params"]
-    run = lambda seed: forward(net, params, {}, image, key=jax.random.key(seed))[0]
+    params = shaken(parameters(net, 8), 1)["params"]
+    in_training = jax.jit(lambda key: forward(net, params, {}, image, key=key)[0])
+    run = lambda seed: np.asarray(in_training(jax.random.key(seed)))
     plain = applied(ViT(**TINY), {"params": params}, image)
     np.testing.assert_array_equal(applied(net, {"params": params}, image), plain)
     assert np.abs(run(0) - run(1)).max() > 0.1 < np.abs(run(0) - plain).max()
@@ -222,12 +227,12 @@ def test_dropout_keeps_the_mean_and_is_off_in_inference():
 def test_attention_maps_by_numpy():
     """The attention of one block: softmax of scaled products for the class and the distillation token."""
     net = ViT(width=32, depth=1, heads=4, patch=4, distillation=True)
-    image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
-    params = shaken(started(net, image)["params"], 1)
-    maps = attention(net, params, {}, image)
+    image = noise()
+    params = shaken(parameters(net, 8), 1)["params"]
+    maps = jax.jit(partial(attention, net))(params, {}, image)
     p = jax.tree.map(np.asarray, params)
 
-    pixels = np.asarray(image).reshape(2, 2, 4, 2, 4, 3).swapaxes(2, 3).reshape(2, 4, 48)
+    pixels = image.reshape(2, 2, 4, 2, 4, 3).swapaxes(2, 3).reshape(2, 4, 48)
     patches = pixels @ p["patch"]["kernel"] + p["patch"]["bias"]
     extra = np.concatenate([p["class_token"], p["distillation_token"]], axis=1)
     tokens = np.broadcast_to(extra, (2, 2, 32))
@@ -244,21 +249,18 @@ def test_attention_maps_by_numpy():
 
 
 def test_attention_maps_of_stacked_blocks_are_those_of_separate_blocks():
-    image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
-    deep = ViT(**TINY)
-    stacked = ViT(**TINY, scan=True)
-    params = started(deep, image)["params"]
-    looped = {k: v for k, v in params.items() if not k.startswith("block")}
-    blocks = [params[f"block{i}"] for i in range(3)]
-    looped["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-    maps = attention(deep, params, {}, image)
+    image = noise()
+    params = shaken(parameters(ViT(**TINY), 8), 1)["params"]
+    maps, looped = (
+        jax.jit(partial(attention, ViT(**TINY, scan=scan)))(tree, {}, image)
+        for scan, tree in ((False, params), (True, stacked(params)))
+    )
     assert maps.shape == (2, 4, 1, 5)
-    np.testing.assert_allclose(attention(stacked, looped, {}, image), maps, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(looped, maps, rtol=1e-5, atol=1e-7)
 
 
 def test_initialisations():
-    image = jnp.zeros((1, 8, 8, 3))
-    deit = started(ViT(128, 1, 4, 4), image)["params"]
+    deit = started(ViT(128, 1, 4, 4))["params"]
     for leaf in (deit["block0"]["attn"]["qkv"]["kernel"], deit["block0"]["fc2"]["kernel"], deit["positions"]):
         np.testing.assert_allclose(np.std(leaf), 0.02, rtol=0.06)
         assert np.abs(leaf).max() > 0.05  # not truncated at two standard deviations
@@ -266,8 +268,7 @@ def test_initialisations():
     assert 0.95 * bound < np.abs(deit["patch"]["kernel"]).max() <= bound
     assert 0.8 * bound < np.abs(deit["patch"]["bias"]).max() <= bound
 
-    net = ViT(128, 1, 4, 4, scheme="moco_v3", positions="sincos")
-    v3 = started(net, image)["params"]
+    v3 = started(ViT(128, 1, 4, 4, scheme="moco_v3", positions="sincos"))["params"]
     for name in ("qkv", "proj"):
         largest = np.abs(v3["block0"]["attn"][name]["kernel"]).max()
         assert 0.99 * np.sqrt(6 / 256) < largest <= np.sqrt(6 / 256), name
@@ -295,18 +296,18 @@ def test_resized_positions_of_deit(golden, case):
     g = golden("deit_distillation").under(f"pos{case}")
     grid = (int(g["grid_out"]),) * 2
     extra = int(g["extra_tokens"])
-    found = resize_positions(jnp.asarray(g["pos_embed"]), grid, extra_tokens=extra)
+    found = np.asarray(resized(g["pos_embed"], grid, extra_tokens=extra))
     np.testing.assert_allclose(found, g["new_pos_embed"], atol=1e-5)
     np.testing.assert_array_equal(found[:, :extra], g["pos_embed"][:, :extra])
-    without_batch = resize_positions(jnp.asarray(g["pos_embed"][0]), grid, extra_tokens=extra)
+    without_batch = resized(g["pos_embed"][0], grid, extra_tokens=extra)
     np.testing.assert_array_equal(without_batch, found[0])
 
 
 def test_positions_of_the_same_grid_stay_and_rows_stay_rows():
-    positions = jnp.asarray(np.random.default_rng(0).normal(size=(1, 17, 3)), jnp.float32)
-    np.testing.assert_allclose(resize_positions(positions, (4, 4), extra_tokens=1), positions, atol=1e-6)
-    rows = jnp.concatenate([jnp.full((1, 1), 9.0), jnp.repeat(jnp.arange(4.0), 4)[:, None]])
-    found = resize_positions(rows, (4, 8), extra_tokens=1)[1:].reshape(4, 8)
+    positions = np.random.default_rng(0).normal(size=(1, 17, 3)).astype(np.float32)
+    np.testing.assert_allclose(resized(positions, (4, 4), extra_tokens=1), positions, atol=1e-6)
+    rows = np.float32([9, *np.repeat(np.arange(4), 4)])[:, None]
+    found = np.asarray(resized(rows, (4, 8), extra_tokens=1))[1:].reshape(4, 8)
     np.testing.assert_allclose(found, np.repeat(np.arange(4.0)[:, None], 8, axis=1), atol=1e-6)
     with pytest.raises(ValueError, match="leave 15, which is not a square number"):
         resize_positions(positions, (8, 8), extra_tokens=2)
@@ -314,26 +315,26 @@ def test_positions_of_the_same_grid_stay_and_rows_stay_rows():
 
 def test_a_frozen_projection_takes_no_part_in_the_gradient_and_comes_back_from_a_pass_unchanged():
     net = ViT(**TINY, frozen_patch=True, positions="sincos", scheme="moco_v3")
-    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    variables = started(net, image)
+    image = noise()
+    variables = shaken(parameters(net, 8), 1)
     assert set(variables["batch_stats"]) == {"patch"}
     assert "patch" not in variables["params"]
     assert "positions" not in variables["params"]
-    features, after = forward(net, variables["params"], variables["batch_stats"], image)
+    features, after = jax.jit(partial(forward, net))(variables["params"], variables["batch_stats"], image)
     jax.tree.map(np.testing.assert_array_equal, after, variables["batch_stats"])
     free = ViT(**TINY, positions="sincos", scheme="moco_v3")
     params = {**variables["params"], "patch": variables["batch_stats"]["patch"]}
-    np.testing.assert_allclose(features, applied(free, {"params": params}, image, True), **CLOSE)
+    np.testing.assert_allclose(features, applied(free, {"params": params}, image, train=True), **CLOSE)
 
 
 def test_in_bfloat16_no_block_keeps_its_attention_weights_for_the_backward_pass():
     net = ViT(**TINY, dtype=jnp.bfloat16)
     image = jnp.zeros((2, 16, 16, 3))
-    params = started(net, image)["params"]
+    params = parameters(net, 16)["params"]
 
     def kept(net):
-        run = lambda params: jax.vjp(lambda params: net.apply({"params": params}, image, train=True), params)
-        _, back = jax.eval_shape(run, params)
+        run = lambda params: net.apply({"params": params}, image, train=True)
+        _, back = jax.eval_shape(lambda params: jax.vjp(run, params), params)
         shapes = [leaf.shape for leaf in jax.tree.leaves(back)]
         return [shape for shape in shapes if shape[-2:] == (17, 17)]
 
@@ -342,9 +343,9 @@ def test_in_bfloat16_no_block_keeps_its_attention_weights_for_the_backward_pass(
 
 
 def test_bfloat16_keeps_softmax_and_norms_in_float32():
-    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    image = noise()
     net = ViT(**TINY, dtype=jnp.bfloat16)
-    variables = started(net, image)
+    variables = started(net)
     found = applied(net, variables, image)
     assert found.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
@@ -372,4 +373,4 @@ def test_a_wrong_config_says_what_is_wrong(change, message):
 
 def test_a_patch_that_does_not_divide_the_image_is_refused():
     with pytest.raises(ValueError, match="patch is 4, which does not divide an image of 10x8"):
-        started(ViT(**TINY), jnp.zeros((1, 10, 8, 3)))
+        ViT(**TINY).init(jax.random.key(0), jnp.zeros((1, 10, 8, 3)), train=False)
