@@ -75,8 +75,11 @@ def test_micro_batches_give_the_whole_batch(method):
 
 def test_averaging_a_loss_over_the_whole_batch_would_be_wrong():
     """It is refused: the mean of NT-Xent over micro-batches is another loss with another gradient."""
-    (whole, _), grads = make_gradient(Method(None, contrastive, None), 1)(*ARGUMENTS)
-    (pieces, _), wrong = make_gradient(Method(None, contrastive, None, separable=True), 3)(*ARGUMENTS)
+    right = make_gradient(Method(None, contrastive, None), 1)
+    averaged = make_gradient(Method(None, contrastive, None, separable=True), 3)
+    ((whole, _), grads), ((pieces, _), wrong) = (
+        jax.device_get(jax.jit(f)(*ARGUMENTS)) for f in (right, averaged)
+    )
     assert abs(whole - pieces) > 0.1 and np.abs(grads["w"] - wrong["w"]).max() > 1e-3
     with pytest.raises(ValueError, match="accumulate=3: this method's loss needs its whole batch"):
         make_train_step(Method(None, contrastive, None), optax.sgd(0.1), accumulate=3)
@@ -116,15 +119,19 @@ def test_byol_in_micro_batches_averages_gradients_and_moves_its_target_once():
     """Every micro-batch has its own batch statistics; the target follows the network after the step."""
     change = dict(target__schedule="constant", target__momentum=0.75, head__hidden=5, predictor__hidden=5)
     method = METHODS["byol"](config_of("byol", **change), FACTS)
-    params, stats, extra = method.init(jax.random.key(0), {})
+    shapes = jax.eval_shape(method.init, jax.random.key(0), {})
+    params, stats, extra = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
     params = shaken(params, 1)
     extra = extra._replace(target_params=shaken(extra.target_params, 2))
     batch = batch_of(12)
     tx = optax.sgd(0.1)
     state = TrainState(jnp.int32(0), params, stats, tx.init(params), extra)
-    after, metrics = jax.jit(make_train_step(method, tx, accumulate=3))(state, batch, jax.random.key(5))
+    step = jax.jit(make_train_step(method, tx, accumulate=3))
+    after, metrics = jax.device_get(step(state, batch, jax.random.key(5)))
+    params, stats, extra, batch = jax.device_get((params, stats, extra, batch))
 
-    one = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    compiled = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    one = lambda *given: jax.device_get(compiled(*given))
     key = jax.random.fold_in(jax.random.key(5), 0)
     pieces = [
         one(params, stats, extra, {k: v[a::3] for k, v in batch.items()}, key, jnp.int32(0)) for a in range(3)
@@ -144,6 +151,6 @@ def test_byol_in_micro_batches_averages_gradients_and_moves_its_target_once():
     chex.assert_trees_all_close(after.extra.target_stats, jax.tree.map(np.float32, carried), **close)
     moved = jax.tree.map(mean, *(out.model_state for out in outs))
     chex.assert_trees_all_close(after.model_state, jax.tree.map(np.float32, moved), **close)
-    (_, whole), _ = one(params, stats, extra, batch, key, jnp.int32(0))
+    _, whole = jax.device_get(jax.jit(method.loss)(params, stats, extra, batch, key, jnp.int32(0)))
     apart = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (carried, whole.carry)), strict=True)]
     assert max(apart) > 1e-3  # the statistics are not those of the whole batch

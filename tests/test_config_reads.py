@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ssljax import config, earlier, models, plan, program, sharding
 from ssljax.data import annotated, crops, loader, policies, sources
-from ssljax.models import beit_vit, vit
+from ssljax.models import beit_vit, cpc, vit
 from ssljax.models.resnet import Basic
 from ssljax.types import TrainState
 
@@ -18,13 +18,17 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def shallow(monkeypatch):
-    """Networks of one block or two, and a gradient that is not derived: what is left reads every key."""
+    """Groups of one block, and a gradient that is not derived: what is left reads every key."""
 
     def value_and_grad(loss, has_aux):
         return lambda params, *rest: (loss(params, *rest), params)
 
     monkeypatch.setattr(jax, "value_and_grad", value_and_grad)
+    for name, (block, counts) in models.BACKBONES.items():
+        monkeypatch.setitem(models.BACKBONES, name, (block, (1,) * len(counts)))
     monkeypatch.setitem(models.BACKBONES, "resnet8", (Basic, (1, 1)))
+    for name, stacks in cpc.STACKS.items():
+        monkeypatch.setitem(cpc.STACKS, name, tuple(stack._replace(blocks=1) for stack in stacks))
     for sizes in (vit.SIZES, beit_vit.SIZES):
         for name, (width, _, heads) in sizes.items():
             monkeypatch.setitem(sizes, name, (width, 1, heads))

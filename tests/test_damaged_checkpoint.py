@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import simclr
-from ssljax import sharding, train
+from ssljax import train
 from ssljax.config import put
 from ssljax.data import sources
 from ssljax.program import build
@@ -257,10 +257,8 @@ def test_nan_in_the_first_metrics_after_a_resume_names_the_checkpoint():
 
 
 @pytest.mark.slow
-def test_nan_after_a_resume_suspects_the_checkpoint(tmp_path, monkeypatch):
+def test_nan_after_a_resume_suspects_the_checkpoint(tmp_path, one_device):
     """What the message says works: the checkpoint is moved away, and the one before it is used."""
-    make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=1, fsdp=1: make_mesh(devices))
     settings = {"epochs": 1, "batch_size": 32, "model.width": 0.125, "model.stem": "imagenet"}
     settings |= {"optim.warmup_epochs": 0, "eval_every_epochs": 0, "checkpoint.best": "", "log_every": 5}
     config = simclr.get_config("digits")

@@ -312,7 +312,7 @@ def test_an_exported_network_runs_without_ssljax_on_any_number_of_images(digits,
     workdir = digits
     if labels:
         config = supervised.get_config("digits_vit").unlock()
-        config.model.update(name="vit_ti", scan=True)
+        config.model.update(name="vit_xxs", scan=True)
         workdir = trained(tmp_path / "run", config.lock())
     export.main(["--workdir", workdir, "--to", f"stablehlo:{tmp_path / 'network'}"])
     assert ("logits [N, 10]" in capsys.readouterr().out) == labels

@@ -1,5 +1,7 @@
 """The contact sheet shows the views of the run's first step, each under the parameters drawn for it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,12 +28,19 @@ def test_preview_writes_a_picture(tmp_path, capsys):
     assert len(np.unique(tiles)) > 100
 
 
+@functools.cache
+def both():
+    """The contents of the sheet for two views."""
+    return preview.examples(simclr.get_config("digits"))
+
+
 def test_views_are_those_of_the_first_step():
     config = simclr.get_config("digits")
-    originals, columns, labels = preview.examples(config)
+    originals, columns, labels = both()
     source = sources.load(config.data, "train")
     batch = next(loader.train_batches(source, config))
-    first = views.stacked(batch, jax.random.fold_in(jax.random.key(config.seed), 0), config)
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    first = jax.device_get(jax.jit(lambda batch: views.stacked(batch, key, config))(batch))
     for v in range(2):
         np.testing.assert_allclose(columns[v].images, first[: preview.ROWS, v], rtol=0, atol=2e-6)
     np.testing.assert_array_equal(np.stack(originals), batch["image"][: preview.ROWS])
@@ -43,11 +52,10 @@ def test_views_are_those_of_the_first_step():
 
 def test_one_named_view_is_drawn_six_times_without_a_heading():
     config = simclr.get_config("digits").unlock()
-    both = preview.examples(config)[1]
     config.views = dict(one=dict())
     columns = preview.examples(config)[1]
     assert [column.name for column in columns] == [""] * preview.VIEWS
-    for found, expected in zip(columns, both, strict=True):  # numbers 0 to 5 in both cases
+    for found, expected in zip(columns, both()[1], strict=True):  # numbers 0 to 5 in both cases
         np.testing.assert_allclose(found.images, expected.images, rtol=0, atol=2e-6)
         assert found.captions == expected.captions
 

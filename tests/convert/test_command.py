@@ -1,6 +1,7 @@
 """`ssljax convert`: from files to checkpoints that evaluation and other runs start from, and back."""
 
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ def test_a_file_becomes_a_checkpoint_that_predicts(imported):
     net = models.backbone(config.model)
     params = tree["params"]["encoder"]
     statistics = tree["model_state"]["encoder"]
-    h = models.infer(net, params, statistics, np.float32(image) / 255)
+    h = np.asarray(jax.jit(partial(models.infer, net))(params, statistics, np.float32(image) / 255))
     head = tree["params"]["head"]["dense"]
     features = program.encode(state.params, state.model_state, state.extra, image)
     found = program.method.classify(state.params, state.extra, features)["classifier"]
@@ -115,7 +116,7 @@ def test_a_linear_probe_freezes_converted_weights_and_is_written_with_them(impor
     probe.model = config.model.copy_and_resolve_references()
     probe.init_from = str(folder / "run")
     program = build(resolve(probe).lock(), FACTS)
-    probed = start_from(program, {})(program.init(0))
+    probed = start_from(program, {})(jax.device_put(filled(program.shapes)))
     assert_equal(probed.extra.params["encoder"], tree["params"]["encoder"])
     assert_equal(probed.extra.model_state, tree["model_state"])
 

@@ -24,19 +24,15 @@ FLAGS = ["--config=configs/beit.py:digits", *(f"--config.{name}={value}" for nam
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
-@pytest.fixture
-def begins_blank(monkeypatch):
-    """All runs begin with zeros until weights are read into them; to be called."""
+def begin_blank(patch):
+    """Runs begin with zeros."""
 
     def built(*facts):
         program = build(*facts)
         return program._replace(init=lambda seed: blank(program))
 
-    def replace():
-        monkeypatch.setattr(command, "build", built)
-        monkeypatch.setattr(train, "build", built)
-
-    return replace
+    for module in (command, train):
+        patch.setattr(module, "build", built)
 
 
 def settings():
@@ -85,7 +81,7 @@ def test_the_names_are_those_of_the_released_files(golden):
 
 
 @pytest.mark.slow
-def test_two_files_become_a_tokenizer_that_beit_trains_on(tmp_path, capsys, begins_blank):
+def test_two_files_become_a_tokenizer_that_beit_trains_on(tmp_path, capsys, monkeypatch):
     config = settings()
     (encoder, decoder), tree = tokenizer_files(tmp_path)
     run = tmp_path / "run"
@@ -98,7 +94,7 @@ def test_two_files_become_a_tokenizer_that_beit_trains_on(tmp_path, capsys, begi
     assert_equal(state.extra.input["pixels"], nets.pixel_map("dall-e"))
 
     # A pretraining run adopts it, and so does a file of BEiT's own.
-    begins_blank()
+    begin_blank(monkeypatch)
     file, pretrained = random_file(config.pretrain)
     save_file(file, tmp_path / "beit.safetensors")
     main([*FLAGS, "--stage=pretrain", f"--workdir={run}", f"--from={tmp_path / 'beit.safetensors'}"])
@@ -124,8 +120,8 @@ def test_two_files_become_a_tokenizer_that_beit_trains_on(tmp_path, capsys, begi
 
 
 @pytest.mark.slow
-def test_what_was_read_is_written_again(tmp_path, begins_blank):
-    begins_blank()
+def test_what_was_read_is_written_again(tmp_path, monkeypatch):
+    begin_blank(monkeypatch)
     config = settings()
     files, _ = tokenizer_files(tmp_path)
     flags = [*FLAGS, "--stage=tokenizer"]
@@ -162,9 +158,9 @@ def test_the_average_is_what_is_written(tmp_path):
     config = settings().tokenizer
     program = build(config, FACTS)
     state = blank(program)
-    average = shaken(state.params, 1)
-    ema = state.extra.ema._replace(params=average)
-    state = state.replace(params=shaken(state.params, 0), extra=state.extra._replace(ema=ema))
+    raw, average = (shaken(state.params, seed) for seed in (0, 1))
+    extra = state.extra._replace(ema=state.extra.ema._replace(params=average))
+    state = state.replace(params=raw, extra=extra)
     with RunFolder(str(tmp_path), config, FACTS) as folder:
         folder.save(state, {})
     export_weights(config, str(tmp_path), str(tmp_path / "both.safetensors"))
@@ -203,8 +199,8 @@ def test_files_of_another_network_are_refused(tmp_path, more, names, message):
 
 
 @pytest.mark.slow
-def test_beit_refuses_two_files_another_grid_and_a_folder_without_tokenizer(tmp_path, begins_blank):
-    begins_blank()
+def test_beit_refuses_two_files_another_grid_and_a_folder_without_tokenizer(tmp_path, monkeypatch):
+    begin_blank(monkeypatch)
     config = settings()
     file, _ = random_file(config.pretrain)
     save_file(file, tmp_path / "beit.safetensors")

@@ -7,6 +7,10 @@ import pytest
 
 from ssljax.data import geometry
 
+crop_resize = jax.jit(geometry.crop_resize, static_argnums=2, static_argnames=("method", "antialias"))
+affine_matrix = jax.jit(geometry.affine_matrix)
+affine = jax.jit(geometry.affine, static_argnums=2)
+
 
 @pytest.fixture(scope="module")
 def g(golden):
@@ -30,7 +34,7 @@ def whole(image):
 )
 def test_resize_is_tensorflows(g, image, whole, method, shape, atol):
     """The tolerance is larger for bicubic because TensorFlow's op tabulates its kernel."""
-    resized = geometry.crop_resize(image, whole, shape, method=method)
+    resized = crop_resize(image, whole, shape, method=method)
     expected = g[f"tf/resize_{method}_{shape[0]}x{shape[1]}"]
     np.testing.assert_allclose(resized, expected, rtol=0, atol=atol)
 
@@ -40,25 +44,23 @@ def test_resize_is_tensorflows(g, image, whole, method, shape, atol):
 def test_crop_is_torchvisions(g, image, method, antialias):
     top, left, height, width, size = g["crop/top_left_h_w_size"].tolist()
     box = jnp.asarray([top, left, height, width], jnp.int32)
-    cut = geometry.crop_resize(image, box, size, method=method, antialias=antialias)
+    cut = crop_resize(image, box, size, method=method, antialias=antialias)
     expected = g[f"crop/tv_tensor_{method}_{'' if antialias else 'no'}antialias"]
     np.testing.assert_allclose(cut, expected, rtol=0, atol=2e-5)
-    mirrored = geometry.crop_resize(
-        image, box, size, method=method, antialias=antialias, flip=jnp.bool_(True)
-    )
+    mirrored = crop_resize(image, box, size, method=method, antialias=antialias, flip=jnp.bool_(True))
     np.testing.assert_allclose(mirrored, cut[:, ::-1], rtol=0, atol=1e-6)
     if antialias:
         np.testing.assert_allclose(np.clip(cut, 0, 1) * 255, g[f"crop/pil_{method}_uint8"], rtol=0, atol=2.0)
 
 
 def test_flip_of_the_whole_image(g, image, whole):
-    flipped = geometry.crop_resize(image, whole, image.shape[:2], flip=True)
+    flipped = crop_resize(image, whole, image.shape[:2], flip=True)
     np.testing.assert_allclose(flipped, g["crop/tv_hflip"], rtol=0, atol=1e-6)
 
 
 def test_unknown_interpolation(image, whole):
     with pytest.raises(ValueError, match="method='lanczos'"):
-        geometry.crop_resize(image, whole, 8, method="lanczos")
+        crop_resize(image, whole, 8, method="lanczos")
 
 
 def test_an_area_is_the_mean_of_what_it_covers(image):
@@ -66,7 +68,7 @@ def test_an_area_is_the_mean_of_what_it_covers(image):
     tf = pytest.importorskip("tensorflow")
     cut = np.asarray(image)[1:8, 3:12]
     expected = cut.repeat(4, 0).repeat(4, 1).reshape(4, 7, 4, 9, 3).mean((1, 3))
-    found = geometry.crop_resize(image, jnp.asarray([1, 3, 7, 9], jnp.int32), 4, method="area")
+    found = crop_resize(image, jnp.asarray([1, 3, 7, 9], jnp.int32), 4, method="area")
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(tf.image.resize(cut, (4, 4), "area"), expected, atol=1e-5)
 
@@ -86,11 +88,11 @@ SCIPY_CASES = (
 def test_affine_is_scipys(image, rotation, shift, zoom, shear):
     from scipy import ndimage
 
-    matrix = geometry.affine_matrix(
+    matrix = affine_matrix(
         jnp.float32(rotation), jnp.asarray(shift, jnp.float32), jnp.float32(zoom), jnp.float32(shear)
     )
     square = image[:24, :24]
-    warped = geometry.affine(square, matrix, 24)
+    warped = affine(square, matrix, 24)
     linear = np.asarray(matrix[:, :2], float)
     shift_in_pixels = np.asarray(matrix[:, 2], float) * 24
     centre = np.full(2, 12.5)  # of the padded image
@@ -111,10 +113,10 @@ def test_affine_directions():
     image = jnp.arange(16, dtype=jnp.float32).reshape(4, 4, 1) + 1.0
 
     def warp(rotation=0.0, shift=(0.0, 0.0), zoom=1.0):
-        matrix = geometry.affine_matrix(
+        matrix = affine_matrix(
             jnp.float32(rotation), jnp.asarray(shift, jnp.float32), jnp.float32(zoom), jnp.float32(0.0)
         )
-        return np.asarray(geometry.affine(image, matrix, 4))[..., 0]
+        return np.asarray(affine(image, matrix, 4))[..., 0]
 
     original = np.asarray(image)[..., 0]
     np.testing.assert_allclose(warp(rotation=90.0), np.rot90(original), atol=1e-4)
@@ -129,11 +131,9 @@ def test_affine_directions():
 def test_affine_resizes():
     """The identity at twice the size is a bilinear resize, but border pixels blend with the 0 outside."""
     image = jnp.asarray(np.random.default_rng(0).random((8, 8, 1)), jnp.float32)
-    still = geometry.affine_matrix(
-        jnp.float32(0.0), jnp.zeros(2, jnp.float32), jnp.float32(1.0), jnp.float32(0.0)
-    )
-    resized = geometry.crop_resize(image, jnp.asarray([0, 0, 8, 8], jnp.int32), 16, method="bilinear")
-    warped = geometry.affine(image, still, 16)
+    still = affine_matrix(jnp.float32(0.0), jnp.zeros(2, jnp.float32), jnp.float32(1.0), jnp.float32(0.0))
+    resized = crop_resize(image, jnp.asarray([0, 0, 8, 8], jnp.int32), 16, method="bilinear")
+    warped = affine(image, still, 16)
     np.testing.assert_allclose(warped[1:-1, 1:-1], resized[1:-1, 1:-1], rtol=0, atol=1e-5)
 
 

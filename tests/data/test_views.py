@@ -4,6 +4,7 @@ Views without overrides match recorded pixels.
 """
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ BLUR = dict(
     blur_probability=0.5, blur_sigma=(0.1, 2.0), blur_sigma_per="image", blur_border="zero", blur_kernel=3
 )
 COLOUR = PLAIN | JITTER | BLUR | dict(grayscale_probability=0.2, grayscale_order="after")
-INDEX = jnp.asarray([7, 100], jnp.int32)
+INDEX = np.int32([7, 100])
 KEY = jax.random.key(3)
 
 
@@ -58,11 +59,15 @@ def a_config(recipe=None, size=16, **named):
 
 def a_batch(*shape, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, shape)
-    return {"image": jnp.asarray(pixels, jnp.uint8), "index": INDEX}
+    return {"image": pixels.astype(np.uint8), "index": INDEX}
 
 
 def made(config, batch, key=KEY):
     return jax.jit(lambda batch, key: views.make(batch, key, config))(batch, key)
+
+
+def draws(config, index=INDEX):
+    return jax.device_get(jax.jit(lambda index: views.draws(index, KEY, config))(index))
 
 
 def coloured(view, crops, drawn):
@@ -274,7 +279,7 @@ def test_overrides_hold_for_their_view_alone():
     assert abs(found["two"] - found["two"][..., :1]).max() == 0.0
     assert abs(plain["two"] - found["two"]).max() > 0.05
     crop = made(a_config(PLAIN, one=dict(), two=dict()), batch)["two"]
-    close(found["two"], jax.vmap(jax.vmap(augment.grayscale))(crop))  # it is the same crop
+    close(found["two"], jax.jit(jax.vmap(jax.vmap(augment.grayscale)))(crop))  # it is the same crop
 
 
 @pytest.mark.slow
@@ -291,7 +296,7 @@ def test_sizes_and_counts_from_the_host_and_from_whole_images():
         for name, shape in recipes.host_shapes(config).items()
     }
     found = made(config, {**crops, "index": INDEX})
-    drawn = views.draws(INDEX, KEY, config)
+    drawn = draws(config)
     for view in views.resolved(config):
         close(found[view.name], coloured(view, crops[view.name], drawn[view.name]))
     sigma = np.concatenate([np.asarray(leaf.sigma) for leaf in drawn.values()], axis=1)
@@ -308,7 +313,7 @@ def test_host_crops_of_one_size_are_assigned_in_order():
     config = a_config(PLAIN | BLUR, a=dict(), b=dict(of="a"), c=dict(count=2, mean=(0.5, 0.5, 0.5)))
     batch = a_batch(2, 4, 16, 16, 3)
     found = made(config, batch)
-    drawn = views.draws(INDEX, KEY, config)
+    drawn = draws(config)
     for view, place in zip(views.resolved(config), (slice(0, 1), slice(1, 2), slice(2, 4)), strict=True):
         close(found[view.name], coloured(view, batch["image"][:, place], drawn[view.name]))
     np.testing.assert_array_equal(drawn["a"].sigma, drawn["b"].sigma)
@@ -326,16 +331,23 @@ def test_a_shared_crop_is_one_box_at_two_sizes():
     )
     batch = a_batch(2, 24, 20, 3)
     found = made(config, batch)
-    mirrored = []
-    for row, number in itertools.product(range(2), range(2)):
-        crop_key, _ = jax.random.split(views.view_key(KEY, INDEX[row], jnp.int32(number)))
+
+    @jax.jit
+    def by_hand(image, index, number):
+        crop_key, _ = jax.random.split(views.view_key(KEY, index, number))
         box_key, flip_key = jax.random.split(crop_key)
         box = geometry.crop_box_tf(box_key, 24, 20, min_area=0.3)
         flip = jax.random.bernoulli(flip_key)
-        image = augment.to_float(batch["image"][row])
-        for name, size, method in (("patches", 16, "bicubic"), ("tokens", 8, "bilinear")):
-            expected = augment.clip(geometry.crop_resize(image, box, size, method=method, flip=flip))
-            close(found[name][row, number], expected)
+        at = lambda size, method: augment.clip(
+            geometry.crop_resize(augment.to_float(image), box, size, method=method, flip=flip)
+        )
+        return {"patches": at(16, "bicubic"), "tokens": at(8, "bilinear")}, flip
+
+    mirrored = []
+    for row, number in itertools.product(range(2), range(2)):
+        expected, flip = by_hand(batch["image"][row], INDEX[row], np.int32(number))
+        for name, image in expected.items():
+            close(found[name][row, number], image)
         mirrored.append(bool(flip))
     assert set(mirrored) == {True, False}
 
@@ -348,7 +360,7 @@ def test_views_of_one_crop_share_all_draws():
         b=dict(of="a", count=3, size=8, blur_kernel=5),
         c=dict(count=3),
     )
-    drawn = views.draws(jnp.arange(50, dtype=jnp.int32), KEY, config)
+    drawn = draws(config, np.arange(50, dtype=np.int32))
     jax.tree.map(np.testing.assert_array_equal, drawn["a"], drawn["b"])
     assert all(
         (x != y).any() for x, y in zip(jax.tree.leaves(drawn["a"]), jax.tree.leaves(drawn["c"]), strict=True)
@@ -360,10 +372,9 @@ def test_a_shared_blur_width_follows_the_number_of_the_view():
     config = a_config(
         COLOUR | dict(blur_sigma_per="batch"), a=dict(), b=dict(blur_sigma=(3.0, 4.0)), c=dict(of="b", size=8)
     )
-    drawn = views.draws(INDEX, KEY, config)
-    recipe = config.augment
-    expected = jnp.broadcast_to(views.batch_sigma(KEY, recipe, 2)[:1], (2, 1))
-    np.testing.assert_array_equal(drawn["a"].sigma, expected)
+    drawn = draws(config)
+    expected = jax.jit(lambda key: views.batch_sigma(key, config.augment, 2))(KEY)
+    np.testing.assert_array_equal(drawn["a"].sigma, np.broadcast_to(expected[:1], (2, 1)))
     np.testing.assert_array_equal(drawn["b"].sigma, drawn["c"].sigma)
     sigma = drawn["b"].sigma
     assert ((sigma >= 3.0) & (sigma < 4.0)).all() and sigma[0] == sigma[1]
@@ -386,8 +397,8 @@ def test_copies_count_the_views_that_are_drawn():
 def many(**changes):
     """Return the draws of 4000 views."""
     config = a_config(COLOUR | changes, one=dict())
-    drawn = views.draws(jnp.arange(4000, dtype=jnp.int32), KEY, config)["one"]
-    return jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), drawn)
+    drawn = draws(config, np.arange(4000, dtype=np.int32))["one"]
+    return jax.tree.map(lambda leaf: leaf[:, 0], drawn)
 
 
 @pytest.mark.slow
@@ -414,11 +425,12 @@ def test_solarize_follows_the_blur_and_inverts_from_its_threshold_on():
         one=dict(),
     )
     batch = a_batch(2, 1, 16, 16, 3)
-    sigma = views.draws(INDEX, KEY, config)["one"].sigma[:, 0]
+    sigma = draws(config)["one"].sigma[:, 0]
+    blur = jax.jit(lambda image, width: augment.gaussian_blur(augment.to_float(image), width, kernel_size=3))
     for found, image, width in zip(
         made(config, batch)["one"][:, 0], batch["image"][:, 0], sigma, strict=True
     ):
-        blurred = np.asarray(augment.gaussian_blur(augment.to_float(image), width, kernel_size=3))
+        blurred = np.asarray(blur(image, width))
         close(found, np.where(blurred < 0.4, blurred, 1 - blurred))
         assert 0.01 < (blurred < 0.4).mean() < 0.99
 
@@ -458,6 +470,7 @@ def test_torchvisions_factors_are_not_negative():
 # -------------------------------------------------------------------------------------------------- by name
 
 TORCHVISION = (augment.brightness, augment.contrast_torchvision, augment.saturation_torchvision, augment.hue)
+torchvisions_jitter = jax.jit(augment.color_jitter_torchvision)
 
 
 @pytest.fixture(scope="module")
@@ -469,14 +482,13 @@ def photograph(golden):
 def test_torchvisions_jitter_is_its_four_operations_in_turn(photograph, channels):
     image = photograph[..., :channels]
     factors = [jnp.float32(f) for f in (1.3, 1.6, 0.4, -0.15)]
-    jitter = jax.jit(augment.color_jitter_torchvision)
     for order in itertools.permutations(range(4)):
         expected = image
         for i in order:
             if channels == 3 or i < 2:
                 expected = augment.clip(TORCHVISION[i](expected, factors[i]))
         rank = jnp.asarray([order.index(i) for i in range(4)], jnp.int32)
-        close(jitter(image, augment.Jitter(*factors, rank)), expected, 1e-5)
+        close(torchvisions_jitter(image, augment.Jitter(*factors, rank)), expected, 1e-5)
 
 
 @pytest.mark.parametrize("place, field", list(enumerate(["brightness", "contrast", "saturation", "hue"])))
@@ -488,7 +500,7 @@ def test_torchvisions_jitter_is_torchvisions(golden, photograph, place, field):
     for factor, expected in zip(factors, images, strict=True):
         values = [jnp.float32(factor if i == place else n) for i, n in enumerate(neutral)]
         jitter = augment.Jitter(*values, jnp.arange(4))
-        close(augment.color_jitter_torchvision(photograph, jitter), expected, 1e-4)
+        close(torchvisions_jitter(photograph, jitter), expected, 1e-4)
 
 
 @pytest.mark.slow
@@ -500,9 +512,10 @@ def test_a_view_gets_the_kind_of_jitter_in_its_recipe(photograph):
         config = a_config(PLAIN | JITTER | dict(jitter=kind, jitter_probability=1.0), size=24, one=dict())
         pixels = jnp.asarray(photograph[:24] * 255, jnp.uint8)[None, None]
         batch = {"image": pixels, "index": INDEX[:1]}
-        drawn = jax.tree.map(lambda leaf: leaf[0, 0], views.draws(INDEX[:1], KEY, config)["one"])
-        found[kind] = made(config, batch)["one"][0, 0]
-        close(found[kind], augment.clip(function(augment.to_float(pixels[0, 0]), drawn.jitter)))
+        drawn = jax.tree.map(lambda leaf: leaf[0, 0], draws(config, INDEX[:1])["one"])
+        found[kind] = np.asarray(made(config, batch)["one"][0, 0])
+        apply = jax.jit(lambda pixels, jitter, f=function: augment.clip(f(augment.to_float(pixels), jitter)))
+        close(found[kind], apply(pixels[0, 0], drawn.jitter))
     assert abs(found["tensorflow"] - found["torchvision"]).max() > 0.02
 
 
@@ -518,10 +531,9 @@ def test_a_view_gets_the_kind_of_jitter_in_its_recipe(photograph):
 def test_blur_has_the_kernel_and_the_border_of_the_recipe(photograph, changes, kernel, padding):
     config = a_config(PLAIN | BLUR | dict(blur_probability=1.0) | changes, size=24, one=dict())
     pixels = jnp.asarray(photograph[:24] * 255, jnp.uint8)[None, None]
-    sigma = views.draws(INDEX[:1], KEY, config)["one"].sigma[0, 0]
-    expected = augment.gaussian_blur(
-        augment.to_float(pixels[0, 0]), sigma, kernel_size=kernel, padding=padding
-    )
+    sigma = draws(config, INDEX[:1])["one"].sigma[0, 0]
+    blur = jax.jit(partial(augment.gaussian_blur, kernel_size=kernel, padding=padding))
+    expected = blur(np.asarray(pixels[0, 0], np.float32) / 255, sigma)
     close(made(config, {"image": pixels, "index": INDEX[:1]})["one"][0, 0], expected)
 
 
@@ -535,8 +547,8 @@ def test_crops_have_the_areas_the_aspect_and_the_resize_of_the_recipe(crop, inte
         crop=crop, min_area=0.2, max_area=0.3, aspect=(1.0, 1.5), interpolation=interpolation, flip=False
     )
     config = a_config(recipe, size=16, one=dict(count=20))
-    down, across = jnp.meshgrid(jnp.arange(100.0), jnp.arange(100.0), indexing="ij")
-    image = jnp.stack([down, across, across], -1)[None].repeat(2, 0) / 100.0
+    down, across = np.meshgrid(np.arange(100), np.arange(100), indexing="ij")
+    image = np.float32(np.stack([[down, across, across]] * 2).transpose(0, 2, 3, 1) / 100)
     found = made(config, {"image": image, "index": INDEX})["one"]
     found = np.asarray(found, np.float64).reshape(-1, 16, 16, 3)
     height = (found[:, 11, 8, 0] - found[:, 4, 8, 0]) * 100 * 16 / 7
@@ -553,10 +565,14 @@ def test_a_crop_is_resized_with_its_recipes_interpolation(interpolation):
     config = a_config(PLAIN | dict(crop="torchvision", interpolation=interpolation, flip=False), one=dict())
     batch = a_batch(2, 24, 20, 3)
     found = made(config, batch)["one"]
-    for row in range(2):
-        crop_key, _ = jax.random.split(views.view_key(KEY, INDEX[row], jnp.int32(0)))
+
+    @jax.jit
+    def by_hand(image, index):
+        crop_key, _ = jax.random.split(views.view_key(KEY, index, jnp.int32(0)))
         box_key, _ = jax.random.split(crop_key)
         box = geometry.crop_box_torchvision(box_key, 24, 20, min_area=0.08)
-        image = augment.to_float(batch["image"][row])
-        resized = geometry.crop_resize(image, box, 16, method=interpolation, antialias=True)
-        close(found[row, 0], augment.clip(resized))
+        image = augment.to_float(image)
+        return augment.clip(geometry.crop_resize(image, box, 16, method=interpolation, antialias=True))
+
+    for row in range(2):
+        close(found[row, 0], by_hand(batch["image"][row], INDEX[row]))

@@ -60,9 +60,13 @@ class Pass:
 
     def embeddings(self):
         """v of every view, from the parts, in float64."""
-        x = views.stacked(self.batch, self.key, self.config)[:, 0]
-        net = models.backbone(self.config.model)
-        h, _ = models.forward(net, self.params["encoder"], self.state["encoder"], x)
+
+        @jax.jit
+        def features(params, state, batch):
+            x = views.stacked(batch, self.key, self.config)[:, 0]
+            return models.forward(models.backbone(self.config.model), params, state, x)[0]
+
+        h = features(self.params["encoder"], self.state["encoder"], self.batch)
         found = []
         split = self.config.model.split
         for view, part in zip(split, np.split(np.asarray(h), len(split), 1), strict=True):

@@ -12,6 +12,7 @@ from ssljax import models, sharding
 from ssljax.config import resolve, stages
 from ssljax.data import loader, sources, views
 from ssljax.methods import METHODS
+from ssljax.models import efficientnet
 from ssljax.program import build, epoch_of
 from ssljax.run import refresh
 from ssljax.run.loop import refreshed
@@ -21,6 +22,14 @@ from tests.methods.small import batch_of, blank, positive, shaken
 
 FACTS = Facts(num_examples=1500, num_classes=10, num_ids=1500, num_unlabelled=1450)
 KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def three_stages():
+    """EfficientNets of three stages; these tests look at what surrounds the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(efficientnet, "STAGES", efficientnet.STAGES[:3])
+        yield
 
 
 def a_config(**changes):

@@ -188,7 +188,7 @@ def test_the_papers_networks_have_the_layers_of_fast_r_cnn(name, cells, channels
 
 
 @pytest.mark.slow
-def test_a_run_from_pretrained_layers_is_measured(tmp_path):
+def test_a_run_from_pretrained_layers_is_measured(tmp_path, one_device):
     """FC6-8 for a few steps: the convolutions are those of the first run, fc6 starts from its own."""
     model = ["alexnet_bn", "0.0625", "torchvision", "True"]
     names = ("name", "width", "shortcut", "sobel")
