@@ -133,7 +133,7 @@ def coco_small() -> ConfigDict:
 
     --config.data.train_split='train[:54]' is the first 40 images with an object of these classes, and
     --config.data.test_split='train[:54]' measures on them: without flips it knows them by heart after 800
-    steps from random weights, AP50 97.8 (before regions at an image's border left its padding alone).
+    steps from random weights, AP 79.0 and AP50 99.4.
     """
     c = faster_rcnn(config.base())
     c.data.update(source="coco:coco_small", categories=LARGE)
