@@ -1,6 +1,8 @@
 """A process in which the smallest networks have one block each, so that they are compiled sooner.
 
-python -m tests.one_block VERB FLAGS     # `python -m ssljax.VERB FLAGS` in such a process
+    python -m tests.one_block VERB FLAGS
+
+does there what `python -m ssljax.VERB FLAGS` does.
 """
 
 import importlib
