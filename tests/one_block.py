@@ -6,19 +6,25 @@ does there what `python -m ssljax.VERB FLAGS` does.
 """
 
 import importlib
+import operator
 import sys
+from collections.abc import Callable
 
 from ssljax import cli
 from ssljax.models import BACKBONES, beit_vit, cpc, vit
 from ssljax.models.resnet import Basic
 
 
-def shrink() -> None:
-    """Change the networks of the presets for digits, under their own names, for the rest of the process."""
-    BACKBONES["resnet8"] = (Basic, (1,))
-    vit.SIZES["vit_xs"] = (32, 1, 2)
-    beit_vit.SIZES["beit_xs"] = (32, 1, 2)
-    cpc.STACKS["cpc_r8"] = cpc.STACKS["cpc_r8"][:1]
+def shrink(setitem: Callable = operator.setitem) -> None:
+    """Change the networks of the presets for digits, under their own names.
+
+    Args:
+        setitem: pytest's `monkeypatch.setitem`, to undo it; otherwise it lasts as long as the process.
+    """
+    setitem(BACKBONES, "resnet8", (Basic, (1,)))
+    setitem(vit.SIZES, "vit_xs", (32, 1, 2))
+    setitem(beit_vit.SIZES, "beit_xs", (32, 1, 2))
+    setitem(cpc.STACKS, "cpc_r8", cpc.STACKS["cpc_r8"][:1])
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from configs.simclr import get_config
-from ssljax import benches, evaluate, models, report, sharding
+from ssljax import benches, evaluate, report, sharding
 from ssljax.config import hashed, public
 from ssljax.data import sampler, sources
-from ssljax.models.resnet import Basic
 from ssljax.program import build, encoded, switched_on
 from ssljax.protocols import PROTOCOLS
 from ssljax.protocols.bench import Bench
@@ -22,6 +21,7 @@ from ssljax.results import read
 from ssljax.run import few_labels
 from ssljax.run.checkpoint import Checkpoints
 from ssljax.types import TrainState
+from tests.one_block import shrink
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def results(tmp_path_factory):
         one = sharding.make_mesh(1)
         patch.setattr(sharding, "make_mesh", lambda fsdp=1: one)  # compiles sooner than for eight
         patch.setattr(few_labels, "SUPERVISED_STEPS", 2)
-        patch.setitem(models.BACKBONES, "resnet8", (Basic, (1,)))
+        shrink(patch.setitem)
         program = build(c, sources.load(c.data, "train").facts)
         checkpoints = Checkpoints(str(folder / "run"), keep_last=1)
         checkpoints.save(switched_on(program.init(0)), {"loss": 1.0})

@@ -20,14 +20,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import simclr
-from ssljax import models, sharding, train
+from ssljax import sharding, train
 from ssljax.data import sources
 from ssljax.data.source import Source
-from ssljax.models.resnet import Basic
 from ssljax.program import build, device_batches
 from ssljax.run import hosts
 from ssljax.run.checkpoint import Checkpoints, load_parts
 from ssljax.types import Pytree
+from tests.one_block import shrink
 from tests.processes import (
     ROOT,
     SMALL,
@@ -70,7 +70,7 @@ STOPS_WITHIN = 30  # seconds; HEARTBEAT_SECONDS and a busy machine
 def one_block():
     """The network of the processes that are started, in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.BACKBONES, "resnet8", (Basic, (1,)))
+        shrink(patch.setitem)
         yield
 
 

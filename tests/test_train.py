@@ -12,9 +12,8 @@ import pytest
 
 import ssljax
 from configs import simclr, supervised
-from ssljax import evaluate, models, sharding, train
+from ssljax import evaluate, sharding, train
 from ssljax.data import sampler, sources
-from ssljax.models.resnet import Basic
 from ssljax.program import build, with_seed
 from ssljax.protocols.features import raw_pixels
 from ssljax.results import read
@@ -24,6 +23,7 @@ from ssljax.run.folder import RunFolder
 from ssljax.run.loop import fit, online_knn
 from ssljax.run.start import harmless
 from ssljax.types import TrainState
+from tests.one_block import shrink
 from tests.processes import SMALL
 from tests.test_loggers import Recorder
 
@@ -37,7 +37,7 @@ def flags(workdir, *more: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch, one_device):
     """One block: more makes no difference to what is asserted here."""
-    monkeypatch.setitem(models.BACKBONES, "resnet8", (Basic, (1,)))
+    shrink(monkeypatch.setitem)
 
 
 @pytest.fixture(autouse=True)

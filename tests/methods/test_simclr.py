@@ -13,9 +13,8 @@ from configs.simclr import get_config
 from ssljax import models
 from ssljax.data import views
 from ssljax.methods import METHODS
-from ssljax.models.resnet import Basic
 from ssljax.program import encoder
-from tests.methods.small import FACTS, config_of
+from tests.methods.small import FACTS, config_of, one_block
 
 B = 6
 SIZE = 8
@@ -24,10 +23,8 @@ STD = 0.6
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_block():
-    """A network of one residual block; these tests look at what surrounds the network."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.BACKBONES, "one_block", (Basic, (1,)))
+def small_networks():
+    with one_block():
         yield
 
 

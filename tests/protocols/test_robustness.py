@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 from configs.supervised import get_config
-from ssljax import evaluate, models, report
+from ssljax import evaluate, report
 from ssljax.benches import further
 from ssljax.config import resolve
 from ssljax.data import corruptions, loader, records, sources
-from ssljax.models.resnet import Basic
 from ssljax.pictures import robustness as pictures
 from ssljax.pictures.tables import groups
 from ssljax.protocols import PROTOCOLS, perturbations, robustness
@@ -20,6 +19,7 @@ from ssljax.protocols.bench import Bench
 from ssljax.protocols.corruptions import in_tfds
 from ssljax.protocols.perturbations import sequences
 from ssljax.results import read
+from tests.one_block import shrink
 
 
 @pytest.fixture(scope="module")
@@ -446,7 +446,7 @@ def test_runs_on_other_images_are_not_compared(tmp_path):
 def test_evaluate_and_report_a_trained_run(tmp_path, capsys, monkeypatch, one_device):
     from ssljax import train
 
-    monkeypatch.setitem(models.BACKBONES, "resnet8", (Basic, (1,)))
+    shrink(monkeypatch.setitem)
     overrides = ["--config.epochs=1", "--config.model.width=0.125", "--config.eval_every_epochs=0"]
     overrides.append("--config.optim.warmup_epochs=0")
     run = ["--config", "configs/supervised.py:digits", f"--workdir={tmp_path}/run", *overrides]
